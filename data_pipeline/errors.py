@@ -1,0 +1,19 @@
+"""The errors that a user can cause and mend. The command line prints them without a traceback."""
+
+from __future__ import annotations
+
+
+class FoldtrainError(Exception):
+    """What went wrong, where, and what to do. Exit code 1."""
+
+    exit_code = 1
+
+
+class UsageError(FoldtrainError):
+    """What was asked for cannot be done as asked: a config, a path or an input is wrong. Exit code 2."""
+
+    exit_code = 2
+
+
+class CorruptShardError(UsageError):
+    """A shard's bytes are not those that were committed."""

@@ -1,0 +1,185 @@
+"""Bytes at any URI, local or object storage, through fsspec. A write is there whole or not at all.
+
+Endpoint and credentials come from the standard chain (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ~/.aws, instance roles).
+A filesystem is opened in the process that uses it: s3fs does not survive a fork (s3fs#369).
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from tenacity import retry, retry_if_exception, stop_after_attempt, wait_random_exponential
+
+from data_pipeline.errors import UsageError
+
+_TEMPORARY = ".tmp-"
+
+
+def is_remote(uri: str) -> bool:
+    """Whether the URI names something other than a path of this machine."""
+    return "://" in uri and not uri.startswith("file://")
+
+
+def local_path(uri: str) -> Path:
+    """The path behind a local URI."""
+    assert not is_remote(uri), uri
+    return Path(uri.removeprefix("file://"))
+
+
+def join(uri: str, *parts: str) -> str:
+    """A URI below another."""
+    return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def absolute(uri: str) -> str:
+    """The same place, named so that a process with another working directory finds it."""
+    return uri if is_remote(uri) else str(local_path(uri).resolve())
+
+
+def _is_transient(error: BaseException) -> bool:
+    if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError | UsageError):
+        return False
+    if isinstance(error, ConnectionError | TimeoutError):
+        return True
+    return isinstance(error, OSError) and error.errno in {None, 5, 11, 16}  # s3fs maps SlowDown and 5xx to these
+
+
+_retried = retry(
+    retry=retry_if_exception(_is_transient),
+    stop=stop_after_attempt(6),
+    wait=wait_random_exponential(multiplier=0.2, max=10),
+    reraise=True,
+)
+
+
+@functools.cache
+def _filesystem(protocol: str, pid: int) -> Any:  # noqa: ARG001 - the pid keys the cache, so that a fork opens its own
+    import fsspec
+
+    return fsspec.filesystem(protocol, use_listings_cache=False, skip_instance_cache=True)
+
+
+def filesystem(uri: str) -> Any:
+    """The fsspec filesystem of a remote URI, opened once per process."""
+    return _filesystem(uri.split("://", 1)[0], os.getpid())
+
+
+@_retried
+def read_bytes(uri: str) -> bytes:
+    """The whole object.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    if not is_remote(uri):
+        return local_path(uri).read_bytes()
+    return bytes(filesystem(uri).cat_file(uri))
+
+
+@_retried
+def read_range(uri: str, start: int, length: int) -> bytes:
+    """`length` bytes from `start`, in one request."""
+    if not is_remote(uri):
+        with local_path(uri).open("rb") as file:
+            file.seek(start)
+            return file.read(length)
+    return bytes(filesystem(uri).cat_file(uri, start=start, end=start + length))
+
+
+@_retried
+def write_bytes(uri: str, data: bytes) -> None:
+    """Put an object in place of what was there; a reader sees the old bytes or the new, never a part."""
+    if is_remote(uri):
+        filesystem(uri).pipe_file(uri, data)
+        return
+    path = local_path(uri)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{_TEMPORARY}{uuid4().hex}-{path.name}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@_retried
+def exists(uri: str) -> bool:
+    """Whether there is an object (or a folder) at the URI."""
+    return bool(filesystem(uri).exists(uri)) if is_remote(uri) else local_path(uri).exists()
+
+
+@_retried
+def list_names(uri: str) -> list[str]:
+    """Names directly below a folder, sorted; empty if there is no such folder. Unfinished local writes are left out."""
+    if not is_remote(uri):
+        path = local_path(uri)
+        return sorted(p.name for p in path.iterdir() if not p.name.startswith(_TEMPORARY)) if path.is_dir() else []
+    try:
+        return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in filesystem(uri).ls(uri, detail=False))
+    except FileNotFoundError:
+        return []
+
+
+@_retried
+def size(uri: str) -> int:
+    """Bytes of an object.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    return int(filesystem(uri).size(uri)) if is_remote(uri) else local_path(uri).stat().st_size
+
+
+@_retried
+def remove_tree(uri: str) -> None:
+    """Delete all below a folder, if there is anything."""
+    import shutil
+
+    if is_remote(uri):
+        if filesystem(uri).exists(uri):
+            filesystem(uri).rm(uri, recursive=True)
+    else:
+        shutil.rmtree(local_path(uri), ignore_errors=True)
+
+
+def canonical_json(record: Any) -> bytes:
+    """The one spelling of a record, so that the same content has the same bytes."""
+    return (json.dumps(record, sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def write_json(uri: str, record: Any) -> None:
+    """Commit a record in its canonical spelling."""
+    write_bytes(uri, canonical_json(record))
+
+
+def read_json(uri: str) -> Any:
+    """A record.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        UsageError: if the file is not JSON; it names the file.
+    """
+    data = read_bytes(uri)
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise UsageError(f"{uri} is not valid JSON ({error}); it was cut or edited: restore it or delete it") from error
+
+
+def sha256(data: bytes) -> str:
+    """Hex digest."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def fingerprint(record: Any) -> str:
+    """Hex digest of what made something: the sha256 of a record in its canonical spelling."""
+    return sha256(canonical_json(record))

@@ -1,0 +1,127 @@
+"""What can be set of the networks. Imports no torch, so that the command line starts fast."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from model.layout import TokenLayout
+
+
+class Section(BaseModel):
+    """A part of the config: every field is typed and documented, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+
+class ViTConfig(Section):
+    """A vision transformer: either a timm model by name, or its sizes."""
+
+    backbone: str | None = None
+    """timm model that gives sizes and, if `pretrained`, weights (for instance vit_base_patch14_dinov2.lvd142m)."""
+    pretrained: bool = False
+    """Load the backbone's weights from timm's hub (needs network once)."""
+    width: int = Field(64, gt=0)
+    """Channels of each token, when no backbone is named."""
+    depth: int = Field(3, gt=0)
+    """Number of blocks, when no backbone is named."""
+    heads: int = Field(4, gt=0)
+    """Attention heads, when no backbone is named."""
+    mlp_ratio: float = Field(4.0, gt=0)
+    """Hidden width of the MLP over `width`, when no backbone is named."""
+    layer_scale: float | None = 1e-5
+    """Initial LayerScale of each residual branch; null for none. Used when no backbone is named."""
+    drop_path: float = Field(0.0, ge=0, lt=1)
+    """Stochastic depth of the last block; grows linearly from 0 at the first."""
+
+
+class TokenizerConfig(Section):
+    """ImageFolder's tokenizer (arXiv 2410.01756): a ViT with query tokens, one quantizer per branch, a ViT back."""
+
+    image_size: int = Field(256, gt=0)
+    """Side of the square input, in pixels."""
+    patch_size: int = Field(16, gt=0)
+    """Side of a patch of the encoder and the decoder, in pixels."""
+    encoder: ViTConfig = ViTConfig()
+    """Image to latent."""
+    decoder: ViTConfig = ViTConfig()
+    """Latent to image."""
+    branches: int = Field(2, gt=0)
+    """Product-quantization groups. The first keeps detail, the last is the semantic one."""
+    scales: tuple[int, ...] = (1, 1, 2, 3, 3, 4, 5, 6, 8, 11)
+    """Side of the token grid at each residual step, coarse to fine. The last is the side of the latent grid."""
+    codebook_size: int = Field(4096, gt=1, le=65536)
+    """Codes in each branch's codebook (tokens are stored as uint16)."""
+    code_dim: int = Field(32, gt=0)
+    """Channels of a code."""
+    shared_residual_convs: int = Field(4, ge=0)
+    """Number of 3x3 convolutions shared by the scales of a branch; 0 gives each scale its own."""
+    residual_ratio: float = Field(0.5, ge=0, le=1)
+    """Share of the convolution in h -> (1 - ratio) * h + ratio * conv(h)."""
+    quantizer_dropout: float = Field(0.1, ge=0, le=1)
+    """Share of training images of which only the first scales are kept."""
+    dropout_min_scales: int = Field(3, gt=0)
+    """Fewest scales that quantizer dropout keeps; the number is uniform from here to all."""
+    commitment: float = Field(0.25, ge=0)
+    """Weight of the commitment loss."""
+    commitment_over_scales: bool = True
+    """Divide the commitment loss by the number of scales, as in the paper; the published code at its head does not."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
+        if self.dropout_min_scales > len(self.scales) and self.quantizer_dropout > 0:
+            raise ValueError(f"dropout_min_scales {self.dropout_min_scales} is more than the {len(self.scales)} scales")
+        _ = self.layout
+        return self
+
+    @property
+    def layout(self) -> TokenLayout:
+        """Where this tokenizer's tokens stand in a sequence."""
+        return TokenLayout(scales=self.scales, branches=self.branches, codebook_size=self.codebook_size)
+
+
+class GeneratorConfig(Section):
+    """The folded next-scale transformer (specs of VAR, arXiv 2404.02905, with F tokens per position)."""
+
+    num_classes: int = Field(1000, gt=0)
+    """Classes to condition on; one more row is kept for "no class"."""
+    depth: int = Field(16, gt=0)
+    """Number of blocks."""
+    width: int = Field(1024, gt=0)
+    """Channels of each position."""
+    heads: int = Field(16, gt=0)
+    """Attention heads."""
+    mlp_ratio: float = Field(4.0, gt=0)
+    """Hidden width of the MLP over `width`."""
+    drop_path: float = Field(0.0, ge=0, lt=1)
+    """Stochastic depth of the last block; grows linearly from 0 at the first."""
+    shared_adaln: bool = False
+    """One AdaLN projection for all blocks, with an offset per block."""
+    qk_norm: bool = True
+    """Normalise queries and keys to length one, with a learned temperature per head."""
+    label_dropout: float = Field(0.1, ge=0, lt=1)
+    """Share of training samples whose class is hidden, which makes guidance possible."""
+    adaln_gamma_init: float = Field(1e-3, gt=0)
+    """Factor on the initial weights of the AdaLN gates."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is no multiple of heads {self.heads}")
+        return self
+
+
+class ClassifierConfig(Section):
+    """A small strided convolutional classifier: the quickstart's frozen teacher, and its independent judge."""
+
+    image_size: int = Field(32, gt=0)
+    """Side of the square input, in pixels."""
+    num_classes: int = Field(10, gt=0)
+    """Classes to tell apart."""
+    widths: tuple[int, ...] = (32, 64, 128)
+    """Channels of each stride-2 convolution. The last is the width of the features."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Dropout before the linear layer."""
