@@ -18,6 +18,8 @@ class IdxSource(Section):
     """The idx3 file. `embedded:` names a file that comes with foldtrain."""
     labels: str
     """The idx1 file."""
+    classes: tuple[str, ...] | None = None
+    """Names of the classes, by label; null uses the labels themselves."""
 
 
 class FolderSource(Section):

@@ -6,19 +6,25 @@ A filesystem is opened in the process that uses it: s3fs does not survive a fork
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import json
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Concatenate, ParamSpec, TypeVar, cast
 from uuid import uuid4
 
 from tenacity import retry, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-from data_pipeline.errors import UsageError
+from data_pipeline.errors import FoldtrainError, UsageError
 
 _TEMPORARY = ".tmp-"
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def is_remote(uri: str) -> bool:
@@ -47,15 +53,41 @@ def _is_transient(error: BaseException) -> bool:
         return False
     if isinstance(error, ConnectionError | TimeoutError):
         return True
+    if _is_unreachable(error):
+        return True
     return isinstance(error, OSError) and error.errno in {None, 5, 11, 16}  # s3fs maps SlowDown and 5xx to these
 
 
-_retried = retry(
-    retry=retry_if_exception(_is_transient),
-    stop=stop_after_attempt(6),
-    wait=wait_random_exponential(multiplier=0.2, max=10),
-    reraise=True,
-)
+def _is_unreachable(error: BaseException) -> bool:
+    """Whether botocore could not connect. Its connection errors are no OSErrors."""
+    botocore = sys.modules.get("botocore.exceptions")
+    return botocore is not None and isinstance(error, botocore.ConnectionError | botocore.HTTPClientError)
+
+
+def _retried(function: Callable[Concatenate[str, P], R]) -> Callable[Concatenate[str, P], R]:
+    """Try again what fails for a moment; say which URI failed and what to check when storage refuses for good."""
+    patient = retry(
+        retry=retry_if_exception(_is_transient),
+        stop=stop_after_attempt(6),
+        wait=wait_random_exponential(multiplier=0.2, max=10),
+        reraise=True,
+    )(function)
+
+    @functools.wraps(function)
+    def guarded(uri: str, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return patient(uri, *args, **kwargs)
+        except Exception as error:
+            botocore = sys.modules.get("botocore.exceptions")
+            refused = is_remote(uri) and isinstance(error, PermissionError)
+            if not refused and not (botocore and isinstance(error, botocore.BotoCoreError)):
+                raise
+            raise FoldtrainError(
+                f"{uri}: {error}. Check the URI, AWS_ENDPOINT_URL, and the credentials "
+                "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or ~/.aws/credentials)"
+            ) from error
+
+    return guarded
 
 
 @functools.cache
@@ -84,12 +116,19 @@ def read_bytes(uri: str) -> bytes:
 
 @_retried
 def read_range(uri: str, start: int, length: int) -> bytes:
-    """`length` bytes from `start`, in one request."""
+    """`length` bytes from `start`, in one request; fewer where the object ends."""
+    if length == 0:
+        return b""  # HTTP has no empty range
     if not is_remote(uri):
         with local_path(uri).open("rb") as file:
             file.seek(start)
             return file.read(length)
-    return bytes(filesystem(uri).cat_file(uri, start=start, end=start + length))
+    try:
+        return bytes(filesystem(uri).cat_file(uri, start=start, end=start + length))
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # HTTP 416: nothing of the range is inside the object
+            return b""
+        raise
 
 
 @_retried
@@ -130,6 +169,29 @@ def list_names(uri: str) -> list[str]:
 
 
 @_retried
+def walk(uri: str) -> dict[str, int]:
+    """Bytes of every file below a folder, by relative name, sorted; empty if there is none. Links are followed."""
+    if not is_remote(uri):
+        root = local_path(uri)
+        files = [Path(folder, name) for folder, _, names in os.walk(root, followlinks=True) for name in names]
+        found = {p.relative_to(root).as_posix(): p.stat().st_size for p in files if not p.name.startswith(_TEMPORARY)}
+        return dict(sorted(found.items()))
+    fs = filesystem(uri)
+    prefix = fs._strip_protocol(uri).rstrip("/") + "/"
+    found = {name.removeprefix(prefix): int(info["size"]) for name, info in fs.find(uri, detail=True).items()}
+    return dict(sorted(found.items()))
+
+
+def open_reader(uri: str) -> BinaryIO:
+    """A seekable file for reading, to be closed by the caller; for formats whose library wants one.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    return cast("BinaryIO", filesystem(uri).open(uri, "rb")) if is_remote(uri) else local_path(uri).open("rb")
+
+
+@_retried
 def size(uri: str) -> int:
     """Bytes of an object.
 
@@ -141,7 +203,7 @@ def size(uri: str) -> int:
 
 @_retried
 def remove_tree(uri: str) -> None:
-    """Delete all below a folder, if there is anything."""
+    """Delete all objects below a folder. Some S3 servers (SeaweedFS) go on listing the empty folders."""
     import shutil
 
     if is_remote(uri):

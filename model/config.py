@@ -35,6 +35,12 @@ class ViTConfig(Section):
     drop_path: float = Field(0.0, ge=0, lt=1)
     """Stochastic depth of the last block; grows linearly from 0 at the first."""
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.backbone is None and self.width % self.heads:
+            raise ValueError(f"width {self.width} is no multiple of heads {self.heads}")
+        return self
+
 
 class TokenizerConfig(Section):
     """ImageFolder's tokenizer (arXiv 2410.01756): a ViT with query tokens, one quantizer per branch, a ViT back."""
@@ -67,6 +73,8 @@ class TokenizerConfig(Section):
     """Weight of the commitment loss."""
     commitment_over_scales: bool = True
     """Divide the commitment loss by the number of scales, as in the paper; the published code at its head does not."""
+    teacher_width: int | None = Field(None, gt=0)
+    """Width of the semantic teacher's features. Null: the encoder's, and the two share one projection, as published."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -81,6 +89,11 @@ class TokenizerConfig(Section):
     def layout(self) -> TokenLayout:
         """Where this tokenizer's tokens stand in a sequence."""
         return TokenLayout(scales=self.scales, branches=self.branches, codebook_size=self.codebook_size)
+
+    def without_pretraining(self) -> TokenizerConfig:
+        """The same architecture, to be filled with weights of its own: nothing is loaded from a hub."""
+        parts = {"encoder": self.encoder, "decoder": self.decoder}
+        return self.model_copy(update={k: vit.model_copy(update={"pretrained": False}) for k, vit in parts.items()})
 
 
 class GeneratorConfig(Section):

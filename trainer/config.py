@@ -34,8 +34,8 @@ class TrainerConfig(Section):
     """Decay of the moving average of the weights; 0 keeps none."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Number format of forward and backward. Master weights are fp32 in any case."""
-    zero_stage: Literal[0, 1, 2] = 2
-    """What DeepSpeed ZeRO shards over the workers: nothing, optimizer states, or gradients too."""
+    zero_stage: Literal[1, 2] = 2
+    """What DeepSpeed ZeRO shards over the workers: optimizer states (1), or gradients too (2)."""
     checkpoint_every: int = Field(1000, gt=0)
     """Steps between checkpoints. The last step always has one."""
     keep_checkpoints: int = Field(2, gt=0)
@@ -96,6 +96,15 @@ class TokenizerStageConfig(Section):
     """Mirror half of the training images."""
     trainer: TrainerConfig
     """How it is optimized."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.dead_code_steps and self.trainer.checkpoint_every % self.dead_code_steps:
+            raise ValueError(
+                f"trainer.checkpoint_every {self.trainer.checkpoint_every} is no multiple of dead_code_steps "
+                f"{self.dead_code_steps}: counts of use are not part of a checkpoint, they start anew at each restart"
+            )
+        return self
 
 
 class GeneratorStageConfig(Section):

@@ -1,0 +1,69 @@
+"""`foldtrain`: the command line. `foldtrain --help` lists the commands; `foldtrain COMMAND --help` explains one.
+
+Exit codes: 0 done, 1 failed, 2 asked for something that cannot be (a config, a path, an option), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from cluster.commands import configs, jobs, runs, stages
+from data_pipeline.errors import FoldtrainError
+
+app = typer.Typer(
+    name="foldtrain",
+    help="Train image generators on folded tokens, on one laptop or on a cluster, with the same config.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,  # a bug shows Python's own traceback; main() says what a user did wrong
+    add_completion=False,
+)
+stages.register(app)
+configs.register(app)
+jobs.register(app)
+runs.register(app)
+
+
+def find_cause(error: BaseException) -> FoldtrainError | None:
+    """The user's mistake inside an exception, however deep Ray and DeepSpeed wrapped it; None if it is a bug.
+
+    Ray's task errors hold the exception of the worker in `cause`, Ray Train's hold one per worker in
+    `worker_failures` and the controller's in `controller_failure`, each under a wrapper with `_base_exc`.
+    """
+    waiting: list[object] = [error]
+    seen: set[int] = set()
+    fallback = None
+    while waiting:
+        current = waiting.pop(0)
+        if not isinstance(current, BaseException) or id(current) in seen:
+            continue
+        seen.add(id(current))
+        cause = getattr(current, "cause", None)
+        if isinstance(current, FoldtrainError):
+            if not isinstance(cause, BaseException):
+                return current
+            fallback = fallback or current  # Ray's class of both kinds: its text is a traceback, its cause is the error
+        failures = getattr(current, "worker_failures", None)
+        waiting += [cause, current.__cause__, getattr(current, "_base_exc", None)]
+        waiting += [getattr(current, "controller_failure", None), current.__context__]
+        waiting += list(failures.values()) if isinstance(failures, dict) else []
+    return fallback
+
+
+def main() -> None:
+    """Run the command line and end the process with its exit code."""
+    try:
+        app()
+    except Exception as error:
+        known = find_cause(error)
+        if known is None:
+            raise
+        from cluster.terminal import print_error
+
+        print_error(str(known))
+        sys.exit(known.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""The stages of a run, one command each, and the quickstart that runs them all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+STAGES = {
+    "ingest": "Raw images → image shards.",
+    "train-teacher": "Train the frozen teacher, a small classifier.",
+    "train-judge": "Train the independent classifier that judges samples.",
+    "train-tokenizer": "Image shards → tokenizer.",
+    "tokenize": "Image shards and tokenizer → token shards, to disk or s3://.",
+    "train-generator": "Token shards → generator.",
+    "sample": "Draw images from the generator.",
+    "evaluate": "Fréchet distances and class accuracy.",
+    "report": "Write report.html into the run.",
+}
+"""What each stage does, in the order in which they follow each other."""
+
+Config = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML config: a path or a URI.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, for instance generator.trainer.global_batch=64"),
+]
+
+
+def run(stage: str, config: str, overrides: list[str] | None) -> None:
+    """Load a config and run one stage of it, here or on the Ray cluster that the config names.
+
+    Raises:
+        FoldtrainError: whatever the user can mend.
+    """
+    from cluster.config_loading import load_config
+
+    resolved = load_config(config, overrides or [])
+    from cluster.pipeline import run_stage  # after the config is known to be right: it may import torch
+
+    run_stage(stage, resolved)
+
+
+def _command(stage: str) -> Callable[..., None]:
+    def command(config: Config, overrides: Overrides = None) -> None:
+        run(stage, config, overrides)
+
+    return command
+
+
+def quickstart(
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="[CONFIG] [KEY=VALUE]...", help="Default: the packaged quickstart.")
+    ] = None,
+) -> None:
+    """Everything, small, on this machine, in minutes: from raw images to samples and a report."""
+    given = list(arguments or [])
+    with_config = bool(given) and ("=" not in given[0] or Path(given[0]).is_file())
+    run("quickstart", given.pop(0) if with_config else packaged("quickstart.yaml"), given)
+
+
+def packaged(name: str) -> str:
+    """Path of a config that comes with foldtrain."""
+    from importlib import resources
+
+    return str(resources.files("configs") / name)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    app.command("quickstart", rich_help_panel="Stages")(quickstart)
+    for stage, text in STAGES.items():
+        app.command(stage, help=text, rich_help_panel="Stages")(_command(stage))

@@ -1,0 +1,226 @@
+"""The Ray head that foldtrain starts on this machine for jobs, and ends by the process id that it wrote down.
+
+It listens on loopback and asks for a token that only this user can read (RAY_AUTH_MODE=token): a Ray head runs whatever
+reaches its ports, which are open to every user of the machine. The mode is always set, never left to Ray: unset, `ray
+start` takes it from a file in the home directory and drivers do not, and nothing connects.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_fixed
+
+from data_pipeline.errors import FoldtrainError
+
+_START_SECONDS = 90
+_END_SECONDS = 20
+
+
+@dataclass(frozen=True)
+class LocalHead:
+    """A Ray head that was started here."""
+
+    address: str
+    """Where drivers connect, host:port."""
+    dashboard: str
+    """URL of its dashboard and job API."""
+    token: str
+    """What it asks of those who connect."""
+    pid: int
+    """Process that all others of the head descend from."""
+    created: float
+    """Unix time of that process's start, which tells it from a later one with the same id."""
+    folder: str
+    """Its session files and logs."""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """HTTP headers that its dashboard asks for."""
+        return {"Authorization": f"Bearer {self.token}"}
+
+
+def home() -> Path:
+    """Where foldtrain keeps what it started on this machine: $FOLDTRAIN_HOME, or ~/.foldtrain."""
+    return Path(os.environ.get("FOLDTRAIN_HOME") or Path.home() / ".foldtrain")
+
+
+def running() -> LocalHead | None:
+    """The head that is up, if there is one."""
+    try:
+        head = LocalHead(**json.loads(_state_file().read_bytes()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+    return head if _process(head) else None
+
+
+def start() -> LocalHead:
+    """The head that is up, or a new one. Two at a time start only one.
+
+    Raises:
+        FoldtrainError: if Ray does not come up; it names the log.
+    """
+    with _locked():
+        if head := running():
+            _wait_until_up(head)  # its starter may have been interrupted
+            return head
+        head = _spawn()
+        try:
+            _wait_until_up(head)
+        except FoldtrainError:
+            _end(head)
+            _state_file().unlink()
+            raise
+        return head
+
+
+def shutdown() -> bool:
+    """End the head and all that descends from it; whether there was one. Jobs that still run end with it."""
+    with _locked():
+        head = running()
+        if head:
+            _end(head)
+        _state_file().unlink(missing_ok=True)
+        return head is not None
+
+
+def _state_file() -> Path:
+    return home() / "local-head.json"
+
+
+@contextlib.contextmanager
+def _locked() -> Iterator[None]:
+    home().mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (home() / "local-head.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _process(head: LocalHead) -> Any:
+    """The head's process as psutil sees it; None if it has ended."""
+    import psutil
+
+    try:
+        process = psutil.Process(head.pid)
+        same = abs(process.create_time() - head.created) < 1 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return None
+    return process if same else None
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for opened in sockets:
+            opened.bind(("127.0.0.1", 0))
+        return [opened.getsockname()[1] for opened in sockets]
+
+
+def _environment(token_file: Path) -> dict[str, str]:
+    ours = {name: value for name, value in os.environ.items() if name not in {"RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"}}
+    ours.pop("RAY_AUTH_TOKEN", None)
+    return ours | {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token_file),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+        "RAY_JOB_STOP_WAIT_TIME_S": "30",  # between SIGTERM and SIGKILL: time for a last checkpoint
+    }
+
+
+def _spawn() -> LocalHead:
+    import psutil
+
+    folder = Path(tempfile.mkdtemp(prefix="foldtrain-"))  # short: it holds the paths of sockets, at most 107 bytes
+    token, token_file = secrets.token_hex(32), folder / "token"
+    token_file.touch(mode=0o600)
+    token_file.write_text(token)
+    port, dashboard_port, client_port, agent_port, agent_grpc_port = _free_ports(5)
+    command = [
+        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
+        *("--node-ip-address=127.0.0.1", f"--port={port}", f"--ray-client-server-port={client_port}"),
+        *("--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}"),
+        *(f"--dashboard-agent-listen-port={agent_port}", f"--dashboard-agent-grpc-port={agent_grpc_port}"),
+        f"--temp-dir={folder}",
+    ]
+    with (folder / "head.log").open("wb") as log:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env=_environment(token_file),
+        )
+    created = psutil.Process(process.pid).create_time()
+    address, dashboard = f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard_port}"
+    head = LocalHead(address, dashboard, token, process.pid, created, str(folder))
+    _write_state(head)
+    return head
+
+
+def _write_state(head: LocalHead) -> None:
+    temporary = _state_file().with_suffix(".new")
+    temporary.touch(mode=0o600)
+    temporary.write_text(json.dumps(asdict(head), indent=1))
+    temporary.replace(_state_file())
+
+
+def _wait_until_up(head: LocalHead) -> None:
+    """Return when the job API answers.
+
+    Raises:
+        FoldtrainError: if the head ends, or does not answer in time.
+    """
+    waiting = Retrying(
+        retry=retry_if_result(lambda state: state == "silent"),
+        stop=stop_after_delay(_START_SECONDS),
+        wait=wait_fixed(0.2),
+    )
+    try:
+        state = waiting(lambda: "up" if _answers(head) else "silent" if _process(head) else "ended")
+    except RetryError:
+        state = f"silent for {_START_SECONDS} seconds"
+    if state != "up":
+        log = Path(head.folder, "head.log").read_text(errors="replace").strip().splitlines()[-5:]
+        raise FoldtrainError("\n  ".join([f"the Ray head of this machine is {state}; its last words:", *log]))
+
+
+def _answers(head: LocalHead) -> bool:
+    request = urllib.request.Request(f"{head.dashboard}/api/jobs/", headers=head.headers)  # noqa: S310 - our own http
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with direct.open(request, timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+def _end(head: LocalHead) -> None:
+    """End the head's processes, and those of jobs below it, by their ids; then its files."""
+    import psutil
+
+    if process := _process(head):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            tree = [process, *process.children(recursive=True)]
+            process.terminate()  # Ray ends its own children
+            _, alive = psutil.wait_procs(tree, timeout=_END_SECONDS)
+            for left in alive:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    left.kill()
+            psutil.wait_procs(alive, timeout=_END_SECONDS)
+    shutil.rmtree(head.folder, ignore_errors=True)

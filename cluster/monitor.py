@@ -1,0 +1,195 @@
+"""How the stages of a run stand, read from the files that they leave at any URI. Reading never disturbs a run.
+
+A training stage appends to metrics.jsonl and events.jsonl in its folder (trainer/run_directory.py); tokenize keeps
+progress.json beside its shards. Only the end of a file is read, so that a long run costs no more than a short one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from cluster.scale import PROGRESS, tokens_folder
+from data_pipeline import storage
+from data_pipeline.errors import UsageError
+
+Record = dict[str, Any]
+Status = Literal["running", "stalled", "finished", "failed"]
+
+TRAINING_STAGES = ("teacher", "judge", "tokenizer", "generator")
+_TAIL_BYTES = 256 * 1024
+_QUIET_SECONDS = 60.0
+_QUIET_GAPS = 5
+"""A stage is stalled when it has been quiet for this many times its usual gap between records, and a minute."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened in a stage."""
+
+    time: float
+    """Unix time, seconds."""
+    stage: str
+    """Where."""
+    text: str
+    """What."""
+
+
+@dataclass(frozen=True)
+class StageView:
+    """How a stage stands."""
+
+    name: str
+    """Its folder in the run."""
+    status: Status
+    """What it does."""
+    age: float
+    """Seconds since its last record."""
+    done: int
+    """Steps, or shards, so far."""
+    total: int | None
+    """Steps, or shards, in all, if it is known yet."""
+    unit: str
+    """What `done` counts."""
+    losses: tuple[float, ...] = ()
+    """The course of its loss, oldest first."""
+    rate: float | None = None
+    """Images per second."""
+    eta: float | None = None
+    """Seconds that are left."""
+    skipped: int = 0
+    """Optimizer steps that were skipped."""
+    restarts: int = 0
+    """Times that it went on after an interruption."""
+    workers: int | None = None
+    """Processes at work, where that can change."""
+    events: tuple[Event, ...] = ()
+    """What happened last."""
+
+
+def read_run(run: str, now: float) -> list[StageView]:
+    """The stages of a run that have begun, in their order. `now` is a unix time in seconds."""
+    views = {name: read_training(storage.join(run, name), name, now) for name in TRAINING_STAGES}
+    try:
+        tokens = tokens_folder(run)
+    except UsageError:  # a config of another version, say: the rest of the run can be shown all the same
+        tokens = storage.join(run, "tokens")
+    views["tokens"] = read_tokens(tokens, now)
+    order = ("teacher", "judge", "tokenizer", "tokens", "generator")
+    return [view for name in order if (view := views[name]) is not None]
+
+
+def read_training(uri: str, name: str, now: float) -> StageView | None:
+    """A training stage from its folder; None if it has not begun."""
+    metrics = read_tail(storage.join(uri, "metrics.jsonl"))
+    events = read_tail(storage.join(uri, "events.jsonl"))
+    if not metrics and not events:
+        return None
+    last = metrics[-1] if metrics else {}
+    times = [_number(record, "time") or 0.0 for record in metrics]
+    age = max(0.0, now - max([*times[-1:], *(_number(event, "time") or 0.0 for event in events[-1:])]))
+    status = _training_status(events, age, usual_gap(times))
+    total = _number(last, "steps")
+    return StageView(
+        name=name,
+        status=status,
+        age=age,
+        done=int(_number(last, "step") or 0),
+        total=None if total is None else int(total),
+        unit="step",
+        losses=tuple(loss for record in metrics if (loss := _number(record, "loss")) is not None),
+        rate=_number(last, "samples_per_second"),
+        eta=_number(last, "eta_seconds") if status == "running" else None,
+        skipped=int(_number(last, "skipped_steps") or 0),
+        restarts=sum(event.get("event") == "resume" for event in events),
+        events=tuple(_event(name, event) for event in events[-4:]),
+    )
+
+
+def read_tokens(uri: str, now: float) -> StageView | None:
+    """The tokenize stage from its folder; None if it has not begun."""
+    try:
+        progress = storage.read_json(storage.join(uri, PROGRESS))
+    except (FileNotFoundError, UsageError):
+        return None
+    if not isinstance(progress, dict):
+        return None
+    done, total = int(_number(progress, "shards_done") or 0), int(_number(progress, "shards") or 0)
+    age = max(0.0, now - (_number(progress, "time") or 0.0))
+    eta = _number(progress, "eta_seconds")
+    gap = eta / (total - done) if eta and total > done else 0.0
+    finished = storage.exists(storage.join(uri, "manifest.json"))
+    status: Status = "finished" if finished else _quiet_or_running(age, gap)
+    return StageView(
+        name="tokens",
+        status=status,
+        age=age,
+        done=done,
+        total=total,
+        unit="shard",
+        rate=_number(progress, "images_per_second"),
+        eta=eta if status == "running" else None,
+        workers=int(_number(progress, "workers") or 0) or None,
+    )
+
+
+def read_tail(uri: str) -> list[Record]:
+    """The last records of a file of JSON lines; none if there is no file. A line that is cut off is left out."""
+    try:
+        start = max(0, storage.size(uri) - _TAIL_BYTES)
+        text = storage.read_range(uri, start, _TAIL_BYTES).decode(errors="replace") if start else _whole(uri)
+    except FileNotFoundError:
+        return []
+    records = []
+    for line in text.split("\n")[1 if start else 0 :]:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+    return records
+
+
+def _whole(uri: str) -> str:
+    return storage.read_bytes(uri).decode(errors="replace")
+
+
+def usual_gap(times: Sequence[float]) -> float:
+    """Median seconds between the last records; 0 if there are too few to say."""
+    recent = times[-20:]
+    gaps = [after - before for before, after in itertools.pairwise(recent)]
+    return max(0.0, statistics.median(gaps)) if gaps else 0.0
+
+
+def _training_status(events: Sequence[Record], age: float, gap: float) -> Status:
+    turns = [event.get("event") for event in events if event.get("event") in {"start", "resume", "finish", "failure"}]
+    match turns[-1] if turns else None:
+        case "finish":
+            return "finished"
+        case "failure":
+            return "failed"
+        case _:
+            return _quiet_or_running(age, gap)
+
+
+def _quiet_or_running(age: float, gap: float) -> Status:
+    return "stalled" if age > max(_QUIET_SECONDS, _QUIET_GAPS * gap) else "running"
+
+
+def _event(stage: str, record: Record) -> Event:
+    details = [f"{key} {record[key]}" for key in record if key not in {"time", "event", "step"} and record[key]]
+    text = f"{str(record.get('event', '?')).replace('_', ' ')} at step {record.get('step', '?')}"
+    return Event(_number(record, "time") or 0.0, stage, ", ".join([text, *details]))
+
+
+def _number(record: Record, key: str) -> float | None:
+    """A finite number of a record, if it holds one."""
+    value = record.get(key)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if is_number else None  # type: ignore[arg-type]

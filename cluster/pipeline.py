@@ -1,0 +1,189 @@
+"""What each command does, and the quickstart, which does it all in order.
+
+Every stage finds its inputs below the run, checks them before any work starts, and is skipped where it is finished.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from cluster.config import RunConfig
+from cluster.stage_times import record_time
+from cluster.terminal import console, duration
+from data_pipeline import storage, weights
+from data_pipeline.errors import UsageError
+from data_pipeline.preflight import check_images, check_tokens
+from data_pipeline.token_shards import check_tokenizer
+from trainer.job import TrainJob
+
+QUICKSTART = (
+    "ingest",
+    "train-teacher",
+    "train-judge",
+    "train-tokenizer",
+    "tokenize",
+    "train-generator",
+    "evaluate",
+    "sample",
+    "report",
+)
+
+
+def run_stage(name: str, config: RunConfig) -> None:
+    """Run one stage of a run, or "quickstart" for all of them.
+
+    Raises:
+        FoldtrainError: if something that the user can mend is wrong.
+    """
+    if name == "quickstart":
+        _quickstart(config)
+        return
+    stages: dict[str, Callable[[RunConfig], int]] = {
+        "ingest": _ingest,
+        "train-teacher": _train_teacher,
+        "train-judge": _train_judge,
+        "train-tokenizer": _train_tokenizer,
+        "tokenize": _tokenize,
+        "train-generator": _train_generator,
+        "sample": _sample,
+        "evaluate": _evaluate,
+        "report": _report,
+    }
+    started = time.monotonic()
+    _record_config(config)
+    done = stages[name](config)
+    seconds = time.monotonic() - started
+    if done:
+        record_time(config.run, name, seconds, done)
+    outcome = f"done in {duration(seconds)}" if done else "is finished already"
+    console().print(f"{name}: {outcome}")
+
+
+def _quickstart(config: RunConfig) -> None:
+    """All stages, on one connection to Ray."""
+    from cluster.ray_session import ray_session
+
+    with ray_session(config.cluster):
+        for name in QUICKSTART:
+            needed = {"train-teacher": config.teacher is not None, "train-judge": config.evaluation.judge is not None}
+            if needed.get(name, True) and not (name == "train-teacher" and config.teacher and config.teacher.timm):
+                run_stage(name, config)
+
+
+def _record_config(config: RunConfig) -> None:
+    from cluster.config_loading import resolved_yaml
+
+    storage.write_bytes(storage.join(config.run, "config.yaml"), resolved_yaml(config).encode())
+
+
+def _folder(config: RunConfig, *parts: str) -> str:
+    return storage.absolute(storage.join(config.folder(parts[0]), *parts[1:]))
+
+
+def _images(config: RunConfig) -> str:
+    return _folder(config, "images", "train")
+
+
+def _held_out(config: RunConfig) -> str:
+    """Real images that nothing was trained on, or the training images where none were held out."""
+    return _folder(config, "images", "validation") if config.data.validation_samples else _images(config)
+
+
+# ---------------------------------------------------------------------------------------------------------------- data
+
+
+def _ingest(config: RunConfig) -> int:
+    from cluster.progress import ProgressLine
+    from data_pipeline.ingest import ingest
+
+    line = ProgressLine("ingest", "images")
+    manifests = ingest(
+        config.data, _folder(config, "images"), config.seed, lambda done, total: line.update(done, total, "")
+    )
+    line.close()
+    return sum(manifest.samples for manifest in manifests.values())
+
+
+def _tokenize(config: RunConfig) -> int:
+    from cluster.tokenizing import tokenize
+
+    return tokenize(config)
+
+
+# ------------------------------------------------------------------------------------------------------------ training
+
+
+def _job(config: RunConfig, stage: str, section: object, inputs: dict[str, str], lineage: dict[str, str]) -> TrainJob:
+    record = config.model_dump(mode="json")
+    return TrainJob(stage, _folder(config, stage), section, config.seed, config.data.fit, inputs, lineage, record)  # type: ignore[arg-type]
+
+
+def _train(config: RunConfig, job: TrainJob) -> int:
+    from cluster.training import train
+
+    trainer = job.section.trainer
+    return trainer.steps * trainer.global_batch if train(job, config.cluster) else 0
+
+
+def _train_teacher(config: RunConfig) -> int:
+    if config.teacher is None or config.teacher.timm:
+        raise UsageError("this config has no teacher to train: teacher is null, or teacher.timm names a pretrained one")
+    return _train_classifier(config, "teacher", config.teacher)
+
+
+def _train_judge(config: RunConfig) -> int:
+    if config.evaluation.judge is None:
+        raise UsageError("this config has no judge to train: evaluation.judge is null")
+    return _train_classifier(config, "judge", config.evaluation.judge)
+
+
+def _train_classifier(config: RunConfig, stage: str, section: object) -> int:
+    images = check_images(_images(config))
+    return _train(config, _job(config, stage, section, {"images": _images(config)}, {"images": images.fingerprint}))
+
+
+def _train_tokenizer(config: RunConfig) -> int:
+    inputs, lineage = {"images": _images(config)}, {"images": check_images(_images(config)).fingerprint}
+    if config.teacher is not None:
+        inputs["teacher"] = _folder(config, "teacher", "export")
+        if config.teacher.timm:
+            inputs["teacher_timm"] = lineage["teacher"] = config.teacher.timm
+        else:
+            lineage["teacher"] = weights.read_card(inputs["teacher"], "teacher").fingerprint()
+    return _train(config, _job(config, "tokenizer", config.tokenizer, inputs, lineage))
+
+
+def _train_generator(config: RunConfig) -> int:
+    inputs = {"tokens": _folder(config, "tokens"), "tokenizer": _folder(config, "tokenizer", "export")}
+    card = weights.read_card(inputs["tokenizer"], "tokenizer")
+    tokens = check_tokens(inputs["tokens"])
+    check_tokenizer(tokens, card.fingerprint(), card.config)
+    if len(tokens.classes) > config.generator.model.num_classes:
+        raise UsageError(
+            f"the tokens at {inputs['tokens']} have {len(tokens.classes)} classes: "
+            f"set generator.model.num_classes to that (it is {config.generator.model.num_classes})"
+        )
+    lineage = {"tokens": tokens.fingerprint, "tokenizer": card.fingerprint()}
+    return _train(config, _job(config, "generator", config.generator, inputs, lineage))
+
+
+# ------------------------------------------------------------------------------------------------------ what came of it
+
+
+def _sample(config: RunConfig) -> int:
+    from cluster.results import sample
+
+    return sample(config)
+
+
+def _evaluate(config: RunConfig) -> int:
+    from cluster.results import evaluate
+
+    return evaluate(config, _held_out(config))
+
+
+def _report(config: RunConfig) -> int:
+    from cluster.results import report
+
+    return report(config)

@@ -1,0 +1,63 @@
+"""Jobs on this machine: a Ray head of our own is started for the first one, and stays for the next."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+from cluster import local_head
+from cluster.config import RunConfig
+from cluster.job_paths import with_absolute_paths
+from cluster.targets.ray import RayTarget
+from cluster.targets.target import Job
+from data_pipeline.errors import UsageError
+
+_PASSED_ON = ("AWS_", "WANDB_", "HF_", "OMP_NUM_THREADS")
+"""Variables of the submitting shell that a job sees; the head may be older than they are."""
+
+
+class LocalTarget:
+    """This machine. Relative paths keep their meaning, and jobs run the interpreter that submitted them."""
+
+    name = "local"
+
+    def __init__(self, address: str | None = None) -> None:
+        """Start nothing yet.
+
+        Raises:
+            UsageError: if an address is given.
+        """
+        if address is not None:
+            raise UsageError(f"--target local is this machine and takes no --address; use --target ray for {address}")
+
+    def submit(self, stage: str, config: RunConfig) -> str:
+        """See Target."""
+        return self._ray(local_head.start()).start(stage, with_absolute_paths(config), target=self.name)
+
+    def jobs(self) -> list[Job]:
+        """See Target. Without a local cluster there are none."""
+        head = local_head.running()
+        return self._ray(head).jobs() if head else []
+
+    def job(self, job_id: str) -> Job:
+        """See Target."""
+        return self._existing().job(job_id)
+
+    def logs(self, job_id: str, write: Callable[[str], object], *, follow: bool) -> None:
+        """See Target."""
+        self._existing().logs(job_id, write, follow=follow)
+
+    def stop(self, job_id: str) -> None:
+        """See Target."""
+        self._existing().stop(job_id)
+
+    def _existing(self) -> RayTarget:
+        head = local_head.running()
+        if head is None:
+            raise UsageError("no local cluster is running, so it has no jobs; `foldtrain submit` starts one")
+        return self._ray(head)
+
+    def _ray(self, head: local_head.LocalHead) -> RayTarget:
+        environment = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
+        return RayTarget(head.dashboard, python=sys.executable, headers=head.headers, environment=environment)

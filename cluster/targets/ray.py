@@ -1,0 +1,163 @@
+"""Jobs on a given Ray cluster, through Ray's job API.
+
+The resolved config travels as a file in the job's working directory, so nothing of it is ever read by a shell: the
+entry point is a fixed stage name between fixed words. Ray sets RAY_ADDRESS in the job, and the stage joins the cluster.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shlex
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from cluster.config import RunConfig
+from cluster.config_loading import resolved_yaml
+from cluster.job_paths import require_reachable
+from cluster.targets.target import Job, Status
+from data_pipeline.errors import FoldtrainError, UsageError
+
+_CONFIG = "config.yaml"
+_CHATTY = ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging")
+"""Loggers that report each upload and each closed connection."""
+_STATUS: dict[str, Status] = {
+    "PENDING": "pending",
+    "RUNNING": "running",
+    "SUCCEEDED": "succeeded",
+    "FAILED": "failed",
+    "STOPPED": "stopped",
+}
+
+
+class RayTarget:
+    """A cluster whose dashboard answers at `address`. Its nodes have foldtrain installed."""
+
+    name = "ray"
+
+    def __init__(
+        self,
+        address: str | None,
+        *,
+        python: str = "python",
+        headers: Mapping[str, str] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """Name the cluster.
+
+        Args:
+            address: URL of its dashboard.
+            python: The interpreter that has foldtrain, on its nodes.
+            headers: HTTP headers that it asks for.
+            environment: Variables that jobs get.
+
+        Raises:
+            UsageError: if the address is missing or is no URL.
+        """
+        if not address or not address.startswith(("http://", "https://")):
+            raise UsageError(
+                f"--address {address or '(not given)'}: give the URL of the cluster's dashboard, http://HOST:8265"
+            )
+        self.address = address
+        self._python = python
+        self._headers = dict(headers or {})
+        self._environment = dict(environment or {})
+
+    def submit(self, stage: str, config: RunConfig) -> str:
+        """See Target."""
+        require_reachable(config)
+        return self.start(stage, config, target=self.name)
+
+    def start(self, stage: str, config: RunConfig, *, target: str) -> str:
+        """Start a stage with a config whose paths mean the same on the cluster as here."""
+        job_id = f"{stage}-{uuid4().hex[:6]}"
+        with tempfile.TemporaryDirectory(prefix="foldtrain-job-") as folder:
+            Path(folder, _CONFIG).write_text(resolved_yaml(config))
+            self._client().submit_job(
+                entrypoint=shlex.join([self._python, "-m", "cluster.cli", stage, _CONFIG]),
+                submission_id=job_id,
+                runtime_env={"working_dir": folder, "env_vars": self._environment},
+                metadata={"foldtrain": "1", "stage": stage, "run": config.run, "target": target},
+            )
+        return job_id
+
+    def jobs(self) -> list[Job]:
+        """See Target."""
+        found = [_job(details) for details in self._client().list_jobs() if "foldtrain" in (details.metadata or {})]
+        return sorted(found, key=lambda job: job.started or float("inf"))
+
+    def job(self, job_id: str) -> Job:
+        """See Target."""
+        return self._known(self._client(), job_id)
+
+    def logs(self, job_id: str, write: Callable[[str], object], *, follow: bool) -> None:
+        """See Target."""
+        client = self._client()
+        self._known(client, job_id)
+        if not follow:
+            write(client.get_job_logs(job_id))
+            return
+        try:
+            asyncio.run(_tail(client, job_id, write))
+        except RuntimeError as error:
+            raise FoldtrainError(f"the logs of {job_id} broke off ({error}); the job goes on") from error
+
+    def stop(self, job_id: str) -> None:
+        """See Target."""
+        client = self._client()
+        self._known(client, job_id)
+        client.stop_job(job_id)
+
+    def _known(self, client: Any, job_id: str) -> Job:
+        try:
+            return _job(client.get_job_info(job_id))
+        except RuntimeError as error:
+            if "404" not in str(error):
+                raise
+            raise UsageError(f"{self.address} has no job {job_id}; `foldtrain jobs` lists them") from error
+
+    def _client(self) -> Any:
+        from ray.exceptions import AuthenticationError
+        from ray.job_submission import JobSubmissionClient
+
+        for name in _CHATTY:
+            logging.getLogger(name).setLevel(logging.WARNING)
+        try:
+            with _without_ray_addresses():
+                return JobSubmissionClient(self.address, headers=self._headers)
+        except (AuthenticationError, ConnectionError, RuntimeError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise FoldtrainError(f"no Ray cluster can be used at {self.address}: {reason}") from error
+
+
+@contextlib.contextmanager
+def _without_ray_addresses() -> Iterator[None]:
+    """Hide the variables that Ray would prefer to the address that it is given."""
+    hidden = {name: os.environ.pop(name) for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS") if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+async def _tail(client: Any, job_id: str, write: Callable[[str], object]) -> None:
+    async for piece in client.tail_job_logs(job_id):
+        write(piece)
+
+
+def _job(details: Any) -> Job:
+    metadata = details.metadata or {}
+    return Job(
+        id=str(details.submission_id),
+        stage=metadata.get("stage", ""),
+        run=metadata.get("run", ""),
+        status=_STATUS[str(details.status.value)],
+        started=details.start_time / 1000 if details.start_time else None,
+        ended=details.end_time / 1000 if details.end_time else None,
+        message=(details.message or "").partition(", last available logs")[0].strip(),  # its logs are shown already
+    )

@@ -1,0 +1,83 @@
+"""A training stage on Ray Train: workers that find each other, and are started again when one dies."""
+
+from __future__ import annotations
+
+import tempfile
+import uuid
+from pathlib import Path
+from typing import Any
+
+from cluster.config import ClusterConfig
+from cluster.progress import follow_training
+from cluster.ray_session import ray_session
+from data_pipeline.errors import UsageError
+from trainer.job import TrainJob
+
+
+def train(job: TrainJob, cluster: ClusterConfig) -> bool:
+    """Train what the job names, from its newest checkpoint on; nothing if it is finished.
+
+    Returns:
+        Whether there was anything to do.
+
+    Raises:
+        UsageError: if the folder holds a run with other settings, or the batch does not fit the workers.
+    """
+    if job.is_finished():
+        return False
+    _check_batch(job, cluster)
+    job.begin()
+    with ray_session(cluster):
+        _fit(job, cluster)
+    return True
+
+
+def _check_batch(job: TrainJob, cluster: ClusterConfig) -> None:
+    trainer = job.section.trainer
+    share, rest = divmod(trainer.global_batch, cluster.workers)
+    if rest:
+        raise UsageError(
+            f"{job.stage}: trainer.global_batch {trainer.global_batch} is no multiple of "
+            f"cluster.workers {cluster.workers}"
+        )
+    if trainer.micro_batch and share % min(trainer.micro_batch, share):
+        raise UsageError(
+            f"{job.stage}: each of {cluster.workers} workers has {share} samples of a step, "
+            f"which is no multiple of trainer.micro_batch {trainer.micro_batch}"
+        )
+
+
+def _fit(job: TrainJob, cluster: ClusterConfig) -> None:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    gpu = cluster.gpus_per_worker > 0
+    resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": cluster.gpus_per_worker} if gpu else {})
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"job": job, "threads": max(1, int(cluster.cpus_per_worker))},
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        scaling_config=ScalingConfig(num_workers=cluster.workers, use_gpu=gpu, resources_per_worker=resources),
+        run_config=RunConfig(
+            # Ray's own folder holds nothing that we need: our checkpoints say where to go on.
+            name=f"{job.stage}-{uuid.uuid4().hex[:8]}",
+            storage_path=str(Path(tempfile.gettempdir()) / "foldtrain-ray-train"),
+            failure_config=FailureConfig(max_failures=cluster.max_failures),
+        ),
+    )
+    with follow_training(job):
+        trainer.fit()
+
+
+def _worker(settings: dict[str, Any]) -> None:
+    """On each Ray Train worker: torch.distributed is there, LOCAL_RANK is set by Ray alone (ray#37212)."""
+    import os
+
+    import ray.train
+    import torch
+
+    os.environ.setdefault("LOCAL_RANK", str(ray.train.get_context().get_local_rank()))
+    torch.set_num_threads(settings["threads"])
+    from trainer.stages import run_worker
+
+    run_worker(settings["job"])

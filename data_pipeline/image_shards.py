@@ -1,0 +1,238 @@
+"""Image shards: plain WebDataset tars with a sidecar index, so that any sample is one range read.
+
+images-00000.tar          <key>.jpg (or png, ...: the original bytes), <key>.cls (the label in digits), and so on
+images-00000.index.json   extension, offset, length, label, key and CRC-32 of every sample, in columns
+manifest.json             what the data set is
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from data_pipeline import storage
+from data_pipeline.errors import CorruptShardError
+from data_pipeline.manifest import ImageManifest, ImageShardRecord, shard_starts
+from data_pipeline.tar import BLOCK, encode_member, write_tar
+from data_pipeline.transforms import Pixels, Transform
+
+INDEX_SUFFIX = ".index.json"
+REMEDY = "delete the shard and run foldtrain ingest again"
+SCAN_BYTES = 32 * 2**20
+"""Bytes that one read of a sequential scan asks for."""
+
+
+class ImageSample(NamedTuple):
+    """An image as it is stored."""
+
+    key: str
+    label: int
+    extension: str
+    data: bytes
+
+    def files(self) -> list[tuple[str, bytes]]:
+        """Its tar members."""
+        return [(f"{self.key}.{self.extension}", self.data), (f"{self.key}.cls", str(self.label).encode())]
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """Where each sample of a shard is, and what it must be."""
+
+    plan: str
+    """Fingerprint of what was planned to be in the shard."""
+    size: int
+    """Bytes of the tar."""
+    sha256: str
+    """Digest of the tar."""
+    key: list[str]
+    label: list[int]
+    extension: list[str]
+    offset: list[int]
+    length: list[int]
+    crc32: list[int]
+
+    def encode(self) -> bytes:
+        """The sidecar's bytes."""
+        return (json.dumps(vars(self), sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def index_name(shard: str) -> str:
+    """The sidecar of a shard."""
+    return shard.removesuffix(".tar") + INDEX_SUFFIX
+
+
+def write_image_shard(uri: str, name: str, samples: Iterable[ImageSample], plan: str) -> ImageShardRecord:
+    """Commit a shard: its tar, then its index, whose presence means that the tar is complete."""
+    columns: dict[str, list[Any]] = {"key": [], "label": [], "extension": [], "crc32": []}
+    files = []
+    for sample in samples:
+        files += sample.files()
+        for column, value in (("key", sample.key), ("label", sample.label), ("extension", sample.extension)):
+            columns[column].append(value)
+        columns["crc32"].append(zlib.crc32(sample.data))
+    archive, members = write_tar(files)
+    images = members[::2]
+    index = ShardIndex(
+        plan=plan,
+        size=len(archive),
+        sha256=storage.sha256(archive),
+        offset=[member.offset for member in images],
+        length=[member.length for member in images],
+        **columns,
+    )
+    storage.write_bytes(storage.join(uri, name), archive)
+    data = index.encode()
+    storage.write_bytes(storage.join(uri, index_name(name)), data)
+    return shard_record(name, index, data)
+
+
+def shard_record(name: str, index: ShardIndex, index_bytes: bytes) -> ImageShardRecord:
+    """How a manifest names a shard."""
+    return ImageShardRecord(
+        name=name,
+        samples=len(index.key),
+        bytes=index.size,
+        sha256=index.sha256,
+        index_sha256=storage.sha256(index_bytes),
+    )
+
+
+def parse_index(uri: str, data: bytes) -> ShardIndex:
+    """A sidecar's content.
+
+    Raises:
+        CorruptShardError: if it is none; it names the file.
+    """
+    try:
+        return ShardIndex(**json.loads(data))
+    except (ValueError, TypeError) as error:
+        raise CorruptShardError(f"{uri} is no index of a shard: delete it and run foldtrain ingest again") from error
+
+
+def read_index(uri: str, shard: ImageShardRecord) -> ShardIndex:
+    """The sidecar of a shard of the data set at `uri`.
+
+    Raises:
+        CorruptShardError: if it is missing, or is not the one that the manifest names.
+    """
+    path = storage.join(uri, index_name(shard.name))
+    try:
+        data = storage.read_bytes(path)
+    except FileNotFoundError:
+        raise CorruptShardError(f"{path} is missing: run foldtrain ingest again") from None
+    if storage.sha256(data) != shard.index_sha256:
+        raise CorruptShardError(f"{path} is corrupt (sha256 differs): delete it and run foldtrain ingest again")
+    return parse_index(path, data)
+
+
+class ImageShards:
+    """The samples of a data set by number, in the order of its shards. Holds the indexes, reads images when asked.
+
+    Raises:
+        UsageError: if there is no complete data set at `uri`.
+        CorruptShardError: if an index is missing or damaged.
+    """
+
+    def __init__(self, uri: str, manifest: ImageManifest | None = None) -> None:
+        self.uri = uri
+        self.manifest = manifest or ImageManifest.read(uri)
+        self.count = self.manifest.samples
+        self.starts: npt.NDArray[np.int64] = np.array(shard_starts(self.manifest.shards))
+        indexes = [read_index(uri, shard) for shard in self.manifest.shards]
+        self.labels: npt.NDArray[np.int32] = _column(indexes, "label", np.int32)
+        self.keys: npt.NDArray[np.bytes_] = np.array([key.encode() for index in indexes for key in index.key], "S")
+        self._offsets = _column(indexes, "offset", np.int64)
+        self._lengths = _column(indexes, "length", np.int64)
+        self._crc32 = _column(indexes, "crc32", np.uint32)
+
+    def key(self, index: int) -> str:
+        """The key of a sample."""
+        return bytes(self.keys[index]).decode()
+
+    def where(self, index: int) -> str:
+        """A sample's shard and key, for messages."""
+        return f"{storage.join(self.uri, self.manifest.shards[self.shard_of(index)].name)}: sample {self.key(index)}"
+
+    def shard_of(self, index: int) -> int:
+        """The number of the shard that holds a sample."""
+        return int(np.searchsorted(self.starts, index, side="right")) - 1
+
+    def read(self, index: int) -> bytes:
+        """The file of one image, by one range read.
+
+        Raises:
+            CorruptShardError: if its bytes are not those that were committed; it names shard and key.
+        """
+        shard = self.manifest.shards[self.shard_of(index)]
+        length = int(self._lengths[index])
+        return self._checked(index, self._read(shard.name, int(self._offsets[index]), length))
+
+    def scan(self, start: int, stop: int) -> Iterator[bytes]:
+        """The files of images `start` to `stop`, read in large pieces and in order.
+
+        Raises:
+            CorruptShardError: as `read`.
+        """
+        while start < stop:
+            number = self.shard_of(start)
+            origin = int(self._offsets[start])
+            here = self._offsets[start : min(stop, int(self.starts[number + 1]))]
+            many = int(np.searchsorted(here, origin + SCAN_BYTES))
+            last = start + many - 1
+            length = int(self._offsets[last] + self._lengths[last]) - origin
+            piece = self._read(self.manifest.shards[number].name, origin, length)
+            for index in range(start, start + many):
+                begin = int(self._offsets[index]) - origin
+                yield self._checked(index, piece[begin : begin + int(self._lengths[index])])
+            start += many
+
+    def shard_samples(self, shard: int) -> Iterator[bytes]:
+        """The files of all images of one shard, in order."""
+        return self.scan(int(self.starts[shard]), int(self.starts[shard + 1]))
+
+    def decode(self, index: int, transform: Transform, data: bytes | None = None) -> Pixels:
+        """One image as a square of pixels, uint8 [H, W, 3]; `data` is its file, if it was read already.
+
+        Raises:
+            CorruptShardError: if it cannot be decoded or fitted; it names shard and key.
+        """
+        try:
+            return transform(self.read(index) if data is None else data)
+        except ValueError as error:
+            raise CorruptShardError(f"{self.where(index)} {error}") from error
+
+    def _read(self, name: str, offset: int, length: int) -> bytes:
+        path = storage.join(self.uri, name)
+        try:
+            return storage.read_range(path, offset, length)
+        except FileNotFoundError:
+            raise CorruptShardError(f"{path} is missing: run foldtrain ingest again") from None
+
+    def _checked(self, index: int, data: bytes) -> bytes:
+        if len(data) != self._lengths[index] or zlib.crc32(data) != self._crc32[index]:
+            raise CorruptShardError(f"{self.where(index)} is corrupt (CRC-32 differs); {REMEDY}")
+        return data
+
+
+def first_damage(index: ShardIndex, archive: bytes) -> str:
+    """Which sample of a damaged shard is the first that is not as it was committed, in words."""
+    for row, (key, offset, length) in enumerate(zip(index.key, index.offset, index.length, strict=True)):
+        data = archive[offset : offset + length]
+        if len(data) != length or zlib.crc32(data) != index.crc32[row]:
+            return f"sample {key} is corrupt (CRC-32 differs)"
+        sample = ImageSample(key, index.label[row], index.extension[row], data)
+        written = b"".join(encode_member(*file) for file in sample.files())
+        if archive[offset - BLOCK : offset - BLOCK + len(written)] != written:
+            return f"sample {key} is corrupt (its tar headers or its label differ)"
+    return f"its end is corrupt, after the last sample {index.key[-1]}"
+
+
+def _column(indexes: list[ShardIndex], name: str, dtype: Any) -> npt.NDArray[Any]:
+    return np.concatenate([np.array(getattr(index, name), dtype=dtype) for index in indexes])

@@ -1,0 +1,170 @@
+"""What a data set is: manifest.json, written last, so that its presence means that the data set is complete."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from data_pipeline import storage
+from data_pipeline.errors import UsageError
+from model.layout import TokenLayout
+
+MANIFEST_NAME = "manifest.json"
+MANIFEST_VERSION: Literal[1] = 1
+
+
+class Record(BaseModel):
+    """A part of a manifest. Nothing in it depends on when or where it was made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ShardRecord(Record):
+    """One shard of a data set."""
+
+    name: str
+    """File name of its tar."""
+    samples: int
+    """Images in it."""
+    bytes: int
+    """Size of its tar."""
+    sha256: str
+    """Digest of its tar."""
+
+
+class TokenCommit(Record):
+    """Says that a token shard is complete, before the whole data set is."""
+
+    shard: ShardRecord
+    """The shard."""
+    made_by: dict[str, Any]
+    """What its tokens follow from. A shard that follows from anything else is not part of the same data set."""
+    software: dict[str, str]
+    """Versions of what computed the tokens. An interrupted run may be continued with newer ones."""
+
+
+class ImageShardRecord(ShardRecord):
+    """One shard of images."""
+
+    index_sha256: str
+    """Digest of its sidecar index."""
+
+
+class _Manifest(Record):
+    remedy: ClassVar[str]
+    """The command that makes such a data set."""
+
+    version: Literal[1] = MANIFEST_VERSION
+    """Version of this format."""
+    kind: str
+    """What the samples are."""
+    fingerprint: str
+    """sha256 of everything else here: it names exactly this data set."""
+    samples: int
+    """Images in all."""
+    classes: tuple[str, ...]
+    """Class names by label."""
+
+    @classmethod
+    def build(cls, **fields: Any) -> Self:
+        """A manifest whose fingerprint follows from its fields."""
+        draft = cls(fingerprint="", **fields)
+        return draft.model_copy(update={"fingerprint": storage.fingerprint(draft.content())})
+
+    def content(self) -> dict[str, Any]:
+        """All fields but the fingerprint, as JSON."""
+        return self.model_dump(mode="json", exclude={"fingerprint"})
+
+    def write(self, uri: str) -> None:
+        """Complete the data set at `uri`."""
+        storage.write_json(storage.join(uri, MANIFEST_NAME), self.model_dump(mode="json"))
+
+    @classmethod
+    def read(cls, uri: str) -> Self:
+        """The manifest of the data set at `uri`.
+
+        Raises:
+            UsageError: if there is none, or it is of another kind or version, or was changed by hand.
+        """
+        path = storage.join(uri, MANIFEST_NAME)
+        try:
+            record = storage.read_json(path)
+        except (FileNotFoundError, NotADirectoryError):
+            raise UsageError(
+                f"no complete data set at {uri} ({MANIFEST_NAME} is missing): {cls.remedy} first"
+            ) from None
+        found = f"{record.get('kind')} of version {record.get('version')}" if isinstance(record, dict) else "nothing"
+        needed = f"{cls.model_fields['kind'].default} of version {MANIFEST_VERSION}"
+        if found != needed:
+            raise UsageError(f"{path} describes {found}, but {needed} are needed here: {cls.remedy}")
+        try:
+            manifest = cls.model_validate_json(storage.canonical_json(record))
+        except ValidationError as error:
+            raise UsageError(f"{path} is no valid manifest ({error.errors()[0]['msg']}): {cls.remedy} again") from error
+        if storage.fingerprint(manifest.content()) != manifest.fingerprint:
+            raise UsageError(
+                f"{path} does not have the fingerprint that it states, so it was changed: {cls.remedy} again"
+            )
+        return manifest
+
+
+class ImageManifest(_Manifest):
+    """A set of image shards."""
+
+    remedy = "run foldtrain ingest"
+
+    kind: Literal["images"] = "images"
+    split: str
+    """Which part of the source this is: train or validation."""
+    shards: tuple[ImageShardRecord, ...]
+    """The shards; sample i is the i-th in their order."""
+
+
+class TokenizerRecord(Record):
+    """Which tokenizer made tokens."""
+
+    fingerprint: str
+    """Of its weights and config (`Card.fingerprint`)."""
+    config: dict[str, Any]
+    """Its config."""
+
+
+class TokenManifest(_Manifest):
+    """A set of token shards."""
+
+    remedy = "run foldtrain tokenize"
+
+    kind: Literal["tokens"] = "tokens"
+    layout: TokenLayout
+    """What the positions and folds of a sample are."""
+    views: tuple[str, ...]
+    """How each image was seen, in the order of the tokens' views."""
+    image_size: int
+    """Side of the square that was tokenized, in pixels."""
+    fit: str
+    """How images became squares."""
+    tokenizer: TokenizerRecord
+    """What made the tokens."""
+    source: str
+    """Fingerprint of the image data set."""
+    software: dict[str, list[str]]
+    """Versions of what computed the tokens; more than one if the run was continued with others."""
+    shards: tuple[ShardRecord, ...]
+    """The shards; sample i is the i-th in their order."""
+
+
+def shard_starts(shards: tuple[ShardRecord, ...] | tuple[ImageShardRecord, ...]) -> list[int]:
+    """Index of the first sample of each shard, and the number of samples at the end."""
+    return list(accumulate((shard.samples for shard in shards), initial=0))
+
+
+def differences(one: Any, other: Any, path: str = "") -> list[str]:
+    """Where two JSON records differ, each as "dotted.path: this -> that"."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        found = []
+        for key in sorted(one.keys() | other.keys()):
+            found += differences(one.get(key), other.get(key), f"{path}.{key}" if path else str(key))
+        return found
+    return [] if one == other else [f"{path}: {one} -> {other}"]

@@ -1,0 +1,26 @@
+"""Raw images as they are found: one file per kind of source, chosen here by the kind that the config names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from data_pipeline.config import Source
+from data_pipeline.sources.folder import open_folder
+from data_pipeline.sources.idx import open_idx
+from data_pipeline.sources.ilsvrc import open_ilsvrc
+from data_pipeline.sources.source import ImageSource, RawItem, image_extension, safe_key
+
+_KINDS: dict[str, Callable[[Any], ImageSource]] = {"idx": open_idx, "folder": open_folder, "ilsvrc": open_ilsvrc}
+
+
+def open_source(config: Source) -> ImageSource:
+    """List a source's images.
+
+    Raises:
+        UsageError: if it is missing, empty or not of its kind.
+    """
+    return _KINDS[config.kind](config)
+
+
+__all__ = ["ImageSource", "RawItem", "image_extension", "open_source", "safe_key"]

@@ -1,0 +1,95 @@
+"""Pairs of idx files (MNIST and its kin). An idx image has no file of its own: it becomes a PNG, losslessly."""
+
+from __future__ import annotations
+
+import gzip
+import importlib.resources
+import io
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from data_pipeline import storage
+from data_pipeline.config import IdxSource
+from data_pipeline.errors import UsageError
+from data_pipeline.sources.source import RawItem
+
+_EMBEDDED = "embedded:"
+_UNSIGNED_BYTE = 8
+
+
+class IdxImages:
+    """Grey images in memory, with keys that are zero-padded numbers."""
+
+    def __init__(self, config: IdxSource, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.uint8]) -> None:
+        count = int(labels.max()) + 1
+        if config.classes is not None and len(config.classes) < count:
+            raise UsageError(
+                f"{config.labels} has labels up to {count - 1}, but {len(config.classes)} classes are named"
+            )
+        self.name = config.images
+        self.classes: tuple[str, ...] = config.classes or tuple(str(label) for label in range(count))
+        size = images[0].size
+        self.items: Sequence[RawItem] = [
+            RawItem(key=f"{number:08d}", label=int(label), size=size, name=f"image {number}", offset=number)
+            for number, label in enumerate(labels)
+        ]
+        self._images = images
+
+    def identity(self) -> Any:
+        """The pixels' digest."""
+        return storage.sha256(self._images.tobytes())
+
+    def read(self, item: RawItem) -> bytes:
+        """The image as a PNG."""
+        buffer = io.BytesIO()
+        Image.fromarray(self._images[item.offset]).save(buffer, format="PNG")
+        return buffer.getvalue()
+
+
+def open_idx(config: IdxSource) -> IdxImages:
+    """Read both files.
+
+    Raises:
+        UsageError: if one is missing, or they are not a pair of images and labels.
+    """
+    images = _read_array(config.images, dimensions=3)
+    labels = _read_array(config.labels, dimensions=1)
+    if len(images) != len(labels):
+        raise UsageError(f"{config.images} holds {len(images)} images, but {config.labels} holds {len(labels)} labels")
+    if not images.size:
+        raise UsageError(f"{config.images} holds no images")
+    return IdxImages(config, images, labels)
+
+
+def _read_array(uri: str, dimensions: int) -> npt.NDArray[np.uint8]:
+    """A file of unsigned bytes with the given number of dimensions: magic 00 00 08 n, n big-endian sizes, the data."""
+    data = _read_file(uri)
+    start = 4 + 4 * dimensions
+    if len(data) < start or data[:4] != bytes([0, 0, _UNSIGNED_BYTE, dimensions]):
+        raise UsageError(f"{uri} is not an idx{dimensions} file of unsigned bytes")
+    shape = tuple(int(side) for side in np.frombuffer(data, ">u4", dimensions, offset=4))
+    if len(data) - start != int(np.prod(shape)):
+        raise UsageError(f"{uri} says that its shape is {shape}, but holds {len(data) - start} bytes: it was cut")
+    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+
+
+def _read_file(uri: str) -> bytes:
+    try:
+        if uri.startswith(_EMBEDDED):
+            root = importlib.resources.files("data_pipeline") / "embedded"
+            data = root.joinpath(*uri.removeprefix(_EMBEDDED).split("/")).read_bytes()
+        else:
+            data = storage.read_bytes(uri)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise UsageError(f"there is no idx file {uri}: see data.source in the config") from None
+    if data[:2] != b"\x1f\x8b":
+        return data
+    try:
+        return gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UsageError(f"{uri} is a damaged gzip file ({error}): fetch it again") from error

@@ -1,0 +1,50 @@
+"""A small strided convolutional classifier: the quickstart's teacher and its independent judge.
+
+GroupNorm rather than BatchNorm: no running statistics, so that it computes the same at any number of workers, in
+training and after. Shapes: B batch, C channels, H = W side, D width of the features.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+from model.config import ClassifierConfig
+
+
+class Classifier(nn.Module):
+    """Stride-2 convolutions, a mean over the image, one linear layer."""
+
+    def __init__(self, config: ClassifierConfig) -> None:
+        super().__init__()
+        self.config = config
+        layers: list[nn.Module] = []
+        last = 3
+        for width in config.widths:
+            layers += [
+                nn.Conv2d(last, width, 3, stride=2, padding=1, bias=False),
+                nn.GroupNorm(math.gcd(width, 8), width),
+                nn.ReLU(inplace=True),
+            ]
+            last = width
+        self.body = nn.Sequential(*layers)
+        self.dropout = nn.Dropout(config.dropout)
+        self.head = nn.Linear(last, config.num_classes)
+
+    @property
+    def feature_width(self) -> int:
+        """Width of `features`."""
+        return self.config.widths[-1]
+
+    def features(self, image_BCHW: Tensor) -> Tensor:
+        """Images in [-1, 1] -> their features [B, D], before dropout and the linear layer."""
+        first = self.body[0]
+        assert isinstance(first, nn.Conv2d)
+        maps_BCHW: Tensor = self.body(image_BCHW.to(first.weight.dtype))
+        return maps_BCHW.mean((2, 3))
+
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        """Images in [-1, 1] -> class logits [B, num_classes]."""
+        logits: Tensor = self.head(self.dropout(self.features(image_BCHW)))
+        return logits

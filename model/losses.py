@@ -1,0 +1,65 @@
+"""What the stages minimize. Pure functions of tensors: gathering over workers and weighting are the trainer's.
+
+Shapes: N images of the global batch, C channels, B batch, L positions, F folds, V codebook size, S scales.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.layout import TokenLayout
+
+
+def contrastive_loss(
+    student_NC: Tensor, teacher_NC: Tensor, temperature: float = 1.0, normalize: bool = False
+) -> Tensor:
+    """Semantic regularization: symmetric InfoNCE between images' tokens and the teacher's view of them.
+
+    ImageFolder (arXiv 2410.01756, section 3.3), as published: raw dot products and a factor of 1. Both sides hold the
+    same images in the same order, those of the whole global batch, since every other image is a negative.
+
+    Args:
+        student_NC: Spatial means of the semantic branch.
+        teacher_NC: The teacher's features, projected to the same width.
+        temperature: Factor on the logits.
+        normalize: Bring both sides to length one first.
+
+    Returns:
+        The mean over images and directions, computed in float32.
+
+    Raises:
+        ValueError: if the two sides differ in shape.
+    """
+    if student_NC.shape != teacher_NC.shape:
+        raise ValueError(f"student {list(student_NC.shape)} and teacher {list(teacher_NC.shape)} differ in shape")
+    with torch.autocast(student_NC.device.type, enabled=False):
+        student_NC, teacher_NC = student_NC.float(), teacher_NC.float()
+        if normalize:
+            student_NC, teacher_NC = F.normalize(student_NC, dim=1), F.normalize(teacher_NC, dim=1)
+        logits_NN = temperature * teacher_NC @ student_NC.t()
+        target_N = torch.arange(len(logits_NN), device=logits_NN.device)
+        return (F.cross_entropy(logits_NN, target_N) + F.cross_entropy(logits_NN.t(), target_N)) / 2
+
+
+def token_cross_entropy(logits_BLFV: Tensor, tokens_BLF: Tensor) -> Tensor:
+    """Cross entropy of each token, float32 [B, L, F], in nats."""
+    losses_N = F.cross_entropy(logits_BLFV.flatten(0, 2).float(), tokens_BLF.flatten().long(), reduction="none")
+    return losses_N.view(tokens_BLF.shape)
+
+
+def folded_cross_entropy(logits_BLFV: Tensor, tokens_BLF: Tensor) -> tuple[Tensor, Tensor]:
+    """The generator's loss: every position and every fold weighs the same.
+
+    Returns:
+        The mean over the batch, positions and folds; and, detached, the mean over the batch alone, [L, F], from which
+        `loss_of_scales` makes what is logged.
+    """
+    losses_BLF = token_cross_entropy(logits_BLFV, tokens_BLF)
+    return losses_BLF.mean(), losses_BLF.detach().mean(0)
+
+
+def loss_of_scales(loss_LF: Tensor, layout: TokenLayout) -> Tensor:
+    """Means over the positions of each scale, per branch: [L, F] -> [S, F]."""
+    return torch.stack([part.mean(0) for part in torch.split(loss_LF, list(layout.group_sizes))])

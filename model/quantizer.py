@@ -1,0 +1,291 @@
+"""ImageFolder's quantizer: each branch is quantized as a pyramid of residuals (arXiv 2410.01756, section 3).
+
+    residual = latent
+    for each scale, coarse to fine:
+        tokens   = the code of largest cosine similarity to each cell of the residual, area-resized to the scale's side
+        step     = phi(codes of the tokens, resized to the latent grid);  phi mixes in a 3x3 convolution
+        residual = residual - step;  quantized latent = quantized latent + step
+
+Shapes: B batch, P branches (F folds, where they stand beside the positions), S scales, V codebook size, C channels of a
+code, H = W side of the latent grid, L positions, K positions of one scale.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import TokenizerConfig
+from model.layout import TokenLayout
+
+
+class Quantized(NamedTuple):
+    """What quantization gives in training."""
+
+    latent_BPCHW: Tensor
+    """Quantized latent; its gradient goes straight through to the latent that was quantized."""
+    tokens_BLF: Tensor
+    """Token ids of all scales, int64, also of those that quantizer dropout leaves out."""
+    codebook_loss: Tensor
+    """Moves codes and convolutions to the latents."""
+    commitment_loss: Tensor
+    """Moves latents to the codes. Its weight (`commitment`) is in it already."""
+    hits_PSV: Tensor
+    """Times that each code was chosen in this batch, int64."""
+
+
+def conv_of_scale(scales: int, convs: int) -> tuple[int, ...]:
+    """Which of a branch's convolutions each scale uses: the one whose tick is nearest to scale / (scales - 1).
+
+    The published models place 4 ticks evenly from 1/12 to 11/12, and any other number n from 1/(2n) to 1 - 1/(2n).
+    Many distances tie, and neither "lower" nor "upper" reproduces what the published code makes of ties: it breaks them
+    by the rounding of its double arithmetic (upwards for 4 ticks, downwards for 2, 3 and 5, both ways from 6 on), while
+    float32 gives others still ([0,0,0,1,1,2,2,2,3,3] for ten scales and 4 ticks, which is wrong). So these are the
+    same double operations in the same order, in Python floats, which are IEEE doubles on every machine.
+    """
+    if scales == 1 or convs == 1:
+        return (0,) * scales
+    first = 1 / 3 / convs if convs == 4 else 1 / 2 / convs
+    step = ((1 - first) - first) / (convs - 1)
+    ticks = [tick * step + first for tick in range(convs - 1)] + [1 - first]
+    distances = ([abs(tick - scale / (scales - 1)) for tick in ticks] for scale in range(scales))
+    return tuple(row.index(min(row)) for row in distances)
+
+
+def area_resize(latent_BCHW: Tensor, side: int) -> Tensor:
+    """Means over the cells of a [side, side] grid; the identity where the side is the latent's own."""
+    return latent_BCHW if latent_BCHW.shape[-1] == side else F.adaptive_avg_pool2d(latent_BCHW, side)
+
+
+class MultiScaleQuantizer(nn.Module):
+    """One branch. All of it is computed in float32, whatever the precision around it."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        self.scales = config.scales
+        self.ratio = config.residual_ratio
+        count = config.shared_residual_convs or len(self.scales)
+        self.convs = conv_of_scale(len(self.scales), count)
+        self.codebook = nn.Parameter(torch.empty(config.codebook_size, config.code_dim))
+        width = config.code_dim
+        self.residual_convs = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(count))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Codes uniform in the cube, then on the unit sphere; they are not held there during training."""
+        with torch.no_grad():
+            nn.init.uniform_(self.codebook, -1 / len(self.codebook), 1 / len(self.codebook))
+            self.codebook.copy_(F.normalize(self.codebook, dim=1))
+
+    def step(self, tokens_BK: Tensor, scale: int) -> Tensor:
+        """What the tokens of one scale add to the latent: codes [B, k * k] as ids -> [B, C, H, W]."""
+        side, grid = self.scales[scale], self.scales[-1]
+        codes_BKC = F.embedding(tokens_BK, self.codebook.float())
+        step_BCHW = codes_BKC.transpose(1, 2).reshape(len(tokens_BK), -1, side, side)
+        if side != grid:
+            step_BCHW = F.interpolate(step_BCHW, size=(grid, grid), mode="bicubic", align_corners=False)
+        # Pooling adds in the order of memory, and bits must not depend on who calls.
+        step_BCHW = step_BCHW.contiguous()
+        conv = self.residual_convs[self.convs[scale]]
+        assert isinstance(conv, nn.Conv2d)
+        assert conv.bias is not None
+        mixed_BCHW = F.conv2d(step_BCHW, conv.weight.float(), conv.bias.float(), padding=1)
+        return torch.add(step_BCHW.mul(1 - self.ratio), mixed_BCHW, alpha=self.ratio)
+
+    @torch.no_grad()
+    def choose(self, residual_BCHW: Tensor, directions_CV: Tensor, scale: int) -> Tensor:
+        """The tokens [B, k * k] of one scale: the codes of largest cosine similarity (codes given at length one)."""
+        cells_BCkk = area_resize(residual_BCHW, self.scales[scale])
+        cells_BKC = F.normalize(cells_BCkk.flatten(2).transpose(1, 2), dim=-1)
+        return (cells_BKC @ directions_CV).argmax(-1)
+
+    @torch.no_grad()
+    def directions(self) -> Tensor:
+        """The codes at length one, as columns [C, V]."""
+        return F.normalize(self.codebook.float(), dim=1).t()
+
+    def quantize(self, latent_BCHW: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Tokens [B, L] and what each scale adds to the latent, with gradients to codes and convolutions."""
+        directions_CV = self.directions()
+        residual_BCHW = latent_BCHW.detach()
+        tokens, steps = [], []
+        for scale in range(len(self.scales)):
+            tokens.append(self.choose(residual_BCHW, directions_CV, scale))
+            steps.append(self.step(tokens[-1], scale))
+            residual_BCHW = residual_BCHW - steps[-1].detach()
+        return torch.cat(tokens, dim=1), steps
+
+    def forward(self, latent_BCHW: Tensor, keep_SB: Tensor | None, weight_SB: Tensor) -> tuple[Tensor, ...]:
+        """Quantize one branch in training.
+
+        Args:
+            latent_BCHW: What the encoder made, float32.
+            keep_SB: 1 where an image keeps a scale, 0 where quantizer dropout leaves it out; None keeps all.
+                The residual is never masked, so that the tokens do not depend on it.
+            weight_SB: Weight of each image's squared error after each scale.
+
+        Returns:
+            Quantized latent (straight-through), tokens [B, L], codebook loss, commitment loss (both weighted sums).
+        """
+        tokens_BL, steps = self.quantize(latent_BCHW)
+        if keep_SB is not None:
+            steps = [step * keep_SB[scale, :, None, None, None] for scale, step in enumerate(steps)]
+        sums_SBCHW = torch.stack(list(_running_sums(steps)))
+        fixed_BCHW = latent_BCHW.detach()
+        codebook_loss = ((sums_SBCHW - fixed_BCHW).square().mean((2, 3, 4)) * weight_SB).sum()
+        commitment_loss = ((sums_SBCHW.detach() - latent_BCHW).square().mean((2, 3, 4)) * weight_SB).sum()
+        quantized_BCHW = latent_BCHW + (sums_SBCHW[-1].detach() - fixed_BCHW)
+        return quantized_BCHW, tokens_BL, codebook_loss, commitment_loss
+
+
+def _running_sums(steps: list[Tensor]) -> list[Tensor]:
+    """First step, first two, first three: added in the order in which sampling adds them, so that bits agree."""
+    sums = [steps[0]]
+    for step in steps[1:]:
+        sums.append(sums[-1] + step)
+    return sums
+
+
+class FoldedQuantizer(nn.Module):
+    """The quantizers of all branches: all of the tokenizer that a generator needs beside itself."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        self.layout: TokenLayout = config.layout
+        self.code_dim = config.code_dim
+        self.commitment = config.commitment / (len(config.scales) if config.commitment_over_scales else 1)
+        self.branches = nn.ModuleList(MultiScaleQuantizer(config) for _ in range(config.branches))
+
+    def branch(self, index: int) -> MultiScaleQuantizer:
+        """One branch: the first keeps detail, the last is the semantic one."""
+        branch = self.branches[index]
+        assert isinstance(branch, MultiScaleQuantizer)
+        return branch
+
+    def forward(
+        self, latent_BPCHW: Tensor, kept_scales_B: Tensor | None = None, kept_mean_S: Tensor | None = None
+    ) -> Quantized:
+        """Quantize in training.
+
+        Args:
+            latent_BPCHW: What the encoder made.
+            kept_scales_B: Number of scales that quantizer dropout keeps of each image; None keeps all.
+            kept_mean_S: Share of the images of the global batch that keep each scale. Losses are means over the kept
+                images: each image's term is divided by this share and by B, so that averaging over workers gives the
+                mean over the global batch. None computes it from `kept_scales_B`.
+
+        Returns:
+            The quantized latent, tokens, losses (means over branches) and hits.
+        """
+        with torch.autocast(latent_BPCHW.device.type, enabled=False):
+            latent_BPCHW = latent_BPCHW.float()
+            keep_SB = None if kept_scales_B is None else self._keep(kept_scales_B)
+            weight_SB = _loss_weights(latent_BPCHW, len(self.layout.scales), keep_SB, kept_mean_S)
+            parts = [
+                self.branch(index)(latent_BCHW, keep_SB, weight_SB)
+                for index, latent_BCHW in enumerate(latent_BPCHW.unbind(1))
+            ]
+            quantized, tokens, codebook_losses, commitment_losses = zip(*parts, strict=True)
+            tokens_BLF = torch.stack(tokens, dim=2)
+            return Quantized(
+                latent_BPCHW=torch.stack(quantized, dim=1),
+                tokens_BLF=tokens_BLF,
+                codebook_loss=torch.stack(codebook_losses).mean() / len(self.layout.scales),
+                commitment_loss=torch.stack(commitment_losses).mean() * self.commitment,
+                hits_PSV=self.count_hits(tokens_BLF),
+            )
+
+    def _keep(self, kept_scales_B: Tensor) -> Tensor:
+        scales_S = torch.arange(len(self.layout.scales), device=kept_scales_B.device)
+        return (scales_S[:, None] < kept_scales_B[None, :]).float()
+
+    @torch.no_grad()
+    def count_hits(self, tokens_BLF: Tensor) -> Tensor:
+        """How often each code occurs, per branch and scale: int64 [P, S, V]."""
+        layout = self.layout
+        scale_L = torch.repeat_interleave(
+            torch.arange(len(layout.scales), device=tokens_BLF.device),
+            torch.tensor(layout.group_sizes, device=tokens_BLF.device),
+        )
+        branch_F = torch.arange(layout.folds, device=tokens_BLF.device)
+        row_LF = branch_F[None, :] * len(layout.scales) + scale_L[:, None]
+        shape = (layout.folds, len(layout.scales), layout.codebook_size)
+        flat = (tokens_BLF + row_LF * layout.codebook_size).flatten()
+        return torch.bincount(flat, minlength=shape[0] * shape[1] * shape[2]).view(shape)
+
+    @torch.no_grad()
+    def tokenize(self, latent_BPCHW: Tensor) -> Tensor:
+        """Token ids [B, L, F], int64, of a latent [B, P, C, H, W]."""
+        with torch.autocast(latent_BPCHW.device.type, enabled=False):
+            latents = latent_BPCHW.float().unbind(1)
+            return torch.stack([self.branch(p).quantize(latent)[0] for p, latent in enumerate(latents)], dim=2)
+
+    def dequantize(self, tokens_BLF: Tensor, scales: int | None = None) -> Tensor:
+        """The latent [B, P, C, H, W] that the tokens of the first `scales` scales stand for (None: of all).
+
+        Equal, bit for bit, to what quantization itself summed up.
+
+        Raises:
+            ValueError: if `scales` is not between 1 and the number of scales.
+        """
+        count = len(self.layout.scales) if scales is None else scales
+        if not 1 <= count <= len(self.layout.scales):
+            raise ValueError(f"scales {count}: give 1 to {len(self.layout.scales)}")
+        return self._sums(tokens_BLF, count)[-1]
+
+    def generator_input(self, tokens_BLF: Tensor) -> Tensor:
+        """Teacher forcing: what the generator sees at the positions of all scales but the first.
+
+        At each scale it sees the latent up to the scale before, area-resized to its own side, branches side by side.
+
+        Returns:
+            float32 [B, positions - positions of the first scale, P * C].
+        """
+        scales = self.layout.scales
+        if len(scales) == 1:
+            shape = (len(tokens_BLF), 0, self.layout.folds * self.code_dim)
+            return torch.zeros(shape, device=tokens_BLF.device)
+        sums = self._sums(tokens_BLF, len(scales) - 1)
+        rows = [_rows(latent_BPCHW, side) for latent_BPCHW, side in zip(sums, scales[1:], strict=True)]
+        return torch.cat(rows, dim=1)
+
+    def next_scale(self, latent_BPCHW: Tensor, tokens_BKF: Tensor, scale: int) -> tuple[Tensor, Tensor | None]:
+        """One step of sampling: add the tokens [B, k * k, F] of one scale to the latent (zeros before the first).
+
+        Returns:
+            The latent [B, P, C, H, W], and the generator's input for the next scale, [B, k' * k', P * C]; None after
+            the last. Equal, bit for bit, to what `generator_input` gives for the same tokens.
+        """
+        with torch.autocast(latent_BPCHW.device.type, enabled=False):
+            latent_BPCHW = latent_BPCHW + self._step(tokens_BKF, scale)
+            if scale + 1 == len(self.layout.scales):
+                return latent_BPCHW, None
+            return latent_BPCHW, _rows(latent_BPCHW, self.layout.scales[scale + 1])
+
+    def _step(self, tokens_BKF: Tensor, scale: int) -> Tensor:
+        steps = [self.branch(p).step(tokens_BK, scale) for p, tokens_BK in enumerate(tokens_BKF.unbind(2))]
+        return torch.stack(steps, dim=1)
+
+    def _sums(self, tokens_BLF: Tensor, count: int) -> list[Tensor]:
+        tokens_BLF = tokens_BLF.long()
+        with torch.autocast(tokens_BLF.device.type, enabled=False):
+            steps = [self._step(tokens_BLF[:, self.layout.span(scale)], scale) for scale in range(count)]
+            return _running_sums(steps)
+
+
+def _rows(latent_BPCHW: Tensor, side: int) -> Tensor:
+    """Area-resize and lay out as a sequence: [B, P, C, H, W] -> [B, side * side, P * C]."""
+    return area_resize(latent_BPCHW.flatten(1, 2), side).flatten(2).transpose(1, 2)
+
+
+def _loss_weights(latent_BPCHW: Tensor, scales: int, keep_SB: Tensor | None, kept_mean_S: Tensor | None) -> Tensor:
+    """Weight of each image's squared error after each scale: 1 / (images that keep it), 0 where nobody does."""
+    batch = len(latent_BPCHW)
+    if keep_SB is None:
+        return latent_BPCHW.new_full((scales, batch), 1 / batch)
+    mean_S = keep_SB.mean(1) if kept_mean_S is None else kept_mean_S.to(keep_SB)
+    share_S = torch.where(mean_S > 0, 1 / (mean_S * batch), torch.zeros_like(mean_S))
+    return keep_SB * share_S[:, None]

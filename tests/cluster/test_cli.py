@@ -1,0 +1,142 @@
+"""The command line tells what it can do, and ends with the exit code and the words that a mistake deserves."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cluster.cli import find_cause
+from cluster.commands.configs import json_schema
+from cluster.commands.stages import STAGES, packaged
+from cluster.config_loading import load_config
+from cluster.terminal import duration, sparkline
+from data_pipeline.errors import FoldtrainError, UsageError
+
+Foldtrain = Callable[..., "subprocess.CompletedProcess[str]"]
+
+HEAVY = ("torch", "ray", "deepspeed", "timm", "pandas", "pyarrow")
+
+
+def test_help_names_every_command(foldtrain: Foldtrain) -> None:
+    done = foldtrain("--help")
+    assert done.returncode == 0
+    others = ("quickstart", "config", "schema", "submit", "jobs", "logs", "stop", "shutdown", "scale", "monitor")
+    assert [name for name in (*STAGES, *others) if f"│ {name} " not in done.stdout] == []
+
+
+def test_neither_help_nor_a_config_imports_what_is_slow(small_config: Path) -> None:
+    code = (
+        "import sys; from cluster import cli; from cluster.config_loading import load_config;"
+        f"load_config({str(small_config)!r}, ['seed=3']); print([name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_a_misspelt_override_ends_with_2_and_the_likely_key(foldtrain: Foldtrain, small_config: Path) -> None:
+    done = foldtrain("train-generator", str(small_config), "generator.trainer.global_bach=64")
+    assert done.returncode == 2
+    assert "did you mean global_batch" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("stage", ["ingest", "tokenize", "train-generator"])
+def test_a_missing_config_ends_a_stage_with_2(foldtrain: Foldtrain, stage: str) -> None:
+    done = foldtrain(stage, "configs/nowhere.yaml")
+    assert done.returncode == 2
+    assert "configs/nowhere.yaml does not exist" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unknown_option_ends_with_2(foldtrain: Foldtrain, small_config: Path) -> None:
+    assert foldtrain("ingest", "--fast", str(small_config)).returncode == 2
+
+
+def test_a_source_that_is_not_there_ends_with_2_and_its_path(foldtrain: Foldtrain, small_config: Path) -> None:
+    done = foldtrain("ingest", str(small_config), "data.source.path=no/such/folder")
+    assert done.returncode == 2
+    assert "no/such/folder" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_config_prints_what_loads_to_the_same_config(foldtrain: Foldtrain, small_config: Path, tmp_path: Path) -> None:
+    done = foldtrain("config", str(small_config), "seed=7")
+    (tmp_path / "resolved.yaml").write_text(done.stdout)
+    assert load_config(tmp_path / "resolved.yaml") == load_config(small_config, ["seed=7"])
+
+
+def test_quickstart_without_a_config_takes_the_packaged_one(foldtrain: Foldtrain) -> None:
+    done = foldtrain("quickstart", "generator.trainer.global_bach=64")
+    assert done.returncode == 2
+    assert packaged("quickstart.yaml") in done.stderr
+
+
+def test_the_schema_describes_every_section(foldtrain: Foldtrain) -> None:
+    schema = json.loads(foldtrain("schema").stdout)
+    assert {"extends", "run", "data", "tokenizer", "generator", "cluster"} <= set(schema["properties"])
+    trainer = schema["$defs"]["TrainerConfig"]["properties"]
+    assert "Samples per optimizer step" in trainer["global_batch"]["description"]
+
+
+def test_the_schema_requires_no_key_as_a_file_may_extend_another() -> None:
+    assert '"required"' not in json.dumps(json_schema())
+
+
+def test_an_interrupted_command_ends_with_130(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "cluster.cli", "monitor", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert str(tmp_path) in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "")
+
+
+def test_the_mistake_inside_a_ray_task_is_found() -> None:
+    from ray.exceptions import RayTaskError
+
+    error = RayTaskError("tokenize", "Traceback ...", UsageError("shard 3 is cut")).as_instanceof_cause()
+    found = find_cause(error)
+    assert type(found) is UsageError
+    assert str(found) == "shard 3 is cut"
+
+
+def test_the_mistake_inside_a_failed_training_is_found() -> None:
+    from ray.train import WorkerGroupError
+    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+
+    worker = UserExceptionWithTraceback(FoldtrainError("loss is not finite"), "Traceback ...")
+    assert str(find_cause(WorkerGroupError("rank 1 failed", {1: worker}))) == "loss is not finite"
+
+
+def test_the_mistake_behind_another_exception_is_found() -> None:
+    error = RuntimeError("wrapped")
+    error.__cause__ = UsageError("the real one")
+    assert str(find_cause(error)) == "the real one"
+
+
+def test_a_bug_is_nobodys_mistake() -> None:
+    error = ValueError("a bug")
+    error.__cause__ = error
+    assert find_cause(error) is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0s"), (59.6, "1m 00s"), (185, "3m 05s"), (7800, "2h 10m"), (356400, "4d 03h")]
+)
+def test_a_duration_has_its_two_largest_units(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_a_sparkline_follows_the_values_and_skips_what_is_not_finite() -> None:
+    assert sparkline([4.0, 3.0, float("nan"), 2.0, 1.0]) == "█▆▃▁"
+
+
+def test_a_sparkline_keeps_its_width() -> None:
+    assert len(sparkline([float(value) for value in range(1000)], width=24)) == 24

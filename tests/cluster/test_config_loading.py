@@ -1,0 +1,203 @@
+"""A config means what its files and overrides say, and a mistake in it is named with its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cluster import yaml_dialect
+from cluster.config import RunConfig
+from cluster.config_loading import load_config, merge, resolved_yaml
+from data_pipeline.errors import UsageError
+
+
+def refusal(path: Path, *overrides: str) -> str:
+    """The message with which a config is refused."""
+    with pytest.raises(UsageError) as caught:
+        load_config(path, overrides)
+    return str(caught.value)
+
+
+def extending(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_an_override_replaces_the_value_of_the_file(small_config: Path) -> None:
+    assert load_config(small_config, ["generator.trainer.global_batch=64"]).generator.trainer.global_batch == 64
+
+
+def test_the_last_of_two_overrides_counts(small_config: Path) -> None:
+    assert load_config(small_config, ["seed=1", "seed=2"]).seed == 2
+
+
+@pytest.mark.parametrize("text", ["3e-5", "3.e-5", ".3e-4", "0.00003"])
+def test_a_number_in_scientific_notation_is_a_number_in_overrides_and_files(small_config: Path, text: str) -> None:
+    over = load_config(small_config, [f"generator.trainer.learning_rate={text}"])
+    small_config.write_text(small_config.read_text() + f"    learning_rate: {text}\n")
+    assert yaml_dialect.parse(f"x: {text}") == {"x": 3e-5}
+    assert over.generator.trainer.learning_rate == 3e-5
+
+
+def test_words_of_yaml_1_1_stay_words() -> None:
+    assert yaml_dialect.parse("[no, on, 1_000, 12:30, 2026-01-02]") == ["no", "on", "1_000", "12:30", "2026-01-02"]
+
+
+def test_a_leading_zero_does_not_make_a_number_octal() -> None:
+    assert yaml_dialect.parse("[010, 0o10, 0x10, -7]") == [10, 8, 16, -7]
+
+
+def test_null_switches_an_optional_value_off(small_config: Path) -> None:
+    config = load_config(small_config, ["tokens.output=s3://bucket/tokens", "tokens.output=null"])
+    assert config.tokens.output is None
+
+
+def test_embedded_and_relative_paths_are_left_as_written(small_config: Path) -> None:
+    source = "data.source={kind: idx, images: 'embedded:images.gz', labels: some/labels.gz}"
+    assert load_config(small_config, [source]).data.source.model_dump(include={"images", "labels"}) == {
+        "images": "embedded:images.gz",
+        "labels": "some/labels.gz",
+    }
+
+
+def test_extends_is_relative_to_its_file_and_merges_sections(small_config: Path) -> None:
+    (small_config.parent / "below").mkdir()
+    path = extending(
+        small_config.parent / "below", "big.yaml", "extends: ../small.yaml\ngenerator: {model: {depth: 3}}"
+    )
+    config = load_config(path)
+    assert (config.generator.model.depth, config.generator.model.width) == (3, 32)
+
+
+def test_later_files_of_extends_win_and_the_file_itself_wins_over_all(small_config: Path) -> None:
+    extending(small_config.parent, "a.yaml", "seed: 1\ncluster: {workers: 5}")
+    extending(small_config.parent, "b.yaml", "seed: 2\nrun: runs/b")
+    path = extending(small_config.parent, "c.yaml", "extends: [small.yaml, a.yaml, b.yaml]\nrun: runs/c")
+    config = load_config(path)
+    assert (config.seed, config.cluster.workers, config.run) == (2, 5, "runs/c")
+
+
+def test_a_section_of_another_kind_replaces_the_one_it_extends(small_config: Path) -> None:
+    source = "data: {source: {kind: idx, images: i.gz, labels: l.gz}}"
+    path = extending(small_config.parent, "idx.yaml", f"extends: small.yaml\n{source}")
+    assert load_config(path).data.source.kind == "idx"
+
+
+def test_files_that_extend_each_other_are_refused_with_the_circle(small_config: Path) -> None:
+    extending(small_config.parent, "a.yaml", "extends: b.yaml")
+    message = refusal(extending(small_config.parent, "b.yaml", "extends: a.yaml"))
+    assert "b.yaml → " in message
+    assert "extends itself" in message
+
+
+def test_two_files_may_extend_the_same_one(small_config: Path) -> None:
+    extending(small_config.parent, "a.yaml", "extends: small.yaml\nseed: 4")
+    path = extending(small_config.parent, "b.yaml", "extends: [small.yaml, a.yaml]")
+    assert load_config(path).seed == 4
+
+
+@pytest.mark.parametrize(
+    ("override", "place", "meant"),
+    [
+        ("generator.trainer.global_bach=64", "generator.trainer.global_bach", "global_batch"),
+        ("generater.trainer.steps=3", "generater", "generator"),
+        ("data.source.paht=x", "data.source.paht", "path"),
+        ("data.source.kind=foldr", "data.source.kind", "folder"),
+        ("generator.trainer.precision=bf61", "generator.trainer.precision", "bf16"),
+        ("tokens.views=[centre]", "tokens.views.0", "center"),
+        ("zero_stage=2", "zero_stage", "generator.trainer.zero_stage"),
+    ],
+)
+def test_a_misspelt_word_is_answered_with_the_likely_one(
+    small_config: Path, override: str, place: str, meant: str
+) -> None:
+    message = refusal(small_config, override)
+    assert str(small_config) in message
+    assert place in message
+    assert "did you mean" in message
+    assert meant in message.partition("did you mean")[2]
+
+
+def test_a_misspelt_required_key_is_one_mistake_not_two(small_config: Path) -> None:
+    small_config.write_text(small_config.read_text().replace("steps", "stepz", 1))
+    message = refusal(small_config)
+    assert "tokenizer.trainer.stepz: unknown key; did you mean steps?" in message
+    assert "missing" not in message
+
+
+def test_a_missing_key_is_named(small_config: Path) -> None:
+    small_config.write_text(small_config.read_text().replace("run: runs/small\n", ""))
+    assert "run: is missing" in refusal(small_config)
+
+
+def test_several_mistakes_are_told_at_once(small_config: Path) -> None:
+    message = refusal(small_config, "seed=many", "cluster.workers=0")
+    assert "2 mistakes" in message
+    assert "seed" in message
+    assert "cluster.workers" in message
+
+
+def test_a_mistake_says_which_file_made_it(small_config: Path) -> None:
+    extending(small_config.parent, "base.yaml", "extends: small.yaml\nsede: 3")
+    message = refusal(extending(small_config.parent, "top.yaml", "extends: base.yaml\nrun: x"))
+    assert message.startswith(str(small_config.parent / "top.yaml"))
+    assert f"sede (set in {small_config.parent / 'base.yaml'})" in message
+
+
+def test_a_rule_between_fields_names_its_section(small_config: Path) -> None:
+    message = refusal(small_config, "generator.trainer.warmup_steps=100")
+    assert "generator.trainer (on the command line): warmup_steps 100 leaves none" in message
+
+
+@pytest.mark.parametrize("override", ["seed", "=3", "a..b=3", "seed=[1,"])
+def test_an_argument_that_is_no_override_is_quoted_back(small_config: Path, override: str) -> None:
+    assert repr(override) in refusal(small_config, override)
+
+
+@pytest.mark.parametrize("text", ["", "- 1", "just text"])
+def test_a_file_without_sections_is_refused(tmp_path: Path, text: str) -> None:
+    assert "a config is a set of sections" in refusal(extending(tmp_path, "x.yaml", text))
+
+
+def test_broken_yaml_is_refused_with_its_line(tmp_path: Path) -> None:
+    assert "x.yaml line 2" in refusal(extending(tmp_path, "x.yaml", "run: x\ndata: [1, 2"))
+
+
+def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
+    assert "seed is given twice" in refusal(extending(tmp_path, "x.yaml", "seed: 1\nrun: x\nseed: 2"))
+
+
+def test_a_missing_file_is_refused_with_its_neighbour(small_config: Path) -> None:
+    message = refusal(small_config.parent / "smal.yaml")
+    assert "does not exist" in message
+    assert "did you mean" in message
+    assert "small.yaml?" in message
+
+
+def test_a_folder_is_no_config(tmp_path: Path) -> None:
+    assert "cannot be read" in refusal(tmp_path)
+
+
+def test_a_missing_extended_file_names_both(small_config: Path) -> None:
+    message = refusal(extending(small_config.parent, "x.yaml", "extends: gone.yaml"))
+    assert "gone.yaml" in message
+    assert "x.yaml extends" in message
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@given(run=st.text(min_size=1), rate=st.floats(min_value=1e-30, max_value=1e30))
+def test_the_resolved_config_loads_to_the_same_config(small_config: Path, run: str, rate: float) -> None:
+    base = load_config(small_config)
+    trainer = base.generator.trainer.model_copy(update={"learning_rate": rate})
+    config = base.model_copy(update={"run": run, "generator": base.generator.model_copy(update={"trainer": trainer})})
+    assert RunConfig.model_validate(yaml_dialect.parse(resolved_yaml(config))) == config
+
+
+def test_merging_leaves_both_sides_as_they_were() -> None:
+    base, over = {"a": {"b": 1, "c": 2}}, {"a": {"b": 3}}
+    assert merge(base, over) == {"a": {"b": 3, "c": 2}}
+    assert (base, over) == ({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}})

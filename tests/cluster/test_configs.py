@@ -1,0 +1,23 @@
+"""Every config that comes with foldtrain loads."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from cluster.commands.stages import packaged
+from cluster.config_loading import load_config
+
+FOLDER = Path(str(resources.files("configs")))
+FILES = sorted(FOLDER.rglob("*.yaml"))
+
+
+def test_the_quickstart_is_among_them() -> None:
+    assert Path(packaged("quickstart.yaml")) in FILES
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(FOLDER)))
+def test_it_loads(path: Path) -> None:
+    assert load_config(path).run

@@ -1,0 +1,204 @@
+"""A stage runs as a job on a Ray head of this machine, which is left as found: alone, private, and ended by its id."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from cluster import jobs, local_head
+from cluster.config import RunConfig
+from cluster.config_loading import load_config
+from cluster.job_paths import require_reachable, with_absolute_paths
+from cluster.targets import open_target
+from cluster.targets.local import LocalTarget
+from cluster.targets.ray import RayTarget
+from cluster.targets.target import Job
+from data_pipeline.errors import FoldtrainError, UsageError
+
+Foldtrain = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def config(small_config: Path) -> RunConfig:
+    return load_config(small_config)
+
+
+@pytest.fixture
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FOLDTRAIN_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def rendered(found: list[Job], now: float = 1000.0) -> str:
+    console = Console(width=120)
+    with console.capture() as captured:
+        console.print(jobs.table(found, now))
+    return captured.get()
+
+
+def test_paths_of_a_local_job_mean_what_they_mean_here(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/")
+    absolute = with_absolute_paths(config)
+    assert absolute.run == "/runs/small"
+    assert absolute.data.source.model_dump() == {"kind": "folder", "path": "/pictures"}
+
+
+def test_uris_and_embedded_files_are_no_paths_of_this_machine(small_config: Path) -> None:
+    source = "data.source={kind: idx, images: 'embedded:i', labels: 's3://b/l'}"
+    config = load_config(small_config, [source, "run=s3://b/run", "tokens.output=s3://b/tokens"])
+    assert with_absolute_paths(config) == config
+    require_reachable(config)
+
+
+@pytest.mark.parametrize("key", ["run", "data.source.path", "data.images", "tokens.output"])
+def test_a_relative_path_is_refused_where_another_machine_reads_it(small_config: Path, key: str) -> None:
+    reachable = ["run=s3://b/run", "data.source.path=/pictures"]
+    with pytest.raises(UsageError, match=f"{key}: here/below is a relative path"):
+        require_reachable(load_config(small_config, [*reachable, f"{key}=here/below"]))
+
+
+def test_a_misspelt_stage_is_answered_with_the_likely_one(config: RunConfig) -> None:
+    with pytest.raises(UsageError, match="did you mean tokenize"):
+        jobs.submit(LocalTarget(), "tokenise", config, ["ingest", "tokenize"])
+
+
+@pytest.mark.parametrize(
+    ("name", "address", "reason"),
+    [
+        ("moon", None, "choose from local, ray"),
+        ("ray", None, "give the URL"),
+        ("ray", "localhost:8265", "give the URL"),
+        ("local", "http://127.0.0.1:8265", "takes no --address"),
+    ],
+)
+def test_a_target_that_cannot_be_is_refused(name: str, address: str | None, reason: str) -> None:
+    with pytest.raises(UsageError, match=reason):
+        open_target(name, address)
+
+
+def test_an_address_alone_means_that_cluster() -> None:
+    assert isinstance(open_target(None, "http://127.0.0.1:8265"), RayTarget)
+
+
+def test_a_cluster_that_does_not_answer_is_an_error_with_its_address() -> None:
+    with pytest.raises(FoldtrainError, match="no Ray cluster can be used at http://127.0.0.1:1"):
+        open_target("ray", "http://127.0.0.1:1").jobs()
+
+
+def test_the_table_shows_names_as_they_are() -> None:
+    text = rendered([Job("ingest-1", "ingest", "s3://b/[red]run", "running", 900.0, None, "")])
+    assert [word for word in ("ingest-1", "s3://b/[red]run", "running", "1m 40s") if word not in text] == []
+
+
+def test_a_job_that_waits_has_no_duration() -> None:
+    assert rendered([Job("a", "ingest", "r", "pending", None, None, "")]).split()[-2:] == ["-", "-"]
+
+
+def test_a_process_that_took_over_the_id_is_not_the_head(own_home: Path) -> None:
+    own_home.mkdir()
+    record = {"address": "", "dashboard": "", "token": "", "pid": os.getpid(), "created": 1.0, "folder": "/nowhere"}
+    (own_home / "local-head.json").write_text(json.dumps(record))
+    assert local_head.running() is None
+    assert local_head.shutdown() is False
+
+
+def test_without_a_local_cluster_there_are_no_jobs(own_home: Path) -> None:
+    assert LocalTarget().jobs() == []
+    with pytest.raises(UsageError, match="no local cluster is running"):
+        LocalTarget().job("ingest-1")
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[local_head.LocalHead]:
+    """A local head for the tests of this file; whatever it started ends with it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FOLDTRAIN_HOME", str(tmp_path_factory.mktemp("home")))
+        started = local_head.start()
+        tree = psutil.Process(started.pid).children(recursive=True)
+        try:
+            yield started
+        finally:
+            local_head.shutdown()
+        assert [process for process in [psutil.Process, *tree] if process in tree and process.is_running()] == []
+        assert not Path(started.folder).exists()
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("ray")
+class TestOnALocalHead:
+    """Real jobs, one head."""
+
+    def test_a_submitted_stage_runs_to_its_end(
+        self, head: local_head.LocalHead, foldtrain: Foldtrain, small_config: Path, tmp_path: Path
+    ) -> None:
+        for name in ("cat", "dog"):
+            (tmp_path / "pictures" / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8), (name == "cat" and "red") or "blue").save(tmp_path / "pictures" / name / "1.png")
+        hostile = "runs/a'b; touch pwned; $(touch pwned) \"c"
+        submitted = foldtrain("submit", str(small_config), f"run={json.dumps(hostile)}", "--stage", "ingest")
+        job_id = submitted.stdout.split()[1].strip(";")
+        followed = foldtrain("logs", "-f", job_id)
+        assert (followed.returncode, followed.stderr) == (0, "")
+        assert "ingest: done" in followed.stdout
+        assert list((tmp_path / hostile / "images").rglob("manifest.json"))
+        assert not list(tmp_path.rglob("pwned"))
+        job = LocalTarget().job(job_id)
+        assert (job.stage, job.run, job.status) == ("ingest", str(tmp_path / hostile), "succeeded")
+        assert job_id in foldtrain("jobs").stdout
+
+    def test_following_a_job_that_fails_ends_with_1_and_its_reason(
+        self, head: local_head.LocalHead, foldtrain: Foldtrain, small_config: Path
+    ) -> None:
+        done = foldtrain("submit", "-f", str(small_config), "data.source.path=no/such/folder", "--stage", "ingest")
+        assert done.returncode == 1
+        assert "no/such/folder" in done.stdout
+        assert "failed: Job entrypoint command failed with exit code 2" in done.stderr
+        assert "Traceback" not in done.stdout + done.stderr
+
+    def test_a_job_is_stopped(self, head: local_head.LocalHead, foldtrain: Foldtrain) -> None:
+        job_id = self._submit_command(head, f"{sys.executable} -c 'import signal; signal.pause()'")
+        done = foldtrain("stop", job_id)
+        assert (done.returncode, done.stdout) == (0, f"{job_id} stopped\n")
+
+    def test_an_unknown_job_ends_with_2(self, head: local_head.LocalHead, foldtrain: Foldtrain) -> None:
+        done = foldtrain("logs", "ingest-000000")
+        assert done.returncode == 2
+        assert "has no job ingest-000000" in done.stderr
+
+    def test_a_driver_in_a_job_joins_the_head(self, head: local_head.LocalHead) -> None:
+        code = "import ray; ray.init(logging_level='ERROR'); print('nodes', len(ray.nodes()), ray.cluster_resources()['CPU'])"
+        job_id = self._submit_command(head, f'{sys.executable} -c "{code}"')
+        lines: list[str] = []
+        LocalTarget().logs(job_id, lines.append, follow=True)
+        assert "nodes 1" in "".join(lines)
+
+    def test_the_head_refuses_whoever_has_no_token(self, head: local_head.LocalHead) -> None:
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            direct.open(f"{head.dashboard}/api/jobs/", timeout=30)
+        assert caught.value.code == 401
+
+    def test_only_this_user_reads_the_token(self, head: local_head.LocalHead) -> None:
+        files = [local_head.home() / "local-head.json", Path(head.folder, "token")]
+        assert [file.stat().st_mode & 0o077 for file in files] == [0, 0]
+
+    def test_the_next_job_uses_the_same_head(self, head: local_head.LocalHead) -> None:
+        assert local_head.start() == head
+
+    @staticmethod
+    def _submit_command(head: local_head.LocalHead, command: str) -> str:
+        from ray.job_submission import JobSubmissionClient
+
+        client = JobSubmissionClient(head.dashboard, headers=head.headers)
+        return str(client.submit_job(entrypoint=command, metadata={"foldtrain": "1", "stage": "ingest", "run": "r"}))

@@ -1,0 +1,168 @@
+"""The monitor tells from a run's files alone how each stage stands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from cluster.monitor import StageView, read_run, read_tail, read_training, usual_gap
+from cluster.monitor_view import frame, show
+from data_pipeline import storage
+
+NOW = 1_000_000.0
+
+
+def metric(step: int, age: float, **more: Any) -> dict[str, Any]:
+    """A record that a training stage wrote `age` seconds ago."""
+    base = {"time": NOW - age, "step": step, "steps": 100, "loss": 5.0 / step, "samples_per_second": 250.0}
+    return base | {"eta_seconds": 75.0, "skipped_steps": 0} | more
+
+
+def event(name: str, step: int, age: float, **more: Any) -> dict[str, Any]:
+    return {"time": NOW - age, "event": name, "step": step} | more
+
+
+def write_lines(path: Path, records: list[dict[str, Any]], tail: str = "") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records) + tail)
+
+
+def stage(run: Path, metrics: list[dict[str, Any]], events: list[dict[str, Any]], name: str = "generator") -> StageView:
+    """What is read of a stage that left these records."""
+    write_lines(run / name / "metrics.jsonl", metrics)
+    write_lines(run / name / "events.jsonl", events)
+    view = read_training(str(run / name), name, NOW)
+    assert view is not None
+    return view
+
+
+def shown(run: str, views: list[StageView]) -> str:
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(frame(run, views, NOW))
+    return captured.get()
+
+
+def test_a_stage_that_just_wrote_is_running(tmp_path: Path) -> None:
+    view = stage(tmp_path, [metric(10, 20), metric(20, 5)], [event("start", 0, 30)])
+    assert (view.status, view.done, view.total, view.rate, view.eta) == ("running", 20, 100, 250.0, 75.0)
+    assert view.losses == (0.5, 0.25)
+
+
+def test_a_stage_that_has_been_quiet_is_stalled(tmp_path: Path) -> None:
+    view = stage(tmp_path, [metric(10, 310), metric(20, 300)], [event("start", 0, 320)])
+    assert (view.status, view.age, view.eta) == ("stalled", 300.0, None)
+
+
+def test_a_stage_that_writes_seldom_may_be_quiet_for_longer(tmp_path: Path) -> None:
+    view = stage(tmp_path, [metric(10, 1200), metric(20, 700), metric(30, 200)], [event("start", 0, 1300)])
+    assert view.status == "running"
+
+
+def test_a_finished_stage_stays_finished_however_old(tmp_path: Path) -> None:
+    view = stage(tmp_path, [metric(100, 9e5)], [event("start", 0, 9e5), event("finish", 100, 9e5)])
+    assert (view.status, view.eta) == ("finished", None)
+
+
+def test_a_failure_shows_until_the_stage_goes_on(tmp_path: Path) -> None:
+    events = [event("start", 0, 50), event("failure", 10, 40)]
+    assert stage(tmp_path, [metric(10, 41)], events).status == "failed"
+    assert stage(tmp_path, [metric(10, 41)], [*events, event("resume", 10, 5)]).status == "running"
+
+
+def test_restarts_and_skipped_steps_are_counted(tmp_path: Path) -> None:
+    events = [event("start", 0, 50), event("resume", 5, 40, lost_steps=2), event("resume", 7, 30)]
+    view = stage(tmp_path, [metric(10, 5, skipped_steps=3)], events)
+    assert (view.restarts, view.skipped) == (2, 3)
+    assert "resume at step 5, lost_steps 2" in [happened.text for happened in view.events]
+
+
+def test_a_stage_that_only_started_is_shown(tmp_path: Path) -> None:
+    write_lines(tmp_path / "generator" / "events.jsonl", [event("start", 0, 1)])
+    (view,) = read_run(str(tmp_path), NOW)
+    assert (view.status, view.done, view.total) == ("running", 0, None)
+
+
+def test_a_half_written_last_line_is_left_out(tmp_path: Path) -> None:
+    write_lines(tmp_path / "m.jsonl", [metric(1, 9), metric(2, 8)], tail='{"time": 99, "st')
+    assert [record["step"] for record in read_tail(str(tmp_path / "m.jsonl"))] == [1, 2]
+
+
+def test_of_a_long_file_only_the_end_is_read_and_no_cut_line(tmp_path: Path) -> None:
+    write_lines(tmp_path / "m.jsonl", [metric(step, 5, note="x" * 200) for step in range(1, 3001)])
+    steps = [record["step"] for record in read_tail(str(tmp_path / "m.jsonl"))]
+    assert steps == list(range(steps[0], 3001))
+    assert 300 < len(steps) < 3000
+
+
+def test_numbers_that_are_not_finite_do_not_break_it(tmp_path: Path) -> None:
+    view = stage(tmp_path, [metric(1, 9, loss=float("nan")), metric(2, 5, samples_per_second="?")], [])
+    assert (view.losses, view.rate) == ((2.5,), None)
+    assert "generator" in shown("r", [view])
+
+
+def test_tokenize_is_read_from_its_progress(tmp_path: Path) -> None:
+    progress = {"time": NOW - 3, "shards_done": 3, "shards": 12, "images_per_second": 90.5, "workers": 2}
+    storage.write_json(str(tmp_path / "tokens" / "progress.json"), progress | {"eta_seconds": 63})
+    (view,) = read_run(str(tmp_path), NOW)
+    assert (view.status, view.done, view.total, view.workers, view.eta) == ("running", 3, 12, 2, 63.0)
+    assert "shard 3 of 12 25%, 2 workers" in shown("r", [view])
+
+
+def test_tokenize_is_finished_when_its_manifest_is_there(tmp_path: Path) -> None:
+    storage.write_json(str(tmp_path / "tokens" / "progress.json"), {"time": 1, "shards_done": 2, "shards": 2})
+    storage.write_json(str(tmp_path / "tokens" / "manifest.json"), {})
+    assert [view.status for view in read_run(str(tmp_path), NOW)] == ["finished"]
+
+
+def test_stages_come_in_the_order_in_which_they_run(tmp_path: Path) -> None:
+    storage.write_json(str(tmp_path / "tokens" / "progress.json"), {"time": NOW, "shards_done": 0, "shards": 2})
+    for name in ("generator", "teacher", "tokenizer", "judge"):
+        stage(tmp_path, [metric(1, 1)], [], name)
+    names = [view.name for view in read_run(str(tmp_path), NOW)]
+    assert names == ["teacher", "judge", "tokenizer", "tokens", "generator"]
+
+
+def test_a_frame_shows_what_one_wants_to_know(tmp_path: Path) -> None:
+    view = stage(tmp_path, [metric(1, 9), metric(50, 5)], [event("start", 0, 9), event("checkpoint", 50, 5)])
+    text = shown("s3://b/run", [view])
+    for part in (
+        "s3://b/run",
+        "running",
+        "step 50 of 100 50%",
+        "0.1",
+        "█▁",
+        "250.0",
+        "1m 15s",
+        "checkpoint at step 50",
+    ):
+        assert part in text
+
+
+def test_what_a_run_says_is_not_markup(tmp_path: Path) -> None:
+    view = stage(tmp_path, [metric(1, 1)], [event("[red]odd[/]", 1, 1)])
+    assert "[red]odd[/] at step 1" in shown("[bold]run", [view])
+
+
+def test_an_empty_run_is_said_to_be_empty(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    show(str(tmp_path / "nowhere"), once=True, interval=1)
+    assert "nothing has begun in this run" in capsys.readouterr().out
+
+
+def test_the_usual_gap_is_the_median() -> None:
+    assert usual_gap([0, 10, 20, 30, 1000]) == 10
+    assert usual_gap([5]) == 0
+
+
+@pytest.mark.xdist_group("s3")
+def test_a_run_in_object_storage_looks_the_same(tmp_path: Path, s3_uri: str) -> None:
+    local = stage(
+        tmp_path, [metric(step, 100 - step, note="x" * 300) for step in range(1, 1500)], [event("start", 0, 99)]
+    )
+    for name in ("metrics.jsonl", "events.jsonl"):
+        storage.write_bytes(f"{s3_uri}/generator/{name}", (tmp_path / "generator" / name).read_bytes())
+    assert read_run(s3_uri, NOW) == [local]

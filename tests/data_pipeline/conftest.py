@@ -1,0 +1,42 @@
+"""Small data sets, written by the package itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.config import DataConfig, FolderSource, TokensConfig
+from data_pipeline.ingest import ingest
+from data_pipeline.tokenizing import TokenPlan, plan_tokens
+from data_pipeline.weights import Card
+from tests.data_pipeline.small_data import Images, tokenize_all, tokenizer_card, write_photos
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Images:
+    source = FolderSource(path=str(write_photos(tmp_path / "photos")))
+    config = DataConfig(source=source, shard_samples=7)
+    ingest(config, str(tmp_path / "images"), seed=0)
+    return Images(str(tmp_path / "images" / "train"), config)
+
+
+@pytest.fixture
+def make_plan(images: Images, tmp_path: Path) -> Callable[..., TokenPlan]:
+    def make(
+        output: str = "tokens", card: Card | None = None, shard_samples: int = 8, batch: int = 3, flip: bool = True
+    ) -> TokenPlan:
+        views = ("center", "center_flip") if flip else ("center",)
+        config = TokensConfig(views=views, shard_samples=shard_samples, batch=batch)
+        return plan_tokens(images.uri, card or tokenizer_card(), config, str(tmp_path / output), "crop")
+
+    return make
+
+
+@pytest.fixture
+def tokens(make_plan: Callable[..., TokenPlan]) -> Path:
+    """Folder of a complete token data set: three shards, two views."""
+    plan = make_plan()
+    tokenize_all(plan)
+    return Path(plan.output)

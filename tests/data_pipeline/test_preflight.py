@@ -1,0 +1,123 @@
+"""Damage is found before work starts, and named by shard and key."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_pipeline import preflight
+from data_pipeline.errors import CorruptShardError, UsageError
+from data_pipeline.image_shards import ImageShards
+from data_pipeline.ingest import ingest
+from data_pipeline.manifest import ImageManifest
+from data_pipeline.preflight import check_images, check_tokens
+from data_pipeline.tar import read_members
+from data_pipeline.token_shards import TokenShards
+from tests.data_pipeline.small_data import Images, contents, flip_byte
+
+
+def test_what_was_written_passes(images: Images, tokens: Path) -> None:
+    assert check_images(images.uri).samples == 20
+    assert check_tokens(str(tokens)).samples == 20
+
+
+@pytest.mark.parametrize("check", [check_images, check_tokens])
+def test_a_data_set_that_is_not_complete_names_the_command_to_run(check: object, tmp_path: Path) -> None:
+    assert callable(check)
+    with pytest.raises(UsageError, match=r"no complete data set .* run foldtrain (ingest|tokenize) first"):
+        check(str(tmp_path))
+
+
+@pytest.mark.parametrize("part", [0, 1, 2, 3], ids=["header", "image", "label's header", "label"])
+def test_any_damaged_byte_of_an_image_shard_is_traced_to_its_sample(images: Images, part: int) -> None:
+    path = images.folder / "images-00001.tar"
+    image, label = read_members(str(path))[4:6]
+    flip_byte(
+        path, [image.offset - 512 + 3, image.offset + image.length // 2, label.offset - 512 + 3, label.offset][part]
+    )
+    key = re.escape(image.name.removesuffix(".jpg"))
+    with pytest.raises(CorruptShardError, match=rf"images-00001\.tar: sample {key} is corrupt .*; delete the shard"):
+        check_images(images.uri)
+
+
+def test_a_shard_that_was_cut_is_traced_to_its_first_sample_that_is_not_whole(images: Images) -> None:
+    path = images.folder / "images-00001.tar"
+    image = read_members(str(path))[4]
+    path.write_bytes(path.read_bytes()[: image.offset + 10])
+    key = re.escape(image.name.removesuffix(".jpg"))
+    with pytest.raises(CorruptShardError, match=rf"images-00001\.tar: sample {key} is corrupt"):
+        check_images(images.uri)
+
+
+@pytest.mark.parametrize("name", ["images-00001.tar", "images-00001.index.json"])
+def test_a_file_that_is_gone_is_named(images: Images, name: str) -> None:
+    (images.folder / name).unlink()
+    with pytest.raises(
+        CorruptShardError, match=rf"{name} is missing; run foldtrain ingest again|{name} is missing: run"
+    ):
+        check_images(images.uri)
+
+
+def test_a_damaged_index_is_named(images: Images) -> None:
+    flip_byte(images.folder / "images-00000.index.json", 100)
+    with pytest.raises(CorruptShardError, match=r"images-00000\.index\.json is corrupt"):
+        check_images(images.uri)
+
+
+def test_a_manifest_that_was_edited_is_refused(images: Images) -> None:
+    path = images.folder / "manifest.json"
+    path.write_text(path.read_text().replace('"samples": 20', '"samples": 19'))
+    with pytest.raises(UsageError, match="does not have the fingerprint that it states"):
+        ImageManifest.read(images.uri)
+
+
+def test_the_remedy_that_is_named_mends_it(images: Images, tmp_path: Path) -> None:
+    before = contents(images.folder)
+    flip_byte(images.folder / "images-00001.tar", 700)
+    (images.folder / "images-00001.tar").unlink()
+    ingest(images.config, str(tmp_path / "images"), seed=0)
+    assert contents(images.folder) == before
+
+
+def test_reading_a_damaged_image_names_shard_and_key(images: Images) -> None:
+    image = read_members(str(images.folder / "images-00000.tar"))[2]
+    flip_byte(images.folder / "images-00000.tar", image.offset + 5)
+    shards = ImageShards(images.uri)
+    with pytest.raises(CorruptShardError, match=rf"images-00000\.tar: sample {re.escape(shards.key(1))} is corrupt"):
+        shards.read(1)
+
+
+@pytest.mark.parametrize("field", ["tokens", "label", "crc"])
+def test_any_damaged_row_of_a_token_shard_is_traced_to_its_sample(tokens: Path, field: str) -> None:
+    path = tokens / "tokens-00001.tar"
+    key = bytes(TokenShards(str(tokens)).keys[8 + 3]).decode()
+    member = next(m for m in read_members(str(path)) if m.name == f"tokens-00001.{field}.npy")
+    row = (member.length - 128) // 8
+    flip_byte(path, member.offset + 128 + 3 * row)
+    with pytest.raises(CorruptShardError, match=rf"tokens-00001\.tar: sample {key} is corrupt .*; delete the shard"):
+        check_tokens(str(tokens))
+
+
+def test_damaged_headers_of_a_token_shard_are_named(tokens: Path) -> None:
+    flip_byte(tokens / "tokens-00001.tar", 3)
+    with pytest.raises(CorruptShardError, match=r"tokens-00001\.tar: .*headers are corrupt"):
+        check_tokens(str(tokens))
+
+
+def test_large_sets_are_compared_by_size_alone(images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "DIGEST_LIMIT", 10)
+    flip_byte(images.folder / "images-00001.tar", 700)
+    check_images(images.uri)
+    with (images.folder / "images-00001.tar").open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(CorruptShardError, match=r"images-00001\.tar"):
+        check_images(images.uri)
+
+
+def test_the_checks_import_neither_torch_nor_ray() -> None:
+    code = "import sys, data_pipeline.preflight, data_pipeline.ingest; assert not {'torch', 'ray'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

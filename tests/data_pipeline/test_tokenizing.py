@@ -1,0 +1,164 @@
+"""Image shards to token shards: bytes follow from the plan, only what is missing is done, nothing is mixed."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+import torch
+
+from data_pipeline.errors import CorruptShardError, FoldtrainError, UsageError
+from data_pipeline.image_shards import ImageShards
+from data_pipeline.manifest import TokenManifest
+from data_pipeline.token_shards import TokenShards
+from data_pipeline.tokenizing import SOFTWARE, TokenPlan, finish, load_encoder, missing, tokenize_shard
+from data_pipeline.transforms import Transform, flip, to_model
+from data_pipeline.weights import Card, write_weights
+from model.tokenizer import ImageFolderTokenizer
+from tests.data_pipeline.small_data import TOKENIZER, Images, contents, encode, flip_byte, tokenize_all, tokenizer_card
+
+Plans = Callable[..., TokenPlan]
+
+
+def test_every_view_of_every_image_is_there_once_with_its_label_and_key(tokens: Path, images: Images) -> None:
+    raw, shards = ImageShards(images.uri), TokenShards(str(tokens))
+    pixels = [Transform(16)(raw.read(index)) for index in range(raw.count)]
+    views = np.stack([encode(to_model(pixels)), encode(to_model([flip(image) for image in pixels]))], axis=1)
+    assert np.array_equal(shards.tokens(np.arange(raw.count)), views)
+    assert np.array_equal(shards.labels, raw.labels)
+    assert np.array_equal(shards.keys, raw.keys)
+
+
+def test_bytes_depend_neither_on_batch_size_nor_on_who_made_which_shard_when(tokens: Path, make_plan: Plans) -> None:
+    plan = make_plan("again", batch=5)
+    for shard in reversed(missing(plan)):
+        tokenize_shard(plan, shard, ImageShards(plan.images), encode)
+    finish(plan)
+    assert contents(Path(plan.output)) == contents(tokens)
+
+
+def test_the_output_may_be_at_any_uri(tokens: Path, make_plan: Plans, tmp_path: Path) -> None:
+    plan = dataclasses.replace(make_plan(), output="memory://tokenized-by-a-test")
+    tokenize_all(plan)
+    assert missing(plan) == []
+    fsspec.filesystem("memory").get(plan.output + "/", str(tmp_path / "fetched"), recursive=True)
+    assert contents(tmp_path / "fetched") == contents(tokens)
+
+
+def test_the_manifest_states_the_lineage(tokens: Path, images: Images) -> None:
+    manifest = TokenManifest.read(str(tokens))
+    assert manifest.tokenizer.fingerprint == tokenizer_card().fingerprint()
+    assert manifest.source == ImageShards(images.uri).manifest.fingerprint
+    assert manifest.layout == TOKENIZER.layout
+    assert manifest.views == ("center", "center_flip")
+    assert (manifest.image_size, manifest.fit) == (16, "crop")
+
+
+def test_only_missing_shards_are_made_again(tokens: Path, make_plan: Plans) -> None:
+    before = contents(tokens)
+    for path in tokens.iterdir():
+        os.utime(path, (1, 1))
+    (tokens / "tokens-00001.tar").unlink()
+    plan = make_plan()
+    assert [shard.name for shard in missing(plan)] == ["tokens-00001.tar"]
+    tokenize_all(plan)
+    assert contents(tokens) == before
+    assert {path.name for path in tokens.glob("*.tar") if path.stat().st_mtime == 1} == {
+        "tokens-00000.tar",
+        "tokens-00002.tar",
+    }
+
+
+def test_a_shard_without_its_commit_record_is_made_again(tokens: Path, make_plan: Plans) -> None:
+    before = contents(tokens)
+    (tokens / "manifest.json").unlink()
+    (tokens / "tokens-00002.json").unlink()
+    (tokens / "tokens-00002.tar").write_bytes(b"half")
+    tokenize_all(make_plan())
+    assert contents(tokens) == before
+
+
+def test_a_run_may_be_continued_with_newer_software_and_says_so(make_plan: Plans) -> None:
+    older = dataclasses.replace(make_plan(), software=dict.fromkeys(SOFTWARE, "1.0"))
+    tokenize_shard(older, older.shards[0], ImageShards(older.images), encode)
+    newer = dataclasses.replace(older, software=dict.fromkeys(SOFTWARE, "2.0"))
+    tokenize_all(newer)
+    assert TokenManifest.read(newer.output).software == {name: ["1.0", "2.0"] for name in SOFTWARE}
+    assert missing(older) == []
+
+
+def test_a_set_with_a_missing_shard_is_not_completed(make_plan: Plans) -> None:
+    plan = make_plan()
+    tokenize_shard(plan, plan.shards[0], ImageShards(plan.images), encode)
+    with pytest.raises(FoldtrainError, match=r"still misses tokens-00001\.tar \(2 of 3 shards\)"):
+        finish(plan)
+    assert not (Path(plan.output) / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        ({"card": tokenizer_card("b" * 64)}, "tokenizer.fingerprint: "),
+        ({"shard_samples": 5}, "shard_samples: 8 -> 5"),
+        ({"flip": False}, "views: "),
+    ],
+)
+def test_tokens_made_otherwise_are_neither_reused_nor_overwritten(
+    tokens: Path, make_plan: Plans, change: dict[str, object], difference: str
+) -> None:
+    before = contents(tokens)
+    with pytest.raises(UsageError) as error:
+        missing(make_plan(**change))
+    assert difference in str(error.value)
+    assert "Choose another tokens.output, or delete that folder" in str(error.value)
+    assert contents(tokens) == before
+
+
+def test_a_damaged_image_stops_its_shard_and_is_named(make_plan: Plans, images: Images) -> None:
+    flip_byte(images.folder / "images-00001.tar", 700)
+    plan, raw = make_plan(), ImageShards(images.uri)
+    with pytest.raises(CorruptShardError, match=rf"images-00001\.tar: sample {raw.key(7)} is corrupt"):
+        tokenize_shard(plan, plan.shards[0], raw, encode)
+    assert not Path(plan.output).exists()
+
+
+def test_a_token_outside_of_the_codebook_is_refused(make_plan: Plans) -> None:
+    plan = make_plan()
+    with pytest.raises(FoldtrainError, match="gave token 64, but its codebook has 64"):
+        tokenize_shard(
+            plan, plan.shards[0], ImageShards(plan.images), lambda images: encode(images) // 64 + np.uint16(64)
+        )
+
+
+def test_progress_counts_every_image(make_plan: Plans) -> None:
+    plan, seen = make_plan(), []
+    tokenize_shard(plan, plan.shards[2], ImageShards(plan.images), encode, seen.append)
+    assert seen == [3, 1]
+
+
+def write_tokenizer(folder: Path, seed: int) -> tuple[Card, ImageFolderTokenizer]:
+    torch.manual_seed(seed)
+    network = ImageFolderTokenizer(TOKENIZER).eval()
+    files = {"model": network.state_dict()}
+    return write_weights(str(folder), "tokenizer", TOKENIZER.model_dump(mode="json"), files, {}), network
+
+
+def test_the_encoder_is_the_tokenizer_of_the_plan(make_plan: Plans, tmp_path: Path) -> None:
+    card, network = write_tokenizer(tmp_path / "weights", seed=0)
+    plan = make_plan(card=card)
+    image_BCHW = to_model([Transform(16)(ImageShards(plan.images).read(index)) for index in range(3)])
+    with torch.inference_mode():
+        expected = network.tokenize(torch.from_numpy(image_BCHW))
+    assert np.array_equal(load_encoder(plan, str(tmp_path / "weights"))(image_BCHW), expected.numpy())
+
+
+def test_weights_that_changed_since_the_plan_are_refused(make_plan: Plans, tmp_path: Path) -> None:
+    plan = make_plan(card=write_tokenizer(tmp_path / "weights", seed=0)[0])
+    write_tokenizer(tmp_path / "weights", seed=1)
+    with pytest.raises(UsageError, match="it was trained again meanwhile"):
+        load_encoder(plan, str(tmp_path / "weights"))

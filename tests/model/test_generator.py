@@ -1,0 +1,177 @@
+"""The folded generator: what it sees, that sampling step by step computes what training did, and its sizes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.config import GeneratorConfig, TokenizerConfig
+from model.generator import FoldedGenerator
+from model.layout import TokenLayout
+
+SCALES = (1, 2, 3)
+CODE_DIM = 4
+
+
+def make(folds: int = 2, seed: int = 0, **sizes: object) -> FoldedGenerator:
+    """A small generator whose gates are open, so that every part of it shows in the logits."""
+    torch.manual_seed(seed)
+    given: dict[str, object] = {"num_classes": 5, "depth": 3, "width": 24, "heads": 3, **sizes}
+    generator = FoldedGenerator(GeneratorConfig.model_validate(given), TokenLayout(SCALES, folds, 11), CODE_DIM)
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            parameter.normal_(std=0.3)
+    return generator.eval()
+
+
+def inputs(folds: int = 2, batch: int = 2) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    return torch.tensor([1, 4] * batch)[:batch], torch.randn(batch, 4 + 9, folds * CODE_DIM, generator=generator)
+
+
+def stepwise(generator: FoldedGenerator, label_B: Tensor, input_BMC: Tensor) -> Tensor:
+    """All logits by sampling's steps, with the same inputs."""
+    state = generator.start(label_B)
+    with torch.no_grad():
+        parts = [None, *input_BMC.split([side**2 for side in SCALES[1:]], dim=1)]
+        return torch.cat([generator.step(state, part) for part in parts], dim=1)
+
+
+@pytest.mark.parametrize("folds", [1, 2, 3])
+@pytest.mark.parametrize("options", [{}, {"qk_norm": False}, {"shared_adaln": True}], ids=["norm", "plain", "shared"])
+def test_steps_with_a_cache_give_the_logits_of_training(folds: int, options: dict[str, object]) -> None:
+    generator = make(folds, **options)
+    label_B, input_BMC = inputs(folds)
+    trained = generator(label_B, input_BMC)
+    assert trained.shape == (2, 14, folds, 11)
+    torch.testing.assert_close(stepwise(generator, label_B, input_BMC), trained, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_the_input_of_a_scale_changes_that_scale_and_nothing_before(scale: int) -> None:
+    generator, (label_B, input_BMC) = make(), inputs()
+    span = generator.layout.span(scale)
+    changed = input_BMC.clone()
+    changed[:, span.start - 1 : span.stop - 1] = changed[:, span.start - 1 : span.stop - 1].flip(1) + 1
+    before, after = generator(label_B, input_BMC), generator(label_B, changed)
+    torch.testing.assert_close(after[:, : span.start], before[:, : span.start], atol=1e-6, rtol=0)
+    assert (after[:, span] - before[:, span]).abs().amax(dim=(2, 3)).gt(1e-3).all()
+
+
+def test_positions_of_one_scale_see_one_another() -> None:
+    generator, (label_B, input_BMC) = make(), inputs()
+    changed = input_BMC.clone()
+    changed[:, 3] += 1  # the last position of the second scale
+    moved = (generator(label_B, changed) - generator(label_B, input_BMC)).abs().amax(dim=(0, 2, 3))
+    assert moved[1:].gt(1e-5).all()
+    assert moved[0] == 0
+
+
+def test_the_class_and_the_null_class_reach_every_position() -> None:
+    generator, (label_B, input_BMC) = make(), inputs()
+    assert generator.null_class == 5
+    null = generator(torch.full_like(label_B, generator.null_class), input_BMC)
+    assert (generator(label_B, input_BMC) - null).abs().amax(dim=(2, 3)).gt(1e-5).all()
+
+
+def test_the_head_holds_the_branches_one_after_the_other() -> None:
+    generator, (label_B, input_BMC) = make(), inputs()
+    before = generator(label_B, input_BMC)
+    with torch.no_grad():
+        generator.head.bias[11:] += 1
+    torch.testing.assert_close(generator(label_B, input_BMC)[:, :, 1], before[:, :, 1] + 1)
+    torch.testing.assert_close(generator(label_B, input_BMC)[:, :, 0], before[:, :, 0])
+
+
+def test_keys_have_no_bias() -> None:
+    generator = make()
+    assert not [name for name, _ in generator.named_parameters() if name.endswith("k_bias")]
+    assert generator.get_parameter("blocks.0.attention.qkv.weight").shape == (72, 24)
+
+
+@pytest.mark.parametrize("way", ["autocast", "bf16 weights"])
+def test_half_precision_gives_float32_logits_near_those_of_float32(way: str) -> None:
+    generator, (label_B, input_BMC) = make(), inputs()
+    exact = generator(label_B, input_BMC)
+    if way == "bf16 weights":
+        generator.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=way == "autocast"):
+        logits, steps = generator(label_B, input_BMC), stepwise(generator, label_B, input_BMC)
+    assert logits.dtype == steps.dtype == torch.float32
+    for half in (logits, steps):
+        assert (half - exact).norm() / exact.norm() < 0.03
+    logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in generator.parameters())
+
+
+def test_a_fresh_generator_gates_its_blocks_and_starts_near_even_odds() -> None:
+    torch.manual_seed(0)
+    config = GeneratorConfig(num_classes=5, depth=2, width=96, heads=3, adaln_gamma_init=1e-3)
+    generator = FoldedGenerator(config, TokenLayout(SCALES, 2, 64), CODE_DIM)
+    std = math.sqrt(1 / (3 * 96))
+    expected = {
+        "class_embed.weight": std,
+        "position_embed": std,
+        "level_embed": std,
+        "input.weight": std,
+        "blocks.1.attention.qkv.weight": std,
+        "blocks.1.attention.proj.weight": std / 2,
+        "blocks.1.fc1.weight": std,
+        "blocks.1.fc2.weight": std / 2,
+        "head_adaln.weight": std / 2,
+        "head.weight": std * 0.02,
+    }
+    for name, value in expected.items():
+        assert generator.get_parameter(name).std().item() == pytest.approx(value, rel=0.15), name
+    adaln = generator.get_parameter("blocks.0.adaln.weight")
+    assert adaln[:192].std().item() == pytest.approx(std * 1e-3, rel=0.1)
+    assert adaln[192:].std().item() == pytest.approx(std * 0.5, rel=0.1)
+    assert generator.get_parameter("blocks.0.attention.log_temperature").tolist() == pytest.approx([math.log(4)] * 3)
+    logits = generator(*inputs())
+    assert logits.softmax(-1).max() < 2 / 64
+
+
+@pytest.mark.parametrize(("width", "depth", "millions"), [(1024, 16, 314.1), (1088, 17, 375.3)])
+def test_the_published_sizes_have_the_published_number_of_parameters(width: int, depth: int, millions: float) -> None:
+    with torch.device("meta"):
+        config = GeneratorConfig(width=width, depth=depth, heads=depth)
+        generator = FoldedGenerator(config, TokenizerConfig().layout, 32)
+    assert sum(p.numel() for p in generator.parameters()) / 1e6 == pytest.approx(millions, rel=1e-3)
+
+
+def test_weight_decay_spares_vectors_and_the_tables_of_places() -> None:
+    spared = make(shared_adaln=True).no_decay_parameters()
+    assert {"start_embed", "position_embed", "level_embed", "blocks.0.adaln_offset", "head.bias"} <= spared
+    assert {"blocks.2.attention.log_temperature", "blocks.2.attention.q_bias", "input.bias"} <= spared
+    decayed = {name for name, _ in make(shared_adaln=True).named_parameters()} - spared
+    assert {"class_embed.weight", "input.weight", "head.weight", "blocks.0.attention.qkv.weight"} <= decayed
+
+
+def test_drop_path_leaves_whole_branches_out_in_training_only() -> None:
+    generator = make(drop_path=0.9)
+    label_B, input_BMC = inputs(batch=16)
+    torch.testing.assert_close(generator(label_B, input_BMC), generator(label_B, input_BMC))
+    torch.manual_seed(0)
+    generator.train()
+    assert (generator(label_B, input_BMC) - generator(label_B, input_BMC)).abs().max() > 1e-3
+
+
+def test_an_input_of_another_layout_is_refused() -> None:
+    generator, (label_B, input_BMC) = make(), inputs()
+    with pytest.raises(ValueError, match=r"\[2, 12, 8\], but this layout needs \[2, 13, 8\]"):
+        generator(label_B, input_BMC[:, 1:])
+
+
+def test_steps_out_of_turn_are_refused() -> None:
+    generator, (label_B, input_BMC) = make(), inputs()
+    state = generator.start(label_B)
+    with pytest.raises(ValueError, match="scale 0 takes no input"):
+        generator.step(state, input_BMC[:, :4])
+    with torch.no_grad():
+        for part in (None, input_BMC[:, :4], input_BMC[:, 4:]):
+            generator.step(state, part)
+    with pytest.raises(ValueError, match="all 3 scales"):
+        generator.step(state, input_BMC[:, 4:])

@@ -1,0 +1,197 @@
+"""Published models, shrunk, compute here what they computed at home.
+
+Reads the folders of FOLDTRAIN_PARITY_DIR (or tests/parity): config.json, state.safetensors and io.safetensors each.
+Nothing here knows a size: names and shapes come from the folders.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from model.config import TokenizerConfig, ViTConfig
+from model.published.containers import unwrap
+from model.published.families import GeneratorFamily, TokenizerFamily, find_family
+from model.published.imagefolder import load_tokenizer, published_name
+from model.tokenizer import ImageFolderTokenizer
+
+GIVEN = os.environ.get("FOLDTRAIN_PARITY_DIR")
+DIRECTORY = Path(GIVEN) if GIVEN else Path(__file__).parents[1] / "parity"
+FOLDERS = sorted(path.parent for path in DIRECTORY.glob("*/config.json"))
+if not FOLDERS:  # a directory that was asked for and holds nothing fails; one that nobody asked for is skipped
+    FOLDERS = [DIRECTORY]
+needs_folders = pytest.mark.skipif(
+    not GIVEN and not DIRECTORY.exists(), reason=f"no published models: set FOLDTRAIN_PARITY_DIR, or fill {DIRECTORY}"
+)
+
+
+@needs_folders
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_a_published_model_computes_what_it_computed_at_home(folder: Path) -> None:
+    config, state = _read(folder)
+    family = find_family(config, state)
+    io = load_file(folder / "io.safetensors")
+    with torch.no_grad():
+        if isinstance(family, TokenizerFamily):
+            _check_tokenizer(family.load(config, state), io)
+        elif isinstance(family, GeneratorFamily):
+            _check_generator(family, folder, io)
+        else:
+            pytest.skip("family not supported yet")
+
+
+def _read(folder: Path) -> tuple[dict[str, object], dict[str, Tensor]]:
+    return json.loads((folder / "config.json").read_text()), unwrap(load_file(folder / "state.safetensors"))
+
+
+def _check_tokenizer(tokenizer: ImageFolderTokenizer, io: dict[str, Tensor]) -> None:
+    layout = tokenizer.layout
+    image_BCHW = io["image_uint8"].float() / 127.5 - 1
+    latent_BPCHW = tokenizer.encode(image_BCHW)
+    branches_BCN = [latent_BCHW.flatten(2) for latent_BCHW in latent_BPCHW.unbind(1)]
+    _close(torch.cat(branches_BCN, dim=2), io["latent"].flatten(2))
+    tokens_BLF = tokenizer.tokenize(image_BCHW)
+    for branch in range(layout.branches):
+        for scale in range(len(layout.scales)):
+            expected = io[f"tokens.branch{branch}.scale{scale}"]
+            assert torch.equal(tokens_BLF[:, layout.span(scale), branch], expected), f"branch {branch} scale {scale}"
+    for name in (name for name in io if name.startswith("quantized.")):
+        branch, scale = (int(number) for number in re.findall(r"\d+", name))
+        _close(tokenizer.quantizer.dequantize(tokens_BLF, scale + 1)[:, branch], io[name])
+    inputs = [io[f"generator_input.branch{branch}"] for branch in range(layout.branches)]
+    _close(tokenizer.quantizer.generator_input(tokens_BLF), torch.cat(inputs, dim=2))
+    _close(tokenizer.reconstruct(tokens_BLF[:1]), io["reconstruction"], tolerance=1e-3)
+
+
+def _check_generator(family: GeneratorFamily, folder: Path, io: dict[str, Tensor]) -> None:
+    config, state = _read(folder)
+    tokenizer = _sibling_tokenizer(folder.parent / str(config["tokenizer"]))
+    generator = family.load(config, state, tokenizer)
+    logits_BLFV = generator(io["label"], io["generator_input"])
+    _close(logits_BLFV.flatten(2), io["logits"])
+
+
+def _sibling_tokenizer(folder: Path) -> TokenizerConfig:
+    config, state = _read(folder)
+    family = find_family(config, state)
+    if not isinstance(family, TokenizerFamily):
+        pytest.skip("family not supported yet")
+    return family.load(config, state).config
+
+
+def _close(actual: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
+
+
+VIT = ViTConfig(width=24, depth=1, heads=2)
+
+
+def _published(shared: int, branches: int = 2) -> ImageFolderTokenizer:
+    torch.manual_seed(shared)
+    config = TokenizerConfig(
+        image_size=20,
+        patch_size=4,
+        encoder=VIT,
+        decoder=ViTConfig(width=16, depth=2, heads=2, layer_scale=None),
+        branches=branches,
+        scales=(1, 2, 3),
+        codebook_size=32,
+        code_dim=6,
+        shared_residual_convs=shared,
+    )
+    return ImageFolderTokenizer(config).eval()
+
+
+def _state(tokenizer: ImageFolderTokenizer) -> dict[str, Tensor]:
+    state = {published_name(name, tokenizer.config): tensor for name, tensor in tokenizer.state_dict().items()}
+    state["quant_conv.weight"] = state["quant_conv.weight"][:, :, None, None]
+    return {**state, "encoder.lvl1LC": torch.zeros(1, 3), "semantic_model.cls_token": torch.zeros(1)}
+
+
+def _options(tokenizer: ImageFolderTokenizer) -> dict[str, object]:
+    scales = list(tokenizer.layout.scales)
+    return {
+        "v_patch_nums": scales,
+        "share_quant_resi": tokenizer.config.shared_residual_convs,
+        "vit": {"num_heads": 2},
+    }
+
+
+@pytest.mark.parametrize(("shared", "branches"), [(0, 2), (1, 3), (2, 1), (4, 2)])
+def test_sizes_come_from_the_state_and_weights_survive(shared: int, branches: int) -> None:
+    tokenizer = _published(shared, branches)
+    loaded = load_tokenizer(_options(tokenizer), _state(tokenizer))
+    image_BCHW = torch.rand(2, 3, 20, 20) * 2 - 1
+    tokens_BLF = tokenizer.tokenize(image_BCHW)
+    assert torch.equal(loaded.tokenize(image_BCHW), tokens_BLF)
+    assert torch.equal(loaded.reconstruct(tokens_BLF), tokenizer.reconstruct(tokens_BLF))
+
+
+def test_a_missing_parameter_is_named() -> None:
+    tokenizer = _published(2)
+    state = _state(tokenizer)
+    del state["quantizes.1.quant_resi.qresi_ls.0.bias"]
+    with pytest.raises(ValueError, match=r"misses: quantizes\.1\.quant_resi\.qresi_ls\.0\.bias$"):
+        load_tokenizer(_options(tokenizer), state)
+
+
+def test_an_unknown_parameter_is_named() -> None:
+    tokenizer = _published(2)
+    with pytest.raises(ValueError, match=r"not known: decoder\.extra$"):
+        load_tokenizer(_options(tokenizer), {**_state(tokenizer), "decoder.extra": torch.zeros(1)})
+
+
+def test_a_parameter_of_another_shape_is_named() -> None:
+    tokenizer = _published(2)
+    state = {**_state(tokenizer), "decoder.mask_token": torch.zeros(1, 1, 17)}
+    with pytest.raises(ValueError, match=r"unexpected shapes: decoder\.mask_token \[1, 1, 17\]$"):
+        load_tokenizer(_options(tokenizer), state)
+
+
+def test_loading_copies_the_weights() -> None:
+    tokenizer = _published(1)
+    state = _state(tokenizer)
+    loaded = load_tokenizer(_options(tokenizer), state)
+    with torch.no_grad():
+        loaded.from_latent.bias.add_(1)
+    assert not torch.equal(loaded.from_latent.bias, state["post_quant_conv.bias"])
+
+
+@pytest.mark.parametrize(
+    "change", [{"v_patch_nums": [3]}, {"lfq": True}, {"abs_pos_embed": False}, {"v_patch_nums": None}]
+)
+def test_other_quantizers_are_not_taken_for_this_one(change: dict[str, object]) -> None:
+    tokenizer = _published(1)
+    assert find_family(_options(tokenizer), _state(tokenizer)) is not None
+    assert find_family({**_options(tokenizer), **change}, _state(tokenizer)) is None
+
+
+def test_a_training_checkpoint_gives_its_moving_average_unless_told_otherwise() -> None:
+    raw, average = {"a": torch.zeros(1)}, {"a": torch.ones(1)}
+    record = {"model": raw, "ema": average, "optimizer": {"state": {}}, "args": object()}
+    assert unwrap(record) == average
+    assert unwrap(record, weights="raw") == raw
+
+
+def test_a_generator_checkpoint_holds_the_generator_and_its_tokenizer() -> None:
+    generator, tokenizer = {"head.weight": torch.zeros(1)}, {"quant_conv.weight": torch.ones(1)}
+    record = {"trainer": {"var_wo_ddp": generator, "vae_local": tokenizer}, "epoch": 3}
+    assert unwrap(record) == generator
+    assert unwrap(record, part="tokenizer") == tokenizer
+
+
+def test_prefixes_of_wrappers_are_taken_off() -> None:
+    assert list(unwrap({"module._orig_mod.head.weight": torch.zeros(1)})) == ["head.weight"]
+
+
+@pytest.mark.parametrize("record", [{}, {"model": {"a": 1}}, {"weights": {"a": torch.zeros(1)}}])
+def test_what_is_no_known_container_is_refused(record: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="not a known container"):
+        unwrap(record)

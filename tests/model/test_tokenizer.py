@@ -1,0 +1,207 @@
+"""ImageFolder's tokenizer: sizes, decoding, gradients, and the paper's config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+import configs
+from cluster.config import RunConfig
+from model.config import TokenizerConfig, ViTConfig
+from model.tokenizer import ImageFolderTokenizer, TokenizerOutput
+from model.vit import build_trunk, resize_positions
+
+PAPER = Path(configs.__file__).parent / "tokenizer" / "imagefolder-msvr10p2-4096.yaml"
+
+
+def _tokenizer(**changes: object) -> ImageFolderTokenizer:
+    torch.manual_seed(0)
+    vit = {"width": 24, "depth": 2, "heads": 2}
+    options: dict[str, object] = {
+        "image_size": 20,
+        "patch_size": 4,
+        "encoder": vit,
+        "decoder": vit,
+        "scales": (1, 2, 3),
+        "codebook_size": 16,
+        "code_dim": 6,
+        "shared_residual_convs": 2,
+    }
+    return ImageFolderTokenizer(TokenizerConfig.model_validate({**options, **changes}))
+
+
+def _images(size: int = 20, batch: int = 2) -> Tensor:
+    return torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def _paper() -> TokenizerConfig:
+    return RunConfig.model_validate(yaml.safe_load(PAPER.read_text())).tokenizer.model.without_pretraining()
+
+
+# Shapes
+
+
+def test_what_rebuilds_a_trained_tokenizer_asks_no_hub_for_weights() -> None:
+    config = TokenizerConfig(encoder=ViTConfig(pretrained=True, depth=5), decoder=ViTConfig(pretrained=True))
+    rebuilt = config.without_pretraining()
+    assert (rebuilt.encoder.pretrained, rebuilt.decoder.pretrained, rebuilt.encoder.depth) == (False, False, 5)
+
+
+@pytest.mark.parametrize(
+    ("size", "patch", "scales", "branches"), [(20, 4, (1, 2, 3), 2), (32, 8, (4,), 1), (24, 8, (1, 5), 3)]
+)
+def test_any_size_of_image_patch_grid_and_number_of_branches(
+    size: int, patch: int, scales: tuple[int, ...], branches: int
+) -> None:
+    tokenizer = _tokenizer(
+        image_size=size, patch_size=patch, scales=scales, branches=branches, dropout_min_scales=1
+    ).eval()
+    latent_BPCHW = tokenizer.encode(_images(size))
+    assert latent_BPCHW.shape == (2, branches, 6, scales[-1], scales[-1])
+    tokens_BLF = tokenizer.tokenize(_images(size))
+    assert tokens_BLF.shape == (2, tokenizer.layout.positions, branches)
+    assert tokenizer.decode(latent_BPCHW).shape == (2, 3, size, size)
+
+
+def test_an_image_of_another_size_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"takes \[3, 20, 20\]"):
+        _tokenizer().encode(_images(24))
+
+
+def test_the_papers_tokenizer_has_172_million_parameters_and_286_positions() -> None:
+    config = _paper()
+    with torch.device("meta"):
+        tokenizer = ImageFolderTokenizer(config)
+    count = sum(parameter.numel() for parameter in tokenizer.parameters())
+    assert count == pytest.approx(172.33e6, rel=1e-3)
+    assert config.layout.positions == 286
+
+
+def test_the_papers_stochastic_depth_grows_from_nothing_to_a_tenth_over_twelve_blocks() -> None:
+    with torch.device("meta"):
+        trunk = build_trunk(_paper().encoder, 256, 16)
+    rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in trunk.blocks]
+    assert rates == pytest.approx([0.1 * block / 11 for block in range(12)])
+
+
+def test_attention_is_torchs_fused_one() -> None:
+    for trunk in (_tokenizer().encoder.trunk, _tokenizer().decoder.trunk):
+        assert isinstance(trunk, VisionTransformer)
+        assert all(block.attn.fused_attn for block in trunk.blocks)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("vit_base_patch14_reg4_dinov2.lvd142m", "needs a plain ViT"),
+        ("resnet18", "needs a plain ViT"),
+        ("vit_basic", "no model of this name"),
+    ],
+)
+def test_a_backbone_that_cannot_serve_is_refused_by_name(name: str, reason: str) -> None:
+    with torch.device("meta"), pytest.raises(ValueError, match=f"backbone {name}.*{reason}"):
+        build_trunk(ViTConfig(backbone=name), 224, 14)
+
+
+# The position table
+
+
+def test_resizing_the_position_table_keeps_the_class_row_and_the_mean() -> None:
+    table_1LD = torch.randn(1, 1 + 16 * 16, 4)
+    small_1LD = resize_positions(table_1LD, 11)
+    assert small_1LD.shape == (1, 1 + 11 * 11, 4)
+    assert torch.equal(small_1LD[:, :1], table_1LD[:, :1])
+    torch.testing.assert_close(small_1LD[:, 1:].mean(1), table_1LD[:, 1:].mean(1), rtol=0, atol=0.05)
+
+
+def test_a_table_of_the_asked_size_is_left_alone() -> None:
+    table_1LD = torch.randn(1, 10, 4)
+    assert torch.equal(resize_positions(table_1LD, 3), table_1LD)
+
+
+# Decoding
+
+
+def test_reconstruction_decodes_the_quantized_latent_and_clamps() -> None:
+    tokenizer = _tokenizer().eval()
+    with torch.no_grad():
+        tokenizer.decoder.to_pixel.bias.fill_(1.1)
+        tokens_BLF = tokenizer.tokenize(_images())
+        image_BCHW = tokenizer.decode(tokenizer.quantizer.dequantize(tokens_BLF))
+        assert image_BCHW.max() > 1
+        assert torch.equal(tokenizer.reconstruct(tokens_BLF), image_BCHW.clamp(-1, 1))
+
+
+def test_a_prefix_of_the_scales_decodes_without_the_tokens_after_it() -> None:
+    tokenizer = _tokenizer().eval()
+    tokens_BLF = tokenizer.tokenize(_images())
+    changed = tokens_BLF.clone()
+    changed[:, tokenizer.layout.span(2)] = (changed[:, tokenizer.layout.span(2)] + 1) % 16
+    assert torch.equal(tokenizer.reconstruct(tokens_BLF, scales=2), tokenizer.reconstruct(changed, scales=2))
+    assert not torch.equal(tokenizer.reconstruct(tokens_BLF), tokenizer.reconstruct(changed))
+
+
+def test_each_patch_is_laid_out_by_row_column_and_colour() -> None:
+    decoder = _tokenizer().decoder
+    patches_BND = torch.arange(25 * 48).view(1, 25, 48).float()
+    image_BCHW = decoder._unpatchify(patches_BND)
+    row, column, colour = 4 * 2 + 3, 4 * 1 + 2, 1  # patch (2, 1), pixel (3, 2)
+    assert image_BCHW[0, colour, row, column] == patches_BND[0, 2 * 5 + 1, (3 * 4 + 2) * 3 + colour]
+
+
+# Training
+
+
+def test_every_parameter_gets_a_gradient() -> None:
+    tokenizer = _tokenizer(teacher_width=7).train()
+    output: TokenizerOutput = tokenizer(_images(), torch.tensor([2, 3]))
+    quantized = output.quantized
+    loss = (output.reconstruction_BCHW - _images()).square().mean() + quantized.codebook_loss
+    loss = loss + quantized.commitment_loss + output.semantic_BC.square().mean()
+    (loss + tokenizer.project_teacher(torch.ones(2, 7)).square().mean()).backward()
+    assert [name for name, parameter in tokenizer.named_parameters() if parameter.grad is None] == []
+
+
+def test_the_student_is_the_mean_of_the_last_branch_and_reaches_the_encoder() -> None:
+    tokenizer = _tokenizer(branches=3)
+    output: TokenizerOutput = tokenizer(_images())
+    assert torch.equal(output.semantic_BC, output.quantized.latent_BPCHW[:, 2].mean((2, 3)))
+    output.semantic_BC.sum().backward()
+    assert tokenizer.to_latent.weight.grad is not None
+
+
+def test_quantizer_dropout_changes_the_reconstruction_of_the_dropped_image_only() -> None:
+    tokenizer = _tokenizer().eval()
+    plain, dropped = tokenizer(_images()), tokenizer(_images(), torch.tensor([1, 3]))
+    assert not torch.equal(plain.reconstruction_BCHW[0], dropped.reconstruction_BCHW[0])
+    torch.testing.assert_close(plain.reconstruction_BCHW[1], dropped.reconstruction_BCHW[1])
+
+
+def test_a_teacher_of_the_encoders_width_shares_the_encoders_projection() -> None:
+    tokenizer = _tokenizer()
+    feature_BD = torch.randn(2, 24)
+    assert torch.equal(tokenizer.project_teacher(feature_BD), tokenizer.to_latent(feature_BD))
+
+
+def test_a_teacher_of_another_width_must_be_announced() -> None:
+    with pytest.raises(ValueError, match=r"set tokenizer\.model\.teacher_width to 7"):
+        _tokenizer().project_teacher(torch.ones(2, 7))
+    assert _tokenizer(teacher_width=7).project_teacher(torch.ones(2, 7)).shape == (2, 6)
+
+
+@pytest.mark.parametrize("mode", ["bf16 weights", "autocast"])
+def test_half_precision_trains(mode: str) -> None:
+    tokenizer = _tokenizer()
+    tokenizer = tokenizer.bfloat16() if mode == "bf16 weights" else tokenizer
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mode == "autocast"):
+        output: TokenizerOutput = tokenizer(_images())
+    (output.reconstruction_BCHW.float().square().mean() + output.quantized.codebook_loss).backward()
+    assert output.quantized.latent_BPCHW.dtype == torch.float32
+    assert tokenizer.reconstruct(output.quantized.tokens_BLF).dtype == torch.float32
+    gradients = [parameter.grad for parameter in tokenizer.parameters() if parameter.grad is not None]
+    assert all(bool(gradient.isfinite().all()) for gradient in gradients)

@@ -1,0 +1,357 @@
+"""The report: what it says, that it needs nothing else, and that nothing of a run can break out of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_pipeline.errors import UsageError
+from trainer.report import ReportData, build_report, collect, write_report
+from trainer.report.charts import Line, column_chart, line_chart, linear_ticks, log_ticks, number, smoothed, stacked_bar
+from trainer.report.data import Evaluation, StageRecords, StageTime
+from trainer.report.page import branch_names, duration, flatten
+
+PNG = b"\x89PNG\r\n\x1a\n not decoded by the report"
+EVALUATION: dict[str, Any] = {
+    "reconstruction": {"mse_per_scale": [0.2, 0.1, 0.05], "frechet_distance": 1.234},
+    "generation": {
+        "frechet_distance": 5.678,
+        "samples": 1000,
+        "class_accuracy": 0.8123,
+        "class_accuracy_per_class": [0.9, 0.7246],
+        "judge_accuracy_on_real": 0.866,
+    },
+    "codebook_use": [[0.25, 0.5, 1.0], [0.125, 0.5, 0.75]],
+    "class_names": ["Coat", "Bag"],
+    "fingerprints": {"tokenizer": "ab12", "generator": {"weights": "cd34"}},
+    "sampling": {"guidance": 2.5, "classes": None},
+}
+CONFIG = "seed: 0\ntokenizer:\n  model:\n    scales: [1, 2, 4]\n    codebook_size: 64\n"
+HOSTILE = "\"'><script>alert(1)</script><img src=x onerror=y>&{{ 7 * 7 }}"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A folder as the stages leave it."""
+    folder = tmp_path / "runs" / "first"
+    (folder / "samples").mkdir(parents=True)
+    (folder / "tokenizer").mkdir()
+    (folder / "evaluation.json").write_text(json.dumps(EVALUATION))
+    (folder / "config.yaml").write_text(CONFIG)
+    stages = [
+        {"stage": "train-tokenizer", "seconds": 90.0, "items": 9000, "unit": "samples"},
+        {"stage": "tokenize", "seconds": 10.0, "items": 500, "unit": "images"},
+    ]
+    (folder / "stages.json").write_text(json.dumps(stages))
+    lines = [{"step": step, "loss": 1 / step, "semantic": 0.5, "samples_per_second": 123.0} for step in (10, 20, 30)]
+    (folder / "tokenizer" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "tokenizer" / "events.jsonl").write_text('{"event": "start"}\n{"event": "resume"}\n')
+    (folder / "samples" / "grid.png").write_bytes(PNG)
+    (folder / "samples" / "reconstructions.png").write_bytes(PNG + b"2")
+    return folder
+
+
+class Page(HTMLParser):
+    """A page's tags, and its text without style."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        while self.open and self.open.pop() != tag:
+            pass
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.text += data + " "
+
+    @property
+    def words(self) -> str:
+        return " ".join(self.text.split())
+
+
+def minimal() -> ReportData:
+    return ReportData(run="runs/empty", created="today", evaluation=Evaluation())
+
+
+def test_a_report_is_written_into_the_run(run: Path) -> None:
+    uri = write_report(str(run))
+    assert uri == f"{run}/report.html"
+    assert Path(uri).read_text().startswith("<!DOCTYPE html>")
+
+
+def test_the_headline_numbers_are_those_of_the_evaluation(run: Path) -> None:
+    words = Page(build_report(collect(str(run)))).words
+    for expected in ("81.2 %", "86.6 %", "1.23", "5.68", "100 % / 75 %", "1 min 40 s", "of 1,000 samples"):
+        assert expected in words
+
+
+def test_the_error_of_every_number_of_scales_is_shown_with_its_change(run: Path) -> None:
+    words = Page(build_report(collect(str(run)))).words
+    assert "1 up to 1×1 0.2000 2 up to 2×2 0.1000 −50.0 % 3 up to 4×4 0.0500 −50.0 %" in words
+
+
+def test_codebook_use_is_shown_per_scale_and_branch_with_the_number_of_codes(run: Path) -> None:
+    words = Page(build_report(collect(str(run)))).words
+    assert "detail 25 % 16 codes 50 % 32 codes 100 % 64 codes semantic 12 % 8 codes" in words
+
+
+def test_each_class_has_its_accuracy(run: Path) -> None:
+    words = Page(build_report(collect(str(run)))).words
+    assert "Coat 90 % Bag 72 %" in words
+
+
+def test_each_stage_has_its_time_throughput_and_restarts(run: Path) -> None:
+    words = Page(build_report(collect(str(run)))).words
+    assert "train-tokenizer 1 min 30 s 90 % 9,000 samples 100 samples/s 123 samples/s 1 0" in words
+    assert "tokenize 10 s 10 % 500 images 50 images/s" in words
+
+
+def test_configuration_and_fingerprints_are_in_it(run: Path) -> None:
+    words = Page(build_report(collect(str(run)))).words
+    assert "codebook_size: 64" in words
+    assert "tokenizer ab12 generator.weights cd34" in words
+    assert "guidance 2.5 classes all" in words
+
+
+def test_losses_are_drawn_with_axes(run: Path) -> None:
+    html = build_report(collect(str(run)))
+    labels = [attrs.get("aria-label") for tag, attrs in Page(html).tags if tag == "svg"]
+    assert "tokenizer: loss by step" in labels
+    assert "tokenizer: what was recorded beside the loss" in labels
+
+
+def test_the_page_asks_for_nothing_and_runs_nothing(run: Path) -> None:
+    html = build_report(collect(str(run)))
+    page = Page(html)
+    names = {tag for tag, _ in page.tags}
+    assert not names & {"script", "link", "iframe", "object", "embed", "base", "form"}
+    targets = [
+        attrs[key] or "" for _, attrs in page.tags for key in ("src", "href", "srcset", "action") if key in attrs
+    ]
+    assert len(targets) == 2
+    assert all(target.startswith("data:image/png;base64,") for target in targets)
+    assert not any(key.startswith("on") for _, attrs in page.tags for key in attrs)
+    assert "@import" not in html
+    assert "url(" not in html
+    policy = next(attrs["content"] for tag, attrs in page.tags if tag == "meta" and "http-equiv" in attrs)
+    assert policy is not None
+    assert policy.startswith("default-src 'none'")
+
+
+def test_whatever_comes_from_a_run_is_escaped(run: Path) -> None:
+    clean = collect(str(run))
+    evaluation = dataclasses.replace(
+        clean.evaluation,
+        class_names=(HOSTILE, HOSTILE),
+        fingerprints={HOSTILE: HOSTILE},
+        sampling={HOSTILE: {HOSTILE: HOSTILE}},
+    )
+    metrics = ({"step": 1, "loss": 1.0, HOSTILE: 1.0, "b": 2.0}, {"step": 2, "loss": 1.0, HOSTILE: 1.0, "b": 2.0})
+    hostile = dataclasses.replace(
+        clean,
+        run=HOSTILE,
+        created=HOSTILE,
+        evaluation=evaluation,
+        stages=(StageTime(HOSTILE, 1.0, 1, HOSTILE),),
+        records=(StageRecords(HOSTILE, metrics),),
+        config_yaml=HOSTILE,
+    )
+    html = build_report(hostile)
+    page = Page(html)
+    assert "alert(1)" in page.text
+    assert "{{ 7 * 7 }}" in page.text
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert [attrs.get("src", "")[:5] for tag, attrs in page.tags if tag == "img"] == ["data:", "data:"]
+    assert not any(key.startswith("on") for _, attrs in page.tags for key in attrs)
+
+
+def test_every_tag_is_closed_where_it_was_opened(run: Path) -> None:
+    html = build_report(collect(str(run)))
+    body = re.sub(r"<(img|meta)\b[^>]*>", "", html.removeprefix("<!DOCTYPE html>"))
+    ElementTree.fromstring(body.replace("&nbsp;", " "))
+
+
+def test_a_run_that_recorded_nothing_else_says_so() -> None:
+    words = Page(build_report(minimal())).words
+    for missing in ("samples/grid.png", "samples/reconstructions.png", "metrics.jsonl", "stages.json", "config.yaml"):
+        assert f"No {missing} in this run." in words
+
+
+def test_what_was_not_measured_is_a_dash() -> None:
+    words = Page(build_report(minimal())).words
+    assert "Samples of the asked class –" in words
+    assert "Time of all stages –" in words
+
+
+def test_values_that_are_not_finite_do_not_break_the_page(run: Path) -> None:
+    clean = collect(str(run))
+    metrics = ({"step": 1, "loss": math.nan}, {"step": 2, "loss": None}, {"step": 3, "loss": math.inf}, {"step": 4})
+    evaluation = dataclasses.replace(
+        clean.evaluation, mse_per_scale=(math.nan, 0.1, 0.0), generation_distance=math.nan, codebook_use=((math.nan,),)
+    )
+    data = dataclasses.replace(clean, records=(StageRecords("tokenizer", metrics),), evaluation=evaluation)
+    html = build_report(data)
+    assert "Nothing was recorded." in html
+    assert not re.search(r'(?:points|d|x|y|cx|cy|width|height)="[^"]*(?:nan|inf)', html)
+
+
+def test_a_run_without_evaluation_is_told_to_evaluate_first(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"evaluation\.json is missing: run `foldtrain evaluate`"):
+        collect(str(tmp_path))
+
+
+@pytest.mark.parametrize("content", ["[]", '{"reconstruction": {}}', '{"reconstruction": null, "generation": 1}'])
+def test_an_evaluation_that_was_edited_is_refused_by_name(run: Path, content: str) -> None:
+    (run / "evaluation.json").write_text(content)
+    with pytest.raises(UsageError, match=r"evaluation\.json is not what"):
+        collect(str(run))
+
+
+def test_an_edited_list_of_stages_is_refused_by_name(run: Path) -> None:
+    (run / "stages.json").write_text('[{"stage": "ingest"}]')
+    with pytest.raises(UsageError, match=r"stages\.json"):
+        collect(str(run))
+
+
+def test_of_a_step_that_was_repeated_after_a_restart_the_last_record_counts(run: Path) -> None:
+    with (run / "tokenizer" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 20, "loss": 7.0}\n{"step": 25, "loss": 8.0}\n{"step": 40, "lo')
+    tokenizer = next(records for records in collect(str(run)).records if records.stage == "tokenizer")
+    assert [(record["step"], record["loss"]) for record in tokenizer.metrics] == [
+        (10, 0.1),
+        (20, 7.0),
+        (25, 8.0),
+        (30, 1 / 30),
+    ]
+
+
+def test_the_scales_come_from_the_runs_config(run: Path) -> None:
+    data = collect(f"file://{run}")
+    assert (data.name, data.scales, data.codebook_size) == ("first", (1, 2, 4), 64)
+
+
+# --- charts ---
+
+
+@given(low=st.floats(-1e6, 1e6), span=st.floats(1e-6, 1e6))
+def test_linear_ticks_enclose_the_values_evenly_and_are_few(low: float, span: float) -> None:
+    ticks = linear_ticks(low, low + span)
+    slack = 1e-6 * max(abs(low), span)
+    assert ticks[0] <= low + slack
+    assert ticks[-1] >= low + span - slack
+    assert 2 <= len(ticks) <= 8
+    gaps = [after - before for before, after in pairwise(ticks)]
+    assert max(gaps) == pytest.approx(min(gaps), rel=1e-3)
+
+
+@given(low=st.floats(1e-6, 1e3), ratio=st.floats(1.01, 1e6))
+def test_log_ticks_enclose_the_values(low: float, ratio: float) -> None:
+    ticks = log_ticks(low, low * ratio)
+    assert ticks[0] <= low * (1 + 1e-9)
+    assert ticks[-1] >= low * ratio * (1 - 1e-9)
+    assert ticks == sorted(set(ticks))
+
+
+def test_a_constant_has_ticks_around_it() -> None:
+    assert min(linear_ticks(3, 3)) < 3 < max(linear_ticks(3, 3))
+    assert linear_ticks(0, 0)[0] < 0 < linear_ticks(0, 0)[-1]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (0.0549, "0.0549"), (0.5, "0.5"), (1234567, "1.2e6"), (1200, "1,200"), (86.64, "86.6"), (2e-5, "2.0e-5"),
+     (-0.25, "-0.25"), (None, "–"), (math.nan, "–"), (100.0, "100")],
+)  # fmt: skip
+def test_numbers_are_short(value: float | None, text: str) -> None:
+    assert number(value) == text
+
+
+def test_smoothing_keeps_a_line_and_both_ends() -> None:
+    line = [(float(i), 2.0 * i) for i in range(100)]
+    assert [y for _, y in smoothed(line)] == pytest.approx([y for _, y in line])
+    noisy = [(float(i), float(i % 2)) for i in range(100)]
+    middle = [y for _, y in smoothed(noisy, 0.2)][20:80]
+    assert all(0.4 < y < 0.6 for y in middle)
+
+
+def test_a_line_stays_inside_the_chart() -> None:
+    chart = line_chart([Line("loss", [(10, 5.0), (500, 0.3), (990, 4.4)])], title="t", x_label="x", y_label="y")
+    root = ElementTree.fromstring(str(chart))
+    _, _, width, height = map(float, root.attrib["viewBox"].split())
+    points = root.find("polyline")
+    assert points is not None
+    places = [tuple(map(float, pair.split(","))) for pair in points.attrib["points"].split()]
+    assert len(places) == 3
+    assert all(0 <= x <= width and 0 <= y <= height for x, y in places)
+    assert places[0][1] < places[1][1]  # the page's y grows downwards
+
+
+def test_a_legend_names_the_lines_once_there_are_two() -> None:
+    points = [(0.0, 1.0), (1.0, 2.0)]
+    one = line_chart([Line("a", points), Line("raw", points, faint=True)], title="t", x_label="x", y_label="y")
+    two = line_chart([Line("a", points), Line("b", points, 1)], title="t", x_label="x", y_label="y")
+    assert "legend" not in one
+    assert ">a</span>" in two
+    assert ">b</span>" in two
+
+
+def test_a_logarithmic_chart_leaves_out_what_has_no_logarithm() -> None:
+    chart = line_chart(
+        [Line("a", [(0, 0.0), (1, 0.01), (2, 10.0), (3, -1.0)])], title="t", x_label="x", y_label="y", log_y=True
+    )
+    points = re.search(r'points="([^"]*)"', chart)
+    assert points is not None
+    assert len(points[1].split()) == 2
+
+
+def test_columns_are_as_high_as_their_values() -> None:
+    chart = column_chart(["1", "2"], [0.2, 0.1], title="t", x_label="x", y_label="y")
+    heights = [float(rect.attrib["height"]) for rect in ElementTree.fromstring(str(chart)).findall("rect")]
+    assert heights[0] == pytest.approx(2 * heights[1], rel=0.01)
+
+
+def test_parts_of_a_bar_share_its_width() -> None:
+    root = ElementTree.fromstring(str(stacked_bar([("a", 30.0), ("b", 90.0)], title="t")))
+    first, second = (float(rect.attrib["width"]) + 1 for rect in root.findall("rect"))
+    assert second == pytest.approx(3 * first, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.44, "0.4 s"), (12.4, "12 s"), (59.7, "1 min 00 s"), (822, "13 min 42 s"), (7500, "2 h 05 min")],
+)
+def test_durations_read_as_people_say_them(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_branches_have_the_papers_names() -> None:
+    assert branch_names(1) == ["branch 1"]
+    assert branch_names(2) == ["detail", "semantic"]
+    assert branch_names(3) == ["branch 1", "branch 2", "branch 3 (semantic)"]
+
+
+def test_nested_records_become_dotted_rows() -> None:
+    assert flatten({"a": {"b": 1, "c": {"d": "x"}}, "e": None}) == [("a.b", "1"), ("a.c.d", "x"), ("e", "all")]

@@ -1,0 +1,81 @@
+"""A training stage as plain data: what the driver hands to every worker. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from data_pipeline import storage, weights
+from data_pipeline.errors import UsageError
+from trainer.config import ClassifierStageConfig, GeneratorStageConfig, TokenizerStageConfig
+
+# Settings of the trainer that do not change what is computed, so a run may be continued with others.
+_NEUTRAL = {"checkpoint_every", "keep_checkpoints", "log_every", "max_skipped_steps", "zero_stage", "micro_batch"}
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """One network to train.
+
+    `inputs` are URIs of what it is trained from (images, teacher, tokenizer, tokens), `lineage` their fingerprints,
+    `config` the resolved config of the whole run, which is only recorded.
+    """
+
+    stage: str
+    folder: str
+    section: ClassifierStageConfig | TokenizerStageConfig | GeneratorStageConfig
+    seed: int
+    fit: str
+    inputs: dict[str, str]
+    lineage: dict[str, str]
+    config: dict[str, Any]
+
+    @property
+    def checkpoints(self) -> str:
+        """Folder of the checkpoints."""
+        return storage.join(self.folder, "checkpoints")
+
+    @property
+    def export(self) -> str:
+        """Folder of the finished network."""
+        return storage.join(self.folder, "export")
+
+    def settings(self) -> dict[str, Any]:
+        """All that decides the result. A run is continued only with the same."""
+        section = self.section.model_dump(mode="json")
+        section["trainer"] = {k: v for k, v in section["trainer"].items() if k not in _NEUTRAL}
+        return {"stage": self.stage, "section": section, "seed": self.seed, "fit": self.fit, "lineage": self.lineage}
+
+    def is_finished(self) -> bool:
+        """Whether the network is there already, made with these settings.
+
+        Raises:
+            UsageError: if the folder holds a run with other settings.
+        """
+        try:
+            recorded = storage.read_json(storage.join(self.folder, "settings.json"))
+        except FileNotFoundError:
+            return False
+        differences = _differences(recorded, self.settings())
+        if differences:
+            raise UsageError(
+                f"{self.folder} holds a run with other settings:\n  "
+                + "\n  ".join(differences)
+                + "\nSet `run` to another folder, or restore the settings, or delete that folder to start anew."
+            )
+        if not storage.exists(storage.join(self.export, "card.json")):
+            return False
+        weights.read_card(self.export, self.stage)
+        return True
+
+    def begin(self) -> None:
+        """Record the settings, so that a later start can compare."""
+        storage.write_json(storage.join(self.folder, "settings.json"), self.settings())
+        storage.write_json(storage.join(self.folder, "lineage.json"), self.lineage)
+
+
+def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(old.keys() | new.keys())
+        return [line for key in keys for line in _differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))]
+    return [] if old == new else [f"{path}: {old} there, {new} now"]

@@ -1,0 +1,42 @@
+"""Trained networks, put together again from their exports."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from data_pipeline import weights
+from data_pipeline.weights import Card
+from model.config import GeneratorConfig, TokenizerConfig
+from model.generator import FoldedGenerator
+from model.quantizer import FoldedQuantizer
+from model.tokenizer import ImageFolderTokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+
+def load_tokenizer(uri: str, device: torch.device) -> tuple[ImageFolderTokenizer, Card]:
+    """The tokenizer with its moving-average weights, frozen, and its card."""
+    card, state = weights.read_weights(uri, "tokenizer")
+    tokenizer = ImageFolderTokenizer(TokenizerConfig(**card.config))
+    tokenizer.load_state_dict(state)
+    return tokenizer.to(device).eval().requires_grad_(False), card
+
+
+def load_quantizer(uri: str, device: torch.device) -> tuple[FoldedQuantizer, TokenizerConfig]:
+    """The tokenizer's quantizer alone, which is all that the generator's training needs of it."""
+    card, state = weights.read_weights(uri, "tokenizer")
+    config = TokenizerConfig(**card.config)
+    quantizer = FoldedQuantizer(config)
+    prefix = "quantizer."
+    quantizer.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+    return quantizer.to(device).eval().requires_grad_(False), config
+
+
+def load_generator(uri: str, ema: bool, device: torch.device) -> tuple[FoldedGenerator, Card]:
+    """The generator, frozen, and its card."""
+    card, state = weights.read_weights(uri, "generator", ema)
+    tokenizer = TokenizerConfig(**card.config["tokenizer"])
+    generator = FoldedGenerator(GeneratorConfig(**card.config["generator"]), tokenizer.layout, tokenizer.code_dim)
+    generator.load_state_dict(state)
+    return generator.to(device).eval().requires_grad_(False), card

@@ -1,0 +1,240 @@
+"""The data of a report → one HTML file: no script, no request to anywhere, light or dark as the reader's system is."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any, TypeGuard
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from trainer.report.charts import COLOURS, Line, column_chart, line_chart, number, smoothed, stacked_bar
+from trainer.report.data import Evaluation, ReportData, StageRecords
+
+BOOKKEEPING = frozenset(
+    [
+        *("time", "step", "steps", "samples", "epoch", "loss", "learning_rate", "grad_norm"),
+        *("samples_per_second", "step_seconds", "eta_seconds", "skipped_steps"),
+    ]
+)
+"""Keys of metrics.jsonl that are no terms of the loss."""
+
+
+def build_report(data: ReportData) -> str:
+    """The whole page. Whatever comes from the run is escaped: the template escapes all that is not `Markup`."""
+    folder = Path(__file__).parent
+    environment = Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    evaluation = data.evaluation
+    return environment.get_template("page.html").render(
+        data=data,
+        evaluation=evaluation,
+        style=Markup((folder / "style.css").read_text(encoding="utf-8")),  # noqa: S704 - the project's own file
+        headlines=_headlines(data),
+        scale_rows=_scale_rows(data),
+        scale_chart=_scale_chart(data),
+        training=[_training(records) for records in data.records if records.metrics],
+        use=_codebook_use(data),
+        classes=_classes(evaluation),
+        stages=_stages(data),
+        stage_bar=stacked_bar(
+            [(f"{s.stage}: {duration(s.seconds)}", s.seconds) for s in data.stages], title="Time of each stage"
+        ),
+        total=duration(data.seconds),
+        sampling=flatten(evaluation.sampling),
+        fingerprints=flatten(evaluation.fingerprints),
+        reconstructions=_data_uri(data.reconstructions_png),
+        samples=_data_uri(data.samples_png),
+    )
+
+
+def duration(seconds: float) -> str:
+    """A time for people: 0.4 s, 12 s, 13 min 42 s, 2 h 05 min."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """A share in percent; a dash for none."""
+    return "–" if share is None or not math.isfinite(share) else f"{100 * share:.{digits}f} %"
+
+
+def flatten(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """A nested record as rows of dotted name and value."""
+    rows: list[tuple[str, str]] = []
+    for name, value in record.items():
+        if isinstance(value, Mapping):
+            rows += flatten(value, f"{prefix}{name}.")
+        else:
+            rows.append((f"{prefix}{name}", "all" if value is None else str(value)))
+    return rows
+
+
+def branch_names(branches: int) -> list[str]:
+    """Branches as ImageFolder calls them: the first keeps detail, the last is regularized to be semantic."""
+    if branches == 2:
+        return ["detail", "semantic"]
+    names = [f"branch {i + 1}" for i in range(branches)]
+    if branches > 2:
+        names[-1] += " (semantic)"
+    return names
+
+
+def _headlines(data: ReportData) -> list[dict[str, str]]:
+    evaluation = data.evaluation
+    finest = " / ".join(percent(branch[-1], 0) for branch in evaluation.codebook_use if branch)
+    branches = ", ".join(branch_names(len(evaluation.codebook_use)))
+    cards = [
+        ("Samples of the asked class", percent(evaluation.class_accuracy),
+         f"of {evaluation.samples:,} samples, judged by a classifier that was trained on real images only"),
+        ("The same classifier on real images", percent(evaluation.judge_accuracy_on_real),
+         "of the validation images: what samples can be measured against"),
+        ("Fréchet distance of samples", number(evaluation.generation_distance), "in the teacher's feature space"),
+        ("Fréchet distance of reconstructions", number(evaluation.reconstruction_distance),
+         "in the teacher's feature space"),
+        ("Codes used at the finest scale", finest or "–", f"by branch: {branches}"),
+        ("Time of all stages", duration(data.seconds) if data.stages else "–", "from raw images to this page"),
+    ]  # fmt: skip
+    return [{"name": name, "value": value, "note": note} for name, value, note in cards]
+
+
+def _sides(data: ReportData, count: int) -> list[str]:
+    """Names of the scales: 3×3 where the config is known, else their numbers."""
+    return (
+        [f"{side}×{side}" for side in data.scales] if len(data.scales) == count else [str(i + 1) for i in range(count)]
+    )
+
+
+def _scale_rows(data: ReportData) -> list[dict[str, str]]:
+    errors = data.evaluation.mse_per_scale
+    rows, before = [], None
+    for i, (side, error) in enumerate(zip(_sides(data, len(errors)), errors, strict=True)):
+        change = "" if not before else f"{100 * (error - before) / before:+.1f} %".replace("-", "−")
+        rows.append(
+            {
+                "count": str(i + 1),
+                "side": side,
+                "error": f"{error:.4f}" if math.isfinite(error) else "–",
+                "change": change,
+            }
+        )
+        before = error
+    return rows
+
+
+def _scale_chart(data: ReportData) -> Markup:
+    errors = data.evaluation.mse_per_scale
+    labels = [str(i + 1) for i in range(len(errors))]
+    title = "Reconstruction error by number of scales"
+    return column_chart(labels, errors, title=title, x_label="scales used", y_label="mean squared error")
+
+
+def _training(records: StageRecords) -> dict[str, Any]:
+    loss = _series(records, "loss")
+    crowded = len(loss) > 30
+    lines = [Line("every record", loss, faint=crowded)] + ([Line("smoothed", smoothed(loss))] if crowded else [])
+    names = sorted({key for record in records.metrics for key in record} - BOOKKEEPING)
+    terms = [(name, _series(records, name)) for name in names]
+    terms = [(name, points) for name, points in terms if points]
+    shown = [Line(name.replace("_", " "), smoothed(points), i) for i, (name, points) in enumerate(terms[:COLOURS])]
+    wide = _spread([y for _, points in terms[:COLOURS] for _, y in points]) > 20
+    title = f"{records.stage}: what was recorded beside the loss"
+    y_label = shown[0].label if len(shown) == 1 else "value"
+    return {
+        "stage": records.stage,
+        "last": number(loss[-1][1]) if loss else "–",
+        "steps": f"{int(records.metrics[-1].get('step', 0)):,}",
+        "loss": line_chart(lines, title=f"{records.stage}: loss by step", x_label="step", y_label="loss"),
+        "terms": line_chart(shown, title=title, x_label="step", y_label=y_label, log_y=wide) if shown else None,
+        "log": wide,
+    }
+
+
+def _series(records: StageRecords, key: str) -> list[tuple[float, float]]:
+    points = [(record.get("step"), record.get(key)) for record in records.metrics]
+    return [(x, y) for x, y in points if _is_number(x) and _is_number(y)]
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _spread(values: Sequence[float]) -> float:
+    """Largest over smallest, 1 if any is not positive (a logarithmic axis could not show it)."""
+    return max(values) / min(values) if values and min(values) > 0 else 1.0
+
+
+def _codebook_use(data: ReportData) -> dict[str, Any]:
+    shares = data.evaluation.codebook_use
+    scales = max((len(branch) for branch in shares), default=0)
+    size = data.codebook_size
+    rows = [
+        {
+            "branch": name,
+            "cells": [
+                {"share": _width(share), "percent": percent(share, 0),
+                 "codes": f"{round(share * size):,}" if size and math.isfinite(share) else ""}
+                for share in branch
+            ],
+        }
+        for name, branch in zip(branch_names(len(shares)), shares, strict=True)
+    ]  # fmt: skip
+    return {"sides": _sides(data, scales), "rows": rows}
+
+
+def _classes(evaluation: Evaluation) -> list[dict[str, Any]]:
+    shares = evaluation.class_accuracy_per_class
+    names = evaluation.class_names
+    if len(names) != len(shares):
+        names = tuple(str(i) for i in range(len(shares)))
+    return [
+        {"name": name, "share": _width(share), "percent": percent(share, 0)}
+        for name, share in zip(names, shares, strict=True)
+    ]
+
+
+def _width(share: float) -> float:
+    """A share as CSS takes it: in [0, 1], 0 for what is no number."""
+    return round(min(max(share, 0.0), 1.0), 4) if math.isfinite(share) else 0.0
+
+
+def _stages(data: ReportData) -> list[dict[str, str]]:
+    records = {record.stage: record for record in data.records}
+    rows = []
+    for i, stage in enumerate(data.stages):
+        trained = records.get(stage.stage.removeprefix("train-"), StageRecords(stage.stage))
+        rate = stage.items / stage.seconds if stage.seconds else math.inf
+        rates = [r["samples_per_second"] for r in trained.metrics if _is_number(r.get("samples_per_second"))]
+        rows.append(
+            {
+                "colour": str(i % COLOURS),
+                "name": stage.stage,
+                "time": duration(stage.seconds),
+                "share": percent(stage.seconds / data.seconds if data.seconds else 0.0, 0),
+                "work": f"{stage.items:,} {stage.unit}",
+                "rate": f"{number(rate)} {stage.unit}/s",
+                "training_rate": f"{number(median(rates))} samples/s" if rates else "",
+                "restarts": str(trained.count("resume")) if trained.events else "",
+                "skipped": str(trained.count("skipped_step")) if trained.events else "",
+            }
+        )
+    return rows
+
+
+def _data_uri(png: bytes | None) -> str | None:
+    return None if png is None else "data:image/png;base64," + base64.b64encode(png).decode()

@@ -1,0 +1,38 @@
+"""The networks that are trained, one file each, chosen by the stage's name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from trainer.job import TrainJob
+    from trainer.loop import Stage
+
+
+def build_stage(job: TrainJob, device: torch.device) -> Stage:
+    """The stage that a job names."""
+    from trainer.stages.classifier import ClassifierStage
+    from trainer.stages.generator import GeneratorStage
+    from trainer.stages.tokenizer import TokenizerStage
+
+    builders: dict[str, Callable[[TrainJob, torch.device], Stage]] = {
+        "teacher": ClassifierStage,
+        "judge": ClassifierStage,
+        "tokenizer": TokenizerStage,
+        "generator": GeneratorStage,
+    }
+    return builders[job.stage](job, device)
+
+
+def run_worker(job: TrainJob) -> None:
+    """Train on this rank; torch.distributed is initialized by whoever started it."""
+    import torch
+
+    from trainer.loop import Loop
+
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    torch.manual_seed(job.seed)  # the same first weights on every rank
+    Loop(job, build_stage(job, device), device).run()

@@ -1,0 +1,58 @@
+"""Train a small classifier on real images: the teacher, and the judge, which is the same with another seed and data order."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+from data_pipeline.image_shards import ImageShards
+from data_pipeline.loader import ImageBatches
+from model.classifier import Classifier
+from trainer.config import ClassifierStageConfig
+from trainer.engine import Batch, Engine, Terms
+from trainer.job import TrainJob
+
+
+class ClassifierStage:
+    """Cross-entropy on image shards, mirrored at random."""
+
+    def __init__(self, job: TrainJob, device: torch.device) -> None:
+        assert isinstance(job.section, ClassifierStageConfig)
+        self._config, self._device = job.section, device
+        # Teacher and judge start from other weights and see another order, so that they do not err alike.
+        seed = job.seed * 2 + zlib.crc32(job.stage.encode()) % 2**31
+        torch.manual_seed(seed)
+        self.network = Classifier(job.section.model).to(device)
+        self.no_decay: set[str] = set()
+        self._images = ImageBatches(
+            ImageShards(job.inputs["images"]),
+            image_size=job.section.model.image_size,
+            fit=job.fit,
+            seed=seed,
+            global_batch=job.section.trainer.global_batch,
+            horizontal_flip=True,
+        )
+
+    def card(self) -> dict[str, Any]:
+        """The config that rebuilds the network."""
+        return self._config.model.model_dump(mode="json")
+
+    def batch(self, step: int) -> Batch:
+        """Images and labels of this rank."""
+        batch = self._images.batch(step, dist.get_rank(), dist.get_world_size())
+        image, label = torch.from_numpy(batch.image_BCHW), torch.from_numpy(batch.label_B)
+        return {"image": image.to(self._device), "label": label.to(self._device)}
+
+    def terms(self, batch: Batch) -> Terms:
+        """Cross-entropy and accuracy."""
+        logits = self.network(batch["image"]).float()
+        right = (logits.argmax(1) == batch["label"]).float().mean()
+        return {"loss": F.cross_entropy(logits, batch["label"]), "accuracy": right}
+
+    def after_step(self, step: int, engine: Engine) -> dict[str, Any]:
+        """Nothing."""
+        return {}

@@ -1,0 +1,64 @@
+"""Train the folded generator on token shards. The tokenizer's quantizer alone turns tokens into its inputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from data_pipeline.loader import TokenBatches
+from data_pipeline.order import keyed_uniform
+from data_pipeline.token_shards import TokenShards
+from model.generator import FoldedGenerator
+from model.losses import folded_cross_entropy, loss_of_scales
+from trainer.config import GeneratorStageConfig
+from trainer.engine import Batch, Engine, Terms
+from trainer.job import TrainJob
+from trainer.networks import load_quantizer
+
+
+class GeneratorStage:
+    """Tokens in, cross-entropy of every token out."""
+
+    def __init__(self, job: TrainJob, device: torch.device) -> None:
+        assert isinstance(job.section, GeneratorStageConfig)
+        self._config, self._seed, self._device = job.section, job.seed, device
+        self._quantizer, tokenizer = load_quantizer(job.inputs["tokenizer"], device)
+        self._tokenizer = tokenizer
+        self.network = FoldedGenerator(job.section.model, tokenizer.layout, tokenizer.code_dim).to(device)
+        self.no_decay = self.network.no_decay_parameters()
+        self._tokens = TokenBatches(TokenShards(job.inputs["tokens"]), job.seed, job.section.trainer.global_batch)
+
+    def card(self) -> dict[str, Any]:
+        """The config that rebuilds the network: its own and that of the tokenizer whose tokens it speaks."""
+        config = self._config.model.model_dump(mode="json")
+        return {"generator": config, "tokenizer": self._tokenizer.model_dump(mode="json")}
+
+    def batch(self, step: int) -> Batch:
+        """Tokens and labels of this rank; some labels are hidden, which ones is a function of the position."""
+        batch = self._tokens.batch(step, dist.get_rank(), dist.get_world_size())
+        hidden = keyed_uniform(self._seed, "label_dropout", batch.position_B) < self._config.model.label_dropout
+        label = np.where(hidden, self._config.model.num_classes, batch.label_B)
+        tokens = torch.from_numpy(batch.tokens_BLF.astype(np.int64))
+        return {"tokens": tokens.to(self._device), "label": torch.from_numpy(label).to(self._device)}
+
+    def terms(self, batch: Batch) -> Terms:
+        """Mean cross-entropy, and that of each scale and branch."""
+        tokens_BLF = batch["tokens"]
+        with torch.no_grad():
+            input_BLC = self._quantizer.generator_input(tokens_BLF)
+        logits_BLFV = self.network(batch["label"], input_BLC)
+        loss, loss_LF = folded_cross_entropy(logits_BLFV, tokens_BLF)
+        by_scale_SF = loss_of_scales(loss_LF, self._tokenizer.layout)
+        named = {
+            f"loss_scale{scale}_branch{branch}": by_scale_SF[scale, branch]
+            for scale in range(by_scale_SF.shape[0])
+            for branch in range(by_scale_SF.shape[1])
+        }
+        return {"loss": loss} | named
+
+    def after_step(self, step: int, engine: Engine) -> dict[str, Any]:
+        """Nothing."""
+        return {}

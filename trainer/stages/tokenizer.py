@@ -1,0 +1,128 @@
+"""Train ImageFolder's tokenizer: reconstruction, quantization, and semantic regularization of the last branch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.distributed.nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from data_pipeline.image_shards import ImageShards
+from data_pipeline.loader import ImageBatches
+from data_pipeline.order import Positions, keyed_uniform, step_positions
+from model.config import TokenizerConfig
+from model.losses import contrastive_loss
+from model.tokenizer import ImageFolderTokenizer
+from trainer.config import TokenizerStageConfig
+from trainer.dead_codes import replacements
+from trainer.engine import Batch, Engine, Terms
+from trainer.job import TrainJob
+from trainer.teacher import load_teacher
+
+_NOT_DECAYED = re.compile(r"pos_embed|codebook|queries|level|token")
+
+
+def kept_scales(config: TokenizerConfig, seed: int, positions: Positions) -> Positions:
+    """Quantizer dropout: how many scales the sample at each position keeps, int64.
+
+    A share `quantizer_dropout` of samples keeps a number that is uniform from `dropout_min_scales` to all. It is a
+    function of the position, so the same images are affected at any number of workers (specs of ImageFolder, 1.6, fix
+    the first images of each worker's batch instead).
+    """
+    scales, fewest = len(config.scales), config.dropout_min_scales
+    dropped = keyed_uniform(seed, "quantizer_dropout", positions) < config.quantizer_dropout
+    count = fewest + np.floor(keyed_uniform(seed, "kept_scales", positions) * (scales - fewest + 1)).astype(np.int64)
+    return np.where(dropped, count, scales)
+
+
+class TokenizerStage:
+    """Images in, the tokenizer's loss out."""
+
+    def __init__(self, job: TrainJob, device: torch.device) -> None:
+        assert isinstance(job.section, TokenizerStageConfig)
+        self._config, self._seed, self._device = job.section, job.seed, device
+        self.network = ImageFolderTokenizer(job.section.model).to(device)
+        self.no_decay = {name for name, _ in self.network.named_parameters() if _NOT_DECAYED.search(name)}
+        loss = job.section.loss
+        self._teacher = None
+        if loss.semantic > 0 or loss.feature > 0:
+            self._teacher = load_teacher(job.inputs.get("teacher_timm"), job.inputs["teacher"], device)
+        self._images = ImageBatches(
+            ImageShards(job.inputs["images"]),
+            image_size=job.section.model.image_size,
+            fit=job.fit,
+            seed=job.seed,
+            global_batch=job.section.trainer.global_batch,
+            horizontal_flip=job.section.horizontal_flip,
+        )
+        self._kept_mean_S: Tensor | None = None
+        self._hits_PSV: Tensor | int = 0
+
+    def card(self) -> dict[str, Any]:
+        """The config that rebuilds the network."""
+        return self._config.model.without_pretraining().model_dump(mode="json")
+
+    def batch(self, step: int) -> Batch:
+        """Images of this rank, and how many scales each keeps."""
+        model, share = self._config.model, self._config.trainer.global_batch
+        batch = self._images.batch(step, dist.get_rank(), dist.get_world_size())
+        all_kept = kept_scales(model, self._seed, step_positions(step, share))
+        scales = np.arange(len(model.scales))
+        self._kept_mean_S = torch.from_numpy((all_kept[:, None] > scales).mean(0)).float().to(self._device)
+        kept = torch.from_numpy(kept_scales(model, self._seed, batch.position_B))
+        return {"image": torch.from_numpy(batch.image_BCHW).to(self._device), "kept_scales": kept.to(self._device)}
+
+    def terms(self, batch: Batch) -> Terms:
+        """All terms of the loss, and the loss."""
+        weights, image = self._config.loss, batch["image"]
+        output = self.network(image, batch["kept_scales"], self._kept_mean_S)
+        self._hits_PSV = self._hits_PSV + output.quantized.hits_PSV
+        terms = {
+            "reconstruction": F.mse_loss(output.reconstruction_BCHW.float(), image),
+            "codebook": output.quantized.codebook_loss,
+            "commitment": output.quantized.commitment_loss,
+        }
+        loss = weights.reconstruction * terms["reconstruction"] + terms["codebook"] + terms["commitment"]
+        if self._teacher is not None:
+            with torch.no_grad():
+                target = self._teacher.features(image).float()
+            if weights.feature:
+                seen = self._teacher.features(output.reconstruction_BCHW.float())
+                terms["feature"] = F.mse_loss(seen.float(), target)
+                loss = loss + weights.feature * terms["feature"]
+            if weights.semantic:
+                terms["semantic"] = self._semantic(output.semantic_BC, target)
+                loss = loss + weights.semantic * terms["semantic"]
+        return terms | {"loss": loss}
+
+    def _semantic(self, semantic_BC: Tensor, target_BD: Tensor) -> Tensor:
+        """The contrastive loss over all workers' images. Gathering with gradients sums what DeepSpeed then averages."""
+        student, teacher = semantic_BC.float(), self.network.project_teacher(target_BD).float()
+        all_gather: Callable[[Tensor], tuple[Tensor, ...]] = torch.distributed.nn.all_gather  # type: ignore[assignment]
+        if dist.get_world_size() > 1:
+            student, teacher = (torch.cat(all_gather(side)) for side in (student, teacher))
+        loss = self._config.loss
+        return contrastive_loss(student, teacher, loss.semantic_temperature, loss.semantic_normalize)
+
+    def after_step(self, step: int, engine: Engine) -> dict[str, Any]:
+        """Restart dead codes every `dead_code_steps`."""
+        every = self._config.dead_code_steps
+        if not every or step % every or step >= self._config.trainer.steps * 0.9:
+            return {}
+        hits_PSV = torch.as_tensor(self._hits_PSV)
+        dist.all_reduce(hits_PSV)
+        self._hits_PSV = 0
+        restarted = []
+        for index in range(self.network.layout.branches):
+            codebook_VC = self.network.quantizer.branch(index).codebook.detach()
+            rows, values = replacements(codebook_VC, hits_PSV[index], self._seed, step, index)
+            if len(rows):
+                engine.overwrite_rows(f"network.quantizer.branches.{index}.codebook", rows, values)
+            restarted.append(len(rows))
+        return {"codes": restarted} if any(restarted) else {}
