@@ -25,10 +25,11 @@ from typing import Any
 
 from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_fixed
 
-from data_pipeline.errors import FoldtrainError
+from data_pipeline.errors import FoldtrainError, UsageError
 
 _START_SECONDS = 90
 _END_SECONDS = 20
+_OBJECT_STORE_BYTES = 256 * 2**20  # only control messages pass through it: images and tokens go to storage
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class LocalHead:
     """Process that all others of the head descend from."""
     created: float
     """Unix time of that process's start, which tells it from a later one with the same id."""
+    cpus: int
+    """CPUs that it shares out."""
     folder: str
     """Its session files and logs."""
 
@@ -61,29 +64,37 @@ def home() -> Path:
 
 def running() -> LocalHead | None:
     """The head that is up, if there is one."""
-    try:
-        head = LocalHead(**json.loads(_state_file().read_bytes()))
-    except (FileNotFoundError, ValueError, TypeError):
-        return None
-    return head if _process(head) else None
+    head = _recorded()
+    return head if head and _process(head) else None
 
 
-def start() -> LocalHead:
-    """The head that is up, or a new one. Two at a time start only one.
+def start(cpus: int) -> LocalHead:
+    """The head that is up, or a new one with all CPUs of this machine, and with `cpus` at least.
+
+    Two callers at a time start only one.
 
     Raises:
-        FoldtrainError: if Ray does not come up; it names the log.
+        UsageError: if one is up and has fewer CPUs.
+        FoldtrainError: if Ray does not come up; it shows the end of the log.
     """
     with _locked():
-        if head := running():
+        head = _recorded()
+        if head and _process(head):
+            if head.cpus < cpus:
+                raise UsageError(
+                    f"this needs {cpus} CPUs (cluster.workers × cluster.cpus_per_worker) and the local cluster was "
+                    f"started with {head.cpus}: run `foldtrain shutdown`, then submit again"
+                )
             _wait_until_up(head)  # its starter may have been interrupted
             return head
-        head = _spawn()
+        if head:
+            _end(head)  # it died: its files are left
+        head = _spawn(max(cpus, os.cpu_count() or 1))
         try:
             _wait_until_up(head)
         except FoldtrainError:
             _end(head)
-            _state_file().unlink()
+            state_file().unlink()
             raise
         return head
 
@@ -94,18 +105,27 @@ def shutdown() -> bool:
         head = running()
         if head:
             _end(head)
-        _state_file().unlink(missing_ok=True)
+        state_file().unlink(missing_ok=True)
         return head is not None
 
 
-def _state_file() -> Path:
-    return home() / "local-head.json"
+def state_file() -> Path:
+    """Where the head of this machine is written down. The home directory may be shared with other machines."""
+    return home() / f"local-head-{socket.gethostname()}.json"
+
+
+def _recorded() -> LocalHead | None:
+    """The head that was started last, whether or not it still runs."""
+    try:
+        return LocalHead(**json.loads(state_file().read_bytes()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
 
 
 @contextlib.contextmanager
 def _locked() -> Iterator[None]:
     home().mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (home() / "local-head.lock").open("w") as file:
+    with state_file().with_suffix(".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -142,7 +162,7 @@ def _environment(token_file: Path) -> dict[str, str]:
     }
 
 
-def _spawn() -> LocalHead:
+def _spawn(cpus: int) -> LocalHead:
     import psutil
 
     folder = Path(tempfile.mkdtemp(prefix="foldtrain-"))  # short: it holds the paths of sockets, at most 107 bytes
@@ -155,7 +175,7 @@ def _spawn() -> LocalHead:
         *("--node-ip-address=127.0.0.1", f"--port={port}", f"--ray-client-server-port={client_port}"),
         *("--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}"),
         *(f"--dashboard-agent-listen-port={agent_port}", f"--dashboard-agent-grpc-port={agent_grpc_port}"),
-        f"--temp-dir={folder}",
+        *(f"--temp-dir={folder}", f"--num-cpus={cpus}", f"--object-store-memory={_OBJECT_STORE_BYTES}"),
     ]
     with (folder / "head.log").open("wb") as log:
         process = subprocess.Popen(
@@ -168,16 +188,16 @@ def _spawn() -> LocalHead:
         )
     created = psutil.Process(process.pid).create_time()
     address, dashboard = f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard_port}"
-    head = LocalHead(address, dashboard, token, process.pid, created, str(folder))
+    head = LocalHead(address, dashboard, token, process.pid, created, cpus, str(folder))
     _write_state(head)
     return head
 
 
 def _write_state(head: LocalHead) -> None:
-    temporary = _state_file().with_suffix(".new")
+    temporary = state_file().with_suffix(".new")
     temporary.touch(mode=0o600)
     temporary.write_text(json.dumps(asdict(head), indent=1))
-    temporary.replace(_state_file())
+    temporary.replace(state_file())
 
 
 def _wait_until_up(head: LocalHead) -> None:

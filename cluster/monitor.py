@@ -183,7 +183,11 @@ def _quiet_or_running(age: float, gap: float) -> Status:
 
 
 def _event(stage: str, record: Record) -> Event:
-    details = [f"{key} {record[key]}" for key in record if key not in {"time", "event", "step"} and record[key]]
+    details = [
+        f"{key.replace('_', ' ')} {record[key]}"
+        for key in record
+        if key not in {"time", "event", "step"} and record[key]
+    ]
     text = f"{str(record.get('event', '?')).replace('_', ' ')} at step {record.get('step', '?')}"
     return Event(_number(record, "time") or 0.0, stage, ", ".join([text, *details]))
 

@@ -13,8 +13,11 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 _COLORS = {"running": "cyan", "stalled": "yellow", "finished": "green", "failed": "red"}
-_COLUMNS = ("STAGE", "STATUS", "PROGRESS", "LOSS", "", "IMAGES/S", "ETA", "SKIPPED", "RESTARTS")
+_COLUMNS = ("STAGE", "STATUS", "PROGRESS", "LOSS", "", "IMAGES/S", "ETA")
+_RIGHT = {"LOSS", "IMAGES/S", "ETA"}
 _EVENTS = 6
+_WIDE = 100
+"""Columns from which there is room for a longer curve."""
 
 
 def show(run: str, *, once: bool, interval: float) -> None:
@@ -26,69 +29,73 @@ def show(run: str, *, once: bool, interval: float) -> None:
 
     terminal = console()
     if once:
-        terminal.print(frame(run, read_run(run, time.time()), time.time()))
+        terminal.print(frame(run, read_run(run, time.time()), time.time(), terminal.width))
     elif not terminal.is_terminal:
         while True:  # a pipe gets one frame below the other
-            terminal.print(_look(run))
+            terminal.print(_look(run, terminal.width))
             time.sleep(interval)
     else:
         with Live(console=terminal, auto_refresh=False) as live:
             while True:
-                live.update(_look(run), refresh=True)
+                live.update(_look(run, terminal.width), refresh=True)
                 time.sleep(interval)
 
 
-def _look(run: str) -> RenderableType:
+def _look(run: str, width: int) -> RenderableType:
     from rich.text import Text
 
     try:
-        return frame(run, read_run(run, time.time()), time.time())
+        return frame(run, read_run(run, time.time()), time.time(), width)
     except OSError as error:
         return Text(f"{run} cannot be read: {error}; trying again")
 
 
-def frame(run: str, views: Sequence[StageView], now: float) -> RenderableType:
-    """What is shown of a run at the unix time `now`, seconds."""
+def frame(run: str, views: Sequence[StageView], now: float, width: int) -> RenderableType:
+    """What is shown of a run at the unix time `now`, seconds, in `width` columns."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    title = Text.assemble((run, "bold"), f"   {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(now))}")
+    title = Text.assemble((run, "bold"), f"   {_clock('%Y-%m-%d %H:%M:%S', now)}")
     if not views:
         return Group(title, Text("nothing has begun in this run: no stage has written metrics or tokens yet"))
     grid = Table(box=None, pad_edge=False, header_style="bold")
     for column in _COLUMNS:
-        grid.add_column(column, justify="right" if column in {"LOSS", "IMAGES/S", "ETA", "SKIPPED"} else "left")
+        grid.add_column(column, justify="right" if column in _RIGHT else "left", no_wrap=True)
     for view in views:
-        grid.add_row(*(Text(cell, _style(column, view)) for column, cell in zip(_COLUMNS, _cells(view), strict=True)))
+        plain = [Text(cell) for cell in _cells(view, 24 if width >= _WIDE else 8)]
+        grid.add_row(plain[0], Text(_status(view), _COLORS[view.status]), *plain[1:])
+    notes = [Text(f"{view.name}: {note}", "yellow") for view in views if (note := _notes(view))]
     happened = sorted((event for view in views for event in view.events), key=lambda event: event.time)[-_EVENTS:]
-    lines = [
-        Text(f"{time.strftime('%H:%M:%S', time.localtime(event.time))}  {event.stage}: {event.text}", "dim")
-        for event in happened
-    ]
-    return Group(title, grid, *lines)
+    lines = [Text(f"{_clock('%H:%M:%S', event.time)}  {event.stage}: {event.text}", "dim") for event in happened]
+    return Group(title, grid, *notes, *lines)
 
 
-def _style(column: str, view: StageView) -> str:
-    if column == "STATUS":
-        return _COLORS[view.status]
-    trouble = {"SKIPPED": view.skipped, "RESTARTS": view.restarts}.get(column)
-    return "yellow" if trouble else ""
+def _clock(form: str, seconds: float) -> str:
+    return time.strftime(form, time.localtime(seconds))
 
 
-def _cells(view: StageView) -> tuple[str, ...]:
-    quiet = f" {duration(view.age)}" if view.status == "stalled" else ""
-    workers = "" if view.workers is None else f", {view.workers} workers"
+def _status(view: StageView) -> str:
+    return f"stalled {duration(view.age)}" if view.status == "stalled" else view.status
+
+
+def _notes(view: StageView) -> str:
+    """What is out of the ordinary, or changes while a stage runs."""
+    counts = ((view.skipped, "skipped step"), (view.restarts, "restart"))
+    notes = [f"{count} {name}{'s' if count > 1 else ''}" for count, name in counts if count]
+    if view.workers is not None and view.status == "running":
+        notes.append(f"{view.workers} worker{'s' if view.workers > 1 else ''}")
+    return ", ".join(notes)
+
+
+def _cells(view: StageView, spark_width: int) -> tuple[str, ...]:
+    total = "" if view.total is None else f"/{view.total:,}"
     share = f" {view.done / view.total:.0%}" if view.total else ""
-    counts_steps = view.unit == "step"
     return (
         view.name,
-        f"{view.status}{quiet}",
-        f"{view.unit} {view.done:,}{f' of {view.total:,}' if view.total is not None else ''}{share}{workers}",
+        f"{view.done:,}{total} {view.unit}s{share}",
         f"{view.losses[-1]:.4g}" if view.losses else "-",
-        sparkline(list(view.losses)),
+        sparkline(list(view.losses), spark_width),
         f"{view.rate:,.1f}" if view.rate is not None else "-",
         duration(view.eta) if view.eta is not None else "-",
-        str(view.skipped) if counts_steps else "-",
-        str(view.restarts) if counts_steps else "-",
     )

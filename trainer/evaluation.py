@@ -49,7 +49,7 @@ def statistics(teacher: Teacher, image_NCHW: Tensor) -> FeatureStatistics:
 
 
 def evaluate_tokenizer(tokenizer: ImageFolderTokenizer, teacher: Teacher | None, real: RealImages) -> dict[str, Any]:
-    """Squared error of reconstructions from the first 1, 2, ... scales; the distance of the full ones from the originals."""
+    """Squared error of reconstructions by scales kept, and the distance of the full ones from the originals."""
     scales = len(tokenizer.layout.scales)
     errors = np.zeros(scales)
     full = []

@@ -19,7 +19,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True)
 class Fragment:
-    """Elements [start, stop) of the flattened parameter `name`; each tensor of `roles` is flat, fp32, of that length."""
+    """Elements [start, stop) of the flattened parameter `name`; the tensors of `roles` are flat and fp32."""
 
     name: str
     shape: tuple[int, ...]

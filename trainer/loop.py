@@ -166,8 +166,8 @@ class Loop:
             self.records.event("skipped_step", self.step, in_a_row=self.skipped_in_a_row)
         if self.skipped_in_a_row > self.config.max_skipped_steps:
             raise FoldtrainError(
-                f"{self.job.folder}: {self.skipped_in_a_row} optimizer steps in a row were skipped at step {self.step}, "
-                "because gradients are not finite. Lower learning_rate, set gradient_clipping, or train in fp32."
+                f"{self.job.folder}: {self.skipped_in_a_row} optimizer steps in a row were skipped up to step "
+                f"{self.step}, because gradients are not finite. Lower learning_rate, set gradient_clipping, or train in fp32."
             )
 
     def _resume(self) -> None:

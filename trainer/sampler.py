@@ -1,7 +1,7 @@
 """Drawing images from a trained generator.
 
-Image i is a function of the weights, the seed and i: the numbers that choose its tokens are keyed by (seed, i, place), so it
-does not matter how many images are drawn at once.
+Image i is a function of the weights, the seed and i: the numbers that choose its tokens are keyed by (seed, i, place),
+so it does not matter how many images are drawn at once.
 """
 
 from __future__ import annotations

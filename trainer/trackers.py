@@ -1,4 +1,4 @@
-"""Outside readers of a run's metrics. None can slow or stop it: each has a thread, a bounded queue, and leave to fail."""
+"""Outside readers of a run's metrics. None can stop it: each has a thread, a bounded queue, and leave to fail."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class WandbTracker:
                 name=self._name,
                 config=self._config,
                 dir=local,
-                mode=os.environ.get("WANDB_MODE", "offline"),
+                mode=None if "WANDB_MODE" in os.environ else "offline",
                 settings=wandb.Settings(silent=True, console="off", x_disable_stats=True, init_timeout=30),
             )
             while (record := self._queue.get()) is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -35,7 +36,30 @@ def scale(
     typer.echo(f"{folder}: {number} workers from the next shard on")
 
 
+def verify(
+    uri: Annotated[str, typer.Argument(metavar="FOLDER", help="Folder of image shards or token shards, at any URI.")],
+) -> None:
+    """Check shards against their manifest: sizes, and for local sets up to 1 GiB every byte."""
+    from data_pipeline import preflight, storage
+    from data_pipeline.errors import UsageError
+    from data_pipeline.manifest import ImageManifest, TokenManifest
+
+    checks: dict[str, Callable[[str], ImageManifest | TokenManifest]] = {
+        "images": preflight.check_images,
+        "tokens": preflight.check_tokens,
+    }
+    try:
+        kind = storage.read_json(storage.join(uri, "manifest.json")).get("kind")
+    except (FileNotFoundError, AttributeError):
+        kind = None
+    if kind not in checks:
+        raise UsageError(f"{uri} holds no complete data set: manifest.json is not there, or is not one of foldtrain's")
+    manifest = checks[kind](uri)
+    typer.echo(f"{uri}: {manifest.samples:,} samples of {kind} in {len(manifest.shards)} shards match their manifest")
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands of this file."""
     app.command("monitor", rich_help_panel="Runs")(monitor)
     app.command("scale", rich_help_panel="Runs")(scale)
+    app.command("verify", rich_help_panel="Runs")(verify)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -33,7 +34,8 @@ class LocalTarget:
 
     def submit(self, stage: str, config: RunConfig) -> str:
         """See Target."""
-        return self._ray(local_head.start()).start(stage, with_absolute_paths(config), target=self.name)
+        cpus = math.ceil(config.cluster.workers * config.cluster.cpus_per_worker)
+        return self._ray(local_head.start(cpus)).start(stage, with_absolute_paths(config), target=self.name)
 
     def jobs(self) -> list[Job]:
         """See Target. Without a local cluster there are none."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from cluster.cli import find_cause
 from cluster.commands.configs import json_schema
@@ -26,7 +27,19 @@ HEAVY = ("torch", "ray", "deepspeed", "timm", "pandas", "pyarrow")
 def test_help_names_every_command(foldtrain: Foldtrain) -> None:
     done = foldtrain("--help")
     assert done.returncode == 0
-    others = ("quickstart", "config", "schema", "submit", "jobs", "logs", "stop", "shutdown", "scale", "monitor")
+    others = (
+        "quickstart",
+        "config",
+        "schema",
+        "submit",
+        "jobs",
+        "logs",
+        "stop",
+        "shutdown",
+        "scale",
+        "monitor",
+        "verify",
+    )
     assert [name for name in (*STAGES, *others) if f"│ {name} " not in done.stdout] == []
 
 
@@ -63,6 +76,29 @@ def test_a_source_that_is_not_there_ends_with_2_and_its_path(foldtrain: Foldtrai
     assert done.returncode == 2
     assert "no/such/folder" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_verify_finds_a_byte_that_changed(foldtrain: Foldtrain, small_config: Path, tmp_path: Path) -> None:
+    (tmp_path / "pictures" / "cat").mkdir(parents=True)
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "pictures" / "cat" / "1.png")
+    assert foldtrain("ingest", str(small_config)).returncode == 0
+    (images,) = {str(path.parent) for path in (tmp_path / "runs").rglob("manifest.json")}
+    whole = foldtrain("verify", images)
+    assert (whole.returncode, "1 samples of images in 1 shards" in whole.stdout) == (0, True)
+    (shard,) = Path(images).glob("*.tar")
+    data = bytearray(shard.read_bytes())
+    data[600] ^= 1
+    shard.write_bytes(data)
+    damaged = foldtrain("verify", images)
+    assert damaged.returncode == 2
+    assert shard.name in damaged.stderr
+    assert "cat/1" in damaged.stderr
+
+
+def test_verify_of_anything_else_ends_with_2(foldtrain: Foldtrain, tmp_path: Path) -> None:
+    done = foldtrain("verify", str(tmp_path))
+    assert done.returncode == 2
+    assert "no complete data set" in done.stderr
 
 
 def test_config_prints_what_loads_to_the_same_config(foldtrain: Foldtrain, small_config: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import psutil
@@ -17,7 +18,7 @@ from PIL import Image
 from rich.console import Console
 
 from cluster import jobs, local_head
-from cluster.config import RunConfig
+from cluster.config import ClusterConfig, RunConfig
 from cluster.config_loading import load_config
 from cluster.job_paths import require_reachable, with_absolute_paths
 from cluster.targets import open_target
@@ -92,7 +93,7 @@ def test_an_address_alone_means_that_cluster() -> None:
 
 
 def test_a_cluster_that_does_not_answer_is_an_error_with_its_address() -> None:
-    with pytest.raises(FoldtrainError, match="no Ray cluster can be used at http://127.0.0.1:1"):
+    with pytest.raises(FoldtrainError, match=r"no Ray cluster can be used at http://127\.0\.0\.1:1"):
         open_target("ray", "http://127.0.0.1:1").jobs()
 
 
@@ -107,8 +108,8 @@ def test_a_job_that_waits_has_no_duration() -> None:
 
 def test_a_process_that_took_over_the_id_is_not_the_head(own_home: Path) -> None:
     own_home.mkdir()
-    record = {"address": "", "dashboard": "", "token": "", "pid": os.getpid(), "created": 1.0, "folder": "/nowhere"}
-    (own_home / "local-head.json").write_text(json.dumps(record))
+    head = local_head.LocalHead("", "", "", os.getpid(), created=1.0, cpus=2, folder=str(own_home / "session"))
+    local_head.state_file().write_text(json.dumps(asdict(head)))
     assert local_head.running() is None
     assert local_head.shutdown() is False
 
@@ -124,13 +125,14 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[local_head.LocalH
     """A local head for the tests of this file; whatever it started ends with it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FOLDTRAIN_HOME", str(tmp_path_factory.mktemp("home")))
-        started = local_head.start()
-        tree = psutil.Process(started.pid).children(recursive=True)
+        started = local_head.start(cpus=2)
+        first = psutil.Process(started.pid)
         try:
             yield started
         finally:
+            tree = [first, *first.children(recursive=True)]
             local_head.shutdown()
-        assert [process for process in [psutil.Process, *tree] if process in tree and process.is_running()] == []
+        assert [left for left in tree if left.is_running() and left.status() != psutil.STATUS_ZOMBIE] == []
         assert not Path(started.folder).exists()
 
 
@@ -177,7 +179,7 @@ class TestOnALocalHead:
         assert "has no job ingest-000000" in done.stderr
 
     def test_a_driver_in_a_job_joins_the_head(self, head: local_head.LocalHead) -> None:
-        code = "import ray; ray.init(logging_level='ERROR'); print('nodes', len(ray.nodes()), ray.cluster_resources()['CPU'])"
+        code = "import ray; ray.init(logging_level='ERROR'); print('nodes', len(ray.nodes()))"
         job_id = self._submit_command(head, f'{sys.executable} -c "{code}"')
         lines: list[str] = []
         LocalTarget().logs(job_id, lines.append, follow=True)
@@ -190,11 +192,18 @@ class TestOnALocalHead:
         assert caught.value.code == 401
 
     def test_only_this_user_reads_the_token(self, head: local_head.LocalHead) -> None:
-        files = [local_head.home() / "local-head.json", Path(head.folder, "token")]
+        files = [local_head.state_file(), Path(head.folder, "token")]
         assert [file.stat().st_mode & 0o077 for file in files] == [0, 0]
 
     def test_the_next_job_uses_the_same_head(self, head: local_head.LocalHead) -> None:
-        assert local_head.start() == head
+        assert local_head.start(cpus=1) == head
+
+    def test_a_job_that_needs_more_cpus_than_the_head_has_is_refused(
+        self, head: local_head.LocalHead, config: RunConfig
+    ) -> None:
+        wide = config.model_copy(update={"cluster": ClusterConfig(workers=head.cpus, cpus_per_worker=2)})
+        with pytest.raises(UsageError, match="foldtrain shutdown"):
+            LocalTarget().submit("ingest", wide)
 
     @staticmethod
     def _submit_command(head: local_head.LocalHead, command: str) -> str:

@@ -40,10 +40,10 @@ def stage(run: Path, metrics: list[dict[str, Any]], events: list[dict[str, Any]]
     return view
 
 
-def shown(run: str, views: list[StageView]) -> str:
-    console = Console(width=200)
+def shown(run: str, views: list[StageView], width: int = 200) -> str:
+    console = Console(width=width)
     with console.capture() as captured:
-        console.print(frame(run, views, NOW))
+        console.print(frame(run, views, NOW, width))
     return captured.get()
 
 
@@ -78,7 +78,8 @@ def test_restarts_and_skipped_steps_are_counted(tmp_path: Path) -> None:
     events = [event("start", 0, 50), event("resume", 5, 40, lost_steps=2), event("resume", 7, 30)]
     view = stage(tmp_path, [metric(10, 5, skipped_steps=3)], events)
     assert (view.restarts, view.skipped) == (2, 3)
-    assert "resume at step 5, lost_steps 2" in [happened.text for happened in view.events]
+    assert "generator: 3 skipped steps, 2 restarts" in shown("r", [view])
+    assert "resume at step 5, lost steps 2" in [happened.text for happened in view.events]
 
 
 def test_a_stage_that_only_started_is_shown(tmp_path: Path) -> None:
@@ -110,7 +111,8 @@ def test_tokenize_is_read_from_its_progress(tmp_path: Path) -> None:
     storage.write_json(str(tmp_path / "tokens" / "progress.json"), progress | {"eta_seconds": 63})
     (view,) = read_run(str(tmp_path), NOW)
     assert (view.status, view.done, view.total, view.workers, view.eta) == ("running", 3, 12, 2, 63.0)
-    assert "shard 3 of 12 25%, 2 workers" in shown("r", [view])
+    assert "3/12 shards 25%" in shown("r", [view])
+    assert "tokens: 2 workers" in shown("r", [view])
 
 
 def test_tokenize_is_finished_when_its_manifest_is_there(tmp_path: Path) -> None:
@@ -133,7 +135,7 @@ def test_a_frame_shows_what_one_wants_to_know(tmp_path: Path) -> None:
     for part in (
         "s3://b/run",
         "running",
-        "step 50 of 100 50%",
+        "50/100 steps 50%",
         "0.1",
         "█▁",
         "250.0",
@@ -141,6 +143,13 @@ def test_a_frame_shows_what_one_wants_to_know(tmp_path: Path) -> None:
         "checkpoint at step 50",
     ):
         assert part in text
+
+
+def test_a_frame_fits_a_terminal_of_80_columns(tmp_path: Path) -> None:
+    long = [metric(step, 900 - step, steps=1_000_000, samples_per_second=12345.6) for step in range(1, 600)]
+    view = stage(tmp_path, long, [event("start", 0, 9)], "tokenizer")
+    table = shown("r", [view], width=80).splitlines()[1:3]
+    assert ["599/1,000,000 steps 0%" in table[1], "…" in "".join(table)] == [True, False]
 
 
 def test_what_a_run_says_is_not_markup(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Train a small classifier on real images: the teacher, and the judge, which is the same with another seed and data order."""
+"""Train a small classifier on real images: the teacher; and the judge, with another seed and data order."""
 
 from __future__ import annotations
 
@@ -53,6 +53,6 @@ class ClassifierStage:
         right = (logits.argmax(1) == batch["label"]).float().mean()
         return {"loss": F.cross_entropy(logits, batch["label"]), "accuracy": right}
 
-    def after_step(self, step: int, engine: Engine) -> dict[str, Any]:
+    def after_step(self, step: int, engine: Engine) -> dict[str, Any]:  # noqa: ARG002 - a Stage has it
         """Nothing."""
         return {}

@@ -59,6 +59,6 @@ class GeneratorStage:
         }
         return {"loss": loss} | named
 
-    def after_step(self, step: int, engine: Engine) -> dict[str, Any]:
+    def after_step(self, step: int, engine: Engine) -> dict[str, Any]:  # noqa: ARG002 - a Stage has it
         """Nothing."""
         return {}

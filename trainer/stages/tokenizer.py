@@ -104,7 +104,7 @@ class TokenizerStage:
     def _semantic(self, semantic_BC: Tensor, target_BD: Tensor) -> Tensor:
         """The contrastive loss over all workers' images. Gathering with gradients sums what DeepSpeed then averages."""
         student, teacher = semantic_BC.float(), self.network.project_teacher(target_BD).float()
-        all_gather: Callable[[Tensor], tuple[Tensor, ...]] = torch.distributed.nn.all_gather  # type: ignore[assignment]
+        all_gather: Callable[[Tensor], tuple[Tensor, ...]] = torch.distributed.nn.all_gather
         if dist.get_world_size() > 1:
             student, teacher = (torch.cat(all_gather(side)) for side in (student, teacher))
         loss = self._config.loss

@@ -1,0 +1,48 @@
+"""Run a function on several real processes that share a gloo group."""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+import os
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def run_gloo(world: int, folder: Path, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """Results of `function(*arguments)` on each rank. A failure on any rank fails the caller with its traceback."""
+    context = mp.get_context("spawn")
+    queue = context.Queue()
+    rendezvous = folder / f"rendezvous-{os.urandom(4).hex()}"
+    processes = [
+        context.Process(target=_child, args=(rank, world, str(rendezvous), queue, function, arguments))
+        for rank in range(world)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        answers = [queue.get(timeout=120) for _ in processes]
+    finally:
+        for process in processes:
+            process.join(timeout=30)
+            process.kill()
+    failures = [answer for rank, failed, answer in answers if failed]
+    assert not failures, failures[0]
+    return [answer for _, _, answer in sorted(answers, key=lambda item: item[0])]
+
+
+def _child(rank: int, world: int, rendezvous: str, queue: Any, function: Callable[..., Any], arguments: Any) -> None:
+    import torch
+    import torch.distributed as dist
+
+    os.environ.update(LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE=str(world))
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
+    try:
+        queue.put((rank, False, function(*arguments)))
+    except BaseException:
+        queue.put((rank, True, traceback.format_exc()))
+        raise
+    finally:
+        dist.destroy_process_group()

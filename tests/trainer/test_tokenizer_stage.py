@@ -1,0 +1,50 @@
+"""What the tokenizer stage decides per sample: quantizer dropout, and which codes are restarted."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from model.config import TokenizerConfig
+from trainer.dead_codes import replacements
+from trainer.stages.tokenizer import kept_scales
+
+CONFIG = TokenizerConfig(quantizer_dropout=0.1, dropout_min_scales=3)
+
+
+def test_quantizer_dropout_keeps_three_to_all_scales_of_a_tenth_of_the_samples() -> None:
+    kept = kept_scales(CONFIG, 0, np.arange(200_000, dtype=np.int64))
+    counts = np.bincount(kept, minlength=11) / len(kept)
+    assert counts[:3].sum() == 0
+    np.testing.assert_allclose(counts[3:10], 0.1 / 8, atol=0.001)  # uniform on {3..10}: an eighth each
+    np.testing.assert_allclose(counts[10], 0.9 + 0.1 / 8, atol=0.003)
+
+
+def test_quantizer_dropout_is_a_function_of_the_position_alone() -> None:
+    positions = np.arange(64, dtype=np.int64)
+    whole = kept_scales(CONFIG, 5, positions)
+    np.testing.assert_array_equal(whole, np.concatenate([kept_scales(CONFIG, 5, p) for p in np.split(positions, 4)]))
+
+
+def test_only_codes_without_a_hit_at_any_scale_are_replaced_by_codes_in_use() -> None:
+    codebook = torch.eye(6)
+    hits = torch.tensor([[0, 3, 0, 0, 0, 0], [0, 0, 5, 9, 0, 0]])
+    rows, values = replacements(codebook, hits, seed=0, step=50, branch=0)
+    assert rows.tolist() == [0, 4, 5]
+    donors = values.argmax(1)
+    assert set(donors.tolist()) <= {2, 3}  # drawn by use at the finest scale, where code 1 has none
+    assert (values.norm(dim=1) - 1).abs().max() < 0.5
+
+
+def test_replacements_are_the_same_on_every_worker() -> None:
+    codebook, hits = torch.randn(8, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([[0, 0, 1, 2, 0, 1, 0, 0]])
+    first, second = (replacements(codebook, hits, 1, 100, 1) for _ in range(2))
+    torch.manual_seed(9)
+    third = replacements(codebook, hits, 1, 100, 1)
+    assert torch.equal(first[1], second[1])
+    assert torch.equal(first[1], third[1])
+
+
+def test_nothing_is_replaced_while_nothing_was_counted() -> None:
+    rows, values = replacements(torch.randn(4, 2), torch.zeros(3, 4, dtype=torch.int64), 0, 0, 0)
+    assert len(rows) == len(values) == 0
