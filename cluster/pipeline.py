@@ -15,7 +15,8 @@ from data_pipeline import storage, weights
 from data_pipeline.errors import UsageError
 from data_pipeline.preflight import check_images, check_tokens
 from data_pipeline.token_shards import check_tokenizer
-from trainer.job import TrainJob
+from trainer.config import ClassifierStageConfig
+from trainer.job import StageSection, TrainJob
 
 QUICKSTART = (
     "ingest",
@@ -114,9 +115,11 @@ def _tokenize(config: RunConfig) -> int:
 # ------------------------------------------------------------------------------------------------------------ training
 
 
-def _job(config: RunConfig, stage: str, section: object, inputs: dict[str, str], lineage: dict[str, str]) -> TrainJob:
+def _job(
+    config: RunConfig, stage: str, section: StageSection, inputs: dict[str, str], lineage: dict[str, str]
+) -> TrainJob:
     record = config.model_dump(mode="json")
-    return TrainJob(stage, _folder(config, stage), section, config.seed, config.data.fit, inputs, lineage, record)  # type: ignore[arg-type]
+    return TrainJob(stage, _folder(config, stage), section, config.seed, config.data.fit, inputs, lineage, record)
 
 
 def _train(config: RunConfig, job: TrainJob) -> int:
@@ -138,9 +141,15 @@ def _train_judge(config: RunConfig) -> int:
     return _train_classifier(config, "judge", config.evaluation.judge)
 
 
-def _train_classifier(config: RunConfig, stage: str, section: object) -> int:
+def _train_classifier(config: RunConfig, stage: str, section: ClassifierStageConfig) -> int:
     images = check_images(_images(config))
+    _check_classes("evaluation.judge" if stage == "judge" else stage, section.model.num_classes, len(images.classes))
     return _train(config, _job(config, stage, section, {"images": _images(config)}, {"images": images.fingerprint}))
+
+
+def _check_classes(section: str, known: int, present: int) -> None:
+    if present > known:
+        raise UsageError(f"the data have {present} classes: set {section}.model.num_classes to that (it is {known})")
 
 
 def _train_tokenizer(config: RunConfig) -> int:
@@ -159,11 +168,7 @@ def _train_generator(config: RunConfig) -> int:
     card = weights.read_card(inputs["tokenizer"], "tokenizer")
     tokens = check_tokens(inputs["tokens"])
     check_tokenizer(tokens, card.fingerprint(), card.config)
-    if len(tokens.classes) > config.generator.model.num_classes:
-        raise UsageError(
-            f"the tokens at {inputs['tokens']} have {len(tokens.classes)} classes: "
-            f"set generator.model.num_classes to that (it is {config.generator.model.num_classes})"
-        )
+    _check_classes("generator", config.generator.model.num_classes, len(tokens.classes))
     lineage = {"tokens": tokens.fingerprint, "tokenizer": card.fingerprint()}
     return _train(config, _job(config, "generator", config.generator, inputs, lineage))
 

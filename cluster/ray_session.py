@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,31 +22,38 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
     Joins `cluster.address` or RAY_ADDRESS; without either a cluster of this machine's CPUs is started, which ends with
     this process however it ends.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Ray Data warns of a changed default for accelerators that a stage does not use.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    import ray
-
-    if ray.is_initialized():
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         yield
         return
     address = config.address or os.environ.get("RAY_ADDRESS")
-    # Errors of workers are shown. Ray Train warns once a second where a cluster has no dashboard to ask.
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "logging_config": ray.LoggingConfig(log_level="ERROR")}
-    if address:
-        ray.init(address=address, **quiet)
-    else:
-        # A token left by another cluster would be asked for by a head and not sent by its driver (Ray 2.60).
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        cpus = max(os.cpu_count() or 1, int(config.workers * config.cpus_per_worker + 0.999))
-        ray.init(
-            address="local",
-            num_cpus=cpus,
-            include_dashboard=False,
-            object_store_memory=_OBJECT_STORE_BYTES,
-            **quiet,
-        )
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray warns of a changed default for accelerators that a stage does not use.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if not address:
+        # Ray's ports are open to whoever can reach the machine, so a cluster of our own asks for a token. Ray reads
+        # these when it is imported.
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+    import ray
+
+    ray.init(address=address or "local", **_quiet(), **({} if address else _own_cluster(config)))
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _quiet() -> dict[str, Any]:
+    """Errors of workers are shown; Ray Train's warnings, one a second where there is no dashboard to ask, are not."""
+    import ray
+
+    return {"logging_level": logging.ERROR, "logging_config": ray.LoggingConfig(log_level="ERROR")}
+
+
+def _own_cluster(config: ClusterConfig) -> dict[str, Any]:
+    cpus = max(os.cpu_count() or 1, int(config.workers * config.cpus_per_worker + 0.999))
+    return {
+        "num_cpus": cpus,
+        "include_dashboard": False,
+        "object_store_memory": _OBJECT_STORE_BYTES,
+        "_node_ip_address": "127.0.0.1",
+    }

@@ -50,6 +50,7 @@ class ShardTokenizer:
         self._encode = load_encoder(plan, tokenizer, "cuda" if torch.cuda.is_available() else "cpu")
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Tokenize a shard, or hand it back (no images) if the pool is to have another size."""
         from data_pipeline.tokenizing import tokenize_shard
 
         asked = read_scale(self._plan.output)

@@ -29,6 +29,8 @@ class FolderSource(Section):
     """This kind of source."""
     path: str
     """The folder that holds the class folders."""
+    extensions: tuple[str, ...] | None = None
+    """Take only files with these endings, for instance [jpg, png]; null takes every file to be an image."""
 
 
 class ILSVRCSource(Section):

@@ -18,8 +18,12 @@ DIGEST_LIMIT = 2**30
 """Bytes up to which a local data set is read in full."""
 
 
-def check_images(uri: str) -> ImageManifest:
+def check_images(uri: str, *, every_byte: bool = False) -> ImageManifest:
     """The manifest of the image shards at `uri`, once they are found to match it.
+
+    Args:
+        uri: of the data set.
+        every_byte: compare digests wherever and however large it is.
 
     Raises:
         UsageError: if there is no complete data set.
@@ -30,14 +34,18 @@ def check_images(uri: str) -> ImageManifest:
     def damage(shard: ImageShardRecord, archive: bytes) -> str:
         return image_shards.first_damage(image_shards.read_index(uri, shard), archive)
 
-    _check_shards(uri, manifest.shards, damage, image_shards.REMEDY)
+    _check_shards(uri, manifest.shards, damage, image_shards.REMEDY, every_byte)
     for shard in manifest.shards:
         image_shards.read_index(uri, shard)
     return manifest
 
 
-def check_tokens(uri: str) -> TokenManifest:
+def check_tokens(uri: str, *, every_byte: bool = False) -> TokenManifest:
     """The manifest of the token shards at `uri`, once they are found to match it.
+
+    Args:
+        uri: of the data set.
+        every_byte: compare digests wherever and however large it is.
 
     Raises:
         UsageError: if there is no complete data set.
@@ -48,14 +56,16 @@ def check_tokens(uri: str) -> TokenManifest:
     def damage(shard: ShardRecord, archive: bytes) -> str:
         return token_shards.first_damage(shard.name, archive)
 
-    _check_shards(uri, manifest.shards, damage, token_shards.REMEDY)
+    _check_shards(uri, manifest.shards, damage, token_shards.REMEDY, every_byte)
     return manifest
 
 
-def _check_shards(uri: str, shards: Sequence[_Shard], damage: Callable[[_Shard, bytes], str], remedy: str) -> None:
+def _check_shards(
+    uri: str, shards: Sequence[_Shard], damage: Callable[[_Shard, bytes], str], remedy: str, every_byte: bool
+) -> None:
     sizes = storage.walk(uri)
     total = sum(shard.bytes for shard in shards)
-    digest = not storage.is_remote(uri) and total <= DIGEST_LIMIT
+    digest = every_byte or (not storage.is_remote(uri) and total <= DIGEST_LIMIT)
     for shard in shards:
         path = storage.join(uri, shard.name)
         if shard.name not in sizes:

@@ -7,7 +7,10 @@ from typing import Any
 
 from data_pipeline import storage, weights
 from data_pipeline.errors import UsageError
+from data_pipeline.manifest import differences
 from trainer.config import ClassifierStageConfig, GeneratorStageConfig, TokenizerStageConfig
+
+StageSection = ClassifierStageConfig | TokenizerStageConfig | GeneratorStageConfig
 
 # Settings of the trainer that do not change what is computed, so a run may be continued with others.
 _NEUTRAL = {"checkpoint_every", "keep_checkpoints", "log_every", "max_skipped_steps", "zero_stage", "micro_batch"}
@@ -23,7 +26,7 @@ class TrainJob:
 
     stage: str
     folder: str
-    section: ClassifierStageConfig | TokenizerStageConfig | GeneratorStageConfig
+    section: StageSection
     seed: int
     fit: str
     inputs: dict[str, str]
@@ -56,11 +59,11 @@ class TrainJob:
             recorded = storage.read_json(storage.join(self.folder, "settings.json"))
         except FileNotFoundError:
             return False
-        differences = _differences(recorded, self.settings())
-        if differences:
+        found = differences(recorded, self.settings())
+        if found:
             raise UsageError(
-                f"{self.folder} holds a run with other settings:\n  "
-                + "\n  ".join(differences)
+                f"{self.folder} holds a run with other settings (there -> asked for now):\n  "
+                + "\n  ".join(found)
                 + "\nSet `run` to another folder, or restore the settings, or delete that folder to start anew."
             )
         if not storage.exists(storage.join(self.export, "card.json")):
@@ -69,13 +72,10 @@ class TrainJob:
         return True
 
     def begin(self) -> None:
-        """Record the settings, so that a later start can compare."""
+        """Record the config, and the settings so that a later start can compare."""
+        import yaml
+
+        resolved = yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True)
+        storage.write_bytes(storage.join(self.folder, "config.yaml"), resolved.encode())
         storage.write_json(storage.join(self.folder, "settings.json"), self.settings())
         storage.write_json(storage.join(self.folder, "lineage.json"), self.lineage)
-
-
-def _differences(old: Any, new: Any, path: str = "") -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = sorted(old.keys() | new.keys())
-        return [line for key in keys for line in _differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))]
-    return [] if old == new else [f"{path}: {old} there, {new} now"]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from data_pipeline import storage, weights
 from data_pipeline.errors import FoldtrainError
+from model.attention import flash_refusal
 from trainer import checkpoint
 from trainer.config import TrainerConfig
 from trainer.engine import Batch, Engine, StepResult, Terms, prepare_deepspeed, split_batch
@@ -125,6 +126,18 @@ class Loop:
         self._resume()
         if dist.get_rank() == 0:
             self._open_records()
+        try:
+            self._train()
+        except Exception as error:
+            if self.records:
+                self.records.event("failure", self.step, error=f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            if self.records:
+                self.records.close()
+        dist.barrier()
+
+    def _train(self) -> None:
         meter = _Meter()
         while self.step < self.config.steps:
             began = time.perf_counter()
@@ -141,8 +154,6 @@ class Loop:
         if self.records:
             self._export()
             self.records.event("finish", self.step)
-            self.records.close()
-        dist.barrier()
 
     def _train_step(self, batch: Batch) -> StepResult:
         # Stochastic depth and dropout draw from torch's generator: a function of seed, step and rank.
@@ -167,7 +178,8 @@ class Loop:
         if self.skipped_in_a_row > self.config.max_skipped_steps:
             raise FoldtrainError(
                 f"{self.job.folder}: {self.skipped_in_a_row} optimizer steps in a row were skipped up to step "
-                f"{self.step}, because gradients are not finite. Lower learning_rate, set gradient_clipping, or train in fp32."
+                f"{self.step}, because gradients are not finite. Lower learning_rate, set gradient_clipping, or train "
+                "in fp32."
             )
 
     def _resume(self) -> None:
@@ -181,8 +193,13 @@ class Loop:
     def _open_records(self) -> None:
         devices = {"device": str(self.engine.device), "workers": dist.get_world_size(), "backend": dist.get_backend()}
         details = {"deepspeed": self.engine.settings, "threads": torch.get_num_threads()} | devices
+        refusal = flash_refusal(self.engine.device, self._dtype())
+        details["attention"] = f"sdpa ({refusal})" if refusal else "flash_attn"
         storage.write_json(storage.join(self.job.folder, "environment.json"), environment(details))
         self.records = RunDirectory(self.job.folder, self.job.stage, self.job.config, self.step)
+
+    def _dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.config.precision == "bf16" else torch.float32
 
     def _checkpoint(self) -> None:
         state = {"step": self.step, "skipped_steps": self.skipped, "skipped_in_a_row": self.skipped_in_a_row}

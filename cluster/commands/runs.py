@@ -39,12 +39,12 @@ def scale(
 def verify(
     uri: Annotated[str, typer.Argument(metavar="FOLDER", help="Folder of image shards or token shards, at any URI.")],
 ) -> None:
-    """Check shards against their manifest: sizes, and for local sets up to 1 GiB every byte."""
+    """Check every byte of image shards or token shards against their manifest."""
     from data_pipeline import preflight, storage
     from data_pipeline.errors import UsageError
     from data_pipeline.manifest import ImageManifest, TokenManifest
 
-    checks: dict[str, Callable[[str], ImageManifest | TokenManifest]] = {
+    checks: dict[str, Callable[..., ImageManifest | TokenManifest]] = {
         "images": preflight.check_images,
         "tokens": preflight.check_tokens,
     }
@@ -54,7 +54,7 @@ def verify(
         kind = None
     if kind not in checks:
         raise UsageError(f"{uri} holds no complete data set: manifest.json is not there, or is not one of foldtrain's")
-    manifest = checks[kind](uri)
+    manifest = checks[kind](uri, every_byte=True)
     typer.echo(f"{uri}: {manifest.samples:,} samples of {kind} in {len(manifest.shards)} shards match their manifest")
 
 

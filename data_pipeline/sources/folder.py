@@ -49,10 +49,24 @@ def open_folder(config: FolderSource) -> FolderImages:
         found = storage.walk(config.path)
     except FileNotFoundError as error:
         raise UsageError(f"{config.path} holds a link that leads nowhere: {error.filename}") from error
-    sizes = {name: size for name, size in found.items() if not any(part.startswith(".") for part in name.split("/"))}
+    sizes = {name: size for name, size in found.items() if _is_taken(name, config.extensions)}
+    if not sizes:
+        raise UsageError(
+            f"{config.path} holds no images{_ending_with(config.extensions)}: see data.source in the config"
+        )
     loose = [name for name in sizes if "/" not in name]
     if loose:
         raise UsageError(
             f"{config.path} should hold one folder per class, but {loose[0]} lies beside them: move it into one"
         )
     return FolderImages(config.path, sizes)
+
+
+def _is_taken(name: str, extensions: tuple[str, ...] | None) -> bool:
+    path = PurePosixPath(name)
+    hidden = any(part.startswith(".") for part in path.parts)
+    return not hidden and (extensions is None or path.suffix.lower().lstrip(".") in {e.lower() for e in extensions})
+
+
+def _ending_with(extensions: tuple[str, ...] | None) -> str:
+    return "" if extensions is None else f" ending in {', '.join(extensions)}"

@@ -9,10 +9,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+PRELOADED = [
+    "torch._dynamo",
+    "deepspeed.ops.adam",
+    "deepspeed.ops.lion",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+    "trainer.engine",
+]
+"""Imported once, before processes are forked: together these take longer than a test."""
+
 
 def run_gloo(world: int, folder: Path, function: Callable[..., Any], *arguments: Any) -> list[Any]:
     """Results of `function(*arguments)` on each rank. A failure on any rank fails the caller with its traceback."""
-    context = mp.get_context("spawn")
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
     queue = context.Queue()
     rendezvous = folder / f"rendezvous-{os.urandom(4).hex()}"
     processes = [

@@ -128,7 +128,11 @@ def test_overwritten_rows_lose_their_moments_and_no_others_do(tmp_path: Path) ->
     weights = run_gloo(2, tmp_path, overwrite, str(tmp_path))
     master, average = assemble(tmp_path, 1, "master"), assemble(tmp_path, 1, "ema")
     moments = assemble(tmp_path, 1, "exp_avg_sq")["layers.0.weight"]
-    for rows_of in (master["layers.0.weight"], average["layers.0.weight"], *(torch.tensor(w["weight"]) for w in weights)):
+    for rows_of in (
+        master["layers.0.weight"],
+        average["layers.0.weight"],
+        *(torch.tensor(w["weight"]) for w in weights),
+    ):
         assert (rows_of[[1, 5]] == 3).all()
         assert not (rows_of[[0, 2]] == 3).any()
     assert (moments[[1, 5]] == 0).all()

@@ -37,7 +37,10 @@ def test_only_codes_without_a_hit_at_any_scale_are_replaced_by_codes_in_use() ->
 
 
 def test_replacements_are_the_same_on_every_worker() -> None:
-    codebook, hits = torch.randn(8, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([[0, 0, 1, 2, 0, 1, 0, 0]])
+    codebook, hits = (
+        torch.randn(8, 4, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([[0, 0, 1, 2, 0, 1, 0, 0]]),
+    )
     first, second = (replacements(codebook, hits, 1, 100, 1) for _ in range(2))
     torch.manual_seed(9)
     third = replacements(codebook, hits, 1, 100, 1)

@@ -1,0 +1,178 @@
+"""The whole path on real Ray and DeepSpeed; then each stage with its processes killed in the middle."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_pipeline import storage
+from data_pipeline.token_shards import TokenShards
+from tests.cluster.drills import (
+    CHECKPOINT_EVERY,
+    STEPS,
+    digests,
+    kill,
+    lines,
+    run,
+    started,
+    wait_for,
+    workers,
+    write_config,
+)
+
+pytestmark = [pytest.mark.drill, pytest.mark.xdist_group("drill")]
+
+TOKENS = ("tokens-*.tar", "tokens-*.json", "manifest.json")
+FOLDERS = ("images", "teacher", "tokenizer", "tokens", "generator")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with small.yaml, and in run/ all that `foldtrain quickstart` makes of it, undisturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    run("quickstart", str(write_config(folder)))
+    return folder
+
+
+@pytest.fixture
+def until(whole: Path, tmp_path: Path) -> object:
+    """Arguments of a run of its own that has all stages before the given one."""
+
+    def prepare(folder: str) -> tuple[str, str]:
+        for name in FOLDERS[: FOLDERS.index(folder)]:
+            shutil.copytree(whole / "run" / name, tmp_path / name)
+        return str(whole / "small.yaml"), f"run={tmp_path}"
+
+    return prepare
+
+
+def test_the_whole_path_ends_in_samples_an_evaluation_and_a_report(whole: Path) -> None:
+    result = whole / "run"
+    evaluation = json.loads((result / "evaluation.json").read_text())
+    assert evaluation["generation"]["samples"] == 40
+    assert len(evaluation["codebook_use"]) == len(evaluation["codebook_use"][0]) == 2
+    assert (result / "samples" / "grid.png").read_bytes().startswith(b"\x89PNG")
+    assert "<html" in (result / "report.html").read_text()
+    assert {path.name for path in (result / "tokenizer").iterdir()} >= {
+        *("config.yaml", "environment.json", "lineage.json", "metrics.jsonl", "events.jsonl", "checkpoints", "export")
+    }
+
+
+def test_tokens_hold_every_training_image_once(whole: Path) -> None:
+    tokens = TokenShards(str(whole / "run" / "tokens"))
+    assert tokens.count == len(set(tokens.keys.tolist())) == 300
+    assert tokens.tokens(np.arange(300)).max() < 32
+
+
+def test_a_stage_that_is_finished_is_not_done_again(whole: Path) -> None:
+    before = digests(whole / "run" / "tokens", *TOKENS)
+    output = run("tokenize", str(whole / "small.yaml")) + run("train-tokenizer", str(whole / "small.yaml"))
+    assert output.count("is finished already") == 2
+    assert digests(whole / "run" / "tokens", *TOKENS) == before
+
+
+@pytest.mark.parametrize("stage", ["teacher", "tokenizer", "generator"])
+def test_training_survives_a_killed_worker_and_a_killed_driver(stage: str, whole: Path, until, tmp_path: Path) -> None:
+    command = (f"train-{stage}", *until(stage))
+    records, events = tmp_path / stage / "metrics.jsonl", tmp_path / stage / "events.jsonl"
+
+    def reached(step: int) -> bool:
+        return any(record["step"] >= step for record in lines(records))
+
+    with started(*command) as driver:
+        wait_for("a step after the first checkpoint", lambda: reached(CHECKPOINT_EVERY + 2), driver)
+        kill(workers(driver, "RayTrainWorker")[-1])
+        wait_for("a resume", lambda: any(e["event"] == "resume" for e in lines(events)), driver)
+        resumed_at = next(e["step"] for e in lines(events) if e["event"] == "resume")
+        wait_for("a later checkpoint", lambda: reached(resumed_at + CHECKPOINT_EVERY + 2), driver)
+        driver.kill()
+    run(*command)
+
+    happened = lines(events)
+    checkpoints = [e["step"] for e in happened if e["event"] == "checkpoint"]
+    resumes = [e for e in happened if e["event"] == "resume"]
+    assert len(resumes) == 2
+    for resume in resumes:  # nothing that was committed is repeated
+        earlier = [e["step"] for e in happened[: happened.index(resume)] if e["event"] == "checkpoint"]
+        assert resume["step"] == max(earlier)
+    assert sorted(set(checkpoints)) == list(range(CHECKPOINT_EVERY, STEPS + 1, CHECKPOINT_EVERY))
+    assert [record["step"] for record in lines(records)] == list(range(1, STEPS + 1))
+    unbroken = [record["loss"] for record in lines(whole / "run" / stage / "metrics.jsonl")]
+    assert [record["loss"] for record in lines(records)] == unbroken
+    exports = "card.json", "*.safetensors"
+    assert digests(tmp_path / stage / "export", *exports) == digests(whole / "run" / stage / "export", *exports)
+
+
+def test_tokenize_survives_a_killed_actor_and_a_killed_driver(whole: Path, until, tmp_path: Path) -> None:
+    command, output = ("tokenize", *until("tokens")), tmp_path / "tokens"
+
+    def committed() -> dict[str, int]:
+        return {path.name: path.stat().st_mtime_ns for path in output.glob("tokens-*.json")}
+
+    with started(*command) as driver:
+        wait_for("a committed shard", committed, driver)
+        kill(workers(driver, "ShardTokenizer")[0])
+        several = len(committed()) + 5
+        wait_for("more shards", lambda: len(committed()) >= several, driver)
+        driver.kill()
+    assert not (output / "manifest.json").exists()
+    before = committed()
+    run(*command)
+    assert {name: time for name, time in committed().items() if name in before} == before
+    assert digests(output, *TOKENS) == digests(whole / "run" / "tokens", *TOKENS)
+
+
+def test_tokens_on_object_storage_have_the_same_bytes(whole: Path, until, s3_uri: str, tmp_path: Path) -> None:
+    run("tokenize", *until("tokens"), f"tokens.output={s3_uri}/tokens")
+    local = whole / "run" / "tokens"
+    names = [path.name for pattern in TOKENS for path in local.glob(pattern)]
+    assert len(names) == 121
+    for name in names:
+        assert storage.read_bytes(f"{s3_uri}/tokens/{name}") == (local / name).read_bytes(), name
+
+
+def test_scale_changes_the_size_of_a_running_pool(until, tmp_path: Path) -> None:
+    arguments = until("tokens")
+    with started("tokenize", *arguments, "tokens.min_workers=1", "tokens.max_workers=1") as driver:
+        wait_for("a committed shard", lambda: list((tmp_path / "tokens").glob("tokens-*.json")), driver)
+        assert len(workers(driver, "ShardTokenizer")) == 1
+        run("scale", str(tmp_path), "--workers", "2")
+        wait_for("a second actor", lambda: len(workers(driver, "ShardTokenizer")) == 2, driver)
+        wait_for("the end", lambda: (tmp_path / "tokens" / "manifest.json").exists(), driver)
+    assert TokenShards(str(tmp_path / "tokens")).count == 300
+
+
+def test_a_generator_is_not_trained_on_tokens_of_another_tokenizer(whole: Path, tmp_path: Path, foldtrain) -> None:
+    for name in ("images", "tokenizer", "tokens"):
+        shutil.copytree(whole / "run" / name, tmp_path / name)
+    card = tmp_path / "tokenizer" / "export" / "card.json"
+    record = json.loads(card.read_text())
+    record["files"]["ema"] = "0" * 64
+    card.write_text(json.dumps(record))
+    done = foldtrain("train-generator", str(whole / "small.yaml"), f"run={tmp_path}")
+    assert done.returncode == 2
+    assert "were made by tokenizer" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_corrupt_image_shard_is_named_with_its_key(whole: Path, tmp_path: Path, foldtrain) -> None:
+    shutil.copytree(whole / "run" / "images", tmp_path / "images")
+    shard = next((tmp_path / "images" / "train").glob("*.tar"))
+    data = bytearray(shard.read_bytes())
+    data[600] ^= 0xFF
+    shard.write_bytes(data)
+    done = foldtrain("train-teacher", str(whole / "small.yaml"), f"run={tmp_path}")
+    assert done.returncode == 2
+    assert shard.name in done.stderr
+    assert "sample" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_run_is_not_continued_with_other_settings(whole: Path, foldtrain) -> None:
+    done = foldtrain("train-tokenizer", str(whole / "small.yaml"), "tokenizer.trainer.learning_rate=0.5")
+    assert done.returncode == 2
+    assert "section.trainer.learning_rate" in done.stderr
