@@ -73,10 +73,12 @@ def _worker(settings: dict[str, Any]) -> None:
     """On each Ray Train worker: torch.distributed is there, LOCAL_RANK is set by Ray alone (ray#37212)."""
     import os
 
-    import ray.train
+    import ray.train.torch
     import torch
 
     os.environ.setdefault("LOCAL_RANK", str(ray.train.get_context().get_local_rank()))
+    if torch.cuda.is_available():
+        torch.cuda.set_device(ray.train.torch.get_device())
     torch.set_num_threads(settings["threads"])
     from trainer.stages import run_worker
 

@@ -19,9 +19,10 @@ _CLOSE_SECONDS = 15.0
 class WandbTracker:
     """Weights & Biases, offline beside the run unless WANDB_MODE says otherwise (WANDB_MODE=disabled for none)."""
 
-    def __init__(self, folder: str, name: str, config: dict[str, Any]) -> None:
+    def __init__(self, folder: str, name: str, config: dict[str, Any], close_seconds: float = _CLOSE_SECONDS) -> None:
         self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue(_QUEUE)
         self._folder, self._name, self._config = folder, name, config
+        self._close_seconds = close_seconds
         self.dropped = 0
         self._thread = threading.Thread(target=self._run, name="wandb", daemon=True)
         if os.environ.get("WANDB_MODE", "offline") != "disabled":
@@ -61,4 +62,4 @@ class WandbTracker:
                 self._queue.put_nowait(None)
             except queue.Full:
                 return
-            self._thread.join(_CLOSE_SECONDS)
+            self._thread.join(self._close_seconds)

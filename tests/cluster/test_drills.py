@@ -135,6 +135,17 @@ def test_tokens_on_object_storage_have_the_same_bytes(whole: Path, until, s3_uri
         assert storage.read_bytes(f"{s3_uri}/tokens/{name}") == (local / name).read_bytes(), name
 
 
+def test_a_run_on_object_storage_trains_the_same_network(whole: Path, s3_uri: str) -> None:
+    images = f"data.images={whole / 'run' / 'images'}"
+    run("train-teacher", str(whole / "small.yaml"), f"run={s3_uri}", images)
+    for name in ("card.json", "model.safetensors"):
+        ours = storage.read_bytes(f"{s3_uri}/teacher/export/{name}")
+        assert ours == (whole / "run" / "teacher" / "export" / name).read_bytes(), name
+    shown = run("monitor", s3_uri, "--once")
+    assert "teacher" in shown
+    assert "finished" in shown
+
+
 def test_scale_changes_the_size_of_a_running_pool(until, tmp_path: Path) -> None:
     arguments = until("tokens")
     with started("tokenize", *arguments, "tokens.min_workers=1", "tokens.max_workers=1") as driver:

@@ -12,8 +12,8 @@ from typing import Any
 PRELOADED = [
     "torch._dynamo",
     "deepspeed.ops.adam",
-    "deepspeed.ops.lion",
     "deepspeed.runtime.zero.muon.muon_optimizer",
+    "deepspeed.ops.lion",
     "trainer.engine",
 ]
 """Imported once, before processes are forked: together these take longer than a test."""

@@ -1,0 +1,53 @@
+"""A run is continued with the settings that it was begun with, or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from data_pipeline import weights
+from data_pipeline.errors import UsageError
+from trainer.config import ClassifierStageConfig, TrainerConfig
+from trainer.job import TrainJob
+
+
+def job(folder: Path, seed: int = 0, images: str = "a" * 64, **trainer: Any) -> TrainJob:
+    config = TrainerConfig(**({"steps": 5, "global_batch": 4} | trainer))
+    section = ClassifierStageConfig(trainer=config)
+    return TrainJob(
+        "teacher", str(folder), section, seed, "pad", {"images": "images"}, {"images": images}, {"run": "r"}
+    )
+
+
+def test_a_folder_that_is_empty_is_not_finished(tmp_path: Path) -> None:
+    assert not job(tmp_path).is_finished()
+
+
+def test_a_run_is_finished_once_its_network_is_exported(tmp_path: Path) -> None:
+    job(tmp_path).begin()
+    assert not job(tmp_path).is_finished()
+    weights.write_weights(job(tmp_path).export, "teacher", {}, {"model": {"w": torch.zeros(1)}}, {})
+    assert job(tmp_path).is_finished()
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        ({"learning_rate": 0.5}, "section.trainer.learning_rate: 0.001 -> 0.5"),
+        ({"seed": 3}, "seed: 0 -> 3"),
+        ({"images": "b" * 64}, "lineage.images"),
+    ],
+)
+def test_other_settings_are_refused_and_the_difference_is_shown(tmp_path: Path, other: Any, named: str) -> None:
+    job(tmp_path).begin()
+    with pytest.raises(UsageError) as error:
+        job(tmp_path, **other).is_finished()
+    assert named in str(error.value)
+
+
+def test_settings_that_change_no_result_may_change(tmp_path: Path) -> None:
+    job(tmp_path).begin()
+    assert not job(tmp_path, checkpoint_every=7, log_every=3, zero_stage=1, micro_batch=2).is_finished()
