@@ -31,8 +31,11 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if not address:
         # Ray's ports are open to whoever can reach the machine, so a cluster of our own asks for a token. Ray reads
-        # these when it is imported.
-        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+        # these once in a process, when it is imported.
+        if os.environ.get("RAY_AUTH_MODE") != "token" or "RAY_AUTH_TOKEN" not in os.environ:
+            os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+        # Ray's C++ core says on the terminal, as errors, what its own libraries do by design; its log files keep it.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
     ray.init(address=address or "local", **_quiet(), **({} if address else _own_cluster(config)))

@@ -7,6 +7,7 @@ actors then hand back what they have not begun, and the pool is started again at
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -105,10 +106,11 @@ def tokenize(config: RunConfig) -> int:
     plan = plan_tokens(images, weights.read_card(tokenizer, "tokenizer"), config.tokens, output, config.data.fit)
     left = missing(plan)
     progress = _Progress(plan, done=len(plan.shards) - len(left))
-    while left:
+    if left:
         with ray_session(config.cluster):
-            _run_pool(plan, tokenizer, left, config, progress)
-        left = missing(plan)
+            while left:
+                _run_pool(plan, tokenizer, left, config, progress)
+                left = missing(plan)
     finish(plan)
     progress.line.close()
     return progress.images
@@ -121,9 +123,9 @@ def _run_pool(
     import ray.data
 
     pool = _Pool.wanted(plan.output, config)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
+    context.enable_progress_bars = context.print_on_execution_start = False
     items = [{"name": shard.name, "start": shard.start, "stop": shard.stop} for shard in left]
     results = ray.data.from_items(items, override_num_blocks=len(items)).map(
         ShardTokenizer,  # type: ignore[arg-type] # Ray Data takes a class whose instances are called

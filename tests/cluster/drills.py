@@ -109,9 +109,12 @@ def wait_for(what: str, condition: Callable[[], Any], process: subprocess.Popen[
         answer = condition()
         if answer:
             return answer
-        if process.poll() is not None:
-            assert process.stdout is not None
-            raise AssertionError(f"the command ended before {what}:\n{process.stdout.read()}")
+        try:
+            process.wait(timeout=0.02)
+        except subprocess.TimeoutExpired:
+            continue
+        assert process.stdout is not None
+        raise AssertionError(f"the command ended before {what}:\n{process.stdout.read()}")
     raise AssertionError(f"no {what} in {PATIENCE} seconds")
 
 

@@ -52,7 +52,7 @@ def test_paths_of_a_local_job_mean_what_they_mean_here(config: RunConfig, monkey
     monkeypatch.chdir("/")
     absolute = with_absolute_paths(config)
     assert absolute.run == "/runs/small"
-    assert absolute.data.source.model_dump() == {"kind": "folder", "path": "/pictures"}
+    assert absolute.data.source.model_dump() == {"kind": "folder", "path": "/pictures", "extensions": None}
 
 
 def test_uris_and_embedded_files_are_no_paths_of_this_machine(small_config: Path) -> None:
