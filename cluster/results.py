@@ -88,7 +88,7 @@ def evaluate(config: RunConfig, held_out: str) -> int:
 
     sampler, device = _sampler(config), _device()
     size = config.tokenizer.model.image_size
-    real = evaluation.RealImages.load(held_out, size, config.data.fit, config.evaluation.samples)
+    real = evaluation.RealImages.load(held_out, size, config.data.fit, config.evaluation.samples, device)
     teacher = load_teacher(config.teacher.timm, _export(config, "teacher"), device) if config.teacher else None
     judge = load_classifier(_export(config, "judge"), "judge", device) if config.evaluation.judge else None
     record: dict[str, Any] = {

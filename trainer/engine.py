@@ -128,7 +128,7 @@ class Engine:
         parameter = self.module.get_parameter(name)
         with torch.no_grad():
             parameter[rows] = values.to(parameter.dtype)
-        replaced = torch.zeros(parameter.shape, dtype=torch.bool)
+        replaced = torch.zeros(parameter.shape, dtype=torch.bool, device=parameter.device)
         replaced[rows] = True
         for fragment in self.owned:
             if fragment.name == name:

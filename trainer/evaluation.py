@@ -33,12 +33,12 @@ class RealImages:
     label_N: Tensor
 
     @classmethod
-    def load(cls, uri: str, size: int, fit: str, most: int) -> RealImages:
-        """The first `most` images of a data set (shards are in shuffled order)."""
+    def load(cls, uri: str, size: int, fit: str, most: int, device: torch.device) -> RealImages:
+        """The first `most` images of a data set (shards are in shuffled order); images on the device, classes not."""
         shards = ImageShards(uri)
         pixels = decode_all(shards, Transform(size, fit), most)
         labels = torch.from_numpy(np.asarray(shards.labels[: len(pixels)], dtype=np.int64))
-        return cls(torch.from_numpy(to_model(pixels)), labels)
+        return cls(torch.from_numpy(to_model(pixels)).to(device), labels)
 
 
 def statistics(teacher: Teacher, image_NCHW: Tensor) -> FeatureStatistics:

@@ -42,7 +42,7 @@ class OwnedState:
         """Make AdamW's state before the first step, so that a fresh run and a resumed one look the same."""
         for flat in self._flat:
             state = self._zero.optimizer.state[flat]
-            state["step"] = torch.zeros((), dtype=torch.float32)
+            state["step"] = torch.zeros((), dtype=torch.float32, device=flat.device)  # where fused AdamW wants it
             for moment in MOMENTS:
                 state[moment] = torch.zeros_like(flat)
         self._zero._lazy_init_hp_params_optimizer_state()
