@@ -67,9 +67,15 @@ def _quickstart(config: RunConfig) -> None:
 
     with ray_session(config.cluster):
         for name in QUICKSTART:
-            needed = {"train-teacher": config.teacher is not None, "train-judge": config.evaluation.judge is not None}
-            if needed.get(name, True) and not (name == "train-teacher" and config.teacher and config.teacher.timm):
+            if _applies(name, config):
                 run_stage(name, config)
+
+
+def _applies(name: str, config: RunConfig) -> bool:
+    """Whether a stage has anything to do in this config."""
+    if name == "train-teacher":
+        return config.teacher is not None and config.teacher.timm is None
+    return name != "train-judge" or config.evaluation.judge is not None
 
 
 def _record_config(config: RunConfig) -> None:

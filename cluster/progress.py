@@ -10,6 +10,7 @@ from typing import Any
 
 from cluster.terminal import console, duration
 from data_pipeline import storage
+from data_pipeline.errors import FoldtrainError
 from trainer.job import TrainJob
 from trainer.jsonl import read_records
 
@@ -33,17 +34,21 @@ class ProgressLine:
             console=self._console,
         )
         self._task = self._bar.add_task(label, total=1, note="starting")
-        self._printed = 0.0
+        self._printed_at, self._printed_done = 0.0, -1.0
         if self._console.is_terminal:
             self._bar.start()
 
     def update(self, done: float, total: float, note: str) -> None:
         """Show that `done` of `total` units are done."""
         self._bar.update(self._task, completed=done, total=total, note=note)
-        now = time.monotonic()
-        if not self._console.is_terminal and (done >= total or now - self._printed > _LINE_SECONDS):
-            self._printed = now
+        now, news = time.monotonic(), done != self._printed_done
+        if not self._console.is_terminal and news and (done >= total or now - self._printed_at > _LINE_SECONDS):
+            self._printed_at, self._printed_done = now, done
             self._console.print(f"{self._label}: {done:.0f}/{total:.0f} {self._unit}  {note}")
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        self._console.print(f"{self._label}: {text}")
 
     def close(self) -> None:
         """Leave the terminal as it stands."""
@@ -54,10 +59,12 @@ class ProgressLine:
 def follow_training(job: TrainJob) -> Iterator[None]:
     """Show a training stage while it runs, from its metrics.jsonl."""
     line = ProgressLine(job.stage, "steps")
-    stop = threading.Event()
+    stop, since = threading.Event(), time.time()
 
     def follow() -> None:
+        said = False
         while not stop.wait(_POLL_SECONDS):
+            said = said or _say_environment(job, line, since)
             _show_newest(job, line)
 
     thread = threading.Thread(target=follow, daemon=True)
@@ -71,10 +78,22 @@ def follow_training(job: TrainJob) -> Iterator[None]:
         line.close()
 
 
+def _say_environment(job: TrainJob, line: ProgressLine, since: float) -> bool:
+    """Say once what the stage runs on, as soon as this start of it is on record."""
+    try:
+        if not any(event["time"] >= since for event in read_records(storage.join(job.folder, "events.jsonl"))):
+            return False
+        found = storage.read_json(storage.join(job.folder, "environment.json"))
+    except (OSError, FoldtrainError):
+        return False
+    line.say(f"{found['workers']} workers on {found['device']}, {found['backend']}; attention: {found['attention']}")
+    return True
+
+
 def _show_newest(job: TrainJob, line: ProgressLine) -> None:
     try:
         records = read_records(storage.join(job.folder, "metrics.jsonl"))
-    except OSError:  # storage that is away for a moment stops nothing
+    except (OSError, FoldtrainError):  # storage that is away for a moment stops nothing
         return
     if records:
         line.update(records[-1]["step"], records[-1]["steps"], _note(records[-1]))
