@@ -53,10 +53,10 @@ def write_config(folder: Path) -> Path:
         "tokenizer": {
             "model": model | {"scales": [1, 2], "dropout_min_scales": 1, "teacher_width": 16},
             "dead_code_steps": 5,
-            "trainer": trainer(),
+            "trainer": trainer(micro_batch=2),
         },
         "tokens": {"shard_samples": 5},
-        "generator": {"model": {"depth": 1, "width": 16, "heads": 2}, "trainer": trainer()},
+        "generator": {"model": {"depth": 1, "width": 16, "heads": 2}, "trainer": trainer(precision="bf16")},
         "sampling": {"samples_per_class": 2, "top_k": 0},
         "evaluation": {"samples": 40, "judge": {"model": {"widths": [8]}, "trainer": trainer(steps=10)}},
     }
