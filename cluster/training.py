@@ -33,18 +33,10 @@ def train(job: TrainJob, cluster: ClusterConfig) -> bool:
 
 
 def _check_batch(job: TrainJob, cluster: ClusterConfig) -> None:
-    trainer = job.section.trainer
-    share, rest = divmod(trainer.global_batch, cluster.workers)
-    if rest:
-        raise UsageError(
-            f"{job.stage}: trainer.global_batch {trainer.global_batch} is no multiple of "
-            f"cluster.workers {cluster.workers}"
-        )
-    if trainer.micro_batch and share % min(trainer.micro_batch, share):
-        raise UsageError(
-            f"{job.stage}: each of {cluster.workers} workers has {share} samples of a step, "
-            f"which is no multiple of trainer.micro_batch {trainer.micro_batch}"
-        )
+    try:
+        job.section.trainer.split_over(cluster.workers)
+    except ValueError as error:
+        raise UsageError(f"{job.stage}: {error} (cluster.workers)") from None
 
 
 def _fit(job: TrainJob, cluster: ClusterConfig) -> None:

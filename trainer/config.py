@@ -51,6 +51,20 @@ class TrainerConfig(Section):
             raise ValueError(f"warmup_steps {self.warmup_steps} leaves none of the {self.steps} steps for training")
         return self
 
+    def split_over(self, workers: int) -> tuple[int, int]:
+        """Samples per micro-batch, and micro-batches per optimizer step, of each worker.
+
+        Raises:
+            ValueError: if the global batch cannot be cut into equal micro-batches over the workers.
+        """
+        share, rest = divmod(self.global_batch, workers)
+        if rest:
+            raise ValueError(f"trainer.global_batch {self.global_batch} is no multiple of the {workers} workers")
+        micro = min(self.micro_batch or share, share)
+        if share % micro:
+            raise ValueError(f"each worker's share of {share} samples is no multiple of trainer.micro_batch {micro}")
+        return micro, share // micro
+
 
 class ClassifierStageConfig(Section):
     """Train a small classifier on the real images."""
@@ -91,7 +105,8 @@ class TokenizerStageConfig(Section):
     loss: TokenizerLossConfig = TokenizerLossConfig()
     """What it minimizes."""
     dead_code_steps: int = Field(0, ge=0)
-    """Steps between restarts of codes that were not used since the last; 0 for never, as in the paper."""
+    """Steps between restarts of codes that were not used since the last; 0 for never, as in the paper. None in the
+    last tenth of the steps, so that new codes have time to settle."""
     horizontal_flip: bool = False
     """Mirror half of the training images."""
     trainer: TrainerConfig

@@ -48,16 +48,11 @@ def deepspeed_config(config: TrainerConfig, world: int) -> dict[str, Any]:
     Raises:
         ValueError: if the global batch cannot be cut into equal micro-batches over the workers.
     """
-    share, rest = divmod(config.global_batch, world)
-    if rest:
-        raise ValueError(f"trainer.global_batch {config.global_batch} is no multiple of the {world} workers")
-    micro = min(config.micro_batch or share, share)
-    if share % micro:
-        raise ValueError(f"each worker's share of {share} samples is no multiple of trainer.micro_batch {micro}")
+    micro, accumulation = config.split_over(world)
     return {
         "train_batch_size": config.global_batch,
         "train_micro_batch_size_per_gpu": micro,
-        "gradient_accumulation_steps": share // micro,
+        "gradient_accumulation_steps": accumulation,
         "gradient_clipping": config.gradient_clipping,
         "zero_optimization": {"stage": config.zero_stage, "overlap_comm": False},
         "zero_allow_untested_optimizer": True,

@@ -25,6 +25,7 @@ from trainer.engine import Batch, Engine, Terms
 from trainer.job import TrainJob
 from trainer.teacher import load_teacher
 
+_LAST_RESTART = 0.9  # share of the steps after which no code is restarted
 _NOT_DECAYED = re.compile(r"pos_embed|codebook|queries|level|token")
 
 
@@ -113,7 +114,7 @@ class TokenizerStage:
     def after_step(self, step: int, engine: Engine) -> dict[str, Any]:
         """Restart dead codes every `dead_code_steps`."""
         every = self._config.dead_code_steps
-        if not every or step % every or step >= self._config.trainer.steps * 0.9:
+        if not every or step % every or step >= self._config.trainer.steps * _LAST_RESTART:
             return {}
         hits_PSV = torch.as_tensor(self._hits_PSV)
         dist.all_reduce(hits_PSV)
