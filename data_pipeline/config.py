@@ -42,7 +42,81 @@ class ILSVRCSource(Section):
     """The tar of tars."""
 
 
-Source = Annotated[IdxSource | FolderSource | ILSVRCSource, Field(discriminator="kind")]
+class ILSVRCValidationSource(Section):
+    """ILSVRC2012_img_val.tar: a tar of images, whose classes are in a file of their own."""
+
+    kind: Literal["ilsvrc_val"] = "ilsvrc_val"
+    """This kind of source."""
+    path: str
+    """The tar of images."""
+    labels: str
+    """A text file: a wnid per line in the order of the file names; or lines that start with a file name (or its stem)
+    and its wnid, separated by a comma or blanks (Kaggle's LOC_val_solution.csv); or ILSVRC ids from 1 on
+    (ILSVRC2012_validation_ground_truth.txt), which need `synsets`."""
+    synsets: str | None = None
+    """A text file with a wnid per line, in the order of the ILSVRC ids (from the development kit's meta.mat)."""
+
+
+class WebDatasetSource(Section):
+    """WebDataset shards that exist already: tars whose members <key>.<extension> belong together by key."""
+
+    kind: Literal["webdataset"] = "webdataset"
+    """This kind of source."""
+    path: str
+    """A tar, a folder of tars, or a pattern with braces (shard-{000000..000146}.tar)."""
+    images: tuple[str, ...] = ("jpg", "jpeg", "png", "webp")
+    """Extensions of the members that are images, the first that is there is taken."""
+    label: str = "cls"
+    """Extension of the member with the label in digits; or "json:FIELD" for a field of a .json member."""
+    classes: tuple[str, ...] | None = None
+    """Names of the classes, by label; null uses the labels themselves."""
+
+
+class ParquetSource(Section):
+    """Parquet files as on the Hugging Face hub: an image column with the files' bytes, and a label column."""
+
+    kind: Literal["parquet"] = "parquet"
+    """This kind of source."""
+    path: str
+    """A file, a folder of files, or a pattern with * in the file name (train-*.parquet)."""
+    image: str = "image"
+    """The column of images: bytes, or a struct with a field `bytes`."""
+    label: str = "label"
+    """The column of labels: whole numbers."""
+    classes: tuple[str, ...] | None = None
+    """Names of the classes, by label; null takes them from the files' Hugging Face metadata, or else the labels."""
+
+
+Source = Annotated[
+    IdxSource | FolderSource | ILSVRCSource | ILSVRCValidationSource | WebDatasetSource | ParquetSource,
+    Field(discriminator="kind"),
+]
+
+Decode = Literal["exact", "fast"]
+"""How JPEG files become pixels: as Pillow does, or scaled while they are decoded (docs/formats.md states the PSNR)."""
+
+
+class ReadingConfig(Section):
+    """How training reads images and tokens. The first four fields decide what is seen, the others how fast."""
+
+    decode: Decode = "exact"
+    """How JPEG files become pixels."""
+    crop: Literal["center", "random"] = "center"
+    """With `data.fit: crop`: ADM's centre crop, or ADM's random crop, drawn anew at each position."""
+    shuffle_window: int | None = Field(None, gt=0)
+    """Shards that are shuffled together: each epoch shuffles the shards, then the samples of this many at a time, so
+    that a bounded cache serves it. Null shuffles all samples."""
+    cache_dir: str | None = None
+    """Where a node keeps copies of remote shards, one for all its processes; null takes $XDG_CACHE_HOME/foldtrain or
+    ~/.cache/foldtrain."""
+    cache_bytes: int | None = Field(None, gt=0)
+    """Most bytes of copies on a node; the least recently used go first. Null for no limit."""
+    cache_images: bool = False
+    """Copy remote image shards whole. If not, each image is one range read; tokens are always copied."""
+    threads: int = Field(4, ge=0)
+    """Threads that decode images ahead of the step; 0 decodes within it. Tokens need none."""
+    late_seconds: float = Field(120.0, gt=0)
+    """A batch that takes longer makes the stacks of all threads, and the shards that are being waited for, be shown."""
 
 
 class DataConfig(Section):
@@ -54,12 +128,23 @@ class DataConfig(Section):
     """URI of the image shards; null puts them below the run, in images/."""
     validation_samples: int = Field(0, ge=0)
     """Images held out of training: those whose keys hash lowest. They become a data set of their own."""
+    validation_source: Source | None = None
+    """Where the validation images are, if they are a source of their own (ILSVRC2012_img_val.tar)."""
     shard_samples: int = Field(10_000, gt=0)
     """Most images in a shard."""
     shard_bytes: int = Field(100_000_000, gt=0)
     """Most bytes of images in a shard."""
     fit: Literal["crop", "pad"] = "crop"
-    """How an image becomes a square: ADM's centre crop (resize the short side, cut the centre), or padding alone."""
+    """How an image becomes a square: ADM's crop (resize the short side, cut), or padding alone."""
+    max_bad_share: float = Field(0.01, ge=0, le=1)
+    """Share of the images that may be damaged, empty or no images at all. They are left out and listed in
+    quarantine.json; one more than that stops ingest."""
+    min_workers: int = Field(1, gt=0)
+    """Fewest actors that ingest."""
+    max_workers: int = Field(2, gt=0)
+    """Most actors that ingest. `foldtrain scale` changes it while ingest runs."""
+    reading: ReadingConfig = ReadingConfig()
+    """How training reads images and tokens."""
 
 
 class TokensConfig(Section):
@@ -67,8 +152,14 @@ class TokensConfig(Section):
 
     output: str | None = None
     """URI of the token shards; null puts them below the run, in tokens/."""
-    views: tuple[Literal["center", "center_flip"], ...] = ("center",)
-    """Views of each image that are tokenized; training draws one of them per sample and epoch."""
+    views: tuple[str, ...] = ("center",)
+    """Views of each image that are tokenized; training draws one of them per sample and epoch. `ten_crop` and
+    `ten_crop_105` stand for ten each: four corners and the centre of ADM's crop at 1.1 (1.05) times the size, and
+    their mirror images."""
+    decode: Decode = "exact"
+    """How JPEG files become pixels."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Number format of the tokenizer. In bf16 some images get other tokens (benchmarks/precision.py)."""
     shard_samples: int = Field(50_000, gt=0)
     """Images in a token shard."""
     batch: int = Field(64, gt=0)
@@ -77,3 +168,5 @@ class TokensConfig(Section):
     """Fewest actors that tokenize."""
     max_workers: int = Field(2, gt=0)
     """Most actors that tokenize. `foldtrain scale` changes it while tokenize runs."""
+    max_attempts: int = Field(3, gt=0)
+    """Times that a shard is tried, on different actors, before it is set aside with the reason."""
