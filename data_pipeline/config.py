@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from data_pipeline.views import expand_views, known_view
 from model.config import Section
 
 
@@ -146,13 +147,20 @@ class DataConfig(Section):
     reading: ReadingConfig = ReadingConfig()
     """How training reads images and tokens."""
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.fit == "pad" and self.reading.crop == "random":
+            raise ValueError("reading.crop: random cuts images, and fit: pad does not: set one of them otherwise")
+        _check_pool(self.min_workers, self.max_workers)
+        return self
+
 
 class TokensConfig(Section):
     """From image shards to token shards."""
 
     output: str | None = None
     """URI of the token shards; null puts them below the run, in tokens/."""
-    views: tuple[str, ...] = ("center",)
+    views: tuple[Annotated[str, AfterValidator(known_view)], ...] = ("center",)
     """Views of each image that are tokenized; training draws one of them per sample and epoch. `ten_crop` and
     `ten_crop_105` stand for ten each: four corners and the centre of ADM's crop at 1.1 (1.05) times the size, and
     their mirror images."""
@@ -170,3 +178,18 @@ class TokensConfig(Section):
     """Most actors that tokenize. `foldtrain scale` changes it while tokenize runs."""
     max_attempts: int = Field(3, gt=0)
     """Times that a shard is tried, on different actors, before it is set aside with the reason."""
+
+    @field_validator("views")
+    @classmethod
+    def _expand(cls, views: tuple[str, ...]) -> tuple[str, ...]:
+        return expand_views(views)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _check_pool(self.min_workers, self.max_workers)
+        return self
+
+
+def _check_pool(fewest: int, most: int) -> None:
+    if fewest > most:
+        raise ValueError(f"min_workers {fewest} is more than max_workers {most}")

@@ -8,9 +8,11 @@ manifest.json             what the data set is
 from __future__ import annotations
 
 import json
+import os
 import zlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,8 +21,10 @@ import numpy.typing as npt
 from data_pipeline import storage
 from data_pipeline.errors import CorruptShardError
 from data_pipeline.manifest import ImageManifest, ImageShardRecord, shard_starts
+from data_pipeline.node_cache import NodeCache
 from data_pipeline.tar import BLOCK, encode_member, write_tar
-from data_pipeline.transforms import Pixels, Transform
+from data_pipeline.transforms import Pixels
+from data_pipeline.watchdog import reading
 
 INDEX_SUFFIX = ".index.json"
 REMEDY = "delete the shard and run foldtrain ingest again"
@@ -41,6 +45,17 @@ class ImageSample(NamedTuple):
         return [(f"{self.key}.{self.extension}", self.data), (f"{self.key}.cls", str(self.label).encode())]
 
 
+class Quarantined(NamedTuple):
+    """An image of the source that is left out, because it cannot be decoded."""
+
+    key: str
+    """The key that it would have."""
+    source: str
+    """What the source calls it."""
+    reason: str
+    """What is wrong with it."""
+
+
 @dataclass(frozen=True)
 class ShardIndex:
     """Where each sample of a shard is, and what it must be."""
@@ -57,10 +72,13 @@ class ShardIndex:
     offset: list[int]
     length: list[int]
     crc32: list[int]
+    quarantined: list[dict[str, str]] = field(default_factory=list)
+    """What was planned to be in the shard and is not, as `Quarantined`. Left out of the file if there is none."""
 
     def encode(self) -> bytes:
         """The sidecar's bytes."""
-        return (json.dumps(vars(self), sort_keys=True, ensure_ascii=False) + "\n").encode()
+        record = {name: value for name, value in vars(self).items() if name != "quarantined" or value}
+        return (json.dumps(record, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
 def index_name(shard: str) -> str:
@@ -68,7 +86,9 @@ def index_name(shard: str) -> str:
     return shard.removesuffix(".tar") + INDEX_SUFFIX
 
 
-def write_image_shard(uri: str, name: str, samples: Iterable[ImageSample], plan: str) -> ImageShardRecord:
+def write_image_shard(
+    uri: str, name: str, samples: Iterable[ImageSample], plan: str, quarantined: Iterable[Quarantined] = ()
+) -> ImageShardRecord:
     """Commit a shard: its tar, then its index, whose presence means that the tar is complete."""
     columns: dict[str, list[Any]] = {"key": [], "label": [], "extension": [], "crc32": []}
     files = []
@@ -85,6 +105,7 @@ def write_image_shard(uri: str, name: str, samples: Iterable[ImageSample], plan:
         sha256=storage.sha256(archive),
         offset=[member.offset for member in images],
         length=[member.length for member in images],
+        quarantined=[entry._asdict() for entry in quarantined],
         **columns,
     )
     storage.write_bytes(storage.join(uri, name), archive)
@@ -135,13 +156,19 @@ def read_index(uri: str, shard: ImageShardRecord) -> ShardIndex:
 class ImageShards:
     """The samples of a data set by number, in the order of its shards. Holds the indexes, reads images when asked.
 
+    Args:
+        uri: the data set.
+        manifest: of it, if it was read already.
+        cache: where this node keeps copies of its shards, if they are remote; None reads each image from the URI.
+
     Raises:
         UsageError: if there is no complete data set at `uri`.
         CorruptShardError: if an index is missing or damaged.
     """
 
-    def __init__(self, uri: str, manifest: ImageManifest | None = None) -> None:
+    def __init__(self, uri: str, manifest: ImageManifest | None = None, cache: NodeCache | None = None) -> None:
         self.uri = uri
+        self._cache = cache if storage.is_remote(uri) else None
         self.manifest = manifest or ImageManifest.read(uri)
         self.count = self.manifest.samples
         self.starts: npt.NDArray[np.int64] = np.array(shard_starts(self.manifest.shards))
@@ -151,6 +178,11 @@ class ImageShards:
         self._offsets = _column(indexes, "offset", np.int64)
         self._lengths = _column(indexes, "length", np.int64)
         self._crc32 = _column(indexes, "crc32", np.uint32)
+
+    @property
+    def shard_sizes(self) -> tuple[int, ...]:
+        """Samples of each shard."""
+        return tuple(shard.samples for shard in self.manifest.shards)
 
     def key(self, index: int) -> str:
         """The key of a sample."""
@@ -171,8 +203,7 @@ class ImageShards:
             CorruptShardError: if its bytes are not those that were committed; it names shard and key.
         """
         shard = self.manifest.shards[self.shard_of(index)]
-        length = int(self._lengths[index])
-        return self._checked(index, self._read(shard.name, int(self._offsets[index]), length))
+        return self._checked(index, self._read(shard, int(self._offsets[index]), int(self._lengths[index])))
 
     def scan(self, start: int, stop: int) -> Iterator[bytes]:
         """The files of images `start` to `stop`, read in large pieces and in order.
@@ -187,7 +218,7 @@ class ImageShards:
             many = int(np.searchsorted(here, origin + SCAN_BYTES))
             last = start + many - 1
             length = int(self._offsets[last] + self._lengths[last]) - origin
-            piece = self._read(self.manifest.shards[number].name, origin, length)
+            piece = self._read(self.manifest.shards[number], origin, length)
             for index in range(start, start + many):
                 begin = int(self._offsets[index]) - origin
                 yield self._checked(index, piece[begin : begin + int(self._lengths[index])])
@@ -197,7 +228,7 @@ class ImageShards:
         """The files of all images of one shard, in order."""
         return self.scan(int(self.starts[shard]), int(self.starts[shard + 1]))
 
-    def decode(self, index: int, transform: Transform, data: bytes | None = None) -> Pixels:
+    def decode(self, index: int, transform: Callable[[bytes], Pixels], data: bytes | None = None) -> Pixels:
         """One image as a square of pixels, uint8 [H, W, 3]; `data` is its file, if it was read already.
 
         Raises:
@@ -208,10 +239,14 @@ class ImageShards:
         except ValueError as error:
             raise CorruptShardError(f"{self.where(index)} {error}") from error
 
-    def _read(self, name: str, offset: int, length: int) -> bytes:
-        path = storage.join(self.uri, name)
+    def _read(self, shard: ImageShardRecord, offset: int, length: int) -> bytes:
+        path = storage.join(self.uri, shard.name)
         try:
-            return storage.read_range(path, offset, length)
+            with reading(path):
+                if self._cache is None:
+                    return storage.read_range(path, offset, length)
+                with self._cache.open(f"{shard.sha256}.tar", shard.bytes, lambda draft: _copy(path, shard, draft)) as f:
+                    return os.pread(f.fileno(), length, offset)
         except FileNotFoundError:
             raise CorruptShardError(f"{path} is missing: run foldtrain ingest again") from None
 
@@ -219,6 +254,13 @@ class ImageShards:
         if len(data) != self._lengths[index] or zlib.crc32(data) != self._crc32[index]:
             raise CorruptShardError(f"{self.where(index)} is corrupt (CRC-32 differs); {REMEDY}")
         return data
+
+
+def _copy(path: str, shard: ImageShardRecord, draft: Path) -> None:
+    archive = storage.read_bytes(path)
+    if storage.sha256(archive) != shard.sha256:
+        raise CorruptShardError(f"{path} is corrupt (sha256 differs); {REMEDY}")
+    draft.write_bytes(archive)
 
 
 def first_damage(index: ShardIndex, archive: bytes) -> str:
@@ -231,8 +273,9 @@ def first_damage(index: ShardIndex, archive: bytes) -> str:
         written = b"".join(encode_member(*file) for file in sample.files())
         if archive[offset - BLOCK : offset - BLOCK + len(written)] != written:
             return f"sample {key} is corrupt (its tar headers or its label differ)"
-    return f"its end is corrupt, after the last sample {index.key[-1]}"
+    return f"its end is corrupt, after the last sample {index.key[-1]}" if index.key else "it should hold no samples"
 
 
 def _column(indexes: list[ShardIndex], name: str, dtype: Any) -> npt.NDArray[Any]:
-    return np.concatenate([np.array(getattr(index, name), dtype=dtype) for index in indexes])
+    columns = [np.array(getattr(index, name), dtype=dtype) for index in indexes]
+    return np.concatenate([np.empty(0, dtype), *columns])

@@ -1,142 +1,271 @@
-"""Raw images to image shards, in five steps.
+"""Raw images to image shards: a plan, and what is done for one planned shard. Its driver may be killed at any time.
 
-    1. list the source: key, label and size of every image, no bytes
-    2. split: validation gets the images whose keys hash lowest, whatever the seed
-    3. order: each split is shuffled by a hash of seed and key, so that every shard holds all classes
-    4. plan: cut the order into shards by number and bytes
-    5. write: read the images of one shard, commit it, go on; manifest.json comes last
+    1. plan_ingest: list the source (key, label, size of every image, no bytes), split it, order it, cut it into shards
+    2. missing: the shards of the plan that are not committed yet
+    3. write_shard: read the images of one shard, decode each to see that it is whole, commit the shard
+    4. finish: quarantine.json and manifest.json of each split, from the shards' indexes
 
-Steps 1 to 4 are pure functions of the source and the config. So a run that was interrupted finds the same plan, keeps
-the shards that are there, and ends in the same bytes. One shard is held in memory at a time.
+The plan is a pure function of the source and the config, and a shard's bytes are one of the plan and the source's
+bytes: it does not matter which process writes it, how often, or in what order. One shard is held in memory at a time.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from fractions import Fraction
 
 from data_pipeline import storage
 from data_pipeline.config import DataConfig
-from data_pipeline.errors import UsageError
+from data_pipeline.errors import FoldtrainError, UsageError
 from data_pipeline.image_shards import (
-    ImageSample,
+    Quarantined,
+    ShardIndex,
     index_name,
     parse_index,
     shard_record,
     write_image_shard,
 )
+from data_pipeline.ingest_plan import PlannedShard, open_splits, plan_shards
 from data_pipeline.manifest import ImageManifest, ImageShardRecord
-from data_pipeline.sources import ImageSource, RawItem, image_extension, open_source
+from data_pipeline.screening import screen_items
+from data_pipeline.sources import ItemReader
+
+QUARANTINE_NAME = "quarantine.json"
+NAMED_BAD = 5
+"""Bad images that an error names."""
+THREADS = 16
+"""Indexes that are read at a time."""
+
+__all__ = [
+    "IngestPlan",
+    "PlannedShard",
+    "check_quarantine",
+    "finish",
+    "ingest",
+    "missing",
+    "plan_ingest",
+    "write_shard",
+]
 
 Progress = Callable[[int, int], None]
-"""Called with (samples done, samples in all) after every committed shard."""
+"""Called with (images done, images in all) after every committed shard."""
 
 
 @dataclass(frozen=True)
-class PlannedShard:
-    """A shard before it is written."""
+class IngestPlan:
+    """All that is to be done. It is plain data: it can be sent to any process."""
 
-    name: str
-    items: tuple[RawItem, ...]
+    output: str
+    """URI of the folder of the splits."""
+    classes: tuple[str, ...]
+    """Class names by label."""
+    source: str
+    """Where the images come from, for messages."""
+    shards: tuple[PlannedShard, ...]
+    """The shards of all splits."""
+    readers: dict[str, ItemReader]
+    """By split: what reads its images."""
+    max_bad: int
+    """Most images, of all splits, that may be left out."""
 
-    def fingerprint(self, source: ImageSource) -> str:
-        """sha256 of what is to be in it, from the source's listing alone."""
-        return storage.fingerprint(
-            [source.identity(), self.name, [[item.key, item.label, item.size] for item in self.items]]
-        )
+    @property
+    def total(self) -> int:
+        """Images in all, good or bad."""
+        return sum(len(shard.items) for shard in self.shards)
+
+
+def plan_ingest(config: DataConfig, output_uri: str, seed: int) -> IngestPlan:
+    """List the source and cut it into shards.
+
+    Raises:
+        UsageError: if the source is wrong, or the splits do not fit each other.
+    """
+    splits = open_splits(config)
+    shards = [
+        shard
+        for split, (source, items) in splits.items()
+        for shard in plan_shards(split, source, items, seed, config.shard_samples, config.shard_bytes)
+    ]
+    total = sum(len(shard.items) for shard in shards)
+    return IngestPlan(
+        output=storage.absolute(output_uri),
+        classes=splits["train"][0].classes,
+        source=" and ".join(dict.fromkeys(source.name for source, _ in splits.values())),
+        shards=tuple(shards),
+        readers={split: source.reader for split, (source, _) in splits.items()},
+        max_bad=math.floor(Fraction(str(config.max_bad_share)) * total),
+    )
 
 
 def ingest(
     config: DataConfig, output_uri: str, seed: int, progress: Progress = lambda _done, _total: None
 ) -> dict[str, ImageManifest]:
-    """Write `<output_uri>/train` and, if the config asks for it, `<output_uri>/validation`. Returns their manifests.
+    """Do all of it in this process: write `<output_uri>/train` and, if there is one, `<output_uri>/validation`.
+
+    Returns:
+        The manifest of each split.
 
     Raises:
         UsageError: if the source is wrong, or the output holds another data set.
+        FoldtrainError: if too many images are bad.
     """
-    source = open_source(config.source)
-    splits = split_items(source.items, config.validation_samples)
-    total, done = len(source.items), 0
-    manifests = {}
-    for split, items in splits.items():
-        uri = storage.join(output_uri, split)
-        records = []
-        for shard in plan_shards(shuffle_items(items, seed), config.shard_samples, config.shard_bytes):
-            records.append(write_shard(source, shard, uri))
-            done += len(shard.items)
-            progress(done, total)
-        manifests[split] = ImageManifest.build(
-            samples=len(items), classes=source.classes, split=split, shards=tuple(records)
-        )
-        manifests[split].write(uri)
-    return manifests
+    plan = plan_ingest(config, output_uri, seed)
+    left = missing(plan)
+    done = plan.total - sum(len(shard.items) for shard in left)
+    for shard in left:
+        record = write_shard(plan.readers[shard.split], shard, plan.output, plan.max_bad)
+        done += len(shard.items)
+        progress(done, plan.total)
+        if record.samples < len(shard.items):
+            check_quarantine(plan)
+    return finish(plan)
 
 
-def split_items(items: Sequence[RawItem], validation_samples: int) -> dict[str, list[RawItem]]:
-    """The items of each split that has any.
+def missing(plan: IngestPlan) -> list[PlannedShard]:
+    """The shards that are not committed yet, in the plan's order.
 
     Raises:
-        UsageError: if nothing is left for training.
+        UsageError: if the output holds another data set.
+        FoldtrainError: if too many images of the committed shards are bad.
     """
-    if validation_samples >= len(items):
-        raise UsageError(
-            f"data.validation_samples is {validation_samples}, but the source has {len(items)} images in all: lower it"
-        )
-    ordered = sorted(items, key=lambda item: hashlib.sha256(item.key.encode()).digest())
-    splits = {"train": ordered[validation_samples:], "validation": ordered[:validation_samples]}
-    return {name: held for name, held in splits.items() if held}
+    found = _committed(plan)
+    _check_bad(plan, found)
+    return [shard for shard, index in zip(plan.shards, found, strict=True) if index is None]
 
 
-def shuffle_items(items: Sequence[RawItem], seed: int) -> list[RawItem]:
-    """The items in the order of sha256("seed:key")."""
-    return sorted(items, key=lambda item: hashlib.sha256(f"{seed}:{item.key}".encode()).digest())
+def write_shard(
+    reader: ItemReader,
+    shard: PlannedShard,
+    output: str,
+    max_bad: int,
+    progress: Callable[[int], None] = lambda _images: None,
+) -> ImageShardRecord:
+    """Commit a planned shard: its tar, then its index.
 
+    Args:
+        reader: `plan.readers[shard.split]`.
+        shard: of `plan.shards`.
+        output: `plan.output`.
+        max_bad: `plan.max_bad`.
+        progress: called with the number of images that were read and decoded since the last call.
 
-def plan_shards(items: Sequence[RawItem], shard_samples: int, shard_bytes: int) -> list[PlannedShard]:
-    """Consecutive items in shards of at most so many samples and bytes; a larger image has a shard to itself."""
-    groups: list[list[RawItem]] = []
-    room = 0
-    for item in items:
-        if not groups or len(groups[-1]) == shard_samples or item.size > room:
-            groups.append([])
-            room = shard_bytes
-        groups[-1].append(item)
-        room -= item.size
-    return [PlannedShard(f"images-{number:05d}.tar", tuple(group)) for number, group in enumerate(groups)]
-
-
-def write_shard(source: ImageSource, shard: PlannedShard, uri: str) -> ImageShardRecord:
-    """Commit a planned shard, unless it is there already.
+    Returns:
+        Its record; `len(shard.items) - record.samples` images are bad. If there are any, the driver asks
+        `check_quarantine` whether the run may go on.
 
     Raises:
-        UsageError: if another data set is there, or an image is empty or none.
+        FoldtrainError: if more than `max_bad` images are bad in this shard alone.
     """
-    plan = shard.fingerprint(source)
-    found = _committed(shard, uri, plan)
-    if found is not None:
-        return found
-    samples = (_read_sample(source, item) for item in shard.items)
-    return write_image_shard(uri, shard.name, samples, plan)
+    samples, bad = screen_items(reader, shard.items, progress)
+    if len(bad) > max_bad:
+        raise _too_many(f"{shard.split}/{shard.name}", bad, max_bad)
+    return write_image_shard(storage.join(output, shard.split), shard.name, samples, shard.plan, bad)
 
 
-def _read_sample(source: ImageSource, item: RawItem) -> ImageSample:
-    data = source.read(item)
-    return ImageSample(item.key, item.label, image_extension(data, source.name, item), data)
+def check_quarantine(plan: IngestPlan) -> None:
+    """Is the number of bad images, in the shards that are committed, within the limit?
+
+    Raises:
+        FoldtrainError: if not; it names the first of them.
+    """
+    _check_bad(plan, _committed(plan))
 
 
-def _committed(shard: PlannedShard, uri: str, plan: str) -> ImageShardRecord | None:
-    """The record of a shard that is complete, or None."""
+def finish(plan: IngestPlan) -> dict[str, ImageManifest]:
+    """Write quarantine.json of each split that has bad images, then its manifest.json.
+
+    A shard whose images are all bad is committed, but the manifest leaves it out.
+
+    Returns:
+        The manifest of each split.
+
+    Raises:
+        FoldtrainError: if a shard is missing, or too many images are bad.
+        UsageError: if the output holds another data set.
+    """
+    found = _committed(plan)
+    _check_bad(plan, found)
+    lost = [shard for shard, index in zip(plan.shards, found, strict=True) if index is None]
+    if lost:
+        raise FoldtrainError(
+            f"{plan.output}: {len(lost)} of {len(plan.shards)} shards are missing, the first is "
+            f"{lost[0].split}/{lost[0].name}: run foldtrain ingest again"
+        )
+    return {split: _finish_split(plan, split, found) for split in plan.readers}
+
+
+def _finish_split(plan: IngestPlan, split: str, found: Sequence[_Committed | None]) -> ImageManifest:
+    uri = storage.join(plan.output, split)
+    held = [
+        entry for shard, entry in zip(plan.shards, found, strict=True) if shard.split == split and entry is not None
+    ]
+    bad = sorted(image for entry in held for image in entry.quarantined())
+    records = tuple(entry.record for entry in held if entry.record.samples)
+    if bad:
+        storage.write_json(storage.join(uri, QUARANTINE_NAME), [image._asdict() for image in bad])
+    manifest = ImageManifest.build(
+        samples=sum(record.samples for record in records),
+        classes=plan.classes,
+        split=split,
+        quarantined=len(bad),
+        shards=records,
+    )
+    manifest.write(uri)
+    return manifest
+
+
+@dataclass(frozen=True)
+class _Committed:
+    """A shard that is complete."""
+
+    record: ImageShardRecord
+    index: ShardIndex
+
+    def quarantined(self) -> list[Quarantined]:
+        return [Quarantined(**entry) for entry in self.index.quarantined]
+
+
+def _committed(plan: IngestPlan) -> list[_Committed | None]:
+    """What there is of each shard of the plan; None for one that is not complete."""
+    sizes = {split: storage.walk(storage.join(plan.output, split)) for split in plan.readers}
+
+    def look(shard: PlannedShard) -> _Committed | None:
+        there = sizes[shard.split]
+        if index_name(shard.name) not in there:
+            return None
+        return _read_commit(storage.join(plan.output, shard.split), shard, there.get(shard.name))
+
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="indexes") as pool:
+        return list(pool.map(look, plan.shards))
+
+
+def _read_commit(uri: str, shard: PlannedShard, size: int | None) -> _Committed | None:
     path = storage.join(uri, index_name(shard.name))
     try:
         data = storage.read_bytes(path)
-        size = storage.size(storage.join(uri, shard.name))
     except FileNotFoundError:
         return None
     index = parse_index(path, data)
-    if index.plan != plan:
+    if index.plan != shard.plan:
         raise UsageError(
             f"{uri} already holds another data set: {shard.name} was planned from another source, seed, "
             "validation_samples or shard size. Choose another data.images, or delete that folder"
         )
-    return shard_record(shard.name, index, data) if size == index.size else None
+    return _Committed(shard_record(shard.name, index, data), index) if size == index.size else None
+
+
+def _check_bad(plan: IngestPlan, found: Iterable[_Committed | None]) -> None:
+    bad = [image for entry in found if entry is not None for image in entry.quarantined()]
+    if len(bad) > plan.max_bad:
+        raise _too_many(plan.source, bad, plan.max_bad)
+
+
+def _too_many(where: str, bad: Sequence[Quarantined], max_bad: int) -> UsageError:
+    named = "\n".join(f"  {image.source} (key {image.key}) {image.reason}" for image in bad[:NAMED_BAD])
+    return UsageError(
+        f"{where}: {len(bad)} images are bad, but only {max_bad} may be (data.max_bad_share):\n{named}\n"
+        "Replace or remove them, or raise data.max_bad_share"
+    )

@@ -79,7 +79,7 @@ class _Manifest(Record):
 
     def write(self, uri: str) -> None:
         """Complete the data set at `uri`."""
-        storage.write_json(storage.join(uri, MANIFEST_NAME), self.model_dump(mode="json"))
+        storage.write_json(storage.join(uri, MANIFEST_NAME), {**self.content(), "fingerprint": self.fingerprint})
 
     @classmethod
     def read(cls, uri: str) -> Self:
@@ -118,8 +118,15 @@ class ImageManifest(_Manifest):
     kind: Literal["images"] = "images"
     split: str
     """Which part of the source this is: train or validation."""
+    quarantined: int = 0
+    """Images of the source that are left out because they cannot be decoded; quarantine.json lists them."""
     shards: tuple[ImageShardRecord, ...]
     """The shards; sample i is the i-th in their order."""
+
+    def content(self) -> dict[str, Any]:
+        """All fields but the fingerprint, as JSON; without the quarantine where it is empty."""
+        fields = super().content()
+        return fields if self.quarantined else {name: fields[name] for name in fields if name != "quarantined"}
 
 
 class TokenizerRecord(Record):
@@ -145,6 +152,10 @@ class TokenManifest(_Manifest):
     """Side of the square that was tokenized, in pixels."""
     fit: str
     """How images became squares."""
+    decode: str = "exact"
+    """How JPEG files became pixels."""
+    precision: str = "fp32"
+    """Number format of the tokenizer."""
     tokenizer: TokenizerRecord
     """What made the tokens."""
     source: str
@@ -153,6 +164,29 @@ class TokenManifest(_Manifest):
     """Versions of what computed the tokens; more than one if the run was continued with others."""
     shards: tuple[ShardRecord, ...]
     """The shards; sample i is the i-th in their order."""
+
+    def content(self) -> dict[str, Any]:
+        """All fields but the fingerprint, as JSON; without the decoder and the number format where they are usual."""
+        usual = {"decode": "exact", "precision": "fp32"}
+        return {name: value for name, value in super().content().items() if value != usual.get(name, ...)}
+
+
+def read_manifest(uri: str) -> ImageManifest | TokenManifest:
+    """The manifest of the data set at `uri`, whatever its kind.
+
+    Raises:
+        UsageError: if there is none, it is of no kind that is known, or it was changed by hand.
+    """
+    path = storage.join(uri, MANIFEST_NAME)
+    try:
+        record = storage.read_json(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(f"{uri} holds no complete data set ({MANIFEST_NAME} is missing)") from None
+    kinds: dict[Any, type[ImageManifest] | type[TokenManifest]] = {"images": ImageManifest, "tokens": TokenManifest}
+    kind = record.get("kind") if isinstance(record, dict) else None
+    if kind not in kinds:
+        raise UsageError(f"{uri} holds no complete data set of foldtrain's ({path} is of another kind: {kind})")
+    return kinds[kind].read(uri)
 
 
 def shard_starts(shards: tuple[ShardRecord, ...] | tuple[ImageShardRecord, ...]) -> list[int]:

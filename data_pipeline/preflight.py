@@ -1,21 +1,45 @@
 """Is a data set what its manifest says? Asked by every command before it starts work; imports no torch.
 
 Sizes are always compared. Digests are compared too where that takes less than a moment: on local data sets up to 1 GiB.
+`foldtrain verify` asks for more (data_pipeline.verifying).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 from data_pipeline import image_shards, storage, token_shards
 from data_pipeline.errors import CorruptShardError
 from data_pipeline.manifest import ImageManifest, ImageShardRecord, ShardRecord, TokenManifest
 
-_Shard = TypeVar("_Shard", bound=ShardRecord)
-
 DIGEST_LIMIT = 2**30
 """Bytes up to which a local data set is read in full."""
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What differs between shards of images and of tokens."""
+
+    sidecar: Callable[[str, Any], object]
+    """Reads what lies beside a shard, given the data set's URI and the shard's record; raises if it is not right."""
+    damage: Callable[[str, Any, bytes], str]
+    """Says what is wrong with the bytes of a shard, given URI and record."""
+    remedy: str
+    """What to do about it."""
+
+
+def _image_damage(uri: str, shard: ImageShardRecord, archive: bytes) -> str:
+    return image_shards.first_damage(image_shards.read_index(uri, shard), archive)
+
+
+def _token_damage(_uri: str, shard: ShardRecord, archive: bytes) -> str:
+    return token_shards.first_damage(shard.name, archive)
+
+
+_IMAGES = _Kind(image_shards.read_index, _image_damage, image_shards.REMEDY)
+_TOKENS = _Kind(lambda _uri, _shard: None, _token_damage, token_shards.REMEDY)
 
 
 def check_images(uri: str, *, every_byte: bool = False) -> ImageManifest:
@@ -30,48 +54,27 @@ def check_images(uri: str, *, every_byte: bool = False) -> ImageManifest:
         CorruptShardError: if a shard is missing or damaged; it names the shard and the first bad key.
     """
     manifest = ImageManifest.read(uri)
-
-    def damage(shard: ImageShardRecord, archive: bytes) -> str:
-        return image_shards.first_damage(image_shards.read_index(uri, shard), archive)
-
-    _check_shards(uri, manifest.shards, damage, image_shards.REMEDY, every_byte)
-    for shard in manifest.shards:
-        image_shards.read_index(uri, shard)
+    _check(uri, manifest, _IMAGES, every_byte)
     return manifest
 
 
 def check_tokens(uri: str, *, every_byte: bool = False) -> TokenManifest:
-    """The manifest of the token shards at `uri`, once they are found to match it.
-
-    Args:
-        uri: of the data set.
-        every_byte: compare digests wherever and however large it is.
-
-    Raises:
-        UsageError: if there is no complete data set.
-        CorruptShardError: if a shard is missing or damaged; it names the shard and the first bad key.
-    """
+    """The manifest of the token shards at `uri`, once they are found to match it; otherwise as `check_images`."""
     manifest = TokenManifest.read(uri)
-
-    def damage(shard: ShardRecord, archive: bytes) -> str:
-        return token_shards.first_damage(shard.name, archive)
-
-    _check_shards(uri, manifest.shards, damage, token_shards.REMEDY, every_byte)
+    _check(uri, manifest, _TOKENS, every_byte)
     return manifest
 
 
-def _check_shards(
-    uri: str, shards: Sequence[_Shard], damage: Callable[[_Shard, bytes], str], remedy: str, every_byte: bool
-) -> None:
+def _check(uri: str, manifest: ImageManifest | TokenManifest, kind: _Kind, every_byte: bool) -> None:
     sizes = storage.walk(uri)
-    total = sum(shard.bytes for shard in shards)
+    total = sum(shard.bytes for shard in manifest.shards)
     digest = every_byte or (not storage.is_remote(uri) and total <= DIGEST_LIMIT)
-    for shard in shards:
+    for shard in manifest.shards:
         path = storage.join(uri, shard.name)
         if shard.name not in sizes:
-            raise CorruptShardError(f"{path} is missing; {remedy.partition(' and ')[2]}")
-        if sizes[shard.name] == shard.bytes and not digest:
-            continue
-        archive = storage.read_bytes(path)
-        if len(archive) != shard.bytes or storage.sha256(archive) != shard.sha256:
-            raise CorruptShardError(f"{path}: {damage(shard, archive)}; {remedy}")
+            raise CorruptShardError(f"{path} is missing; {kind.remedy.partition(' and ')[2]}")
+        if sizes[shard.name] != shard.bytes or digest:
+            archive = storage.read_bytes(path)
+            if len(archive) != shard.bytes or storage.sha256(archive) != shard.sha256:
+                raise CorruptShardError(f"{path}: {kind.damage(uri, shard, archive)}; {kind.remedy}")
+        kind.sidecar(uri, shard)

@@ -1,185 +1,197 @@
 """Bytes at any URI, local or object storage, through fsspec. A write is there whole or not at all.
 
 Endpoint and credentials come from the standard chain (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ~/.aws, instance roles).
-A filesystem is opened in the process that uses it: s3fs does not survive a fork (s3fs#369).
+A filesystem is opened in the process that uses it: s3fs does not survive a fork (s3fs#369). What passes by itself is
+waited for (storage_retries); every request keeps to a pace (pacing).
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import hashlib
+import io
 import json
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, Concatenate, ParamSpec, TypeVar, cast
+from typing import Any, BinaryIO, cast
 from uuid import uuid4
 
-from tenacity import retry, retry_if_exception, stop_after_attempt, wait_random_exponential
+from data_pipeline import object_listing, object_reads, object_writes
+from data_pipeline.errors import UsageError
+from data_pipeline.object_listing import Entry, UnfinishedUpload
+from data_pipeline.storage_retries import retried
+from data_pipeline.uris import absolute, is_remote, join, local_path
 
-from data_pipeline.errors import FoldtrainError, UsageError
+__all__ = ["Entry", "UnfinishedUpload", "absolute", "is_remote", "join", "local_path"]
 
-_TEMPORARY = ".tmp-"
+TEMPORARY = ".tmp-"
+"""How the names of unfinished local writes begin. Listings leave them out."""
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def is_remote(uri: str) -> bool:
-    """Whether the URI names something other than a path of this machine."""
-    return "://" in uri and not uri.startswith("file://")
-
-
-def local_path(uri: str) -> Path:
-    """The path behind a local URI."""
-    assert not is_remote(uri), uri
-    return Path(uri.removeprefix("file://"))
-
-
-def join(uri: str, *parts: str) -> str:
-    """A URI below another."""
-    return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
-
-
-def absolute(uri: str) -> str:
-    """The same place, named so that a process with another working directory finds it."""
-    return uri if is_remote(uri) else str(local_path(uri).resolve())
-
-
-def _is_transient(error: BaseException) -> bool:
-    if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError | UsageError):
-        return False
-    if isinstance(error, ConnectionError | TimeoutError):
-        return True
-    if _is_unreachable(error):
-        return True
-    return isinstance(error, OSError) and error.errno in {None, 5, 11, 16}  # s3fs maps SlowDown and 5xx to these
-
-
-def _is_unreachable(error: BaseException) -> bool:
-    """Whether botocore could not connect. Its connection errors are no OSErrors."""
-    botocore = sys.modules.get("botocore.exceptions")
-    return botocore is not None and isinstance(error, botocore.ConnectionError | botocore.HTTPClientError)
-
-
-def _retried(function: Callable[Concatenate[str, P], R]) -> Callable[Concatenate[str, P], R]:
-    """Try again what fails for a moment; say which URI failed and what to check when storage refuses for good."""
-    patient = retry(
-        retry=retry_if_exception(_is_transient),
-        stop=stop_after_attempt(6),
-        wait=wait_random_exponential(multiplier=0.2, max=10),
-        reraise=True,
-    )(function)
-
-    @functools.wraps(function)
-    def guarded(uri: str, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return patient(uri, *args, **kwargs)
-        except Exception as error:
-            botocore = sys.modules.get("botocore.exceptions")
-            refused = is_remote(uri) and isinstance(error, PermissionError)
-            if not refused and not (botocore and isinstance(error, botocore.BotoCoreError)):
-                raise
-            raise FoldtrainError(
-                f"{uri}: {error}. Check the URI, AWS_ENDPOINT_URL, and the credentials "
-                "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or ~/.aws/credentials)"
-            ) from error
-
-    return guarded
+CONNECT_SECONDS, READ_SECONDS = 10, 60
+"""A connection that is not made, or on which nothing arrives, for so long is given up and tried again."""
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
 @functools.cache
-def _filesystem(protocol: str, pid: int) -> Any:  # noqa: ARG001 - the pid keys the cache, so that a fork opens its own
+def _filesystem(protocol: str, endpoint: str | None, pid: int) -> Any:  # noqa: ARG001 - one each; a fork opens its own
     import fsspec
 
-    return fsspec.filesystem(protocol, use_listings_cache=False, skip_instance_cache=True)
+    options: dict[str, Any] = {}
+    if protocol in {"s3", "s3a"}:
+        once = {"total_max_attempts": 1, "mode": "standard"}
+        timeouts = {"connect_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS}
+        options["config_kwargs"] = {"retries": once, "max_pool_connections": 50, **timeouts}
+    fs = fsspec.filesystem(protocol, use_listings_cache=False, skip_instance_cache=True, **options)
+    if protocol in {"s3", "s3a"}:
+        fs.retries = 1  # storage_retries has the retries of all layers
+    return fs
 
 
 def filesystem(uri: str) -> Any:
-    """The fsspec filesystem of a remote URI, opened once per process."""
-    return _filesystem(uri.split("://", 1)[0], os.getpid())
+    """The fsspec filesystem of a remote URI, opened once per process and endpoint. It does not retry."""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return _filesystem(uri.split("://", 1)[0], endpoint, os.getpid())
 
 
-@_retried
 def read_bytes(uri: str) -> bytes:
-    """The whole object.
+    """The whole object. Its length is checked; whoever has a sha256 or CRC-32 of it compares that.
 
     Raises:
         FileNotFoundError: if there is none.
     """
     if not is_remote(uri):
         return local_path(uri).read_bytes()
-    return bytes(filesystem(uri).cat_file(uri))
+    return _read_whole(uri)
 
 
-@_retried
+@retried
+def _read_whole(uri: str) -> bytes:
+    return object_reads.read_pieces(functools.partial(read_range, uri), size(uri))
+
+
+@retried
 def read_range(uri: str, start: int, length: int) -> bytes:
-    """`length` bytes from `start`, in one request; fewer where the object ends."""
+    """`length` bytes from `start`, in one request; fewer only where the object ends."""
     if length == 0:
         return b""  # HTTP has no empty range
-    if not is_remote(uri):
-        with local_path(uri).open("rb") as file:
-            file.seek(start)
-            return file.read(length)
-    try:
-        return bytes(filesystem(uri).cat_file(uri, start=start, end=start + length))
-    except OSError as error:
-        if error.errno == errno.EINVAL:  # HTTP 416: nothing of the range is inside the object
-            return b""
-        raise
+    if is_remote(uri):
+        return object_reads.get_range(filesystem(uri), uri, start, length)
+    with local_path(uri).open("rb") as file:
+        file.seek(start)
+        return file.read(length)
 
 
-@_retried
 def write_bytes(uri: str, data: bytes) -> None:
     """Put an object in place of what was there; a reader sees the old bytes or the new, never a part."""
     if is_remote(uri):
-        filesystem(uri).pipe_file(uri, data)
-        return
-    path = local_path(uri)
+        object_writes.put(filesystem(uri), uri, data, functools.partial(holds, uri, data))
+    else:
+        _write_local(local_path(uri), data, lambda temporary, path: temporary.replace(path))
+
+
+def create_bytes(uri: str, data: bytes) -> bool:
+    """Put an object only if there is none. Returns whether this call put it there.
+
+    Of many callers at once one succeeds, locally (a hard link) and on S3 (If-None-Match: *). A store that refuses that
+    header gets a plain put when nothing is there, and one that ignores it (some S3 servers do, silently) a plain put
+    always: there two callers may both be told that they created it, and the last one's bytes stay. So nothing may
+    depend on the winner alone: the bytes of a shard are a pure function of its plan, and whoever puts them puts the
+    same. An object whose creation was answered into a connection that broke counts as created by that call.
+    """
+    if not is_remote(uri):
+        try:
+            _write_local(local_path(uri), data, _link)
+        except FileExistsError:
+            return False
+        return True
+    put = functools.partial(object_writes.put, filesystem(uri), uri, data, functools.partial(holds, uri, data))
+    try:
+        return put(only_if_absent=True)
+    except object_writes.NoConditionalPutError:
+        return not exists(uri) and put()
+
+
+def commit_bytes(uri: str, data: bytes) -> None:
+    """Make sure that an object has these bytes: put it if there is none, replace it if it has others."""
+    if not create_bytes(uri, data) and not holds(uri, data):
+        write_bytes(uri, data)
+
+
+def holds(uri: str, data: bytes) -> bool:
+    """Whether there is an object with exactly these bytes."""
+    try:
+        return size(uri) == len(data) and read_bytes(uri) == data
+    except FileNotFoundError:
+        return False
+
+
+def _write_local(path: Path, data: bytes, publish: Callable[[Path, Path], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{_TEMPORARY}{uuid4().hex}-{path.name}")
+    temporary = path.with_name(f"{TEMPORARY}{uuid4().hex}-{path.name}")
     try:
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-@_retried
+def _link(temporary: Path, path: Path) -> None:
+    """Give a file its name, unless the name is taken."""
+    try:
+        path.hardlink_to(temporary)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, "there is a file", str(path)) from None
+        temporary.replace(path)  # a filesystem without hard links: whole, but two at once may both get here
+
+
+@retried
 def exists(uri: str) -> bool:
     """Whether there is an object (or a folder) at the URI."""
     return bool(filesystem(uri).exists(uri)) if is_remote(uri) else local_path(uri).exists()
 
 
-@_retried
 def list_names(uri: str) -> list[str]:
     """Names directly below a folder, sorted; empty if there is no such folder. Unfinished local writes are left out."""
-    if not is_remote(uri):
-        path = local_path(uri)
-        return sorted(p.name for p in path.iterdir() if not p.name.startswith(_TEMPORARY)) if path.is_dir() else []
-    try:
-        return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in filesystem(uri).ls(uri, detail=False))
-    except FileNotFoundError:
-        return []
+    if is_remote(uri):
+        return object_listing.list_folder(filesystem(uri), uri)
+    path = local_path(uri)
+    return sorted(p.name for p in path.iterdir() if not _is_temporary(p.name)) if path.is_dir() else []
 
 
-@_retried
 def walk(uri: str) -> dict[str, int]:
     """Bytes of every file below a folder, by relative name, sorted; empty if there is none. Links are followed."""
-    if not is_remote(uri):
-        root = local_path(uri)
-        files = [Path(folder, name) for folder, _, names in os.walk(root, followlinks=True) for name in names]
-        found = {p.relative_to(root).as_posix(): p.stat().st_size for p in files if not p.name.startswith(_TEMPORARY)}
-        return dict(sorted(found.items()))
-    fs = filesystem(uri)
-    prefix = fs._strip_protocol(uri).rstrip("/") + "/"
-    found = {name.removeprefix(prefix): int(info["size"]) for name, info in fs.find(uri, detail=True).items()}
+    return {name: entry.bytes for name, entry in entries(uri).items() if not _is_temporary(name)}
+
+
+def entries(uri: str) -> dict[str, Entry]:
+    """Every file below a folder, by relative name, sorted; unfinished local writes too. Links are followed."""
+    if is_remote(uri):
+        return object_listing.list_tree(filesystem(uri), uri)
+    root = local_path(uri)
+    files = [Path(folder, name) for folder, _, names in os.walk(root, followlinks=True) for name in names]
+    found = {p.relative_to(root).as_posix(): entry for p in files if (entry := _local_entry(p))}
     return dict(sorted(found.items()))
+
+
+def _local_entry(path: Path) -> Entry | None:
+    try:
+        status = path.stat()
+    except FileNotFoundError:  # another process finished or removed it meanwhile
+        return None
+    return Entry(status.st_size, status.st_mtime)
+
+
+def _is_temporary(name: str) -> bool:
+    return name.rsplit("/", 1)[-1].startswith(TEMPORARY)
 
 
 def open_reader(uri: str) -> BinaryIO:
@@ -188,10 +200,13 @@ def open_reader(uri: str) -> BinaryIO:
     Raises:
         FileNotFoundError: if there is none.
     """
-    return cast("BinaryIO", filesystem(uri).open(uri, "rb")) if is_remote(uri) else local_path(uri).open("rb")
+    if not is_remote(uri):
+        return local_path(uri).open("rb")
+    raw = object_reads.RangeFile(functools.partial(read_range, uri), size(uri))
+    return cast("BinaryIO", io.BufferedReader(raw, object_reads.BUFFER_BYTES))
 
 
-@_retried
+@retried
 def size(uri: str) -> int:
     """Bytes of an object.
 
@@ -201,16 +216,34 @@ def size(uri: str) -> int:
     return int(filesystem(uri).size(uri)) if is_remote(uri) else local_path(uri).stat().st_size
 
 
-@_retried
 def remove_tree(uri: str) -> None:
     """Delete all objects below a folder. Some S3 servers (SeaweedFS) go on listing the empty folders."""
     import shutil
 
     if is_remote(uri):
-        if filesystem(uri).exists(uri):
-            filesystem(uri).rm(uri, recursive=True)
+        object_listing.delete_tree(filesystem(uri), uri)
     else:
         shutil.rmtree(local_path(uri), ignore_errors=True)
+
+
+@retried
+def remove_file(uri: str) -> None:
+    """Delete one object, if it is there."""
+    if not is_remote(uri):
+        local_path(uri).unlink(missing_ok=True)
+        return
+    with contextlib.suppress(FileNotFoundError):
+        filesystem(uri).rm_file(uri)
+
+
+def unfinished_uploads(uri: str) -> list[UnfinishedUpload]:
+    """Uploads in parts below a folder that were neither completed nor aborted; only S3 has any."""
+    return object_listing.unfinished_uploads(filesystem(uri), uri) if is_remote(uri) else []
+
+
+def abort_upload(upload: UnfinishedUpload) -> None:
+    """Give the parts of an unfinished upload back, if they are still there."""
+    object_listing.abort_upload(filesystem(upload.uri), upload.uri, upload.upload_id)
 
 
 def canonical_json(record: Any) -> bytes:

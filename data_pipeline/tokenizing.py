@@ -2,18 +2,22 @@
 
     1. plan: consecutive images are cut into shards of `tokens.shard_samples`; the plan states all that decides bytes
     2. missing: the shards of the plan that have no commit record yet
-    3. tokenize_shard: read, decode, see, encode in batches cut from the shard's start; commit the tar, then its record
+    3. tokenize_shard: read, decode and cut views in threads, encode in batches cut from the shard's start; commit the
+       tar, then its record
     4. finish: manifest.json, from the records
 
 A shard's bytes are a function of the plan: it does not matter which process makes it, how often, or in what order.
+Shape suffixes: N samples, W views, B batch, L positions, F folds, C channels, H height, W width (in WHWC, the first W).
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +25,7 @@ from pydantic import ValidationError
 
 from data_pipeline import storage
 from data_pipeline.config import TokensConfig
-from data_pipeline.errors import FoldtrainError, UsageError
+from data_pipeline.errors import CorruptShardError, FoldtrainError, UsageError
 from data_pipeline.image_shards import ImageShards
 from data_pipeline.manifest import (
     ImageManifest,
@@ -32,17 +36,26 @@ from data_pipeline.manifest import (
     differences,
 )
 from data_pipeline.prefetching import prefetch
-from data_pipeline.token_shards import TokenBlock, Tokens, write_token_shard
-from data_pipeline.transforms import VIEWS, Pixels, Transform, to_model
+from data_pipeline.token_shards import TokenBlock, Tokens, encode_token_shard
+from data_pipeline.transforms import Pixels, Transform, to_model
+from data_pipeline.views import check_fit
 from data_pipeline.weights import Card, read_weights
 from model.config import TokenizerConfig
 from model.layout import TokenLayout
 
-Encode = Callable[[npt.NDArray[np.float32]], Tokens]
-"""Images float32 [B, C, H, W] in [-1, 1] to tokens uint16 [B, L, F]."""
+if TYPE_CHECKING:
+    from model.tokenizer import ImageFolderTokenizer
 
-SOFTWARE = ("foldtrain", "numpy", "pillow", "torch")
+Images = npt.NDArray[np.float32]
+"""A batch of one view, [B, C, H, W] in [-1, 1]."""
+Encode = Callable[[Images], Tokens]
+"""Images to tokens, uint16 [B, L, F]."""
+
+SOFTWARE = ("cykooz-resizer", "foldtrain", "numpy", "pillow", "simplejpeg", "torch")
 """Packages whose versions are recorded with the tokens."""
+
+_BATCHES_AHEAD = 2
+"""Batches that are decoded while one is encoded."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +84,8 @@ class TokenPlan:
     transform: Transform
     batch: int
     """Images per forward pass."""
+    precision: str
+    """Number format of the forward pass: fp32 or bf16."""
     software: dict[str, str]
     shards: tuple[PlannedShard, ...]
 
@@ -87,6 +102,9 @@ class TokenPlan:
             "views": list(self.views),
             "image_size": self.transform.size,
             "fit": self.transform.fit,
+            "decode": self.transform.decode,
+            "precision": self.precision,
+            "batch": self.batch,
             "source": self.source,
             "shard_samples": self.shards[0].stop,
         }
@@ -103,9 +121,15 @@ def plan_tokens(images: str, tokenizer: Card, config: TokensConfig, output: str,
         fit: how images become squares (`data.fit`).
 
     Raises:
-        UsageError: if the images are not complete.
+        UsageError: if the images are not complete, or cannot be seen as the views ask for.
     """
     manifest = ImageManifest.read(images)
+    if not manifest.samples:
+        raise UsageError(f"{images} holds no images: run foldtrain ingest on a source that has some")
+    try:
+        check_fit(fit, config.views)
+    except ValueError as error:
+        raise UsageError(f"tokens.views: {error}") from error
     model = TokenizerConfig.model_validate(tokenizer.config)
     starts = range(0, manifest.samples, config.shard_samples)
     return TokenPlan(
@@ -116,8 +140,9 @@ def plan_tokens(images: str, tokenizer: Card, config: TokensConfig, output: str,
         tokenizer=TokenizerRecord(fingerprint=tokenizer.fingerprint(), config=tokenizer.config),
         layout=model.layout,
         views=config.views,
-        transform=Transform(model.image_size, fit),
+        transform=Transform(model.image_size, fit, config.decode),
         batch=config.batch,
+        precision=config.precision,
         software={name: _version(name) for name in SOFTWARE},
         shards=tuple(
             PlannedShard(f"tokens-{number:05d}.tar", start, min(start + config.shard_samples, manifest.samples))
@@ -175,6 +200,7 @@ def tokenize_shard(
     images: ImageShards,
     encode: Encode,
     progress: Callable[[int], None] = lambda _images: None,
+    threads: int = 1,
 ) -> ShardRecord:
     """Make and commit one shard: the tar first, then the record that says that it is complete.
 
@@ -183,7 +209,8 @@ def tokenize_shard(
         shard: which one.
         images: the data set at `plan.images`.
         encode: the tokenizer (`load_encoder`).
-        progress: called with the number of images done, after every batch.
+        progress: called with the number of images done, after every batch; what it raises ends the work.
+        threads: that decode images while others are encoded. They decide nothing of the bytes.
 
     Raises:
         CorruptShardError: if an image is damaged or cannot be decoded; it names shard and key.
@@ -191,30 +218,58 @@ def tokenize_shard(
     layout = plan.layout
     tokens_NWLF = np.empty((shard.stop - shard.start, len(plan.views), layout.positions, layout.folds), np.uint16)
     done = 0
-    for pixels in prefetch(_decoded_batches(plan, shard, images)):
-        for number, view in enumerate(plan.views):
-            tokens_BLF = encode(to_model([VIEWS[view](image) for image in pixels]))
-            tokens_NWLF[done : done + len(pixels), number] = _checked(tokens_BLF, layout)
-        done += len(pixels)
-        progress(len(pixels))
+    for views in prefetch(_decoded_batches(plan, shard, images, threads), depth=1):
+        count = len(views[0])
+        for number, image_BCHW in enumerate(views):
+            tokens_NWLF[done : done + count, number] = _checked(encode(image_BCHW), layout)
+        done += count
+        progress(count)
     here = slice(shard.start, shard.stop)
-    block = TokenBlock(tokens_NWLF, images.labels[here], images.keys[here])
-    record = write_token_shard(plan.output, shard.name, block, plan.made_by() | {"software": plan.software})
+    return _commit(plan, shard, TokenBlock(tokens_NWLF, images.labels[here], images.keys[here]))
+
+
+def _commit(plan: TokenPlan, shard: PlannedShard, block: TokenBlock) -> ShardRecord:
+    """Where another process has committed the shard meanwhile, its bytes stay: they are the same."""
+    archive = encode_token_shard(shard.name, block, plan.made_by() | {"software": plan.software})
+    record = ShardRecord(name=shard.name, samples=len(block.label), bytes=len(archive), sha256=storage.sha256(archive))
+    storage.commit_bytes(storage.join(plan.output, shard.name), archive)
     commit = TokenCommit(shard=record, made_by=plan.made_by(), software=plan.software)
-    storage.write_json(storage.join(plan.output, record_name(shard.name)), commit.model_dump(mode="json"))
+    record_bytes = storage.canonical_json(commit.model_dump(mode="json"))
+    storage.commit_bytes(storage.join(plan.output, record_name(shard.name)), record_bytes)
     return record
 
 
-def _decoded_batches(plan: TokenPlan, shard: PlannedShard, images: ImageShards) -> Iterator[list[Pixels]]:
-    """The shard's images in batches, counted from its start, so that their bounds follow from the plan alone."""
-    pixels: list[Pixels] = []
-    for index, data in enumerate(images.scan(shard.start, shard.stop), start=shard.start):
-        pixels.append(images.decode(index, plan.transform, data))
-        if len(pixels) == plan.batch:
-            yield pixels
-            pixels = []
-    if pixels:
-        yield pixels
+def _decoded_batches(plan: TokenPlan, shard: PlannedShard, images: ImageShards, threads: int) -> Iterator[list[Images]]:
+    """The shard's images in batches, each view by itself.
+
+    Batches are counted from the shard's start, so that their bounds follow from the plan alone. Files are read ahead of
+    the threads that decode, and these work ahead of the batch that is asked for.
+    """
+
+    def see(index: int, data: bytes) -> Pixels:
+        try:
+            return plan.transform.views(data, plan.views)
+        except ValueError as error:
+            raise CorruptShardError(f"{images.where(index)} {error}") from error
+
+    files = prefetch(images.scan(shard.start, shard.stop), depth=_BATCHES_AHEAD * plan.batch)
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+    ahead: deque[list[Future[Pixels]]] = deque()
+    try:
+        for start in range(shard.start, shard.stop, plan.batch):
+            numbers = range(start, min(start + plan.batch, shard.stop))
+            ahead.append([pool.submit(see, index, next(files)) for index in numbers])
+            if len(ahead) > _BATCHES_AHEAD:
+                yield _by_view(ahead.popleft())
+        while ahead:
+            yield _by_view(ahead.popleft())
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _by_view(seen: list[Future[Pixels]]) -> list[Images]:
+    pixels_BWHWC = [future.result() for future in seen]
+    return [to_model([view[number] for view in pixels_BWHWC]) for number in range(len(pixels_BWHWC[0]))]
 
 
 def _checked(tokens_BLF: Tokens, layout: TokenLayout) -> Tokens:
@@ -245,7 +300,11 @@ def finish(plan: TokenPlan) -> TokenManifest:
         fit=plan.transform.fit,
         tokenizer=plan.tokenizer,
         source=plan.source,
-        software={name: sorted({commit.software[name] for commit in commits}) for name in SOFTWARE},
+        decode=plan.transform.decode,
+        precision=plan.precision,
+        software={
+            name: sorted({commit.software.get(name, "not recorded") for commit in commits}) for name in plan.software
+        },
         shards=tuple(commit.shard for commit in commits),
     )
     assert sum(shard.samples for shard in manifest.shards) == plan.samples, plan.output
@@ -254,7 +313,10 @@ def finish(plan: TokenPlan) -> TokenManifest:
 
 
 def load_encoder(plan: TokenPlan, tokenizer: str, device: str = "cpu") -> Encode:
-    """The tokenizer at a URI, in fp32 (in bf16 near codes change places).
+    """The tokenizer at a URI, in the plan's precision.
+
+    In bf16 the whole network runs under autocast, but the quantizer, which looks for the nearest codes, is always
+    float32. Near codes change places all the same, since the latents are rounded (benchmarks/precision.py).
 
     Raises:
         UsageError: if it is not the one that the plan was made for.
@@ -271,10 +333,16 @@ def load_encoder(plan: TokenPlan, tokenizer: str, device: str = "cpu") -> Encode
         )
     network = ImageFolderTokenizer(TokenizerConfig.model_validate(card.config))
     network.load_state_dict(state)
-    network = network.to(device, torch.float32).eval()
+    return encoder_of(network.to(device, torch.float32).eval(), plan.precision, device)
 
-    def encode(image_BCHW: npt.NDArray[np.float32]) -> Tokens:
-        with torch.inference_mode():
+
+def encoder_of(network: ImageFolderTokenizer, precision: str, device: str) -> Encode:
+    """A network on a device as a function of batches."""
+    import torch
+
+    def encode(image_BCHW: Images) -> Tokens:
+        mixed = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
+        with torch.inference_mode(), mixed:
             tokens_BLF = network.tokenize(torch.from_numpy(image_BCHW).to(device))
         return tokens_BLF.cpu().numpy().astype(np.uint16)
 

@@ -9,9 +9,19 @@ from data_pipeline.config import Source
 from data_pipeline.sources.folder import open_folder
 from data_pipeline.sources.idx import open_idx
 from data_pipeline.sources.ilsvrc import open_ilsvrc
-from data_pipeline.sources.source import ImageSource, RawItem, image_extension, safe_key
+from data_pipeline.sources.ilsvrc_validation import open_ilsvrc_validation
+from data_pipeline.sources.parquet import open_parquet
+from data_pipeline.sources.source import ImageSource, ItemReader, RawItem, image_extension, safe_key
+from data_pipeline.sources.webdataset import open_webdataset
 
-_KINDS: dict[str, Callable[[Any], ImageSource]] = {"idx": open_idx, "folder": open_folder, "ilsvrc": open_ilsvrc}
+_KINDS: dict[str, Callable[[Any], ImageSource]] = {
+    "idx": open_idx,
+    "folder": open_folder,
+    "ilsvrc": open_ilsvrc,
+    "ilsvrc_val": open_ilsvrc_validation,
+    "webdataset": open_webdataset,
+    "parquet": open_parquet,
+}
 
 
 def open_source(config: Source) -> ImageSource:
@@ -23,4 +33,4 @@ def open_source(config: Source) -> ImageSource:
     return _KINDS[config.kind](config)
 
 
-__all__ = ["ImageSource", "RawItem", "image_extension", "open_source", "safe_key"]
+__all__ = ["ImageSource", "ItemReader", "RawItem", "image_extension", "open_source", "safe_key"]

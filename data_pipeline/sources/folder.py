@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
 from data_pipeline import storage
 from data_pipeline.config import FolderSource
 from data_pipeline.errors import UsageError
-from data_pipeline.sources.source import RawItem, safe_key, unique_items
+from data_pipeline.sources.source import ItemReader, RawItem, safe_key, unique_items
+
+
+@dataclass(frozen=True)
+class FileReader:
+    """Reads images that are files of their own."""
+
+    folder: str
+    """URI of the folder that their names are relative to."""
+
+    def read(self, item: RawItem) -> bytes:
+        """The file."""
+        return storage.read_bytes(storage.join(self.folder, item.name))
 
 
 class FolderImages:
@@ -17,6 +30,7 @@ class FolderImages:
 
     def __init__(self, path: str, sizes: dict[str, int]) -> None:
         self.name = path
+        self.reader: ItemReader = FileReader(storage.absolute(path))
         self.classes: tuple[str, ...] = tuple(sorted({name.split("/", 1)[0] for name in sizes}))
         labels = {name: label for label, name in enumerate(self.classes)}
         self.items: Sequence[RawItem] = unique_items(
@@ -31,10 +45,6 @@ class FolderImages:
     def identity(self) -> Any:
         """Nothing beyond the names and sizes of the items."""
         return None
-
-    def read(self, item: RawItem) -> bytes:
-        """The file."""
-        return storage.read_bytes(storage.join(self.name, item.name))
 
 
 def open_folder(config: FolderSource) -> FolderImages:

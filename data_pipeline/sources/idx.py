@@ -7,6 +7,7 @@ import importlib.resources
 import io
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,24 @@ from PIL import Image
 from data_pipeline import storage
 from data_pipeline.config import IdxSource
 from data_pipeline.errors import UsageError
-from data_pipeline.sources.source import RawItem
+from data_pipeline.sources.source import ItemReader, RawItem
 
 _EMBEDDED = "embedded:"
 _UNSIGNED_BYTE = 8
+
+
+@dataclass(frozen=True)
+class PixelReader:
+    """Makes files of pixels. It holds all of them: idx sets are small."""
+
+    images: npt.NDArray[np.uint8]
+    """[N, H, W]."""
+
+    def read(self, item: RawItem) -> bytes:
+        """The image as a PNG."""
+        buffer = io.BytesIO()
+        Image.fromarray(self.images[item.offset]).save(buffer, format="PNG")
+        return buffer.getvalue()
 
 
 class IdxImages:
@@ -38,17 +53,12 @@ class IdxImages:
             RawItem(key=f"{number:08d}", label=int(label), size=size, name=f"image {number}", offset=number)
             for number, label in enumerate(labels)
         ]
+        self.reader: ItemReader = PixelReader(images)
         self._images = images
 
     def identity(self) -> Any:
         """The pixels' digest."""
         return storage.sha256(self._images.tobytes())
-
-    def read(self, item: RawItem) -> bytes:
-        """The image as a PNG."""
-        buffer = io.BytesIO()
-        Image.fromarray(self._images[item.offset]).save(buffer, format="PNG")
-        return buffer.getvalue()
 
 
 def open_idx(config: IdxSource) -> IdxImages:

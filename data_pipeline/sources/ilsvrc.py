@@ -13,7 +13,8 @@ from typing import Any
 from data_pipeline import storage
 from data_pipeline.config import ILSVRCSource
 from data_pipeline.errors import UsageError
-from data_pipeline.sources.source import RawItem, safe_key, unique_items
+from data_pipeline.sources.source import ItemReader, RawItem, safe_key, unique_items
+from data_pipeline.sources.tar_listing import RangeReader, in_parallel, list_tar
 
 
 class ILSVRCImages:
@@ -21,6 +22,7 @@ class ILSVRCImages:
 
     def __init__(self, path: str, images: list[tuple[str, str, int, int]]) -> None:
         self.name = path
+        self.reader: ItemReader = RangeReader(storage.absolute(path))
         self.classes: tuple[str, ...] = tuple(sorted({wnid for wnid, _, _, _ in images}))
         labels = {wnid: label for label, wnid in enumerate(self.classes)}
         self.items: Sequence[RawItem] = unique_items(
@@ -41,10 +43,6 @@ class ILSVRCImages:
         """Nothing beyond the names and sizes of the items."""
         return None
 
-    def read(self, item: RawItem) -> bytes:
-        """The image's file, by one range read."""
-        return storage.read_range(self.name, item.offset, item.size)
-
 
 def open_ilsvrc(config: ILSVRCSource) -> ILSVRCImages:
     """List the tar of tars.
@@ -62,16 +60,11 @@ def open_ilsvrc(config: ILSVRCSource) -> ILSVRCImages:
 
 def _list_images(path: str) -> Iterator[tuple[str, str, int, int]]:
     """(wnid, file name, offset in the outer file, bytes) of every image."""
-    with storage.open_reader(path) as file, tarfile.open(fileobj=file, mode="r:") as outer:
-        for part in outer:
-            if not part.isfile():
-                continue
-            if PurePosixPath(part.name).suffix != ".tar":
-                raise UsageError(f"{path} should hold one tar per class, but holds {part.name}")
-            wnid = PurePosixPath(part.name).stem
-            inner_file = outer.extractfile(part)
-            assert inner_file is not None, part.name
-            with inner_file, tarfile.open(fileobj=inner_file, mode="r:") as inner:
-                for member in inner:
-                    if member.isfile():
-                        yield wnid, member.name, part.offset_data + member.offset_data, member.size
+    parts = [member for member, _ in list_tar(path)]
+    for part in parts:
+        if PurePosixPath(part.name).suffix != ".tar":
+            raise UsageError(f"{path} should hold one tar per class, but holds {part.name}")
+    inner = in_parallel(lambda part: list_tar(path, part.offset, part.length), parts)
+    for part, members in zip(parts, inner, strict=True):
+        for member, _ in members:
+            yield PurePosixPath(part.name).stem, member.name, member.offset, member.length

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from data_pipeline.errors import UsageError
 from data_pipeline.storage import sha256
@@ -37,11 +37,22 @@ class RawItem(NamedTuple):
     label: int
     """Its class."""
     size: int
-    """Its bytes in the source."""
+    """Its bytes in the source; of a parquet file, an even share of its row group."""
     name: str
     """What the source calls it, for messages."""
     offset: int = 0
-    """Where it lies in the source's file, where that is one file."""
+    """Where it lies in the source's file (bytes), or in its block (rows)."""
+    part: str = ""
+    """The source's file that holds it, where there are several."""
+    block: int = -1
+    """Of images that are read together: which block of its part holds it. -1: it can be read alone."""
+
+
+class ItemReader(Protocol):
+    """Reads images without the source's listing. It can be pickled, and has no state but what it keeps to be fast."""
+
+    def read(self, item: RawItem) -> bytes:
+        """An image's file, as it is in the source; fast if the images of a block are asked for together."""
 
 
 class ImageSource(Protocol):
@@ -53,12 +64,11 @@ class ImageSource(Protocol):
     """Class names by label."""
     items: Sequence[RawItem]
     """The images."""
+    reader: ItemReader
+    """Reads them, in any process."""
 
     def identity(self) -> Any:
         """What tells this source's content from another's, as far as it can be had without reading it all; JSON."""
-
-    def read(self, item: RawItem) -> bytes:
-        """An image's file, as it is in the source."""
 
 
 def safe_key(name: str) -> str:
@@ -85,19 +95,18 @@ def unique_items(source: str, items: Iterable[RawItem]) -> list[RawItem]:
     return ordered
 
 
-def image_extension(data: bytes, source: str, item: RawItem) -> str:
+def image_extension(data: bytes) -> str:
     """The extension that an image's content asks for, whatever its name says.
 
     Raises:
-        UsageError: if it is empty or no image.
+        ValueError: if it is empty or no image; it says why.
     """
-    where = f"{source}: {item.name} (key {item.key})"
     if not data:
-        raise UsageError(f"{where} is empty: remove it or replace it")
+        raise ValueError("is empty")
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             return _EXTENSIONS[str(image.format)]
+    except UnidentifiedImageError:  # its text has an address in it, which differs from run to run
+        raise ValueError(f"is not an image that can be read ({', '.join(_FORMATS)})") from None
     except Exception as error:  # Pillow raises many kinds on bytes that are not what they seem
-        raise UsageError(
-            f"{where} is not an image that can be read ({type(error).__name__}): remove it or replace it"
-        ) from error
+        raise ValueError(f"is not an image that can be read ({type(error).__name__}: {error})") from error

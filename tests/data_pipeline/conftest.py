@@ -24,11 +24,9 @@ def images(tmp_path: Path) -> Images:
 
 @pytest.fixture
 def make_plan(images: Images, tmp_path: Path) -> Callable[..., TokenPlan]:
-    def make(
-        output: str = "tokens", card: Card | None = None, shard_samples: int = 8, batch: int = 3, flip: bool = True
-    ) -> TokenPlan:
+    def make(output: str = "tokens", card: Card | None = None, flip: bool = True, **changes: object) -> TokenPlan:
         views = ("center", "center_flip") if flip else ("center",)
-        config = TokensConfig(views=views, shard_samples=shard_samples, batch=batch)
+        config = TokensConfig.model_validate({"views": views, "shard_samples": 8, "batch": 3} | changes)
         return plan_tokens(images.uri, card or tokenizer_card(), config, str(tmp_path / output), "crop")
 
     return make

@@ -2,28 +2,59 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import pickle
 from pathlib import Path
 
 import pytest
 import webdataset
-from hypothesis import given
-from hypothesis import strategies as st
 
 from data_pipeline.config import DataConfig, FolderSource
-from data_pipeline.errors import UsageError
+from data_pipeline.errors import FoldtrainError, UsageError
 from data_pipeline.image_shards import ImageShards
-from data_pipeline.ingest import ingest, plan_shards, shuffle_items, split_items
-from data_pipeline.sources import RawItem
-from tests.data_pipeline.small_data import Images, contents, write_photos
-
-items_lists = st.lists(st.integers(1, 50), min_size=1, max_size=40).map(
-    lambda sizes: [RawItem(f"{number:03d}", 0, size, "") for number, size in enumerate(sizes)]
-)
+from data_pipeline.ingest import finish, ingest, missing, plan_ingest, write_shard
+from tests.data_pipeline.raw_data import idx, tiny_png, write_idx, write_ilsvrc, write_ilsvrc_validation, write_parquet
+from tests.data_pipeline.small_data import Images, contents, jpeg, write_photos
 
 
 def photos_config(folder: Path, **fields: int) -> DataConfig:
     return DataConfig(source=FolderSource(path=str(write_photos(folder))), shard_samples=7).model_copy(update=fields)
+
+
+def digest(folder: Path) -> str:
+    """Of all files below a folder, with their names."""
+    files = [(name, hashlib.sha256(data).hexdigest()) for name, data in sorted(contents(folder).items())]
+    return hashlib.sha256(repr(files).encode()).hexdigest()
+
+
+def test_a_folder_gives_the_bytes_that_it_gave_in_the_first_release(tmp_path: Path) -> None:
+    for number in range(12):
+        path = tmp_path / "raw" / f"class{number % 2}" / f"picture {number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(tiny_png(number))
+    source = FolderSource(path=str(tmp_path / "raw"))
+    ingest(DataConfig(source=source, shard_samples=4, validation_samples=3), str(tmp_path / "out"), seed=5)
+    assert digest(tmp_path / "out") == "be3e5c2a127b9db357d8a83cc44c5d7b7aeca34278d8e3b160229bd89215b330"
+
+
+def test_ilsvrc_gives_the_bytes_that_it_gave_in_the_first_release(tmp_path: Path) -> None:
+    classes = {
+        wnid: [(f"{wnid}_{n}.JPEG", tiny_png(n + 50 * label)) for n in range(4)]
+        for label, wnid in enumerate(("n03", "n01", "n02"))
+    }
+    source = write_ilsvrc(tmp_path / "train.tar", classes)
+    ingest(DataConfig(source=source, shard_samples=4, validation_samples=2), str(tmp_path / "out"), seed=5)
+    assert digest(tmp_path / "out") == "c20e57845c3a93d6668d2f554b794306f7ea8ebc29cb20bdae9be3daa79ff4c6"
+
+
+def test_idx_files_give_the_plan_that_they_gave_in_the_first_release(tmp_path: Path) -> None:
+    source = write_idx(tmp_path, idx(10, 2, 2, data=bytes(range(40))), idx(10, data=bytes([0, 1] * 5)))
+    plan = plan_ingest(DataConfig(source=source, shard_samples=4, validation_samples=2), str(tmp_path / "out"), seed=5)
+    digests = "".join(shard.plan for shard in plan.shards)
+    assert hashlib.sha256(digests.encode()).hexdigest() == (
+        "13e9461fe6f7a98a206dcace45db06418b30b7f7708673964ca5de17e1d8f9e3"
+    )
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -72,25 +103,6 @@ def test_classes_are_mixed_in_every_shard(images: Images) -> None:
         assert set(shards.labels[first:last]) == {0, 1}
 
 
-@given(items_lists, st.integers(1, 10), st.integers(1, 120))
-def test_shards_keep_order_and_limits(items: list[RawItem], samples: int, size: int) -> None:
-    plan = plan_shards(items, samples, size)
-    assert [item for shard in plan for item in shard.items] == items
-    for shard in plan:
-        assert len(shard.items) <= samples
-        assert len(shard.items) == 1 or sum(item.size for item in shard.items) <= size
-
-
-@given(items_lists, st.integers(0, 2**31))
-def test_the_order_does_not_depend_on_how_the_source_was_listed(items: list[RawItem], seed: int) -> None:
-    assert shuffle_items(items[::-1], seed) == shuffle_items(items, seed)
-
-
-def test_a_split_that_leaves_nothing_for_training_is_refused() -> None:
-    with pytest.raises(UsageError, match="validation_samples is 2, but the source has 2 images"):
-        split_items([RawItem("a", 0, 1, ""), RawItem("b", 0, 1, "")], 2)
-
-
 def test_only_missing_shards_are_written_again(images: Images, tmp_path: Path) -> None:
     before = contents(images.folder)
     for path in images.folder.iterdir():
@@ -120,14 +132,6 @@ def test_a_folder_that_holds_another_data_set_is_left_alone(images: Images, tmp_
     assert contents(images.folder) == before
 
 
-def test_an_image_that_is_none_stops_ingest_before_the_manifest(tmp_path: Path) -> None:
-    config = photos_config(tmp_path / "photos")
-    (tmp_path / "photos" / "class1" / "photo 3.jpg").write_bytes(b"")
-    with pytest.raises(UsageError, match=r"class1/photo 3\.jpg \(key class1/photo_3\) is empty"):
-        ingest(config, str(tmp_path / "images"), seed=0)
-    assert not (tmp_path / "images" / "train" / "manifest.json").exists()
-
-
 def test_progress_ends_at_all_images(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     config = photos_config(tmp_path / "photos", validation_samples=5)
@@ -143,3 +147,78 @@ def test_webdataset_opens_an_image_shard(images: Images) -> None:
         (shards.key(index), int(shards.labels[index])) for index in range(7)
     ]
     assert samples[0]["jpg"].size == (20, 24)
+
+
+def test_shards_may_be_written_in_any_order_from_a_plan_that_was_sent(images: Images, tmp_path: Path) -> None:
+    plan = pickle.loads(pickle.dumps(plan_ingest(images.config, str(tmp_path / "again"), seed=0)))
+    for shard in reversed(missing(plan)):
+        write_shard(plan.readers[shard.split], shard, plan.output, plan.max_bad)
+    finish(plan)
+    assert contents(tmp_path / "again" / "train") == contents(images.folder)
+
+
+def test_writing_a_shard_reports_every_image(images: Images, tmp_path: Path) -> None:
+    plan = plan_ingest(images.config, str(tmp_path / "again"), seed=0)
+    seen: list[int] = []
+    record = write_shard(plan.readers["train"], plan.shards[0], plan.output, plan.max_bad, seen.append)
+    assert sum(seen) == record.samples == 7
+
+
+def test_an_unfinished_data_set_is_not_completed(images: Images, tmp_path: Path) -> None:
+    plan = plan_ingest(images.config, str(tmp_path / "again"), seed=0)
+    write_shard(plan.readers["train"], plan.shards[1], plan.output, plan.max_bad)
+    with pytest.raises(FoldtrainError, match=r"2 of 3 shards are missing, the first is train/images-00000\.tar"):
+        finish(plan)
+    assert not (tmp_path / "again" / "train" / "manifest.json").exists()
+
+
+def test_nothing_is_missing_from_a_complete_data_set(images: Images, tmp_path: Path) -> None:
+    assert missing(plan_ingest(images.config, str(tmp_path / "images"), seed=0)) == []
+
+
+def test_an_image_that_vanishes_after_the_listing_is_named(tmp_path: Path) -> None:
+    plan = plan_ingest(photos_config(tmp_path / "photos"), str(tmp_path / "images"), seed=0)
+    (tmp_path / "photos" / "class1" / "photo 3.jpg").unlink()
+    (shard,) = (shard for shard in plan.shards if "class1/photo_3" in {item.key for item in shard.items})
+    with pytest.raises(UsageError, match=r"class1/photo 3\.jpg \(key class1/photo_3\) was there when"):
+        write_shard(plan.readers["train"], shard, plan.output, plan.max_bad)
+
+
+def test_validation_may_be_a_source_of_its_own(tmp_path: Path) -> None:
+    train = {wnid: [(f"{wnid}_{n}.JPEG", jpeg(n)) for n in range(3)] for wnid in ("n01", "n02")}
+    held = write_ilsvrc_validation(tmp_path, [("val_1.JPEG", jpeg(8)), ("val_2.JPEG", jpeg(9))], "n02\nn01\n")
+    config = DataConfig(source=write_ilsvrc(tmp_path / "train.tar", train), validation_source=held)
+    manifests = ingest(config, str(tmp_path / "images"), seed=0)
+    assert {split: manifest.samples for split, manifest in manifests.items()} == {"train": 6, "validation": 2}
+    shards = ImageShards(str(tmp_path / "images" / "validation"))
+    assert {shards.key(i): (int(shards.labels[i]), shards.read(i)) for i in range(2)} == {
+        "val_1": (1, jpeg(8)),
+        "val_2": (0, jpeg(9)),
+    }
+
+
+def test_validation_with_other_classes_is_refused_with_the_difference(tmp_path: Path) -> None:
+    train = {wnid: [(f"{wnid}_1.JPEG", jpeg(1))] for wnid in ("n01", "n02")}
+    held = write_ilsvrc_validation(tmp_path, [("val_1.JPEG", jpeg(8)), ("val_2.JPEG", jpeg(9))], "n02\nn03\n")
+    config = DataConfig(source=write_ilsvrc(tmp_path / "train.tar", train), validation_source=held)
+    with pytest.raises(UsageError, match=r"val\.tar has other classes \(2\) than .*train\.tar \(2\): - n01, \+ n03"):
+        ingest(config, str(tmp_path / "images"), seed=0)
+
+
+def test_validation_is_either_held_out_or_a_source_of_its_own(tmp_path: Path) -> None:
+    source = FolderSource(path=str(write_photos(tmp_path / "photos")))
+    config = DataConfig(source=source, validation_source=source, validation_samples=2)
+    with pytest.raises(UsageError, match=r"validation_samples is 2 and data\.validation_source is set"):
+        plan_ingest(config, str(tmp_path / "images"), seed=0)
+
+
+def test_images_of_a_parquet_file_arrive_once_and_shuffled(tmp_path: Path) -> None:
+    source = write_parquet(tmp_path / "train.parquet", [jpeg(n) for n in range(20)], [n % 2 for n in range(20)])
+    ingest(DataConfig(source=source, shard_samples=8, validation_samples=3), str(tmp_path / "images"), seed=0)
+    found = {}
+    for split in ("train", "validation"):
+        shards = ImageShards(str(tmp_path / "images" / split))
+        found |= {shards.key(i): shards.read(i) for i in range(shards.count)}
+    assert found == {f"train/{n:07d}": jpeg(n) for n in range(20)}
+    keys = ImageShards(str(tmp_path / "images" / "train")).keys.tolist()
+    assert keys != sorted(keys)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,26 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from data_pipeline.config import ReadingConfig
 from data_pipeline.errors import CorruptShardError
 from data_pipeline.image_shards import ImageShards
 from data_pipeline.loader import ImageBatches, TokenBatches, decode_all
-from data_pipeline.token_shards import TokenShards
+from data_pipeline.order import SampleOrder
+from data_pipeline.token_dataset import TokenShards
 from data_pipeline.transforms import Transform
 from tests.data_pipeline.small_data import Images, flip_byte
 
 same_files = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=30)
+
+
+@pytest.fixture
+def token_shards(tokens: Path) -> TokenShards:
+    return TokenShards(str(tokens))
+
+
+@pytest.fixture
+def image_shards(images: Images) -> ImageShards:
+    return ImageShards(images.uri)
 
 
 def image_batches(images: Images, **options: object) -> ImageBatches:
@@ -25,14 +38,75 @@ def image_batches(images: Images, **options: object) -> ImageBatches:
     return ImageBatches(ImageShards(images.uri), **(fixed | options))  # type: ignore[arg-type]
 
 
-@given(step=st.integers(0, 50), world=st.sampled_from([1, 2, 4, 8]))
+SIZES = st.sampled_from([1, 2, 4, 8])
+GLOBAL_BATCH = 64
+
+
+def consumed(make: Callable[[], TokenBatches | ImageBatches], steps: range, world: int, accumulation: int) -> list[int]:
+    """The samples of some steps, micro-batch by micro-batch, as ranks of their own that start there consume them."""
+    ranks = [make() for _ in range(world)]
+    seen = []
+    for step in steps:
+        for rank, batches in enumerate(ranks):
+            for micro in np.split(batches.batch(step, rank, world).index_B, accumulation):
+                seen += micro.tolist()
+    return seen
+
+
+@given(SIZES, SIZES, st.integers(0, 40), st.integers(1, 4), st.sampled_from([None, 1, 2]))
 @same_files
-def test_token_batches_do_not_depend_on_the_number_of_workers(tokens: Path, step: int, world: int) -> None:
-    batches = TokenBatches(TokenShards(str(tokens)), 7, 8)
-    whole = batches.batch(step)
-    parts = [batches.batch(step, rank, world) for rank in range(world)]
+def test_tokens_come_in_the_same_order_at_any_world_size_accumulation_and_resume(
+    token_shards: TokenShards, world: int, accumulation: int, start: int, steps: int, window: int | None
+) -> None:
+    def make() -> TokenBatches:
+        return TokenBatches(token_shards, 7, GLOBAL_BATCH, window)
+
+    unbroken = consumed(make, range(start + steps), 1, 1)
+    resumed = consumed(make, range(start, start + steps), world, accumulation)
+    assert resumed == unbroken[start * GLOBAL_BATCH :]
+
+
+@given(SIZES, SIZES, st.sampled_from([0, 4]), st.integers(0, 10), st.integers(1, 2))
+@settings(same_files, max_examples=15)
+def test_images_come_in_the_same_order_at_any_world_size_accumulation_threads_and_resume(
+    image_shards: ImageShards, world: int, accumulation: int, threads: int, start: int, steps: int
+) -> None:
+    reading = ReadingConfig(threads=threads, crop="random")
+
+    def make() -> ImageBatches:
+        return ImageBatches(
+            image_shards, image_size=8, fit="crop", seed=7, global_batch=GLOBAL_BATCH, reading=reading, memory_limit=0
+        )
+
+    order = SampleOrder(7, image_shards.shard_sizes)
+    positions = np.arange(start * GLOBAL_BATCH, (start + steps) * GLOBAL_BATCH)
+    assert consumed(make, range(start, start + steps), world, accumulation) == order.indices(positions).tolist()
+
+
+@given(step=st.integers(0, 50), world=SIZES)
+@same_files
+def test_token_batches_do_not_depend_on_the_number_of_workers(token_shards: TokenShards, step: int, world: int) -> None:
+    whole = TokenBatches(token_shards, 7, 8).batch(step)
+    parts = [TokenBatches(token_shards, 7, 8).batch(step, rank, world) for rank in range(world)]
     for field in ("tokens_BLF", "label_B", "position_B", "index_B"):
         assert np.array_equal(np.concatenate([getattr(part, field) for part in parts]), getattr(whole, field))
+
+
+@pytest.mark.parametrize("threads", [0, 4])
+def test_a_random_crop_depends_on_the_position_alone(image_shards: ImageShards, threads: int) -> None:
+    reading = ReadingConfig(threads=threads, crop="random")
+    options = {"image_size": 8, "fit": "crop", "seed": 7, "global_batch": 8, "reading": reading}
+    whole = ImageBatches(image_shards, **options).batch(5)  # type: ignore[arg-type]
+    batches = ImageBatches(image_shards, **options)  # type: ignore[arg-type]
+    parts = [batches.batch(5, rank, 4) for rank in range(4)]
+    assert np.array_equal(np.concatenate([part.image_BCHW for part in parts]), whole.image_BCHW)
+    assert not np.array_equal(whole.image_BCHW, image_batches_of(image_shards, reading, 7).batch(5).image_BCHW)
+
+
+def image_batches_of(images: ImageShards, reading: ReadingConfig, seed: int) -> ImageBatches:
+    """The same batches with centre crops."""
+    center = reading.model_copy(update={"crop": "center"})
+    return ImageBatches(images, image_size=8, fit="crop", seed=seed, global_batch=8, reading=center)
 
 
 def test_five_steps_of_eight_hold_each_of_twenty_samples_twice(tokens: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline.order import keyed_uniform, permutation, sample_indices, step_positions
+from data_pipeline.order import SampleOrder, keyed_uniform, permutation, step_positions, windowed_permutation
 
 seeds = st.integers(0, 2**31)
 
@@ -23,7 +23,42 @@ def test_a_range_of_positions_across_epochs_reads_each_epochs_order(
 ) -> None:
     positions = np.arange(first, first + size)
     expected = [permutation(seed, int(p) // count, count)[p % count] for p in positions]
-    assert sample_indices(seed, positions, count).tolist() == expected
+    assert SampleOrder(seed, (count,)).indices(positions).tolist() == expected
+
+
+shard_sizes = st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(any)
+
+
+@given(seeds, st.integers(0, 5), shard_sizes, st.integers(1, 14))
+def test_a_windowed_epoch_holds_each_sample_once_and_a_window_reads_few_shards(
+    seed: int, epoch: int, sizes: list[int], window: int
+) -> None:
+    order = windowed_permutation(seed, epoch, tuple(sizes), window)
+    assert sorted(order.tolist()) == list(range(sum(sizes)))
+    shard_of = np.repeat(np.arange(len(sizes)), sizes)[order]
+    remaining = shard_of.tolist()
+    while remaining:  # the shards of one window are used up before another shard is begun
+        together = list(dict.fromkeys(remaining))[:window]
+        here = [shard for shard in remaining if shard in together]
+        if len(together) < window or 0 in sizes:
+            break  # the last window, or empty shards, which fill a window without a sample
+        assert sorted(remaining[: len(here)]) == sorted(here)
+        remaining = remaining[len(here) :]
+
+
+@given(seeds, shard_sizes, st.integers(1, 14), st.integers(0, 100), st.integers(1, 100))
+def test_a_window_changes_the_order_within_an_epoch_alone(
+    seed: int, sizes: list[int], window: int, first: int, size: int
+) -> None:
+    order, count = SampleOrder(seed, tuple(sizes), window), sum(sizes)
+    positions = np.arange(first, first + size)
+    expected = [order.indices(np.arange(p // count * count, p + 1))[-1] for p in positions.tolist()]
+    assert order.indices(positions).tolist() == expected
+
+
+def test_a_window_over_all_shards_shuffles_all_samples() -> None:
+    everything = np.arange(12)
+    assert np.array_equal(SampleOrder(3, (4, 8), 2).indices(everything), SampleOrder(3, (12,)).indices(everything))
 
 
 @given(st.integers(0, 1000), st.sampled_from([1, 2, 4, 8]), st.integers(1, 16))

@@ -16,7 +16,7 @@ from data_pipeline.ingest import ingest
 from data_pipeline.manifest import ImageManifest
 from data_pipeline.preflight import check_images, check_tokens
 from data_pipeline.tar import read_members
-from data_pipeline.token_shards import TokenShards
+from data_pipeline.token_dataset import TokenShards
 from tests.data_pipeline.small_data import Images, contents, flip_byte
 
 

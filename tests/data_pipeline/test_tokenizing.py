@@ -12,11 +12,21 @@ import numpy as np
 import pytest
 import torch
 
+from data_pipeline.config import TokensConfig
 from data_pipeline.errors import CorruptShardError, FoldtrainError, UsageError
 from data_pipeline.image_shards import ImageShards
 from data_pipeline.manifest import TokenManifest
-from data_pipeline.token_shards import TokenShards
-from data_pipeline.tokenizing import SOFTWARE, TokenPlan, finish, load_encoder, missing, tokenize_shard
+from data_pipeline.token_dataset import TokenShards
+from data_pipeline.tokenizing import (
+    SOFTWARE,
+    TokenPlan,
+    encoder_of,
+    finish,
+    load_encoder,
+    missing,
+    plan_tokens,
+    tokenize_shard,
+)
 from data_pipeline.transforms import Transform, flip, to_model
 from data_pipeline.weights import Card, write_weights
 from model.tokenizer import ImageFolderTokenizer
@@ -34,10 +44,10 @@ def test_every_view_of_every_image_is_there_once_with_its_label_and_key(tokens: 
     assert np.array_equal(shards.keys, raw.keys)
 
 
-def test_bytes_depend_neither_on_batch_size_nor_on_who_made_which_shard_when(tokens: Path, make_plan: Plans) -> None:
-    plan = make_plan("again", batch=5)
+def test_bytes_depend_neither_on_threads_nor_on_who_made_which_shard_when(tokens: Path, make_plan: Plans) -> None:
+    plan = make_plan("again")
     for shard in reversed(missing(plan)):
-        tokenize_shard(plan, shard, ImageShards(plan.images), encode)
+        tokenize_shard(plan, shard, ImageShards(plan.images), encode, threads=3)
     finish(plan)
     assert contents(Path(plan.output)) == contents(tokens)
 
@@ -106,6 +116,9 @@ def test_a_set_with_a_missing_shard_is_not_completed(make_plan: Plans) -> None:
         ({"card": tokenizer_card("b" * 64)}, "tokenizer.fingerprint: "),
         ({"shard_samples": 5}, "shard_samples: 8 -> 5"),
         ({"flip": False}, "views: "),
+        ({"batch": 5}, "batch: 3 -> 5"),
+        ({"decode": "fast"}, "decode: "),
+        ({"precision": "bf16"}, "precision: "),
     ],
 )
 def test_tokens_made_otherwise_are_neither_reused_nor_overwritten(
@@ -155,6 +168,38 @@ def test_the_encoder_is_the_tokenizer_of_the_plan(make_plan: Plans, tmp_path: Pa
     with torch.inference_mode():
         expected = network.tokenize(torch.from_numpy(image_BCHW))
     assert np.array_equal(load_encoder(plan, str(tmp_path / "weights"))(image_BCHW), expected.numpy())
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_the_network_runs_in_the_precision_of_the_plan(precision: str, dtype: torch.dtype) -> None:
+    network, seen = ImageFolderTokenizer(TOKENIZER).eval(), []
+    network.to_latent.register_forward_hook(lambda _module, _inputs, latent: seen.append(latent.dtype))
+    encoder_of(network, precision, "cpu")(np.zeros((2, 3, 16, 16), np.float32))
+    assert seen == [dtype]
+
+
+def test_a_shard_that_another_process_has_committed_stays(tokens: Path, make_plan: Plans) -> None:
+    plan = make_plan()
+    for path in tokens.iterdir():
+        os.utime(path, (1, 1))
+    tokenize_shard(plan, plan.shards[0], ImageShards(plan.images), encode)
+    assert {path.stat().st_mtime for path in tokens.glob("tokens-00000.*")} == {1}
+
+
+def test_what_progress_raises_ends_a_shard_uncommitted(make_plan: Plans) -> None:
+    plan = make_plan()
+
+    def stop(_images: int) -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        tokenize_shard(plan, plan.shards[0], ImageShards(plan.images), encode, stop)
+    assert not Path(plan.output).exists()
+
+
+def test_views_that_images_cannot_have_are_refused(images: Images) -> None:
+    with pytest.raises(UsageError, match=r"tokens\.views: .*ten_crop"):
+        plan_tokens(images.uri, tokenizer_card(), TokensConfig(views=("ten_crop",)), "memory://none", "pad")
 
 
 def test_weights_that_changed_since_the_plan_are_refused(make_plan: Plans, tmp_path: Path) -> None:

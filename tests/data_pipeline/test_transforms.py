@@ -1,10 +1,9 @@
-"""Image files to pixels: every kind of file decoded right, ADM's crop, what networks take."""
+"""Decoded images to squares: ADM's crops, padding, views, and what networks take."""
 
 from __future__ import annotations
 
-import io
-import struct
-import zlib
+import math
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -13,90 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_pipeline.transforms import VIEWS, Transform, center_crop, decode, pad, to_model
+from data_pipeline import pictures
+from data_pipeline.transforms import (
+    VIEWS,
+    Transform,
+    center_crop,
+    decode,
+    flip,
+    pad,
+    random_crop,
+    random_short,
+    to_model,
+)
 from tests.data_pipeline.small_data import jpeg
-
-
-def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def pixels_of(data: bytes) -> npt.NDArray[np.uint8]:
-    image = decode(data)
-    assert image.mode == "RGB"
-    return np.asarray(image)
-
-
-def test_grey_is_the_same_in_all_three_channels() -> None:
-    grey = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
-    assert np.array_equal(pixels_of(encoded(Image.fromarray(grey), "PNG")), np.repeat(grey[..., None], 3, -1))
-
-
-@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_sixteen_bits_of_grey_are_scaled_not_cut(kind: str) -> None:
-    wide = np.array([[0, 128, 257, 32768, 65535]], dtype=np.uint16)
-    assert pixels_of(encoded(Image.fromarray(wide), kind))[0, :, 0].tolist() == [0, 0, 1, 128, 255]
-
-
-def test_sixteen_bits_of_colour_keep_their_high_bytes() -> None:
-    row = b"\0" + np.array([0xFFFF, 0x8000, 0x00FF], dtype=">u2").tobytes()
-    chunks = [(b"IHDR", struct.pack(">2I5B", 1, 1, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(row)), (b"IEND", b"")]
-    png = b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
-    )
-    assert pixels_of(png)[0, 0].tolist() == [255, 128, 0]
-
-
-def test_a_palette_becomes_its_colours() -> None:
-    image = Image.new("P", (2, 1))
-    image.putpalette([255, 0, 0, 0, 200, 100])
-    image.putpixel((1, 0), 1)
-    assert pixels_of(encoded(image, "PNG")).tolist() == [[[255, 0, 0], [0, 200, 100]]]
-
-
-@pytest.mark.parametrize("kind", ["PNG", "GIF"])
-def test_transparent_pixels_stand_on_white_whatever_colour_they_hide(kind: str) -> None:
-    image = Image.new("RGBA", (2, 1), (255, 0, 0, 255))
-    image.putpixel((1, 0), (0, 0, 255, 0))
-    assert pixels_of(encoded(image, kind)).tolist() == [[[255, 0, 0], [255, 255, 255]]]
-
-
-def test_half_transparent_pixels_are_mixed_with_white() -> None:
-    image = Image.new("LA", (1, 1), (0, 128))
-    assert pixels_of(encoded(image, "PNG"))[0, 0].tolist() == [127, 127, 127]
-
-
-def test_cmyk_jpeg_has_the_colours_that_were_meant() -> None:
-    cmyk = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
-    assert pixels_of(encoded(cmyk, "JPEG", quality=95))[8, 8] == pytest.approx([255, 0, 0], abs=6)
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_photograph_is_turned_upright(orientation: int) -> None:
-    upright = np.zeros((16, 24, 3), dtype=np.uint8)
-    upright[:8, :8] = 255  # a white corner, top left
-    stored = {
-        1: upright,
-        2: upright[:, ::-1],
-        3: upright[::-1, ::-1],
-        4: upright[::-1],
-        5: upright.transpose(1, 0, 2),
-        6: np.rot90(upright),
-        7: upright[::-1, ::-1].transpose(1, 0, 2),
-        8: np.rot90(upright, -1),
-    }[orientation]
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    file = encoded(Image.fromarray(np.ascontiguousarray(stored)), "JPEG", exif=exif, quality=95, subsampling=0)
-    assert np.abs(pixels_of(file).astype(int) - upright).max() < 12
-
-
-@pytest.mark.parametrize("data", [b"", b"GIF89a", jpeg(0)[:-200], encoded(Image.new("F", (2, 2)), "TIFF")])
-def test_what_cannot_be_decoded_in_full_is_refused(data: bytes) -> None:
-    with pytest.raises(ValueError, match="cannot be decoded as an image"):
-        decode(data)
 
 
 def slow_bicubic(line: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.float64]:
@@ -159,10 +87,127 @@ def test_an_image_too_large_to_pad_says_what_to_set() -> None:
         Transform(16, "pad")(jpeg(0))
 
 
-def test_views_are_the_image_and_its_mirror() -> None:
+def test_flipping_exchanges_left_and_right() -> None:
     pixels = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
-    assert VIEWS["center"](pixels).tolist() == pixels.tolist()
-    assert VIEWS["center_flip"](pixels)[0].tolist() == pixels[0, [2, 1, 0]].tolist()
+    assert flip(pixels)[0].tolist() == pixels[0, [2, 1, 0]].tolist()
+
+
+def picture(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def reference_resize(image: Image.Image, short: int) -> npt.NDArray[np.uint8]:
+    """ADM's steps, one by one, with Pillow's filters."""
+    while min(image.width, image.height) >= 2 * short:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    ratio = short / min(image.width, image.height)
+    resized = image.resize((round(ratio * image.width), round(ratio * image.height)), Image.Resampling.BICUBIC)
+    return np.asarray(resized)
+
+
+SIDES = st.integers(1, 90)
+DRAWS = st.floats(0, 1, exclude_max=True)
+
+
+@given(SIDES, SIDES, st.integers(1, 20))
+@settings(max_examples=60, deadline=None)
+def test_centre_crop_takes_adms_steps_at_every_size(width: int, height: int, size: int) -> None:
+    resized = reference_resize(picture(width, height), size)
+    top, left = (resized.shape[0] - size) // 2, (resized.shape[1] - size) // 2
+    ours = np.asarray(center_crop(picture(width, height), size))
+    assert np.array_equal(ours, resized[top : top + size, left : left + size])
+
+
+@given(SIDES, SIDES, st.integers(1, 20), st.tuples(DRAWS, DRAWS, DRAWS))
+@settings(max_examples=60, deadline=None)
+def test_random_crop_takes_adms_steps_with_its_draws(
+    width: int, height: int, size: int, draws: tuple[float, float, float]
+) -> None:
+    def drawn(draw: float, choices: range) -> int:
+        return choices[math.floor(draw * len(choices))]
+
+    short = drawn(draws[0], range(math.ceil(size / 1.0), math.ceil(size / 0.8) + 1))
+    resized = reference_resize(picture(width, height), short)
+    top = drawn(draws[1], range(resized.shape[0] - size + 1))
+    left = drawn(draws[2], range(resized.shape[1] - size + 1))
+    ours = np.asarray(random_crop(picture(width, height), size, draws))
+    assert np.array_equal(ours, resized[top : top + size, left : left + size])
+
+
+def test_random_crop_takes_every_short_side_from_256_to_320_equally_often() -> None:
+    shorts = [random_short(256, (number + 0.5) / 650) for number in range(650)]
+    assert shorts == [256 + number // 10 for number in range(650)]
+
+
+@pytest.mark.parametrize("draw", [-0.1, 1.0, float("nan")])
+def test_a_random_crop_takes_uniform_numbers_only(draw: float) -> None:
+    with pytest.raises(ValueError, match="is no uniform number"):
+        random_crop(picture(30, 20), 8, (0.5, draw, 0.5))
+
+
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+def test_a_random_crop_of_a_file_is_that_of_its_picture(mode: str) -> None:
+    file, draws = jpeg(2, 45, 30), (0.9, 0.2, 0.7)
+    expected = np.asarray(random_crop(decode(file), 16, draws)).astype(int)
+    assert np.abs(Transform(16, decode=mode).random(file, draws) - expected).max() <= (0 if mode == "exact" else 3)
+
+
+def test_a_padded_image_has_no_random_crop() -> None:
+    with pytest.raises(ValueError, match=r"data\.fit: pad; set it to crop"):
+        Transform(32, "pad").random(jpeg(0), (0.0, 0.0, 0.0))
+
+
+TEN_CROP = tuple(f"ten_crop_{number}" for number in range(10))
+TEN_CROP_105 = tuple(f"ten_crop_105_{number}" for number in range(10))
+
+
+@pytest.mark.parametrize(("names", "share"), [(TEN_CROP, 1.1), (TEN_CROP_105, 1.05)])
+@pytest.mark.parametrize("size", [16, 31, 64])
+def test_ten_crops_are_torchvisions_of_a_larger_centre_crop(names: tuple[str, ...], share: float, size: int) -> None:
+    from torchvision.transforms import TenCrop
+
+    file = jpeg(4, 150, 100)
+    larger = Image.fromarray(np.asarray(center_crop(decode(file), int(size * share))))
+    expected = np.stack([np.asarray(crop) for crop in TenCrop(size)(larger)])
+    assert np.array_equal(Transform(size).views(file, names), expected)
+
+
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+def test_the_view_of_the_centre_is_the_transform_itself(fit: str, mode: str) -> None:
+    transform, file = Transform(32, fit, mode), jpeg(4)
+    views = transform.views(file, ("center_flip", "center"))
+    assert np.array_equal(views[1], transform(file))
+    assert np.array_equal(views[0], flip(transform(file)))
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, name: str) -> list[str]:
+    """Notes each call of a function of `pictures`."""
+    calls: list[str] = []
+    function: Callable[..., object] = getattr(pictures, name)
+
+    def noted(*arguments: object) -> object:
+        calls.append(name)
+        return function(*arguments)
+
+    monkeypatch.setattr(pictures, name, noted)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("mode", "decoding", "resizing"), [("exact", "decode", "resize"), ("fast", "decode_jpeg", "_bicubic")]
+)
+def test_all_views_cost_one_decode_and_one_resize_per_size_of_crop(
+    mode: str, decoding: str, resizing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded, resized = counted(monkeypatch, decoding), counted(monkeypatch, resizing)
+    Transform(64, decode=mode).views(jpeg(0, 90, 80), tuple(VIEWS))
+    assert (len(decoded), len(resized)) == (1, 3)
+
+
+def test_padding_has_no_larger_crop_for_ten_crops() -> None:
+    with pytest.raises(ValueError, match=r"ten_crop_3 is cut from a crop larger than the view.*set data\.fit to crop"):
+        Transform(32, "pad").views(jpeg(0), ("center", "ten_crop_3"))
 
 
 def test_networks_take_channels_first_from_minus_one_to_one() -> None:
@@ -172,3 +217,10 @@ def test_networks_take_channels_first_from_minus_one_to_one() -> None:
     assert images_BCHW.dtype == np.float32
     assert images_BCHW.shape == (1, 3, 2, 3)
     assert images_BCHW[0, :, 1, 2].tolist() == pytest.approx([1.0, -0.6, -1.0])
+
+
+def test_every_byte_becomes_the_float_that_one_rounding_each_gives() -> None:
+    pixels = np.arange(768, dtype=np.uint8).reshape(1, 16, 16, 3)
+    expected = pixels.astype(np.float32) / np.float32(127.5) - np.float32(1)
+    assert np.array_equal(to_model(list(pixels)), expected.transpose(0, 3, 1, 2))
+    assert to_model(pixels).flags.c_contiguous

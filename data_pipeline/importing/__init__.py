@@ -1,0 +1,1 @@
+"""Tokens that other programs made, as token data sets of ours."""

@@ -1,0 +1,157 @@
+"""Listings and bulk deletes on S3, request by request: each page is tried again by itself.
+
+s3fs lists without retries, and does not say which objects a bulk delete left.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from data_pipeline.errors import FoldtrainError
+from data_pipeline.storage_retries import patiently
+
+DELETED_AT_ONCE = 1000
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file of a listing."""
+
+    bytes: int
+    """Its length."""
+    modified: float | None
+    """When it was written, in seconds since 1970; None if the storage does not say."""
+
+
+@dataclass(frozen=True)
+class UnfinishedUpload:
+    """Parts of an object that never became one. They cost money until they are removed."""
+
+    uri: str
+    upload_id: str
+    started: float
+    """In seconds since 1970."""
+
+
+def is_s3(fs: Any) -> bool:
+    """Whether an fsspec filesystem is s3fs."""
+    protocol = getattr(fs, "protocol", "")
+    return "s3" in ((protocol,) if isinstance(protocol, str) else protocol)
+
+
+def list_tree(fs: Any, uri: str) -> dict[str, Entry]:
+    """Every object below a folder, by relative name, sorted."""
+    if is_s3(fs):
+        bucket, prefix = _place(fs, uri)
+        pages = _pages(fs, uri, {"Bucket": bucket, "Prefix": prefix})
+        found = {entry["Key"]: Entry(entry["Size"], entry["LastModified"].timestamp()) for entry in _all(pages)}
+    else:
+        prefix = fs._strip_protocol(uri).rstrip("/") + "/"
+        listed = patiently(uri, lambda: fs.find(uri, detail=True))
+        found = {name: Entry(int(info["size"]), _modified(info)) for name, info in listed.items()}
+    names = {name.removeprefix(prefix): entry for name, entry in found.items() if not name.endswith("/")}
+    return dict(sorted(names.items()))
+
+
+def list_folder(fs: Any, uri: str) -> list[str]:
+    """Names directly below a folder, sorted; empty if there is no such folder."""
+    if not is_s3(fs):
+        try:
+            listed = patiently(uri, lambda: list(fs.ls(uri, detail=False)))
+        except FileNotFoundError:
+            return []
+        return sorted(name.rstrip("/").rsplit("/", 1)[-1] for name in listed)
+    bucket, prefix = _place(fs, uri)
+    names: set[str] = set()
+    for page in _pages(fs, uri, {"Bucket": bucket, "Prefix": prefix, "Delimiter": "/"}):
+        found = [entry["Key"] for entry in page.get("Contents", [])]
+        found += [entry["Prefix"] for entry in page.get("CommonPrefixes", [])]
+        names.update(name.removeprefix(prefix).rstrip("/") for name in found)
+    return sorted(names - {""})
+
+
+def delete_tree(fs: Any, uri: str) -> None:
+    """Delete every object below a folder, and the object of that name.
+
+    Raises:
+        FoldtrainError: if the storage refuses to delete one; it names it.
+    """
+    if not is_s3(fs):
+        if patiently(uri, lambda: fs.exists(uri)):
+            patiently(uri, lambda: fs.rm(uri, recursive=True))
+        return
+    bucket, prefix = _place(fs, uri)
+    keys = [entry["Key"] for entry in _all(_pages(fs, uri, {"Bucket": bucket, "Prefix": prefix}))]
+    keys.append(prefix.rstrip("/"))
+    for start in range(0, len(keys), DELETED_AT_ONCE):
+        batch = {"Objects": [{"Key": key} for key in keys[start : start + DELETED_AT_ONCE]], "Quiet": True}
+        patiently(uri, functools.partial(_delete, fs, bucket, batch), written=0)
+
+
+def _delete(fs: Any, bucket: str, batch: dict[str, Any]) -> None:
+    errors = fs.call_s3("delete_objects", Bucket=bucket, Delete=batch).get("Errors", [])
+    if not errors:
+        return
+    first = f"s3://{bucket}/{errors[0].get('Key')}: {errors[0].get('Code')} {errors[0].get('Message')}"
+    if errors[0].get("Code") in {"InternalError", "SlowDown", "ServiceUnavailable"}:
+        raise ConnectionError(first)
+    raise FoldtrainError(f"{first}. {len(errors)} objects could not be deleted: check the bucket's permissions")
+
+
+def unfinished_uploads(fs: Any, uri: str) -> list[UnfinishedUpload]:
+    """Uploads in parts below a folder that were neither completed nor aborted."""
+    if not is_s3(fs):
+        return []
+    bucket, prefix = _place(fs, uri)
+    found: list[UnfinishedUpload] = []
+    more: dict[str, str] = {}
+    while True:
+        arguments = {"Bucket": bucket, "Prefix": prefix, **more}
+        page: dict[str, Any] = patiently(uri, functools.partial(fs.call_s3, "list_multipart_uploads", **arguments))
+        for upload in page.get("Uploads", []):
+            if upload["Key"].startswith(prefix):
+                place = f"s3://{bucket}/{upload['Key']}"
+                found.append(UnfinishedUpload(place, upload["UploadId"], upload["Initiated"].timestamp()))
+        if not page.get("IsTruncated"):
+            return found
+        more = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+
+
+def abort_upload(fs: Any, uri: str, upload_id: str) -> None:
+    """Give the parts of an unfinished upload back, if they are still there."""
+    bucket, key, _ = fs.split_path(uri)
+    try:
+        patiently(
+            uri, lambda: fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload_id), written=0
+        )
+    except FileNotFoundError:
+        return
+
+
+def _place(fs: Any, uri: str) -> tuple[str, str]:
+    """The bucket of a folder, and how the keys in it begin."""
+    bucket, key, _ = fs.split_path(uri.rstrip("/"))
+    return bucket, f"{key.rstrip('/')}/" if key else ""
+
+
+def _pages(fs: Any, uri: str, arguments: dict[str, str]) -> Iterator[dict[str, Any]]:
+    while True:
+        page: dict[str, Any] = patiently(uri, functools.partial(fs.call_s3, "list_objects_v2", **arguments))
+        yield page
+        if not page.get("IsTruncated"):
+            return
+        arguments = arguments | {"ContinuationToken": page["NextContinuationToken"]}
+
+
+def _all(pages: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for page in pages:
+        yield from page.get("Contents", [])
+
+
+def _modified(info: dict[str, Any]) -> float | None:
+    when = info.get("LastModified") or info.get("mtime") or info.get("updated") or info.get("created")
+    return float(when.timestamp()) if isinstance(when, datetime) else None

@@ -1,0 +1,101 @@
+"""The ledger tells what was consumed over restarts at any world size, and the audit finds what should not be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_pipeline.errors import UsageError
+from data_pipeline.ledger import DataOrder, audit, chain, read_history, step_indices
+from data_pipeline.order import step_positions
+
+SHARDS = (7, 3, 10)
+KEYS = np.array([f"image{number}" for number in range(20)], "S")
+ORDER = DataOrder(data="s3://data/tokens", kind="tokens", fingerprint="f", seed=3, window=None, global_batch=8)
+Record = dict[str, Any]
+
+
+def started(step: int, world: int) -> Record:
+    return {"event": "start", "step": step, "world": world}
+
+
+def segment(first: int, stop: int, world: int, order: DataOrder = ORDER) -> Record:
+    """What honest ranks record of some steps."""
+    crcs = []
+    for rank in range(world):
+        crc = 0
+        for step in range(first, stop):
+            positions = step_positions(step, order.global_batch, rank, world)
+            crc = chain(crc, KEYS[order.samples(SHARDS).indices(positions)])
+        crcs.append(crc)
+    return {"event": "segment", "first": first, "stop": stop, "world": world, "crc": crcs}
+
+
+def ledger(*records: Record, order: DataOrder = ORDER) -> list[Record]:
+    return [{"event": "order"} | order.model_dump(), *records]
+
+
+def problems(*records: Record) -> tuple[str, ...]:
+    return audit(read_history("ledger.jsonl", ledger(*records)), KEYS, SHARDS).problems
+
+
+def test_restarts_at_other_world_sizes_are_clean_and_repeated_steps_are_counted() -> None:
+    records = [
+        *(started(0, 1), segment(0, 4, 1), segment(4, 8, 1)),
+        *(started(4, 4), segment(4, 6, 4)),
+        *(started(6, 2), segment(6, 10, 2)),
+    ]
+    found = audit(read_history("ledger.jsonl", ledger(*records)), KEYS, SHARDS)
+    assert found.problems == ()
+    assert found.history.starts == [(0, 1), (4, 4), (6, 2)]
+    assert found.history.repeated_steps == 4
+    assert found.epochs == ((20, 20, 1), (20, 20, 1), (20, 20, 1), (20, 20, 1))
+
+
+@given(st.lists(st.tuples(st.sampled_from([1, 2, 4, 8]), st.integers(1, 6), st.integers(0, 3)), max_size=6))
+def test_any_history_of_kills_and_resumes_is_clean(turns: list[tuple[int, int, int]]) -> None:
+    records, done = [], 0
+    for world, steps, lost in turns:
+        back = max(0, done - lost)
+        done = next((r["first"] for r in records if r["event"] == "segment" and r["first"] >= back), done)
+        records += [started(done, world), *(segment(step, step + 1, world) for step in range(done, done + steps))]
+        done += steps
+    assert problems(*records) == ()
+
+
+def test_a_rank_that_consumed_other_samples_is_named() -> None:
+    wrong = segment(0, 4, 2)
+    wrong["crc"][1] ^= 1
+    assert problems(started(0, 2), wrong) == ("steps 0 to 3: rank 1 of 2 consumed other samples",)
+
+
+def test_steps_that_are_not_on_record_are_named() -> None:
+    assert problems(started(0, 1), segment(0, 2, 1), segment(3, 4, 1)) == ("steps 2 to 2 are not on record",)
+
+
+def test_a_rank_that_is_missing_is_named() -> None:
+    short = segment(0, 4, 2)
+    short["crc"].pop()
+    assert problems(started(0, 2), short) == ("steps 0 to 3: 1 of 2 ranks on record",)
+
+
+def test_another_order_of_the_same_samples_is_found() -> None:
+    other = ORDER.model_copy(update={"seed": 4})
+    assert len(problems(started(0, 1), segment(0, 5, 1, other))) == 1
+
+
+def test_the_samples_of_a_step_are_those_of_its_positions() -> None:
+    first = ORDER.samples(SHARDS).indices(np.arange(8, 16))
+    assert step_indices(ORDER, SHARDS, 1).tolist() == first.tolist()
+
+
+@pytest.mark.parametrize(
+    "records", [[], [{"event": "segment"}], [{"event": "order", "data": 3}], ledger({"event": "other"})]
+)
+def test_what_is_no_ledger_is_refused_by_name(records: list[Record]) -> None:
+    with pytest.raises(UsageError, match=r"a/ledger\.jsonl"):
+        read_history("a/ledger.jsonl", records)
