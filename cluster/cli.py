@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from cluster.commands import configs, jobs, runs, stages
+from cluster.commands import checkpoints, configs, data, drill, gc, jobs, ledger, plan, runs, stages
 from data_pipeline.errors import FoldtrainError
 
 app = typer.Typer(
@@ -23,6 +23,12 @@ stages.register(app)
 configs.register(app)
 jobs.register(app)
 runs.register(app)
+checkpoints.register(app)
+data.register(app)
+gc.register(app)
+ledger.register(app)
+plan.register(app)
+drill.register(app)
 
 
 def find_cause(error: BaseException) -> FoldtrainError | None:

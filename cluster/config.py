@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from data_pipeline import storage
 from data_pipeline.config import DataConfig, TokensConfig
+from data_pipeline.views import check_fit
 from model.config import Section
 from trainer.config import (
     EvaluationConfig,
@@ -15,6 +16,7 @@ from trainer.config import (
     SamplingConfig,
     TeacherConfig,
     TokenizerStageConfig,
+    TrackingConfig,
 )
 
 
@@ -29,6 +31,9 @@ class ClusterConfig(Section):
     """CPUs that each worker reserves; each uses as many threads."""
     gpus_per_worker: float = Field(0, ge=0)
     """GPUs that each worker reserves."""
+    peak_tflops: float | None = Field(None, gt=0)
+    """TFLOP/s that one device could do in the precision of training, for MFU; null takes a known device's from a table.
+    Without either, MFU is left out."""
     max_failures: int = Field(3, ge=-1)
     """Times that Ray restarts a stage whose worker died; -1 for no limit."""
 
@@ -54,6 +59,8 @@ class RunConfig(Section):
     """How images are drawn."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """How the result is judged."""
+    tracking: TrackingConfig = TrackingConfig()
+    """Who is shown its metrics."""
     cluster: ClusterConfig = ClusterConfig()
     """Where it runs."""
 
@@ -62,6 +69,7 @@ class RunConfig(Section):
         loss = self.tokenizer.loss
         if self.teacher is None and (loss.semantic > 0 or loss.feature > 0):
             raise ValueError("tokenizer.loss.semantic and .feature need a teacher: add that section, or set both to 0")
+        check_fit(self.data.fit, self.tokens.views)
         return self
 
     def folder(self, name: str) -> str:

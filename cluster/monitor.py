@@ -1,7 +1,8 @@
 """How the stages of a run stand, read from the files that they leave at any URI. Reading never disturbs a run.
 
-A training stage appends to metrics.jsonl and events.jsonl in its folder (trainer/run_directory.py); tokenize keeps
-progress.json beside its shards. Only the end of a file is read, so that a long run costs no more than a short one.
+A training stage appends to metrics.jsonl and events.jsonl in its folder (trainer/run_directory.py); ingest and
+tokenize keep progress.json beside their shards. Only the end of a file is read, so that a long run costs no more than a
+short one.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ import itertools
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from cluster.scale import PROGRESS, tokens_folder
+from cluster.scale import PROGRESS, STAGES, shards_folder
+from cluster.shard_ledger import WorkerRate
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
 
@@ -23,6 +25,9 @@ Status = Literal["running", "stalled", "finished", "failed"]
 
 TRAINING_STAGES = ("teacher", "judge", "tokenizer", "generator")
 _TAIL_BYTES = 256 * 1024
+_UNSHOWN = {"goodput", "spike_samples"}
+"""Events that are shown elsewhere, or are for `foldtrain` and people with a question."""
+_NOT_SHOWN = {"time", "event", "step", "began", "last_record"}
 _QUIET_SECONDS = 60.0
 _QUIET_GAPS = 5
 """A stage is stalled when it has been quiet for this many times its usual gap between records, and a minute."""
@@ -64,10 +69,20 @@ class StageView:
     """Seconds that are left."""
     skipped: int = 0
     """Optimizer steps that were skipped."""
+    spikes: int = 0
+    """Spikes of the loss."""
+    passed_over: int = 0
+    """Steps whose data it skipped for them."""
     restarts: int = 0
     """Times that it went on after an interruption."""
+    goodput: float | None = None
+    """Share of the wall time so far that was training."""
+    spent: tuple[tuple[str, float], ...] = ()
+    """Once it has ended: each cause with its share of the wall time, the largest first."""
     workers: int | None = None
     """Processes at work, where that can change."""
+    worker_rates: tuple[WorkerRate, ...] = ()
+    """How fast each of them is."""
     events: tuple[Event, ...] = ()
     """What happened last."""
 
@@ -75,12 +90,13 @@ class StageView:
 def read_run(run: str, now: float) -> list[StageView]:
     """The stages of a run that have begun, in their order. `now` is a unix time in seconds."""
     views = {name: read_training(storage.join(run, name), name, now) for name in TRAINING_STAGES}
-    try:
-        tokens = tokens_folder(run)
-    except UsageError:  # a config of another version, say: the rest of the run can be shown all the same
-        tokens = storage.join(run, "tokens")
-    views["tokens"] = read_tokens(tokens, now)
-    order = ("teacher", "judge", "tokenizer", "tokens", "generator")
+    for stage, name in STAGES.items():
+        try:
+            folder = shards_folder(run, stage)
+        except UsageError:  # a config of another version, say: the rest of the run can be shown all the same
+            folder = storage.join(run, name)
+        views[name] = read_shards(folder, name, now)
+    order = ("images", "teacher", "judge", "tokenizer", "tokens", "generator")
     return [view for name in order if (view := views[name]) is not None]
 
 
@@ -106,13 +122,25 @@ def read_training(uri: str, name: str, now: float) -> StageView | None:
         rate=_number(last, "samples_per_second"),
         eta=_number(last, "eta_seconds") if status == "running" else None,
         skipped=int(_number(last, "skipped_steps") or 0),
+        spikes=sum(event.get("event") == "spike" for event in events),
+        passed_over=int(_number(last, "passed_over_steps") or 0),
         restarts=sum(event.get("event") == "resume" for event in events),
-        events=tuple(_event(name, event) for event in events[-4:]),
+        goodput=_number(last, "goodput"),
+        spent=_spent(events) if status in {"finished", "failed"} else (),
+        events=tuple(_event(name, event) for event in [e for e in events if e.get("event") not in _UNSHOWN][-4:]),
     )
 
 
-def read_tokens(uri: str, now: float) -> StageView | None:
-    """The tokenize stage from its folder; None if it has not begun."""
+def _spent(events: Sequence[Record]) -> tuple[tuple[str, float], ...]:
+    """The shares of the last account that a stage left of its wall time."""
+    accounts = [event["shares"] for event in events if event.get("event") == "goodput" and "shares" in event]
+    shares = accounts[-1] if accounts and isinstance(accounts[-1], dict) else {}
+    found = [(str(cause), share) for cause in shares if (share := _number(shares, cause))]
+    return tuple(sorted(found, key=lambda entry: -entry[1]))
+
+
+def read_shards(uri: str, name: str, now: float) -> StageView | None:
+    """A stage that makes shards (ingest, tokenize) from its folder; None if it has not begun."""
     try:
         progress = storage.read_json(storage.join(uri, PROGRESS))
     except (FileNotFoundError, UsageError):
@@ -123,10 +151,9 @@ def read_tokens(uri: str, now: float) -> StageView | None:
     age = max(0.0, now - (_number(progress, "time") or 0.0))
     eta = _number(progress, "eta_seconds")
     gap = eta / (total - done) if eta and total > done else 0.0
-    finished = storage.exists(storage.join(uri, "manifest.json"))
-    status: Status = "finished" if finished else _quiet_or_running(age, gap)
+    status = _shards_status(uri, progress, age, gap)
     return StageView(
-        name="tokens",
+        name=name,
         status=status,
         age=age,
         done=done,
@@ -135,7 +162,22 @@ def read_tokens(uri: str, now: float) -> StageView | None:
         rate=_number(progress, "images_per_second"),
         eta=eta if status == "running" else None,
         workers=int(_number(progress, "workers") or 0) or None,
+        worker_rates=tuple(_worker_rates(progress)) if status == "running" else (),
     )
+
+
+def _shards_status(uri: str, progress: Record, age: float, gap: float) -> Status:
+    if progress.get("state") == "finished" or storage.exists(storage.join(uri, "manifest.json")):
+        return "finished"
+    return "failed" if progress.get("state") == "ended" else _quiet_or_running(age, gap)
+
+
+def _worker_rates(progress: Record) -> Iterator[WorkerRate]:
+    entries = progress.get("worker_rates")
+    for entry in entries if isinstance(entries, list) else []:
+        rate = _number(entry, "images_per_second") if isinstance(entry, dict) else None
+        if rate is not None:
+            yield WorkerRate(str(entry.get("worker", "?")), str(entry.get("host", "?")), rate)
 
 
 def read_tail(uri: str) -> list[Record]:
@@ -186,7 +228,7 @@ def _event(stage: str, record: Record) -> Event:
     details = [
         f"{key.replace('_', ' ')} {record[key]}"
         for key in record
-        if key not in {"time", "event", "step"} and record[key]
+        if key not in _NOT_SHOWN and record[key] and not isinstance(record[key], dict)
     ]
     text = f"{str(record.get('event', '?')).replace('_', ' ')} at step {record.get('step', '?')}"
     return Event(_number(record, "time") or 0.0, stage, ", ".join([text, *details]))

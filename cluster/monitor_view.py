@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cluster.monitor import StageView, read_run
+from cluster.shard_ledger import slowest
 from cluster.terminal import console, duration, sparkline
 
 if TYPE_CHECKING:
@@ -16,6 +17,10 @@ _COLORS = {"running": "cyan", "stalled": "yellow", "finished": "green", "failed"
 _COLUMNS = ("STAGE", "STATUS", "PROGRESS", "LOSS", "", "IMAGES/S", "ETA")
 _RIGHT = {"LOSS", "IMAGES/S", "ETA"}
 _EVENTS = 6
+_LEAST_SHARE = 0.005
+"""Of the wall time, below which a cause is not listed."""
+_HOSTS = 8
+"""Hosts whose workers are listed."""
 _WIDE = 100
 """Columns from which there is room for a longer curve."""
 
@@ -67,6 +72,8 @@ def frame(run: str, views: Sequence[StageView], now: float, width: int) -> Rende
         grid.add_row(plain[0], Text(_status(view), _COLORS[view.status]), *plain[1:])
     notes = [Text(f"{view.name}: {note}", "yellow") for view in views if (note := _notes(view))]
     happened = sorted((event for view in views for event in view.events), key=lambda event: event.time)[-_EVENTS:]
+    notes += [Text(line, "dim") for view in views if (line := _time_line(view))]
+    notes += [Text(line, "dim") for view in views for line in _worker_lines(view, width)]
     lines = [Text(f"{_clock('%H:%M:%S', event.time)}  {event.stage}: {event.text}", "dim") for event in happened]
     return Group(title, grid, *notes, *lines)
 
@@ -81,11 +88,35 @@ def _status(view: StageView) -> str:
 
 def _notes(view: StageView) -> str:
     """What is out of the ordinary, or changes while a stage runs."""
-    counts = ((view.skipped, "skipped step"), (view.restarts, "restart"))
+    counts = ((view.skipped, "skipped step"), (view.spikes, "loss spike"), (view.restarts, "restart"))
     notes = [f"{count} {name}{'s' if count > 1 else ''}" for count, name in counts if count]
+    if view.passed_over:
+        notes.append(f"{view.passed_over} step{'s' if view.passed_over > 1 else ''} passed over")
     if view.workers is not None and view.status == "running":
         notes.append(f"{view.workers} worker{'s' if view.workers > 1 else ''}")
     return ", ".join(notes)
+
+
+def _time_line(view: StageView) -> str:
+    """Where the wall time of a training stage went."""
+    if view.goodput is None:
+        return ""
+    causes = [f"{cause.replace('_', ' ')} {share:.0%}" for cause, share in view.spent if share >= _LEAST_SHARE]
+    return f"{view.name}: time: {', '.join(causes) if causes else f'training {view.goodput:.0%}'}"
+
+
+def _worker_lines(view: StageView, width: int) -> list[str]:
+    """The rate of each worker, by host; the slow one is marked."""
+    if not view.worker_rates:
+        return []
+    last = slowest(view.worker_rates)
+    hosts: dict[str, list[str]] = {}
+    for worker in view.worker_rates:
+        mark = " (slow)" if last is not None and worker == last[0] else ""
+        hosts.setdefault(worker.host, []).append(f"{worker.images_per_second:,.1f}{mark}")
+    lines = [f"{view.name}: {host}: {', '.join(rates)} images/s" for host, rates in sorted(hosts.items())]
+    shown = [line if len(line) <= width else line[: width - 1] + "…" for line in lines[:_HOSTS]]
+    return [*shown, f"{view.name}: and {len(lines) - _HOSTS} more hosts"] if len(lines) > _HOSTS else shown
 
 
 def _cells(view: StageView, spark_width: int) -> tuple[str, ...]:

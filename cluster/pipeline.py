@@ -94,22 +94,17 @@ def _images(config: RunConfig) -> str:
 
 def _held_out(config: RunConfig) -> str:
     """Real images that nothing was trained on, or the training images where none were held out."""
-    return _folder(config, "images", "validation") if config.data.validation_samples else _images(config)
+    held_out = config.data.validation_samples or config.data.validation_source is not None
+    return _folder(config, "images", "validation") if held_out else _images(config)
 
 
 # ---------------------------------------------------------------------------------------------------------------- data
 
 
 def _ingest(config: RunConfig) -> int:
-    from cluster.progress import ProgressLine
-    from data_pipeline.ingest import ingest
+    from cluster.ingesting import ingest
 
-    line = ProgressLine("ingest", "images")
-    manifests = ingest(
-        config.data, _folder(config, "images"), config.seed, lambda done, total: line.update(done, total, "")
-    )
-    line.close()
-    return sum(manifest.samples for manifest in manifests.values())
+    return ingest(config)
 
 
 def _tokenize(config: RunConfig) -> int:
@@ -125,7 +120,11 @@ def _job(
     config: RunConfig, stage: str, section: StageSection, inputs: dict[str, str], lineage: dict[str, str]
 ) -> TrainJob:
     record = config.model_dump(mode="json")
-    return TrainJob(stage, _folder(config, stage), section, config.seed, config.data.fit, inputs, lineage, record)
+    data = config.data
+    return TrainJob(
+        *(stage, _folder(config, stage), section, config.seed, data.fit, data.reading, inputs, lineage, record),
+        tracking=config.tracking,
+    )
 
 
 def _train(config: RunConfig, job: TrainJob) -> int:

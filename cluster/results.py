@@ -82,7 +82,7 @@ def evaluate(config: RunConfig, held_out: str) -> int:
     """
     weights.read_card(_export(config, "generator"), "generator")
     images, tokens = check_images(held_out), check_tokens(config.folder("tokens"))
-    from data_pipeline.token_shards import TokenShards
+    from data_pipeline.token_dataset import TokenShards
     from trainer import evaluation
     from trainer.teacher import load_classifier, load_teacher
 

@@ -41,6 +41,17 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+_UNICODE_BREAKS = re.compile("[\x85\u2028\u2029]")
+
+
+def _represent_str(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    # PyYAML folds these as if they were line breaks; between double quotes it escapes them.
+    style = '"' if _UNICODE_BREAKS.search(text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_str)
+
 for _name, _pattern, _first in _SCALARS:
     for _class in (_Loader, _Dumper):
         _anchored = re.compile(f"^(?:{_pattern.pattern})$")

@@ -1,27 +1,18 @@
-"""A run that is small enough to be killed many times, and the means to kill its processes."""
+"""A run that is small enough to be killed many times, and what it leaves. cluster/drills/victims.py kills it."""
 
 from __future__ import annotations
 
 import gzip
 import hashlib
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import psutil
 import yaml
 
 IMAGES, HEADS = 400, {"t10k-images-idx3-ubyte.gz": (16, 784), "t10k-labels-idx1-ubyte.gz": (8, 1)}
 STEPS, CHECKPOINT_EVERY = 60, 10
-PATIENCE = 240.0
 
 
 def write_source(folder: Path) -> dict[str, Any]:
@@ -63,71 +54,6 @@ def write_config(folder: Path) -> Path:
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(config))
     return path
-
-
-@contextmanager
-def started(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """`foldtrain ARGUMENTS...` as a process group of its own; whatever is left of it in the end is killed."""
-    command = [sys.executable, "-m", "cluster.cli", *arguments]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
-    family = psutil.Process(process.pid)
-    members: set[psutil.Process] = {family}
-    try:
-        yield process
-    finally:
-        if family.is_running():
-            members |= set(family.children(recursive=True))
-        for member in members:
-            kill(member)
-        process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
-
-
-def run(*arguments: str) -> str:
-    """The output of a command that has to succeed."""
-    command = [sys.executable, "-m", "cluster.cli", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def kill(process: psutil.Process) -> None:
-    """kill -9, if it is still there."""
-    try:
-        os.kill(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-
-
-def wait_for(what: str, condition: Callable[[], Any], process: subprocess.Popen[str]) -> Any:
-    """The first true answer of a condition, asked again and again while the process runs."""
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        answer = condition()
-        if answer:
-            return answer
-        try:
-            process.wait(timeout=0.02)
-        except subprocess.TimeoutExpired:
-            continue
-        assert process.stdout is not None
-        raise AssertionError(f"the command ended before {what}:\n{process.stdout.read()}")
-    raise AssertionError(f"no {what} in {PATIENCE} seconds")
-
-
-def workers(process: subprocess.Popen[str], title: str) -> list[psutil.Process]:
-    """Processes that Ray started for a command, by a part of their title."""
-    found = []
-    for child in psutil.Process(process.pid).children(recursive=True):
-        try:
-            if title in " ".join(child.cmdline()):
-                found.append(child)
-        except psutil.Error:
-            continue
-    return found
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from cluster import yaml_dialect
@@ -148,6 +148,12 @@ def test_a_mistake_says_which_file_made_it(small_config: Path) -> None:
     assert f"sede (set in {small_config.parent / 'base.yaml'})" in message
 
 
+def test_padded_images_cannot_be_tokenized_in_ten_crops(small_config: Path) -> None:
+    message = refusal(small_config, "data.fit=pad", "tokens.views=[ten_crop]")
+    assert "view ten_crop_0 is cut from a crop larger than the view" in message
+    assert "set data.fit to crop" in message
+
+
 def test_a_rule_between_fields_names_its_section(small_config: Path) -> None:
     message = refusal(small_config, "generator.trainer.warmup_steps=100")
     assert "generator.trainer (on the command line): warmup_steps 100 leaves none" in message
@@ -189,6 +195,7 @@ def test_a_missing_extended_file_names_both(small_config: Path) -> None:
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@example(run="a\x85b\u2028c\u2029", rate=1.0)
 @given(run=st.text(min_size=1), rate=st.floats(min_value=1e-30, max_value=1e30))
 def test_the_resolved_config_loads_to_the_same_config(small_config: Path, run: str, rate: float) -> None:
     base = load_config(small_config)

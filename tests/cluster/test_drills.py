@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
+from cluster.drills.victims import PATIENCE, kill, run, started, wait_for
 from data_pipeline import storage
-from data_pipeline.token_shards import TokenShards
-from tests.cluster.drills import (
-    CHECKPOINT_EVERY,
-    STEPS,
-    digests,
-    kill,
-    lines,
-    run,
-    started,
-    wait_for,
-    workers,
-    write_config,
-)
+from data_pipeline.token_dataset import TokenShards
+from tests.cluster.drills import CHECKPOINT_EVERY, STEPS, digests, lines, write_config
 
 pytestmark = [pytest.mark.drill, pytest.mark.xdist_group("drill")]
 
@@ -84,8 +76,9 @@ def test_training_survives_a_killed_worker_and_a_killed_driver(stage: str, whole
         return any(record["step"] >= step for record in lines(records))
 
     with started(*command) as driver:
-        wait_for("a step after the first checkpoint", lambda: reached(CHECKPOINT_EVERY + 2), driver)
-        kill(workers(driver, "RayTrainWorker")[-1])
+        wait_for("the first checkpoint", lambda: any(e["event"] == "checkpoint" for e in lines(events)), driver)
+        wait_for("a step after it", lambda: reached(CHECKPOINT_EVERY + 2), driver)
+        kill(driver.workers("RayTrainWorker")[-1])
         wait_for("a resume", lambda: any(e["event"] == "resume" for e in lines(events)), driver)
         resumed_at = next(e["step"] for e in lines(events) if e["event"] == "resume")
         wait_for("a later checkpoint", lambda: reached(resumed_at + CHECKPOINT_EVERY + 2), driver)
@@ -115,7 +108,7 @@ def test_tokenize_survives_a_killed_actor_and_a_killed_driver(whole: Path, until
 
     with started(*command) as driver:
         wait_for("a committed shard", committed, driver)
-        kill(workers(driver, "ShardTokenizer")[0])
+        kill(driver.workers("ShardWorker")[0])
         several = len(committed()) + 5
         wait_for("more shards", lambda: len(committed()) >= several, driver)
         driver.kill()
@@ -150,11 +143,25 @@ def test_scale_changes_the_size_of_a_running_pool(until, tmp_path: Path) -> None
     arguments = until("tokens")
     with started("tokenize", *arguments, "tokens.min_workers=1", "tokens.max_workers=1") as driver:
         wait_for("a committed shard", lambda: list((tmp_path / "tokens").glob("tokens-*.json")), driver)
-        assert len(workers(driver, "ShardTokenizer")) == 1
-        run("scale", str(tmp_path), "--workers", "2")
-        wait_for("a second actor", lambda: len(workers(driver, "ShardTokenizer")) == 2, driver)
+        assert len(driver.workers("ShardWorker")) == 1
+        run("scale", str(tmp_path), "--workers", "2:3")
+        wait_for("a second actor", lambda: len(driver.workers("ShardWorker")) >= 2, driver)
         wait_for("the end", lambda: (tmp_path / "tokens" / "manifest.json").exists(), driver)
+        driver.wait(timeout=PATIENCE)
     assert TokenShards(str(tmp_path / "tokens")).count == 300
+    assert not (tmp_path / "tokens" / "control.json").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_tokenize_says_so_and_leaves_no_worker(number: signal.Signals, until, tmp_path: Path) -> None:
+    with started("tokenize", *until("tokens")) as driver:
+        wait_for("a committed shard", lambda: list((tmp_path / "tokens").glob("tokens-*.json")), driver)
+        pool = driver.workers("ShardWorker")
+        driver.send_signal(number)
+        assert driver.wait(timeout=PATIENCE) == 128 + number
+        gone, alive = psutil.wait_procs(pool, timeout=PATIENCE)
+        assert (len(gone), alive) == (len(pool), [])
+        assert "the same command goes on" in driver.output()
 
 
 def test_a_generator_is_not_trained_on_tokens_of_another_tokenizer(whole: Path, tmp_path: Path, foldtrain) -> None:

@@ -14,6 +14,7 @@ from cluster.monitor_view import frame, show
 from data_pipeline import storage
 
 NOW = 1_000_000.0
+SLOW_NODE = ((1, "node1", 90.0), (2, "node1", 80.0), (3, "node2", 20.0))
 
 
 def metric(step: int, age: float, **more: Any) -> dict[str, Any]:
@@ -80,6 +81,26 @@ def test_restarts_and_skipped_steps_are_counted(tmp_path: Path) -> None:
     assert (view.restarts, view.skipped) == (2, 3)
     assert "generator: 3 skipped steps, 2 restarts" in shown("r", [view])
     assert "resume at step 5, lost steps 2" in [happened.text for happened in view.events]
+
+
+def test_spikes_and_what_was_passed_over_for_them_are_counted(tmp_path: Path) -> None:
+    spike = event("spike", 9, 30, action="rollback", back_to=5, skip=[8, 10])
+    happened = [event("start", 0, 50), spike, event("spike_samples", 9, 30, keys=["image7"]), event("rollback", 5, 29)]
+    view = stage(tmp_path, [metric(12, 5, passed_over_steps=2)], happened)
+    text = shown("r", [view])
+    assert "generator: 1 loss spike, 2 steps passed over" in text
+    assert "spike at step 9, action rollback, back to 5, skip [8, 10]" in text
+    assert "image7" not in text
+
+
+def test_a_running_stage_shows_the_share_of_training_and_one_that_ended_all_causes(tmp_path: Path) -> None:
+    running = stage(tmp_path, [metric(10, 5, goodput=0.625)], [event("start", 0, 50)])
+    assert "generator: time: training 62%" in shown("r", [running])
+    shares = {"start_up": 0.25, "training": 0.7, "lost_steps": 0.05, "shutdown": 0.0}
+    happened = [event("start", 0, 50), event("finish", 10, 4), event("goodput", 10, 4, shares=shares)]
+    ended = stage(tmp_path, [metric(10, 5, goodput=0.72)], happened)
+    assert "generator: time: training 70%, start up 25%, lost steps 5%" in shown("r", [ended])
+    assert "goodput at" not in shown("r", [ended])
 
 
 def test_a_stage_that_only_started_is_shown(tmp_path: Path) -> None:
@@ -175,3 +196,15 @@ def test_a_run_in_object_storage_looks_the_same(tmp_path: Path, s3_uri: str) -> 
     for name in ("metrics.jsonl", "events.jsonl"):
         storage.write_bytes(f"{s3_uri}/generator/{name}", (tmp_path / "generator" / name).read_bytes())
     assert read_run(s3_uri, NOW) == [local]
+
+
+def test_ingest_and_its_workers_are_read_from_its_progress(tmp_path: Path) -> None:
+    rates = [{"worker": str(n), "host": host, "images_per_second": rate} for n, host, rate in SLOW_NODE]
+    progress = {"time": NOW - 3, "state": "running", "shards_done": 1, "shards": 4, "workers": 3}
+    storage.write_json(str(tmp_path / "images" / "progress.json"), progress | {"worker_rates": rates})
+    (view,) = read_run(str(tmp_path), NOW)
+    assert (view.name, view.status, view.workers) == ("images", "running", 3)
+    assert "images: node1: 90.0, 80.0 images/s" in shown("r", [view])
+    assert "images: node2: 20.0 (slow) images/s" in shown("r", [view])
+    storage.write_json(str(tmp_path / "images" / "progress.json"), progress | {"state": "finished"})
+    assert [view.status for view in read_run(str(tmp_path), NOW)] == ["finished"]

@@ -1,4 +1,4 @@
-"""`scale` leaves a number of workers where a running tokenize reads it, and nothing else."""
+"""`scale` leaves numbers of workers where a running ingest or tokenize reads them, and nothing else."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from cluster.commands import runs
 from cluster.config_loading import load_config, resolved_yaml
-from cluster.scale import parse_workers, read_scale, tokens_folder, write_scale
+from cluster.scale import clear_scale, parse_workers, read_scale, running_folder, shards_folder, write_scale
 from data_pipeline.errors import UsageError
 
 
@@ -21,18 +21,40 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    write_scale(str(tmp_path), 7)
-    assert read_scale(str(tmp_path)) == 7
+    write_scale(str(tmp_path), 2, 7)
+    assert read_scale(str(tmp_path)) == (2, 7)
+
+
+def test_what_was_asked_for_is_forgotten_with_the_run(tmp_path: Path) -> None:
+    write_scale(str(tmp_path), 2, 7)
+    clear_scale(str(tmp_path))
+    clear_scale(str(tmp_path))
+    assert read_scale(str(tmp_path)) is None
+
+
+def test_the_first_spelling_of_the_file_is_still_read(tmp_path: Path) -> None:
+    (tmp_path / "control.json").write_text('{"version": 1, "tokenize": {"workers": 3}}')
+    assert read_scale(str(tmp_path)) == (3, 3)
+
+
+@pytest.mark.parametrize(("text", "numbers"), [("4", (4, 4)), ("2:8", (2, 8)), ("5:5", (5, 5))])
+def test_a_number_or_the_fewest_and_the_most_may_be_typed(text: str, numbers: tuple[int, int]) -> None:
+    assert parse_workers(text) == numbers
 
 
 def test_nothing_was_asked_for_where_there_is_no_file(tmp_path: Path) -> None:
     assert read_scale(str(tmp_path)) is None
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "two", "1.5", "", "1:4", "９", "9" * 5000])
+@pytest.mark.parametrize("text", ["0", "-1", "two", "1.5", "", "1:", ":4", "1:2:3", "0:4", "９", "9" * 5000])
 def test_a_number_of_workers_that_makes_no_sense_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="give a whole number from 1"):
         parse_workers(text)
+
+
+def test_the_fewest_are_not_more_than_the_most() -> None:
+    with pytest.raises(UsageError, match="the fewest are more than the most"):
+        parse_workers("8:2")
 
 
 @pytest.mark.parametrize(
@@ -45,6 +67,8 @@ def test_a_number_of_workers_that_makes_no_sense_is_refused(text: str) -> None:
         '{"version": 1, "tokenize": {"workers": "3"}}',
         '{"version": 1, "tokenize": {"workers": true}}',
         '{"version": 1, "tokenize": {"workers": 0}}',
+        '{"version": 1, "workers": {"min": 3}}',
+        '{"version": 1, "workers": {"min": 3, "max": 2}}',
     ],
 )
 def test_a_file_that_says_something_else_is_refused_by_name(tmp_path: Path, text: str) -> None:
@@ -61,23 +85,40 @@ def test_a_run_its_config_and_its_tokens_mean_the_same_folder(small_config: Path
     config = load_config(small_config, [f"tokens.output={tokens}", f"run={tmp_path / 'run'}"])
     path = tmp_path / "run" / "config.yaml"
     path.write_text(resolved_yaml(config))
-    assert {tokens_folder(str(named)) for named in (tmp_path / "run", path, tokens)} == {str(tokens)}
+    assert {shards_folder(str(named), "tokenize") for named in (tmp_path / "run", path, tokens)} == {str(tokens)}
 
 
 def test_the_command_scales_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    runs.scale(str(run), "3", None)
-    assert read_scale(str(run / "tokens")) == 3
+    runs.scale(str(run), "3")
+    assert read_scale(str(run / "tokens")) == (3, 3)
     assert "3 workers from the next shard on" in capsys.readouterr().out
 
 
-def test_a_run_that_has_not_begun_to_tokenize_is_left_alone(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="tokenize has not begun"):
-        runs.scale(str(tmp_path), "3", None)
+def test_the_stage_that_is_at_work_is_scaled(run: Path) -> None:
+    (run / "images").mkdir()
+    (run / "images" / "progress.json").write_text('{"state": "finished"}')
+    assert running_folder(str(run), None) == str(run / "tokens")
+    (run / "images" / "progress.json").write_text('{"state": "running"}')
+    (run / "tokens" / "progress.json").write_text('{"state": "finished"}')
+    assert running_folder(str(run), None) == str(run / "images")
+
+
+def test_two_stages_at_work_are_told_apart_by_name(run: Path) -> None:
+    (run / "images").mkdir()
+    (run / "images" / "progress.json").write_text("{}")
+    with pytest.raises(UsageError, match="say which with --stage"):
+        running_folder(str(run), None)
+    assert running_folder(str(run), "ingest") == str(run / "images")
+
+
+def test_a_run_where_nothing_has_begun_is_left_alone(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="ingest or tokenize has not begun"):
+        runs.scale(str(tmp_path), "3")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_finished_tokenize_is_left_alone(run: Path) -> None:
     (run / "tokens" / "manifest.json").write_text("{}")
     with pytest.raises(UsageError, match="is complete"):
-        runs.scale(str(run), "3", None)
+        runs.scale(str(run), "3")
     assert read_scale(str(run / "tokens")) is None

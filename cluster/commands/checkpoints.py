@@ -1,0 +1,90 @@
+"""Checkpoints of training stages: list, verify, export, remove."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+Folder = Annotated[str, typer.Argument(metavar="FOLDER", help="Folder of a run or of one of its stages, at any URI.")]
+Step = Annotated[int | None, typer.Option("--step", help="Which one; the newest complete one if left out.")]
+
+app = typer.Typer(help="List, verify, export and remove checkpoints.", no_args_is_help=True, add_completion=False)
+
+
+@app.command("ls")
+def list_checkpoints(folder: Folder) -> None:
+    """List the checkpoints of a run, unfinished ones too."""
+    from rich.table import Table
+
+    from cluster.terminal import console
+    from trainer.checkpoints import listing
+
+    table = Table("stage", "step", "state", "bytes", "workers", "ZeRO", "loss", "kept", box=None)
+    for stage, checkpoints in listing.stages(folder).items():
+        for found in listing.list_checkpoints(checkpoints):
+            loss = "" if found.loss is None else f"{found.loss:.4f}"
+            state, kept = ("complete" if found.complete else "unfinished"), ("KEEP" if found.marked else "")
+            numbers = [f"{found.bytes:,}", str(found.world_size or ""), str(found.zero_stage if found.complete else "")]
+            table.add_row(stage, str(found.step), state, *numbers, loss, kept)
+    console().print(table if table.row_count else f"{folder}: no checkpoints")
+
+
+@app.command("verify")
+def verify_checkpoints(folder: Folder, step: Step = None) -> None:
+    """Read every byte of complete checkpoints, and compare it with what was written."""
+    from trainer.checkpoints import listing
+    from trainer.checkpoints.folder import complete_steps
+    from trainer.checkpoints.verifying import verify
+
+    for stage, checkpoints in listing.stages(folder).items():
+        for each in complete_steps(checkpoints) if step is None else [step]:
+            size = verify(checkpoints, each)
+            typer.echo(f"{stage} step {each}: {size:,} bytes are those that were written")
+
+
+@app.command("export")
+def export_checkpoint(
+    folder: Folder,
+    output: Annotated[str, typer.Option("--output", "-o", help="Folder to write to, at any URI.")],
+    step: Step = None,
+    ema: Annotated[bool, typer.Option("--ema", help="The moving average instead of the weights as trained.")] = False,
+    kind: Annotated[
+        str, typer.Option("--format", help="safetensors: model.safetensors. deepspeed: for DeepSpeed's own tools.")
+    ] = "safetensors",
+) -> None:
+    """Put the network of a checkpoint together into whole tensors."""
+    from data_pipeline.errors import UsageError
+    from trainer.checkpoints import exporting, listing
+
+    exports = {"safetensors": exporting.export_safetensors, "deepspeed": exporting.export_deepspeed}
+    if kind not in exports:
+        raise UsageError(f"--format {kind}: choose one of {', '.join(exports)}")
+    checkpoints = listing.only_stage(folder)
+    chosen = listing.require_step(checkpoints, step)
+    written = exports[kind](checkpoints, chosen, output, ema=ema)
+    typer.echo(f"{written}: {'moving average' if ema else 'weights'} of step {chosen}")
+
+
+@app.command("gc")
+def remove_checkpoints(
+    folder: Folder,
+    keep: Annotated[int, typer.Option("--keep", min=1, help="The newest so many stay.")] = 2,
+    keep_every: Annotated[int | None, typer.Option(min=1, help="Multiples of so many steps stay.")] = None,
+    keep_best: Annotated[str | None, typer.Option(help="The best by this number of metrics.jsonl stays.")] = None,
+    mode: Annotated[Literal["min", "max"], typer.Option(help="What the best has of it.")] = "min",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, and remove nothing.")] = False,
+) -> None:
+    """Remove old checkpoints, and unfinished ones older than the newest complete one; KEEP files are respected."""
+    from trainer.checkpoints import listing, retention
+
+    rule = retention.Retention(keep, keep_every, keep_best, mode)
+    for stage, checkpoints in listing.stages(folder).items():
+        gone = retention.removable(checkpoints, rule) if dry_run else retention.apply(checkpoints, rule)
+        names = ", ".join(map(str, gone)) or "nothing"
+        typer.echo(f"{stage}: {'would remove' if dry_run else 'removed'} {names}")
+
+
+def register(parent: typer.Typer) -> None:
+    """Add the commands of this file."""
+    parent.add_typer(app, name="checkpoint", rich_help_panel="Runs")

@@ -1,0 +1,74 @@
+"""Which samples a training stage has consumed."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+ledger = typer.Typer(no_args_is_help=True, help="Which samples a stage has consumed.")
+
+Run = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run, or of one stage of it, at any URI.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@ledger.command("audit")
+def audit(run: Run, as_json: Json = False) -> None:
+    """Prove that each sample was consumed once per epoch, over all restarts and world sizes; exit code 1 if not."""
+    from data_pipeline import auditing
+    from data_pipeline.errors import FoldtrainError
+
+    wrong = []
+    for folder in auditing.find_stages(run):
+        found = auditing.audit_stage(folder)
+        history = found.history
+        record = {
+            "stage": folder,
+            "steps": history.steps,
+            "global_batch": history.order.global_batch,
+            "starts": [{"step": step, "world": world} for step, world in history.starts],
+            "repeated_steps": history.repeated_steps,
+            "epochs": [{"consumed": consumed, "samples": samples, "most": m} for consumed, samples, m in found.epochs],
+            "problems": list(found.problems),
+        }
+        typer.echo(json.dumps(record) if as_json else _lines(record))
+        wrong += [f"{folder}: {problem}" for problem in found.problems]
+    if wrong:
+        raise FoldtrainError(f"{len(wrong)} problems, the first: {wrong[0]}")
+
+
+def _lines(record: dict[str, object]) -> str:
+    starts, epochs, problems = record["starts"], record["epochs"], record["problems"]
+    assert isinstance(starts, list)
+    assert isinstance(epochs, list)
+    assert isinstance(problems, list)
+    turns = ", ".join(f"{start['world']} ranks from step {start['step']}" for start in starts)
+    whole = [epoch for epoch in epochs if epoch["consumed"] == epoch["samples"]]
+    lines = [
+        f"{record['stage']}: {record['steps']} steps of {record['global_batch']} samples; {turns}",
+        f"  {record['repeated_steps']} steps were done again after a restart",
+        f"  {len(whole)} whole epochs, each of {epochs[0]['samples'] if epochs else 0} samples exactly once"
+        if not problems
+        else "  the order is not as it should be",
+    ]
+    if epochs and len(whole) < len(epochs):
+        lines.append(f"  epoch {len(whole)} so far: {epochs[-1]['consumed']} samples, none twice")
+    return "\n".join([*lines, *(f"  {problem}" for problem in problems)])
+
+
+@ledger.command("step")
+def step(
+    folder: Annotated[str, typer.Argument(metavar="STAGE", help="Folder of a stage, at any URI.")],
+    number: Annotated[int, typer.Argument(metavar="STEP", help="Optimizer step, from 0.")],
+) -> None:
+    """Print the keys of the samples of a step, one a line, in their order over all ranks."""
+    from data_pipeline.auditing import step_keys
+
+    for key in step_keys(folder, number):
+        typer.echo(key)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    app.add_typer(ledger, name="ledger", rich_help_panel="Runs")

@@ -1,0 +1,78 @@
+"""What a training stage will need, before it is started: `plan`."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from cluster.commands.stages import Config, Overrides
+
+
+def plan(
+    config: Config,
+    overrides: Overrides = None,
+    stage: Annotated[str, typer.Option("--stage", help="train-generator or train-tokenizer.")] = "train-generator",
+    nodes: Annotated[int | None, typer.Option(min=1, help="Nodes; cluster.workers if left out.")] = None,
+    gpus_per_node: Annotated[int | None, typer.Option(min=1, help="Devices of a node: 8 if left out.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help='Kind of device, for instance "H100 SXM"; CPUs if left out.')
+    ] = None,
+    mfu: Annotated[float | None, typer.Option(help="Share of the devices' peak that is reached, 0 to 1.")] = None,
+    throughput: Annotated[float | None, typer.Option(help="Samples per second in all, if it was measured.")] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="USD per device and hour.")] = None,
+    mtbf_hours: Annotated[
+        float | None, typer.Option(help="Hours between failures of a node; Llama 3's 6335 if left out.")
+    ] = None,
+    bandwidth: Annotated[float, typer.Option(help="GB/s from a node to storage.")] = 1.0,
+    samples: Annotated[int | None, typer.Option(min=1, help="Images in the data set, if it is not there yet.")] = None,
+    measured: Annotated[
+        str | None, typer.Option("--measured", metavar="RUN", help="Put what this run did beside the plan.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what a training stage will need: memory, time, storage, failures, cost; and what does not fit."""
+    from cluster import plan_view, planning
+    from cluster.config_loading import load_config
+    from data_pipeline import storage
+    from trainer.planning.failures import LLAMA3_NODE_HOURS
+    from trainer.planning.measured import read_measured
+    from trainer.planning.plan import Request, make_plan
+
+    for name, value, most in (("mfu", mfu, 1.0), ("throughput", throughput, None), ("mtbf-hours", mtbf_hours, None)):
+        if value is not None and not (value > 0 and (most is None or value <= most)):
+            limit = "above 0" if most is None else f"above 0 and at most {most:g}"
+            raise typer.BadParameter(f"{value:g} is not {limit}", param_hint=f"--{name}")
+    if bandwidth <= 0:
+        raise typer.BadParameter(f"{bandwidth:g} is not above 0", param_hint="--bandwidth")
+    resolved = load_config(config, overrides or [])
+    node_count, per_node = planning.ranks(resolved, nodes, gpus_per_node)
+    kind = planning.check_device(device)
+    found = make_plan(
+        Request(
+            stage=stage,
+            configs=planning.stage_configs(resolved),
+            nodes=node_count,
+            ranks_per_node=per_node,
+            device=kind,
+            data=planning.find_data(resolved, stage, samples),
+            peak_tflops=resolved.cluster.peak_tflops,
+            mfu=mfu,
+            throughput=throughput,
+            price=price,
+            mtbf_hours=mtbf_hours or LLAMA3_NODE_HOURS,
+            bandwidth=bandwidth * 1e9,
+        )
+    )
+    seen = read_measured(storage.join(measured, planning.STAGE_FOLDERS[stage])) if measured else None
+    note = planning.device_note(kind, resolved.cluster.peak_tflops)
+    if as_json:
+        typer.echo(json.dumps(plan_view.as_json(found, seen, note), indent=1))
+    else:
+        plan_view.show(found, seen, note)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    app.command("plan", rich_help_panel="Config")(plan)

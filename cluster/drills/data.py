@@ -1,0 +1,238 @@
+"""Ingest and tokenize, with their processes, their S3 server and their network struck: do they end in the same bytes?
+
+    reference   both stages, undisturbed
+    trial       one stage on an empty folder, struck at a moment; the same command is started again if it died of it
+    verdict     the bytes of the reference, `foldtrain verify`, `foldtrain gc`, and no committed shard written again
+
+Writes are paced (data_pipeline/pacing.py), so that the work takes seconds and there is a middle of it to strike.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from cluster.drills.blows import FATAL, Pace, Stage, TrialPlan, plan_trial
+from cluster.drills.bucket import Bucket, Stamp, Weather
+from cluster.drills.drilled_data import write_data
+from cluster.drills.fault_proxy import FaultProxy
+from cluster.drills.s3_server import S3Server
+from cluster.drills.striking import Striker, Watch
+from cluster.drills.victims import Victim, run, started, tail
+from data_pipeline.errors import FoldtrainError, UsageError
+from data_pipeline.pacing import WRITES_VARIABLE
+
+REFERENCE = "reference"
+DATA: dict[Stage, str] = {"ingest": "images", "tokenize": "tokens"}
+"""Folder that a stage fills."""
+PASSING = ("progress.json", "control.json")
+"""Objects that describe a run, not data."""
+RESTARTS = 3
+"""Times that a command which was killed is started again."""
+HANG_SECONDS = 180.0
+"""A command that commits nothing for so long hangs."""
+MISSES = 3
+"""Times that a trial is tried again because its command ended before it was struck."""
+_WRITES_PER_SECOND = "3"
+
+
+@dataclass
+class Trial:
+    """What came of a trial."""
+
+    plan: TrialPlan
+    blows: list[str] = field(default_factory=list)
+    """What was struck, and when."""
+    exit_codes: list[int] = field(default_factory=list)
+    """Of each start of the command; negative for a signal."""
+    seconds: float = 0.0
+    made_twice: int = 0
+    """Shards that were sent to the store more than once: the same request again, or the shard made again."""
+    kept: int = 0
+    """Shards that were committed before a blow; none of them may be written again."""
+    problems: list[str] = field(default_factory=list)
+    """What is wrong in the end."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As a record."""
+        record = {name: value for name, value in vars(self).items() if name != "plan"}
+        return {"seed": self.plan.seed, "stage": self.plan.stage, **record, "passed": not self.problems}
+
+
+class DataDrill:
+    """A server, a proxy in front of it, data, and trials on them. To be used in a `with` statement.
+
+    Args:
+        folder: for all of it; empty or not there.
+        seed: of the data and of the proxy's faults.
+    """
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self._folder, self._seed = folder, seed
+        self._weather = Weather(seed)
+        self._server = S3Server(folder / "store")
+        self._held = ExitStack()
+        self._paces: dict[Stage, Pace] = {}
+        self._digests: dict[Stage, dict[str, str]] = {}
+
+    def __enter__(self) -> Self:
+        with ExitStack() as held:
+            held.enter_context(self._server)
+            proxy = held.enter_context(FaultProxy(self._server.endpoint, self._seed, rule=self._weather))
+            self._bucket = Bucket(self._server)
+            self._direct = self._server.environment()
+            ours = {WRITES_VARIABLE: _WRITES_PER_SECOND, "RAY_ADDRESS": ""}  # a cluster of its own, whatever is set
+            self._through = self._server.environment(proxy.endpoint) | ours
+            self._config = write_data(self._folder, self._seed)
+            self._held = held.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._held.close()
+
+    def make_reference(self) -> None:
+        """Both stages, undisturbed.
+
+        Raises:
+            FoldtrainError: if one fails.
+        """
+        for stage in DATA:
+            self._provide(stage, REFERENCE)
+            with self._command(stage, REFERENCE) as victim:
+                watch = Watch(self._bucket, f"{REFERENCE}/{DATA[stage]}")
+                while victim.poll() is None:
+                    watch.look(victim)
+                watch.look(victim)
+                if victim.poll() != 0 or watch.first_commit is None:
+                    raise FoldtrainError(f"{stage} failed without any blow:\n{tail(victim)}")
+            self._paces[stage] = Pace(watch.first_commit - watch.started, watch.shards)
+            self._digests[stage] = self._data_of(stage, REFERENCE)
+
+    def try_seed(self, seed: int) -> Trial:
+        """The trial of a seed; once more, elsewhere, where the command was done before it could be struck."""
+        for number in range(MISSES):
+            trial = self._trial(plan_trial(seed), f"trial-{seed}-{number}")
+            if trial.blows:
+                return trial
+        trial.problems.append(f"the command ended before it was struck, {MISSES} times")
+        return trial
+
+    def _trial(self, plan: TrialPlan, folder: str) -> Trial:
+        begun = time.monotonic()
+        trial, place = Trial(plan), f"{folder}/{DATA[plan.stage]}"
+        self._provide(plan.stage, folder)
+        striker = Striker(plan, self._paces[plan.stage], self._server, self._weather)
+        watch = Watch(self._bucket, place)
+        for _ in range(1 + RESTARTS):
+            with self._command(plan.stage, folder) as victim:
+                again = self._disturb(victim, striker, watch, trial)
+            if not again:
+                break
+        else:
+            trial.problems.append(f"it was started {1 + RESTARTS} times, and ended early each time")
+        trial.blows, trial.kept = striker.done, sum(name.endswith(".tar") for name in striker.kept)
+        if not trial.problems:
+            trial.problems += self._look_through(plan.stage, folder, striker.kept)
+        tars = [f"{self._bucket.name}/{place}/{name}" for name in self._digests[plan.stage] if name.endswith(".tar")]
+        trial.made_twice = sum(self._weather.puts[path] > 1 for path in tars)
+        trial.seconds = time.monotonic() - begun
+        return trial
+
+    def _disturb(self, victim: Victim, striker: Striker, watch: Watch, trial: Trial) -> bool:
+        """Strike a command until it ends. Returns whether it is to be started again."""
+        may_end = False
+        watch.restart()
+        while (code := victim.poll()) is None:
+            watch.look(victim)
+            may_end = striker.strike(victim, watch) in FATAL or may_end
+            if time.monotonic() - watch.changed > HANG_SECONDS:
+                trial.problems.append(f"it committed nothing for {HANG_SECONDS:.0f} s:\n{tail(victim)}")
+                return False
+        trial.exit_codes.append(code)
+        if code != 0 and not may_end:
+            trial.problems.append(f"it ended with exit code {code}, though nothing killed it:\n{tail(victim)}")
+        return code != 0 and may_end
+
+    def _look_through(self, stage: Stage, folder: str, kept: dict[str, Stamp]) -> Iterator[str]:
+        """What is wrong with what a trial ended in."""
+        place = f"{folder}/{DATA[stage]}"
+        now = self._bucket.stamps(place)
+        again = sorted(name for name, stamp in kept.items() if now.get(name) != stamp)
+        if again:
+            yield f"committed before the blow, and written again: {', '.join(again)}"
+        for options in (("--delete",), ()):
+            text = run("gc", self._bucket.uri(place), "--older-than", "0", *options, environment=self._direct)
+        if "nothing is left over" not in text:
+            yield f"gc leaves something:\n{text}"
+        yield from differences(self._data_of(stage, folder), self._digests[stage])
+        splits = ("/train", "/validation") if stage == "ingest" else ("",)
+        images = ("--against", self._bucket.uri(REFERENCE, "images", "train")) if stage == "tokenize" else ()
+        for split in splits:
+            try:
+                run("verify", self._bucket.uri(place) + split, *images, environment=self._direct)
+            except FoldtrainError as error:
+                yield str(error)
+
+    def _command(self, stage: Stage, folder: str) -> AbstractContextManager[Victim]:
+        """The stage, on a folder of the bucket."""
+        images = self._bucket.uri(REFERENCE, "images") if stage == "tokenize" else self._bucket.uri(folder, "images")
+        log = self._folder / f"{folder}-{stage}-{time.time_ns()}.log"
+        arguments = (stage, str(self._config), f"run={self._bucket.uri(folder)}", f"data.images={images}")
+        return started(*arguments, environment=self._through, log=log)
+
+    def _provide(self, stage: Stage, folder: str) -> None:
+        """Give a folder what the stage needs there."""
+        if stage == "tokenize":
+            for path in sorted((self._folder / "tokenizer").iterdir()):
+                self._bucket.put(f"{folder}/tokenizer/export/{path.name}", path.read_bytes())
+
+    def _data_of(self, stage: Stage, folder: str) -> dict[str, str]:
+        found = self._bucket.digests(f"{folder}/{DATA[stage]}")
+        return {name: digest for name, digest in found.items() if name not in PASSING}
+
+
+def differences(found: dict[str, str], expected: dict[str, str]) -> list[str]:
+    """What differs from the reference, by name: one line for each way in which it does."""
+    lists = {
+        "missing": expected.keys() - found.keys(),
+        "not in the reference": found.keys() - expected.keys(),
+        "other bytes": {name for name in found.keys() & expected.keys() if found[name] != expected[name]},
+    }
+    return [f"{what}: {', '.join(sorted(names))}" for what, names in lists.items() if names]
+
+
+def run_drill(
+    seeds: Sequence[int], folder: Path | None, *, keep: bool, say: Callable[[str], None] = lambda _text: None
+) -> Generator[Trial, None, None]:
+    """Trials, one after the other. All processes have ended when it has, or is closed.
+
+    Args:
+        seeds: of the trials; the first is that of the data, too.
+        folder: where to work, empty or not there; None for a temporary one.
+        keep: leave the folder as it is in the end.
+        say: told what goes on.
+
+    Raises:
+        UsageError: if the folder is not empty, or SeaweedFS is not installed.
+        FoldtrainError: if a stage fails without any blow.
+    """
+    if folder is not None and folder.exists() and any(folder.iterdir()):
+        raise UsageError(f"{folder} is not empty: choose another --folder, or delete it")
+    place = Path(tempfile.mkdtemp(prefix="foldtrain-drill-")) if folder is None else folder.absolute()
+    place.mkdir(parents=True, exist_ok=True)
+    say(f"working in {place}")
+    try:
+        with DataDrill(place, seeds[0]) as drill:
+            say("making the reference, undisturbed")
+            drill.make_reference()
+            for seed in seeds:
+                yield drill.try_seed(seed)
+    finally:
+        if not keep:
+            shutil.rmtree(place, ignore_errors=True)

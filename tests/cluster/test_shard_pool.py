@@ -1,0 +1,156 @@
+"""The pool on real Ray: whatever happens to a worker or a shard, what can be made is made, and the rest is named."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster import ingesting
+from cluster.config import ClusterConfig, RunConfig
+from cluster.config_loading import load_config
+from cluster.pool_progress import PoolProgress
+from cluster.ray_pool import PoolSize, Shard, WorkerNeeds
+from cluster.ray_session import ray_session
+from cluster.scale import write_scale
+from cluster.shard_pool import PoolSettings, make_shards
+from cluster.shard_worker import Advance, MakeShard
+from data_pipeline.errors import FoldtrainError, UsageError
+from data_pipeline.ingest import ingest
+from tests.data_pipeline.small_data import contents, write_photos
+
+pytestmark = [pytest.mark.drill, pytest.mark.xdist_group("drill")]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """A Ray of two CPUs for all tests here."""
+    before = dict(os.environ)
+    with ray_session(ClusterConfig(workers=2)):
+        yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@dataclass(frozen=True)
+class Files:
+    """Work that writes a file per shard, or does what its payload says instead."""
+
+    folder: str
+
+    def open(self, threads: int) -> MakeShard:
+        if (Path(self.folder) / "wrong").exists():
+            raise UsageError("the tokenizer is another one")
+
+        def make(payload: tuple[str, str], advance: Advance) -> dict[str, Any]:
+            name, behaviour = payload
+            first = self._is_first(name)
+            match behaviour:
+                case "raises":
+                    raise ValueError("this shard is poison")
+                case "dies":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                case "dies once" if first:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                case "hangs once" if first:
+                    threading.Event().wait()
+            advance(1)
+            (Path(self.folder) / name).write_text(f"made by {os.getpid()}")
+            return {"pid": os.getpid()}
+
+        return make
+
+    def _is_first(self, name: str) -> bool:
+        try:
+            (Path(self.folder) / f"{name}.tried").touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
+
+MakeAll = Callable[..., list[dict[str, Any]]]
+
+
+@pytest.fixture
+def make_all(cluster: None, tmp_path: Path) -> MakeAll:
+    """Makes shards that behave in the given ways, in a pool of two; returns what the workers said of those made."""
+
+    def make(*behaviours: str, patience: float = 60.0, max_attempts: int = 2) -> list[dict[str, Any]]:
+        shards = [Shard(f"s{n}.tar", 1, (f"s{n}.tar", behaviour)) for n, behaviour in enumerate(behaviours)]
+        needs, said = WorkerNeeds(1, 0), []
+        settings = PoolSettings("test", str(tmp_path), PoolSize(1, 2), needs, max_attempts, patience)
+        with PoolProgress("test", str(tmp_path), len(shards), len(shards), 0, 0) as progress:
+            make_shards(Files(str(tmp_path)), shards, settings, progress, said.append)
+        return said
+
+    return make
+
+
+def made(folder: Path) -> set[str]:
+    return {path.name for path in folder.glob("*.tar")}
+
+
+def test_a_shard_whose_worker_was_killed_is_made_by_another(make_all: MakeAll, tmp_path: Path) -> None:
+    make_all("well", "dies once", "well", "well")
+    assert made(tmp_path) == {"s0.tar", "s1.tar", "s2.tar", "s3.tar"}
+    assert not (tmp_path / "quarantine").exists()
+
+
+def test_poison_is_set_aside_with_its_reason_and_all_else_is_made(make_all: MakeAll, tmp_path: Path) -> None:
+    with pytest.raises(FoldtrainError) as error:
+        make_all("raises", "dies", "well", "well")
+    assert error.value.exit_code == 1
+    assert "s0.tar (2 tries" in str(error.value)
+    assert "ValueError: this shard is poison" in str(error.value)
+    assert "s1.tar (2 tries" in str(error.value)
+    assert "run the same command again" in str(error.value)
+    assert made(tmp_path) == {"s2.tar", "s3.tar"}
+    record = json.loads((tmp_path / "quarantine" / "s0.json").read_text())
+    assert (record["shard"], record["attempts"]) == ("s0.tar", 2)
+    assert record["reason"] == "ValueError: this shard is poison"
+    assert "its process ended" in json.loads((tmp_path / "quarantine" / "s1.json").read_text())["reason"]
+
+
+def test_a_shard_of_a_hung_worker_is_made_by_another_and_the_run_ends(make_all: MakeAll, tmp_path: Path) -> None:
+    make_all("well", "hangs once", "well", patience=2.0)
+    assert made(tmp_path) == {"s0.tar", "s1.tar", "s2.tar"}
+
+
+def test_an_error_that_concerns_every_shard_stops_the_run_at_once(make_all: MakeAll, tmp_path: Path) -> None:
+    (tmp_path / "wrong").touch()
+    with pytest.raises(UsageError, match="the tokenizer is another one"):
+        make_all("well", "well")
+    assert made(tmp_path) == set()
+
+
+def test_what_was_set_aside_is_tried_again_however_many_workers_are_asked_for(
+    make_all: MakeAll, tmp_path: Path
+) -> None:
+    (tmp_path / "quarantine").mkdir()
+    (tmp_path / "quarantine" / "s0.json").write_text("{}")
+    write_scale(str(tmp_path), 50, 50)  # more than fit are no reason to wait
+    make_all("well", "well")
+    assert made(tmp_path) == {"s0.tar", "s1.tar"}
+    assert list((tmp_path / "quarantine").iterdir()) == []
+    record = json.loads((tmp_path / "progress.json").read_text())
+    assert (record["state"], record["shards_done"], record["shards"], record["images_done"]) == ("finished", 2, 2, 2)
+
+
+def test_ingest_on_the_pool_gives_the_bytes_of_ingest_in_one_process(
+    cluster: None, small_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = write_photos(tmp_path / "photos")
+    overrides = ["data.shard_samples=7", "data.validation_samples=4", f"data.source.path={photos}"]
+    config: RunConfig = load_config(small_config, [*overrides, f"run={tmp_path / 'run'}"])
+    ingest(config.data, str(tmp_path / "here"), config.seed)
+    monkeypatch.setattr(ingesting, "FEW_IMAGES", 0)
+    assert ingesting.ingest(config) == 20
+    (tmp_path / "run" / "images" / "progress.json").unlink()
+    assert contents(tmp_path / "run" / "images") == contents(tmp_path / "here")

@@ -1,0 +1,62 @@
+"""An error that a user has to mend ends training on Ray at once, on all workers, and comes out as it was raised."""
+
+from __future__ import annotations
+
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.config import ClusterConfig
+from cluster.ray_session import ray_session
+from data_pipeline.errors import CorruptShardError
+
+MESSAGE = "shard images-0001.tar is damaged"
+
+
+def fails_on_one_rank(settings: dict[str, Any]) -> None:
+    """Rank 1 fails on each start; rank 0 waits for it in a collective."""
+    import ray.train
+    import torch
+    import torch.distributed as dist
+
+    rank = ray.train.get_context().get_world_rank()
+    with (Path(settings["folder"]) / f"starts-{rank}").open("a") as file:
+        file.write("x")
+    if rank == 1:
+        raise CorruptShardError(MESSAGE)
+    dist.all_reduce(torch.zeros(1))
+
+
+def train(folder: Path) -> None:
+    with ray_session(ClusterConfig(cpus_per_worker=0.5)):
+        # Ray reads its settings when it is imported, and `ray_session` sets them.
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        from cluster.worker_errors import EndAtUserError, fit
+
+        trainer = TorchTrainer(
+            fails_on_one_rank,
+            train_loop_config={"folder": str(folder)},
+            torch_config=TorchConfig(backend="gloo"),
+            scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"CPU": 0.5}),
+            run_config=RunConfig(
+                storage_path=str(folder / "ray"),
+                failure_config=FailureConfig(max_failures=5),
+                callbacks=[EndAtUserError()],
+            ),
+        )
+        fit(trainer)
+
+
+@pytest.mark.xdist_group("ray")
+def test_an_error_that_a_user_has_to_mend_is_raised_as_it_was_after_one_start(tmp_path: Path) -> None:
+    # In a process of its own: Ray keeps the token of the first cluster that a process started.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        error = process.submit(train, tmp_path).exception()
+    assert isinstance(error, CorruptShardError)
+    assert str(error) == MESSAGE
+    assert [(tmp_path / f"starts-{rank}").read_text() for rank in (0, 1)] == ["x", "x"]
