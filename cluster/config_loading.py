@@ -1,6 +1,7 @@
 """A config from its file: `extends:`, then the file, then `key=value` from the command line; checked as a whole.
 
-    extends: base.yaml     # or a list; relative to this file. Sections are merged key by key, all else is replaced.
+    extends: base.yaml     # or a list, each over the one before; relative to this file. Sections are merged key by
+                           # key, all else is replaced. A file that several of them extend applies once, first.
     generator:
       trainer: {global_batch: 256}
 
@@ -31,7 +32,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         UsageError: if a file is missing or is not YAML, if files extend each other in a circle, or if a key or value
             does not fit the schema. It names the file, the dotted path, and the likely meant key.
     """
-    layers = _file_layers(str(path), ())
+    # A file that several others extend applies once, at its first place: so one config may extend two of a kind.
+    layers = list({storage.absolute(name): (name, values) for name, values in _file_layers(str(path), ())}.values())
     if overrides:
         layers.append((COMMAND_LINE, parse_overrides(overrides)))
     values: Mapping[str, Any] = {}

@@ -101,6 +101,6 @@ def _show_newest(job: TrainJob, line: ProgressLine) -> None:
 
 def _note(record: dict[str, Any]) -> str:
     loss = "not finite" if record["loss"] is None else f"{record['loss']:.4f}"
-    skipped = f"  skipped {record['skipped_steps']}" if record["skipped_steps"] else ""
+    skipped = f"  skipped {record['skipped_steps']}"
     rate = f"{record['samples_per_second']:.0f} samples/s"
     return f"loss {loss}  {rate}  ETA {duration(record['eta_seconds'])}{skipped}"

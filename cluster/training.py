@@ -22,6 +22,7 @@ def train(job: TrainJob, cluster: ClusterConfig) -> bool:
 
     Raises:
         UsageError: if the folder holds a run with other settings, or the batch does not fit the workers.
+        FoldtrainError: as a worker raised it; the workers are not started again for it.
     """
     if job.is_finished():
         return False
@@ -43,6 +44,8 @@ def _fit(job: TrainJob, cluster: ClusterConfig) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    from cluster.worker_errors import EndAtUserError, fit
+
     gpu = cluster.gpus_per_worker > 0
     resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": cluster.gpus_per_worker} if gpu else {})
     trainer = TorchTrainer(
@@ -55,10 +58,11 @@ def _fit(job: TrainJob, cluster: ClusterConfig) -> None:
             name=f"{job.stage}-{uuid.uuid4().hex[:8]}",
             storage_path=str(Path(tempfile.gettempdir()) / "foldtrain-ray-train"),
             failure_config=FailureConfig(max_failures=cluster.max_failures),
+            callbacks=[EndAtUserError()],  # type: ignore[list-item] # Ray's types name the class of its first version
         ),
     )
     with follow_training(job):
-        trainer.fit()
+        fit(trainer)
 
 
 def _worker(settings: dict[str, Any]) -> None:

@@ -2,11 +2,55 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from model.config import ClassifierConfig, GeneratorConfig, Section, TokenizerConfig
+
+
+class KeepBest(Section):
+    """Which checkpoint is the best."""
+
+    metric: str
+    """A number of metrics.jsonl, for instance loss: of the last record at or before the checkpoint."""
+    mode: Literal["min", "max"] = "min"
+    """Whether small values are good, or large ones."""
+
+
+class SpikeConfig(Section):
+    """What to do when the loss jumps. See trainer/spikes.py for what counts as a spike."""
+
+    window: int = Field(128, ge=8)
+    """Applied steps whose losses say what is usual."""
+    sigmas: float = Field(6.0, gt=0)
+    """A loss so many robust standard deviations above the window's median is out of the ordinary."""
+    steps: int = Field(1, gt=0)
+    """Steps in a row that have to be out of the ordinary to make a spike."""
+    action: Literal["record", "rollback"] = "record"
+    """`record` only says so in events.jsonl; `rollback` goes back to the last good checkpoint, too, and skips the
+    data."""
+    skip_steps: int = Field(64, gt=0)
+    """Steps that a rollback skips: the ones that end with the spike. Their samples are not consumed."""
+    max_rollbacks: int = Field(3, gt=0)
+    """Rollbacks in all, after which the next spike stops the run."""
+
+    @model_validator(mode="after")
+    def _check_spike(self) -> Self:
+        if self.skip_steps < self.steps:
+            raise ValueError(f"skip_steps {self.skip_steps} does not cover the {self.steps} steps of a spike")
+        return self
+
+
+class TrackingConfig(Section):
+    """Who else is shown the records of metrics.jsonl. None of them can hold up a run."""
+
+    wandb: Literal["auto", "off"] = "auto"
+    """Weights & Biases: `auto` as WANDB_MODE says, offline beside the run without it."""
+    tensorboard: bool = False
+    """TensorBoard event files in `tensorboard/` of each stage."""
+    prometheus_port: int | None = Field(None, gt=0, lt=65536)
+    """Port on the first worker's node for Prometheus; null for none. metrics.prom is written in any case."""
 
 
 class TrainerConfig(Section):
@@ -23,7 +67,9 @@ class TrainerConfig(Section):
     final_learning_rate: float = Field(0.0, ge=0)
     """Learning rate of the last step, as a share of the highest."""
     warmup_steps: int = Field(0, ge=0)
-    """Steps of linear warm-up from near zero; a cosine follows."""
+    """Steps of linear warm-up from near zero."""
+    schedule: Literal["cosine", "lin0"] = "cosine"
+    """What follows the warm-up: a cosine; or VAR's lin0, the highest rate for a twentieth of the rest, then a line."""
     weight_decay: float = Field(0.0, ge=0)
     """AdamW's decay, of matrices only: biases, norms, embeddings of positions and gains are left alone."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -34,21 +80,47 @@ class TrainerConfig(Section):
     """Decay of the moving average of the weights; 0 keeps none."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Number format of forward and backward. Master weights are fp32 in any case."""
-    zero_stage: Literal[1, 2] = 2
-    """What DeepSpeed ZeRO shards over the workers: optimizer states (1), or gradients too (2)."""
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """What DeepSpeed ZeRO shards over the workers: nothing (0), optimizer states (1), gradients too (2), weights too
+    (3)."""
+    offload: Literal["none", "optimizer"] = "none"
+    """What is kept in the host's memory: `optimizer` moves master weights and moments there. Not with ZeRO stage 0."""
+    activation_checkpointing: bool = False
+    """Compute the transformer blocks a second time in backward instead of keeping what is inside them: less memory,
+    about a third more time."""
+    compile: bool = False
+    """Compile the transformer blocks with torch.compile, which needs a C++ compiler on every node. Not with ZeRO stage
+    3, which torch cannot trace, and not with activation_checkpointing."""
+    extra: dict[str, Any] = Field(default_factory=dict)
+    """Settings of DeepSpeed that are added to its JSON; the keys that follow from this config are refused."""
     checkpoint_every: int = Field(1000, gt=0)
     """Steps between checkpoints. The last step always has one."""
+    checkpoint_minutes: float | None = Field(None, gt=0)
+    """Minutes after which a checkpoint is written even if fewer steps were done; null for steps alone."""
     keep_checkpoints: int = Field(2, gt=0)
-    """Complete checkpoints that are kept; older ones are removed."""
+    """Complete checkpoints that are kept, the newest; older ones are removed, except those of the next two settings and
+    those whose folder has a file named KEEP."""
+    keep_every: int | None = Field(None, gt=0)
+    """Checkpoints at multiples of this step are kept for ever; null for none."""
+    keep_best: KeepBest | None = None
+    """Keep the checkpoint with the best value of a metric, too."""
+    max_failed_checkpoints: int = Field(3, gt=0)
+    """Checkpoints in a row that may fail to reach storage before the run stops."""
     log_every: int = Field(50, gt=0)
     """Steps between records in metrics.jsonl."""
     max_skipped_steps: int = Field(20, gt=0)
     """Optimizer steps that may be skipped in a row (gradients that are not finite) before the run stops."""
+    spikes: SpikeConfig | None = None
+    """Watch the loss for spikes; null does not."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} leaves none of the {self.steps} steps for training")
+        if self.compile and (self.zero_stage == 3 or self.activation_checkpointing):
+            raise ValueError("compile works with zero_stage 0 to 2 and without activation_checkpointing")
+        if self.offload != "none" and self.zero_stage == 0:
+            raise ValueError(f"offload {self.offload} needs zero_stage 1, 2 or 3: stage 0 shards nothing to move")
         return self
 
     def split_over(self, workers: int) -> tuple[int, int]:
@@ -111,15 +183,6 @@ class TokenizerStageConfig(Section):
     """Mirror half of the training images."""
     trainer: TrainerConfig
     """How it is optimized."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.dead_code_steps and self.trainer.checkpoint_every % self.dead_code_steps:
-            raise ValueError(
-                f"trainer.checkpoint_every {self.trainer.checkpoint_every} is no multiple of dead_code_steps "
-                f"{self.dead_code_steps}: counts of use are not part of a checkpoint, they start anew at each restart"
-            )
-        return self
 
 
 class GeneratorStageConfig(Section):

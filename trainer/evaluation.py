@@ -14,7 +14,7 @@ from torch import Tensor
 
 from data_pipeline.image_shards import ImageShards
 from data_pipeline.loader import decode_all
-from data_pipeline.token_shards import TokenShards
+from data_pipeline.token_dataset import TokenShards
 from data_pipeline.transforms import Transform, to_model
 from model.classifier import Classifier
 from model.tokenizer import ImageFolderTokenizer

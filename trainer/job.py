@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from data_pipeline import storage, weights
+from data_pipeline.config import ReadingConfig
 from data_pipeline.errors import UsageError
 from data_pipeline.manifest import differences
-from trainer.config import ClassifierStageConfig, GeneratorStageConfig, TokenizerStageConfig
+from trainer.config import ClassifierStageConfig, GeneratorStageConfig, TokenizerStageConfig, TrackingConfig
 
 StageSection = ClassifierStageConfig | TokenizerStageConfig | GeneratorStageConfig
 
 # Settings of the trainer that do not change what is computed, so a run may be continued with others.
-_NEUTRAL = {"checkpoint_every", "keep_checkpoints", "log_every", "max_skipped_steps", "zero_stage", "micro_batch"}
+_NEUTRAL = {
+    "zero_stage",
+    "offload",
+    "micro_batch",
+    "activation_checkpointing",
+    "compile",
+    "log_every",
+    "max_skipped_steps",
+    "checkpoint_every",
+    "checkpoint_minutes",
+    "keep_checkpoints",
+    "keep_every",
+    "keep_best",
+    "max_failed_checkpoints",
+}
+
+# Settings of `data.reading` that decide what is seen, and in which order.
+_SEEN = {"decode", "crop", "shuffle_window"}
 
 
 @dataclass(frozen=True)
@@ -29,9 +47,11 @@ class TrainJob:
     section: StageSection
     seed: int
     fit: str
+    reading: ReadingConfig
     inputs: dict[str, str]
     lineage: dict[str, str]
     config: dict[str, Any]
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     @property
     def checkpoints(self) -> str:
@@ -47,7 +67,8 @@ class TrainJob:
         """All that decides the result. A run is continued only with the same."""
         section = self.section.model_dump(mode="json")
         section["trainer"] = {k: v for k, v in section["trainer"].items() if k not in _NEUTRAL}
-        return {"stage": self.stage, "section": section, "seed": self.seed, "fit": self.fit, "lineage": self.lineage}
+        seen = {"fit": self.fit} | self.reading.model_dump(mode="json", include=_SEEN)
+        return {"stage": self.stage, "section": section, "seed": self.seed, "data": seen, "lineage": self.lineage}
 
     def is_finished(self) -> bool:
         """Whether the network is there already, made with these settings.

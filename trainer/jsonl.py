@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
+import time
+from collections.abc import Callable
 from typing import Any
 
 from data_pipeline import storage
+from data_pipeline.storage_retries import patience
 
 _LOG = logging.getLogger(__name__)
+_PATIENCE = 5.0
+"""Seconds for which an upload is tried again; later there is more to upload anyway."""
+_UPLOAD_SHARE = 0.05
+"""Most of its time that the thread spends on uploads of a file that has grown large."""
 
 
 def read_records(uri: str) -> list[dict[str, Any]]:
@@ -31,21 +39,30 @@ class JsonlWriter:
     """Writes one JSON object per line, continuing a file that is there.
 
     Locally each record is flushed at once. Object storage cannot append, so there a thread puts the whole file again,
-    at most once in `interval` seconds and at the end; an upload that fails is logged and tried again.
+    at most once in `interval` seconds and at the end; an upload that fails is logged and tried again. All uploads are
+    that thread's, so they never overtake one another, and whoever waits for one waits for a bounded time.
+
+    Args:
+        uri: the file.
+        keep: records that it begins with.
+        interval: least seconds between two uploads.
     """
 
     def __init__(self, uri: str, keep: list[dict[str, Any]], interval: float = 5.0) -> None:
         self._uri = uri
-        self._interval = interval
+        self._interval, self._pause = interval, 0.0
         self._lines = [self._encode(record) for record in keep]
-        self._changed = threading.Event()
-        self._closed = threading.Event()
+        self._stored = -1  # lines that the storage is known to hold
+        self._wanted = -1  # lines that somebody waits for
+        self._version = 0  # of what was dropped
+        self._closed = False
+        self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
-        storage.write_bytes(uri, "".join(self._lines).encode())
         if storage.is_remote(uri):
             self._thread = threading.Thread(target=self._upload_loop, name=f"upload {uri}", daemon=True)
             self._thread.start()
         else:
+            storage.write_bytes(uri, "".join(self._lines).encode())
             self._file = storage.local_path(uri).open("a", encoding="utf-8")
 
     @staticmethod
@@ -58,29 +75,77 @@ class JsonlWriter:
         if self._thread is None:
             self._file.write(line)
             self._file.flush()
-        else:
+            return
+        with self._changed:
             self._lines.append(line)
-            self._changed.set()
 
-    def _upload(self) -> None:
-        self._changed.clear()
-        try:
-            storage.write_bytes(self._uri, "".join(list(self._lines)).encode())
-        except Exception:
-            _LOG.exception("cannot write %s; the next record tries again", self._uri)
-            self._changed.set()
+    def flush(self, seconds: float = _PATIENCE) -> bool:
+        """Have all records outlive this process. If the storage does not take them in time, it is tried again later.
 
-    def _upload_loop(self) -> None:
-        while not self._closed.wait(self._interval):
-            if self._changed.is_set():
-                self._upload()
+        Args:
+            seconds: how long to wait for it at most.
 
-    def close(self) -> None:
-        """Write what is left."""
+        Returns:
+            Whether they are stored.
+        """
+        if self._thread is None:
+            os.fsync(self._file.fileno())
+            return True
+        with self._changed:
+            wanted = self._wanted = len(self._lines)
+            self._changed.notify_all()
+            return self._changed.wait_for(lambda: self._stored >= wanted, seconds)
+
+    def drop(self, unwanted: Callable[[dict[str, Any]], bool]) -> None:
+        """Take records out of the file, which is replaced as a whole; returns at once where it is remote."""
+        if self._thread is None:
+            self._file.close()
+            kept = [self._encode(record) for record in read_records(self._uri) if not unwanted(record)]
+            storage.write_bytes(self._uri, "".join(kept).encode())
+            self._file = storage.local_path(self._uri).open("a", encoding="utf-8")
+            return
+        with self._changed:
+            self._lines = [line for line in self._lines if not unwanted(json.loads(line))]
+            self._version += 1
+            self._stored = -1
+
+    def close(self, seconds: float = 2 * _PATIENCE) -> None:
+        """Write what is left, in a bounded time."""
         if self._thread is None:
             self._file.close()
             return
-        self._closed.set()
-        self._thread.join(timeout=60)
-        if self._changed.is_set():
-            self._upload()
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join(seconds)
+        if self._stored < len(self._lines):
+            _LOG.error("%s lacks the last %d records", self._uri, len(self._lines) - max(0, self._stored))
+
+    def _upload_loop(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(self._is_urgent, self._pause)
+                last, self._wanted = self._closed, -1
+                text, lines, version = "".join(self._lines), len(self._lines), self._version
+            if lines > self._stored:
+                self._upload(text, lines, version)
+            if last:
+                return
+
+    def _is_urgent(self) -> bool:
+        return self._closed or self._wanted > self._stored
+
+    def _upload(self, text: str, lines: int, version: int) -> None:
+        began = time.monotonic()
+        try:
+            with patience(_PATIENCE):
+                storage.write_bytes(self._uri, text.encode())
+        except Exception:
+            _LOG.exception("cannot write %s; it is tried again later", self._uri)
+            return
+        finally:
+            self._pause = max(self._interval, (time.monotonic() - began) / _UPLOAD_SHARE)
+        with self._changed:
+            if version == self._version:
+                self._stored = lines
+            self._changed.notify_all()

@@ -4,9 +4,10 @@
     config.yaml         the resolved config of the whole run
     environment.json    versions, devices, the DeepSpeed settings, the attention backend
     lineage.json        fingerprints of what it was trained from
-    metrics.jsonl       a record every `log_every` steps: the source of truth; W&B only reads it
-    events.jsonl        start, resume, checkpoint, skipped_step, finish
-    checkpoints/        see checkpoint.py
+    metrics.jsonl       a record every `log_every` steps: the source of truth; trackers only read it (trackers/)
+    events.jsonl        start, resume, rollback, checkpoint, skipped_step, spike, finish, dropped_records, goodput
+    metrics.prom        the newest record for Prometheus, if the folder is on this machine
+    checkpoints/        see checkpoints/
     export/             the finished network, see data_pipeline/weights.py
 """
 
@@ -19,8 +20,10 @@ from importlib.metadata import version
 from typing import Any
 
 from data_pipeline import storage
+from trainer.config import TrackingConfig
+from trainer.goodput import goodput, slim
 from trainer.jsonl import JsonlWriter, read_records
-from trainer.trackers import WandbTracker
+from trainer.trackers import close_followers, open_followers
 
 _PACKAGES = ("foldtrain", "torch", "deepspeed", "ray", "timm", "numpy")
 
@@ -32,31 +35,80 @@ def environment(extra: dict[str, Any]) -> dict[str, Any]:
 
 
 class RunDirectory:
-    """The records of one stage, written by rank 0."""
+    """The records of one stage, written by rank 0.
 
-    def __init__(self, uri: str, name: str, config: dict[str, Any], resume_step: int) -> None:
+    Args:
+        uri: folder of the stage.
+        name: of the stage.
+        config: the resolved config of the whole run, for trackers.
+        resume_step: steps that were done before this start; records of later ones are taken back.
+        tracking: who is shown the metrics.
+        began: unix time at which this start began; now if None.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        name: str,
+        config: dict[str, Any],
+        resume_step: int,
+        tracking: TrackingConfig | None = None,
+        began: float | None = None,
+    ) -> None:
         self.uri = uri
-        events = read_records(storage.join(uri, "events.jsonl"))
+        self._history = read_records(storage.join(uri, "events.jsonl"))
         metrics = read_records(storage.join(uri, "metrics.jsonl"))
+        self._windows = [slim(record) for record in metrics]
         kept = [record for record in metrics if record["step"] <= resume_step]
-        lost = max((record["step"] for record in metrics), default=resume_step) - resume_step
         self._metrics = JsonlWriter(storage.join(uri, "metrics.jsonl"), keep=kept)
-        self._events = JsonlWriter(storage.join(uri, "events.jsonl"), keep=events)
-        self._tracker = WandbTracker(uri, name, config)
-        self.restarts = sum(record["event"] in {"start", "resume"} for record in events)
-        self.event("resume" if self.restarts else "start", resume_step, lost_steps=max(0, lost))
+        self._events = JsonlWriter(storage.join(uri, "events.jsonl"), keep=self._history)
+        self._followers = open_followers(tracking or TrackingConfig(), uri, name, config)
+        self.restarts = sum(record["event"] in {"start", "resume"} for record in self._history)
+        self._begin("resume" if self.restarts else "start", resume_step, began=began or time.time())
+
+    def _begin(self, event: str, step: int, **details: Any) -> None:
+        """Record that training goes on after `step`, and account for the time up to the last record before."""
+        lost = max((window["step"] for window in self._windows), default=step) - step
+        before = goodput(self._history, self._windows, back_to=step)
+        if before:
+            seconds = {cause: round(each, 3) for cause, each in before.seconds.items()}
+            details |= {"accounted": seconds, "last_record": before.last_record}
+        self._windows = [window for window in self._windows if window["step"] <= step]
+        self.event(event, step, lost_steps=max(0, lost), **details)
+
+    def rollback(self, step: int) -> None:
+        """Record that training goes on from an earlier step; records of later ones are taken back."""
+        self._metrics.drop(lambda record: record["step"] > step)
+        self._begin("rollback", step)
 
     def event(self, event: str, step: int, **details: Any) -> None:
         """Record that something happened."""
-        self._events.write({"time": time.time(), "event": event, "step": step} | details)
+        record = {"time": time.time(), "event": event, "step": step} | details
+        self._history.append(record)
+        self._events.write(record)
+
+    def commit(self, seconds: float) -> bool:
+        """Have all events outlive this process; waits for `seconds` at most. Returns whether they do."""
+        return self._events.flush(seconds)
 
     def metrics(self, record: dict[str, Any]) -> None:
-        """Record measurements of a step."""
+        """Record measurements of a step, and the share of the wall time so far that was training (`goodput`)."""
+        self._windows.append(slim(record))
+        account = goodput(self._history, self._windows)
+        record = record | ({"goodput": round(account.shares["training"], 4)} if account else {})
         self._metrics.write(record)
-        self._tracker.write(record)
+        for follower in self._followers:
+            follower.write(record)
 
     def close(self) -> None:
-        """Finish all writers."""
+        """Finish all writers, in a bounded time, with an account of the time and of records that trackers missed."""
+        dropped = close_followers(self._followers)
+        step = self._history[-1]["step"]
+        if dropped:
+            self.event("dropped_records", step, **dropped)
+        account = goodput(self._history, self._windows)
+        if account:
+            shares = {cause: round(share, 6) for cause, share in account.shares.items()}
+            self.event("goodput", step, wall_seconds=round(account.wall, 3), shares=shares)
         self._metrics.close()
         self._events.close()
-        self._tracker.close()

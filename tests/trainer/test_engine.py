@@ -1,4 +1,4 @@
-"""The engine and its checkpoints on real processes: resumed equals unbroken, on any number of workers."""
+"""The engine on real processes, at each ZeRO stage: accumulation, average, skipped steps, overwritten rows."""
 
 from __future__ import annotations
 
@@ -7,178 +7,175 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
 
-from data_pipeline import storage
-from data_pipeline.errors import CorruptShardError
+from data_pipeline.errors import UsageError
 from tests.trainer.gloo import run_gloo
-from trainer import checkpoint
+from tests.trainer.small_training import WIDTH, Training, rows, settings
+from trainer.checkpoints import restore
 from trainer.config import TrainerConfig
-from trainer.engine import Batch, Engine, Terms, deepspeed_config, prepare_deepspeed, split_batch
-from trainer.schedule import learning_rate
+from trainer.deepspeed_settings import deepspeed_config
 
-BATCH, WIDTH = 8, 6
-
-
-class Regression(nn.Module):
-    """Small, with a matrix, vectors, and a buffer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(nn.Linear(WIDTH, 7), nn.Tanh(), nn.Linear(7, 1))
-        self.register_buffer("seen", torch.zeros(1))
-
-    def forward(self, batch: Batch) -> Terms:
-        loss = (self.layers(batch["x"]).squeeze(1) - batch["y"]).square().mean()
-        return {"loss": loss}
+STAGES = (0, 1, 2, 3)
 
 
-def settings(**changes: Any) -> TrainerConfig:
-    values = {"steps": 8, "global_batch": BATCH, "learning_rate": 0.05, "ema_decay": 0.9, "weight_decay": 0.1}
-    return TrainerConfig(**(values | {"gradient_clipping": 1.0} | changes))
+def averages(folder: str) -> list[dict[str, Any]]:
+    """After each stage's steps, the average of a full replica that is updated beside it."""
+    found = []
+    for stage in STAGES:
+        training = Training(settings(zero_stage=stage), f"{folder}/{stage}")
+        replica = training.weights()
+        for step in range(1, 6):
+            training.advance(step)
+            for name, weight in training.weights().items():
+                replica[name] = replica[name] + (weight - replica[name]) * (1 - training.config.ema_decay)
+        training.save()
+        found.append(replica)
+    return found
 
 
-def rows(step: int) -> Batch:
-    """This rank's slice of the global batch of a step."""
-    generator = torch.Generator().manual_seed(step)
-    x, world = torch.randn(BATCH, WIDTH, generator=generator), dist.get_world_size()
-    share = BATCH // world
-    mine = x[dist.get_rank() * share :][:share]
-    return {"x": mine, "y": mine.sum(1)}
+def test_the_sharded_average_equals_that_of_a_full_replica_at_every_stage(tmp_path: Path) -> None:
+    for stage, replica in zip(STAGES, run_gloo(2, tmp_path, averages, str(tmp_path))[0], strict=True):
+        sharded = restore.assemble(str(tmp_path / str(stage)), 5, "ema")
+        for name, values in replica.items():
+            torch.testing.assert_close(sharded[name], torch.from_numpy(values), rtol=1e-6, atol=1e-7)
 
 
-def train(config: TrainerConfig, folder: str, first: int, last: int) -> dict[str, Any]:
-    """Steps [first, last), from the checkpoint at `first` if that is not 0; a checkpoint at the end."""
-    prepare_deepspeed()
-    torch.manual_seed(0)
-    module = Regression()
-    engine = Engine(module, config, {"layers.2.weight"}, torch.device("cpu"))
-    if first:
-        checkpoint.load_checkpoint(folder, first, module, engine.owned)
-    replica = {name: p.detach().clone() for name, p in module.named_parameters()}
-    losses = []
-    for step in range(first, last):
-        result = engine.step(split_batch(rows(step), engine.accumulation), learning_rate(config, step))
-        module.get_buffer("seen").add_(1)
-        mean = result.terms["loss"].clone()
-        dist.all_reduce(mean)
-        losses.append(float(mean / dist.get_world_size()))
-        for name, p in module.named_parameters():
-            replica[name].lerp_(p.detach(), 1 - config.ema_decay)
-    checkpoint.save_checkpoint(folder, last, module, engine.owned, {"step": last})
-    weights = {name: p.detach().clone().numpy() for name, p in module.named_parameters()}
-    return {"losses": losses, "weights": weights, "ema": {k: v.numpy() for k, v in replica.items()}}
+def owned_elements(folder: str) -> list[dict[str, int]]:
+    """Elements of each role that this rank keeps for itself, at each stage."""
+    found = []
+    for stage in STAGES:
+        sizes: dict[str, int] = {}
+        for fragment in Training(settings(zero_stage=stage), folder).engine.owned.owned():
+            for role, tensor in fragment.roles.items():
+                sizes[role] = sizes.get(role, 0) + tensor.numel()
+        found.append(sizes)
+    return found
 
 
-def assemble(folder: Path, step: int, role: str) -> dict[str, Tensor]:
-    return checkpoint.assemble(str(folder), step, role)
+def test_each_element_of_each_role_is_owned_once_and_the_average_is_shared_out(tmp_path: Path) -> None:
+    total = WIDTH * 7 + 7 + 7 + 1
+    first, second = run_gloo(2, tmp_path, owned_elements, str(tmp_path))
+    for one, other in zip(first, second, strict=True):
+        assert {role: one[role] + other[role] for role in one} == dict.fromkeys(
+            ("master", "exp_avg", "exp_avg_sq", "ema"), total
+        )
+        assert max(one["ema"], other["ema"]) <= total / 2 + 4
 
 
-@pytest.mark.parametrize("stage", [1, 2])
-def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(tmp_path: Path, stage: int) -> None:
-    config = settings(zero_stage=stage)
-    unbroken = run_gloo(2, tmp_path, train, config, str(tmp_path / "whole"), 0, 6)[0]
-    run_gloo(2, tmp_path, train, config, str(tmp_path / "parts"), 0, 3)
-    resumed = run_gloo(2, tmp_path, train, config, str(tmp_path / "parts"), 3, 6)[0]
-    assert resumed["losses"] == unbroken["losses"][3:]
-    for role in ("master", "exp_avg", "exp_avg_sq", "ema"):
-        whole, parts = assemble(tmp_path / "whole", 6, role), assemble(tmp_path / "parts", 6, role)
-        assert all(torch.equal(whole[name], parts[name]) for name in whole), role
+def curves(configs: list[TrainerConfig], folder: str) -> list[list[float]]:
+    return [Training(config, folder).advance(4) for config in configs]
 
 
-def test_a_checkpoint_of_two_workers_continues_on_one_and_back(tmp_path: Path) -> None:
-    config = settings()
-    unbroken = run_gloo(2, tmp_path, train, config, str(tmp_path / "whole"), 0, 6)[0]
-    folder = str(tmp_path / "parts")
-    run_gloo(2, tmp_path, train, config, folder, 0, 2)
-    alone = run_gloo(1, tmp_path, train, config, folder, 2, 4)[0]
-    again = run_gloo(2, tmp_path, train, config, folder, 4, 6)[0]
-    assert alone["losses"] + again["losses"] == pytest.approx(unbroken["losses"][2:], rel=1e-5)
-    whole, parts = assemble(tmp_path / "whole", 6, "ema"), assemble(tmp_path / "parts", 6, "ema")
-    for name, tensor in whole.items():
-        torch.testing.assert_close(parts[name], tensor, rtol=1e-5, atol=1e-6)
+def test_accumulation_gives_the_step_of_the_whole_batch_at_every_stage(tmp_path: Path) -> None:
+    configs = [settings(zero_stage=stage, micro_batch=micro) for stage in STAGES for micro in (None, 2)]
+    whole, *others = run_gloo(1, tmp_path, curves, configs, str(tmp_path))[0]
+    for losses in others:
+        assert losses == pytest.approx(whole, rel=1e-5)
 
 
-def test_the_sharded_average_equals_that_of_a_full_replica(tmp_path: Path) -> None:
-    replica = run_gloo(2, tmp_path, train, settings(), str(tmp_path), 0, 5)[0]["ema"]
-    sharded = assemble(tmp_path, 5, "ema")
-    for name, values in replica.items():
-        torch.testing.assert_close(sharded[name], torch.from_numpy(values), rtol=1e-6, atol=1e-7)
+def test_optimizer_states_in_host_memory_change_nothing(tmp_path: Path) -> None:
+    configs = [settings(zero_stage=stage, offload=place) for stage in (1, 2, 3) for place in ("none", "optimizer")]
+    found = run_gloo(2, tmp_path, curves, configs, str(tmp_path))[0]
+    for place in range(0, len(found), 2):
+        assert found[place + 1] == pytest.approx(found[place], rel=1e-6)
 
 
-def test_accumulation_gives_the_step_of_the_whole_batch(tmp_path: Path) -> None:
-    whole = run_gloo(1, tmp_path, train, settings(), str(tmp_path / "a"), 0, 4)[0]
-    parts = run_gloo(1, tmp_path, train, settings(micro_batch=2), str(tmp_path / "b"), 0, 4)[0]
-    assert parts["losses"] == pytest.approx(whole["losses"], rel=1e-5)
+def offloaded(folder: str) -> list[list[float]]:
+    """Losses of an unbroken run with offload, and of one that was resumed without and with it."""
+    found = []
+    for stage, place, source in ((1, "optimizer", ""), (3, "none", "/1"), (2, "optimizer", "/1")):
+        training = Training(settings(zero_stage=stage, offload=place), f"{folder}/{stage}")
+        if source:
+            training.load(folder + source, 2)
+        else:
+            training.advance(2)
+            training.save()
+        found.append(training.advance(4))
+    return found
 
 
-def overwrite(folder: str) -> dict[str, Any]:
-    prepare_deepspeed()
-    torch.manual_seed(0)
-    module = Regression()
-    engine = Engine(module, settings(), set(), torch.device("cpu"))
-    engine.step([rows(0)], 0.05)
-    engine.overwrite_rows("layers.0.weight", torch.tensor([1, 5]), torch.full((2, WIDTH), 3.0))
-    checkpoint.save_checkpoint(folder, 1, module, engine.owned, {"step": 1})
-    return {"weight": module.layers[0].weight.detach().numpy()}
+def test_a_checkpoint_with_offload_continues_without_it_and_back(tmp_path: Path) -> None:
+    whole, without, back = run_gloo(2, tmp_path, offloaded, str(tmp_path))[0]
+    assert without == pytest.approx(whole, rel=1e-5)
+    assert back == pytest.approx(whole, rel=1e-5)
 
 
-def test_overwritten_rows_lose_their_moments_and_no_others_do(tmp_path: Path) -> None:
-    weights = run_gloo(2, tmp_path, overwrite, str(tmp_path))
-    master, average = assemble(tmp_path, 1, "master"), assemble(tmp_path, 1, "ema")
-    moments = assemble(tmp_path, 1, "exp_avg_sq")["layers.0.weight"]
-    for rows_of in (
-        master["layers.0.weight"],
-        average["layers.0.weight"],
-        *(torch.tensor(w["weight"]) for w in weights),
-    ):
-        assert (rows_of[[1, 5]] == 3).all()
-        assert not (rows_of[[0, 2]] == 3).any()
-    assert (moments[[1, 5]] == 0).all()
-    assert (moments[[0, 2, 3, 4, 6]] > 0).all()
+def overwrite(folder: str) -> list[dict[str, Any]]:
+    found = []
+    for stage in STAGES:
+        training = Training(settings(zero_stage=stage), f"{folder}/{stage}")
+        training.advance(1)
+        training.engine.overwrite_rows("layers.0.weight", torch.tensor([1, 5]), torch.full((2, WIDTH), 3.0))
+        training.save()
+        found.append(training.weights())
+    return found
 
 
-def poisoned(folder: str) -> list[bool]:
-    prepare_deepspeed()
-    torch.manual_seed(0)
-    module = Regression()
-    engine = Engine(module, settings(), set(), torch.device("cpu"))
-    before = module.layers[0].weight.detach().clone()
-    bad = rows(0)
-    if dist.get_rank() == 1:
-        bad["y"][0] = float("nan")
-    skipped = engine.step([bad], 0.05)
-    unmoved = torch.equal(before, module.layers[0].weight)
-    return [skipped.applied, unmoved, engine.step([rows(1)], 0.05).applied]
+def test_overwritten_rows_lose_their_moments_and_no_others_do_at_every_stage(tmp_path: Path) -> None:
+    ranks = run_gloo(2, tmp_path, overwrite, str(tmp_path))
+    for stage in STAGES:
+        folder = str(tmp_path / str(stage))
+        master, average = restore.assemble(folder, 1, "master"), restore.assemble(folder, 1, "ema")
+        moments = restore.assemble(folder, 1, "exp_avg_sq")["layers.0.weight"]
+        seen = [torch.tensor(found[stage]["layers.0.weight"]) for found in ranks]
+        for rows_of in (master["layers.0.weight"], average["layers.0.weight"], *seen):
+            assert (rows_of[[1, 5]] == 3).all()
+            assert not (rows_of[[0, 2]] == 3).any()
+        assert (moments[[1, 5]] == 0).all()
+        assert (moments[[0, 2, 3, 4, 6]] > 0).all()
+
+
+def poisoned(folder: str) -> list[list[bool]]:
+    found = []
+    for stage in STAGES:
+        training = Training(settings(zero_stage=stage), folder)
+        before = training.weights()["layers.0.weight"]
+        bad = rows(0)
+        if training.writer._agreement.rank == 1:
+            bad["y"][0] = float("nan")
+        skipped = training.engine.step([bad], 0.05)
+        unmoved = bool((before == training.weights()["layers.0.weight"]).all())
+        counted = training.engine.owned.optimizer_step
+        found.append([skipped.applied, unmoved, counted == 0, training.engine.step([rows(1)], 0.05).applied])
+    return found
 
 
 def test_a_step_with_gradients_that_are_not_finite_is_skipped_on_all_workers_and_said(tmp_path: Path) -> None:
-    assert run_gloo(2, tmp_path, poisoned, str(tmp_path)) == [[False, True, True]] * 2
-
-
-def test_an_unfinished_checkpoint_is_never_found(tmp_path: Path) -> None:
-    run_gloo(1, tmp_path, train, settings(), str(tmp_path), 0, 2)
-    storage.write_bytes(str(tmp_path / "step_00000009" / "rank_0000.safetensors"), b"half")
-    assert checkpoint.complete_steps(str(tmp_path)) == [2]
-
-
-def test_a_damaged_checkpoint_is_refused_with_its_name(tmp_path: Path) -> None:
-    run_gloo(1, tmp_path, train, settings(), str(tmp_path), 0, 2)
-    path = tmp_path / "step_00000002" / "rank_0000.safetensors"
-    path.write_bytes(path.read_bytes()[:-1] + b"\x00\x01"[:1])
-    with pytest.raises(CorruptShardError, match=r"rank_0000\.safetensors"):
-        checkpoint.assemble(str(tmp_path), 2, "master")
-
-
-def test_old_checkpoints_go_and_the_newest_stay(tmp_path: Path) -> None:
-    for step in (1, 2, 3):
-        storage.write_bytes(str(tmp_path / f"step_{step:08d}" / "COMPLETE"), b"")
-    checkpoint.remove_old(str(tmp_path), keep=2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000002", "step_00000003"]
+    assert run_gloo(2, tmp_path, poisoned, str(tmp_path)) == [[[False, True, True, True]] * len(STAGES)] * 2
 
 
 def test_a_batch_that_does_not_fit_the_workers_is_refused() -> None:
     with pytest.raises(ValueError, match="no multiple of the 3 workers"):
         deepspeed_config(settings(), 3)
     assert deepspeed_config(settings(micro_batch=2), 2)["gradient_accumulation_steps"] == 2
+
+
+def test_extra_settings_are_added_and_derived_ones_are_refused() -> None:
+    extra = {"zero_optimization": {"reduce_bucket_size": 1000}, "wall_clock_breakdown": True}
+    derived = deepspeed_config(settings(zero_stage=2, extra=extra), 1)
+    assert derived["zero_optimization"] == {"stage": 2, "overlap_comm": False, "reduce_bucket_size": 1000}
+    assert derived["wall_clock_breakdown"] is True
+    with pytest.raises(ValueError, match=r"extra\.zero_optimization\.stage: 2 follows"):
+        deepspeed_config(settings(extra={"zero_optimization": {"stage": 1}}), 1)
+    with pytest.raises(ValueError, match=r"extra\.fp16: set trainer's own precision"):
+        deepspeed_config(settings(extra={"fp16": {"enabled": True}}), 1)
+
+
+def refusals(folder: str) -> list[str]:
+    found = []
+    for extra in ({"zero_optimization": {"reduce_bucket_sise": 1}}, {"wall_clock_breakdwon": True}):
+        with pytest.raises(UsageError) as refused:
+            Training(settings(extra=extra), folder)
+        found.append(str(refused.value))
+    return found
+
+
+def test_settings_that_deepspeed_does_not_know_are_refused_by_name(tmp_path: Path) -> None:
+    inner, outer = run_gloo(1, tmp_path, refusals, str(tmp_path))[0]
+    assert "reduce_bucket_sise" in inner
+    assert "trainer.extra.wall_clock_breakdwon: DeepSpeed has no such setting" in outer
+
+
+def test_stage_0_has_nothing_to_offload() -> None:
+    with pytest.raises(ValueError, match="stage 0 shards nothing"):
+        settings(zero_stage=0, offload="optimizer")

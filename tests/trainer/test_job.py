@@ -9,16 +9,26 @@ import pytest
 import torch
 
 from data_pipeline import weights
+from data_pipeline.config import ReadingConfig
 from data_pipeline.errors import UsageError
 from trainer.config import ClassifierStageConfig, TrainerConfig
 from trainer.job import TrainJob
 
 
-def job(folder: Path, seed: int = 0, images: str = "a" * 64, **trainer: Any) -> TrainJob:
+def job(
+    folder: Path, seed: int = 0, images: str = "a" * 64, reading: dict[str, Any] | None = None, **trainer: Any
+) -> TrainJob:
     config = TrainerConfig(**({"steps": 5, "global_batch": 4} | trainer))
-    section = ClassifierStageConfig(trainer=config)
     return TrainJob(
-        "teacher", str(folder), section, seed, "pad", {"images": "images"}, {"images": images}, {"run": "r"}
+        stage="teacher",
+        folder=str(folder),
+        section=ClassifierStageConfig(trainer=config),
+        seed=seed,
+        fit="crop",
+        reading=ReadingConfig(**(reading or {})),
+        inputs={"images": "images"},
+        lineage={"images": images},
+        config={"run": "r"},
     )
 
 
@@ -39,6 +49,8 @@ def test_a_run_is_finished_once_its_network_is_exported(tmp_path: Path) -> None:
         ({"learning_rate": 0.5}, "section.trainer.learning_rate: 0.001 -> 0.5"),
         ({"seed": 3}, "seed: 0 -> 3"),
         ({"images": "b" * 64}, "lineage.images"),
+        ({"reading": {"crop": "random"}}, "data.crop: center -> random"),
+        ({"reading": {"shuffle_window": 4}}, "data.shuffle_window: None -> 4"),
     ],
 )
 def test_other_settings_are_refused_and_the_difference_is_shown(tmp_path: Path, other: Any, named: str) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
 
-from data_pipeline import storage
+from data_pipeline import storage, storage_retries
 from trainer.jsonl import JsonlWriter, read_records
 
 
@@ -38,12 +39,61 @@ def test_object_storage_has_all_records_when_the_writer_closes(s3_uri: str) -> N
     assert [record["step"] for record in read_records(uri)] == list(range(1, 20))
 
 
+def test_dropped_records_are_gone_and_the_next_are_appended(tmp_path: Path) -> None:
+    uri = str(tmp_path / "metrics.jsonl")
+    writer = JsonlWriter(uri, keep=[{"step": 1}])
+    writer.write({"step": 2})
+    writer.drop(lambda record: record["step"] > 1)
+    writer.write({"step": 3})
+    writer.close()
+    assert read_records(uri) == [{"step": 1}, {"step": 3}]
+
+
+@pytest.mark.xdist_group("s3")
+def test_object_storage_loses_dropped_records_too(s3_uri: str) -> None:
+    uri = f"{s3_uri}/metrics.jsonl"
+    writer = JsonlWriter(uri, keep=[{"step": 1}, {"step": 2}], interval=1000)
+    assert writer.flush(60)
+    writer.drop(lambda record: record["step"] > 1)
+    assert writer.flush(60)
+    assert read_records(uri) == [{"step": 1}]
+    writer.close()
+
+
 @pytest.mark.xdist_group("s3")
 def test_a_failed_upload_is_made_up_for_by_the_next(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    writer = JsonlWriter(f"{s3_uri}/metrics.jsonl", keep=[], interval=1000)
+    failed = threading.Event()
+
+    def refuse(*_: object) -> None:
+        failed.set()
+        raise ConnectionError("gone")
+
     with monkeypatch.context() as patched:
-        patched.setattr(storage, "write_bytes", lambda *_: (_ for _ in ()).throw(ConnectionError("gone")))
+        patched.setattr(storage, "write_bytes", refuse)
+        writer = JsonlWriter(f"{s3_uri}/metrics.jsonl", keep=[], interval=1000)
         writer.write({"step": 1})
-        writer._upload()
-    writer.close()
+        assert failed.wait(60)
+        assert not writer.flush(0.0)
+    assert writer.flush(60)
     assert read_records(f"{s3_uri}/metrics.jsonl") == [{"step": 1}]
+    writer.close()
+
+
+def test_storage_that_hangs_holds_up_no_write_flush_or_close(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    freed, bounds = threading.Event(), list[float | None]()
+
+    def hang(*_: object) -> None:
+        bounds.append(storage_retries._bound.get())
+        freed.wait()
+
+    monkeypatch.setattr(storage, "write_bytes", hang)
+    writer = JsonlWriter("s3://bucket/metrics.jsonl", keep=[{"step": 1}])
+    writer.write({"step": 2})
+    assert not writer.flush(0.0)
+    writer.close(0.0)
+    assert "lacks the last 2 records" in caplog.text
+    freed.set()
+    writer.close(60.0)
+    assert set(bounds) == {5.0}  # an upload that fails is not tried again for longer

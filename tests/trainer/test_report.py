@@ -129,6 +129,16 @@ def test_each_stage_has_its_time_throughput_and_restarts(run: Path) -> None:
     assert "tokenize 10 s 10 % 500 images 50 images/s" in words
 
 
+def test_the_time_of_a_training_stage_is_shown_by_cause(run: Path) -> None:
+    event = {"event": "start", "time": 100, "step": 0, "began": 90}
+    (run / "tokenizer" / "events.jsonl").write_text(json.dumps(event) + "\n")
+    record = {"time": 140, "step": 20, "window_steps": 20, "window_seconds": 30, "data_wait_share": 0.5, "loss": 1.0}
+    (run / "tokenizer" / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+    words = Page(build_report(collect(str(run)))).words
+    assert "start up training data wait checkpoint blocked lost steps restart gap shutdown" in words
+    assert "tokenizer 50 s 40.0 % 30.0 % 30.0 %" in words
+
+
 def test_configuration_and_fingerprints_are_in_it(run: Path) -> None:
     words = Page(build_report(collect(str(run)))).words
     assert "codebook_size: 64" in words

@@ -1,52 +1,237 @@
-"""A tracker that hangs, fails or is slow never stops a run."""
+"""A tracker that hangs, fails or is slow never stops a run, and what it missed is counted."""
 
 from __future__ import annotations
 
 import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import wandb
 
-from trainer.trackers import WandbTracker
+from data_pipeline import storage
+from trainer import run_directory
+from trainer.config import TrackingConfig
+from trainer.jsonl import read_records
+from trainer.run_directory import RunDirectory
+from trainer.trackers import close_followers, open_followers
+from trainer.trackers.follower import Follower, Reader
+from trainer.trackers.prometheus import PrometheusReader
+from trainer.trackers.tensorboard import TensorBoardReader
+
+Record = dict[str, Any]
+
+
+def record(step: int, **more: Any) -> Record:
+    return {"time": 100.0 + step, "step": step, "steps": 9, "loss": 1 / step, "note": "text"} | more
+
+
+class Kept:
+    """Keeps what it is given, once it is let."""
+
+    def __init__(self, may_write: threading.Event) -> None:
+        self.records: list[Record] = []
+        self.closed = False
+        self._may_write = may_write
+
+    def write(self, given: Record) -> None:
+        self._may_write.wait()
+        self.records.append(given)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Failing(Kept):
+    """Raises at every second record."""
+
+    def write(self, given: Record) -> None:
+        if given["step"] % 2:
+            raise ConnectionError("gone")
+        super().write(given)
 
 
 @pytest.fixture
-def hang(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """W&B that does not come back from its start until the event is set."""
-    freed = threading.Event()
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setattr(wandb, "init", lambda **_: freed.wait())
-    return freed
+def never() -> Iterator[threading.Event]:
+    """Set only when the test is over, so that its threads end."""
+    event = threading.Event()
+    yield event
+    event.set()
 
 
-def test_a_tracker_that_hangs_takes_records_drops_the_rest_and_counts_them(
-    hang: threading.Event, tmp_path: Path
-) -> None:
-    tracker = WandbTracker(str(tmp_path), "run", {}, close_seconds=0.01)
-    for step in range(1500):
-        tracker.write({"step": step, "loss": 0.0})
-    assert tracker.dropped == 500
-    tracker.close()  # comes back though the tracker never does
-    hang.set()
+@pytest.fixture
+def at_once() -> threading.Event:
+    event = threading.Event()
+    event.set()
+    return event
 
 
-def test_a_tracker_that_fails_leaves_the_run_alone(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    def refuse(**_: object) -> None:
+def feed(reader: Callable[[], Reader], records: int, most: int = 1000, seconds: float = 60.0) -> dict[str, int]:
+    """What a reader missed of some records."""
+    follower = Follower("reader", reader, most)
+    for step in range(1, records + 1):
+        follower.write(record(step))
+    return close_followers([follower], seconds)
+
+
+def test_a_reader_gets_all_records_in_their_order_and_is_closed(at_once: threading.Event) -> None:
+    kept = Kept(at_once)
+    assert feed(lambda: kept, 500) == {}
+    assert [given["step"] for given in kept.records] == list(range(1, 501))
+    assert kept.closed
+
+
+def test_a_reader_that_hangs_for_ever_holds_nobody_up_and_what_it_missed_is_counted(never: threading.Event) -> None:
+    assert feed(lambda: Kept(never), 1500, most=100, seconds=0.0) == {"reader": 1500}
+
+
+def test_a_reader_that_hangs_at_its_start_holds_nobody_up(never: threading.Event) -> None:
+    def start() -> Reader:
+        never.wait()
+        return Kept(never)
+
+    assert feed(start, 7, seconds=0.0) == {"reader": 7}
+
+
+def test_a_reader_that_does_not_start_is_said_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    def start() -> Reader:
         raise RuntimeError("no account")
 
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setattr(wandb, "init", refuse)
-    tracker = WandbTracker(str(tmp_path), "run", {})
-    tracker.write({"step": 1, "loss": 0.0})
-    tracker.close()
+    assert feed(start, 7) == {"reader": 7}
     assert "the run goes on" in caplog.text
 
 
-def test_no_tracker_is_started_where_it_is_disabled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("WANDB_MODE", "disabled")
+def test_a_reader_that_fails_at_a_record_gets_the_next(
+    at_once: threading.Event, caplog: pytest.LogCaptureFixture
+) -> None:
+    failing = Failing(at_once)
+    assert feed(lambda: failing, 8) == {"reader": 4}
+    assert [given["step"] for given in failing.records] == [2, 4, 6, 8]
+    assert caplog.text.count("the run goes on") == 1
+
+
+def test_several_readers_that_hang_share_one_wait(never: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+    monkeypatch.setattr(Follower, "join", lambda self, seconds: asked.append(seconds))
+    monkeypatch.setattr(time, "monotonic", iter([100.0, 100.0, 104.0, 107.0]).__next__)
+    followers = [Follower(str(number), lambda: Kept(never)) for number in range(3)]
+    close_followers(followers, 5.0)
+    assert asked == [5.0, 1.0, 0.0]
+
+
+def test_a_run_ends_with_a_reader_that_hangs_and_says_what_it_missed(
+    never: threading.Event, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(run_directory, "open_followers", lambda *_: [Follower("slow", lambda: Kept(never))])
+    monkeypatch.setattr(run_directory, "close_followers", lambda followers: close_followers(followers, 0.0))
+    records = RunDirectory(str(tmp_path), "generator", {}, 0)
+    for step in range(1, 4):
+        records.metrics(record(step))
+    records.close()
+    (dropped,) = [each for each in read_records(str(tmp_path / "events.jsonl")) if each["event"] == "dropped_records"]
+    assert dropped["slow"] == 3
+    assert len(read_records(str(tmp_path / "metrics.jsonl"))) == 3
+
+
+# ---------------------------------------------------------------------------------------------------- each of them
+
+
+def names(tracking: TrackingConfig, folder: Path) -> list[str]:
+    followers = open_followers(tracking, str(folder), "generator", {})
+    close_followers(followers)
+    return [follower.name for follower in followers]
+
+
+def test_the_config_says_who_is_shown_the_metrics(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(wandb, "init", lambda **_: pytest.fail("it was started"))
-    WandbTracker(str(tmp_path), "run", {}).close()
-    assert list(tmp_path.iterdir()) == []
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    assert names(TrackingConfig(wandb="off"), tmp_path) == ["prometheus"]
+    assert names(TrackingConfig(wandb="off", tensorboard=True), tmp_path) == ["prometheus", "tensorboard"]
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert names(TrackingConfig(), tmp_path) == ["prometheus"]
+
+
+def test_wandb_is_offline_beside_the_run_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    started: list[dict[str, Any]] = []
+    logged: list[Record] = []
+
+    class Run:
+        def define_metric(self, *_: Any, **__: Any) -> None: ...
+        def log(self, numbers: Record) -> None:
+            logged.append(numbers)
+
+        def finish(self) -> None: ...
+
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setattr(wandb, "init", lambda **settings: started.append(settings) or Run())
+    followers = open_followers(TrackingConfig(), str(tmp_path), "generator", {"seed": 1})
+    for follower in followers:
+        follower.write(record(2))
+    assert close_followers(followers, 60.0) == {}
+    (settings,) = started
+    assert (settings["mode"], settings["dir"], settings["config"]) == ("offline", str(tmp_path), {"seed": 1})
+    assert logged == [{"time": 102.0, "step": 2, "steps": 9, "loss": 0.5}]
+
+
+def scalars(path: Path) -> list[tuple[int, str, float]]:
+    """What an event file holds: records of length, checksum, protocol buffer, checksum."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    data, found = path.read_bytes(), []
+    while data:
+        length = int.from_bytes(data[:8], "little")
+        event = Event.FromString(data[12 : 12 + length])
+        found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+        data = data[16 + length :]
+    return found
+
+
+def test_tensorboard_gets_the_numbers_of_each_record_at_its_step(tmp_path: Path) -> None:
+    reader = TensorBoardReader(str(tmp_path))
+    reader.write(record(1))
+    reader.write(record(2, loss=None))
+    reader.close()
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    assert ".tfevents." in path.name
+    assert scalars(path) == [(1, "steps", 9.0), (1, "loss", 1.0), (2, "steps", 9.0)]
+
+
+@pytest.mark.xdist_group("s3")
+def test_tensorboard_files_reach_object_storage(s3_uri: str, tmp_path: Path) -> None:
+    reader = TensorBoardReader(s3_uri)
+    reader.write(record(1))
+    reader.close()
+    (name,) = storage.list_names(f"{s3_uri}/tensorboard")
+    (tmp_path / name).write_bytes(storage.read_bytes(f"{s3_uri}/tensorboard/{name}"))
+    assert scalars(tmp_path / name) == [(1, "steps", 9.0), (1, "loss", 1.0)]
+
+
+def test_prometheus_finds_the_newest_numbers_in_a_file(tmp_path: Path) -> None:
+    reader = PrometheusReader(str(tmp_path), "generator", None)
+    reader.write(record(1))
+    reader.write(record(2) | {"loss": None, "loss_scale0_branch1": 0.25})
+    reader.close()
+    lines = (tmp_path / "metrics.prom").read_text().splitlines()
+    assert 'foldtrain_step{stage="generator"} 2.0' in lines
+    assert 'foldtrain_loss{stage="generator"} NaN' in lines  # it was, and is no number any more
+    assert 'foldtrain_loss_scale0_branch1{stage="generator"} 0.25' in lines
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.prom"]
+
+
+def test_prometheus_may_ask_a_port_and_a_taken_one_costs_only_that(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = PrometheusReader(str(tmp_path), "generator", 0)
+    second = PrometheusReader(str(tmp_path), "tokenizer", first.port)
+    first.write(record(3))
+    with urllib.request.urlopen(f"http://127.0.0.1:{first.port}/metrics") as answer:
+        assert b'foldtrain_step{stage="generator"} 3.0' in answer.read()
+    second.write(record(4))
+    assert "step" in (tmp_path / "metrics.prom").read_text()
+    assert second.port is None
+    assert "prometheus_port" in caplog.text
+    first.close()
+    second.close()

@@ -12,13 +12,17 @@ from typing import Any, TypeGuard
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from trainer.goodput import CAUSES, goodput
 from trainer.report.charts import COLOURS, Line, column_chart, line_chart, number, smoothed, stacked_bar
 from trainer.report.data import Evaluation, ReportData, StageRecords
 
 BOOKKEEPING = frozenset(
     [
         *("time", "step", "steps", "samples", "epoch", "loss", "learning_rate", "grad_norm"),
-        *("samples_per_second", "step_seconds", "eta_seconds", "skipped_steps"),
+        *("samples_per_second", "tokens_per_second", "mfu", "eta_seconds", "skipped_steps", "passed_over_steps"),
+        *("step_seconds", "step_seconds_p50", "step_seconds_p95", "step_seconds_max", "window_steps", "window_seconds"),
+        *("data_wait_share", "checkpoint_seconds", "goodput"),
+        *("memory_bytes", "cuda_allocated_bytes", "cuda_reserved_bytes"),
     ]
 )
 """Keys of metrics.jsonl that are no terms of the loss."""
@@ -46,6 +50,8 @@ def build_report(data: ReportData) -> str:
         use=_codebook_use(data),
         classes=_classes(evaluation),
         stages=_stages(data),
+        spent=_spent(data),
+        causes=[cause.replace("_", " ") for cause in CAUSES],
         stage_bar=stacked_bar(
             [(f"{s.stage}: {duration(s.seconds)}", s.seconds) for s in data.stages], title="Time of each stage"
         ),
@@ -233,6 +239,17 @@ def _stages(data: ReportData) -> list[dict[str, str]]:
                 "skipped": str(trained.count("skipped_step")) if trained.events else "",
             }
         )
+    return rows
+
+
+def _spent(data: ReportData) -> list[dict[str, Any]]:
+    """Of each training stage, the share of its wall time that each cause took, if it left an account."""
+    rows = []
+    for records in data.records:
+        account = goodput(records.events, records.metrics)
+        if account and account.wall:
+            shares = [percent(account.shares[cause]) if account.seconds[cause] else "" for cause in CAUSES]
+            rows.append({"stage": records.stage, "wall": duration(account.wall), "shares": shares})
     return rows
 
 

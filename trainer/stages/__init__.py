@@ -29,10 +29,13 @@ def build_stage(job: TrainJob, device: torch.device) -> Stage:
 
 def run_worker(job: TrainJob) -> None:
     """Train on this rank; torch.distributed is initialized by whoever started it."""
+    import time
+
+    began = time.time()  # importing torch is a part of the start
     import torch
 
     from trainer.loop import Loop
 
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     torch.manual_seed(job.seed)  # the same first weights on every rank
-    Loop(job, build_stage(job, device), device).run()
+    Loop(job, build_stage(job, device), device, began).run()

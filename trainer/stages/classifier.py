@@ -8,12 +8,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torch import Tensor
 
-from data_pipeline.image_shards import ImageShards
 from data_pipeline.loader import ImageBatches
 from model.classifier import Classifier
 from trainer.config import ClassifierStageConfig
-from trainer.engine import Batch, Engine, Terms
+from trainer.engine import INDEX, Batch, Engine, Terms
+from trainer.inputs import open_images
 from trainer.job import TrainJob
 
 
@@ -28,10 +29,11 @@ class ClassifierStage:
         torch.manual_seed(seed)
         self.network = Classifier(job.section.model).to(device)
         self.no_decay: set[str] = set()
-        self._images = ImageBatches(
-            ImageShards(job.inputs["images"]),
+        self.samples = ImageBatches(
+            open_images(job),
             image_size=job.section.model.image_size,
             fit=job.fit,
+            reading=job.reading,
             seed=seed,
             global_batch=job.section.trainer.global_batch,
             horizontal_flip=True,
@@ -43,9 +45,10 @@ class ClassifierStage:
 
     def batch(self, step: int) -> Batch:
         """Images and labels of this rank."""
-        batch = self._images.batch(step, dist.get_rank(), dist.get_world_size())
+        batch = self.samples.batch(step, dist.get_rank(), dist.get_world_size())
         image, label = torch.from_numpy(batch.image_BCHW), torch.from_numpy(batch.label_B)
-        return {"image": image.to(self._device), "label": label.to(self._device)}
+        index = torch.from_numpy(batch.index_B)
+        return {"image": image.to(self._device), "label": label.to(self._device), INDEX: index}
 
     def terms(self, batch: Batch) -> Terms:
         """Cross-entropy and accuracy."""
@@ -56,3 +59,10 @@ class ClassifierStage:
     def after_step(self, step: int, engine: Engine) -> dict[str, Any]:  # noqa: ARG002 - a Stage has it
         """Nothing."""
         return {}
+
+    def state(self) -> dict[str, Tensor]:
+        """Nothing."""
+        return {}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Nothing."""

@@ -7,14 +7,15 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from data_pipeline.loader import TokenBatches
 from data_pipeline.order import keyed_uniform
-from data_pipeline.token_shards import TokenShards
 from model.generator import FoldedGenerator
 from model.losses import folded_cross_entropy, loss_of_scales
 from trainer.config import GeneratorStageConfig
-from trainer.engine import Batch, Engine, Terms
+from trainer.engine import INDEX, Batch, Engine, Terms
+from trainer.inputs import open_tokens
 from trainer.job import TrainJob
 from trainer.networks import load_quantizer
 
@@ -29,7 +30,8 @@ class GeneratorStage:
         self._tokenizer = tokenizer
         self.network = FoldedGenerator(job.section.model, tokenizer.layout, tokenizer.code_dim).to(device)
         self.no_decay = self.network.no_decay_parameters()
-        self._tokens = TokenBatches(TokenShards(job.inputs["tokens"]), job.seed, job.section.trainer.global_batch)
+        batch, window = job.section.trainer.global_batch, job.reading.shuffle_window
+        self.samples = TokenBatches(open_tokens(job), job.seed, batch, window)
 
     def card(self) -> dict[str, Any]:
         """The config that rebuilds the network: its own and that of the tokenizer whose tokens it speaks."""
@@ -38,11 +40,12 @@ class GeneratorStage:
 
     def batch(self, step: int) -> Batch:
         """Tokens and labels of this rank; some labels are hidden, which ones is a function of the position."""
-        batch = self._tokens.batch(step, dist.get_rank(), dist.get_world_size())
+        batch = self.samples.batch(step, dist.get_rank(), dist.get_world_size())
         hidden = keyed_uniform(self._seed, "label_dropout", batch.position_B) < self._config.model.label_dropout
         label = np.where(hidden, self._config.model.num_classes, batch.label_B)
         tokens = torch.from_numpy(batch.tokens_BLF.astype(np.int64))
-        return {"tokens": tokens.to(self._device), "label": torch.from_numpy(label).to(self._device)}
+        index = torch.from_numpy(batch.index_B)
+        return {"tokens": tokens.to(self._device), "label": torch.from_numpy(label).to(self._device), INDEX: index}
 
     def terms(self, batch: Batch) -> Terms:
         """Mean cross-entropy, and that of each scale and branch."""
@@ -62,3 +65,10 @@ class GeneratorStage:
     def after_step(self, step: int, engine: Engine) -> dict[str, Any]:  # noqa: ARG002 - a Stage has it
         """Nothing."""
         return {}
+
+    def state(self) -> dict[str, Tensor]:
+        """Nothing."""
+        return {}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Nothing."""

@@ -13,7 +13,6 @@ import torch.distributed.nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from data_pipeline.image_shards import ImageShards
 from data_pipeline.loader import ImageBatches
 from data_pipeline.order import Positions, keyed_uniform, step_positions
 from model.config import TokenizerConfig
@@ -21,7 +20,8 @@ from model.losses import contrastive_loss
 from model.tokenizer import ImageFolderTokenizer
 from trainer.config import TokenizerStageConfig
 from trainer.dead_codes import replacements
-from trainer.engine import Batch, Engine, Terms
+from trainer.engine import INDEX, Batch, Engine, Terms
+from trainer.inputs import open_images
 from trainer.job import TrainJob
 from trainer.teacher import load_teacher
 
@@ -54,10 +54,11 @@ class TokenizerStage:
         self._teacher = None
         if loss.semantic > 0 or loss.feature > 0:
             self._teacher = load_teacher(job.inputs.get("teacher_timm"), job.inputs["teacher"], device)
-        self._images = ImageBatches(
-            ImageShards(job.inputs["images"]),
+        self.samples = ImageBatches(
+            open_images(job),
             image_size=job.section.model.image_size,
             fit=job.fit,
+            reading=job.reading,
             seed=job.seed,
             global_batch=job.section.trainer.global_batch,
             horizontal_flip=job.section.horizontal_flip,
@@ -72,12 +73,13 @@ class TokenizerStage:
     def batch(self, step: int) -> Batch:
         """Images of this rank, and how many scales each keeps."""
         model, share = self._config.model, self._config.trainer.global_batch
-        batch = self._images.batch(step, dist.get_rank(), dist.get_world_size())
+        batch = self.samples.batch(step, dist.get_rank(), dist.get_world_size())
         all_kept = kept_scales(model, self._seed, step_positions(step, share))
         scales = np.arange(len(model.scales))
         self._kept_mean_S = torch.from_numpy((all_kept[:, None] > scales).mean(0)).float().to(self._device)
         kept = torch.from_numpy(kept_scales(model, self._seed, batch.position_B))
-        return {"image": torch.from_numpy(batch.image_BCHW).to(self._device), "kept_scales": kept.to(self._device)}
+        image, index = torch.from_numpy(batch.image_BCHW), torch.from_numpy(batch.index_B)
+        return {"image": image.to(self._device), "kept_scales": kept.to(self._device), INDEX: index}
 
     def terms(self, batch: Batch) -> Terms:
         """All terms of the loss, and the loss."""
@@ -121,9 +123,21 @@ class TokenizerStage:
         self._hits_PSV = 0
         restarted = []
         for index in range(self.network.layout.branches):
-            codebook_VC = self.network.quantizer.branch(index).codebook.detach()
-            rows, values = replacements(codebook_VC, hits_PSV[index], self._seed, step, index)
+            name = f"network.quantizer.branches.{index}.codebook"
+            rows, values = replacements(engine.whole(name), hits_PSV[index], self._seed, step, index)
             if len(rows):
-                engine.overwrite_rows(f"network.quantizer.branches.{index}.codebook", rows, values)
+                engine.overwrite_rows(name, rows, values)
             restarted.append(len(rows))
         return {"codes": restarted} if any(restarted) else {}
+
+    def state(self) -> dict[str, Tensor]:
+        """How often each code was chosen since the last restart, int64 [P, S, V], summed over ranks."""
+        if not self._config.dead_code_steps or not isinstance(self._hits_PSV, Tensor):
+            return {}
+        hits_PSV = self._hits_PSV.clone()
+        dist.all_reduce(hits_PSV)
+        return {"hits": hits_PSV}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Count on from there."""
+        self._hits_PSV = state["hits"].to(self._device) if state else 0

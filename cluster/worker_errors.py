@@ -1,0 +1,59 @@
+"""Errors of training workers: which ones starting again can mend, and which ones end the run at once.
+
+Ray Train starts all workers again after any error of one of them, `cluster.max_failures` times. That mends a lost node,
+but not gradients that are not finite, or a shard that is corrupt. Ray Train has no setting for it. What it does
+have is a callback on its controller, whose own errors are never retried: it raises the worker's error again there, and
+Ray ends all workers and hands the error to `fit`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from ray.train import ControllerError, TrainingFailedError, UserCallback, WorkerGroupError
+
+from data_pipeline.errors import FoldtrainError
+
+
+def user_error(errors: Iterable[BaseException]) -> FoldtrainError | None:
+    """The first error that a user has to mend, among errors and what Ray wrapped in them; None if there is none."""
+    for error in errors:
+        seen: BaseException | None = error
+        while seen is not None:
+            if isinstance(seen, FoldtrainError):
+                return seen
+            # Ray Train keeps a worker's error there, and gives no other access to it.
+            seen = getattr(seen, "_base_exc", None) or seen.__cause__
+    return None
+
+
+class EndAtUserError(UserCallback):
+    """On Ray Train's controller: ends the run at the first error that a user has to mend."""
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002 - Ray's
+        """Raise that error, if any worker has it."""
+        error = user_error(worker_exceptions.values())
+        if error is not None:
+            raise error
+
+
+def fit(trainer: Any) -> None:
+    """Run a Ray Train trainer that has `EndAtUserError` among its callbacks.
+
+    Raises:
+        FoldtrainError: as a worker raised it.
+        ray.train.TrainingFailedError: for all else that failed too often.
+    """
+    try:
+        trainer.fit()
+    except TrainingFailedError as failed:
+        causes: list[BaseException] = []
+        if isinstance(failed, ControllerError):
+            causes = [failed.controller_failure]
+        elif isinstance(failed, WorkerGroupError):
+            causes = list(failed.worker_failures.values())
+        error = user_error(causes)
+        if error is None:
+            raise
+        raise error from None

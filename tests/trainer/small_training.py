@@ -1,0 +1,140 @@
+"""A small network under the engine, for tests and benchmarks of checkpoints: what each rank runs."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from trainer.checkpoints import restore
+from trainer.checkpoints.agreement import Agreement
+from trainer.checkpoints.folder import step_folder
+from trainer.checkpoints.reader import CheckpointReader
+from trainer.checkpoints.retention import Retention
+from trainer.checkpoints.snapshot import pieces
+from trainer.checkpoints.writer import CheckpointWriter
+from trainer.config import TrainerConfig
+from trainer.engine import Batch, Engine, Terms, prepare_deepspeed, split_batch
+from trainer.schedule import learning_rate
+
+BATCH, WIDTH = 8, 6
+ROLES = ("master", "exp_avg", "exp_avg_sq", "ema")
+EVERYTHING_PARTITIONED = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
+
+
+class Regression(nn.Module):
+    """Small, with a matrix, vectors, and a buffer; no parameter's size is a multiple of two ranks and four."""
+
+    def __init__(self, bf16: bool = False) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(WIDTH, 7), nn.Tanh(), nn.Linear(7, 1))
+        self.register_buffer("seen", torch.zeros(1))
+        self._autocast = torch.autocast("cpu", torch.bfloat16, enabled=bf16)
+
+    def forward(self, batch: Batch) -> Terms:
+        with self._autocast:
+            predicted = self.layers(batch["x"]).float().squeeze(1)
+        return {"loss": (predicted - batch["y"]).square().mean()}
+
+
+def settings(**changes: Any) -> TrainerConfig:
+    """A trainer's config with everything on: average, decay and clipping."""
+    values = {"steps": 8, "global_batch": BATCH, "learning_rate": 0.05, "ema_decay": 0.9, "weight_decay": 0.1}
+    extra = {"extra": EVERYTHING_PARTITIONED} if changes.get("zero_stage") == 3 else {}
+    return TrainerConfig(**(values | {"gradient_clipping": 1.0} | extra | changes))
+
+
+def rows(step: int) -> Batch:
+    """This rank's slice of the global batch of a step."""
+    generator = torch.Generator().manual_seed(step)
+    x, world = torch.randn(BATCH, WIDTH, generator=generator), dist.get_world_size()
+    share = BATCH // world
+    mine = x[dist.get_rank() * share :][:share]
+    return {"x": mine, "y": mine.sum(1)}
+
+
+class Training:
+    """The network, its engine and its checkpoints, on this rank."""
+
+    def __init__(self, config: TrainerConfig, folder: str, keep: int = 100) -> None:
+        prepare_deepspeed()
+        torch.manual_seed(0)
+        self.config, self.folder, self.step = config, folder, 0
+        self.module = Regression(config.precision == "bf16")
+        self.engine = Engine(self.module, config, {"layers.2.weight"}, torch.device("cpu"))
+        self.events: list[tuple[str, int, dict[str, Any]]] = []
+        agreement = Agreement()
+        self.writer = CheckpointWriter(folder, agreement, Retention(keep), config.max_failed_checkpoints, self._report)
+        self.engine.before_update = self.writer.hold
+
+    def _report(self, event: str, step: int, **details: Any) -> None:
+        self.events.append((event, step, details))
+
+    def load(self, folder: str, step: int) -> None:
+        """Go on from a checkpoint."""
+        reader = CheckpointReader(step_folder(folder, step))
+        restore.load_checkpoint(reader, self.module, self.engine.owned)
+        self.step = int(reader.state["step"])
+
+    def advance(self, last: int) -> list[float]:
+        """Train up to a step. Returns the losses, averaged over ranks."""
+        losses = []
+        for step in range(self.step, last):
+            batches = split_batch(rows(step), self.engine.accumulation)
+            result = self.engine.step(batches, learning_rate(self.config, step))
+            self.module.get_buffer("seen").add_(1)
+            mean = result.terms["loss"].clone()
+            dist.all_reduce(mean)
+            losses.append(float(mean / dist.get_world_size()))
+        self.step = last
+        return losses
+
+    def begin_save(self) -> None:
+        """Begin a checkpoint at this step."""
+        state = {"step": self.step, "optimizer_step": self.engine.owned.optimizer_step}
+        self.writer.save(self.step, pieces(self.module, self.engine.owned, {}), state)
+
+    def save(self) -> None:
+        """Write a checkpoint, and wait for it."""
+        self.begin_save()
+        self.writer.finish()
+
+    def weights(self) -> dict[str, Any]:
+        """Whole weights as numpy, by name."""
+        return {name: self.engine.whole(name).numpy() for name, _ in self.module.named_parameters()}
+
+
+def states(folder: str, step: int) -> dict[str, dict[str, Tensor]]:
+    """Whole tensors of every role of a checkpoint."""
+    return {role: restore.assemble(folder, step, role) for role in ROLES}
+
+
+def unbroken(cells: list[tuple[int, str, str]], middle: int, last: int) -> list[list[float]]:
+    """For each (stage, precision, folder): train to the end in one go, with two checkpoints."""
+    curves = []
+    for stage, precision, folder in cells:
+        training = Training(settings(zero_stage=stage, precision=precision), folder)
+        losses = training.advance(middle)
+        training.save()
+        losses += training.advance(last)
+        training.save()
+        curves.append(losses)
+    return curves
+
+
+def resumed(cells: list[tuple[int, str, str, str]], middle: int, last: int) -> list[dict[str, Any]]:
+    """For each (stage, precision, source, folder): go on from the source, with two checkpoints."""
+    results = []
+    for stage, precision, source, folder in cells:
+        training = Training(settings(zero_stage=stage, precision=precision), folder)
+        began = time.perf_counter()
+        training.load(source, middle)
+        loaded = time.perf_counter() - began
+        training.save()
+        weights = training.weights()
+        results.append({"weights": weights, "losses": training.advance(last), "load_seconds": loaded})
+        training.save()
+    return results

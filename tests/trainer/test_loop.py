@@ -1,0 +1,144 @@
+"""The loop on real processes: a stop that any rank asks for, checkpoints by the clock, counts that outlive it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from data_pipeline.config import ReadingConfig
+from data_pipeline.errors import FoldtrainError, UsageError
+from tests.trainer.gloo import run_gloo
+from tests.trainer.small_training import Regression, rows
+from trainer.checkpoints.folder import complete_steps
+from trainer.config import ClassifierStageConfig, TrainerConfig
+from trainer.engine import Batch, Engine, Terms
+from trainer.job import TrainJob
+from trainer.loop import Loop
+
+STEPS = 10
+
+
+class CountingStage:
+    """A regression that counts its samples on each rank, and says at the end how many all ranks have seen."""
+
+    def __init__(self, stop_at: int | None) -> None:
+        torch.manual_seed(0)
+        self.network: nn.Module = Regression()
+        self.no_decay: set[str] = set()
+        self.samples = None
+        self.loop: Loop | None = None
+        self.stop_at, self.seen, self.total = stop_at, 0, 0
+
+    def card(self) -> dict[str, Any]:
+        return {}
+
+    def batch(self, step: int) -> Batch:
+        batch = rows(step)
+        self.seen += len(batch["x"])
+        if step == self.stop_at and dist.get_rank() == dist.get_world_size() - 1:
+            assert self.loop is not None
+            self.loop.request_stop()
+        return batch
+
+    def terms(self, batch: Batch) -> Terms:
+        loss: Terms = self.network(batch)
+        return loss
+
+    def after_step(self, step: int, engine: Engine) -> dict[str, Any]:
+        return {}
+
+    def state(self) -> dict[str, Tensor]:
+        seen = torch.tensor([self.seen])
+        dist.all_reduce(seen)
+        return {"seen": seen}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        self.seen = int(state["seen"]) if state else 0
+
+
+def job(folder: Path, lineage: str = "a", **changes: Any) -> TrainJob:
+    values = {"steps": STEPS, "global_batch": 8, "checkpoint_every": 4, "keep_checkpoints": 100, "log_every": 1}
+    trainer = TrainerConfig(**(values | {"ema_decay": 0.5} | changes))
+    section = ClassifierStageConfig(trainer=trainer)
+    return TrainJob("teacher", str(folder), section, 0, "squash", ReadingConfig(), {}, {"images": lineage}, {})
+
+
+def run(jobs: list[tuple[TrainJob, int | None]]) -> list[tuple[bool, int]]:
+    """Whether each of several starts reached the end, and how many samples all ranks had seen by then."""
+    found = []
+    for each, stop_at in jobs:
+        stage = CountingStage(stop_at)
+        stage.loop = Loop(each, stage, torch.device("cpu"))
+        ended = stage.loop.run()
+        found.append((ended, int(stage.state()["seen"])))
+    return found
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def events(folder: Path, name: str) -> list[int]:
+    records = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    return [record["step"] for record in records if record["event"] == name]
+
+
+def test_a_stop_asked_of_one_rank_ends_all_with_a_checkpoint_and_the_same_goes_on_from_there(tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    starts = [(job(whole), None), (job(parts), 5), (job(parts), None)]
+    assert run_gloo(2, tmp_path, run, starts)[0] == [(True, 80), (False, 48), (True, 80)]
+    assert events(parts, "stop") == [6]
+    assert events(parts, "resume") == [6]
+    assert complete_steps(str(parts / "checkpoints")) == [4, 6, 8, 10]
+    assert losses(parts) == losses(whole)
+    one, other = ((folder / "export" / "ema.safetensors").read_bytes() for folder in (whole, parts))
+    assert one == other
+
+
+def test_counts_of_a_stage_go_on_at_another_number_of_workers(tmp_path: Path) -> None:
+    assert run_gloo(2, tmp_path, run, [(job(tmp_path / "run"), 4)])[0] == [(False, 40)]
+    assert run_gloo(1, tmp_path, run, [(job(tmp_path / "run", zero_stage=3), None)])[0] == [(True, 80)]
+
+
+def test_the_clock_of_the_first_rank_asks_all_for_checkpoints(tmp_path: Path) -> None:
+    run_gloo(2, tmp_path, run, [(job(tmp_path / "run", checkpoint_minutes=1e-9), None)])
+    assert complete_steps(str(tmp_path / "run" / "checkpoints")) == list(range(1, STEPS + 1))
+
+
+def test_the_best_checkpoint_stays(tmp_path: Path) -> None:
+    best = {"metric": "step_seconds", "mode": "max"}
+    run_gloo(1, tmp_path, run, [(job(tmp_path / "run", checkpoint_every=1, keep_checkpoints=1, keep_best=best), None)])
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    slowest = max(records, key=lambda record: record["step_seconds"])["step"]
+    assert complete_steps(str(tmp_path / "run" / "checkpoints")) == sorted({slowest, STEPS})
+
+
+def other_data(one: TrainJob, other: TrainJob) -> str:
+    run([(one, 2)])
+    with pytest.raises(UsageError) as refused:
+        run([(other, None)])
+    return str(refused.value)
+
+
+def test_a_checkpoint_from_other_data_is_not_continued(tmp_path: Path) -> None:
+    message = run_gloo(1, tmp_path, other_data, job(tmp_path / "run"), job(tmp_path / "run", lineage="b"))[0]
+    assert "lineage.images: a -> b" in message
+
+
+def last_fails(each: TrainJob) -> str:
+    (Path(each.checkpoints) / f"step_{STEPS:08d}" / "index.json").mkdir(parents=True)
+    with pytest.raises(FoldtrainError) as failed:
+        run([(each, None)])
+    return str(failed.value)
+
+
+def test_a_run_whose_last_checkpoint_fails_has_failed(tmp_path: Path) -> None:
+    assert "the last checkpoint, at step 10" in run_gloo(1, tmp_path, last_fails, job(tmp_path / "run"))[0]
+    assert events(tmp_path / "run", "checkpoint_failed") == [STEPS]
+    assert events(tmp_path / "run", "finish") == []

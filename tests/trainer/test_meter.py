@@ -1,0 +1,97 @@
+"""What a record of metrics.jsonl measures."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.trainer.gloo import run_gloo
+from trainer.config import TrainerConfig
+from trainer.engine import StepResult
+from trainer.meter import Meter, percentile
+
+CONFIG = TrainerConfig(steps=100, global_batch=8)
+
+
+def step(loss: float, grad_norm: float = 1.0) -> StepResult:
+    return StepResult({"loss": torch.tensor(loss), "accuracy": torch.tensor(0.5)}, applied=True, grad_norm=grad_norm)
+
+
+def two_records() -> list[dict[str, Any]]:
+    """Rank r has losses that are r higher, and waits r times as long."""
+    rank = dist.get_rank()
+    meter = Meter(CONFIG, flops_per_step=1e6, peak_flops=1e9)
+    for number in range(4):
+        meter.add(step(number + rank, grad_norm=number), waited=0.5 * rank, seconds=1.0 + number, tokens=100)
+    meter.block(0.25 * (rank + 1))
+    first = meter.record(4, skipped=2, passed_over=1)
+    meter.add(step(math.inf), waited=0.0, seconds=1.0)
+    return [first, meter.record(5, skipped=2)]
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Any]]]:
+    found: list[list[dict[str, Any]]] = run_gloo(2, tmp_path_factory.mktemp("meter"), two_records)
+    return found
+
+
+def test_terms_are_means_over_steps_and_ranks(records: list[list[dict[str, Any]]]) -> None:
+    assert [(rank[0]["loss"], rank[0]["accuracy"], rank[0]["grad_norm"]) for rank in records] == [(2.0, 0.5, 1.5)] * 2
+
+
+def test_rates_are_of_all_ranks(records: list[list[dict[str, Any]]]) -> None:
+    first = records[0][0]
+    assert first["samples_per_second"] == pytest.approx(4 * 8 / first["window_seconds"])
+    assert first["tokens_per_second"] == pytest.approx(2 * 400 / first["window_seconds"])
+    assert first["mfu"] == pytest.approx(4 * 1e6 / (2 * 1e9 * first["window_seconds"]))
+    waited = [4 * 0.5 * rank / found[0]["window_seconds"] for rank, found in enumerate(records)]
+    assert first["data_wait_share"] == pytest.approx(sum(waited) / 2)
+
+
+def test_step_times_are_given_by_their_middle_their_tail_and_the_longest(records: list[list[dict[str, Any]]]) -> None:
+    first = records[0][0]
+    found = [first[f"step_seconds_{which}"] for which in ("p50", "p95", "max")]
+    assert found == [2.0, 4.0, 4.0]
+    assert first["window_steps"] == 4
+    assert first["step_seconds"] == pytest.approx(first["window_seconds"] / 4)
+
+
+def test_memory_and_blocked_time_are_those_of_the_worst_rank(records: list[list[dict[str, Any]]]) -> None:
+    assert records[0][0]["checkpoint_seconds"] == 0.5
+    assert records[0][0]["memory_bytes"] == records[1][0]["memory_bytes"] > 2**20
+
+
+def test_skipped_steps_are_in_every_record(records: list[list[dict[str, Any]]]) -> None:
+    assert [record["skipped_steps"] for record in records[0]] == [2, 2]
+    assert (records[0][0]["passed_over_steps"], records[0][0]["samples"]) == (1, 3 * 8)
+
+
+def test_a_record_begins_anew_and_what_is_not_finite_is_null(records: list[list[dict[str, Any]]]) -> None:
+    second = records[0][1]
+    assert (second["loss"], second["grad_norm"], second["checkpoint_seconds"]) == (None, 1.0, 0.0)
+    assert "tokens_per_second" not in second
+
+
+def without_flops() -> bool:
+    meter = Meter(CONFIG, flops_per_step=1e6, peak_flops=None)
+    meter.add(step(1.0), 0.0, 1.0)
+    return "mfu" in meter.record(1, 0)
+
+
+def test_there_is_no_mfu_where_the_device_is_unknown(tmp_path: Path) -> None:
+    assert run_gloo(1, tmp_path, without_flops) == [False]
+
+
+@given(st.lists(st.floats(0, 100), min_size=1), st.floats(0.01, 1))
+def test_a_percentile_is_a_value_that_enough_values_do_not_exceed(values: list[float], share: float) -> None:
+    found = percentile(values, share)
+    assert found in values
+    assert sum(value <= found for value in values) >= share * len(values)
+    assert sum(value < found for value in values) < share * len(values)

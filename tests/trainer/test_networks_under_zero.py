@@ -1,0 +1,159 @@
+"""The real networks under every ZeRO stage, with all weights partitioned under stage 3, and blocks computed twice."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from data_pipeline.errors import UsageError
+from model.classifier import Classifier
+from model.config import ClassifierConfig, GeneratorConfig, TokenizerConfig, ViTConfig
+from model.generator import FoldedGenerator
+from model.losses import contrastive_loss, folded_cross_entropy
+from model.tokenizer import ImageFolderTokenizer
+from tests.trainer.gloo import run_gloo
+from tests.trainer.small_training import settings
+from trainer.blocks import compile_blocks, recompute_blocks
+from trainer.engine import Batch, Engine, Terms, prepare_deepspeed
+
+STAGES = (0, 1, 2, 3)
+VIT = ViTConfig(width=16, depth=2, heads=2)
+TOKENIZER = TokenizerConfig(
+    image_size=28,
+    patch_size=14,
+    encoder=VIT,
+    decoder=VIT,
+    codebook_size=32,
+    code_dim=8,
+    scales=(1, 2),
+    dropout_min_scales=1,
+    teacher_width=12,
+)
+
+
+class Generating(nn.Module):
+    """The generator on random tokens."""
+
+    def __init__(self, bf16: bool) -> None:
+        super().__init__()
+        self.network = FoldedGenerator(
+            GeneratorConfig(depth=2, width=16, heads=2, drop_path=0.2), TOKENIZER.layout, TOKENIZER.code_dim
+        )
+        self._autocast = torch.autocast("cpu", torch.bfloat16, enabled=bf16)
+
+    def forward(self, batch: Batch) -> Terms:
+        layout = TOKENIZER.layout
+        generator = torch.Generator().manual_seed(int(batch["seed"]))
+        tokens_BLF = torch.randint(32, (4, layout.positions, layout.folds), generator=generator)
+        later = layout.positions - layout.group_sizes[0]
+        input_BLC = torch.randn(4, later, layout.folds * TOKENIZER.code_dim, generator=generator)
+        with self._autocast:
+            logits_BLFV = self.network(torch.arange(4), input_BLC)
+            return {"loss": folded_cross_entropy(logits_BLFV, tokens_BLF)[0]}
+
+
+class Tokenizing(nn.Module):
+    """The tokenizer on random images, with the semantic loss over all workers' images."""
+
+    def __init__(self, bf16: bool) -> None:
+        super().__init__()
+        self.network = ImageFolderTokenizer(TOKENIZER)
+        self._autocast = torch.autocast("cpu", torch.bfloat16, enabled=bf16)
+
+    def forward(self, batch: Batch) -> Terms:
+        generator = torch.Generator().manual_seed(int(batch["seed"]))
+        image_BCHW = torch.rand(4, 3, 28, 28, generator=generator) * 2 - 1
+        target_BD = torch.randn(4, 12, generator=generator)
+        with self._autocast:
+            output = self.network(image_BCHW)
+            sides = (output.semantic_BC.float(), self.network.project_teacher(target_BD).float())
+        gather = torch.distributed.nn.all_gather
+        student, teacher = (torch.cat(gather(side)) for side in sides)
+        pixels = (output.reconstruction_BCHW.float() - image_BCHW).square().mean()
+        quantized = output.quantized.codebook_loss + output.quantized.commitment_loss
+        return {"loss": pixels + quantized + contrastive_loss(student, teacher)}
+
+
+KINDS = {"generator": Generating, "tokenizer": Tokenizing}
+
+
+def curve(kind: str, stage: int, bf16: bool, twice: bool) -> list[float]:
+    torch.manual_seed(0)
+    module = KINDS[kind](bf16)
+    if twice:
+        recompute_blocks(module)
+    config = settings(zero_stage=stage, learning_rate=1e-3, global_batch=8)
+    engine = Engine(module, config, set(), torch.device("cpu"))
+    losses = []
+    for step in range(3):
+        torch.manual_seed(step * 2 + dist.get_rank())
+        result = engine.step([{"seed": torch.tensor(step * 2 + dist.get_rank())}], 1e-3)
+        losses.append(float(result.terms["loss"]))
+    name = next(name for name, _ in module.named_parameters() if name.endswith(("head.weight", "0.codebook")))
+    return [*losses, float(engine.whole(name).double().sum())]
+
+
+Case = tuple[str, int, bool, bool]
+CASES: list[Case] = [
+    (kind, stage, bf16, twice)
+    for kind in KINDS
+    for bf16 in (False, True)
+    for stage in STAGES
+    for twice in ((False, True) if stage in {2, 3} else (False,))
+]
+
+
+def curves(cases: list[Case]) -> list[list[float]]:
+    import torch.distributed.nn  # noqa: F401 - the tokenizer's gathering
+
+    prepare_deepspeed()
+    return [curve(*case) for case in cases]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[Case, list[float]]:
+    return dict(zip(CASES, run_gloo(2, tmp_path_factory.mktemp("networks"), curves, CASES)[0], strict=True))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c[0]}-zero{c[1]}{'-bf16' * c[2]}{'-twice' * c[3]}")
+def test_every_stage_trains_every_network_alike(found: dict[Case, list[float]], case: Case) -> None:
+    kind, _, bf16, _ = case
+    assert found[case] == pytest.approx(found[kind, 1, bf16, False], rel=1e-3 if bf16 else 1e-5)
+
+
+def compiled(bf16: bool) -> tuple[list[float], list[float]]:
+    prepare_deepspeed()
+    plain = curve("generator", 2, bf16, False)
+    KINDS["compiled"] = Compiled
+    return plain, curve("compiled", 2, bf16, False)
+
+
+class Compiled(Generating):
+    """The same, its blocks compiled."""
+
+    def __init__(self, bf16: bool) -> None:
+        super().__init__(bf16)
+        compile_blocks(self)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs a C++ compiler")
+def test_compiled_blocks_train_alike(tmp_path: Path) -> None:
+    plain, found = run_gloo(1, tmp_path, compiled, False)[0]
+    assert found == pytest.approx(plain, rel=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{"zero_stage": 3}, {"zero_stage": 2, "activation_checkpointing": True}])
+def test_compile_is_refused_where_torch_cannot_trace(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="compile works with zero_stage 0 to 2"):
+        settings(compile=True, **changes)
+
+
+def test_a_network_without_blocks_has_none_to_compute_twice() -> None:
+    with pytest.raises(UsageError, match="Classifier has no transformer blocks"):
+        recompute_blocks(Classifier(ClassifierConfig(widths=(8,))))

@@ -1,0 +1,80 @@
+"""Which checkpoints stay."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_pipeline import storage
+from trainer.checkpoints.retention import Retention, apply, forget_after, kept, removable
+from trainer.fragments.zero0 import even_cut
+
+VALUES = st.dictionaries(st.integers(1, 200), st.none() | st.floats(-9, 9), max_size=12)
+
+
+@given(VALUES, st.integers(1, 5), st.none() | st.integers(1, 20), st.sampled_from([None, "loss"]))
+def test_the_newest_always_stays_and_nothing_stays_without_a_reason(
+    values: dict[int, float | None], last: int, every: int | None, metric: str | None
+) -> None:
+    stay = kept(values, Retention(last, every, metric))
+    assert stay <= values.keys()
+    assert set(sorted(values)[-last:]) <= stay
+    best = min((value for value in values.values() if value is not None), default=None)
+    for step in stay - set(sorted(values)[-last:]):
+        assert (every and step % every == 0) or (metric and values[step] == best)
+
+
+def test_the_best_is_the_smallest_or_the_largest_and_of_equals_the_newest() -> None:
+    values = {1: 2.0, 2: 1.0, 3: 1.0, 4: 3.0, 5: None}
+    assert kept(values, Retention(1, None, "loss", "min")) == {3, 5}
+    assert kept(values, Retention(1, None, "loss", "max")) == {4, 5}
+
+
+def checkpoint(folder: Path, step: int, *files: str) -> None:
+    for name in (*files, "rank_0000-a.safetensors"):
+        storage.write_bytes(str(folder / f"step_{step:08d}" / name), b"")
+
+
+def names(folder: Path) -> list[int]:
+    return sorted(int(path.name.removeprefix("step_")) for path in folder.iterdir())
+
+
+def test_old_ones_go_and_the_newest_and_the_marked_and_every_hundredth_stay(tmp_path: Path) -> None:
+    for step in (50, 100, 150, 200, 250):
+        checkpoint(tmp_path, step, "COMPLETE")
+    checkpoint(tmp_path, 50, "KEEP")
+    assert apply(str(tmp_path), Retention(last=1, every=100)) == [150]
+    assert names(tmp_path) == [50, 100, 200, 250]
+
+
+def test_an_unfinished_one_goes_only_if_a_newer_one_is_complete(tmp_path: Path) -> None:
+    checkpoint(tmp_path, 10)
+    checkpoint(tmp_path, 20, "COMPLETE")
+    checkpoint(tmp_path, 30)  # may be under way
+    assert apply(str(tmp_path), Retention(last=1)) == [10]
+    assert names(tmp_path) == [20, 30]
+
+
+def test_a_run_that_goes_back_forgets_what_came_after(tmp_path: Path) -> None:
+    for step in (10, 20, 30):
+        checkpoint(tmp_path, step, "COMPLETE")
+    checkpoint(tmp_path, 40)
+    assert forget_after(str(tmp_path), 20) == [30, 40]
+    assert names(tmp_path) == [10, 20]
+
+
+def test_nothing_goes_while_nothing_is_complete(tmp_path: Path) -> None:
+    checkpoint(tmp_path, 10)
+    assert removable(str(tmp_path), Retention(last=1)) == []
+
+
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=9), st.integers(1, 9))
+def test_an_even_cut_gives_each_element_to_one_rank(sizes: list[int], world: int) -> None:
+    cuts = [even_cut(sizes, rank, world) for rank in range(world)]
+    for place, size in enumerate(sizes):
+        owned = [element for cut in cuts for element in range(*cut[place])]
+        assert owned == list(range(size))
+    shares = [sum(stop - start for start, stop in cut) for cut in cuts]
+    assert max(shares) <= -(-sum(sizes) // world)

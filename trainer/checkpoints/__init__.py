@@ -1,0 +1,16 @@
+"""Checkpoints that any number of ranks can write and any other number, at any ZeRO stage, can read. DESIGN section 4.
+
+checkpoints/step_00001000/
+    rank_0000-<attempt>.safetensors   the fragments that this rank owns, keyed role/parameter/start
+    rank_0000-<attempt>.json          its part of the index
+    index.json                        (role, parameter, flat range) -> (file, byte), with a CRC-32 per block of bytes
+    state.json                        step, skips, position in the data, what it was trained from, world, stage
+    COMPLETE                          sha256 of the two; written last; without it the folder is ignored
+    KEEP                              put there by a user: never removed
+
+No rank gathers anything. Each writes what it owns, and on resume reads the byte ranges that it owns then. Names hold
+the attempt (a token per process start), so that a file of a complete checkpoint is never written again.
+
+folder.py names and finds, index.py describes, snapshot.py copies to host memory, writer.py uploads in the background,
+reader.py reads ranges, restore.py loads and assembles, retention.py removes.
+"""

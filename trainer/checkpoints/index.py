@@ -1,0 +1,118 @@
+"""Which bytes of which file hold which elements of which tensor.
+
+index.json is compact, because there is an entry for every role, parameter and rank:
+
+    {"format": 2, "block": 1048576, "files": [{"name", "bytes"}], "tensors": [{"name", "shape", "dtype"}],
+     "roles": [...], "entries": [[role, tensor, start, stop, file, offset, [crc32 of each block]], ...]}
+
+Numbers in an entry are places in the lists before it. Elements [start, stop) of the flattened tensor lie at byte
+`offset` of the file; in the safetensors header their key is role/name/start.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from trainer.checkpoints.folder import FORMAT_VERSION
+
+BLOCK_BYTES = 2**20
+"""Bytes that have a CRC-32 of their own, so that a part of a tensor can be checked without the rest."""
+
+ITEM_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+"""Bytes of an element, by the names that safetensors uses."""
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A whole tensor, of which entries hold parts."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Elements [start, stop) of a flattened tensor, at byte `offset` of a file."""
+
+    role: str
+    tensor: TensorInfo
+    start: int
+    stop: int
+    file: str
+    offset: int
+    crcs: tuple[int, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Its name in the safetensors file."""
+        return f"{self.role}/{self.tensor.name}/{self.start}"
+
+    @property
+    def bytes(self) -> int:
+        """Its size."""
+        return (self.stop - self.start) * ITEM_BYTES[self.tensor.dtype]
+
+
+@dataclass
+class Index:
+    """All entries of a checkpoint, or of one rank, and the sizes of the files."""
+
+    entries: list[Entry] = field(default_factory=list)
+    files: dict[str, int] = field(default_factory=dict)
+
+    def by_tensor(self, role: str) -> dict[str, list[Entry]]:
+        """Entries of a role by the tensor's name, each list in the order of elements."""
+        found: dict[str, list[Entry]] = {}
+        for entry in self.entries:
+            if entry.role == role:
+                found.setdefault(entry.tensor.name, []).append(entry)
+        return {name: sorted(entries, key=lambda entry: entry.start) for name, entries in found.items()}
+
+    def to_bytes(self) -> bytes:
+        """The JSON of this index."""
+        roles = _places(entry.role for entry in self.entries)
+        tensors = _places(entry.tensor for entry in self.entries)
+        files = _places(self.files)
+        rows = [
+            [roles[e.role], tensors[e.tensor], e.start, e.stop, files[e.file], e.offset, e.crcs] for e in self.entries
+        ]
+        record = {
+            "format": FORMAT_VERSION,
+            "block": BLOCK_BYTES,
+            "files": [{"name": name, "bytes": size} for name, size in self.files.items()],
+            "roles": list(roles),
+            "tensors": [{"name": t.name, "shape": t.shape, "dtype": t.dtype} for t in tensors],
+            "entries": rows,
+        }
+        return json.dumps(record, separators=(",", ":")).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Index:
+        """What `to_bytes` wrote."""
+        record: dict[str, Any] = json.loads(data)
+        assert record["format"] == FORMAT_VERSION
+        assert record["block"] == BLOCK_BYTES
+        tensors = [TensorInfo(t["name"], tuple(t["shape"]), t["dtype"]) for t in record["tensors"]]
+        names, roles = [file["name"] for file in record["files"]], record["roles"]
+        entries = [
+            Entry(roles[role], tensors[tensor], start, stop, names[file], offset, tuple(crcs))
+            for role, tensor, start, stop, file, offset, crcs in record["entries"]
+        ]
+        return cls(entries, {file["name"]: file["bytes"] for file in record["files"]})
+
+
+def merge(parts: Iterable[Index]) -> Index:
+    """The index of a checkpoint from those of its ranks."""
+    whole = Index()
+    for part in parts:
+        whole.entries += part.entries
+        whole.files |= part.files
+    return whole
+
+
+def _places(items: Iterable[Any]) -> dict[Any, int]:
+    return {item: place for place, item in enumerate(dict.fromkeys(items))}

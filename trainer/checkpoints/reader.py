@@ -1,0 +1,152 @@
+"""Ranges of a checkpoint's tensors, whatever files they lie in: only the bytes that are needed are read.
+
+A wanted range is widened to whole blocks, each of which has a CRC-32 in the index. Neighbours in a file become one
+request; requests run side by side.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from data_pipeline import storage
+from data_pipeline.errors import CorruptShardError
+from trainer.checkpoints.folder import Committed, read_committed
+from trainer.checkpoints.index import BLOCK_BYTES, ITEM_BYTES, Entry, Index
+from trainer.checkpoints.snapshot import DTYPES
+
+_GAP_BYTES = 256 * 1024
+"""Bytes between two ranges that are rather read than asked for in a second request."""
+_REQUEST_BYTES = 64 * 2**20
+_REQUESTS = 4
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A flat tensor to be filled with elements of `role`/`name` from `start` on."""
+
+    role: str
+    name: str
+    start: int
+    target: Tensor
+
+
+@dataclass(frozen=True)
+class Span:
+    """Bytes [first, last) of a file: whole blocks of one entry. `use` is called with them once they are checked."""
+
+    entry: Entry
+    first: int
+    last: int
+    use: Callable[[bytes], None]
+
+
+class CheckpointReader:
+    """One complete checkpoint.
+
+    Raises:
+        UsageError: if there is none, or it is of another format.
+        CorruptShardError: if its records are damaged.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        committed: Committed = read_committed(folder)
+        self.state = committed.state
+        self.index = Index.from_bytes(committed.index)
+
+    def fill(self, wanted: Sequence[Wanted]) -> None:
+        """Fill tensors, on whatever device and of whatever dtype they are.
+
+        Raises:
+            CorruptShardError: if a parameter or a part of it is missing, or bytes are damaged.
+        """
+        tables = {role: self.index.by_tensor(role) for role in {want.role for want in wanted}}
+        spans: list[Span] = []
+        for want in wanted:
+            entries = tables[want.role].get(want.name, [])
+            found = [span for entry in entries if (span := _span(entry, want))]
+            covered = sum(
+                min(s.entry.stop, want.start + want.target.numel()) - max(s.entry.start, want.start) for s in found
+            )
+            if covered != want.target.numel():
+                raise CorruptShardError(
+                    f"{self.folder}/index.json covers {covered} of the {want.target.numel()} elements of "
+                    f"{want.role}/{want.name} that are needed: the checkpoint is of another network, or damaged"
+                )
+            spans += found
+        self.read(spans)
+
+    def read(self, spans: Iterable[Span]) -> None:
+        """Read spans and give each its bytes.
+
+        Raises:
+            CorruptShardError: if bytes are not those that were committed; it names file and tensor.
+        """
+        with ThreadPoolExecutor(_REQUESTS, thread_name_prefix="checkpoint-read") as pool:
+            for _ in pool.map(self._request, _requests(spans)):
+                pass
+
+    def _request(self, spans: list[Span]) -> None:
+        first, last = spans[0].first, max(span.last for span in spans)
+        path = storage.join(self.folder, spans[0].entry.file)
+        try:
+            data = storage.read_range(path, first, last - first)
+        except FileNotFoundError:
+            raise CorruptShardError(f"{path} is missing: delete that checkpoint, an older one is used then") from None
+        for span in spans:
+            piece = data[span.first - first : span.last - first]
+            begin = (span.first - span.entry.offset) // BLOCK_BYTES
+            blocks = [zlib.crc32(piece[at : at + BLOCK_BYTES]) for at in range(0, len(piece), BLOCK_BYTES)]
+            complete = len(piece) == span.last - span.first
+            if not complete or tuple(blocks) != span.entry.crcs[begin : begin + len(blocks)]:
+                raise CorruptShardError(
+                    f"{path}: the bytes of {span.entry.key} are not those that were written (CRC-32): delete that "
+                    "checkpoint, an older one is used then"
+                )
+            span.use(piece)
+
+
+def whole_span(entry: Entry, use: Callable[[bytes], None]) -> Span:
+    """All of an entry."""
+    return Span(entry, entry.offset, entry.offset + entry.bytes, use)
+
+
+def _span(entry: Entry, want: Wanted) -> Span | None:
+    """The blocks of an entry that hold wanted elements, and how to put these in place."""
+    start, stop = max(entry.start, want.start), min(entry.stop, want.start + want.target.numel())
+    if start >= stop:
+        return None
+    item = ITEM_BYTES[entry.tensor.dtype]
+    begin, end = (start - entry.start) * item, (stop - entry.start) * item
+    first = begin // BLOCK_BYTES * BLOCK_BYTES
+    last = min(-(-end // BLOCK_BYTES) * BLOCK_BYTES, entry.bytes)
+
+    def use(data: bytes) -> None:
+        piece = bytearray(data[begin - first : end - first])
+        values = torch.frombuffer(piece, dtype=DTYPES[entry.tensor.dtype])
+        want.target[start - want.start : stop - want.start].copy_(values)
+
+    return Span(entry, entry.offset + first, entry.offset + last, use)
+
+
+def _requests(spans: Iterable[Span]) -> list[list[Span]]:
+    """Spans that one request reads: neighbours in a file, up to some size."""
+    groups: list[list[Span]] = []
+    for span in sorted(spans, key=lambda span: (span.entry.file, span.first)):
+        group = groups[-1] if groups else None
+        if (
+            group
+            and group[0].entry.file == span.entry.file
+            and span.first - max(other.last for other in group[-2:]) <= _GAP_BYTES
+            and span.last - group[0].first <= _REQUEST_BYTES
+        ):
+            group.append(span)
+        else:
+            groups.append([span])
+    return groups

@@ -1,0 +1,80 @@
+"""From a checkpoint back into training, or into whole tensors."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from data_pipeline.errors import UsageError
+from data_pipeline.manifest import differences
+from trainer.checkpoints.folder import step_folder
+from trainer.checkpoints.index import Entry
+from trainer.checkpoints.reader import CheckpointReader, Wanted
+from trainer.checkpoints.snapshot import BUFFER, DTYPES, STAGE
+from trainer.fragments import OwnedState
+
+
+def load_checkpoint(reader: CheckpointReader, module: nn.Module, owned: OwnedState) -> None:
+    """Restore what this rank needs, and with it all weights (a collective).
+
+    Raises:
+        CorruptShardError: if bytes differ from what was committed, or a parameter is missing.
+    """
+    wanted = [
+        Wanted(role, fragment.name, fragment.start, flat)
+        for fragment in owned.held()
+        for role, flat in fragment.roles.items()
+    ]
+    buffers = dict(module.named_buffers())
+    fresh = {name: torch.empty(buffer.numel(), dtype=buffer.dtype) for name, buffer in buffers.items()}
+    wanted += [Wanted(BUFFER, name, 0, flat) for name, flat in fresh.items()]
+    reader.fill(wanted)
+    for name, buffer in buffers.items():
+        buffer.copy_(fresh[name].view(buffer.shape))
+    owned.optimizer_step = int(reader.state["optimizer_step"])
+    owned.publish()
+
+
+def check_origin(reader: CheckpointReader, origin: dict[str, Any]) -> None:
+    """Make sure that a checkpoint comes from the same data and the same seed.
+
+    Raises:
+        UsageError: if not; it shows the difference.
+    """
+    found = differences(reader.state.get("origin"), origin)
+    if found:
+        raise UsageError(
+            f"{reader.folder} was trained from something else (there -> now):\n  "
+            + "\n  ".join(found)
+            + "\nRestore those inputs, or set `run` to another folder, or delete the checkpoints to start anew."
+        )
+
+
+def load_stage_state(reader: CheckpointReader) -> dict[str, Tensor]:
+    """The tensors that the stage itself had saved."""
+    return _assemble(reader, STAGE)
+
+
+def assemble(checkpoints: str, step: int, role: str) -> dict[str, Tensor]:
+    """Whole tensors of a role (master, exp_avg, exp_avg_sq, ema) by parameter name, with the buffers.
+
+    Raises:
+        UsageError: if there is no complete checkpoint at the step, or it has no such role.
+        CorruptShardError: if bytes are damaged.
+    """
+    reader = CheckpointReader(step_folder(checkpoints, step))
+    tensors = _assemble(reader, role)
+    if not tensors:
+        raise UsageError(f"{reader.folder} has no {role}: set trainer.ema_decay above 0 to train with one")
+    return tensors | _assemble(reader, BUFFER)
+
+
+def _assemble(reader: CheckpointReader, role: str) -> dict[str, Tensor]:
+    found: dict[str, list[Entry]] = reader.index.by_tensor(role)
+    infos = {name: entries[0].tensor for name, entries in found.items()}
+    flat = {name: torch.empty(math.prod(info.shape), dtype=DTYPES[info.dtype]) for name, info in infos.items()}
+    reader.fill([Wanted(role, name, 0, tensor) for name, tensor in flat.items()])
+    return {name: tensor.view(infos[name].shape) for name, tensor in flat.items()}

@@ -1,0 +1,191 @@
+"""Checkpoints in the background: a thread per rank copies to host memory while forward and backward run, and uploads.
+
+    main thread, all ranks                          thread
+    save     lay out the file                    -> copy to host memory
+    hold     wait for the copy before an update     upload the rank's file, then its part of the index
+    advance  all ranks' uploads are done         -> rank 0: index, state, COMPLETE; remove old ones
+    advance  the commit is done                     ready for the next
+
+`advance` is called between steps by all ranks at once, with what they agreed on, so all ranks are always in the same
+phase. No thread ever takes part in a collective. A save that finds the last one unfinished waits for it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+from uuid import uuid4
+
+from data_pipeline import storage
+from data_pipeline.errors import FoldtrainError
+from trainer.checkpoints import retention
+from trainer.checkpoints.agreement import Agreement
+from trainer.checkpoints.folder import commit, step_folder
+from trainer.checkpoints.index import Index, merge
+from trainer.checkpoints.retention import Retention
+from trainer.checkpoints.snapshot import Piece, Snapshot
+
+
+@dataclass
+class _Saving:
+    """The checkpoint that is under way."""
+
+    step: int
+    state: dict[str, Any]
+    began: float
+    blocked: float
+    phase: Literal["upload", "commit"] = "upload"
+    work: Future[Any] | None = None
+    copied: threading.Event = field(default_factory=threading.Event)
+
+
+Report = Callable[..., None]
+"""Called on rank 0 as report(event, step, **details), from any thread."""
+
+
+def _start(function: Callable[[], Any]) -> Future[Any]:
+    """Run a function on a thread that does not keep a process alive which ends for another reason."""
+    future: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:  # the main thread asks for it
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="checkpoint", daemon=True).start()
+    return future
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of a run, one at a time.
+
+    Args:
+        checkpoints: their folder, at any URI.
+        agreement: of all ranks.
+        keep: which checkpoints stay when a newer one is complete.
+        most_failures: in a row, after which the run stops.
+        report: is told of each checkpoint that is complete, and of each that failed.
+    """
+
+    def __init__(
+        self, checkpoints: str, agreement: Agreement, keep: Retention, most_failures: int, report: Report
+    ) -> None:
+        self.checkpoints = checkpoints
+        self.failures = 0
+        self._agreement, self._keep, self._most_failures = agreement, keep, most_failures
+        self._report = report
+        self._attempt: str = agreement.from_first(uuid4().hex[:8])
+        self._snapshot = Snapshot()
+        self._saving: _Saving | None = None
+
+    def reserve(self, found: list[Piece]) -> None:
+        """Allocate the host memory for checkpoints of such pieces."""
+        self._snapshot.reserve(found)
+
+    @property
+    def busy(self) -> bool:
+        """Whether this rank's thread is at work. The main thread puts it into the agreement of each step."""
+        saving = self._saving
+        return saving is not None and saving.work is not None and not saving.work.done()
+
+    def save(self, step: int, found: list[Piece], state: dict[str, Any]) -> None:
+        """Begin a checkpoint (a collective, as it waits for the one before)."""
+        began = time.perf_counter()
+        self.finish()
+        self._snapshot.begin(found, self._file(self._agreement.rank, "safetensors"))
+        self._saving = _Saving(step, state, time.perf_counter(), time.perf_counter() - began)
+        self._saving.work = _start(self._upload)
+
+    def hold(self) -> None:
+        """Wait until what is being saved may change. To be called before each optimizer update."""
+        saving = self._saving
+        if saving is not None and not saving.copied.is_set():
+            began = time.perf_counter()
+            saving.copied.wait()
+            saving.blocked += time.perf_counter() - began
+
+    def finish(self) -> None:
+        """Wait until nothing is under way (a collective)."""
+        while self._saving is not None:
+            if self._saving.work is not None:
+                self._saving.work.exception()  # waits
+            self.advance(any_busy=False)
+
+    def advance(self, *, any_busy: bool) -> None:
+        """Go on to the next phase if no rank is busy in this one (a collective if so).
+
+        Raises:
+            FoldtrainError: if too many checkpoints in a row have failed.
+        """
+        saving = self._saving
+        if saving is None or any_busy:
+            return
+        error = saving.work.exception() if saving.work else None
+        errors = [told for told in self._agreement.gather(error and f"{type(error).__name__}: {error}") if told]
+        if errors:
+            self._end(saving, errors[0])
+        elif saving.phase == "upload":
+            saving.phase = "commit"
+            saving.work = _start(self._commit) if self._agreement.rank == 0 else None
+        else:
+            self._end(saving, None)
+
+    def settle(self, seconds: float) -> None:
+        """Let this rank's thread end, before the process does; no other rank is asked."""
+        if self._saving and self._saving.work:
+            wait([self._saving.work], timeout=seconds)
+
+    def _end(self, saving: _Saving, error: str | None) -> None:
+        self._saving = None
+        self.failures = self.failures + 1 if error else 0
+        if error and self._agreement.rank == 0:
+            self._report("checkpoint_failed", saving.step, error=error, in_a_row=self.failures)
+        if self.failures >= self._most_failures:
+            raise FoldtrainError(
+                f"{self.checkpoints}: {self.failures} checkpoints in a row could not be written, the last at step "
+                f"{saving.step} ({error}). Mend the storage and start the same command again; "
+                "max_failed_checkpoints says how many may fail."
+            )
+
+    def _file(self, rank: int, kind: str) -> str:
+        return f"rank_{rank:04d}-{self._attempt}.{kind}"
+
+    def _upload(self) -> None:
+        """On every rank's thread: the copy, the file, then its part of the index."""
+        assert self._saving is not None
+        try:
+            self._snapshot.complete()
+        finally:
+            self._saving.copied.set()
+        folder, rank = step_folder(self.checkpoints, self._saving.step), self._agreement.rank
+        data = self._snapshot.data()
+        # Object storage's client takes nothing but bytes; a local file takes the memory as it is.
+        body = bytes(data) if storage.is_remote(folder) else cast("bytes", data)
+        storage.write_bytes(storage.join(folder, self._file(rank, "safetensors")), body)
+        storage.write_bytes(storage.join(folder, self._file(rank, "json")), self._snapshot.index().to_bytes())
+
+    def _commit(self) -> None:
+        """On rank 0's thread, when all ranks have uploaded."""
+        saving = self._saving
+        assert saving is not None
+        folder = step_folder(self.checkpoints, saving.step)
+        names = [self._file(rank, "json") for rank in range(self._agreement.world)]
+        parts = [Index.from_bytes(storage.read_bytes(storage.join(folder, name))) for name in names]
+        index = merge(parts)
+        commit(folder, index.to_bytes(), saving.state)
+        self._report(
+            "checkpoint",
+            saving.step,
+            blocked_seconds=round(saving.blocked, 3),
+            seconds=round(time.perf_counter() - saving.began, 3),
+            bytes=sum(index.files.values()),
+        )
+        try:
+            retention.apply(self.checkpoints, self._keep)
+        except Exception as error:  # the checkpoint is complete; what could not be removed is said
+            self._report("checkpoint_not_removed", saving.step, error=f"{type(error).__name__}: {error}")

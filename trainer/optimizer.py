@@ -1,0 +1,62 @@
+"""AdamW with its parameter groups; and the one of ZeRO 0, where DeepSpeed does not check gradients in fp32."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainer.config import TrainerConfig
+
+
+def parameter_groups(module: nn.Module, weight_decay: float, no_decay: set[str]) -> list[dict[str, Any]]:
+    """Matrices, which decay; and vectors and the parameters named in `no_decay`, which do not."""
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            (plain if parameter.ndim < 2 or name in no_decay else decayed).append(parameter)
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+class CheckedAdamW(torch.optim.AdamW):
+    """AdamW that clips by the global norm and leaves out a step whose norm is not finite, as ZeRO's wrappers do.
+
+    DeepSpeed's engine asks an optimizer for `overflow` and `_global_grad_norm` after each step, if it has them.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], max_norm: float, **settings: Any) -> None:
+        super().__init__(groups, **settings)
+        self.overflow = False
+        self._max_norm = max_norm
+        self._global_grad_norm = 0.0
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One update, or none if a gradient is not finite. Gradients are the same on all ranks, so all agree."""
+        assert closure is None
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(gradients))
+        self._global_grad_norm = norm
+        self.overflow = not math.isfinite(norm)
+        if self.overflow:
+            return
+        if self._max_norm > 0 and norm > self._max_norm:  # the formula of ZeRO 1 to 3
+            torch._foreach_mul_(gradients, self._max_norm / (norm + 1e-6))
+        super().step()
+
+
+def build_optimizer(module: nn.Module, config: TrainerConfig, no_decay: set[str]) -> torch.optim.Optimizer:
+    """The optimizer for a ZeRO stage. `fused` is one kernel per step, on CPUs too."""
+    groups = parameter_groups(module, config.weight_decay, no_decay)
+    settings: dict[str, Any] = {"lr": config.learning_rate, "betas": config.betas, "fused": True}
+    if config.zero_stage == 0:
+        return CheckedAdamW(groups, config.gradient_clipping, **settings)
+    return torch.optim.AdamW(groups, **settings)

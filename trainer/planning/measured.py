@@ -1,0 +1,62 @@
+"""What a stage really did, from its metrics.jsonl and events.jsonl, to be put beside its plan."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+from data_pipeline import storage
+from data_pipeline.errors import UsageError
+from trainer.jsonl import read_records
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Medians over a stage's records."""
+
+    step_seconds: float
+    samples_per_second: float
+    checkpoint_bytes: int | None
+    checkpoint_seconds: float | None
+    checkpoint_blocked_seconds: float | None
+    checkpoint_seconds_between: float | None
+    skipped_steps: int
+    restarts: int
+
+
+def read_measured(folder: str) -> Measured:
+    """Read the records of a stage's folder (<run>/generator, for instance).
+
+    Raises:
+        UsageError: if it has none.
+    """
+    metrics = [r for r in read_records(storage.join(folder, "metrics.jsonl")) if r.get("step_seconds")]
+    if not metrics:
+        raise UsageError(f"{folder}: no measurements there (metrics.jsonl is missing or empty): train the stage first")
+    events = read_records(storage.join(folder, "events.jsonl"))
+    saved = [event for event in events if event.get("event") == "checkpoint"]
+    times = [float(event["time"]) for event in saved]
+    between = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    # The first record holds what is done once: compilation, first reads.
+    steady = metrics[1:] or metrics
+    return Measured(
+        step_seconds=statistics.median(float(r["step_seconds"]) for r in steady),
+        samples_per_second=statistics.median(float(r["samples_per_second"]) for r in steady),
+        checkpoint_bytes=_last(saved, "bytes"),
+        checkpoint_seconds=_median(saved, "seconds"),
+        checkpoint_blocked_seconds=_median(saved, "blocked_seconds"),
+        checkpoint_seconds_between=statistics.median(between) if between else None,
+        skipped_steps=int(metrics[-1].get("skipped_steps", 0)),
+        restarts=sum(event.get("event") == "resume" for event in events),
+    )
+
+
+def _median(events: list[dict[str, Any]], name: str) -> float | None:
+    values = [float(event[name]) for event in events if event.get(name) is not None]
+    return statistics.median(values) if values else None
+
+
+def _last(events: list[dict[str, Any]], name: str) -> int | None:
+    values = [int(event[name]) for event in events if event.get(name) is not None]
+    return values[-1] if values else None
