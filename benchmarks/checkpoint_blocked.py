@@ -1,0 +1,106 @@
+"""How long a checkpoint keeps training waiting: ours in the background, against DeepSpeed's `engine.save_checkpoint`.
+
+    python -m benchmarks.checkpoint_blocked [--millions 50] [--workers 2] [--stage 2] [--to FOLDER] [--json FILE]
+
+Both write the same training to the same folder: master weights and two moments, ours the moving average on top. The
+model is a row of square linear layers, a step has 64 rows. Ours waits twice: in `save`, and in `hold` before the next
+optimizer update, if the copy to host memory took longer than forward and backward. The first checkpoint of each is left
+out; shown are medians of the others, of the slowest rank.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from tests.trainer.gloo import run_gloo
+from trainer.checkpoints.agreement import Agreement
+from trainer.checkpoints.retention import Retention
+from trainer.checkpoints.snapshot import pieces
+from trainer.checkpoints.writer import CheckpointWriter
+from trainer.config import TrainerConfig
+from trainer.engine import Batch, Engine, Terms, prepare_deepspeed
+
+WIDTH, ROWS, ROUNDS = 1024, 64, 4
+
+
+class Layers(nn.Module):
+    """About `millions` million parameters."""
+
+    def __init__(self, millions: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*(nn.Linear(WIDTH, WIDTH) for _ in range(round(millions * 1e6 / WIDTH**2))))
+
+    def forward(self, batch: Batch) -> Terms:
+        return {"loss": self.layers(batch["x"]).square().mean()}
+
+
+def measure(folder: str, millions: int, stage: int) -> dict[str, list[float]]:
+    """Seconds of each checkpoint, on this rank."""
+    prepare_deepspeed()
+    config = TrainerConfig(steps=9, global_batch=ROWS, zero_stage=stage, ema_decay=0.99)
+    module = Layers(millions)
+    engine = Engine(module, config, set(), torch.device("cpu"))
+    writer = CheckpointWriter(f"{folder}/ours", Agreement(), Retention(1), 3, lambda *_, **__: None)
+    writer.reserve(pieces(module, engine.owned, {}))
+    found: dict[str, list[float]] = {"blocked": [], "whole": [], "step": [], "synchronous": []}
+
+    def held() -> None:
+        began = time.perf_counter()
+        writer.hold()
+        found["blocked"][-1] += time.perf_counter() - began
+
+    batch = {"x": torch.randn(ROWS // dist.get_world_size(), WIDTH)}
+    for step in range(1, ROUNDS + 1):
+        engine.before_update = lambda: None
+        began = time.perf_counter()
+        engine.step([batch], 1e-3)
+        found["step"].append(time.perf_counter() - began)
+        began = time.perf_counter()
+        engine._engine.save_checkpoint(f"{folder}/theirs", tag="step")
+        found["synchronous"].append(time.perf_counter() - began)
+        began = time.perf_counter()
+        writer.save(step, pieces(module, engine.owned, {}), {"step": step, "optimizer_step": step})
+        found["blocked"].append(time.perf_counter() - began)
+        engine.before_update = held
+        engine.step([batch], 1e-3)
+        writer.finish()
+        found["whole"].append(time.perf_counter() - began)
+    return found
+
+
+def main() -> None:
+    """Measure, print, and write the figures if asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--millions", type=int, default=50)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--stage", type=int, default=2)
+    parser.add_argument("--to", default=None)
+    parser.add_argument("--json", default=None)
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(dir=options.to))
+    try:
+        ranks = run_gloo(options.workers, folder, measure, str(folder), options.millions, options.stage)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    slowest = {name: [max(rank[name][i] for rank in ranks) for i in range(1, ROUNDS)] for name in ranks[0]}
+    seconds: dict[str, Any] = {name: round(statistics.median(times), 4) for name, times in slowest.items()}
+    ratio = {"checkpoint_blocked": round(seconds["blocked"] / seconds["synchronous"], 4)}
+    report = {"options": vars(options), "seconds": seconds, "ratio": ratio}
+    print(json.dumps(report, indent=1))
+    if options.json:
+        Path(options.json).write_text(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()

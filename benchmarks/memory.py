@@ -1,0 +1,147 @@
+"""Peak memory of a rank, predicted by `foldtrain plan` and measured, for ZeRO 0 to 3 at two sizes.
+
+    python -m benchmarks.memory [--json FILE] [--world 2] [--precision fp32]
+
+Measured is what torch's own allocator gave out and has not got back, at its highest, from before the network is built
+to the end of the second step: the events of torch.profiler with `profile_memory`, on the rank that has most. Like
+`torch.cuda.max_memory_allocated` it counts what is asked for, whether it is touched or not, and not what gloo, the
+kernels' own buffers and Python hold. Everything that the plan names is in it: weights, masters, moments, the moving average,
+gradients, DeepSpeed's buffers, activations, and the snapshot of a checkpoint, which on a CPU comes from the same memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from benchmarks.report import write_report
+from model.config import GeneratorConfig, TokenizerConfig
+from model.generator import FoldedGenerator
+from model.losses import folded_cross_entropy
+from tests.trainer.gloo import run_gloo
+from trainer.checkpoints.snapshot import Snapshot, pieces
+from trainer.config import TrainerConfig
+from trainer.engine import Batch, Engine, Terms, prepare_deepspeed
+from trainer.planning.activations import generator_activations
+from trainer.planning.memory import RankMemory, rank_memory
+from trainer.planning.shapes import count, generator_weights
+
+MIB = 2**20
+STEPS = 2
+TOKENIZER = TokenizerConfig(scales=(1, 2, 3, 4, 6), codebook_size=4096)
+SIZES = {
+    "small": GeneratorConfig(num_classes=100, depth=5, width=512, heads=8),
+    "large": GeneratorConfig(num_classes=100, depth=8, width=768, heads=12),
+}
+BUCKET = 10_000_000
+"""Elements of the reduce bucket and of what ZeRO 3 gathers ahead: the defaults of 500 and 50 million would be most of
+the memory at these sizes, and gloo's threads decide how many of the latter are on their way."""
+
+
+class Trainee(nn.Module):
+    """The generator with its loss as forward, as the training loop has it."""
+
+    def __init__(self, config: GeneratorConfig, precision: str) -> None:
+        super().__init__()
+        self.network = FoldedGenerator(config, TOKENIZER.layout, TOKENIZER.code_dim)
+        self._autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+
+    def forward(self, batch: Batch) -> Terms:
+        with self._autocast:
+            logits_BLFV = self.network(batch["label"], batch["input"])
+            return {"loss": folded_cross_entropy(logits_BLFV, batch["tokens"])[0]}
+
+
+def trainer_config(stage: int, precision: str) -> TrainerConfig:
+    """Of one cell of the table."""
+    extra = {"zero_optimization": {"reduce_bucket_size": BUCKET, "stage3_prefetch_bucket_size": BUCKET}}
+    return TrainerConfig.model_validate(
+        {"steps": STEPS, "global_batch": 8, "zero_stage": stage, "ema_decay": 0.99, "gradient_clipping": 1.0}
+        | {"precision": precision, "extra": extra}
+    )
+
+
+def make_batch(samples: int) -> Batch:
+    """Random tokens, and inputs of the right shape."""
+    layout = TOKENIZER.layout
+    tokens = torch.randint(0, layout.codebook_size, (samples, layout.positions, layout.folds))
+    rest = layout.positions - layout.group_sizes[0]
+    inputs = torch.randn(samples, rest, layout.folds * TOKENIZER.code_dim)
+    return {"tokens": tokens, "input": inputs, "label": torch.randint(0, 100, (samples,))}
+
+
+def measure(size: str, stage: int, precision: str) -> int:
+    """Peak bytes of this rank."""
+    from torch.profiler import ProfilerActivity, profile
+
+    prepare_deepspeed()
+    config = trainer_config(stage, precision)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        trainee = Trainee(SIZES[size], precision)
+        engine = Engine(trainee, config, set(), torch.device("cpu"))
+        snapshot = Snapshot()
+        snapshot.reserve(pieces(trainee, engine.owned, {}))
+        batch = make_batch(config.global_batch // dist.get_world_size())
+        for _ in range(STEPS):
+            engine.step([batch], 1e-4)
+    return peak_bytes(profiler)
+
+
+def peak_bytes(profiler: Any) -> int:
+    """The highest sum of all allocations and frees so far."""
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    now = peak = 0
+    for event in events:
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak
+
+
+def predict(size: str, stage: int, precision: str, world: int) -> RankMemory:
+    """What the plan says of the same."""
+    config = trainer_config(stage, precision)
+    network = SIZES[size]
+    kept = generator_activations(
+        network, TOKENIZER, bf16=precision == "bf16", attention="cpu", checkpointing=config.activation_checkpointing
+    )
+    return rank_memory(generator_weights(network, TOKENIZER), config, world, kept)
+
+
+def main() -> None:
+    """Measure all cells, and compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--world", type=int, default=2)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--json", type=Path, default=None)
+    parser.add_argument("--only", default=None, help="a cell, for instance zero2_small")
+    options = parser.parse_args()
+    rows, cells = [], {}
+    for size in SIZES:
+        for stage in range(4):
+            name = f"zero{stage}_{size}"
+            if options.only not in {None, name}:
+                continue
+            predicted = predict(size, stage, options.precision, options.world)
+            whole = predicted.device_bytes + predicted.host_bytes
+            with tempfile.TemporaryDirectory() as folder:
+                measured = max(run_gloo(options.world, Path(folder), measure, size, stage, options.precision))
+            cells[name] = {"predicted": whole, "measured": measured, "moment": predicted.moment}
+            millions = count(generator_weights(SIZES[size], TOKENIZER)) / 1e6
+            numbers = [f"{whole / MIB:,.0f}", f"{measured / MIB:,.0f}", f"{measured / whole:.3f}", predicted.moment]
+            rows.append([name, f"{millions:.0f} M", *numbers])
+            print(*rows[-1], flush=True)
+    ratio = {name: round(cell["measured"] / cell["predicted"], 4) for name, cell in cells.items()}
+    figures = {"options": {"world": options.world, "precision": options.precision}, "cells": cells, "ratio": ratio}
+    columns = ["cell", "parameters", "predicted MiB", "measured MiB", "ratio", "peak at"]
+    write_report("memory", columns, rows, figures, options.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""How every benchmark says what it found: a table, and with --json its figures and the machine."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def write_report(
+    name: str, columns: list[str], rows: list[list[str]], figures: dict[str, Any], output: Path | None
+) -> None:
+    """Print a table; write `figures` with the date and the machine to `output`, if one is given."""
+    table = Table(*columns, title=name)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=120).print(table)
+    if output is not None:
+        machine = {"cpus": len(os.sched_getaffinity(0)), "python": platform.python_version()}
+        record = {"benchmark": name, "date": datetime.datetime.now(datetime.UTC).date().isoformat(), "machine": machine}
+        output.write_text(json.dumps(record | figures, indent=1) + "\n")

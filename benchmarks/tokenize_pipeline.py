@@ -1,0 +1,229 @@
+"""What `python benchmarks/tokenize.py` measures.
+
+A SeaweedFS on loopback holds JPEG files of 500 x 375 pixels in image shards. The pool of `foldtrain tokenize` reads
+them, decodes them, cuts ADM's centre crop of 256 pixels, encodes and commits token shards to the same server. Its time
+is that from the first worker's first read to the last commit. The start of Ray and of the workers, which an ImageNet
+run has once in hours, is left out and stated apart.
+
+The encoder alone has the same cores: as many processes with as many threads each, the same network, batches and
+precision, and pixels that are in memory already as float32. It is measured before and after the pipeline, so that a
+machine whose speed drifts favours neither. Images per second of processor time, of all threads of the workers, say how
+much of it is spent on anything but the encoder; they hold on a machine that others use, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from decode import made_picture
+from report import write_report
+
+from cluster.config import ClusterConfig
+from cluster.drills.s3_server import BUCKET, S3Server
+from cluster.pool_progress import PoolProgress
+from cluster.ray_pool import PoolSize, Shard, WorkerNeeds
+from cluster.ray_session import ray_session
+from cluster.shard_pool import PoolSettings, make_shards
+from cluster.shard_worker import Advance, MakeShard
+from cluster.tokenizing import TokenizeWork
+from data_pipeline.config import TokensConfig
+from data_pipeline.image_shards import ImageSample, write_image_shard
+from data_pipeline.manifest import ImageManifest
+from data_pipeline.tokenizing import TokenPlan, encoder_of, finish, missing, plan_tokens
+from data_pipeline.weights import Card, write_weights
+from model.config import TokenizerConfig, ViTConfig
+from model.tokenizer import ImageFolderTokenizer
+
+ENCODER = ViTConfig(width=384, depth=8, heads=6)
+TOKENIZER = TokenizerConfig(image_size=256, patch_size=16, encoder=ENCODER, decoder=ViTConfig(depth=1))
+BATCH = 16
+PICTURES = 48
+IMAGE_SHARD = 100
+RAY_NICENESS = int(os.environ.get("RAY_worker_niceness", "15"))  # noqa: SIM112 - Ray spells it so
+"""Ray's workers give way to other processes; so must the encoder alone, or a busy machine would favour it."""
+ENCODER_ROUNDS = 5
+"""Batches that each process of the encoder alone is timed over, each time."""
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Images in so many seconds of the clock, and of processors."""
+
+    images: int
+    seconds: float
+    cpu: float
+
+    @property
+    def per_second(self) -> float:
+        return self.images / self.seconds
+
+    @property
+    def per_cpu_second(self) -> float:
+        return self.images / self.cpu
+
+
+@dataclass(frozen=True)
+class TimedWork:
+    """The work of tokenize; the driver hears when each shard was begun and committed."""
+
+    work: TokenizeWork
+
+    def open(self, threads: int) -> MakeShard:
+        make = self.work.open(threads)
+
+        def timed(payload: Any, advance: Advance) -> dict[str, Any]:
+            began, used = time.time(), time.process_time()
+            facts = make(payload, advance)
+            return facts | {"began": began, "committed": time.time(), "cpu": time.process_time() - used}
+
+        return timed
+
+
+def write_images(uri: str, count: int) -> None:
+    """Image shards of a few made pictures, in turn."""
+    files = []
+    for seed in range(PICTURES):
+        buffer = io.BytesIO()
+        made_picture(seed, 500, 375).save(buffer, "JPEG", quality=95)
+        files.append(buffer.getvalue())
+    samples = [ImageSample(f"{number:06d}", 0, "jpg", files[number % PICTURES]) for number in range(count)]
+    starts = range(0, count, IMAGE_SHARD)
+    records = tuple(
+        write_image_shard(uri, f"images-{number:05d}.tar", samples[start : start + IMAGE_SHARD], "made")
+        for number, start in enumerate(starts)
+    )
+    ImageManifest.build(samples=count, classes=("made",), split="train", shards=records).write(uri)
+
+
+def write_tokenizer(uri: str) -> Card:
+    torch.manual_seed(0)
+    network = ImageFolderTokenizer(TOKENIZER)
+    return write_weights(uri, "tokenizer", TOKENIZER.model_dump(mode="json"), {"model": network.state_dict()}, {})
+
+
+def encode_alone(threads: int, precision: str, start: Barrier, results: Any) -> None:
+    """One process of the encoder alone: when its timed batches began and ended."""
+    os.nice(RAY_NICENESS - os.nice(0))
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    encode = encoder_of(ImageFolderTokenizer(TOKENIZER).eval(), precision, "cpu")
+    side = TOKENIZER.image_size
+    image_BCHW = np.random.default_rng(0).uniform(-1, 1, (BATCH, 3, side, side)).astype(np.float32)
+    encode(image_BCHW)
+    start.wait()
+    began, used = time.time(), time.process_time()
+    for _ in range(ENCODER_ROUNDS):
+        encode(image_BCHW)
+    results.put((began, time.time(), time.process_time() - used))
+
+
+def encoder_rate(workers: int, threads: int, precision: str) -> Rate:
+    """All processes together."""
+    context = multiprocessing.get_context("spawn")
+    start, results = context.Barrier(workers), context.Queue()
+    arguments = (threads, precision, start, results)
+    processes = [context.Process(target=encode_alone, args=arguments) for _ in range(workers)]
+    for process in processes:
+        process.start()
+    spans = [results.get(timeout=300) for _ in processes]
+    for process in processes:
+        process.join()
+    began, ended, cpu = zip(*spans, strict=True)
+    return Rate(workers * ENCODER_ROUNDS * BATCH, max(ended) - min(began), sum(cpu))
+
+
+def pipeline_rate(plan: TokenPlan, tokenizer: str, workers: int, threads: int) -> tuple[Rate, float]:
+    """From the first read to the last commit; and the seconds before that."""
+    shards = [Shard(shard.name, shard.stop - shard.start, shard) for shard in missing(plan)]
+    needs, size = WorkerNeeds(threads, 0), PoolSize(workers, workers)
+    settings = PoolSettings("tokenize", plan.output, size, needs)
+    facts: list[dict[str, Any]] = []
+    launched = time.time()
+    with (
+        PoolProgress("tokenize", plan.output, len(shards), plan.samples, 0, 0) as progress,
+        ray_session(ClusterConfig(workers=workers, cpus_per_worker=threads)),
+    ):
+        make_shards(TimedWork(TokenizeWork(plan, tokenizer)), shards, settings, progress, facts.append)
+    finish(plan)
+    began = min(fact["began"] for fact in facts)
+    seconds = max(fact["committed"] for fact in facts) - began
+    return Rate(plan.samples, seconds, sum(fact["cpu"] for fact in facts)), began - launched
+
+
+@contextmanager
+def s3(folder: Path) -> Iterator[str]:
+    """A server that this process and all that it starts use."""
+    before = dict(os.environ)
+    with S3Server(folder) as server:
+        os.environ.update(server.environment())
+        yield f"s3://{BUCKET}"
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def measure(images: int, workers: int, threads: int, precision: str, decode: str) -> dict[str, Any]:
+    """All figures."""
+    with tempfile.TemporaryDirectory() as folder, s3(Path(folder) / "s3") as bucket:
+        write_images(f"{bucket}/images", images)
+        card = write_tokenizer(f"{folder}/tokenizer")
+        config = TokensConfig.model_validate(
+            {"shard_samples": -(-images // (4 * workers)), "batch": BATCH, "precision": precision, "decode": decode}
+        )
+        plan = plan_tokens(f"{bucket}/images", card, config, f"{bucket}/tokens", "crop")
+        before = encoder_rate(workers, threads, precision)
+        pipeline, start = pipeline_rate(plan, f"{folder}/tokenizer", workers, threads)
+        after = encoder_rate(workers, threads, precision)
+    encoder = Rate(before.images + after.images, before.seconds + after.seconds, before.cpu + after.cpu)
+    measured = {"pipeline": pipeline, "encoder": encoder, "encoder_before": before, "encoder_after": after}
+    settings = {"images": images, "workers": workers, "threads": threads, "batch": BATCH}
+    settings |= {"precision": precision, "decode": decode, "shards": len(plan.shards)}
+    return {
+        "images_per_second": {name: rate.per_second for name, rate in measured.items()},
+        "images_per_cpu_second": {name: rate.per_cpu_second for name, rate in measured.items()},
+        "start_seconds": start,
+        "settings": settings,
+        "ratio": {
+            "pipeline_encoder": pipeline.per_second / encoder.per_second,
+            "pipeline_encoder_cpu": pipeline.per_cpu_second / encoder.per_cpu_second,
+        },
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The pipeline of tokenize against the encoder alone.")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--images", type=int, default=288)
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=1, help="of each worker; its CPUs")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--decode", choices=("exact", "fast"), default="exact")
+    given = parser.parse_args()
+    found = measure(given.images, given.workers, given.threads, given.precision, given.decode)
+    rates, per_cpu, ratio = found["images_per_second"], found["images_per_cpu_second"], found["ratio"]
+    labels = {"encoder": "encoder alone", "pipeline": "pipeline"}
+    does = {
+        "encoder": "forward passes on pixels in memory",
+        "pipeline": "read S3, decode, crop, encode, write S3, commit",
+    }
+    rows = [[labels[name], f"{rates[name]:.2f}", f"{per_cpu[name]:.2f}", does[name]] for name in labels]
+    rows += [
+        ["ratio", f"{ratio['pipeline_encoder']:.3f}", f"{ratio['pipeline_encoder_cpu']:.3f}", "goal: 0.9"],
+        ["not in it", f"{found['start_seconds']:.1f} s", "", "start of Ray, workers, torch, tokenizer"],
+    ]
+    title = (
+        f"tokenize: ViT {ENCODER.width} x {ENCODER.depth}, 256 px, {given.workers} workers of {given.threads} threads"
+    )
+    write_report(title, ["", "images/s", "per CPU second", "what"], rows, found, given.json)
