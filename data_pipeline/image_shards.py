@@ -108,9 +108,9 @@ def write_image_shard(
         quarantined=[entry._asdict() for entry in quarantined],
         **columns,
     )
-    storage.write_bytes(storage.join(uri, name), archive)
+    storage.commit_bytes(storage.join(uri, name), archive)
     data = index.encode()
-    storage.write_bytes(storage.join(uri, index_name(name)), data)
+    storage.commit_bytes(storage.join(uri, index_name(name)), data)
     return shard_record(name, index, data)
 
 

@@ -200,4 +200,6 @@ def _check_segment(segment: Segment, data: DataOrder, order: SampleOrder, keys: 
 def _runs(steps: Sequence[int]) -> list[tuple[int, int]]:
     """Ascending numbers as ranges [first, stop)."""
     cuts = [i for i in range(len(steps)) if i == 0 or steps[i] != steps[i - 1] + 1]
-    return [(steps[a], steps[b - 1] + 1) for a, b in zip(cuts, [*cuts[1:], len(steps)], strict=True)]
+    return [
+        (steps[a], steps[b - 1] + 1) for a, b in zip(cuts, [*cuts[1:], len(steps)], strict=False)
+    ]  # no cut: no range

@@ -208,3 +208,11 @@ def test_merging_leaves_both_sides_as_they_were() -> None:
     base, over = {"a": {"b": 1, "c": 2}}, {"a": {"b": 3}}
     assert merge(base, over) == {"a": {"b": 3, "c": 2}}
     assert (base, over) == ({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}})
+
+
+def test_a_file_that_two_others_extend_applies_once_below_both(small_config: Path) -> None:
+    deep = extending(small_config.parent, "deep.yaml", "extends: small.yaml\ngenerator: {model: {depth: 3}}")
+    extending(small_config.parent, "wide.yaml", "extends: small.yaml\ncluster: {workers: 7}")
+    both = extending(deep.parent, "both.yaml", "extends: [deep.yaml, wide.yaml]")
+    config = load_config(both)
+    assert (config.generator.model.depth, config.cluster.workers) == (3, 7)

@@ -98,6 +98,29 @@ def test_training_survives_a_killed_worker_and_a_killed_driver(stage: str, whole
     assert [record["loss"] for record in lines(records)] == unbroken
     exports = "card.json", "*.safetensors"
     assert digests(tmp_path / stage / "export", *exports) == digests(whole / "run" / stage / "export", *exports)
+    assert "1 whole epochs, each of 300 samples exactly once" in run("ledger", "audit", str(tmp_path / stage))
+
+
+def test_a_run_restarted_twice_at_other_sizes_has_consumed_each_sample_once(whole: Path, until, tmp_path: Path) -> None:
+    command = ("train-generator", *until("generator"))
+    events = tmp_path / "generator" / "events.jsonl"
+
+    def has_checkpoint(step: int) -> bool:
+        return any(e["event"] == "checkpoint" and e["step"] >= step for e in lines(events))
+
+    for workers, step in ((2, 20), (1, 40)):
+        with started(*command, f"cluster.workers={workers}") as driver:
+            wait_for(f"a checkpoint with {workers} workers", lambda step=step: has_checkpoint(step), driver)
+            driver.kill()
+    run(*command, "cluster.workers=4")
+    audit = json.loads(run("ledger", "audit", str(tmp_path / "generator"), "--json"))
+    assert audit["problems"] == []
+    assert audit["steps"] == STEPS
+    assert [start["world"] for start in audit["starts"]] == [2, 1, 4]
+    assert [(epoch["consumed"], epoch["most"]) for epoch in audit["epochs"]] == [(300, 1), (180, 1)]
+    unbroken = [record["loss"] for record in lines(whole / "run" / "generator" / "metrics.jsonl")]
+    losses = [record["loss"] for record in lines(tmp_path / "generator" / "metrics.jsonl")]
+    assert losses == pytest.approx(unbroken, rel=0.01)  # bf16, and other sums
 
 
 def test_tokenize_survives_a_killed_actor_and_a_killed_driver(whole: Path, until, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import numpy as np
@@ -23,16 +24,19 @@ def started(step: int, world: int) -> Record:
     return {"event": "start", "step": step, "world": world}
 
 
-def segment(first: int, stop: int, world: int, order: DataOrder = ORDER) -> Record:
-    """What honest ranks record of some steps."""
+def segment(
+    first: int, stop: int, world: int, order: DataOrder = ORDER, skipped: AbstractSet[int] = frozenset()
+) -> Record:
+    """What honest ranks record of some steps, of which they passed over those in `skipped`."""
     crcs = []
     for rank in range(world):
         crc = 0
-        for step in range(first, stop):
+        for step in sorted(set(range(first, stop)) - skipped):
             positions = step_positions(step, order.global_batch, rank, world)
             crc = chain(crc, KEYS[order.samples(SHARDS).indices(positions)])
         crcs.append(crc)
-    return {"event": "segment", "first": first, "stop": stop, "world": world, "crc": crcs}
+    ranges = [[step, step + 1] for step in sorted(skipped)]
+    return {"event": "segment", "first": first, "stop": stop, "world": world, "crc": crcs, "skipped": ranges}
 
 
 def ledger(*records: Record, order: DataOrder = ORDER) -> list[Record]:
@@ -91,6 +95,19 @@ def test_another_order_of_the_same_samples_is_found() -> None:
 def test_the_samples_of_a_step_are_those_of_its_positions() -> None:
     first = ORDER.samples(SHARDS).indices(np.arange(8, 16))
     assert step_indices(ORDER, SHARDS, 1).tolist() == first.tolist()
+
+
+@given(st.sets(st.integers(0, 11)), st.sampled_from([1, 2, 4, 8]))
+def test_steps_that_were_passed_over_are_accounted_for_at_any_world_size(passed: set[int], world: int) -> None:
+    records = [started(0, world), *(segment(a, a + 4, world, skipped=passed & set(range(a, a + 4))) for a in (0, 4, 8))]
+    found = audit(read_history("ledger.jsonl", ledger(*records)), KEYS, SHARDS)
+    assert found.problems == ()
+    assert sum(consumed for consumed, _, _ in found.epochs) == (12 - len(passed)) * 8
+
+
+def test_a_step_that_was_not_passed_over_as_recorded_is_found() -> None:
+    lie = segment(0, 4, 1) | {"skipped": [[2, 3]]}
+    assert problems(started(0, 1), lie) == ("steps 0 to 3: rank 0 of 1 consumed other samples",)
 
 
 @pytest.mark.parametrize(

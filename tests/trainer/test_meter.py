@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,7 +32,10 @@ def two_records() -> list[dict[str, Any]]:
     meter.block(0.25 * (rank + 1))
     first = meter.record(4, skipped=2, passed_over=1)
     meter.add(step(math.inf), waited=0.0, seconds=1.0)
-    return [first, meter.record(5, skipped=2)]
+    second = meter.record(5, skipped=2)
+    unknown = Meter(CONFIG, flops_per_step=1e6, peak_flops=None)
+    unknown.add(step(1.0), waited=0.0, seconds=1.0)
+    return [first, second, unknown.record(1, skipped=2)]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +71,7 @@ def test_memory_and_blocked_time_are_those_of_the_worst_rank(records: list[list[
 
 
 def test_skipped_steps_are_in_every_record(records: list[list[dict[str, Any]]]) -> None:
-    assert [record["skipped_steps"] for record in records[0]] == [2, 2]
+    assert [record["skipped_steps"] for record in records[0]] == [2, 2, 2]
     assert (records[0][0]["passed_over_steps"], records[0][0]["samples"]) == (1, 3 * 8)
 
 
@@ -79,14 +81,8 @@ def test_a_record_begins_anew_and_what_is_not_finite_is_null(records: list[list[
     assert "tokens_per_second" not in second
 
 
-def without_flops() -> bool:
-    meter = Meter(CONFIG, flops_per_step=1e6, peak_flops=None)
-    meter.add(step(1.0), 0.0, 1.0)
-    return "mfu" in meter.record(1, 0)
-
-
-def test_there_is_no_mfu_where_the_device_is_unknown(tmp_path: Path) -> None:
-    assert run_gloo(1, tmp_path, without_flops) == [False]
+def test_there_is_no_mfu_where_the_device_is_unknown(records: list[list[dict[str, Any]]]) -> None:
+    assert ["mfu" in record for record in records[0]] == [True, True, False]
 
 
 @given(st.lists(st.floats(0, 100), min_size=1), st.floats(0.01, 1))

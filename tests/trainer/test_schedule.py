@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from trainer.config import TrainerConfig
@@ -29,4 +31,4 @@ def test_lin0_is_flat_for_a_twentieth_and_then_a_line() -> None:
     assert [learning_rate(lin0, step) for step in (10, 15)] == pytest.approx([1, 1])
     assert learning_rate(lin0, 110) == pytest.approx(0.01)
     line = [learning_rate(lin0, step) for step in (20, 40, 60, 80, 100)]
-    assert [a - b for a, b in zip(line, line[1:], strict=False)] == pytest.approx([(line[0] - line[-1]) / 4] * 4)
+    assert [a - b for a, b in itertools.pairwise(line)] == pytest.approx([(line[0] - line[-1]) / 4] * 4)

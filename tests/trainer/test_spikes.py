@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -219,55 +220,81 @@ def ledger_of(run: Path) -> Audit:
     return audit(read_history("ledger.jsonl", records), NamedSamples.keys, NamedSamples.shards)
 
 
-def many(plans: list[tuple[TrainJob, list[int | None]]]) -> list[list[list[int]]]:
-    return [[train(each, kill_at) for kill_at in kills] for each, kills in plans]
+@dataclass(frozen=True)
+class Plan:
+    """A run, and the batches before which it is killed, start after start."""
+
+    job: TrainJob
+    poison: tuple[int, ...] = (POISON,)
+    kills: tuple[int | None, ...] = (None,)
 
 
-def test_a_run_that_dies_after_the_decision_takes_the_same_course(tmp_path: Path) -> None:
-    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
-    kills: list[int | None] = [21, 2, None]  # the batch after the decision; then again before the steps passed over
-    found = run_gloo(1, tmp_path, many, [(poisoned(unbroken), [None]), (poisoned(broken), kills)])[0]
-    assert found[0] == [COURSE]
-    assert found[1] == [[*range(21)], [15, 16], [15, 16, 17, *range(21, 30)]]
-    assert losses(broken) == losses(unbroken)
-    assert events(broken, "spike") == [POISON]
-    for run in (unbroken, broken):
-        assert ledger_of(run).problems == ()
-        assert ledger_of(run).epochs == ((27 * 8, 30 * 8, 1),)
+def follow(plans: list[Plan]) -> list[list[list[int] | str]]:
+    """For each start of each plan, the steps that it consumed, or what it failed with."""
+
+    def start(plan: Plan, kill_at: int | None) -> list[int] | str:
+        try:
+            return train(plan.job, kill_at, plan.poison)
+        except FoldtrainError as error:
+            return str(error)
+
+    return [[start(plan, kill_at) for kill_at in plan.kills] for plan in plans]
 
 
-def three_spikes(each: TrainJob) -> str:
-    with pytest.raises(FoldtrainError) as failed:
-        train(each, poison=(12, 18, 24))
-    return str(failed.value)
+@dataclass(frozen=True)
+class Outcome:
+    """A run's folder, and what each of its starts consumed."""
+
+    folder: Path
+    starts: list[Any]
 
 
-def test_the_run_stops_after_too_many_rollbacks(tmp_path: Path) -> None:
-    message = run_gloo(1, tmp_path, three_spikes, poisoned(tmp_path / "run"))[0]
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+    """Runs on one rank, all in one process, whose start takes longer than they do."""
+    folder = tmp_path_factory.mktemp("runs")
+    plans = {
+        "unbroken": Plan(poisoned(folder / "unbroken")),
+        # the batch after the decision; then again before the steps that are passed over
+        "broken": Plan(poisoned(folder / "broken"), kills=(21, 2, None)),
+        "three spikes": Plan(poisoned(folder / "three spikes"), poison=(12, 18, 24)),
+        "recorded": Plan(poisoned(folder / "recorded", spikes=SPIKES | {"action": "record"})),
+        "unwatched": Plan(poisoned(folder / "unwatched", spikes=None)),
+        "last": Plan(poisoned(folder / "last"), poison=(STEPS - 1,)),
+    }
+    found = run_gloo(1, folder, follow, list(plans.values()))[0]
+    return {name: Outcome(folder / name, starts) for name, starts in zip(plans, found, strict=True)}
+
+
+def test_a_run_that_dies_after_the_decision_takes_the_same_course(runs: dict[str, Outcome]) -> None:
+    assert runs["unbroken"].starts == [COURSE]
+    assert runs["broken"].starts == [[*range(21)], [15, 16], [15, 16, 17, *range(21, 30)]]
+    assert losses(runs["broken"].folder) == losses(runs["unbroken"].folder)
+    assert events(runs["broken"].folder, "spike") == [POISON]
+
+
+@pytest.mark.parametrize("name", ["unbroken", "broken"])
+def test_the_ledger_accounts_for_steps_that_were_passed_over(name: str, runs: dict[str, Outcome]) -> None:
+    found = ledger_of(runs[name].folder)
+    assert found.problems == ()
+    assert found.epochs == ((27 * 8, 30 * 8, 1),)
+
+
+def test_the_run_stops_after_too_many_rollbacks(runs: dict[str, Outcome]) -> None:
+    (message,) = runs["three spikes"].starts
     assert "spiked at step 24" in message
     assert "max_rollbacks" in message
-    assert events(tmp_path / "run", "spike") == [12, 18]
+    assert events(runs["three spikes"].folder, "spike") == [12, 18]
 
 
-def test_a_spike_that_is_only_recorded_changes_nothing(tmp_path: Path) -> None:
-    record = SPIKES | {"action": "record"}
-    plans = [
-        (poisoned(tmp_path / "watched", spikes=record), [None]),
-        (poisoned(tmp_path / "plain", spikes=None), [None]),
-    ]
-    found = run_gloo(1, tmp_path, many, plans)[0]
-    assert found == [[list(range(STEPS))]] * 2
-    assert losses(tmp_path / "watched") == losses(tmp_path / "plain")
-    assert events(tmp_path / "watched", "spike") == [POISON]
+def test_a_spike_that_is_only_recorded_changes_nothing(runs: dict[str, Outcome]) -> None:
+    assert runs["recorded"].starts == runs["unwatched"].starts == [list(range(STEPS))]
+    assert losses(runs["recorded"].folder) == losses(runs["unwatched"].folder)
+    assert events(runs["recorded"].folder, "spike") == [POISON]
 
 
-def test_a_run_whose_last_steps_spike_ends_with_the_steps_before(tmp_path: Path) -> None:
-    each = poisoned(tmp_path / "run")
-    consumed = run_gloo(1, tmp_path, last_spikes, each)[0]
-    assert consumed == [*range(30), *range(25, 27)]
-    assert complete_steps(each.checkpoints)[-1] == STEPS
-    assert (tmp_path / "run" / "export" / "card.json").exists()
-
-
-def last_spikes(each: TrainJob) -> list[int]:
-    return train(each, poison=(STEPS - 1,))
+def test_a_run_whose_last_steps_spike_ends_with_the_steps_before(runs: dict[str, Outcome]) -> None:
+    last = runs["last"]
+    assert last.starts == [[*range(30), *range(25, 27)]]
+    assert complete_steps(str(last.folder / "checkpoints"))[-1] == STEPS
+    assert (last.folder / "export" / "card.json").exists()

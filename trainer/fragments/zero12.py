@@ -12,20 +12,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from trainer.fragments import MOMENTS, Fragment
-from trainer.fragments.moments import create_moments, get_step, set_step
+from trainer.fragments.cuts import CutState
 
 
-class ShardedState:
+class ShardedState(CutState):
     """This rank's cut of every optimizer group."""
 
     def __init__(self, module: nn.Module, zero_optimizer: Any, ema: bool) -> None:
+        super().__init__(zero_optimizer, list(zero_optimizer.single_partition_of_fp32_groups), ema)
         self._module = module
-        self._zero = zero_optimizer
-        self._flat: list[Tensor] = list(zero_optimizer.single_partition_of_fp32_groups)
-        create_moments(zero_optimizer.optimizer, self._flat)
         zero_optimizer._lazy_init_hp_params_optimizer_state()
-        self.keeps_ema = ema
-        self._ema: list[Tensor] = [flat.detach().clone() for flat in self._flat] if ema else []
 
     def owned(self) -> Iterator[Fragment]:
         """The stretches of parameters that lie in this rank's cuts."""
@@ -41,24 +37,6 @@ class ShardedState:
                 flat = self._ema[groups[id(parameter)]]
                 roles["ema"] = flat.narrow(0, mapping.get_hp_fragment_address().start, numel)
             yield Fragment(name, tuple(parameter.shape), start, start + numel, roles)
-
-    def held(self) -> Iterator[Fragment]:
-        """The same: nothing is held twice."""
-        return self.owned()
-
-    def update_ema(self, decay: float) -> None:
-        """Move the average of this rank's cuts towards the master weights."""
-        for average, flat in zip(self._ema, self._flat, strict=True):
-            average.lerp_(flat.detach(), 1 - decay)
-
-    @property
-    def optimizer_step(self) -> int:
-        """Steps that AdamW has taken."""
-        return get_step(self._zero.optimizer, self._flat)
-
-    @optimizer_step.setter
-    def optimizer_step(self, step: int) -> None:
-        set_step(self._zero.optimizer, self._flat, step)
 
     def publish(self) -> None:
         """Copy the master weights into the module's parameters, on all ranks (a collective)."""

@@ -13,19 +13,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from trainer.fragments import MOMENTS, Fragment
-from trainer.fragments.moments import create_moments, get_step, set_step
+from trainer.fragments.cuts import CutState
 
 
-class PartitionedState:
+class PartitionedState(CutState):
     """This rank's cut of every parameter."""
 
     def __init__(self, module: nn.Module, zero_optimizer: Any, ema: bool) -> None:
-        self._zero = zero_optimizer
+        super().__init__(zero_optimizer, list(zero_optimizer.fp32_partitioned_groups_flat), ema)
         self._named: dict[str, Any] = dict(module.named_parameters())
-        self._flat: list[Tensor] = list(zero_optimizer.fp32_partitioned_groups_flat)
-        create_moments(zero_optimizer.optimizer, self._flat)
-        self.keeps_ema = ema
-        self._ema: list[Tensor] = [flat.detach().clone() for flat in self._flat] if ema else []
 
     def owned(self) -> Iterator[Fragment]:
         """This rank's cut of each parameter, without the padding."""
@@ -41,24 +37,6 @@ class PartitionedState:
             tensors |= {"ema": self._ema[group]} if self._ema else {}
             roles = {role: tensor.narrow(0, offset, stop - start) for role, tensor in tensors.items()}
             yield Fragment(name, tuple(parameter.ds_shape), start, stop, roles)
-
-    def held(self) -> Iterator[Fragment]:
-        """The same: nothing is held twice."""
-        return self.owned()
-
-    def update_ema(self, decay: float) -> None:
-        """Move the average of this rank's cuts towards the master weights."""
-        for average, flat in zip(self._ema, self._flat, strict=True):
-            average.lerp_(flat.detach(), 1 - decay)
-
-    @property
-    def optimizer_step(self) -> int:
-        """Steps that AdamW has taken."""
-        return get_step(self._zero.optimizer, self._flat)
-
-    @optimizer_step.setter
-    def optimizer_step(self, step: int) -> None:
-        set_step(self._zero.optimizer, self._flat, step)
 
     def publish(self) -> None:
         """Copy the masters into the partitions, and gather anew what is kept whole between steps (a collective).

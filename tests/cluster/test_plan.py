@@ -1,0 +1,99 @@
+"""`foldtrain plan`: what it prints, in words and as JSON, and how it refuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from cluster.cli import app
+from cluster.commands.stages import packaged
+from cluster.config_loading import load_config
+from data_pipeline.errors import UsageError
+
+QUICKSTART = packaged("quickstart.yaml")
+RECIPES = Path(packaged("imagefolder"))
+
+
+def plan(*arguments: str) -> dict[str, Any]:
+    result = CliRunner().invoke(app, ["plan", QUICKSTART, "run=nowhere", *arguments, "--json"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+@pytest.mark.parametrize("stage", ["train-generator", "train-tokenizer"])
+def test_the_quickstart_is_planned_without_torch(stage: str) -> None:
+    code = (
+        "import sys; from typer.testing import CliRunner; from cluster.cli import app\n"
+        f"result = CliRunner().invoke(app, ['plan', {QUICKSTART!r}, '--stage', {stage!r}], catch_exceptions=False)\n"
+        "print(result.output); sys.exit(result.exit_code or 10 * ('torch' in sys.modules))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert "cannot tell" in found.stdout
+    assert "checkpoint snapshot" in found.stdout
+
+
+def test_memory_parts_add_up_to_the_sum() -> None:
+    found = plan("--device", "A10", "--gpus-per-node", "2", "--nodes", "1")
+    assert found["fit"]["needed"] - sum(found["memory"]["device"].values()) == 1_500_000_000
+    assert found["fit"]["fits"] is True
+
+
+def test_samples_give_epochs_and_reads() -> None:
+    found = plan("--samples", "9600")
+    assert found["epochs"] == pytest.approx(1200 * 64 / 9600)
+    assert found["reading"]["bytes"] > 0
+
+
+def test_without_a_manifest_and_samples_nothing_is_made_up() -> None:
+    found = plan()
+    assert (found["epochs"], found["reading"]) == (None, None)
+
+
+def test_an_unknown_device_is_noted() -> None:
+    found = plan("--device", "Abacus 3000", "--nodes", "1", "--gpus-per-node", "2", "--mfu", "0.4")
+    assert "Abacus 3000 is not in the table" in found["note"]
+    assert found["time"]["hours"] is None
+
+
+def test_a_measured_run_stands_beside_its_plan(tmp_path: Path) -> None:
+    folder = tmp_path / "generator"
+    folder.mkdir()
+    record = {"step": 50, "step_seconds": 0.25, "samples_per_second": 256.0, "skipped_steps": 0}
+    (folder / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+    found = plan("--measured", str(tmp_path))
+    assert found["measured"]["step_seconds"] == 0.25
+    assert found["time"]["samples_per_second"] == 256.0  # what was measured is taken where nothing is given
+    words = CliRunner().invoke(app, ["plan", QUICKSTART, "--measured", str(tmp_path), "--throughput", "200"])
+    assert "after the run" in words.output
+
+
+def test_a_batch_that_does_not_divide_is_refused() -> None:
+    with pytest.raises(UsageError, match="no multiple of the 24 workers"):
+        plan("--nodes", "3")
+
+
+@pytest.mark.parametrize("option", [("--mfu", "1.5"), ("--throughput", "0"), ("--bandwidth", "0")])
+def test_a_figure_that_cannot_be_is_refused(option: tuple[str, str]) -> None:
+    result = CliRunner().invoke(app, ["plan", QUICKSTART, *option])
+    assert result.exit_code == 2
+    assert option[0] in result.output
+
+
+@pytest.mark.parametrize("depth", [16, 17, 20, 24, 30])
+@pytest.mark.parametrize("gpus", [8, 64, 512])
+def test_every_generator_goes_with_every_cluster(tmp_path: Path, depth: int, gpus: int) -> None:
+    files = [str(RECIPES / f"generator-d{depth}.yaml"), str(RECIPES / f"gpus-{gpus}.yaml")]
+    (tmp_path / "both.yaml").write_text(f"extends: {json.dumps(files)}\n")
+    config = load_config(tmp_path / "both.yaml")
+    assert config.generator.model.width == 64 * depth
+    assert config.cluster.workers == gpus
+    config.generator.trainer.split_over(gpus)
+    config.tokenizer.trainer.split_over(gpus)

@@ -1,0 +1,170 @@
+"""Failures, storage, what is measured after a run, and what makes a stage fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_pipeline import storage
+from data_pipeline.config import ReadingConfig, TokensConfig
+from data_pipeline.errors import UsageError
+from model.config import GeneratorConfig, TokenizerConfig, ViTConfig
+from trainer.config import GeneratorStageConfig, TokenizerLossConfig, TokenizerStageConfig, TrainerConfig
+from trainer.jsonl import JsonlWriter
+from trainer.planning.failures import best_interval, expect_failures, lost_seconds
+from trainer.planning.fitting import BASE_BYTES, MARGIN, cheapest_remedy, needed
+from trainer.planning.measured import read_measured
+from trainer.planning.plan import DataFacts, Request, make_plan
+from trainer.planning.storage import checkpoint_cost, read_images, read_tokens, token_bytes
+from trainer.planning.workload import StageConfigs, workload
+
+SMALL_VIT = ViTConfig(width=64, depth=2, heads=4)
+
+
+def configs(depth: int = 16, **trainer: Any) -> StageConfigs:
+    shared = TrainerConfig.model_validate({"steps": 1000, "global_batch": 768, "precision": "bf16"} | trainer)
+    tokenizer = TokenizerConfig(encoder=SMALL_VIT, decoder=SMALL_VIT)
+    generator = GeneratorConfig(depth=depth, width=64 * depth, heads=depth)
+    return StageConfigs(
+        TokenizerStageConfig(model=tokenizer, loss=TokenizerLossConfig(semantic=0), trainer=shared),
+        GeneratorStageConfig(model=generator, trainer=shared),
+        None,
+        TokensConfig(),
+        ReadingConfig(),
+    )
+
+
+def request(stage: str = "train-generator", settings: StageConfigs | None = None, **changes: Any) -> Request:
+    asked: dict[str, Any] = {"nodes": 1, "ranks_per_node": 8, "device": "H100 SXM", "data": DataFacts(1_281_167)}
+    return Request(stage=stage, configs=settings or configs(), **(asked | changes))
+
+
+@given(st.floats(0.01, 100), st.floats(1000, 1e7))
+def test_no_other_interval_loses_much_less_than_the_best(blocked: float, between: float) -> None:
+    best = best_interval(blocked, between)
+    least = lost_seconds(best, 1e6, blocked, between, 0)
+    assert all(lost_seconds(best * factor, 1e6, blocked, between, 0) >= least * 0.97 for factor in (0.25, 0.5, 2, 4))
+
+
+def test_the_best_interval_is_not_below_an_upload() -> None:
+    found = expect_failures(1e6, 100, 0.001, 50, 1e4, 60)
+    assert found.best_seconds == 50
+    assert found.expected == pytest.approx(100)
+
+
+def test_tokens_of_imagenet_are_about_one_and_a_half_gigabytes() -> None:
+    assert token_bytes(TokenizerConfig().layout, 1_281_167, 1) == pytest.approx(1.5e9, rel=0.05)
+
+
+def test_every_node_copies_the_tokens_once_and_every_image_is_read_once() -> None:
+    tokens = read_tokens(1000, 10**9, 10, nodes=4)
+    assert (tokens.bytes, tokens.requests, tokens.node_bytes) == (4 * 10**9, 4 * 10 * 2, 10**9)
+    images = read_images(1000, 10**8, 1, 4, 5000, cached=False)
+    assert (images.bytes, images.requests) == (5 * 10**8, 5000)
+
+
+def test_a_checkpoint_is_written_once_whatever_the_number_of_ranks() -> None:
+    one, many = (checkpoint_cost(10**6, world, 1, 3, 1e9, ema=True) for world in (1, 8))
+    assert one.bytes == many.bytes == 16 * 10**6
+    assert many.rank_bytes == 2 * 10**6
+
+
+def test_a_throughput_gives_time_and_mfu() -> None:
+    plan = make_plan(request(throughput=7680.0))
+    assert plan.time.step_seconds == pytest.approx(0.1)
+    assert plan.time.mfu == pytest.approx(plan.time.flops_per_step / (0.1 * 8 * 989.4e12))
+
+
+def test_an_mfu_gives_the_time_that_leads_back_to_it() -> None:
+    assert make_plan(request(mfu=0.4)).time.mfu == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "missing"),
+    [
+        ({"device": "NVIDIA A10G", "mfu": 0.4}, "no peak is known of NVIDIA A10G"),
+        ({}, "--mfu"),
+        ({"device": None}, "a CPU"),
+    ],
+)
+def test_without_a_figure_it_says_what_is_missing(changes: dict[str, Any], missing: str) -> None:
+    plan = make_plan(request(**changes))
+    assert missing in plan.time.known_from
+    assert (plan.time.hours, plan.time.mfu, plan.cost, plan.failures) == (None, None, None, None)
+
+
+def test_the_configs_peak_is_taken_for_a_device_that_is_not_in_the_table() -> None:
+    plan = make_plan(request(device="NVIDIA A10G", peak_tflops=70.0, mfu=0.5))
+    assert plan.time.mfu == pytest.approx(0.5)
+
+
+def test_cost_counts_the_work_that_failures_repeat() -> None:
+    plan = make_plan(request(throughput=768.0, price=2.0, mtbf_hours=1.0))
+    assert plan.failures is not None
+    assert plan.time.hours is not None
+    assert plan.cost == pytest.approx(2.0 * 8 * (plan.time.hours + plan.failures.lost_hours))
+
+
+def test_a_batch_that_does_not_divide_is_said_with_the_ranks() -> None:
+    with pytest.raises(UsageError, match=r"1 x 7 ranks: trainer.global_batch 768 is no multiple"):
+        make_plan(request(ranks_per_node=7))
+
+
+def test_only_training_stages_can_be_planned() -> None:
+    with pytest.raises(UsageError, match="only train-tokenizer and train-generator can be planned"):
+        make_plan(request("ingest"))
+
+
+def test_a_tokenizer_can_be_planned_without_a_teacher() -> None:
+    plan = make_plan(request("train-tokenizer"))
+    assert plan.fit.fits
+    assert plan.reading is not None
+    assert plan.reading.requests == plan.samples
+
+
+def test_what_does_not_fit_comes_with_a_setting_that_makes_it_fit() -> None:
+    settings = configs(depth=30)
+    plan = make_plan(request(settings=settings, device="RTX 4090", ranks_per_node=64))
+    assert plan.fit.fits is False
+    remedy = plan.fit.remedy
+    assert remedy is not None
+    trainer = TrainerConfig.model_validate(settings.generator.trainer.model_dump() | remedy.settings)
+    size = needed(workload("train-generator", settings, 64), trainer, 64, "sdpa")
+    assert size == remedy.bytes <= MARGIN * 24e9
+
+
+def test_a_smaller_micro_batch_is_tried_before_computing_blocks_twice() -> None:
+    work = workload("train-generator", configs(), 8)
+    limit = (needed(work, work.trainer.model_copy(update={"micro_batch": 48}), 8, "sdpa") + 1) / MARGIN
+    remedy = cheapest_remedy(work, 8, "sdpa", limit)
+    assert remedy is not None
+    assert "activation_checkpointing" not in remedy.settings
+
+
+def test_nothing_helps_if_not_even_the_base_fits() -> None:
+    assert cheapest_remedy(workload("train-generator", configs(), 8), 8, "sdpa", BASE_BYTES) is None
+
+
+def test_measurements_are_medians_without_the_first_record(tmp_path: Path) -> None:
+    write(tmp_path, "metrics.jsonl", [{"step_seconds": s, "samples_per_second": 8 / s} for s in (9.0, 1.0, 2.0, 3.0)])
+    saved = [
+        {"event": "checkpoint", "time": t, "seconds": 4.0, "blocked_seconds": 0.1, "bytes": 77} for t in (10, 20, 40)
+    ]
+    write(tmp_path, "events.jsonl", [{"event": "start", "time": 0}, *saved, {"event": "resume", "time": 50}])
+    found = read_measured(str(tmp_path))
+    assert (found.step_seconds, found.checkpoint_bytes, found.restarts) == (2.0, 77, 1)
+    assert found.checkpoint_seconds_between == 15
+
+
+def test_a_folder_without_measurements_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="train the stage first"):
+        read_measured(str(tmp_path))
+
+
+def write(folder: Path, name: str, records: list[dict[str, Any]]) -> None:
+    writer = JsonlWriter(storage.join(str(folder), name), keep=records)
+    writer.close()
