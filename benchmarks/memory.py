@@ -5,8 +5,8 @@
 Measured is what torch's own allocator gave out and has not got back, at its highest, from before the network is built
 to the end of the second step: the events of torch.profiler with `profile_memory`, on the rank that has most. Like
 `torch.cuda.max_memory_allocated` it counts what is asked for, whether it is touched or not, and not what gloo, the
-kernels' own buffers and Python hold. Everything that the plan names is in it: weights, masters, moments, the moving average,
-gradients, DeepSpeed's buffers, activations, and the snapshot of a checkpoint, which on a CPU comes from the same memory.
+kernels' own buffers and Python hold. All that the plan names is in it: weights, masters, moments, the moving average,
+gradients, DeepSpeed's buffers, activations, and a checkpoint's snapshot, which on a CPU comes from the same memory.
 """
 
 from __future__ import annotations

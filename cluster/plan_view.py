@@ -26,7 +26,7 @@ def show(plan: Plan, measured: Measured | None, note: str | None) -> None:
     """Print the plan, section by section."""
     out = console()
     sections = {
-        f"{plan.stage} on {plan.world} x {plan.device}, {plan.nodes} nodes": work_rows(plan),
+        f"{plan.stage} on {plan.world} x {plan.device}, nodes: {plan.nodes}": work_rows(plan),
         "time": time_rows(plan),
         f"memory per rank (peak: {plan.memory.moment})": memory_rows(plan),
         "storage": storage_rows(plan),
@@ -85,7 +85,7 @@ def time_rows(plan: Plan) -> Rows:
         ("step", f"{time.step_seconds:.3g} s, {time.samples_per_second:,.0f} samples/s (from {time.known_from})"),
         ("whole run", f"{duration(time.hours * 3600)} without failures"),
     ]
-    return rows + [("MFU", "unknown: no peak is known of this device" if time.mfu is None else f"{time.mfu:.1%}")]
+    return [*rows, ("MFU", "unknown: no peak is known of this device" if time.mfu is None else f"{time.mfu:.1%}")]
 
 
 def _differs(plan: Plan) -> bool:

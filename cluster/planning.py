@@ -1,4 +1,4 @@
-"""From a config and options to the question that `foldtrain plan` answers: ranks, devices, and what is known of the data."""
+"""From a config and options to what `foldtrain plan` is asked: ranks, devices, what is known of the data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,18 @@ from trainer.planning.devices import DEVICES, find_device
 from trainer.planning.plan import DataFacts
 from trainer.planning.workload import StageConfigs
 
-STAGE_FOLDERS = {"train-tokenizer": "tokenizer", "train-generator": "generator"}
+_STAGE_FOLDERS = {"train-tokenizer": "tokenizer", "train-generator": "generator"}
+
+
+def stage_folder(stage: str) -> str:
+    """Name of a stage's folder in a run.
+
+    Raises:
+        UsageError: if it is no stage that can be planned.
+    """
+    if stage not in _STAGE_FOLDERS:
+        raise UsageError(f"--stage {stage}: only {' and '.join(_STAGE_FOLDERS)} can be planned")
+    return _STAGE_FOLDERS[stage]
 
 
 def stage_configs(config: RunConfig) -> StageConfigs:

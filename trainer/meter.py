@@ -121,7 +121,8 @@ class Meter:
         most = memory(device) | {"checkpoint_seconds": self._blocked}
         largest = torch.tensor(list(most.values()), dtype=torch.float64, device=device)
         dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-        return means, dict(zip(most, largest.tolist(), strict=True))
+        found = dict(zip(most, largest.tolist(), strict=True))
+        return means, {name: int(value) if name.endswith("_bytes") else value for name, value in found.items()}
 
 
 def memory(device: torch.device) -> dict[str, float]:

@@ -29,6 +29,7 @@ def audit(run: Run, as_json: Json = False) -> None:
             "global_batch": history.order.global_batch,
             "starts": [{"step": step, "world": world} for step, world in history.starts],
             "repeated_steps": history.repeated_steps,
+            "passed_over_steps": sum(stop - first for part in history.segments for first, stop in part.skipped),
             "epochs": [{"consumed": consumed, "samples": samples, "most": m} for consumed, samples, m in found.epochs],
             "problems": list(found.problems),
         }
@@ -48,12 +49,13 @@ def _lines(record: dict[str, object]) -> str:
     lines = [
         f"{record['stage']}: {record['steps']} steps of {record['global_batch']} samples; {turns}",
         f"  {record['repeated_steps']} steps were done again after a restart",
+        f"  {record['passed_over_steps']} steps were passed over after a spike of the loss",
         f"  {len(whole)} whole epochs, each of {epochs[0]['samples'] if epochs else 0} samples exactly once"
         if not problems
         else "  the order is not as it should be",
     ]
-    if epochs and len(whole) < len(epochs):
-        lines.append(f"  epoch {len(whole)} so far: {epochs[-1]['consumed']} samples, none twice")
+    if epochs and epochs[-1] not in whole and not problems:
+        lines.append(f"  epoch {len(epochs) - 1} so far: {epochs[-1]['consumed']} samples, none twice")
     return "\n".join([*lines, *(f"  {problem}" for problem in problems)])
 
 

@@ -40,15 +40,12 @@ def plan(
     from trainer.planning.measured import read_measured
     from trainer.planning.plan import Request, make_plan
 
-    for name, value, most in (("mfu", mfu, 1.0), ("throughput", throughput, None), ("mtbf-hours", mtbf_hours, None)):
-        if value is not None and not (value > 0 and (most is None or value <= most)):
-            limit = "above 0" if most is None else f"above 0 and at most {most:g}"
-            raise typer.BadParameter(f"{value:g} is not {limit}", param_hint=f"--{name}")
-    if bandwidth <= 0:
-        raise typer.BadParameter(f"{bandwidth:g} is not above 0", param_hint="--bandwidth")
+    _check_figures(mfu, throughput, mtbf_hours, bandwidth)
     resolved = load_config(config, overrides or [])
     node_count, per_node = planning.ranks(resolved, nodes, gpus_per_node)
     kind = planning.check_device(device)
+    seen = read_measured(storage.join(measured, planning.stage_folder(stage))) if measured else None
+    taken = seen if throughput is None and mfu is None else None
     found = make_plan(
         Request(
             stage=stage,
@@ -59,18 +56,27 @@ def plan(
             data=planning.find_data(resolved, stage, samples),
             peak_tflops=resolved.cluster.peak_tflops,
             mfu=mfu,
-            throughput=throughput,
+            throughput=taken.samples_per_second if taken else throughput,
+            throughput_from=f"measured in {measured}" if taken else "as given",
             price=price,
             mtbf_hours=mtbf_hours or LLAMA3_NODE_HOURS,
             bandwidth=bandwidth * 1e9,
         )
     )
-    seen = read_measured(storage.join(measured, planning.STAGE_FOLDERS[stage])) if measured else None
     note = planning.device_note(kind, resolved.cluster.peak_tflops)
     if as_json:
         typer.echo(json.dumps(plan_view.as_json(found, seen, note), indent=1))
     else:
         plan_view.show(found, seen, note)
+
+
+def _check_figures(mfu: float | None, throughput: float | None, mtbf_hours: float | None, bandwidth: float) -> None:
+    figures = {"mfu": mfu, "throughput": throughput, "mtbf-hours": mtbf_hours, "bandwidth": bandwidth}
+    for name, value in figures.items():
+        if value is not None and value <= 0:
+            raise typer.BadParameter(f"{value:g} is not above 0", param_hint=f"--{name}")
+    if mfu is not None and mfu > 1:
+        raise typer.BadParameter(f"{mfu:g} is more than all of the peak, which is 1", param_hint="--mfu")
 
 
 def register(app: typer.Typer) -> None:

@@ -35,15 +35,15 @@ _A100 = "NVIDIA A100 Tensor Core GPU datasheet (2021)"
 _H100 = "NVIDIA H100 Tensor Core GPU architecture whitepaper, table of peak rates"
 
 DEVICES = (
-    Device("A100 40GB", r"a100([- ](sxm4|pcie))?[- ]40 ?gb|a100 40gb pcie", 312e12, 19.5e12, 40e9, _A100),
-    Device("A100", r"a100|a100([- ](sxm4?|pcie))?[- ]80 ?gb|a100 80gb (pcie|sxm)|a100 sxm4?", 312e12, 19.5e12, 80e9, _A100),
+    Device("A100 40GB", r"a100([- ](sxm4|pcie))?[- ]40gb|a100 40gb pcie", 312e12, 19.5e12, 40e9, _A100),
+    Device("A100", r"a100( sxm4?)?|a100([- ](sxm4|pcie))?[- ]80gb|a100 80gb (pcie|sxm)", 312e12, 19.5e12, 80e9, _A100),
     Device("H100 SXM", r"h100 sxm5?|h100 80gb hbm3", 989.4e12, 66.9e12, 80e9, _H100),
     Device("H100 PCIe", r"h100 pcie", 756e12, 51.2e12, 80e9, _H100),
-    Device("H200", r"h200( sxm)?", 989e12, 67e12, 141e9, "NVIDIA H200 datasheet, half of the figures with sparsity"),
-    Device("B200", r"(hgx )?b200", 2250e12, 75e12, 180e9, "NVIDIA HGX B200 datasheet, half of the figure with sparsity"),
+    Device("H200", r"h200( sxm)?", 989e12, 67e12, 141e9, "NVIDIA H200 datasheet, half of with sparsity"),
+    Device("B200", r"(hgx )?b200", 2250e12, 75e12, 180e9, "NVIDIA HGX B200 datasheet, half of with sparsity"),
     Device("L40S", r"l40s", 362.05e12, 91.6e12, 48e9, "NVIDIA L40S datasheet"),
     Device("A10", r"a10", 125e12, 31.2e12, 24e9, "NVIDIA A10 datasheet"),
-    Device("RTX 4090", r"(geforce )?rtx 4090", 165.2e12, 82.6e12, 24e9, "NVIDIA Ada GPU architecture whitepaper, appendix A"),
+    Device("RTX 4090", r"(geforce )?rtx 4090", 165.2e12, 82.6e12, 24e9, "NVIDIA Ada GPU whitepaper, appendix A"),
     Device("MI300X", r"(instinct )?mi300x( oam)?", 1307.4e12, 163.4e12, 192e9, "AMD Instinct MI300X data sheet"),
 )  # fmt: skip
 

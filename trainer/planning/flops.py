@@ -1,13 +1,13 @@
-"""Floating point operations of one sample in training, from the layout and the config: matrix products and convolutions.
+"""Floating point operations of one sample in training: matrix products and convolutions, from layout and config.
 
-A multiplication and its addition are two operations. Backward costs twice the forward pass, once for the gradient of the
-weight and once for that of the input, and once where there is no gradient to one of them (pixels, tokens, frozen
+A multiplication and its addition are two operations. Backward costs twice the forward pass, once for the gradient of
+the weight and once for that of the input, and once where there is no gradient to one of them (pixels, tokens, frozen
 weights). Norms, softmax, activations, interpolation, pooling and the optimizer are not counted: they are no matrix
 products, and a few percent.
 
-Attention is counted in two ways. `exact` counts the pairs that see each other: position i of a scale sees all scales up to
-its own. `dense` counts all L x L pairs, which is what attention with a mask computes. The two differ for the generator
-(70 % for ImageFolder's layout), and not for the tokenizer. MFU uses `exact`: what is computed in vain is no use.
+Attention is counted in two ways. `exact` counts the pairs that see each other: a position of a scale sees all scales up
+to its own. `dense` counts all L x L pairs, which is what attention with a mask computes. The two differ for the
+generator, and not for the tokenizer. MFU uses `exact`: what is computed in vain is no use.
 
 Symbols: C channels, L positions, V codebook size, F folds, N images of a micro-batch over all ranks.
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from model.config import TokenizerConfig
 from trainer.config import TeacherConfig, TokenizerLossConfig
@@ -51,7 +52,8 @@ def _timm_teacher(name: str) -> Frozen:
         raise ValueError(f"teacher.timm {name}: timm {timm.__version__} knows no model of this name")
     with torch.device("meta"):
         network = timm.create_model(name, num_classes=0).eval().requires_grad_(requires_grad=False)
-        image = torch.empty(1, *network.pretrained_cfg["input_size"], requires_grad=True)
+        settings: Any = network.pretrained_cfg
+        image = torch.empty(1, *settings["input_size"], requires_grad=True)
     kept: dict[int, int] = {}
     weights = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +38,7 @@ def read_measured(folder: str) -> Measured:
     events = read_records(storage.join(folder, "events.jsonl"))
     saved = [event for event in events if event.get("event") == "checkpoint"]
     times = [float(event["time"]) for event in saved]
-    between = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    between = [later - earlier for earlier, later in itertools.pairwise(times)]
     # The first record holds what is done once: compilation, first reads.
     steady = metrics[1:] or metrics
     return Measured(

@@ -17,7 +17,7 @@ from trainer.planning.storage import Checkpoints, Reading, checkpoint_cost, read
 from trainer.planning.workload import StageConfigs, Workload, workload
 
 _COPY_BYTES_PER_SECOND = 10e9
-"""From a device to its host: an upper bound of what a checkpoint blocks, since most of it hides behind the next step."""
+"""From a device to its host: an upper bound of what a checkpoint blocks, as most of it hides behind the next step."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,8 @@ class Request:
     """Share of the peak that is reached."""
     throughput: float | None = None
     """Samples per second over all ranks, in place of it."""
+    throughput_from: str = "as given"
+    """Where that is from, in words."""
     price: float | None = None
     """USD per device and hour."""
     mtbf_hours: float = LLAMA3_NODE_HOURS
@@ -193,7 +195,7 @@ def estimate_time(request: Request, work: Workload) -> Time:
     peak = device_peak(request, work.trainer.precision)
     seconds = None
     if request.throughput is not None:
-        seconds, source = batch / request.throughput, f"{request.throughput:g} samples/s, as given"
+        seconds, source = batch / request.throughput, f"{request.throughput:g} samples/s, {request.throughput_from}"
     elif request.mfu is not None and peak is not None:
         seconds = per_step / (request.world * peak * request.mfu)
         source = f"an MFU of {request.mfu:g} at {peak / TERA:g} TFLOP/s per device"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from model.config import ClassifierConfig, GeneratorConfig, TokenizerConfig, ViTConfig
 
@@ -64,17 +65,17 @@ def trunk_of(config: ViTConfig, image_size: int, patch_size: int) -> Trunk:
 @lru_cache(maxsize=8)
 def _named_trunk(backbone: str, image_size: int, patch_size: int) -> Trunk:
     import torch
-    from timm.layers import Mlp
+    from timm.layers.mlp import Mlp
     from torch import nn
 
     from model.vit import build_trunk
 
     with torch.device("meta"):
         trunk = build_trunk(ViTConfig(backbone=backbone), image_size, patch_size)
-    block = trunk.blocks[0]
+    block: Any = trunk.blocks[0]
     mlp = block.mlp
     if not isinstance(mlp, Mlp) or not isinstance(mlp.fc1, nn.Linear):
-        raise ValueError(f"backbone {backbone}: its blocks have a {type(mlp).__name__}, which cannot be planned for")
+        raise ValueError(f"backbone {backbone}: its blocks have a {type(mlp).__name__}, which cannot be planned for")  # noqa: TRY004
     scaled = not isinstance(block.ls1, nn.Identity)
     return Trunk(trunk.embed_dim, len(trunk.blocks), block.attn.num_heads, mlp.fc1.out_features, scaled)
 
