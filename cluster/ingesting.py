@@ -82,7 +82,7 @@ def _make_on_pool(plan: IngestPlan, left: list[PlannedShard], config: RunConfig,
     settings = PoolSettings(
         label="ingest",
         output=plan.output,
-        size=PoolSize(config.data.min_workers, max(config.data.min_workers, config.data.max_workers)),
+        size=PoolSize(config.data.min_workers, config.data.max_workers),
         needs=WorkerNeeds(config.cluster.cpus_per_worker, 0),
         max_attempts=config.tokens.max_attempts,
     )

@@ -12,8 +12,11 @@ from cluster.shard_ledger import Report, WorkerRate, slowest
 from cluster.terminal import duration
 from data_pipeline import storage
 from data_pipeline.errors import FoldtrainError
+from data_pipeline.storage_retries import patience
 
 _RECORD_SECONDS = 5.0
+_ASIDE_SECONDS = 5.0
+"""How long storage is waited for: the run does not depend on it."""
 
 
 class PoolProgress:
@@ -92,7 +95,8 @@ class PoolProgress:
             ],
         }
         try:
-            storage.write_json(storage.join(self._output, PROGRESS), record)
+            with patience(_ASIDE_SECONDS):
+                storage.write_json(storage.join(self._output, PROGRESS), record)
         except (OSError, FoldtrainError) as error:  # what only informs stops nothing
             self._line.say(f"{PROGRESS} cannot be written: {error}")
 

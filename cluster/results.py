@@ -15,6 +15,7 @@ from data_pipeline.preflight import check_images, check_tokens
 if TYPE_CHECKING:
     import torch
 
+    from data_pipeline.node_cache import NodeCache
     from trainer.evaluation import RealImages
     from trainer.sampler import Sampler
 
@@ -74,6 +75,12 @@ def sample(config: RunConfig) -> int:
     return len(pixels)
 
 
+def _cache(config: RunConfig) -> NodeCache:
+    from data_pipeline.node_cache import NodeCache
+
+    return NodeCache(config.data.reading.cache_dir, config.data.reading.cache_bytes)
+
+
 def evaluate(config: RunConfig, held_out: str) -> int:
     """Write evaluation.json and samples/reconstructions.png. Returns the number of samples judged.
 
@@ -94,7 +101,7 @@ def evaluate(config: RunConfig, held_out: str) -> int:
     record: dict[str, Any] = {
         "reconstruction": evaluation.evaluate_tokenizer(sampler.tokenizer, teacher, real),
         "generation": evaluation.evaluate_generator(sampler, teacher, judge, real, config.evaluation.samples),
-        "codebook_use": evaluation.codebook_use(TokenShards(config.folder("tokens"))),
+        "codebook_use": evaluation.codebook_use(TokenShards(config.folder("tokens"), _cache(config))),
         "class_names": list(tokens.classes),
         "fingerprints": {name: card.fingerprint() for name, card in sampler.cards.items()}
         | {"tokens": tokens.fingerprint, "real_images": images.fingerprint},

@@ -12,6 +12,7 @@ what is left, so a driver may be killed at any instant.
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import sys
 import threading
@@ -28,11 +29,14 @@ from cluster.shard_ledger import Report, Result
 from cluster.shard_worker import ShardWork
 from data_pipeline import storage
 from data_pipeline.errors import FoldtrainError
+from data_pipeline.storage_retries import patience
 
 QUARANTINE = "quarantine"
 """Folder of the records of shards that were set aside, beside the shards."""
 
 _TICK_SECONDS = 0.5
+_ASIDE_SECONDS = 5.0
+"""How long storage is waited for where the run does not depend on it."""
 _CONTROL_SECONDS = 2.0
 _SLOW_TIMES = 4
 """A shard is slow when it takes so many times the median, and `patience`."""
@@ -55,8 +59,9 @@ class PoolSettings:
     needs: WorkerNeeds
     max_attempts: int = 3
     """Failures after which a shard is set aside."""
-    patience: float = 60.0
-    """Seconds after which a shard may count as slow, or as hung if it got no further."""
+    patience: float = 300.0
+    """Seconds after which a shard may count as slow, or as hung if it got no further: longer than a batch takes, and
+    than storage is waited for."""
 
 
 def make_shards(
@@ -138,6 +143,10 @@ class _Run:
 
     def _pass(self) -> None:
         self._size, self._draining = self._asked_size(), False
+        if self._size != self._settings.size:
+            self._progress.say(
+                f"{self._size} workers, as `foldtrain scale` asked; the config says {self._settings.size}"
+            )
         self._pool.start_pass(list(self._left.values()), self._size)
         started, said = time.monotonic(), False
         while True:
@@ -193,7 +202,8 @@ class _Run:
         self._on_made(result.facts)
 
     def _asked_size(self) -> PoolSize:
-        asked = read_scale(self._settings.output)
+        with patience(_ASIDE_SECONDS):
+            asked = read_scale(self._settings.output)
         return PoolSize(*asked) if asked else self._settings.size
 
     def _obey_control(self) -> None:
@@ -229,19 +239,19 @@ class _Run:
         """Give shards of slow or hung workers to others. Returns whether the pass is to be ended, since all hang."""
         import ray
 
-        tries = self._pool.second_tries
-        hung = [shard for shard in report.in_flight if report.now - shard.advanced > self._settings.patience]
+        tries, limit = self._pool.second_tries, self._settings.patience
+        hung = [shard for shard in report.in_flight if report.now - shard.advanced > limit]
         alone = [name for name in self._overdue(report) if name not in tries]
         for name in alone[: self._size.most - len(tries)]:
             self._progress.say(f"{name} takes long: a second worker tries it, too")
             self._pool.try_again(self._left[name])
-        waited = {name for name, since in tries.items() if time.monotonic() - since > self._settings.patience}
+        waited = {name for name, since in tries.items() if time.monotonic() - since > limit}
         advancing = {shard.name for shard in report.in_flight} - {shard.name for shard in hung}
         stuck = waited - advancing
         if not stuck or advancing or report.waiting > len(stuck):
             return False
-        for shard in hung:
-            reason = f"it got no further for {report.now - shard.advanced:.0f} s"
+        for shard in {shard.name: shard for shard in hung}.values():  # one failure each, however many workers tried
+            reason = f"it got no further for {report.now - shard.advanced:.0f} s (a batch may take {limit:.0f} s)"
             ray.get(self._pool.ledger.fail.remote(shard.name, shard.worker, shard.host, reason))
         self._progress.say(f"{', '.join(sorted(stuck))}: no worker gets any further; starting another pool")
         self._absorb()
@@ -249,17 +259,16 @@ class _Run:
 
     def _overdue(self, report: Report) -> list[str]:
         """Shards that a second worker should try: nothing else is left to begin, and they are late."""
-        patience = self._settings.patience
+        limit = self._settings.patience
         if report.waiting:  # normal, unless the workers that should begin them hang
-            quiet = report.opened and report.now - max([report.last_begin, *_advances(report)]) > patience
+            quiet = report.opened and report.now - max([report.last_begin, *_advances(report)]) > limit
             begun = {shard.name for shard in report.in_flight}
             return [name for name in self._left if name not in begun] if quiet else []
-        median = report.median_seconds
-        limit = max(patience, _SLOW_TIMES * (median or 0.0))
+        slow = max(limit, _SLOW_TIMES * report.median_seconds) if report.median_seconds is not None else math.inf
         late = [
             shard.name
             for shard in report.in_flight
-            if report.now - (shard.began if median is not None else shard.advanced) > limit
+            if report.now - shard.advanced > limit or report.now - shard.began > slow
         ]
         return list(dict.fromkeys(name for name in late if name in self._left))
 

@@ -72,7 +72,8 @@ class ShardWorker:
                 self._ask(self._ledger.refuse.remote(self.host, str(error), error))  # no other worker can do better
             self._ask(self._ledger.fail.remote(name, self.id, self.host, in_words(error)))
         else:
-            self._report()
+            with contextlib.suppress(Exception):  # only the count of images
+                self._report()
             self._ask(self._ledger.finish.remote(name, self.id, facts))
         finally:
             with self._lock:

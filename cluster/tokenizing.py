@@ -74,9 +74,10 @@ def _make(work: TokenizeWork, left: list[Shard], config: RunConfig) -> None:
     settings = PoolSettings(
         label="tokenize",
         output=plan.output,
-        size=PoolSize(config.tokens.min_workers, max(config.tokens.min_workers, config.tokens.max_workers)),
+        size=PoolSize(config.tokens.min_workers, config.tokens.max_workers),
         needs=WorkerNeeds(config.cluster.cpus_per_worker, config.cluster.gpus_per_worker),
         max_attempts=config.tokens.max_attempts,
+        patience=config.tokens.patience_seconds,
     )
     done = len(plan.shards) - len(left)
     with (

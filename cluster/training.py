@@ -22,7 +22,8 @@ def train(job: TrainJob, cluster: ClusterConfig) -> bool:
 
     Raises:
         UsageError: if the folder holds a run with other settings, or the batch does not fit the workers.
-        FoldtrainError: as a worker raised it; the workers are not started again for it.
+        FoldtrainError: as a worker raised it; the workers are not started again for it, except for storage that was
+            away (`max_failures` times).
     """
     if job.is_finished():
         return False

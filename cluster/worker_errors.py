@@ -1,31 +1,36 @@
 """Errors of training workers: which ones starting again can mend, and which ones end the run at once.
 
 Ray Train starts all workers again after any error of one of them, `cluster.max_failures` times. That mends a lost node,
-but not gradients that are not finite, or a shard that is corrupt. Ray Train has no setting for it. What it does
-have is a callback on its controller, whose own errors are never retried: it raises the worker's error again there, and
-Ray ends all workers and hands the error to `fit`.
+and storage that is away for longer than it is waited for, but not gradients that are not finite, or a shard that is
+corrupt. Ray Train has no setting for it. What it does have is a callback on its controller, whose own errors are never
+retried: it raises the worker's error again there, and Ray ends all workers and hands the error to `fit`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ray.train import ControllerError, TrainingFailedError, UserCallback, WorkerGroupError
 
-from data_pipeline.errors import FoldtrainError
+from data_pipeline.errors import FoldtrainError, StorageAwayError
 
 
-def user_error(errors: Iterable[BaseException]) -> FoldtrainError | None:
-    """The first error that a user has to mend, among errors and what Ray wrapped in them; None if there is none."""
+def _own_errors(errors: Iterable[BaseException]) -> Iterator[FoldtrainError]:
+    """Of each error, the first of ours among it and what Ray wrapped in it."""
     for error in errors:
         seen: BaseException | None = error
         while seen is not None:
             if isinstance(seen, FoldtrainError):
-                return seen
+                yield seen
+                break
             # Ray Train keeps a worker's error there, and gives no other access to it.
             seen = getattr(seen, "_base_exc", None) or seen.__cause__
-    return None
+
+
+def user_error(errors: Iterable[BaseException]) -> FoldtrainError | None:
+    """The first error that a user has to mend before a start is of use; None if there is none."""
+    return next((error for error in _own_errors(errors) if not isinstance(error, StorageAwayError)), None)
 
 
 class EndAtUserError(UserCallback):
@@ -42,7 +47,7 @@ def fit(trainer: Any) -> None:
     """Run a Ray Train trainer that has `EndAtUserError` among its callbacks.
 
     Raises:
-        FoldtrainError: as a worker raised it.
+        FoldtrainError: as a worker raised it; for storage that stayed away, after the last start that Ray had left.
         ray.train.TrainingFailedError: for all else that failed too often.
     """
     try:
@@ -53,7 +58,7 @@ def fit(trainer: Any) -> None:
             causes = [failed.controller_failure]
         elif isinstance(failed, WorkerGroupError):
             causes = list(failed.worker_failures.values())
-        error = user_error(causes)
+        error = user_error(causes) or next(_own_errors(causes), None)
         if error is None:
             raise
         raise error from None

@@ -111,7 +111,7 @@ class ReadingConfig(Section):
     """Where a node keeps copies of remote shards, one for all its processes; null takes $XDG_CACHE_HOME/foldtrain or
     ~/.cache/foldtrain."""
     cache_bytes: int | None = Field(None, gt=0)
-    """Most bytes of copies on a node; the least recently used go first. Null for no limit."""
+    """Most bytes of copies on a node; the least recently used go first. Null leaves a tenth of the disk free."""
     cache_images: bool = False
     """Copy remote image shards whole. If not, each image is one range read; tokens are always copied."""
     threads: int = Field(4, ge=0)
@@ -168,8 +168,8 @@ class TokensConfig(Section):
     """How JPEG files become pixels."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Number format of the tokenizer. In bf16 some images get other tokens (benchmarks/precision.py)."""
-    shard_samples: int = Field(50_000, gt=0)
-    """Images in a token shard."""
+    shard_samples: int = Field(10_000, gt=0)
+    """Images in a token shard. It is what an actor does at a time: more actors than shards have nothing to do."""
     batch: int = Field(64, gt=0)
     """Images per forward pass of the tokenizer."""
     min_workers: int = Field(1, gt=0)
@@ -178,6 +178,8 @@ class TokensConfig(Section):
     """Most actors that tokenize. `foldtrain scale` changes it while tokenize runs."""
     max_attempts: int = Field(3, gt=0)
     """Times that a shard is tried, on different actors, before it is set aside with the reason."""
+    patience_seconds: float = Field(300.0, gt=0)
+    """A shard of which no batch was finished for so long counts as hung. A batch must not take longer."""
 
     @field_validator("views")
     @classmethod

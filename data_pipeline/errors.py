@@ -9,6 +9,10 @@ class FoldtrainError(Exception):
     exit_code = 1
 
 
+class StorageAwayError(FoldtrainError):
+    """Storage did not answer for longer than it is waited for. Starting again later may do."""
+
+
 class UsageError(FoldtrainError):
     """What was asked for cannot be done as asked: a config, a path or an input is wrong. Exit code 2."""
 

@@ -11,6 +11,7 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ from data_pipeline.watchdog import reading
 
 INDEX_SUFFIX = ".index.json"
 REMEDY = "delete the shard and run foldtrain ingest again"
+_INDEX_READS = 16
 SCAN_BYTES = 32 * 2**20
 """Bytes that one read of a sequential scan asks for."""
 
@@ -172,7 +174,8 @@ class ImageShards:
         self.manifest = manifest or ImageManifest.read(uri)
         self.count = self.manifest.samples
         self.starts: npt.NDArray[np.int64] = np.array(shard_starts(self.manifest.shards))
-        indexes = [read_index(uri, shard) for shard in self.manifest.shards]
+        with ThreadPoolExecutor(_INDEX_READS, "index") as pool:
+            indexes = list(pool.map(lambda shard: read_index(uri, shard), self.manifest.shards))
         self.labels: npt.NDArray[np.int32] = _column(indexes, "label", np.int32)
         self.keys: npt.NDArray[np.bytes_] = np.array([key.encode() for index in indexes for key in index.key], "S")
         self._offsets = _column(indexes, "offset", np.int64)

@@ -267,5 +267,6 @@ def _too_many(where: str, bad: Sequence[Quarantined], max_bad: int) -> UsageErro
     named = "\n".join(f"  {image.source} (key {image.key}) {image.reason}" for image in bad[:NAMED_BAD])
     return UsageError(
         f"{where}: {len(bad)} images are bad, but only {max_bad} may be (data.max_bad_share):\n{named}\n"
-        "Replace or remove them, or raise data.max_bad_share"
+        "Raise data.max_bad_share to leave them out and go on; or mend the source and ingest into another folder "
+        "(another source is another data set)"
     )

@@ -48,6 +48,8 @@ class DataOrder(BaseModel):
     """Shards that are shuffled together."""
     global_batch: int
     """Samples of a step."""
+    check: int
+    """CRC-32 over the first indices. numpy does not promise that its shuffle stays the same in all versions."""
 
     def samples(self, shards: tuple[int, ...]) -> SampleOrder:
         """The order of a data set with shards of these sizes."""

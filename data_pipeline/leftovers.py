@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from data_pipeline import storage
+from data_pipeline.image_shards import INDEX_SUFFIX
 from data_pipeline.manifest import MANIFEST_NAME, ImageManifest, TokenManifest
 
 OLDER_THAN = 3600.0
@@ -117,15 +118,26 @@ def _beside_manifest(uri: str, folder: str, listing: Listing) -> Iterator[Candid
         return
     named = {shard.name.removesuffix(".tar") for shard in kind.read(path).shards}
     prefix = f"{folder}/" if folder else ""
+    empty = set(_quarantined_shards(path, named)) if kind is ImageManifest else set()
     for name in listing:
         base = name.removeprefix(prefix)
         if not name.startswith(prefix) or "/" in base:
             continue
         match = _SHARD.fullmatch(base)
-        if match and match[1] not in named:
+        if match and match[1] not in named and match[1] not in empty:
             yield "stray shard", name, [name]
         elif base in _RUN_FILES:
             yield "run file", name, [name]
+
+
+def _quarantined_shards(path: str, named: set[str]) -> Iterator[str]:
+    """Shards of which nothing is left: the manifest does not name them, and ingest knows by them what it has done."""
+    for name in storage.list_names(path):
+        stem = name.removesuffix(INDEX_SUFFIX)
+        if name.endswith(INDEX_SUFFIX) and stem not in named:
+            index = storage.read_json(storage.join(path, name))
+            if isinstance(index, dict) and index.get("quarantined") and not index.get("key"):
+                yield stem
 
 
 def _old_checkpoints(listing: Listing) -> Iterator[Candidate]:

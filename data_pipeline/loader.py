@@ -15,6 +15,7 @@ data set.
 
 from __future__ import annotations
 
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -35,6 +36,8 @@ MEMORY_LIMIT = 2 * 2**30
 
 _BLOCK = 4096
 """Samples whose places are worked out at once: that costs less than step by step."""
+_CHECKED = 1000
+"""Indices of the first epoch by which the order is known again."""
 _AHEAD = 2
 """Steps whose images are made ahead."""
 
@@ -224,6 +227,7 @@ def _describe(data: ImageShards | TokenShards, order: SampleOrder, global_batch:
         seed=order.seed,
         window=order.window,
         global_batch=global_batch,
+        check=zlib.crc32(order.indices(np.arange(min(order.count, _CHECKED))).tobytes()),
     )
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,6 +25,7 @@ from data_pipeline.errors import FoldtrainError, UsageError
 
 _TEMPORARY = ".tmp-"
 _ROOM_LOCK = ".room"
+_KEPT_FREE = 0.1
 
 
 def default_folder() -> Path:
@@ -36,7 +38,7 @@ class NodeCache:
 
     Args:
         folder: on this node; None for the default.
-        limit: most bytes that the folder may hold; None for no limit.
+        limit: most bytes that the folder may hold; None leaves a tenth of the disk free.
     """
 
     def __init__(self, folder: str | None = None, limit: int | None = None) -> None:
@@ -88,13 +90,21 @@ class NodeCache:
             fcntl.flock(room, fcntl.LOCK_EX)
             os.truncate(draft, 0)
             self._make_room(size)
-            os.truncate(draft, size)
+            descriptor = os.open(draft, os.O_RDWR)
+            try:
+                # Not a hole: a full disk is an error here, and not a SIGBUS when the copy is written through a map.
+                os.posix_fallocate(descriptor, 0, size)
+            finally:
+                os.close(descriptor)
 
     def _make_room(self, size: int) -> None:
-        if self.limit is None:
-            return
         held = {path: path.stat() for path in self.folder.iterdir() if path.is_file()}
-        excess = size + sum(stat.st_size for stat in held.values()) - self.limit
+        taken = sum(stat.st_size for stat in held.values())
+        limit = self.limit
+        if limit is None:
+            disk = shutil.disk_usage(self.folder)
+            limit = taken + disk.free - int(disk.total * _KEPT_FREE)
+        excess = size + taken - limit
         for path, stat in sorted(held.items(), key=lambda item: item[1].st_mtime_ns):
             if excess <= 0:
                 return
@@ -102,8 +112,9 @@ class NodeCache:
                 excess -= stat.st_size
         if excess > 0:
             raise UsageError(
-                f"{self.folder} may hold {self.limit} bytes (data.reading.cache_bytes), which leaves no room for "
-                f"{size} more beside the copies in use: raise the limit by at least {excess}"
+                f"{self.folder} may hold {limit} bytes (data.reading.cache_bytes; without it a tenth of the disk is "
+                f"left free), which leaves no room for {size} more beside the copies in use: raise the limit by at "
+                f"least {excess}, free space there, or set data.reading.cache_dir to a larger disk of the node"
             )
 
     @contextmanager

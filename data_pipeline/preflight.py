@@ -7,6 +7,7 @@ Sizes are always compared. Digests are compared too where that takes less than a
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from data_pipeline.manifest import ImageManifest, ImageShardRecord, ShardRecord,
 
 DIGEST_LIMIT = 2**30
 """Bytes up to which a local data set is read in full."""
+_THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,8 @@ def _check(uri: str, manifest: ImageManifest | TokenManifest, kind: _Kind, every
     sizes = storage.walk(uri)
     total = sum(shard.bytes for shard in manifest.shards)
     digest = every_byte or (not storage.is_remote(uri) and total <= DIGEST_LIMIT)
-    for shard in manifest.shards:
+
+    def check(shard: Any) -> None:
         path = storage.join(uri, shard.name)
         if shard.name not in sizes:
             raise CorruptShardError(f"{path} is missing; {kind.remedy.partition(' and ')[2]}")
@@ -78,3 +81,7 @@ def _check(uri: str, manifest: ImageManifest | TokenManifest, kind: _Kind, every
             if len(archive) != shard.bytes or storage.sha256(archive) != shard.sha256:
                 raise CorruptShardError(f"{path}: {kind.damage(uri, shard, archive)}; {kind.remedy}")
         kind.sidecar(uri, shard)
+
+    with ThreadPoolExecutor(_THREADS, "check") as pool:
+        for _ in pool.map(check, manifest.shards):
+            pass

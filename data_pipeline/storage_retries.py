@@ -23,7 +23,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 
-from data_pipeline.errors import FoldtrainError, UsageError
+from data_pipeline.errors import FoldtrainError, StorageAwayError, UsageError
 from data_pipeline.pacing import pacer_of, positive_number
 from data_pipeline.uris import is_remote
 
@@ -139,7 +139,8 @@ def patiently(uri: str, attempt: Callable[[], R], *, written: int | None = None)
         written: bytes that it sends, if it is a write.
 
     Raises:
-        FoldtrainError: if storage refuses or stays away; it names the URI and what to check.
+        StorageAwayError: if storage stays away for longer than it is waited for; it names the URI and what to check.
+        FoldtrainError: if storage refuses; it names them, too.
         FileNotFoundError, FileExistsError and others: as `attempt` raises them.
     """
     scheme = uri.split("://", 1)[0]
@@ -177,7 +178,8 @@ def patiently(uri: str, attempt: Callable[[], R], *, written: int | None = None)
     except Exception as error:
         if isinstance(error, FoldtrainError) or not (is_transient(error) or _is_refusal(error)):
             raise
-        raise FoldtrainError(_advice(uri, error, stop.seconds)) from error
+        kind = StorageAwayError if is_transient(error) else FoldtrainError
+        raise kind(_advice(uri, error, stop.seconds)) from error
 
 
 def _error(state: RetryCallState) -> BaseException:

@@ -36,6 +36,7 @@ from data_pipeline.manifest import (
     differences,
 )
 from data_pipeline.prefetching import prefetch
+from data_pipeline.token_archive import parse_token_shard
 from data_pipeline.token_shards import TokenBlock, Tokens, encode_token_shard
 from data_pipeline.transforms import Pixels, Transform, to_model
 from data_pipeline.views import check_fit
@@ -229,14 +230,40 @@ def tokenize_shard(
 
 
 def _commit(plan: TokenPlan, shard: PlannedShard, block: TokenBlock) -> ShardRecord:
-    """Where another process has committed the shard meanwhile, its bytes stay: they are the same."""
+    """Put the tar, then the record.
+
+    Another process may have put this shard's tar meanwhile. Its bytes are the same on like hardware; on another kind of
+    processor a few tokens may differ, where two codes are almost equally near. So what is there stays, if it is whole
+    and of this plan, and the record describes it: no order of two processes' writes can leave a record beside another
+    tar.
+    """
     archive = encode_token_shard(shard.name, block, plan.made_by() | {"software": plan.software})
+    software = plan.software
+    path = storage.join(plan.output, shard.name)
+    if not storage.create_bytes(path, archive):
+        there = storage.read_bytes(path)
+        found = _software_of(plan, path, there)
+        if found is None:
+            storage.write_bytes(path, archive)
+        else:
+            archive, software = there, found
     record = ShardRecord(name=shard.name, samples=len(block.label), bytes=len(archive), sha256=storage.sha256(archive))
-    storage.commit_bytes(storage.join(plan.output, shard.name), archive)
-    commit = TokenCommit(shard=record, made_by=plan.made_by(), software=plan.software)
+    commit = TokenCommit(shard=record, made_by=plan.made_by(), software=software)
     record_bytes = storage.canonical_json(commit.model_dump(mode="json"))
     storage.commit_bytes(storage.join(plan.output, record_name(shard.name)), record_bytes)
     return record
+
+
+def _software_of(plan: TokenPlan, path: str, archive: bytes) -> dict[str, str] | None:
+    """What made a shard that is there already; None if it is damaged or of another plan."""
+    try:
+        shard = parse_token_shard(path, archive)
+    except CorruptShardError:
+        return None
+    made_by = {name: value for name, value in shard.meta.items() if name != "software"}
+    whole = np.array_equal(shard.block.crc32(), shard.crc)
+    software: dict[str, str] = shard.meta.get("software", {})
+    return software if whole and made_by == plan.made_by() else None
 
 
 def _decoded_batches(plan: TokenPlan, shard: PlannedShard, images: ImageShards, threads: int) -> Iterator[list[Images]]:

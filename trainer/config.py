@@ -41,6 +41,11 @@ class SpikeConfig(Section):
             raise ValueError(f"skip_steps {self.skip_steps} does not cover the {self.steps} steps of a spike")
         return self
 
+    @property
+    def rollback_distance(self) -> int:
+        """Steps from a good checkpoint to the end of a spike, at least: see trainer/spikes.py."""
+        return max(self.skip_steps, self.window // 2 + self.steps)
+
 
 class TrackingConfig(Section):
     """Who else is shown the records of metrics.jsonl. None of them can hold up a run."""
@@ -121,7 +126,20 @@ class TrainerConfig(Section):
             raise ValueError("compile works with zero_stage 0 to 2 and without activation_checkpointing")
         if self.offload != "none" and self.zero_stage == 0:
             raise ValueError(f"offload {self.offload} needs zero_stage 1, 2 or 3: stage 0 shards nothing to move")
+        self._check_rollbacks()
         return self
+
+    def _check_rollbacks(self) -> None:
+        """A rollback needs a checkpoint that is old enough, and still there."""
+        if self.spikes is None or self.spikes.action != "rollback" or self.keep_every:
+            return
+        distance, oldest = self.spikes.rollback_distance, self.keep_checkpoints * self.checkpoint_every
+        if oldest < distance:
+            raise ValueError(
+                f"spikes.action rollback needs a checkpoint at least {distance} steps back (skip_steps, and half of "
+                f"window plus steps), but the oldest of {self.keep_checkpoints} is {oldest} back at most: set "
+                f"keep_checkpoints to {-(-distance // self.checkpoint_every) + 1}, or a larger checkpoint_every"
+            )
 
     def split_over(self, workers: int) -> tuple[int, int]:
         """Samples per micro-batch, and micro-batches per optimizer step, of each worker.

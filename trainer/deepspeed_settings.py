@@ -19,6 +19,9 @@ _OWN = {
     "compile": "compile",
 }
 """Keys of DeepSpeed's for which the trainer's config has fields of its own."""
+_REFUSED = {
+    "extra.zero_optimization.compute_grad_norm": "as gradients that are not finite are found by their norm",
+}
 
 
 def deepspeed_config(config: TrainerConfig, world: int) -> dict[str, Any]:
@@ -51,6 +54,8 @@ def _merge(derived: dict[str, Any], extra: dict[str, Any], path: str) -> dict[st
         place = f"{path}.{key}"
         if path == "extra" and key in _OWN:
             raise ValueError(f"trainer.{place}: set trainer's own {_OWN[key]} instead")
+        if place in _REFUSED:
+            raise ValueError(f"trainer.{place}: leave it out, {_REFUSED[place]}")
         if key not in derived:
             merged[key] = value
         elif isinstance(derived[key], dict) and isinstance(value, dict):

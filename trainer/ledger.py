@@ -11,7 +11,9 @@ import torch
 import torch.distributed as dist
 
 from data_pipeline import storage
-from data_pipeline.ledger import FILE, DataOrder, Keys, chain
+from data_pipeline.errors import UsageError
+from data_pipeline.ledger import FILE, DataOrder, Keys, chain, read_history
+from data_pipeline.manifest import differences
 from trainer.jsonl import JsonlWriter, read_records
 
 _FLUSH_SECONDS = 5.0
@@ -36,7 +38,9 @@ class Ledger:
             path = storage.join(folder, FILE)
             earlier = read_records(path)
             self._file = JsonlWriter(path, keep=earlier)
-            if not earlier:
+            if earlier:
+                _check_order(path, read_history(path, earlier).order, order)
+            else:
                 self._write({"event": "order"} | order.model_dump())
         self.restart(step)
 
@@ -82,3 +86,17 @@ class Ledger:
     def _write(self, record: dict[str, Any]) -> None:
         assert self._file is not None
         self._file.write({"time": time.time()} | record)
+
+
+def _check_order(path: str, begun: DataOrder, now: DataOrder) -> None:
+    """Refuse to go on in another order: samples would come twice in an epoch, or never.
+
+    Raises:
+        UsageError: if the order is not the one that the stage was begun with; it says what differs.
+    """
+    found = differences(begun.model_dump(exclude={"data"}), now.model_dump(exclude={"data"}))
+    if found:
+        raise UsageError(
+            f"{path}: the stage was begun in another order of its samples ({'; '.join(found)}). If only `check` "
+            "differs, this version of numpy shuffles otherwise: go on with the one in environment.json"
+        )

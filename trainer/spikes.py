@@ -54,8 +54,9 @@ class SpikeDetector:
     """Compares each loss with those of the last applied steps.
 
     A loss is out of the ordinary if it is not finite, or above median + sigmas * sigma of the window, sigma being
-    1.4826 times the median absolute deviation. It enters the window all the same if its step was applied, so that a
-    loss that stays high is usual after half a window.
+    1.4826 times the median absolute deviation. It enters the window all the same, if it is finite, so that a loss that
+    stays high is usual after half a window. A step that was not applied changed nothing, and is passed by here:
+    `max_skipped_steps` is for those.
 
     Args:
         window: losses that are looked back on.
@@ -71,12 +72,14 @@ class SpikeDetector:
 
     def add(self, step: int, loss: float, *, applied: bool = True) -> Spike | None:
         """Take the loss of a step, averaged over all ranks. Returns the spike that is complete with it, if any."""
+        if not applied:
+            return None
         usual, limit = self._usual()
         if not math.isfinite(loss) or (limit is not None and loss > limit):
             self._strange.append(step)
         else:
             self._strange.clear()
-        if applied and math.isfinite(loss):
+        if math.isfinite(loss):
             self._losses.append(loss)
         if len(self._strange) != self._steps:
             return None

@@ -22,7 +22,7 @@ class FileReader:
 
     def read(self, item: RawItem) -> bytes:
         """The file."""
-        return storage.read_bytes(storage.join(self.folder, item.name))
+        return storage.read_range(storage.join(self.folder, item.name), 0, item.size)
 
 
 class FolderImages:

@@ -16,7 +16,7 @@ from data_pipeline.order import step_positions
 
 SHARDS = (7, 3, 10)
 KEYS = np.array([f"image{number}" for number in range(20)], "S")
-ORDER = DataOrder(data="s3://data/tokens", kind="tokens", fingerprint="f", seed=3, window=None, global_batch=8)
+ORDER = DataOrder(data="s3://data/tokens", kind="tokens", fingerprint="f", seed=3, window=None, global_batch=8, check=0)
 Record = dict[str, Any]
 
 

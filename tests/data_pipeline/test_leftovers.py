@@ -10,12 +10,14 @@ import pytest
 
 from cluster.drills.s3_server import BUCKET
 from data_pipeline import storage
+from data_pipeline.config import DataConfig, FolderSource
 from data_pipeline.errors import UsageError
+from data_pipeline.ingest import ingest
 from data_pipeline.leftovers import Leftover, find_leftovers, remove
 from data_pipeline.manifest import ImageManifest, ImageShardRecord
 from data_pipeline.preflight import check_tokens
 from data_pipeline.tokenizing import TokenPlan
-from tests.data_pipeline.small_data import contents
+from tests.data_pipeline.small_data import contents, write_photos
 
 pytestmark = pytest.mark.xdist_group("s3")
 
@@ -151,3 +153,12 @@ def test_a_finished_data_set_of_the_package_has_no_leftovers_and_stays_whole(
     list(remove(find_leftovers(str(tokens), clock=later(2 * HOUR))))
     assert contents(tokens) == before
     check_tokens(str(tokens), every_byte=True)
+
+
+def test_a_shard_of_which_nothing_was_left_is_no_leftover(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", classes=1, per_class=4)
+    for path in sorted((photos / "class0").iterdir())[:2]:
+        path.write_bytes(b"no image")
+    config = DataConfig(source=FolderSource(path=str(photos)), shard_samples=1, max_bad_share=0.5)
+    ingest(config, str(tmp_path / "images"), seed=0)
+    assert find_leftovers(str(tmp_path / "images"), older_than=0, clock=lambda: time.time() + 10) == []

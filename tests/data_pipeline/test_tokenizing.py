@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from data_pipeline.errors import CorruptShardError, FoldtrainError, UsageError
 from data_pipeline.image_shards import ImageShards
 from data_pipeline.manifest import TokenManifest
 from data_pipeline.token_dataset import TokenShards
+from data_pipeline.token_shards import Tokens
 from data_pipeline.tokenizing import (
     SOFTWARE,
     TokenPlan,
@@ -25,8 +27,10 @@ from data_pipeline.tokenizing import (
     load_encoder,
     missing,
     plan_tokens,
+    record_name,
     tokenize_shard,
 )
+from data_pipeline.tokenizing import Images as ImageBatch
 from data_pipeline.transforms import Transform, flip, to_model
 from data_pipeline.weights import Card, write_weights
 from model.tokenizer import ImageFolderTokenizer
@@ -207,3 +211,30 @@ def test_weights_that_changed_since_the_plan_are_refused(make_plan: Plans, tmp_p
     write_tokenizer(tmp_path / "weights", seed=1)
     with pytest.raises(UsageError, match="it was trained again meanwhile"):
         load_encoder(plan, str(tmp_path / "weights"))
+
+
+def test_a_tar_that_another_process_has_put_stays_and_is_what_the_record_describes(
+    make_plan: Plans, images: Images
+) -> None:
+    plan = make_plan()
+    shards, first = ImageShards(images.uri), plan.shards[0]
+
+    def other_encode(image_BCHW: ImageBatch) -> Tokens:
+        return (encode(image_BCHW) + 1) % TOKENIZER.codebook_size
+
+    theirs = tokenize_shard(plan, first, shards, other_encode)
+    (Path(plan.output) / record_name(first.name)).unlink()
+    ours = tokenize_shard(plan, first, shards, encode)
+    assert ours == theirs
+    assert ours.sha256 == hashlib.sha256((Path(plan.output) / first.name).read_bytes()).hexdigest()
+
+
+def test_a_damaged_tar_without_a_record_is_replaced(make_plan: Plans, images: Images) -> None:
+    plan = make_plan()
+    first, path = plan.shards[0], Path(plan.output) / plan.shards[0].name
+    tokenize_shard(plan, first, ImageShards(images.uri), encode)
+    whole = path.read_bytes()
+    (Path(plan.output) / record_name(first.name)).unlink()
+    flip_byte(path, 700)
+    tokenize_shard(plan, first, ImageShards(images.uri), encode)
+    assert path.read_bytes() == whole

@@ -71,6 +71,7 @@ class Snapshot:
         self._size = 0
         self._entries: list[Entry] = []
         self._left: list[tuple[Tensor, Tensor]] = []
+        self._device: torch.device | None = None
         self._ready: torch.cuda.Event | None = None
 
     def begin(self, found: list[Piece], file: str) -> None:
@@ -85,22 +86,27 @@ class Snapshot:
                 target.copy_(piece.data)
             else:
                 self._left.append((target, piece.data.detach()))
-        if torch.cuda.is_available():
-            self._ready = torch.cuda.current_stream().record_event()
+        self._device = _cuda_device(self._left)
+        self._ready = torch.cuda.current_stream(self._device).record_event() if self._device else None
 
     def complete(self) -> None:
         """Copy the rest, on any thread. Until this returns, nothing may change what is copied."""
-        if self._ready is None:
+        if self._device is None or self._ready is None:
             for target, source in self._left:
                 target.copy_(source)
         else:
-            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            stream.wait_event(self._ready)
+            self._copy_beside(self._device, self._ready)
+        self._left = []
+
+    def _copy_beside(self, device: torch.device, ready: torch.cuda.Event) -> None:
+        """Copy on a stream of the device that the sources are on: a thread's own current device is always cuda:0."""
+        with torch.cuda.device(device):
+            stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            stream.wait_event(ready)
             with torch.cuda.stream(stream):
                 for target, source in self._left:
                     target.copy_(source, non_blocking=True)
             stream.synchronize()
-        self._left = []
 
     def reserve(self, found: list[Piece]) -> None:
         """Allocate the memory for such pieces beforehand, and touch it, so that no checkpoint has to wait for that."""
@@ -123,6 +129,13 @@ class Snapshot:
             for entry in self._entries
         ]
         return Index(entries, {entries[0].file: self._size} if entries else {})
+
+
+def _cuda_device(copies: list[tuple[Tensor, Tensor]]) -> torch.device | None:
+    """The one GPU that sources are on; None if all are in host memory, as with `offload`."""
+    devices = {source.device for _, source in copies if source.device.type == "cuda"}
+    assert len(devices) <= 1, devices  # a rank has one
+    return next(iter(devices), None)
 
 
 def block_crcs(data: memoryview) -> Iterator[int]:

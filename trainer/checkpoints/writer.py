@@ -163,11 +163,12 @@ class CheckpointWriter:
         finally:
             self._saving.copied.set()
         folder, rank = step_folder(self.checkpoints, self._saving.step), self._agreement.rank
+        part = self._snapshot.index().to_bytes()  # the CRCs are of what was copied, whatever the upload does to it
         data = self._snapshot.data()
         # Object storage's client takes nothing but bytes; a local file takes the memory as it is.
         body = bytes(data) if storage.is_remote(folder) else cast("bytes", data)
         storage.write_bytes(storage.join(folder, self._file(rank, "safetensors")), body)
-        storage.write_bytes(storage.join(folder, self._file(rank, "json")), self._snapshot.index().to_bytes())
+        storage.write_bytes(storage.join(folder, self._file(rank, "json")), part)
 
     def _commit(self) -> None:
         """On rank 0's thread, when all ranks have uploaded."""

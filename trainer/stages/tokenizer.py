@@ -64,7 +64,9 @@ class TokenizerStage:
             horizontal_flip=job.section.horizontal_flip,
         )
         self._kept_mean_S: Tensor | None = None
-        self._hits_PSV: Tensor | int = 0
+        layout = self.network.layout
+        shape_PSV = (layout.folds, len(layout.scales), layout.codebook_size)
+        self._hits_PSV = torch.zeros(shape_PSV, dtype=torch.int64, device=device)
 
     def card(self) -> dict[str, Any]:
         """The config that rebuilds the network."""
@@ -85,7 +87,7 @@ class TokenizerStage:
         """All terms of the loss, and the loss."""
         weights, image = self._config.loss, batch["image"]
         output = self.network(image, batch["kept_scales"], self._kept_mean_S)
-        self._hits_PSV = self._hits_PSV + output.quantized.hits_PSV
+        self._hits_PSV += output.quantized.hits_PSV
         terms = {
             "reconstruction": F.mse_loss(output.reconstruction_BCHW.float(), image),
             "codebook": output.quantized.codebook_loss,
@@ -118,9 +120,9 @@ class TokenizerStage:
         every = self._config.dead_code_steps
         if not every or step % every or step >= self._config.trainer.steps * _LAST_RESTART:
             return {}
-        hits_PSV = torch.as_tensor(self._hits_PSV)
+        hits_PSV = self._hits_PSV.clone()
         dist.all_reduce(hits_PSV)
-        self._hits_PSV = 0
+        self._hits_PSV.zero_()
         restarted = []
         for index in range(self.network.layout.branches):
             name = f"network.quantizer.branches.{index}.codebook"
@@ -132,7 +134,7 @@ class TokenizerStage:
 
     def state(self) -> dict[str, Tensor]:
         """How often each code was chosen since the last restart, int64 [P, S, V], summed over ranks."""
-        if not self._config.dead_code_steps or not isinstance(self._hits_PSV, Tensor):
+        if not self._config.dead_code_steps:  # the config alone decides, so that all ranks reach the collective
             return {}
         hits_PSV = self._hits_PSV.clone()
         dist.all_reduce(hits_PSV)
@@ -140,4 +142,6 @@ class TokenizerStage:
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Count on from there."""
-        self._hits_PSV = state["hits"].to(self._device) if state else 0
+        self._hits_PSV.zero_()
+        if "hits" in state:
+            self._hits_PSV += state["hits"].to(self._device)
