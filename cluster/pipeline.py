@@ -124,6 +124,7 @@ def _job(
     return TrainJob(
         *(stage, _folder(config, stage), section, config.seed, data.fit, data.reading, inputs, lineage, record),
         tracking=config.tracking,
+        peak_tflops=config.cluster.peak_tflops,
     )
 
 

@@ -87,6 +87,8 @@ def _say_environment(job: TrainJob, line: ProgressLine, since: float) -> bool:
     except (OSError, FoldtrainError):
         return False
     line.say(f"{found['workers']} workers on {found['device']}, {found['backend']}; attention: {found['attention']}")
+    if found.get("mfu"):
+        line.say(found["mfu"])
     return True
 
 

@@ -14,10 +14,10 @@ from data_pipeline import storage
 from data_pipeline.errors import FoldtrainError
 from trainer import spikes
 from trainer.checkpoints.agreement import Agreement
-from trainer.checkpoints.folder import COMPLETE, KEEP, STATE, complete_steps, latest_step, step_folder
+from trainer.checkpoints.folder import COMPLETE, KEEP, complete_steps, latest_step, step_folder
+from trainer.checkpoints.on_course import decisions_on_record, steps_on_course
 from trainer.config import SpikeConfig
 from trainer.engine import StepResult
-from trainer.jsonl import read_records
 from trainer.spikes import Ranges, Rollback, Spike, SpikeDetector
 
 
@@ -45,31 +45,34 @@ class Course:
     # ------------------------------------------------------------------------------------------------- going on
 
     def checkpoint(self) -> int | None:
-        """Step of the newest checkpoint that keeps to all decisions on record (a collective); others are removed."""
+        """Step of the newest checkpoint that keeps to all decisions on record (a collective); others are removed.
+
+        Raises:
+            FoldtrainError: if there are decisions, and no checkpoint that keeps to them.
+        """
         found: tuple[list[Rollback], int | None] | None = None
         if self._agreement.rank == 0:
-            on_record = spikes.recorded(read_records(storage.join(self._folder, "events.jsonl")))
-            decisions = list(dict.fromkeys([*on_record, *self._decisions]))
+            decisions = list(dict.fromkeys([*decisions_on_record(self._folder), *self._decisions]))
             found = decisions, self._newest(decisions)
         decided: tuple[list[Rollback], int | None] = self._agreement.from_first(found)
         self._decisions, step = decided
+        if self._decisions and step is None:
+            raise FoldtrainError(
+                f"{self._checkpoints} has no complete checkpoint to go on from after the rollback to step "
+                f"{self._decisions[-1].to} that events.jsonl records. Bring that checkpoint back, or delete "
+                f"{self._folder} to start anew."
+            )
         return step
 
     def _newest(self, decisions: Sequence[Rollback]) -> int | None:
         if not decisions:
             return latest_step(self._checkpoints)
-        good = self._on_course(decisions)
+        good = steps_on_course(self._checkpoints, decisions)
+        if not good:
+            return None
         for step in sorted(set(complete_steps(self._checkpoints)) - set(good)):
             _remove(step_folder(self._checkpoints, step))
-        return max(good, default=None)
-
-    def _on_course(self, decisions: Sequence[Rollback]) -> list[int]:
-        steps = complete_steps(self._checkpoints)
-        return [step for step in steps if spikes.on_course(step, self._ranges_of(step), decisions)]
-
-    def _ranges_of(self, step: int) -> Ranges:
-        state = storage.read_json(storage.join(step_folder(self._checkpoints, step), STATE))
-        return spikes.from_json(state.get("skipped_ranges", []))
+        return good[-1]
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint's state, or from {} at the start of a run."""
@@ -122,9 +125,19 @@ class Course:
             )
         decision: Rollback | None = None
         if self._agreement.rank == 0:
-            good = self._on_course(self._decisions)
+            good = steps_on_course(self._checkpoints, self._decisions)
             decision = spikes.decide(spike, good, self._config.window, self._config.skip_steps)
         return spike, self._agreement.from_first(decision)
+
+    @property
+    def may_go_back(self) -> bool:
+        """Whether a spike is a reason to go back, rather than only to say so."""
+        return self._config is not None and self._config.action == "rollback"
+
+    @property
+    def decisions(self) -> tuple[Rollback, ...]:
+        """All rollbacks so far."""
+        return tuple(self._decisions)
 
     def take(self, decision: Rollback) -> None:
         """Keep to a decision from now on. It has to be on record before."""

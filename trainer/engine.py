@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from data_pipeline.errors import UsageError
 from trainer.config import TrainerConfig
 from trainer.deepspeed_settings import check_settings, deepspeed_config
 from trainer.fragments import OwnedState, open_state
@@ -53,7 +54,10 @@ class Engine:
 
         self.config = config
         self.device = device
-        self.settings = deepspeed_config(config, dist.get_world_size())
+        try:
+            self.settings = deepspeed_config(config, dist.get_world_size())
+        except ValueError as error:
+            raise UsageError(str(error)) from None
         check_settings(self.settings)
         optimizer = build_optimizer(module, config, no_decay)
         self._engine, wrapped, _, _ = deepspeed.initialize(model=module, optimizer=optimizer, config=self.settings)

@@ -39,7 +39,8 @@ class TrainJob:
     """One network to train.
 
     `inputs` are URIs of what it is trained from (images, teacher, tokenizer, tokens), `lineage` their fingerprints,
-    `config` the resolved config of the whole run, which is only recorded.
+    `config` the resolved config of the whole run, which is recorded and counted from, `peak_tflops` what one device
+    could do, in place of the table's.
     """
 
     stage: str
@@ -52,6 +53,7 @@ class TrainJob:
     lineage: dict[str, str]
     config: dict[str, Any]
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    peak_tflops: float | None = None
 
     @property
     def checkpoints(self) -> str:

@@ -5,7 +5,8 @@
     environment.json    versions, devices, the DeepSpeed settings, the attention backend
     lineage.json        fingerprints of what it was trained from
     metrics.jsonl       a record every `log_every` steps: the source of truth; trackers only read it (trackers/)
-    events.jsonl        start, resume, rollback, checkpoint, skipped_step, spike, finish, dropped_records, goodput
+    events.jsonl        start, resume, rollback, checkpoint, skipped_step, spike, finish, no_mfu, goodput,
+                        dropped_records
     metrics.prom        the newest record for Prometheus, if the folder is on this machine
     checkpoints/        see checkpoints/
     export/             the finished network, see data_pipeline/weights.py

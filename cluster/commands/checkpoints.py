@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -69,18 +69,30 @@ def export_checkpoint(
 @app.command("gc")
 def remove_checkpoints(
     folder: Folder,
-    keep: Annotated[int, typer.Option("--keep", min=1, help="The newest so many stay.")] = 2,
+    keep: Annotated[int | None, typer.Option("--keep", min=1, help="The newest so many stay.")] = None,
     keep_every: Annotated[int | None, typer.Option(min=1, help="Multiples of so many steps stay.")] = None,
     keep_best: Annotated[str | None, typer.Option(help="The best by this number of metrics.jsonl stays.")] = None,
-    mode: Annotated[Literal["min", "max"], typer.Option(help="What the best has of it.")] = "min",
+    mode: Annotated[Literal["min", "max"] | None, typer.Option(help="What the best has of it.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, and remove nothing.")] = False,
 ) -> None:
-    """Remove old checkpoints, and unfinished ones older than the newest complete one; KEEP files are respected."""
-    from trainer.checkpoints import listing, retention
+    """Remove old checkpoints, and unfinished ones older than the newest complete one; KEEP files are respected.
 
-    rule = retention.Retention(keep, keep_every, keep_best, mode)
+    What stays is what the stage's own config.yaml says (keep_checkpoints, keep_every, keep_best); options go before it.
+    """
+    from dataclasses import replace
+
+    from trainer.checkpoints import listing, retention
+    from trainer.checkpoints.on_course import decisions_on_record
+
+    given = {"last": keep, "every": keep_every, "metric": keep_best, "mode": mode}
+    if keep_best is not None:
+        given["mode"] = mode or "min"  # not that of the stage's own metric
+    asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     for stage, checkpoints in listing.stages(folder).items():
-        gone = retention.removable(checkpoints, rule) if dry_run else retention.apply(checkpoints, rule)
+        own = checkpoints.removesuffix("/checkpoints")
+        rule = replace(retention.recorded_rule(own) or retention.Retention(2), **asked)
+        act = retention.removable if dry_run else retention.apply
+        gone = act(checkpoints, rule, decisions_on_record(own))
         names = ", ".join(map(str, gone)) or "nothing"
         typer.echo(f"{stage}: {'would remove' if dry_run else 'removed'} {names}")
 

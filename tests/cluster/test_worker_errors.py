@@ -11,7 +11,7 @@ import pytest
 
 from cluster.config import ClusterConfig
 from cluster.ray_session import ray_session
-from data_pipeline.errors import CorruptShardError
+from data_pipeline.errors import CorruptShardError, FoldtrainError, StorageAwayError
 
 MESSAGE = "shard images-0001.tar is damaged"
 
@@ -50,6 +50,24 @@ def train(folder: Path) -> None:
             ),
         )
         fit(trainer)
+
+
+def test_storage_that_was_away_is_a_reason_to_start_again_unless_there_is_something_to_mend() -> None:
+    from ray.train import WorkerGroupError
+
+    from cluster.worker_errors import EndAtUserError, fit
+
+    away, damaged = StorageAwayError("s3://bucket: timed out"), CorruptShardError(MESSAGE)
+    EndAtUserError().after_exception(None, {0: RuntimeError("lost a peer"), 1: away})
+    with pytest.raises(CorruptShardError):
+        EndAtUserError().after_exception(None, {0: away, 1: damaged})
+
+    class Exhausted:
+        def fit(self) -> None:
+            raise WorkerGroupError("all starts failed", {0: RuntimeError("lost a peer"), 1: away})
+
+    with pytest.raises(FoldtrainError, match="timed out"):
+        fit(Exhausted())
 
 
 @pytest.mark.xdist_group("ray")

@@ -15,7 +15,7 @@ import pytest
 from cluster.drills.fault_proxy import Fault, FaultProxy, Rule
 from cluster.drills.s3_server import BUCKET, S3Server
 from data_pipeline import object_writes, pacing, storage
-from data_pipeline.errors import FoldtrainError, UsageError
+from data_pipeline.errors import FoldtrainError, StorageAwayError, UsageError
 from data_pipeline.storage_retries import ShortReadError, is_transient, patience
 from tests.conftest import S3
 
@@ -312,7 +312,7 @@ def test_a_server_that_accepts_and_never_answers_is_given_up(monkeypatch: pytest
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "any")
     with socket.create_server(("127.0.0.1", 0)) as silent, patience(0):
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        with pytest.raises(FoldtrainError, match=r"s3://bucket/object: .*AWS_ENDPOINT_URL"):
+        with pytest.raises(StorageAwayError, match=r"s3://bucket/object: .*AWS_ENDPOINT_URL"):
             storage.read_bytes("s3://bucket/object")
 
 

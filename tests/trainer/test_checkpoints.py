@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock, call
 
 import pytest
 import torch
@@ -140,6 +141,30 @@ def large(tmp_path: Path) -> CheckpointReader:
     storage.write_bytes(str(tmp_path / "rank_0000-x.safetensors"), bytes(snapshot.data()))
     commit(str(tmp_path), merge([snapshot.index()]).to_bytes(), {"step": 1})
     return CheckpointReader(str(tmp_path))
+
+
+class OnGpu(torch.Tensor):
+    """In host memory, and says that it is on the fourth GPU: what a thread asks of CUDA can be seen without one."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+    device = torch.device("cuda", 3)
+
+    def detach(self) -> torch.Tensor:
+        return self
+
+
+def test_a_snapshot_copies_on_the_device_that_its_sources_are_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda, asked = MagicMock(), OnGpu.device
+    for name in ("device", "stream", "Stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, getattr(cuda, name))
+    snapshot, data = Snapshot(), torch.arange(5.0)
+    snapshot.begin([Piece("master", TensorInfo("w", (5,), "F32"), 0, data.as_subclass(OnGpu))], "rank_0003-x.st")
+    snapshot.complete()
+    ready, stream = cuda.current_stream.return_value.record_event.return_value, cuda.Stream.return_value
+    expected = [call.current_stream(asked), call.device(asked), call.Stream(asked), call.stream(stream)]
+    assert [each for each in cuda.mock_calls if each in expected] == expected
+    assert stream.mock_calls == [call.wait_event(ready), call.synchronize()]
+    assert bytes(snapshot.data()).endswith(data.numpy().tobytes())
 
 
 @pytest.mark.parametrize(

@@ -161,9 +161,18 @@ def test_extra_settings_are_added_and_derived_ones_are_refused() -> None:
         deepspeed_config(settings(extra={"fp16": {"enabled": True}}), 1)
 
 
+def test_the_norm_that_finds_gradients_that_are_not_finite_cannot_be_switched_off() -> None:
+    with pytest.raises(ValueError, match=r"extra\.zero_optimization\.compute_grad_norm: leave it out"):
+        deepspeed_config(settings(extra={"zero_optimization": {"compute_grad_norm": False}}), 1)
+
+
 def refusals(folder: str) -> list[str]:
     found = []
-    for extra in ({"zero_optimization": {"reduce_bucket_sise": 1}}, {"wall_clock_breakdwon": True}):
+    for extra in (
+        {"zero_optimization": {"compute_grad_norm": False}},
+        {"zero_optimization": {"reduce_bucket_sise": 1}},
+        {"wall_clock_breakdwon": True},
+    ):
         with pytest.raises(UsageError) as refused:
             Training(settings(extra=extra), folder)
         found.append(str(refused.value))
@@ -171,7 +180,8 @@ def refusals(folder: str) -> list[str]:
 
 
 def test_settings_that_deepspeed_does_not_know_are_refused_by_name(tmp_path: Path) -> None:
-    inner, outer = run_gloo(1, tmp_path, refusals, str(tmp_path))[0]
+    norm, inner, outer = run_gloo(1, tmp_path, refusals, str(tmp_path))[0]
+    assert "compute_grad_norm" in norm
     assert "reduce_bucket_sise" in inner
     assert "trainer.extra.wall_clock_breakdwon: DeepSpeed has no such setting" in outer
 

@@ -131,14 +131,58 @@ def test_a_checkpoint_from_other_data_is_not_continued(tmp_path: Path) -> None:
     assert "lineage.images: a -> b" in message
 
 
-def last_fails(each: TrainJob) -> str:
-    (Path(each.checkpoints) / f"step_{STEPS:08d}" / "index.json").mkdir(parents=True)
-    with pytest.raises(FoldtrainError) as failed:
+def fails_at(each: TrainJob, *steps: int) -> str | None:
+    """Train while checkpoints at some steps cannot be written. Returns what that failed with, if it did."""
+    for step in steps:
+        (Path(each.checkpoints) / f"step_{step:08d}" / "index.json").mkdir(
+            parents=True, exist_ok=True
+        )  # where a file should be
+    try:
         run([(each, None)])
-    return str(failed.value)
+    except FoldtrainError as error:
+        return str(error)
+    return None
 
 
-def test_a_run_whose_last_checkpoint_fails_has_failed(tmp_path: Path) -> None:
-    assert "the last checkpoint, at step 10" in run_gloo(1, tmp_path, last_fails, job(tmp_path / "run"))[0]
-    assert events(tmp_path / "run", "checkpoint_failed") == [STEPS]
+def test_a_run_whose_last_checkpoint_fails_again_and_again_has_failed(tmp_path: Path) -> None:
+    (message,) = run_gloo(1, tmp_path, fails_at, job(tmp_path / "run"), STEPS)
+    assert "3 checkpoints in a row could not be written, the last at step 10" in message
+    assert events(tmp_path / "run", "checkpoint_failed") == [STEPS] * 3
     assert events(tmp_path / "run", "finish") == []
+
+
+def test_a_checkpoint_that_failed_is_tried_again_before_the_next_is_due(tmp_path: Path) -> None:
+    each = job(tmp_path / "run", steps=40, checkpoint_every=20)
+    assert run_gloo(2, tmp_path, fails_at, each, 20) == [None, None]
+    first, *later = complete_steps(each.checkpoints)
+    assert events(tmp_path / "run", "checkpoint_failed") == [20]
+    assert 20 < first < 40
+    assert later == [40]
+
+
+class LockedStage(CountingStage):
+    """The last checkpoint cannot be written for the first time; then the obstacle goes."""
+
+    def __init__(self, obstacle: Path) -> None:
+        super().__init__(None)
+        self.obstacle, self.saves = obstacle, 0
+
+    def state(self) -> dict[str, Tensor]:
+        self.saves += 1
+        if self.saves == 1:
+            self.obstacle.mkdir(parents=True)
+        elif self.obstacle.is_dir():
+            self.obstacle.rmdir()
+        return super().state()
+
+
+def last_fails_once(each: TrainJob) -> bool:
+    stage = LockedStage(Path(each.checkpoints) / f"step_{STEPS:08d}" / "index.json")
+    return Loop(each, stage, torch.device("cpu")).run()
+
+
+def test_the_last_checkpoint_is_tried_again_and_then_the_run_is_finished(tmp_path: Path) -> None:
+    each = job(tmp_path / "run", checkpoint_every=100)
+    assert run_gloo(1, tmp_path, last_fails_once, each) == [True]
+    assert events(tmp_path / "run", "checkpoint_failed") == events(tmp_path / "run", "finish") == [STEPS]
+    assert complete_steps(each.checkpoints) == [STEPS]

@@ -11,10 +11,17 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster.config_loading import load_config
+from cluster.planning import stage_configs
+from data_pipeline.config import ReadingConfig
 from tests.trainer.gloo import run_gloo
-from trainer.config import TrainerConfig
+from trainer.config import ClassifierStageConfig, TrainerConfig
 from trainer.engine import StepResult
+from trainer.job import StageSection, TrainJob
 from trainer.meter import Meter, percentile
+from trainer.model_flops import model_flops
+from trainer.planning.devices import peak_flops
+from trainer.planning.plan import DataFacts, Request, make_plan
 
 CONFIG = TrainerConfig(steps=100, global_batch=8)
 
@@ -83,6 +90,41 @@ def test_a_record_begins_anew_and_what_is_not_finite_is_null(records: list[list[
 
 def test_there_is_no_mfu_where_the_device_is_unknown(records: list[list[dict[str, Any]]]) -> None:
     assert ["mfu" in record for record in records[0]] == [True, True, False]
+
+
+def resolved(stage: str, peak_tflops: float | None = None) -> TrainJob:
+    """A stage of the quickstart, with the config of its run."""
+    config = load_config("configs/quickstart.yaml")
+    sections: dict[str, StageSection] = {"tokenizer": config.tokenizer, "generator": config.generator}
+    section = sections.get(stage) or ClassifierStageConfig(trainer=CONFIG)
+    record = config.model_dump(mode="json")
+    return TrainJob(stage, "", section, 0, "squash", ReadingConfig(), {}, {}, record, peak_tflops=peak_tflops)
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "generator"])
+def test_the_operations_of_a_step_are_those_of_the_plan(stage: str) -> None:
+    config = load_config("configs/quickstart.yaml")
+    planned = make_plan(Request(f"train-{stage}", stage_configs(config), 1, 2, None, DataFacts(None)))
+    found = model_flops(resolved(stage), torch.device("cpu"), 2)
+    assert found.per_step == planned.time.flops_per_step
+    assert found.left_out == "MFU is left out: the peak of a CPU is not known; cluster.peak_tflops gives it"
+
+
+def test_the_peak_that_is_given_goes_before_what_is_known() -> None:
+    found = model_flops(resolved("generator", peak_tflops=0.5), torch.device("cpu"), 1)
+    assert (found.peak, found.left_out) == (0.5e12, None)
+
+
+def test_the_peak_of_a_gpu_is_that_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H200")
+    job = resolved("generator")
+    found = model_flops(job, torch.device("cuda", 1), 1)
+    assert (found.peak, found.left_out) == (peak_flops("NVIDIA H200", job.section.trainer.precision), None)
+
+
+def test_nobody_counts_a_classifier() -> None:
+    found = model_flops(resolved("judge"), torch.device("cpu"), 1)
+    assert (found.per_step, found.left_out) == (None, None)
 
 
 @given(st.lists(st.floats(0, 100), min_size=1), st.floats(0.01, 1))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline import storage
-from trainer.checkpoints.retention import Retention, apply, forget_after, kept, removable
+from trainer.checkpoints.retention import Retention, apply, kept, recorded_rule, removable
 from trainer.fragments.zero0 import even_cut
+from trainer.spikes import Rollback
 
 VALUES = st.dictionaries(st.integers(1, 200), st.none() | st.floats(-9, 9), max_size=12)
 
@@ -57,12 +59,25 @@ def test_an_unfinished_one_goes_only_if_a_newer_one_is_complete(tmp_path: Path) 
     assert names(tmp_path) == [20, 30]
 
 
-def test_a_run_that_goes_back_forgets_what_came_after(tmp_path: Path) -> None:
-    for step in (10, 20, 30):
+def test_a_marked_one_that_a_rollback_took_back_is_neither_the_newest_nor_the_best(tmp_path: Path) -> None:
+    for step, skipped, loss in ((10, [], 3.0), (20, [], 2.0), (30, [], 1.0), (28, [[22, 26]], 2.5)):
         checkpoint(tmp_path, step, "COMPLETE")
-    checkpoint(tmp_path, 40)
-    assert forget_after(str(tmp_path), 20) == [30, 40]
-    assert names(tmp_path) == [10, 20]
+        state = {"skipped_ranges": skipped, "metrics": {"loss": loss}}
+        storage.write_json(str(tmp_path / f"step_{step:08d}" / "state.json"), state)
+    checkpoint(tmp_path, 30, "KEEP")
+    decisions = [Rollback(20, 22, 26)]
+    assert removable(str(tmp_path), Retention(last=1, metric="loss"), decisions) == [10]
+    assert apply(str(tmp_path), Retention(last=1), decisions) == [10, 20]
+    assert names(tmp_path) == [28, 30]
+
+
+def test_the_rule_of_a_stage_is_that_of_its_newest_start(tmp_path: Path) -> None:
+    trainer = {"keep_checkpoints": 4, "keep_every": 100, "keep_best": {"metric": "loss", "mode": "max"}}
+    config = {"evaluation": {"judge": {"trainer": trainer}}, "generator": {"trainer": {"keep_checkpoints": 3}}}
+    storage.write_bytes(str(tmp_path / "config.yaml"), json.dumps(config).encode())
+    for stage, rule in (("judge", Retention(4, 100, "loss", "max")), ("generator", Retention(3)), ("tokenizer", None)):
+        storage.write_json(str(tmp_path / "settings.json"), {"stage": stage})
+        assert recorded_rule(str(tmp_path)) == rule
 
 
 def test_nothing_goes_while_nothing_is_complete(tmp_path: Path) -> None:

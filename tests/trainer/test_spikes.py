@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,17 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline.errors import FoldtrainError
+from data_pipeline.errors import FoldtrainError, StorageAwayError
 from data_pipeline.ledger import Audit, DataOrder, audit, read_history, step_indices
 from data_pipeline.order import step_positions
 from tests.trainer.gloo import run_gloo
 from tests.trainer.small_training import rows
 from tests.trainer.test_loop import CountingStage, events, job
-from trainer.checkpoints.folder import complete_steps
+from trainer.checkpoints.folder import complete_steps, step_folder
 from trainer.engine import INDEX, Batch
 from trainer.job import TrainJob
 from trainer.loop import Loop
+from trainer.run_directory import RunDirectory
 from trainer.spikes import (
     Rollback,
     Spike,
@@ -71,6 +73,22 @@ def test_nothing_finite_is_judged_before_enough_is_known() -> None:
     early = SpikeDetector(window=10, sigmas=6, warmup=3)
     assert [early.add(step, loss) for step, loss in enumerate([1.0, 1.1, 1000.0])] == [None] * 3
     assert early.add(3, 1000.0) is not None
+
+
+def test_a_step_that_was_not_applied_is_no_spike_however_strange_its_loss() -> None:
+    watch = detector(steps=2)
+    assert [watch.add(10, math.nan, applied=False), watch.add(11, 9.0), watch.add(12, math.inf, applied=False)] == [
+        None
+    ] * 3
+
+
+def test_a_rollback_for_which_no_checkpoint_is_kept_long_enough_is_refused(tmp_path: Path) -> None:
+    far: dict[str, Any] = {"checkpoint_every": 5, "spikes": SPIKES | {"window": 40}}  # 21 steps back at least
+    poisoned(tmp_path, **far, keep_checkpoints=5)
+    poisoned(tmp_path, **far, keep_checkpoints=1, keep_every=50)
+    poisoned(tmp_path, **far | {"spikes": far["spikes"] | {"action": "record"}}, keep_checkpoints=1)
+    with pytest.raises(ValueError, match=r"at least 21 steps back .* set keep_checkpoints to 6"):
+        poisoned(tmp_path, **far, keep_checkpoints=4)
 
 
 def test_several_steps_in_a_row_make_a_spike_once() -> None:
@@ -151,7 +169,7 @@ class NamedSamples:
     keys = np.array([f"image{number:03}" for number in range(STEPS * 8)], "S")
 
     def order(self) -> DataOrder:
-        return DataOrder(data="", kind="images", fingerprint="", seed=0, window=None, global_batch=8)
+        return DataOrder(data="", kind="images", fingerprint="", seed=0, window=None, global_batch=8, check=0)
 
     def step_keys(self, step: int) -> list[str]:
         return [bytes(self.keys[index]).decode() for index in step_indices(self.order(), self.shards, step)]
@@ -278,6 +296,38 @@ def test_the_ledger_accounts_for_steps_that_were_passed_over(name: str, runs: di
     found = ledger_of(runs[name].folder)
     assert found.problems == ()
     assert found.epochs == ((27 * 8, 30 * 8, 1),)
+
+
+def lose_checkpoints(first: TrainJob, again: TrainJob) -> str:
+    """A run dies after its rollback, and its checkpoints are lost."""
+    train(first, kill_at=21)
+    for step in complete_steps(first.checkpoints):
+        shutil.rmtree(step_folder(first.checkpoints, step))
+    with pytest.raises(FoldtrainError) as refused:
+        train(again)
+    return str(refused.value)
+
+
+def test_a_run_that_went_back_never_begins_anew_by_itself(tmp_path: Path) -> None:
+    (message,) = run_gloo(1, tmp_path, lose_checkpoints, poisoned(tmp_path / "run"), poisoned(tmp_path / "run"))
+    assert "no complete checkpoint to go on from after the rollback to step 15" in message
+
+
+def unstored(each: TrainJob) -> tuple[str, list[int]]:
+    """A run whose storage does not take the decision in time."""
+    stage = PoisonedStage((POISON,), None)
+    loop = Loop(each, stage, torch.device("cpu"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunDirectory, "commit", lambda *_: False)
+        with pytest.raises(StorageAwayError) as refused:
+            loop.run()
+    return str(refused.value), complete_steps(each.checkpoints)
+
+
+def test_a_decision_that_cannot_be_stored_is_not_acted_on_by_any_rank(tmp_path: Path) -> None:
+    answers = run_gloo(2, tmp_path, unstored, poisoned(tmp_path / "run"))
+    assert ["the rollback to step 15 could not be stored" in message for message, _ in answers] == [True, True]
+    assert complete_steps(str(tmp_path / "run" / "checkpoints")) == [5, 10, 15, 20]
 
 
 def test_the_run_stops_after_too_many_rollbacks(runs: dict[str, Outcome]) -> None:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-import numpy as np
-import torch
+from pathlib import Path
+from typing import Any
 
-from model.config import TokenizerConfig
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from data_pipeline.config import ReadingConfig
+from model.config import TokenizerConfig, ViTConfig
+from tests.trainer.gloo import run_gloo
+from trainer.config import TokenizerLossConfig, TokenizerStageConfig, TrainerConfig
 from trainer.dead_codes import replacements
+from trainer.job import TrainJob
+from trainer.stages import tokenizer
 from trainer.stages.tokenizer import kept_scales
 
+SMALL = ViTConfig(width=8, depth=1, heads=2)
 CONFIG = TokenizerConfig(quantizer_dropout=0.1, dropout_min_scales=3)
 
 
@@ -24,6 +35,47 @@ def test_quantizer_dropout_is_a_function_of_the_position_alone() -> None:
     positions = np.arange(64, dtype=np.int64)
     whole = kept_scales(CONFIG, 5, positions)
     np.testing.assert_array_equal(whole, np.concatenate([kept_scales(CONFIG, 5, p) for p in np.split(positions, 4)]))
+
+
+class NoImages:
+    """A data set that is not read."""
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+
+def counted(dead_code_steps: int) -> list[dict[str, Any]]:
+    """The stage's counts on this rank: at first, after 5 on each rank, and when only rank 0 has restored them."""
+    model = TokenizerConfig(
+        image_size=16,
+        patch_size=4,
+        scales=(1, 2),
+        dropout_min_scales=1,
+        codebook_size=8,
+        code_dim=4,
+        encoder=SMALL,
+        decoder=SMALL,
+    )
+    loss = TokenizerLossConfig(semantic=0)
+    trainer = TrainerConfig(steps=10, global_batch=2)
+    section = TokenizerStageConfig(model=model, loss=loss, dead_code_steps=dead_code_steps, trainer=trainer)
+    job = TrainJob("tokenizer", "", section, 0, "squash", ReadingConfig(), {}, {}, {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer, "open_images", NoImages)
+        patch.setattr(tokenizer, "ImageBatches", NoImages)
+        stage = tokenizer.TokenizerStage(job, torch.device("cpu"))
+    found = [stage.state()]
+    stage._hits_PSV += 5
+    found.append(stage.state())
+    stage.load_state(found[-1] if dist.get_rank() == 0 else {})
+    states = [*found, stage.state()]
+    return [{name: tensor.numpy() for name, tensor in state.items()} for state in states]
+
+
+def test_counts_of_codes_are_summed_by_all_ranks_though_one_alone_restores_them(tmp_path: Path) -> None:
+    for states in run_gloo(2, tmp_path, counted, 4):
+        assert [np.unique(state["hits"]).tolist() for state in states] == [[0], [10], [10]]
+        assert states[0]["hits"].shape == (2, 2, 8)
+    assert run_gloo(2, tmp_path, counted, 0) == [[{}] * 3] * 2
 
 
 def test_only_codes_without_a_hit_at_any_scale_are_replaced_by_codes_in_use() -> None:

@@ -12,5 +12,5 @@ No rank gathers anything. Each writes what it owns, and on resume reads the byte
 the attempt (a token per process start), so that a file of a complete checkpoint is never written again.
 
 folder.py names and finds, index.py describes, snapshot.py copies to host memory, writer.py uploads in the background,
-reader.py reads ranges, restore.py loads and assembles, retention.py removes.
+reader.py reads ranges, restore.py loads and assembles, on_course.py tells which count, retention.py removes.
 """

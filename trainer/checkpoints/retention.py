@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from data_pipeline import storage
-from trainer.checkpoints.folder import (
-    COMPLETE,
-    KEEP,
-    STATE,
-    all_steps,
-    complete_steps,
-    step_folder,
-)
+from trainer.checkpoints.folder import COMPLETE, KEEP, STATE, all_steps, step_folder
+from trainer.checkpoints.on_course import steps_on_course
+from trainer.config import KeepBest
+from trainer.spikes import Rollback
 
 
 @dataclass(frozen=True)
@@ -32,6 +28,28 @@ class Retention:
     every: int | None = None
     metric: str | None = None
     mode: Literal["min", "max"] = "min"
+
+
+def rule_of(last: int, every: int | None, best: KeepBest | None) -> Retention:
+    """The rule of a trainer's `keep_checkpoints`, `keep_every` and `keep_best`."""
+    return Retention(last, every, best.metric, best.mode) if best else Retention(last, every)
+
+
+def recorded_rule(folder: str) -> Retention | None:
+    """The rule of a stage's newest start, from the config.yaml in its folder; None if there is none."""
+    import yaml
+
+    try:
+        config: dict[str, Any] = yaml.safe_load(storage.read_bytes(storage.join(folder, "config.yaml"))) or {}
+        stage = storage.read_json(storage.join(folder, "settings.json"))["stage"]
+    except FileNotFoundError:
+        return None
+    section = (config.get("evaluation") or {}).get("judge") if stage == "judge" else config.get(stage)
+    if not section:
+        return None
+    trainer = section["trainer"]
+    best = KeepBest.model_validate(trainer["keep_best"]) if trainer.get("keep_best") else None
+    return rule_of(trainer.get("keep_checkpoints", 2), trainer.get("keep_every"), best)
 
 
 def kept(complete: Mapping[int, float | None], rule: Retention) -> set[int]:
@@ -52,12 +70,18 @@ def kept(complete: Mapping[int, float | None], rule: Retention) -> set[int]:
     return stay
 
 
-def removable(checkpoints: str, rule: Retention) -> list[int]:
+def removable(checkpoints: str, rule: Retention, decisions: Sequence[Rollback] = ()) -> list[int]:
     """Steps of checkpoints that a rule does not keep, and of unfinished ones older than the newest complete one.
 
-    Younger unfinished ones may be under way.
+    Younger unfinished ones may be under way. A checkpoint that a rollback took back, and that is there because of its
+    file KEEP, is neither among the newest nor the best.
+
+    Args:
+        checkpoints: their folder.
+        rule: the rule.
+        decisions: the rollbacks of the run.
     """
-    values = {step: _metric(checkpoints, step, rule.metric) for step in complete_steps(checkpoints)}
+    values = {step: _metric(checkpoints, step, rule.metric) for step in steps_on_course(checkpoints, decisions)}
     if not values:
         return []
     stay, newest = kept(values, rule), max(values)
@@ -65,29 +89,15 @@ def removable(checkpoints: str, rule: Retention) -> list[int]:
     return [step for step in candidates if not storage.exists(storage.join(step_folder(checkpoints, step), KEEP))]
 
 
-def apply(checkpoints: str, rule: Retention) -> list[int]:
+def apply(checkpoints: str, rule: Retention, decisions: Sequence[Rollback] = ()) -> list[int]:
     """Remove what a rule does not keep; the marker first, so that nothing half removed is ever taken for complete.
 
     Returns:
         The steps that were removed.
     """
-    gone = removable(checkpoints, rule)
+    gone = removable(checkpoints, rule, decisions)
     for step in gone:
         _remove(checkpoints, step)
-    return gone
-
-
-def forget_after(checkpoints: str, step: int) -> list[int]:
-    """Remove all checkpoints after a step, unfinished ones too: a run that goes back must not find them again.
-
-    Nothing may be under way. One rank calls it. A file KEEP does not help: it would be what a resume loads.
-
-    Returns:
-        The steps that were removed.
-    """
-    gone = [later for later in all_steps(checkpoints) if later > step]
-    for later in gone:
-        _remove(checkpoints, later)
     return gone
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
@@ -28,6 +28,7 @@ from trainer.checkpoints.folder import commit, step_folder
 from trainer.checkpoints.index import Index, merge
 from trainer.checkpoints.retention import Retention
 from trainer.checkpoints.snapshot import Piece, Snapshot
+from trainer.spikes import Rollback
 
 
 @dataclass
@@ -77,6 +78,10 @@ class CheckpointWriter:
     ) -> None:
         self.checkpoints = checkpoints
         self.failures = 0
+        self.saved: int | None = None
+        """Step of the newest checkpoint that is complete, equal on all ranks; None if there is none yet."""
+        self.decisions: Callable[[], Sequence[Rollback]] = tuple
+        """The rollbacks of the run: what they took back does not count as new."""
         self._agreement, self._keep, self._most_failures = agreement, keep, most_failures
         self._report = report
         self._attempt: str = agreement.from_first(uuid4().hex[:8])
@@ -92,6 +97,11 @@ class CheckpointWriter:
         """Whether this rank's thread is at work. The main thread puts it into the agreement of each step."""
         saving = self._saving
         return saving is not None and saving.work is not None and not saving.work.done()
+
+    @property
+    def under_way(self) -> int | None:
+        """Step of the checkpoint that is under way on any rank, equal on all ranks."""
+        return self._saving.step if self._saving else None
 
     def save(self, step: int, found: list[Piece], state: dict[str, Any]) -> None:
         """Begin a checkpoint (a collective, as it waits for the one before)."""
@@ -143,6 +153,7 @@ class CheckpointWriter:
     def _end(self, saving: _Saving, error: str | None) -> None:
         self._saving = None
         self.failures = self.failures + 1 if error else 0
+        self.saved = self.saved if error else saving.step
         if error and self._agreement.rank == 0:
             self._report("checkpoint_failed", saving.step, error=error, in_a_row=self.failures)
         if self.failures >= self._most_failures:
@@ -187,6 +198,6 @@ class CheckpointWriter:
             bytes=sum(index.files.values()),
         )
         try:
-            retention.apply(self.checkpoints, self._keep)
+            retention.apply(self.checkpoints, self._keep, self.decisions())
         except Exception as error:  # the checkpoint is complete; what could not be removed is said
             self._report("checkpoint_not_removed", saving.step, error=f"{type(error).__name__}: {error}")

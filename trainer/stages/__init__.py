@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import torch
 
     from trainer.job import TrainJob
-    from trainer.loop import Stage
+    from trainer.stages.stage import Stage
 
 
 def build_stage(job: TrainJob, device: torch.device) -> Stage:

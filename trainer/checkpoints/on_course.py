@@ -1,0 +1,30 @@
+"""Which checkpoints keep to the rollbacks of a run; the others were taken back, and count for nothing. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from data_pipeline import storage
+from trainer import spikes
+from trainer.checkpoints.folder import STATE, complete_steps, step_folder
+from trainer.jsonl import read_records
+from trainer.spikes import Rollback
+
+
+def decisions_on_record(folder: str) -> list[Rollback]:
+    """The rollbacks of a stage, by its folder, in their order."""
+    return spikes.recorded(read_records(storage.join(folder, "events.jsonl")))
+
+
+def steps_on_course(checkpoints: str, decisions: Sequence[Rollback]) -> list[int]:
+    """Steps of the complete checkpoints that were made in keeping with all decisions, ascending."""
+    steps = complete_steps(checkpoints)
+    if not decisions:
+        return steps
+    return [step for step in steps if spikes.on_course(step, _skipped_in(checkpoints, step), decisions)]
+
+
+def _skipped_in(checkpoints: str, step: int) -> spikes.Ranges:
+    """The ranges of steps that a checkpoint's run had passed over."""
+    state = storage.read_json(storage.join(step_folder(checkpoints, step), STATE))
+    return spikes.from_json(state.get("skipped_ranges", []))
