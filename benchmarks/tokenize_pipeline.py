@@ -57,7 +57,7 @@ SHARDS = 3
 """Token shards of each worker. A real one holds 10,000 images, so what lies between two shards hardly counts there."""
 RAY_NICENESS = int(os.environ.get("RAY_worker_niceness", "15"))  # noqa: SIM112 - Ray spells it so
 """Ray's workers give way to other processes; so must the encoder alone, or a busy machine would favour it."""
-ENCODER_ROUNDS = 5
+ENCODER_ROUNDS = 8
 """Batches that each process of the encoder alone is timed over, each time."""
 
 
