@@ -10,6 +10,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import typer
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from typer.testing import CliRunner
@@ -52,11 +53,16 @@ def readme_commands() -> list[str]:
 def test_every_command_of_the_readme_exists_with_its_options(line: str) -> None:
     from cluster.cli import app
 
-    _, command, *arguments = shlex.split(line)
-    help_text = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
-    assert help_text.exit_code == 0, f"{line}: there is no command {command}"
+    _, *arguments = shlex.split(line)
+    command, words = typer.main.get_command(app), []
+    while arguments and hasattr(command, "commands"):
+        words.append(arguments.pop(0))
+        assert words[-1] in command.commands, f"{line}: there is no command {' '.join(words)}"
+        command = command.commands[words[-1]]
+    help_text = CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
+    assert help_text.exit_code == 0, help_text.output
     for option in (argument for argument in arguments if argument.startswith("-")):
-        assert re.search(rf"(?<![\w-]){option}(?![\w-])", help_text.output), f"{line}: {command} has no {option}"
+        assert re.search(rf"(?<![\w-]){option}(?![\w-])", help_text.output), f"{line}: {' '.join(words)} has no {option}"
 
 
 @pytest.mark.parametrize("path", sorted({*re.findall(r"configs/[\w./-]+\.yaml", README)}))
