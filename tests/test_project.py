@@ -62,7 +62,9 @@ def test_every_command_of_the_readme_exists_with_its_options(line: str) -> None:
     help_text = CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
     assert help_text.exit_code == 0, help_text.output
     for option in (argument for argument in arguments if argument.startswith("-")):
-        assert re.search(rf"(?<![\w-]){option}(?![\w-])", help_text.output), f"{line}: {' '.join(words)} has no {option}"
+        assert re.search(rf"(?<![\w-]){option}(?![\w-])", help_text.output), (
+            f"{line}: {' '.join(words)} has no {option}"
+        )
 
 
 @pytest.mark.parametrize("path", sorted({*re.findall(r"configs/[\w./-]+\.yaml", README)}))
