@@ -29,11 +29,12 @@ def show_report(report: Report) -> None:
     for check in report.checks:
         mark = Text("ok", "green") if check.passed else Text("wrong", "bold red")
         table.add_row(check.name, mark, Text(check.summary))
-        for problem in check.problems[:SHOWN_PROBLEMS]:
-            table.add_row("", "", Text(problem, "red"))
-        if len(check.problems) > SHOWN_PROBLEMS:
-            table.add_row("", "", f"... and {len(check.problems) - SHOWN_PROBLEMS} more (--json shows all)")
     console().print(table)
+    for check in report.checks:
+        more = len(check.problems) - SHOWN_PROBLEMS
+        lines = [*check.problems[:SHOWN_PROBLEMS], *([f"... and {more} more (--json shows all)"] if more > 0 else [])]
+        for line in lines:  # not in the table, which would break them in a narrow terminal
+            console().print(Text(f"{check.name}: {line}", "red"), soft_wrap=True)
     counted = f"{report.samples:,} samples of {report.kind} in {report.shards} shards"
     if report.passed:
         console().print(f"{report.uri}: {counted} match their manifest", markup=False)
