@@ -158,7 +158,7 @@ def _environment(token_file: Path) -> dict[str, str]:
         "RAY_AUTH_TOKEN_PATH": str(token_file),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
-        "RAY_JOB_STOP_WAIT_TIME_S": "30",  # between SIGTERM and SIGKILL: time for a last checkpoint
+        "RAY_JOB_STOP_WAIT_TIME_S": "30",  # between SIGTERM and SIGKILL: time for uploads under way
     }
 
 
