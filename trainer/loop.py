@@ -100,7 +100,7 @@ class Loop:
             self.records.event(event, step, **details)
 
     def request_stop(self) -> None:
-        """End after the step that is under way, with a checkpoint. From any thread, on any rank; no signal is wired to it yet."""
+        """End after the step under way, with a checkpoint. From any thread, on any rank; no signal calls it yet."""
         self._stop_requested.set()
 
     def run(self) -> bool:
