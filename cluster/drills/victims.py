@@ -17,8 +17,8 @@ import psutil
 
 from data_pipeline.errors import FoldtrainError
 
-PATIENCE = 240.0
-"""Seconds that a command may take, or may let wait for something."""
+PATIENCE = 1200.0
+"""Seconds after which a command counts as stuck: many times what it takes on a machine that does other work, too."""
 _RAYS_OWN = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
 OUTPUT_CHARACTERS = 4000
 """The end of a command's output that an error shows."""
