@@ -7,9 +7,10 @@ Data's own actors still start. An ImageNet run has that once in hours.
 
 The encoder alone has the same cores: the same network, batches and precision on pixels that are in memory already as
 float32, in the same workers, before each shard and after the last. So a machine whose speed drifts (15 % within minutes
-were seen) favours neither. It is also measured in processes of its own before the pipeline starts, with nothing of
-Ray's beside it; that rate and the ratio to it are stated, too. Images per second of processor time, of all threads of
-the workers, say how much of it is spent on anything but the encoder.
+were seen) favours neither. It is also measured in processes of its own with nothing of Ray's beside it, before the
+pipeline starts and after it has ended; that rate and the ratio to it are stated, too. All of them keep freed memory as
+tokenize's workers do (data_pipeline/host_memory.py). Images per second of processor time, of all threads of the
+workers, say how much of it is spent on anything but the encoder.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from cluster.shard_pool import PoolSettings, make_shards
 from cluster.shard_worker import Advance, MakeShard
 from cluster.tokenizing import TokenizeWork
 from data_pipeline.config import TokensConfig
+from data_pipeline.host_memory import keep_freed_memory
 from data_pipeline.image_shards import ImageSample, write_image_shard
 from data_pipeline.manifest import ImageManifest
 from data_pipeline.tokenizing import TokenPlan, encoder_of, finish, load_encoder, missing, plan_tokens
@@ -53,12 +55,12 @@ TOKENIZER = TokenizerConfig(image_size=256, patch_size=16, encoder=ENCODER, deco
 BATCH = 16
 PICTURES = 48
 IMAGE_SHARD = 100
-SHARDS = 3
+SHARDS = 5
 """Token shards of each worker. A real one holds 10,000 images, so what lies between two shards hardly counts there."""
 RAY_NICENESS = int(os.environ.get("RAY_worker_niceness", "15"))  # noqa: SIM112 - Ray spells it so
 """Ray's workers give way to other processes; so must the encoder alone, or a busy machine would favour it."""
 ENCODER_ROUNDS = 3
-"""Batches that the encoder alone is timed over, each time."""
+"""Batches that the encoder alone is timed over, each time; four times as many where it has processes of its own."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,9 @@ class Rate:
     images: int
     seconds: float
     cpu: float
+
+    def __add__(self, other: Rate) -> Rate:
+        return Rate(self.images + other.images, self.seconds + other.seconds, self.cpu + other.cpu)
 
     @property
     def per_second(self) -> float:
@@ -137,6 +142,7 @@ def write_tokenizer(uri: str) -> Card:
 def encode_alone(threads: int, precision: str, start: Barrier, results: Any) -> None:
     """One process of the encoder alone: when its timed batches began and ended."""
     os.nice(RAY_NICENESS - os.nice(0))
+    keep_freed_memory()
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     encode = encoder_of(ImageFolderTokenizer(TOKENIZER).eval(), precision, "cpu")
@@ -144,7 +150,7 @@ def encode_alone(threads: int, precision: str, start: Barrier, results: Any) -> 
     encode(image_BCHW)
     start.wait()
     began, used = time.time(), time.process_time()
-    for _ in range(ENCODER_ROUNDS):
+    for _ in range(4 * ENCODER_ROUNDS):
         encode(image_BCHW)
     results.put((began, time.time(), time.process_time() - used))
 
@@ -161,7 +167,7 @@ def encoder_rate(workers: int, threads: int, precision: str) -> Rate:
     for process in processes:
         process.join()
     began, ended, cpu = zip(*spans, strict=True)
-    return Rate(workers * ENCODER_ROUNDS * BATCH, max(ended) - min(began), sum(cpu))
+    return Rate(workers * 4 * ENCODER_ROUNDS * BATCH, max(ended) - min(began), sum(cpu))
 
 
 def run_pipeline(plan: TokenPlan, tokenizer: str, workers: int, threads: int) -> tuple[list[dict[str, Any]], float]:
@@ -224,9 +230,11 @@ def measure(images: int, workers: int, threads: int, precision: str, decode: str
             }
         )
         plan = plan_tokens(f"{bucket}/images", card, config, f"{bucket}/tokens", "crop")
-        outside = encoder_rate(workers, threads, precision)
+        before = encoder_rate(workers, threads, precision)
         facts, start = run_pipeline(plan, f"{folder}/tokenizer", workers, threads)
+        after = encoder_rate(workers, threads, precision)
     pipeline, encoder = steady_rates(facts)
+    outside = before + after
     measured = {"pipeline": pipeline, "encoder": encoder, "encoder_outside": outside}
     settings = {"images": images, "workers": workers, "threads": threads, "batch": BATCH}
     settings |= {"precision": precision, "decode": decode, "shards": len(plan.shards)}
@@ -246,7 +254,7 @@ def measure(images: int, workers: int, threads: int, precision: str, decode: str
 def main() -> None:
     parser = argparse.ArgumentParser(description="The pipeline of tokenize against the encoder alone.")
     parser.add_argument("--json", type=Path, help="write the figures here")
-    parser.add_argument("--images", type=int, default=480)
+    parser.add_argument("--images", type=int, default=1200)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--threads", type=int, default=1, help="of each worker; its CPUs")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
@@ -258,7 +266,7 @@ def main() -> None:
     does = {
         "encoder": "forward passes on pixels in memory",
         "pipeline": "read S3, decode, crop, encode, write S3, commit",
-        "encoder_outside": "the same in processes of its own, before",
+        "encoder_outside": "the same in processes of its own, before and after",
     }
     rows = [[labels[name], f"{rates[name]:.2f}", f"{per_cpu[name]:.2f}", does[name]] for name in labels]
     rows += [

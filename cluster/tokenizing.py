@@ -32,12 +32,16 @@ class TokenizeWork:
         """Load the tokenizer, and the indexes of the image shards."""
         import torch
 
+        from data_pipeline.host_memory import keep_freed_memory
         from data_pipeline.image_shards import ImageShards
         from data_pipeline.tokenizing import load_encoder, tokenize_shard
 
         torch.set_num_threads(threads)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device == "cpu":
+            keep_freed_memory()
         images = ImageShards(self.plan.images)
-        encode = load_encoder(self.plan, self.tokenizer, "cuda" if torch.cuda.is_available() else "cpu")
+        encode = load_encoder(self.plan, self.tokenizer, device)
 
         def make(shard: PlannedShard, advance: Advance) -> dict[str, Any]:
             tokenize_shard(self.plan, shard, images, encode, advance, threads)

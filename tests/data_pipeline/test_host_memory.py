@@ -1,0 +1,39 @@
+"""Freed memory is used again, in a process of its own, since the setting is for good."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+FAULTS = """
+import resource
+import torch
+from data_pipeline.host_memory import keep_freed_memory
+
+torch.set_num_threads(1)
+if {keep}:
+    assert keep_freed_memory()
+
+def round():
+    torch.ones(4, 2**20)  # 16 MiB, 4096 pages
+
+round()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    round()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def page_faults(*, keep: bool) -> int:
+    """Pages that the kernel had to give while the same large block was allocated and freed ten times."""
+    command = [sys.executable, "-c", FAULTS.format(keep=keep)]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def test_a_large_block_that_was_freed_is_not_asked_of_the_kernel_again() -> None:
+    assert page_faults(keep=True) < 100
+
+
+def test_without_the_setting_it_is() -> None:
+    assert page_faults(keep=False) > 10_000
