@@ -59,7 +59,7 @@ SHARDS = 5
 """Token shards of each worker. A real one holds 10,000 images, so what lies between two shards hardly counts there."""
 RAY_NICENESS = int(os.environ.get("RAY_worker_niceness", "15"))  # noqa: SIM112 - Ray spells it so
 """Ray's workers give way to other processes; so must the encoder alone, or a busy machine would favour it."""
-ENCODER_ROUNDS = 3
+ENCODER_ROUNDS = 2
 """Batches that the encoder alone is timed over, each time; four times as many where it has processes of its own."""
 
 
@@ -254,7 +254,7 @@ def measure(images: int, workers: int, threads: int, precision: str, decode: str
 def main() -> None:
     parser = argparse.ArgumentParser(description="The pipeline of tokenize against the encoder alone.")
     parser.add_argument("--json", type=Path, help="write the figures here")
-    parser.add_argument("--images", type=int, default=1200)
+    parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--threads", type=int, default=1, help="of each worker; its CPUs")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
