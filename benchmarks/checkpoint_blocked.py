@@ -1,6 +1,6 @@
 """How long a checkpoint keeps training waiting: ours in the background, against DeepSpeed's `engine.save_checkpoint`.
 
-    python -m benchmarks.checkpoint_blocked [--millions 50] [--workers 2] [--stage 2] [--to FOLDER] [--json FILE]
+    python benchmarks/checkpoint_blocked.py [--millions 50] [--workers 2] [--stage 2] [--to FOLDER] [--json FILE]
 
 Both write the same training to the same folder: master weights and two moments, ours the moving average on top. The
 model is a row of square linear layers, a step has 64 rows. Ours waits twice: in `save`, and in `hold` before the next
@@ -11,7 +11,6 @@ out; shown are medians of the others, of the slowest rank.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import statistics
 import tempfile
@@ -19,8 +18,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import root_on_path  # noqa: F401 - tests/ is found through it
 import torch
 import torch.distributed as dist
+from report import write_report
 from torch import nn
 
 from tests.trainer.gloo import run_gloo
@@ -79,6 +80,17 @@ def measure(folder: str, millions: int, stage: int) -> dict[str, list[float]]:
     return found
 
 
+def medians(millions: int, workers: int, stage: int, place: str | None = None) -> dict[str, float]:
+    """Seconds of the slowest rank, medians over rounds: blocked, whole (ours), synchronous (theirs), step."""
+    folder = Path(tempfile.mkdtemp(dir=place))
+    try:
+        ranks = run_gloo(workers, folder, measure, str(folder), millions, stage)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    slowest = {name: [max(rank[name][i] for rank in ranks) for i in range(1, ROUNDS)] for name in ranks[0]}
+    return {name: round(statistics.median(times), 4) for name, times in slowest.items()}
+
+
 def main() -> None:
     """Measure, print, and write the figures if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -86,20 +98,16 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--stage", type=int, default=2)
     parser.add_argument("--to", default=None)
-    parser.add_argument("--json", default=None)
+    parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(dir=options.to))
-    try:
-        ranks = run_gloo(options.workers, folder, measure, str(folder), options.millions, options.stage)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    slowest = {name: [max(rank[name][i] for rank in ranks) for i in range(1, ROUNDS)] for name in ranks[0]}
-    seconds: dict[str, Any] = {name: round(statistics.median(times), 4) for name, times in slowest.items()}
+    seconds = medians(options.millions, options.workers, options.stage, options.to)
     ratio = {"checkpoint_blocked": round(seconds["blocked"] / seconds["synchronous"], 4)}
-    report = {"options": vars(options), "seconds": seconds, "ratio": ratio}
-    print(json.dumps(report, indent=1))
-    if options.json:
-        Path(options.json).write_text(json.dumps(report, indent=1))
+    settings = {key: value for key, value in vars(options).items() if key != "json"}
+    rows = [[name, f"{value:.4f} s"] for name, value in seconds.items()]
+    rows.append(["blocked / synchronous", f"{ratio['checkpoint_blocked']:.4f}"])
+    title = f"checkpoint: {options.millions} million parameters, {options.workers} workers, ZeRO {options.stage}"
+    figures: dict[str, Any] = {"seconds": seconds, "settings": settings, "ratio": ratio}
+    write_report(title, ["", "median"], rows, figures, options.json)
 
 
 if __name__ == "__main__":

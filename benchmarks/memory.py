@@ -1,6 +1,6 @@
 """Peak memory of a rank, predicted by `foldtrain plan` and measured, for ZeRO 0 to 3 at two sizes.
 
-    python -m benchmarks.memory [--json FILE] [--world 2] [--precision fp32]
+    python benchmarks/memory.py [--json FILE] [--world 2] [--precision fp32]
 
 Measured is what torch's own allocator gave out and has not got back, at its highest, from before the network is built
 to the end of the second step: the events of torch.profiler with `profile_memory`, on the rank that has most. Like
@@ -16,11 +16,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import root_on_path  # noqa: F401 - tests/ is found through it
 import torch
 import torch.distributed as dist
+from report import write_report
 from torch import nn
 
-from benchmarks.report import write_report
 from model.config import GeneratorConfig, TokenizerConfig
 from model.generator import FoldedGenerator
 from model.losses import folded_cross_entropy

@@ -10,6 +10,8 @@ stray shard         A file named like a shard (its tar, index or record) beside 
                     name it. Without manifest.json there are none: the next run takes up what is there.
 old checkpoint      A checkpoint folder without COMPLETE, and a complete one of a later step beside it. A run resumes
                     from the newest complete one, and never goes back. Later folders may be in the writing.
+stray rank file     A worker's file in a complete checkpoint whose index does not name it: of an attempt at that step
+                    which died. A complete checkpoint is not written again.
 run file            control.json and progress.json beside a complete manifest.json: they steer and describe work that is
                     done. `foldtrain monitor` then tells the data set from its manifest alone.
 """
@@ -101,6 +103,7 @@ def _candidates(uri: str, listing: Listing) -> Iterator[Candidate]:
     old = list(_old_checkpoints(listing))
     inside = {part for _, _, parts in old for part in parts}
     yield from old
+    yield from _stray_rank_files(uri, listing)
     for name in listing:
         if name.rsplit("/", 1)[-1].startswith(storage.TEMPORARY) and name not in inside:
             yield "unfinished file", name, [name]
@@ -152,3 +155,16 @@ def _old_checkpoints(listing: Listing) -> Iterator[Candidate]:
         for step, parts in steps.items():
             if step not in complete and step < max(complete, default=-1):
                 yield "old checkpoint", names[step], parts
+
+
+def _stray_rank_files(uri: str, listing: Listing) -> Iterator[Candidate]:
+    folders = {name.removesuffix("COMPLETE") for name in listing if (m := _STEP.fullmatch(name)) and m[3] == "COMPLETE"}
+    for folder in sorted(folders):
+        if f"{folder}index.json" not in listing:
+            continue
+        index = storage.read_json(storage.join(uri, f"{folder}index.json"))
+        named = {file["name"].partition(".")[0] for file in index.get("files", ())}
+        for name in listing:
+            base = name.removeprefix(folder)
+            if name.startswith(f"{folder}rank_") and base.partition(".")[0] not in named:
+                yield "stray rank file", name, [name]

@@ -6,7 +6,8 @@
 A permutation shuffles all samples, or, with a window, the shards first and then the samples of a few shards at a time:
 a node that keeps that many shards then reads each of them once per epoch.
 Nothing else enters: not the world size, not the number of loader threads, not gradient accumulation. Whatever is random
-about a sample (view, label dropout, quantizer dropout) is drawn by `keyed_uniform` from (seed, stream, p).
+about a sample (view, label dropout, quantizer dropout) is drawn by `keyed_uniform` from (seed, stream, p), and what the
+network itself draws in training (stochastic depth, dropout) follows from `network_seeds`.
 """
 
 from __future__ import annotations
@@ -123,6 +124,11 @@ def keyed_bits(seed: int, stream: str, positions: Positions) -> npt.NDArray[np.u
             x ^= x >> np.uint64(31)
             x += key
     return x
+
+
+def network_seeds(seed: int, positions: Positions) -> Positions:
+    """A random number per position, int64: all that a network draws for that sample follows from it (model.chance)."""
+    return keyed_bits(seed, "network", positions).view(np.int64)
 
 
 def keyed_uniform(seed: int, stream: str, positions: Positions) -> npt.NDArray[np.float64]:

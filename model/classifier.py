@@ -10,6 +10,7 @@ import math
 
 from torch import Tensor, nn
 
+from model.chance import dropout
 from model.config import ClassifierConfig
 
 
@@ -29,7 +30,6 @@ class Classifier(nn.Module):
             ]
             last = width
         self.body = nn.Sequential(*layers)
-        self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(last, config.num_classes)
 
     @property
@@ -44,7 +44,10 @@ class Classifier(nn.Module):
         maps_BCHW: Tensor = self.body(image_BCHW.to(first.weight.dtype))
         return maps_BCHW.mean((2, 3))
 
-    def forward(self, image_BCHW: Tensor) -> Tensor:
-        """Images in [-1, 1] -> class logits [B, num_classes]."""
-        logits: Tensor = self.head(self.dropout(self.features(image_BCHW)))
+    def forward(self, image_BCHW: Tensor, seed_B: Tensor | None = None) -> Tensor:
+        """Images in [-1, 1] -> class logits [B, num_classes]; dropout in training needs seeds (`model.chance`)."""
+        features_BD = self.features(image_BCHW)
+        if self.training and self.config.dropout:
+            features_BD = dropout(features_BD, seed_B, self.config.dropout)
+        logits: Tensor = self.head(features_BD)
         return logits

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.attention import GroupCausal, attend
+from model.chance import block_chances, drop_path
 from model.config import GeneratorConfig
 from model.layout import TokenLayout
 
@@ -104,8 +105,13 @@ class Block(nn.Module):
         modulation: tuple[Tensor, ...],
         groups: GroupCausal | None,
         cache: tuple[Tensor, Tensor, slice] | None = None,
+        chance_2B: Tensor | None = None,
     ) -> Tensor:
-        """One block. With a cache (keys, values, span) the new keys are stored at `span`, and seen up to its end."""
+        """One block. With a cache (keys, values, span) the new keys are stored at `span`, and seen up to its end.
+
+        `chance_2B` says by stochastic depth which samples miss attention and MLP (`model.chance`).
+        """
+        attention_B, mlp_B = (None, None) if chance_2B is None else chance_2B.unbind()
         gate1, gate2, scale1, scale2, shift1, shift2 = modulation
         dtype = compute_dtype(self.fc1.weight)
         q, k, v = self.attention.project(_normalize(x_BLC, scale1, shift1).to(dtype))
@@ -113,16 +119,12 @@ class Block(nn.Module):
             keys_BLHD, values_BLHD, span = cache
             keys_BLHD[:, span], values_BLHD[:, span] = k, v
             k, v = keys_BLHD[:, : span.stop], values_BLHD[:, : span.stop]
-        x_BLC = x_BLC + self._drop(gate1 * self.attention.mix(q, k, v, groups))
+        x_BLC = x_BLC + self._drop(gate1 * self.attention.mix(q, k, v, groups), attention_B)
         hidden = F.gelu(self.fc1(_normalize(x_BLC, scale2, shift2).to(dtype)), approximate="tanh")
-        return x_BLC + self._drop(gate2 * self.fc2(hidden))
+        return x_BLC + self._drop(gate2 * self.fc2(hidden), mlp_B)
 
-    def _drop(self, x_BLC: Tensor) -> Tensor:
-        """Stochastic depth: in training a sample misses this branch by chance, and has it scaled up otherwise."""
-        if not self.training or self.drop_path == 0:
-            return x_BLC
-        keep = 1 - self.drop_path
-        return x_BLC * (x_BLC.new_empty(x_BLC.shape[0], 1, 1).bernoulli_(keep) / keep)
+    def _drop(self, x_BLC: Tensor, chance_B: Tensor | None) -> Tensor:
+        return drop_path(x_BLC, chance_B, self.drop_path) if self.training and self.drop_path else x_BLC
 
 
 class FoldedGenerator(nn.Module):
@@ -196,18 +198,19 @@ class FoldedGenerator(nn.Module):
         tables = ("start_embed", "position_embed", "level_embed", "adaln_offset")
         return {name for name, p in self.named_parameters() if p.ndim < 2 or name.rsplit(".", 1)[-1] in tables}
 
-    def forward(self, label_B: Tensor, input_BMC: Tensor) -> Tensor:
+    def forward(self, label_B: Tensor, input_BMC: Tensor, seed_B: Tensor | None = None) -> Tensor:
         """Logits of all positions from the true tokens of the earlier scales (teacher forcing).
 
         Args:
             label_B: classes; `null_class` for none.
             input_BMC: the quantizer's `generator_input`, for all positions after the first scale.
+            seed_B: int64, a random number per sample, which stochastic depth in training needs (`model.chance`).
 
         Returns:
             `logits_BLFV`, float32.
 
         Raises:
-            ValueError: if the input has not the layout's shape.
+            ValueError: if the input has not the layout's shape, or there is no seed where one is needed.
         """
         expected = (len(label_B), self.layout.positions - self.layout.group_sizes[0], self.input.in_features)
         if tuple(input_BMC.shape) != expected:
@@ -216,8 +219,9 @@ class FoldedGenerator(nn.Module):
         x_BLC = torch.cat((condition_BC[:, None] + self.start_embed, linear_fp32(self.input, input_BMC)), dim=1)
         x_BLC = x_BLC + self._places(slice(0, self.layout.positions))
         modulations, head_modulation = self._condition(condition_BC)
-        for block, modulation in zip(self._blocks(), modulations, strict=True):
-            x_BLC = block(x_BLC, modulation, self.groups)
+        chances = block_chances(seed_B, len(modulations))
+        for block, modulation, chance_2B in zip(self._blocks(), modulations, chances, strict=True):
+            x_BLC = block(x_BLC, modulation, self.groups, chance_2B=chance_2B)
         return self._logits(x_BLC, head_modulation)
 
     def start(self, label_B: Tensor) -> SamplingState:

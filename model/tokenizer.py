@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from model.chance import split_seed
 from model.config import TokenizerConfig
 from model.layout import TokenLayout
 from model.quantizer import FoldedQuantizer, Quantized
@@ -44,8 +45,10 @@ class ImageFolderTokenizer(nn.Module):
         wide = config.teacher_width
         self.teacher_projection = None if wide is None else nn.Linear(wide, config.code_dim)
 
-    def encode(self, image_BCHW: Tensor) -> Tensor:
+    def encode(self, image_BCHW: Tensor, seed_B: Tensor | None = None) -> Tensor:
         """Images in [-1, 1] -> latent before quantization, [B, P, C, H, W].
+
+        Stochastic depth in training needs seeds (`model.chance`).
 
         Raises:
             ValueError: if the images are not of the tokenizer's size.
@@ -53,7 +56,7 @@ class ImageFolderTokenizer(nn.Module):
         size = self.config.image_size
         if image_BCHW.shape[1:] != (3, size, size):
             raise ValueError(f"image of shape {list(image_BCHW.shape[1:])}: this tokenizer takes [3, {size}, {size}]")
-        latent_BQC: Tensor = self.to_latent(self.encoder(image_BCHW))
+        latent_BQC: Tensor = self.to_latent(self.encoder(image_BCHW, seed_B))
         grid = self.layout.grid
         return latent_BQC.view(len(latent_BQC), self.layout.branches, grid, grid, -1).permute(0, 1, 4, 2, 3)
 
@@ -61,10 +64,10 @@ class ImageFolderTokenizer(nn.Module):
         """Images in [-1, 1] -> token ids [B, L, F], int64."""
         return self.quantizer.tokenize(self.encode(image_BCHW))
 
-    def decode(self, latent_BPCHW: Tensor) -> Tensor:
-        """Quantized latent [B, P, C, H, W] -> images, not clamped."""
+    def decode(self, latent_BPCHW: Tensor, seed_B: Tensor | None = None) -> Tensor:
+        """Quantized latent [B, P, C, H, W] -> images, not clamped; stochastic depth in training needs seeds."""
         latent_BKC = latent_BPCHW.flatten(3).permute(0, 3, 1, 2).flatten(2)
-        image_BCHW: Tensor = self.decoder(self.from_latent(latent_BKC.to(self.from_latent.weight.dtype)))
+        image_BCHW: Tensor = self.decoder(self.from_latent(latent_BKC.to(self.from_latent.weight.dtype)), seed_B)
         return image_BCHW
 
     def reconstruct(self, tokens_BLF: Tensor, scales: int | None = None) -> Tensor:
@@ -72,12 +75,21 @@ class ImageFolderTokenizer(nn.Module):
         return self.decode(self.quantizer.dequantize(tokens_BLF, scales)).float().clamp(-1, 1)
 
     def forward(
-        self, image_BCHW: Tensor, kept_scales_B: Tensor | None = None, kept_mean_S: Tensor | None = None
+        self,
+        image_BCHW: Tensor,
+        kept_scales_B: Tensor | None = None,
+        kept_mean_S: Tensor | None = None,
+        seed_B: Tensor | None = None,
     ) -> TokenizerOutput:
-        """One training pass; `kept_scales_B` and `kept_mean_S` are quantizer dropout's (see FoldedQuantizer)."""
-        quantized: Quantized = self.quantizer(self.encode(image_BCHW), kept_scales_B, kept_mean_S)
+        """One training pass.
+
+        `kept_scales_B` and `kept_mean_S` are quantizer dropout's (see FoldedQuantizer); `seed_B`, int64, is a random
+        number per sample, which stochastic depth needs (`model.chance`).
+        """
+        of_encoder, of_decoder = (None, None) if seed_B is None else split_seed(seed_B, 2).unbind()
+        quantized: Quantized = self.quantizer(self.encode(image_BCHW, of_encoder), kept_scales_B, kept_mean_S)
         latent_BPCHW = quantized.latent_BPCHW
-        return TokenizerOutput(self.decode(latent_BPCHW), quantized, latent_BPCHW[:, -1].mean((2, 3)))
+        return TokenizerOutput(self.decode(latent_BPCHW, of_decoder), quantized, latent_BPCHW[:, -1].mean((2, 3)))
 
     def project_teacher(self, feature_BD: Tensor) -> Tensor:
         """The frozen teacher's features -> [B, C], to be compared with `semantic_BC`; gradients reach the projection.

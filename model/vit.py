@@ -15,10 +15,29 @@ import math
 import timm
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import VisionTransformer
+from timm.layers.drop import DropPath
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from model.chance import block_chances, drop_path
 from model.config import ViTConfig
+
+
+class ImageBlock(Block):
+    """timm's block, whose stochastic depth follows from numbers that it is given, not from torch's generator."""
+
+    def forward(self, x_BLD: Tensor, chance_2B: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """One block; `chance_2B` says which samples miss attention and MLP in training (`model.chance`)."""
+        attention_B, mlp_B = (None, None) if chance_2B is None else chance_2B.unbind()
+        x_BLD = x_BLD + _drop(self.drop_path1, self.ls1(self.attn(self.norm1(x_BLD))), attention_B)
+        return x_BLD + _drop(self.drop_path2, self.ls2(self.mlp(self.norm2(x_BLD))), mlp_B)
+
+
+def _drop(layer: nn.Module, x_BLD: Tensor, chance_B: Tensor | None) -> Tensor:
+    """What timm's layer of stochastic depth does; it is the identity where there is none."""
+    if isinstance(layer, DropPath) and layer.training and layer.drop_prob:
+        return drop_path(x_BLD, chance_B, layer.drop_prob)
+    return x_BLD
 
 
 def build_trunk(config: ViTConfig, image_size: int, patch_size: int) -> VisionTransformer:
@@ -27,8 +46,10 @@ def build_trunk(config: ViTConfig, image_size: int, patch_size: int) -> VisionTr
     Raises:
         ValueError: if the named model does not exist, or is no plain ViT with a class token and learned positions.
     """
-    if config.backbone is None:
-        return VisionTransformer(
+    if config.backbone is not None:
+        trunk = _named_trunk(config.backbone, config, image_size, patch_size)
+    else:
+        trunk = VisionTransformer(
             img_size=image_size,
             patch_size=patch_size,
             num_classes=0,
@@ -39,11 +60,17 @@ def build_trunk(config: ViTConfig, image_size: int, patch_size: int) -> VisionTr
             init_values=config.layer_scale,
             drop_path_rate=config.drop_path,
         )
-    if not timm.is_model(config.backbone):
-        raise ValueError(f"backbone {config.backbone}: timm {timm.__version__} knows no model of this name")
+    for block in trunk.blocks:
+        block.__class__ = ImageBlock  # the same module with another forward: a module around it would rename weights
+    return trunk
+
+
+def _named_trunk(name: str, config: ViTConfig, image_size: int, patch_size: int) -> VisionTransformer:
+    if not timm.is_model(name):
+        raise ValueError(f"backbone {name}: timm {timm.__version__} knows no model of this name")
     try:
         trunk = timm.create_model(
-            config.backbone,
+            name,
             pretrained=config.pretrained,
             img_size=image_size,
             patch_size=patch_size,
@@ -53,9 +80,14 @@ def build_trunk(config: ViTConfig, image_size: int, patch_size: int) -> VisionTr
     except TypeError:  # it takes no img_size or no patch_size
         trunk = None
     rows = 1 + (image_size // patch_size) ** 2
-    if not isinstance(trunk, VisionTransformer) or trunk.pos_embed is None or trunk.pos_embed.shape[1] != rows:
+    if (
+        not isinstance(trunk, VisionTransformer)
+        or trunk.pos_embed is None
+        or trunk.pos_embed.shape[1] != rows
+        or any(type(block) is not Block for block in trunk.blocks)
+    ):
         raise ValueError(
-            f"backbone {config.backbone}: needs a plain ViT with a class token and learned absolute positions "
+            f"backbone {name}: needs a plain ViT with a class token and learned absolute positions "
             "(for instance vit_base_patch14_dinov2.lvd142m, not its _reg4 variant)"
         )
     return trunk
@@ -83,10 +115,13 @@ def _class_and_positions(trunk: VisionTransformer) -> tuple[Tensor, Tensor]:
     return trunk.cls_token.float(), trunk.pos_embed.float()
 
 
-def _run(trunk: VisionTransformer, tokens_BLD: Tensor) -> Tensor:
+def _run(trunk: VisionTransformer, tokens_BLD: Tensor, seed_B: Tensor | None) -> Tensor:
     """The blocks, on tokens that were put together in float32."""
     assert trunk.cls_token is not None
-    return trunk.blocks(tokens_BLD.to(trunk.cls_token.dtype))  # type: ignore[no-any-return]
+    tokens_BLD = tokens_BLD.to(trunk.cls_token.dtype)
+    for block, chance_2B in zip(trunk.blocks, block_chances(seed_B, len(trunk.blocks)), strict=True):
+        tokens_BLD = block(tokens_BLD, chance_2B)
+    return tokens_BLD
 
 
 class ImageEncoder(nn.Module):
@@ -100,8 +135,11 @@ class ImageEncoder(nn.Module):
         self.queries_QD = nn.Parameter(nn.init.normal_(torch.empty(branches * grid**2, self.width), std=1e-6))
         self.level = _level_embedding(branches + 1, self.width)
 
-    def forward(self, image_BCHW: Tensor) -> Tensor:
-        """Images in [-1, 1] -> features [B, P * K, D], branch by branch, row by row."""
+    def forward(self, image_BCHW: Tensor, seed_B: Tensor | None = None) -> Tensor:
+        """Images in [-1, 1] -> features [B, P * K, D], branch by branch, row by row.
+
+        Stochastic depth in training needs seeds (`model.chance`).
+        """
         image_BCHW = image_BCHW.to(self.trunk.patch_embed.proj.weight.dtype)
         patches_BND = self.trunk.patch_embed(image_BCHW).float()
         batch, count = len(patches_BND), len(self.queries_QD)
@@ -113,7 +151,7 @@ class ImageEncoder(nn.Module):
             queries_PKD = self.queries_QD.view(self.branches, -1, self.width) + latent_1KD + level[1:, None]
         parts = [(cls_11D + image_1LD[:, :1]).expand(batch, -1, -1), patches_BND + image_1LD[:, 1:]]
         parts.append(queries_PKD.reshape(1, count, -1).expand(batch, -1, -1))
-        tokens_BLD = _run(self.trunk, torch.cat(parts, dim=1))
+        tokens_BLD = _run(self.trunk, torch.cat(parts, dim=1), seed_B)
         return self.trunk.norm(tokens_BLD[:, -count:])  # type: ignore[no-any-return]
 
 
@@ -131,8 +169,8 @@ class ImageDecoder(nn.Module):
         self.level = _level_embedding(2, self.width)
         self.to_pixel = nn.Linear(self.width, 3 * patch_size**2)
 
-    def forward(self, latent_BKD: Tensor) -> Tensor:
-        """Features [B, K, D] -> image [B, 3, H, W], not clamped."""
+    def forward(self, latent_BKD: Tensor, seed_B: Tensor | None = None) -> Tensor:
+        """Features [B, K, D] -> image [B, 3, H, W], not clamped; stochastic depth in training needs seeds."""
         batch, level = len(latent_BKD), self.level.float()
         with torch.autocast(latent_BKD.device.type, enabled=False):
             cls_11D, table_1LD = _class_and_positions(self.trunk)
@@ -142,7 +180,7 @@ class ImageDecoder(nn.Module):
             # the latents have a class slot of their own here, and none in the encoder
             slot_BLD = (cls_11D + latent_1LD[:, :1]).expand(batch, -1, -1)
             parts = [image_1LD.expand(batch, -1, -1), slot_BLD, latent_BKD.float() + latent_1LD[:, 1:]]
-        tokens_BLD = _run(self.trunk, torch.cat(parts, dim=1))
+        tokens_BLD = _run(self.trunk, torch.cat(parts, dim=1), seed_B)
         patches_BND = self.to_pixel(self.trunk.norm(tokens_BLD[:, 1 : 1 + self.patches**2]))
         return self._unpatchify(patches_BND)
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from uuid import uuid4
 
+import hypothesis
 import pytest
 
 from cluster.drills.s3_server import BUCKET, S3Server
@@ -23,6 +24,10 @@ os.environ.update(
     DS_ACCELERATOR="cpu",
     WANDB_MODE="offline",
 )
+
+
+hypothesis.settings.register_profile("busy", deadline=None)  # how fast an example is says nothing on a busy machine
+hypothesis.settings.load_profile("busy")
 
 
 @dataclass(frozen=True)

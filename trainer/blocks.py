@@ -32,7 +32,7 @@ def transformer_blocks(network: nn.Module) -> list[nn.Module]:
 def recompute_blocks(network: nn.Module) -> None:
     """Keep only the inputs of each block in forward, and compute it again in backward (arXiv 1604.06174).
 
-    The random state is restored for the second time, so dropout and stochastic depth are the same.
+    Stochastic depth is the same for the second time: what it follows from is an argument of the block (model.chance).
     """
     for block in transformer_blocks(network):
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)

@@ -83,8 +83,13 @@ class TrainerConfig(Section):
     """Largest global norm of the gradient; 0 for no clipping."""
     ema_decay: float = Field(0.0, ge=0, lt=1)
     """Decay of the moving average of the weights; 0 keeps none."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Number format of forward and backward. Master weights are fp32 in any case."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Number format of forward and backward. Master weights are fp32 in any case. fp16 is for devices without bf16: its
+    range is small, so the loss is scaled, and steps that overflow are skipped."""
+    initial_loss_scale: float = Field(65536.0, ge=1)
+    """Factor on the loss at the first step, in fp16. It halves with every skipped step."""
+    loss_scale_window: int = Field(1000, gt=0)
+    """Applied steps in a row after which the factor doubles, in fp16."""
     zero_stage: Literal[0, 1, 2, 3] = 2
     """What DeepSpeed ZeRO shards over the workers: nothing (0), optimizer states (1), gradients too (2), weights too
     (3)."""
@@ -140,6 +145,11 @@ class TrainerConfig(Section):
                 f"window plus steps), but the oldest of {self.keep_checkpoints} is {oldest} back at most: set "
                 f"keep_checkpoints to {-(-distance // self.checkpoint_every) + 1}, or a larger checkpoint_every"
             )
+
+    @property
+    def half(self) -> bool:
+        """Whether matrix products are in a format of 16 bits."""
+        return self.precision != "fp32"
 
     def split_over(self, workers: int) -> tuple[int, int]:
         """Samples per micro-batch, and micro-batches per optimizer step, of each worker.

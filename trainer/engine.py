@@ -15,12 +15,15 @@ from data_pipeline.errors import UsageError
 from trainer.config import TrainerConfig
 from trainer.deepspeed_settings import check_settings, deepspeed_config
 from trainer.fragments import OwnedState, open_state
-from trainer.optimizer import build_optimizer
+from trainer.loss_scale import LossScale
+from trainer.optimizer import CheckedAdamW, build_optimizer
 
 Batch = dict[str, Tensor]
 Terms = dict[str, Tensor]
 INDEX = "index"
 """Entry of a batch, int64 [B]: the numbers of its samples. The loop takes it for the ledger."""
+SEED = "seed"
+"""Entry of a batch, int64 [B]: what the network draws for each of its samples follows from these (model.chance)."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class StepResult:
     terms: Terms
     applied: bool
     grad_norm: float
+    loss_scale: float = 1.0
 
 
 def prepare_deepspeed() -> None:
@@ -62,6 +66,10 @@ class Engine:
         optimizer = build_optimizer(module, config, no_decay)
         self._engine, wrapped, _, _ = deepspeed.initialize(model=module, optimizer=optimizer, config=self.settings)
         self.module = module
+        self.loss_scale: LossScale | None = None
+        """Of fp16; None in other formats, which need none."""
+        if config.precision == "fp16":
+            self.loss_scale = LossScale(config.initial_loss_scale, config.loss_scale_window)
         self.before_update: Callable[[], None] = lambda: None
         self.owned: OwnedState = open_state(module, wrapped, config.zero_stage, ema=config.ema_decay > 0)
 
@@ -74,10 +82,11 @@ class Engine:
         """Forward and backward over all micro-batches, then one optimizer step, skipped if a gradient is not finite."""
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
+        scale, factor = self._begin_scaled()
         totals: Terms = {}
         for number, batch in enumerate(micro_batches, start=1):
             terms = self._engine(batch)
-            self._engine.backward(terms["loss"])
+            self._engine.backward(terms["loss"] * factor if factor != 1 else terms["loss"])
             if number == self.accumulation:
                 self.before_update()
             self._engine.step()
@@ -86,7 +95,20 @@ class Engine:
         applied = bool(self._engine.was_step_applied())
         if applied and self.owned.keeps_ema:
             self.owned.update_ema(self.config.ema_decay)
-        return StepResult(totals, applied, float(self._engine.get_global_grad_norm()))
+        if self.loss_scale:
+            self.loss_scale.update(applied)
+        return StepResult(totals, applied, float(self._engine.get_global_grad_norm()), scale)
+
+    def _begin_scaled(self) -> tuple[float, float]:
+        """Have the optimizer expect the loss scale. Returns it, and the part of it that DeepSpeed leaves to us."""
+        if self.loss_scale is None:
+            return 1.0, 1.0
+        scale, optimizer = self.loss_scale.value, self._engine.optimizer
+        if isinstance(optimizer, CheckedAdamW):
+            optimizer.loss_scale = scale
+            return scale, scale
+        optimizer.override_loss_scale(scale)  # ZeRO 1 to 3 then multiply the loss by it
+        return scale, 1.0
 
     def whole(self, name: str) -> Tensor:
         """A copy of a parameter's weights, which ZeRO 3 gathers from all ranks (a collective)."""

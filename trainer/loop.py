@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 import time
 from typing import Any
 
@@ -25,6 +24,7 @@ from trainer.blocks import compile_blocks, recompute_blocks
 from trainer.checkpoints import exporting
 from trainer.checkpoints.agreement import Agreement
 from trainer.course import Course, describe
+from trainer.ending import Ending, EndRequest
 from trainer.engine import INDEX, Batch, Engine, StepResult, Terms, prepare_deepspeed, split_batch
 from trainer.job import TrainJob
 from trainer.ledger import Ledger
@@ -38,8 +38,12 @@ from trainer.stages.stage import Stage
 
 _SETTLE_SECONDS = 60
 """How long a failing process waits for an upload that is under way."""
+_RECORD_SECONDS = 5
+"""How long a checkpoint waits for storage to take the records of its steps."""
 _COMMIT_SECONDS = 60
 """How long a decision waits for storage to take it before it is acted on."""
+NUMBER_FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""By the names that `precision` has."""
 
 
 class _Trainee(nn.Module):
@@ -47,9 +51,10 @@ class _Trainee(nn.Module):
 
     def __init__(self, stage: Stage, precision: str, device: torch.device) -> None:
         super().__init__()
+        dtype = NUMBER_FORMATS[precision]
         self.network = stage.network
         self._stage = (stage,)  # in a tuple, so that frozen networks of the stage are not taken for parameters
-        self._autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+        self._autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
     def forward(self, batch: Batch) -> Terms:
         with self._autocast:
@@ -64,9 +69,17 @@ class Loop:
         stage: the network, its data and its loss.
         device: of this rank.
         began: unix time at which this start began, before the stage was built; now if None.
+        request: through which others ask for the end before the last step.
     """
 
-    def __init__(self, job: TrainJob, stage: Stage, device: torch.device, began: float | None = None) -> None:
+    def __init__(
+        self,
+        job: TrainJob,
+        stage: Stage,
+        device: torch.device,
+        began: float | None = None,
+        request: EndRequest | None = None,
+    ) -> None:
         self._began = began or time.time()
         prepare_deepspeed()
         self.job, self.stage, self.config = job, stage, job.section.trainer
@@ -83,12 +96,14 @@ class Loop:
         self.course = Course(job.folder, job.checkpoints, self.config.spikes, self.agreement)
         self.checkpoints = RunCheckpoints(job, stage, self.engine, self.course, self.agreement, self._event)
         self.writer = self.checkpoints.writer
+        self.writer.before_commit = self._keep_records
         self.engine.before_update = self._hold
         flops = self.flops = model_flops(job, device, dist.get_world_size())
         self.meter = Meter(self.config, flops.per_step, flops.peak)
         self.ledger: Ledger | None = None
         self.watchdog = Watchdog(job.reading.late_seconds, self._say_late)
-        self._stop_requested = threading.Event()
+        self._request = request or EndRequest()
+        self.ending = Ending.FINISHED
 
     @property
     def step(self) -> int:
@@ -99,15 +114,20 @@ class Loop:
         if self.records:
             self.records.event(event, step, **details)
 
+    def _keep_records(self) -> None:
+        """A start from a checkpoint does not repeat the steps before it, so their records have to be there, too."""
+        if self.records:
+            self.records.keep(_RECORD_SECONDS)
+
     def request_stop(self) -> None:
-        """End after the step under way, with a checkpoint. From any thread, on any rank; no signal calls it yet."""
-        self._stop_requested.set()
+        """End after the step under way, with a checkpoint. From any thread, on any rank."""
+        self._request.stop()
 
     def run(self) -> bool:
         """Train from the newest complete checkpoint to the end, then export.
 
         Returns:
-            Whether the end was reached; false after `request_stop`: the same again goes on from there.
+            Whether the end was reached; if not, `ending` says why, and the same again goes on from there.
         """
         self._resume()
         self.checkpoints.reserve()
@@ -129,10 +149,12 @@ class Loop:
             if self.records:
                 self.records.close()
         dist.barrier()
-        return self.step == self.config.steps
+        return self.ending is Ending.FINISHED
 
     def _train(self) -> None:
         self.meter.start()
+        if self.records:
+            self.records.under_way(self.progress.resumed_at)
         stopping = False
         while self.step < self.config.steps and not stopping:
             began = time.perf_counter()
@@ -147,11 +169,13 @@ class Loop:
             stopping = self._between_steps(last)
         self._checkpoint()  # if the last steps were passed over, or the run stopped at a rollback, there is none yet
         self.checkpoints.finish(self.progress)
-        if self.records and self.step == self.config.steps:
+        if self.step == self.config.steps:
+            self.ending = Ending.FINISHED
+        if self.records and self.ending is Ending.FINISHED:
             self._export()
             self.records.event("finish", self.step)
         elif self.records:
-            self.records.event("stop", self.step)
+            self.records.event("stop", self.step, ending=self.ending)
 
     def _next_batch(self) -> Batch:
         with self.watchdog.waiting(f"{self.job.stage}: the batch of step {self.step}"):
@@ -168,8 +192,11 @@ class Loop:
 
     def _between_steps(self, last: bool) -> bool:
         """Agree with all ranks, move the checkpoint that is under way on, begin the next. Returns whether to stop."""
-        asked, clock = self._stop_requested.is_set(), self.checkpoints.is_due()
-        stop, due, busy, spiked = self.agreement.any(asked, clock, self.writer.busy, self.course.spike is not None)
+        asked = (self._request.stop_asked, self._request.pause_asked)
+        here = (*asked, self.checkpoints.is_due(), self.writer.busy, self.course.spike is not None)
+        ended, paused, due, busy, spiked = self.agreement.any(*here)
+        self.ending = Ending.STOPPED if ended else Ending.PAUSED if paused else Ending.FINISHED
+        stop = ended or paused
         self.writer.advance(any_busy=busy)
         if spiked and self._went_back():
             return stop
@@ -227,8 +254,6 @@ class Loop:
                 self._event("spike_samples", step, keys=self.stage.samples.step_keys(step))
 
     def _train_step(self, batch: Batch) -> StepResult:
-        # Stochastic depth and dropout draw from torch's generator: a function of seed, step and rank.
-        torch.manual_seed((self.job.seed * 1_000_003 + self.step) * 4099 + dist.get_rank())
         rate = learning_rate(self.config, self.step)
         result = self.engine.step(split_batch(batch, self.engine.accumulation), rate)
         self.course.watch(self.step, result)
@@ -261,17 +286,16 @@ class Loop:
     def _open_records(self) -> None:
         devices = {"device": str(self.engine.device), "workers": dist.get_world_size(), "backend": dist.get_backend()}
         details = {"deepspeed": self.engine.settings, "threads": torch.get_num_threads()} | devices
-        refusal = flash_refusal(self.engine.device, self._dtype())
+        refusal = flash_refusal(self.engine.device, NUMBER_FORMATS[self.config.precision])
         details["attention"] = f"sdpa ({refusal})" if refusal else "flash_attn"
         details |= {"peak_flops": self.flops.peak, "mfu": self.flops.left_out}
         storage.write_json(storage.join(self.job.folder, "environment.json"), environment(details))
         job, resumed_at = self.job, self.progress.resumed_at
-        self.records = RunDirectory(job.folder, job.stage, job.config, resumed_at, job.tracking, self._began)
+        self.records = RunDirectory(
+            *(job.folder, job.stage, job.config, resumed_at, job.tracking, self._began), workers=dist.get_world_size()
+        )
         if self.flops.left_out:
             self.records.event("no_mfu", resumed_at, reason=self.flops.left_out)
-
-    def _dtype(self) -> torch.dtype:
-        return torch.bfloat16 if self.config.precision == "bf16" else torch.float32
 
     def _checkpoint(self) -> None:
         if self.checkpoints.has(self.step):

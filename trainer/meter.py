@@ -6,6 +6,7 @@
     checkpoint_seconds              of window_seconds, blocked by checkpoints, on the rank that waited longest
     samples_per_second, tokens_per_second    over all ranks; tokens where a batch has any
     mfu                             floating-point operations of the model's steps, as a share of the devices' peak
+    loss_scale                      of the last step, in fp16
     memory_bytes                    resident memory of the process; cuda_*_bytes largest since the last record; both
                                     of the rank that has most
     skipped_steps                   optimizer steps that were not applied, since the run began
@@ -57,6 +58,7 @@ class Meter:
         self._steps: list[float] = []
         self._waited = self._blocked = self._grad_norm = 0.0
         self._tokens = 0
+        self._loss_scale = 1.0
         self._terms: Terms = {}
 
     def add(self, result: StepResult, waited: float, seconds: float, tokens: int = 0) -> None:
@@ -72,6 +74,7 @@ class Meter:
         self._waited += waited
         self._tokens += tokens
         self._grad_norm += result.grad_norm
+        self._loss_scale = result.loss_scale
         for name, value in result.terms.items():
             self._terms[name] = self._terms.get(name, 0) + value
 
@@ -101,6 +104,8 @@ class Meter:
             "window_seconds": seconds,
             "eta_seconds": (self._config.steps - step) * seconds / count,
         }
+        if self._config.precision == "fp16":
+            numbers["loss_scale"] = self._loss_scale
         if self._tokens:
             numbers["tokens_per_second"] = self._tokens * dist.get_world_size() / seconds
         if self._flops and self._peak:

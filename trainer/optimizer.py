@@ -35,6 +35,8 @@ class CheckedAdamW(torch.optim.AdamW):
     def __init__(self, groups: list[dict[str, Any]], max_norm: float, **settings: Any) -> None:
         super().__init__(groups, **settings)
         self.overflow = False
+        self.loss_scale = 1.0
+        """What the loss was multiplied by before backward."""
         self._max_norm = max_norm
         self._global_grad_norm = 0.0
 
@@ -43,13 +45,16 @@ class CheckedAdamW(torch.optim.AdamW):
         """One update, or none if a gradient is not finite. Gradients are the same on all ranks, so all agree."""
         assert closure is None
         gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm(gradients))
+        norm = float(torch.nn.utils.get_total_norm(gradients)) / self.loss_scale
         self._global_grad_norm = norm
         self.overflow = not math.isfinite(norm)
         if self.overflow:
             return
+        factor = 1 / self.loss_scale
         if self._max_norm > 0 and norm > self._max_norm:  # the formula of ZeRO 1 to 3
-            torch._foreach_mul_(gradients, self._max_norm / (norm + 1e-6))
+            factor *= self._max_norm / (norm + 1e-6)
+        if factor != 1:
+            torch._foreach_mul_(gradients, factor)
         super().step()
 
 

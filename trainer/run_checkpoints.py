@@ -84,6 +84,8 @@ class RunCheckpoints:
         self._stage.load_state(restore.load_stage_state(reader) if dist.get_rank() == 0 else {})
         state = reader.state
         self._course.load(state)
+        if self._engine.loss_scale:
+            self._engine.loss_scale.load_state(state["loss_scale"])
         self.writer.saved = step
         return Progress(self._course.next_step(step), step, state["skipped_steps"], state["skipped_in_a_row"])
 
@@ -125,19 +127,21 @@ class RunCheckpoints:
         return {"stage": self._job.stage, "seed": self._job.seed, "lineage": self._job.lineage}
 
     def _state(self, progress: Progress) -> dict[str, Any]:
-        """All that is saved besides tensors. Random numbers need none: they are functions of seed, step and rank."""
+        """All that is saved besides tensors. Random numbers need none: they are functions of seed and position."""
+        scale = self._engine.loss_scale
         return {
             "step": progress.step,
             "optimizer_step": self._engine.owned.optimizer_step,
             "skipped_steps": progress.skipped,
             "skipped_in_a_row": progress.skipped_in_a_row,
             "position": progress.step * self._config.global_batch,
-            "random_numbers": "torch.manual_seed of seed, step and rank before each step; samples by position",
+            "random_numbers": "functions of the seed and of each sample's position",
             **self._course.state(),
             "origin": self._origin(),
             "metrics": progress.numbers,
             "world_size": dist.get_world_size(),
             "zero_stage": self._config.zero_stage,
             "precision": self._config.precision,
+            "loss_scale": scale.state() if scale else None,
             "versions": {name: version(name) for name in ("foldtrain", "torch", "deepspeed")},
         }

@@ -5,7 +5,7 @@
     environment.json    versions, devices, the DeepSpeed settings, the attention backend
     lineage.json        fingerprints of what it was trained from
     metrics.jsonl       a record every `log_every` steps: the source of truth; trackers only read it (trackers/)
-    events.jsonl        start, resume, rollback, checkpoint, skipped_step, spike, finish, no_mfu, goodput,
+    events.jsonl        start, resume, restart, rollback, checkpoint, skipped_step, spike, finish, no_mfu, goodput,
                         dropped_records
     metrics.prom        the newest record for Prometheus, if the folder is on this machine
     checkpoints/        see checkpoints/
@@ -45,6 +45,7 @@ class RunDirectory:
         resume_step: steps that were done before this start; records of later ones are taken back.
         tracking: who is shown the metrics.
         began: unix time at which this start began; now if None.
+        workers: of this start.
     """
 
     def __init__(
@@ -55,8 +56,9 @@ class RunDirectory:
         resume_step: int,
         tracking: TrackingConfig | None = None,
         began: float | None = None,
+        workers: int = 1,
     ) -> None:
-        self.uri = uri
+        self.uri, self._workers = uri, workers
         self._history = read_records(storage.join(uri, "events.jsonl"))
         metrics = read_records(storage.join(uri, "metrics.jsonl"))
         self._windows = [slim(record) for record in metrics]
@@ -65,32 +67,62 @@ class RunDirectory:
         self._events = JsonlWriter(storage.join(uri, "events.jsonl"), keep=self._history)
         self._followers = open_followers(tracking or TrackingConfig(), uri, name, config)
         self.restarts = sum(record["event"] in {"start", "resume"} for record in self._history)
-        self._begin("resume" if self.restarts else "start", resume_step, began=began or time.time())
+        self._began = self._begin(
+            "resume" if self.restarts else "start", resume_step, began=began or time.time(), workers=workers
+        )
 
-    def _begin(self, event: str, step: int, **details: Any) -> None:
-        """Record that training goes on after `step`, and account for the time up to the last record before."""
+    def _begin(self, event: str, step: int, **details: Any) -> dict[str, Any]:
+        """Record that training goes on after `step`, and account for the time up to the last record before.
+
+        Returns:
+            The record.
+        """
         lost = max((window["step"] for window in self._windows), default=step) - step
         before = goodput(self._history, self._windows, back_to=step)
         if before:
             seconds = {cause: round(each, 3) for cause, each in before.seconds.items()}
             details |= {"accounted": seconds, "last_record": before.last_record}
         self._windows = [window for window in self._windows if window["step"] <= step]
-        self.event(event, step, lost_steps=max(0, lost), **details)
+        return self.event(event, step, lost_steps=max(0, lost), **details)
+
+    def under_way(self, step: int) -> None:
+        """Record what a restart has cost, when it is about to do its first step: the steps, and the seconds without.
+
+        Args:
+            step: from which it goes on.
+        """
+        last = self._began.get("last_record")
+        if last is None:
+            return
+        starts = [each for each in self._history if each["event"] in {"start", "resume"}]
+        costs = {"lost_steps": self._began["lost_steps"], "seconds": round(time.time() - last, 3)}
+        before = starts[-2].get("workers")  # earlier versions did not say
+        self.event("restart", step, workers_before=before, workers=self._workers, **costs)
 
     def rollback(self, step: int) -> None:
         """Record that training goes on from an earlier step; records of later ones are taken back."""
         self._metrics.drop(lambda record: record["step"] > step)
         self._begin("rollback", step)
 
-    def event(self, event: str, step: int, **details: Any) -> None:
-        """Record that something happened."""
+    def event(self, event: str, step: int, **details: Any) -> dict[str, Any]:
+        """Record that something happened. Returns the record."""
         record = {"time": time.time(), "event": event, "step": step} | details
         self._history.append(record)
         self._events.write(record)
+        return record
 
     def commit(self, seconds: float) -> bool:
         """Have all events outlive this process; waits for `seconds` at most. Returns whether they do."""
         return self._events.flush(seconds)
+
+    def keep(self, seconds: float) -> bool:
+        """Have all records and events outlive this process; waits for `seconds` at most for each of the two files.
+
+        Returns:
+            Whether they do. If not, the storage gets them later, as ever.
+        """
+        stored = self._metrics.flush(seconds)
+        return self._events.flush(seconds) and stored
 
     def metrics(self, record: dict[str, Any]) -> None:
         """Record measurements of a step, and the share of the wall time so far that was training (`goodput`)."""

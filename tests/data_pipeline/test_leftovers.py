@@ -111,6 +111,18 @@ def test_an_unfinished_checkpoint_below_a_complete_one_is_a_leftover(folder: str
     assert found(folder) == {"checkpoints/step_00000020/": "old checkpoint"}
 
 
+def test_files_of_a_dead_attempt_in_a_complete_checkpoint_are_leftovers(folder: str) -> None:
+    step = f"{folder}/checkpoints/step_00000010"
+    files = [
+        f"rank_{rank:04d}-{attempt}.{kind}" for attempt in "ab" for rank in (0, 1) for kind in ("safetensors", "json")
+    ]
+    write(step, *files[:-1])  # the dead one did not come to its last file
+    storage.write_json(f"{step}/index.json", {"files": [{"name": f"rank_000{rank}-a.safetensors"} for rank in (0, 1)]})
+    assert found(folder) == {}  # nothing says yet which attempt is the one
+    write(step, "COMPLETE", "state.json", "KEEP")
+    assert found(folder) == {f"checkpoints/step_00000010/{name}": "stray rank file" for name in files[4:-1]}
+
+
 def test_checkpoints_of_two_stages_do_not_judge_each_other(folder: str) -> None:
     write(folder, "a/checkpoints/step_00000010/rank_0000.safetensors", "b/checkpoints/step_00000030/COMPLETE")
     assert found(folder) == {}

@@ -61,7 +61,7 @@ def test_a_turned_photograph_is_cut_where_it_is_upright(orientation: int, sides:
 
 
 @given(st.integers(17, 70), st.integers(17, 70), st.integers(33, 48), st.integers(1, 8))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_without_halving_fast_differs_by_rounding_alone(width: int, height: int, short: int, orientation: int) -> None:
     exact, fast = opened(photograph(width, height, orientation), short)
     assume(not halvings(width, height, short))
@@ -71,7 +71,7 @@ def test_without_halving_fast_differs_by_rounding_alone(width: int, height: int,
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 40), st.integers(1, 8))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_corner_of_every_size_can_be_cut(width: int, height: int, short: int, orientation: int) -> None:
     _, fast = opened(photograph(width, height, orientation), short)
     wide, high = resized_size(*fast.size, short)

@@ -64,7 +64,7 @@ def slow_adm_crop(pixels: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.fl
 
 
 @given(st.data(), st.integers(4, 12), st.integers(0, 3), st.booleans())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_centre_crop_is_adms(data: st.DataObject, size: int, halvings: int, portrait: bool) -> None:
     short = data.draw(st.integers(2, 2 * size - 1)) << halvings
     sides = [short, data.draw(st.integers(short >> halvings, 2 * short >> halvings)) << halvings]
@@ -110,7 +110,7 @@ DRAWS = st.floats(0, 1, exclude_max=True)
 
 
 @given(SIDES, SIDES, st.integers(1, 20))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_centre_crop_takes_adms_steps_at_every_size(width: int, height: int, size: int) -> None:
     resized = reference_resize(picture(width, height), size)
     top, left = (resized.shape[0] - size) // 2, (resized.shape[1] - size) // 2
@@ -119,7 +119,7 @@ def test_centre_crop_takes_adms_steps_at_every_size(width: int, height: int, siz
 
 
 @given(SIDES, SIDES, st.integers(1, 20), st.tuples(DRAWS, DRAWS, DRAWS))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_random_crop_takes_adms_steps_with_its_draws(
     width: int, height: int, size: int, draws: tuple[float, float, float]
 ) -> None:

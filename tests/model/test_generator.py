@@ -153,10 +153,27 @@ def test_weight_decay_spares_vectors_and_the_tables_of_places() -> None:
 def test_drop_path_leaves_whole_branches_out_in_training_only() -> None:
     generator = make(drop_path=0.9)
     label_B, input_BMC = inputs(batch=16)
-    torch.testing.assert_close(generator(label_B, input_BMC), generator(label_B, input_BMC))
-    torch.manual_seed(0)
+    seed_B = torch.arange(16)
+    torch.testing.assert_close(generator(label_B, input_BMC, seed_B), generator(label_B, input_BMC))
     generator.train()
-    assert (generator(label_B, input_BMC) - generator(label_B, input_BMC)).abs().max() > 1e-3
+    whole_BLFV = generator(label_B, input_BMC, seed_B)
+    assert (whole_BLFV - generator(label_B, input_BMC, seed_B + 16)).abs().max() > 1e-3
+    assert torch.equal(whole_BLFV, generator(label_B, input_BMC, seed_B))
+
+
+def test_which_branches_a_sample_misses_is_not_a_matter_of_its_batch() -> None:
+    generator = make(drop_path=0.5).train()
+    label_B, input_BMC = inputs(batch=16)
+    seed_B = torch.arange(16)
+    parts = [generator(label_B[i::4], input_BMC[i::4], seed_B[i::4]) for i in range(4)]
+    whole_BLFV = generator(label_B, input_BMC, seed_B)
+    for i, part_BLFV in enumerate(parts):
+        torch.testing.assert_close(part_BLFV, whole_BLFV[i::4])
+
+
+def test_drop_path_in_training_asks_for_seeds() -> None:
+    with pytest.raises(ValueError, match="stochastic depth in training needs seed_B"):
+        make(drop_path=0.5).train()(*inputs())
 
 
 def test_an_input_of_another_layout_is_refused() -> None:

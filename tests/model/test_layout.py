@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from model.layout import TokenLayout
@@ -19,7 +19,6 @@ def test_imagefolders_ten_scales_have_286_positions_of_two_tokens() -> None:
     assert IMAGEFOLDER.grid == 11
 
 
-@settings(deadline=None)
 @given(sides)
 def test_spans_cover_every_position_once_and_in_order(scales: tuple[int, ...]) -> None:
     layout = TokenLayout(scales, branches=1, codebook_size=2)
@@ -28,7 +27,6 @@ def test_spans_cover_every_position_once_and_in_order(scales: tuple[int, ...]) -
     assert [side**2 for side in scales] == list(layout.group_sizes)
 
 
-@settings(deadline=None)
 @given(sides, st.integers(1, 4), st.integers(2, 9))
 def test_a_manifest_gives_the_layout_back(scales: tuple[int, ...], branches: int, codes: int) -> None:
     layout = TokenLayout(scales, branches, codes)

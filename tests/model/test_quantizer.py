@@ -7,7 +7,7 @@ from fractions import Fraction
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -39,13 +39,11 @@ def test_a_tie_goes_up_with_four_convolutions_and_down_with_two_as_in_the_publis
     assert conv_of_scale(5, 2) == (0, 0, 0, 1, 1)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 40))
 def test_as_many_convolutions_as_scales_gives_each_its_own(scales: int) -> None:
     assert conv_of_scale(scales, scales) == tuple(range(scales))
 
 
-@settings(deadline=None)
 @given(st.integers(2, 24), st.integers(2, 24))
 def test_each_scale_uses_a_convolution_whose_tick_is_nearest(scales: int, convs: int) -> None:
     first = Fraction(1, 12) if convs == 4 else Fraction(1, 2 * convs)

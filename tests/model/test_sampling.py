@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -53,7 +53,6 @@ def kept_by_definition(logits: list[float], top_k: int, top_p: float) -> set[int
 
 
 @given(LOGITS, st.integers(0, 14), st.floats(0.05, 1))
-@settings(deadline=None)
 def test_truncation_keeps_what_the_definition_keeps(logits: list[float], top_k: int, top_p: float) -> None:
     exact = torch.tensor(logits, dtype=torch.float64)
     kept = set(truncate(exact, top_k, top_p).isfinite().nonzero().flatten().tolist())
@@ -74,7 +73,6 @@ def test_truncation_leaves_the_kept_logits_alone() -> None:
 
 
 @given(LOGITS, st.floats(0, 1, exclude_max=True, width=32))
-@settings(deadline=None)
 def test_a_draw_is_where_the_cumulative_probability_passes_the_number(logits: list[float], uniform: float) -> None:
     probabilities = torch.tensor(logits).softmax(0).tolist()
     total, passed = 0.0, len(logits) - 1

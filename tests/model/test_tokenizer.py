@@ -16,6 +16,7 @@ from model.config import TokenizerConfig, ViTConfig
 from model.tokenizer import ImageFolderTokenizer, TokenizerOutput
 from model.vit import build_trunk, resize_positions
 
+DROPPING = {"width": 24, "depth": 2, "heads": 2, "drop_path": 0.5, "layer_scale": None}
 PAPER = Path(configs.__file__).parent / "tokenizer" / "imagefolder-msvr10p2-4096.yaml"
 
 
@@ -89,6 +90,27 @@ def test_the_papers_stochastic_depth_grows_from_nothing_to_a_tenth_over_twelve_b
     assert rates == pytest.approx([0.1 * block / 11 for block in range(12)])
 
 
+def test_which_branches_an_image_misses_is_not_a_matter_of_its_batch() -> None:
+    tokenizer = _tokenizer(encoder=DROPPING, decoder=DROPPING).train()
+    image_BCHW, seed_B = torch.cat([_images(), _images()]), torch.arange(4)
+    whole = tokenizer(image_BCHW, seed_B=seed_B).reconstruction_BCHW
+    parts = [tokenizer(image_BCHW[i : i + 1], seed_B=seed_B[i : i + 1]).reconstruction_BCHW for i in range(4)]
+    torch.testing.assert_close(torch.cat(parts), whole)
+    assert not torch.allclose(whole[:2], whole[2:])  # the same images with other seeds
+    with pytest.raises(ValueError, match="stochastic depth in training needs seed_B"):
+        tokenizer(image_BCHW)
+
+
+def test_encoder_and_decoder_miss_other_branches() -> None:
+    tokenizer = _tokenizer(encoder=DROPPING, decoder=DROPPING).train()
+    seen: dict[str, Tensor] = {}
+    for name in ("encoder", "decoder"):
+        block = getattr(tokenizer, name).trunk.blocks[-1]
+        block.register_forward_pre_hook(lambda _, inputs, name=name: seen.update({name: inputs[1]}))
+    tokenizer(_images(), seed_B=torch.arange(2))
+    assert not torch.equal(seen["encoder"], seen["decoder"])
+
+
 def test_attention_is_torchs_fused_one() -> None:
     for trunk in (_tokenizer().encoder.trunk, _tokenizer().decoder.trunk):
         assert isinstance(trunk, VisionTransformer)
@@ -100,6 +122,7 @@ def test_attention_is_torchs_fused_one() -> None:
     [
         ("vit_base_patch14_reg4_dinov2.lvd142m", "needs a plain ViT"),
         ("resnet18", "needs a plain ViT"),
+        ("vit_small_patch16_18x2_224", "needs a plain ViT"),  # its blocks are of another kind
         ("vit_basic", "no model of this name"),
     ],
 )

@@ -14,6 +14,7 @@ from tests.trainer.small_training import WIDTH, Training, rows, settings
 from trainer.checkpoints import restore
 from trainer.config import TrainerConfig
 from trainer.deepspeed_settings import deepspeed_config
+from trainer.engine import split_batch
 
 STAGES = (0, 1, 2, 3)
 
@@ -142,6 +143,76 @@ def poisoned(folder: str) -> list[list[bool]]:
 
 def test_a_step_with_gradients_that_are_not_finite_is_skipped_on_all_workers_and_said(tmp_path: Path) -> None:
     assert run_gloo(2, tmp_path, poisoned, str(tmp_path)) == [[[False, True, True, True]] * len(STAGES)] * 2
+
+
+def scaled(folder: str) -> list[dict[str, list[Any]]]:
+    """At each stage, steps that begin with a loss scale which is too large; and the same, gone on from the middle."""
+    found = []
+    for stage in STAGES:
+        config = settings(zero_stage=stage, precision="fp16", initial_loss_scale=2.0**19, loss_scale_window=3)
+        training = Training(config, f"{folder}/{stage}")
+        steps: dict[str, list[Any]] = {"scale": [], "applied": [], "loss": [], "norm": [], "moved": []}
+        for step in range(SCALED_STEPS):
+            if step == SCALED_STEPS // 2:
+                training.save()
+                training = Training(config, f"{folder}/{stage}")
+                training.load(f"{folder}/{stage}", step)
+            before = training.weights()["layers.0.weight"]
+            result = training.engine.step(split_batch(rows(step % 2), training.engine.accumulation), 1e-4)
+            training.step += 1
+            steps["scale"].append(result.loss_scale)
+            steps["applied"].append(result.applied)
+            steps["loss"].append(float(result.terms["loss"]))
+            steps["norm"].append(result.grad_norm)
+            steps["moved"].append(bool((before != training.weights()["layers.0.weight"]).any()))
+        found.append(steps)
+    return found
+
+
+SCALED_STEPS = 14
+
+
+@pytest.fixture(scope="module")
+def fp16(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, list[Any]]]]:
+    """Of each rank, by stage."""
+    folder = tmp_path_factory.mktemp("fp16")
+    found: list[list[dict[str, list[Any]]]] = run_gloo(2, folder, scaled, str(folder))
+    return found
+
+
+def test_in_fp16_steps_that_overflow_are_skipped_and_the_scale_follows(fp16: list[list[dict[str, list[Any]]]]) -> None:
+    for steps in (each for rank in fp16 for each in rank):
+        expected, row = [2.0**19], 0
+        for applied in steps["applied"][:-1]:
+            row = row + 1 if applied else 0
+            expected.append(expected[-1] / 2 if not applied else expected[-1] * (2 if row == 3 else 1))
+            row %= 3
+        assert steps["scale"] == expected
+        assert steps["moved"] == steps["applied"]
+        assert not steps["applied"][0]  # too large at first
+        assert any(steps["applied"])
+        assert len(set(steps["scale"])) < len(steps["scale"])
+
+
+def norms_of_applied(steps: dict[str, list[Any]]) -> list[float]:
+    return [norm for norm, applied in zip(steps["norm"], steps["applied"], strict=True) if applied]
+
+
+def test_in_fp16_every_stage_and_worker_decides_alike(fp16: list[list[dict[str, list[Any]]]]) -> None:
+    first = fp16[0][0]
+    for steps in (each for rank in fp16 for each in rank):
+        assert steps["scale"] == first["scale"]
+    for steps in fp16[0][1:]:
+        assert steps["loss"] == pytest.approx(first["loss"], rel=1e-3)
+        assert norms_of_applied(steps) == pytest.approx(norms_of_applied(first), rel=1e-3)
+
+
+def test_in_fp16_losses_are_those_of_fp32(tmp_path: Path) -> None:
+    places = [{"zero_stage": stage} for stage in STAGES] + [{"zero_stage": 2, "offload": "optimizer"}]
+    configs = [settings(**place, precision=name) for place in places for name in ("fp32", "fp16")]
+    found = run_gloo(1, tmp_path, curves, configs, str(tmp_path))[0]
+    for place in range(0, len(found), 2):
+        assert found[place + 1] == pytest.approx(found[place], rel=1e-2)
 
 
 def test_a_batch_that_does_not_fit_the_workers_is_refused() -> None:

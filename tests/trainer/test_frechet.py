@@ -55,7 +55,7 @@ def test_singular_covariances_are_no_problem() -> None:
     assert frechet_distance(first, second) == pytest.approx(32 * 0.25, rel=1e-6)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(cuts=st.lists(st.integers(1, 39), max_size=5), offset=st.sampled_from([0.0, 1e6]))
 def test_batches_merge_to_the_statistics_of_the_whole(cuts: list[int], offset: float) -> None:
     features = random_features(6, 40, 5) + offset

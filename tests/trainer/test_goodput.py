@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -122,3 +123,19 @@ def test_a_run_directory_accounts_for_all_starts_of_a_stage(tmp_path: Path, monk
     for account in accounts:
         assert sum(account["shares"].values()) == pytest.approx(1, abs=1e-4)
     assert accounts[-1]["shares"]["lost_steps"] > 0
+
+
+def test_a_restart_says_what_it_has_cost_and_between_which_sizes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    for resume, workers in ((0, 3), (10, 2)):
+        records = RunDirectory(str(tmp_path), "generator", {}, resume, workers=workers)
+        records.under_way(resume)
+        records.metrics(window(resume + 14, time.time(), 1.0) | {"steps": 50})
+        records.close()
+    happened = read_records(str(tmp_path / "events.jsonl"))
+    (restart,) = (each for each in happened if each["event"] == "restart")
+    resumed = next(each for each in happened if each["event"] == "resume")
+    assert (restart["workers_before"], restart["workers"], restart["lost_steps"]) == (3, 2, 4)
+    assert restart["seconds"] == pytest.approx(restart["time"] - resumed["last_record"], abs=0.1)

@@ -27,9 +27,9 @@ STEPS = 10
 class CountingStage:
     """A regression that counts its samples on each rank, and says at the end how many all ranks have seen."""
 
-    def __init__(self, stop_at: int | None) -> None:
+    def __init__(self, stop_at: int | None, precision: str = "fp32") -> None:
         torch.manual_seed(0)
-        self.network: nn.Module = Regression()
+        self.network: nn.Module = Regression(precision)
         self.no_decay: set[str] = set()
         self.samples = None
         self.loop: Loop | None = None
@@ -73,7 +73,7 @@ def run(jobs: list[tuple[TrainJob, int | None]]) -> list[tuple[bool, int]]:
     """Whether each of several starts reached the end, and how many samples all ranks had seen by then."""
     found = []
     for each, stop_at in jobs:
-        stage = CountingStage(stop_at)
+        stage = CountingStage(stop_at, each.section.trainer.precision)
         stage.loop = Loop(each, stage, torch.device("cpu"))
         ended = stage.loop.run()
         found.append((ended, int(stage.state()["seen"])))
@@ -99,6 +99,27 @@ def test_a_stop_asked_of_one_rank_ends_all_with_a_checkpoint_and_the_same_goes_o
     assert losses(parts) == losses(whole)
     one, other = ((folder / "export" / "ema.safetensors").read_bytes() for folder in (whole, parts))
     assert one == other
+
+
+def records_of(folder: Path, name: str) -> list[Any]:
+    return [json.loads(line)[name] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_loss_scale_of_fp16_is_recorded_and_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    changes = {"precision": "fp16", "initial_loss_scale": 2.0**19, "loss_scale_window": 3}
+    run_gloo(
+        1, tmp_path, run, [(job(whole, **changes), None), (job(parts, **changes), 5), (job(parts, **changes), None)]
+    )
+    for name in ("loss", "loss_scale", "skipped_steps"):
+        assert records_of(parts, name) == records_of(whole, name)
+    scales, skipped = records_of(whole, "loss_scale"), records_of(whole, "skipped_steps")
+    assert scales[0] == 2.0**19
+    assert skipped[0] == 1
+    assert min(scales) <= 2.0**18
+    assert len(events(whole, "skipped_step")) == skipped[-1] < STEPS
+    state = json.loads((parts / "checkpoints" / "step_00000006" / "state.json").read_text())
+    assert state["loss_scale"]["value"] in {scales[5], scales[6]}
 
 
 def test_counts_of_a_stage_go_on_at_another_number_of_workers(tmp_path: Path) -> None:

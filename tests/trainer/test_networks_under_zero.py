@@ -23,7 +23,7 @@ from trainer.blocks import compile_blocks, recompute_blocks
 from trainer.engine import Batch, Engine, Terms, prepare_deepspeed
 
 STAGES = (0, 1, 2, 3)
-VIT = ViTConfig(width=16, depth=2, heads=2)
+VIT = ViTConfig(width=16, depth=2, heads=2, drop_path=0.2)
 TOKENIZER = TokenizerConfig(
     image_size=28,
     patch_size=14,
@@ -54,7 +54,7 @@ class Generating(nn.Module):
         later = layout.positions - layout.group_sizes[0]
         input_BLC = torch.randn(4, later, layout.folds * TOKENIZER.code_dim, generator=generator)
         with self._autocast:
-            logits_BLFV = self.network(torch.arange(4), input_BLC)
+            logits_BLFV = self.network(torch.arange(4), input_BLC, batch["seed"] * 4 + torch.arange(4))
             return {"loss": folded_cross_entropy(logits_BLFV, tokens_BLF)[0]}
 
 
@@ -71,7 +71,7 @@ class Tokenizing(nn.Module):
         image_BCHW = torch.rand(4, 3, 28, 28, generator=generator) * 2 - 1
         target_BD = torch.randn(4, 12, generator=generator)
         with self._autocast:
-            output = self.network(image_BCHW)
+            output = self.network(image_BCHW, seed_B=batch["seed"] * 4 + torch.arange(4))
             sides = (output.semantic_BC.float(), self.network.project_teacher(target_BD).float())
         gather = torch.distributed.nn.all_gather
         student, teacher = (torch.cat(gather(side)) for side in sides)
@@ -92,7 +92,6 @@ def curve(kind: str, stage: int, bf16: bool, twice: bool) -> list[float]:
     engine = Engine(module, config, set(), torch.device("cpu"))
     losses = []
     for step in range(3):
-        torch.manual_seed(step * 2 + dist.get_rank())
         result = engine.step([{"seed": torch.tensor(step * 2 + dist.get_rank())}], 1e-3)
         losses.append(float(result.terms["loss"]))
     name = next(name for name, _ in module.named_parameters() if name.endswith(("head.weight", "0.codebook")))

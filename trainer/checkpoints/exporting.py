@@ -42,11 +42,12 @@ def export_safetensors(checkpoints: str, step: int, output: str, *, ema: bool) -
 
 
 def export_deepspeed(checkpoints: str, step: int, output: str, *, ema: bool) -> str:
-    """Write a folder that DeepSpeed's `zero_to_fp32` reads: that of a ZeRO 2 run on one worker.
+    """Write a folder that DeepSpeed's `zero_to_fp32` reads, and that an engine with `load_universal` goes on from.
 
-    Beside it, in zero/NAME/, are fp32.pt, exp_avg.pt, exp_avg_sq.pt and step.pt of each parameter, as DeepSpeed's
-    universal checkpoints have them. These files are pickles, because DeepSpeed reads nothing else; foldtrain itself
-    never reads one.
+    To the first it is the checkpoint of a ZeRO 2 run on one worker. For the second, zero/NAME/ has fp32.pt, exp_avg.pt,
+    exp_avg_sq.pt and step.pt of each parameter, and zero/optimizer_state.pt the rest. That names no hyperparameters:
+    they stay those of the engine that loads, at ZeRO 1 to 3 and in any parameter groups. There is no lr_scheduler in
+    it. These files are pickles, because DeepSpeed reads nothing else; foldtrain itself never reads one.
 
     Returns:
         The folder.
@@ -61,22 +62,27 @@ def export_deepspeed(checkpoints: str, step: int, output: str, *, ema: bool) -> 
     buffers = {name.removeprefix(_PREFIX) for name in reader.index.by_tensor(BUFFER)}
     names = [name for name in whole["fp32"] if name not in buffers]
     folder = storage.join(output, f"global_step{step}")
-    _write_pickle(
-        storage.join(folder, "mp_rank_00_model_states.pt"), _model_states(whole["fp32"], names, buffers, step)
-    )
+    described = _model_states(whole["fp32"], names, buffers, reader.state)
+    _write_pickle(storage.join(folder, "mp_rank_00_model_states.pt"), described)
+    # Where a ZeRO 3 engine looks for the counts. What has no tensors in it, `zero_to_fp32` leaves aside.
+    counts = described | {"module": OrderedDict(), "buffer_names": []}
+    _write_pickle(storage.join(folder, "zero_pp_rank_0_mp_rank_00_model_states.pt"), counts)
     flat = torch.cat([whole["fp32"][name].flatten() for name in names])
     _write_pickle(storage.join(folder, "zero_pp_rank_0_mp_rank_00_optim_states.pt"), _optimizer_states(flat))
+    taken = torch.tensor(float(reader.state["optimizer_step"]))
     for name in names:
         for file, tensors in whole.items():
             _write_pickle(storage.join(folder, "zero", name, f"{file}.pt"), {"param": tensors[name]})
-        taken = torch.tensor(float(reader.state["optimizer_step"]))
         _write_pickle(storage.join(folder, "zero", name, "step.pt"), taken)
+    _write_pickle(storage.join(folder, "zero", "optimizer_state.pt"), _universal_state(taken, len(names)))
     for marker in ("latest", "latest_universal"):
         storage.write_bytes(storage.join(output, marker), f"global_step{step}".encode())
     return output
 
 
-def _model_states(network: dict[str, Tensor], names: list[str], buffers: set[str], step: int) -> dict[str, Any]:
+def _model_states(
+    network: dict[str, Tensor], names: list[str], buffers: set[str], state: dict[str, Any]
+) -> dict[str, Any]:
     from importlib.metadata import version
 
     return {
@@ -87,7 +93,25 @@ def _model_states(network: dict[str, Tensor], names: list[str], buffers: set[str
         "frozen_param_fragments": None,
         "shared_params": {},
         "ds_version": version("deepspeed"),
-        "global_steps": step,
+        "global_steps": state["step"],
+        "skipped_steps": state["skipped_steps"],
+        "dp_world_size": 1,
+        "mp_world_size": 1,
+    }
+
+
+def _universal_state(taken: Tensor, parameters: int) -> dict[str, Any]:
+    """What a universal checkpoint has of the optimizer besides tensors.
+
+    ZeRO 1 and 2 load as many of their parameter groups as it lists, so it lists as many as there could be; ZeRO 3 looks
+    for the number of steps in the first state. An empty group changes nothing of the one that it is loaded into.
+    """
+    from importlib.metadata import version
+
+    return {
+        "ds_version": version("deepspeed"),
+        "param_groups": [{} for _ in range(parameters)],
+        "optimizer_state_dict": {"state": {0: {"step": taken}}, "param_groups": [{}]},
     }
 
 

@@ -82,6 +82,8 @@ class CheckpointWriter:
         """Step of the newest checkpoint that is complete, equal on all ranks; None if there is none yet."""
         self.decisions: Callable[[], Sequence[Rollback]] = tuple
         """The rollbacks of the run: what they took back does not count as new."""
+        self.before_commit: Callable[[], object] = lambda: None
+        """Called on rank 0, from its thread, when all of a checkpoint but COMPLETE is about to be written."""
         self._agreement, self._keep, self._most_failures = agreement, keep, most_failures
         self._report = report
         self._attempt: str = agreement.from_first(uuid4().hex[:8])
@@ -189,6 +191,7 @@ class CheckpointWriter:
         names = [self._file(rank, "json") for rank in range(self._agreement.world)]
         parts = [Index.from_bytes(storage.read_bytes(storage.join(folder, name))) for name in names]
         index = merge(parts)
+        self.before_commit()
         commit(folder, index.to_bytes(), saving.state)
         self._report(
             "checkpoint",

@@ -1,8 +1,9 @@
 """What autograd keeps between forward and backward, counted from what each layer saves.
 
 Counted are the distinct tensors that a layer's backward needs, in bytes for one sample. "wide" is a float32 tensor,
-"narrow" one of the number format of matrix products (2 bytes in bf16, else 4). A tensor that two layers share counts
-once. Left out are scalars per row (statistics of LayerNorm, log-sum-exp of attention), which are 1 to 2 %.
+"narrow" one of the number format of matrix products (2 bytes in bf16, and in fp16, which counts as bf16 here; else 4).
+A tensor that two layers share counts once. Left out are scalars per row (statistics of LayerNorm, log-sum-exp of
+attention), which are 1 to 2 %.
 
 Symbols: C channels, L positions, V codebook size, F folds.
 """

@@ -22,7 +22,7 @@ class Device:
     pattern: str
     """Regular expression of the names it goes by, in lower case."""
     bf16: float
-    """Operations per second in bf16 with float32 accumulation, dense."""
+    """Operations per second in bf16 with float32 accumulation, dense; all of these devices do as many in fp16."""
     fp32: float
     """Operations per second in float32, outside of tensor cores (TF32 is another format)."""
     memory: float
@@ -59,15 +59,15 @@ def peak_flops(device_name: str, dtype: str) -> float | None:
 
     Args:
         device_name: as torch says it, or short: "NVIDIA H100 80GB HBM3", "H100 SXM".
-        dtype: "bf16" or "fp32".
+        dtype: "bf16", "fp16" or "fp32".
 
     Returns:
         None if the device is not in the table, or its entry has no such number format.
     """
     device = find_device(device_name)
-    if device is None or dtype not in {"bf16", "fp32"}:
+    if device is None or dtype not in {"bf16", "fp16", "fp32"}:
         return None
-    return device.bf16 if dtype == "bf16" else device.fp32
+    return device.fp32 if dtype == "fp32" else device.bf16
 
 
 def mfu(flops: float, seconds: float, peak: float, devices: int) -> float:

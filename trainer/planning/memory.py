@@ -1,7 +1,7 @@
 """Memory of one rank, part by part, for ZeRO 0 to 3, by what DeepSpeed 0.19.8 allocates for this trainer.
 
-DeepSpeed runs in float32 here (bf16 is autocast around the forward pass), so weights, gradients and masters have four
-bytes each. What is special:
+DeepSpeed runs in float32 here (bf16 and fp16 are autocast around the forward pass), so weights, gradients and masters
+have four bytes each. What is special:
 
 * Stages 1 to 3 allocate the whole reduce bucket (`reduce_bucket_size`, 500 million elements unless `trainer.extra` says
   otherwise: 2 GB), however small the network is. On CUDA it is real memory, on a CPU only what is touched is.
@@ -14,7 +14,7 @@ bytes each. What is special:
 
 The peak is that of the largest of five moments: the end of forward, the begin of backward (the output's gradient), the
 first gradients of weights (when stages 1 and 2 allocate the bucket), the reduction of gradients, the update.
-Measured beside predicted: `python -m benchmarks.memory`.
+Measured beside predicted: `python benchmarks/memory.py`.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def _passing(weights: Weights, config: TrainerConfig, activations: Activations, 
         "output, its softmax and gradient": 3 * micro * activations.output,
         "block that is computed again": micro * activations.recomputed,
     }
-    if config.precision == "bf16":
+    if config.half:
         parts[AUTOCAST] = 2 * sum(weight.numel for weight in weights if weight.multiplied)
     return parts
 

@@ -83,7 +83,7 @@ def _generator(configs: StageConfigs, world: int) -> Workload:
         return generator_activations(
             section.model,
             tokenizer,
-            bf16=trainer.precision == "bf16",
+            bf16=trainer.half,
             attention=attention,
             checkpointing=trainer.activation_checkpointing,
         )
@@ -102,8 +102,7 @@ def _tokenizer(configs: StageConfigs, world: int) -> Workload:
     flops = tokenizer_flops(section.model, images).plus_frozen(teacher.flops)
 
     def activations(trainer: TrainerConfig, attention: Attention) -> Activations:  # noqa: ARG001 - a workload has it
-        bf16, checkpointing = trainer.precision == "bf16", trainer.activation_checkpointing
-        return tokenizer_activations(section.model, bf16=bf16, checkpointing=checkpointing)
+        return tokenizer_activations(section.model, bf16=trainer.half, checkpointing=trainer.activation_checkpointing)
 
     size = 3 * section.model.image_size**2 * FP32
     return Workload(section.trainer, tokenizer_weights(section.model), flops, teacher, size, activations)

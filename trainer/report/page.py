@@ -21,7 +21,7 @@ BOOKKEEPING = frozenset(
         *("time", "step", "steps", "samples", "epoch", "loss", "learning_rate", "grad_norm"),
         *("samples_per_second", "tokens_per_second", "mfu", "eta_seconds", "skipped_steps", "passed_over_steps"),
         *("step_seconds", "step_seconds_p50", "step_seconds_p95", "step_seconds_max", "window_steps", "window_seconds"),
-        *("data_wait_share", "checkpoint_seconds", "goodput"),
+        *("data_wait_share", "checkpoint_seconds", "goodput", "loss_scale"),
         *("memory_bytes", "cuda_allocated_bytes", "cuda_reserved_bytes"),
     ]
 )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+    from trainer.ending import Ending, EndRequest
     from trainer.job import TrainJob
     from trainer.stages.stage import Stage
 
@@ -27,8 +28,16 @@ def build_stage(job: TrainJob, device: torch.device) -> Stage:
     return builders[job.stage](job, device)
 
 
-def run_worker(job: TrainJob) -> None:
-    """Train on this rank; torch.distributed is initialized by whoever started it."""
+def run_worker(job: TrainJob, request: EndRequest | None = None) -> tuple[Ending, int]:
+    """Train on this rank; torch.distributed is initialized by whoever started it.
+
+    Args:
+        job: what to train.
+        request: through which others ask for the end before the last step.
+
+    Returns:
+        How it ended, and after which step.
+    """
     import time
 
     began = time.time()  # importing torch is a part of the start
@@ -38,4 +47,6 @@ def run_worker(job: TrainJob) -> None:
 
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     torch.manual_seed(job.seed)  # the same first weights on every rank
-    Loop(job, build_stage(job, device), device, began).run()
+    loop = Loop(job, build_stage(job, device), device, began, request)
+    loop.run()
+    return loop.ending, loop.step

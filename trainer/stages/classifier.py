@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data_pipeline.loader import ImageBatches
+from data_pipeline.order import network_seeds
 from model.classifier import Classifier
 from trainer.config import ClassifierStageConfig
-from trainer.engine import INDEX, Batch, Engine, Terms
+from trainer.engine import INDEX, SEED, Batch, Engine, Terms
 from trainer.inputs import open_images
 from trainer.job import TrainJob
 
@@ -26,6 +27,7 @@ class ClassifierStage:
         self._config, self._device = job.section, device
         # Teacher and judge start from other weights and see another order, so that they do not err alike.
         seed = job.seed * 2 + zlib.crc32(job.stage.encode()) % 2**31
+        self._seed = seed
         torch.manual_seed(seed)
         self.network = Classifier(job.section.model).to(device)
         self.no_decay: set[str] = set()
@@ -44,15 +46,17 @@ class ClassifierStage:
         return self._config.model.model_dump(mode="json")
 
     def batch(self, step: int) -> Batch:
-        """Images and labels of this rank."""
+        """Images, labels and seeds of this rank."""
         batch = self.samples.batch(step, dist.get_rank(), dist.get_world_size())
         image, label = torch.from_numpy(batch.image_BCHW), torch.from_numpy(batch.label_B)
-        index = torch.from_numpy(batch.index_B)
-        return {"image": image.to(self._device), "label": label.to(self._device), INDEX: index}
+        seeds = torch.from_numpy(network_seeds(self._seed, batch.position_B))
+        found = {"image": image, "label": label, SEED: seeds}
+        here = {name: tensor.to(self._device) for name, tensor in found.items()}
+        return here | {INDEX: torch.from_numpy(batch.index_B)}
 
     def terms(self, batch: Batch) -> Terms:
         """Cross-entropy and accuracy."""
-        logits = self.network(batch["image"]).float()
+        logits = self.network(batch["image"], batch[SEED]).float()
         right = (logits.argmax(1) == batch["label"]).float().mean()
         return {"loss": F.cross_entropy(logits, batch["label"]), "accuracy": right}
 

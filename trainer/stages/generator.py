@@ -10,11 +10,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data_pipeline.loader import TokenBatches
-from data_pipeline.order import keyed_uniform
+from data_pipeline.order import keyed_uniform, network_seeds
 from model.generator import FoldedGenerator
 from model.losses import folded_cross_entropy, loss_of_scales
 from trainer.config import GeneratorStageConfig
-from trainer.engine import INDEX, Batch, Engine, Terms
+from trainer.engine import INDEX, SEED, Batch, Engine, Terms
 from trainer.inputs import open_tokens
 from trainer.job import TrainJob
 from trainer.networks import load_quantizer
@@ -39,20 +39,22 @@ class GeneratorStage:
         return {"generator": config, "tokenizer": self._tokenizer.model_dump(mode="json")}
 
     def batch(self, step: int) -> Batch:
-        """Tokens and labels of this rank; some labels are hidden, which ones is a function of the position."""
+        """Tokens, labels and seeds of this rank; some labels are hidden, which ones is a function of the position."""
         batch = self.samples.batch(step, dist.get_rank(), dist.get_world_size())
         hidden = keyed_uniform(self._seed, "label_dropout", batch.position_B) < self._config.model.label_dropout
         label = np.where(hidden, self._config.model.num_classes, batch.label_B)
         tokens = torch.from_numpy(batch.tokens_BLF.astype(np.int64))
-        index = torch.from_numpy(batch.index_B)
-        return {"tokens": tokens.to(self._device), "label": torch.from_numpy(label).to(self._device), INDEX: index}
+        seeds = torch.from_numpy(network_seeds(self._seed, batch.position_B))
+        found = {"tokens": tokens, "label": torch.from_numpy(label), SEED: seeds}
+        here = {name: tensor.to(self._device) for name, tensor in found.items()}
+        return here | {INDEX: torch.from_numpy(batch.index_B)}
 
     def terms(self, batch: Batch) -> Terms:
         """Mean cross-entropy, and that of each scale and branch."""
         tokens_BLF = batch["tokens"]
         with torch.no_grad():
             input_BLC = self._quantizer.generator_input(tokens_BLF)
-        logits_BLFV = self.network(batch["label"], input_BLC)
+        logits_BLFV = self.network(batch["label"], input_BLC, batch[SEED])
         loss, loss_LF = folded_cross_entropy(logits_BLFV, tokens_BLF)
         by_scale_SF = loss_of_scales(loss_LF, self._tokenizer.layout)
         named = {

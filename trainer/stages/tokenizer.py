@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data_pipeline.loader import ImageBatches
-from data_pipeline.order import Positions, keyed_uniform, step_positions
+from data_pipeline.order import Positions, keyed_uniform, network_seeds, step_positions
 from model.config import TokenizerConfig
 from model.losses import contrastive_loss
 from model.tokenizer import ImageFolderTokenizer
 from trainer.config import TokenizerStageConfig
 from trainer.dead_codes import replacements
-from trainer.engine import INDEX, Batch, Engine, Terms
+from trainer.engine import INDEX, SEED, Batch, Engine, Terms
 from trainer.inputs import open_images
 from trainer.job import TrainJob
 from trainer.teacher import load_teacher
@@ -73,20 +73,22 @@ class TokenizerStage:
         return self._config.model.without_pretraining().model_dump(mode="json")
 
     def batch(self, step: int) -> Batch:
-        """Images of this rank, and how many scales each keeps."""
+        """Images and seeds of this rank, and how many scales each keeps."""
         model, share = self._config.model, self._config.trainer.global_batch
         batch = self.samples.batch(step, dist.get_rank(), dist.get_world_size())
         all_kept = kept_scales(model, self._seed, step_positions(step, share))
         scales = np.arange(len(model.scales))
         self._kept_mean_S = torch.from_numpy((all_kept[:, None] > scales).mean(0)).float().to(self._device)
         kept = torch.from_numpy(kept_scales(model, self._seed, batch.position_B))
-        image, index = torch.from_numpy(batch.image_BCHW), torch.from_numpy(batch.index_B)
-        return {"image": image.to(self._device), "kept_scales": kept.to(self._device), INDEX: index}
+        seeds = torch.from_numpy(network_seeds(self._seed, batch.position_B))
+        found = {"image": torch.from_numpy(batch.image_BCHW), "kept_scales": kept, SEED: seeds}
+        here = {name: tensor.to(self._device) for name, tensor in found.items()}
+        return here | {INDEX: torch.from_numpy(batch.index_B)}
 
     def terms(self, batch: Batch) -> Terms:
         """All terms of the loss, and the loss."""
         weights, image = self._config.loss, batch["image"]
-        output = self.network(image, batch["kept_scales"], self._kept_mean_S)
+        output = self.network(image, batch["kept_scales"], self._kept_mean_S, batch[SEED])
         self._hits_PSV += output.quantized.hits_PSV
         terms = {
             "reconstruction": F.mse_loss(output.reconstruction_BCHW.float(), image),

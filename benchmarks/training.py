@@ -1,0 +1,210 @@
+"""What foldtrain adds to a training step, and what a checkpoint takes from training.
+
+    python benchmarks/training.py [--json FILE] [--rounds 3] [--steps 40] [--zero-stage 2] [--millions 200]
+
+    bare_loop            steps/s through foldtrain with one worker (Ray, DeepSpeed, loader, metrics), over those of a
+                         plain torch loop: the same network, loss, AdamW and clipping, one batch that stays in memory
+    torchrun             steps/s through foldtrain with two workers that Ray starts, over those that torchrun starts
+    checkpoint_blocked   time that a checkpoint in the background keeps training waiting, over that of
+                         `engine.save_checkpoint` to the same folder (checkpoint_blocked.py)
+
+The network is a generator of 286 positions in two folds. Each pair is measured in turns, because the speed of a machine
+drifts; a ratio is that of the medians. A rate is that of the steps after the first ten. All processes have one thread,
+and the niceness that Ray gives its workers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pickle
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import checkpoint_blocked
+import numpy as np
+import torch
+from report import write_report
+from training_worker import WARM_UP
+
+from data_pipeline.config import ReadingConfig
+from data_pipeline.manifest import TokenizerRecord, TokenManifest
+from data_pipeline.token_shards import TokenBlock, write_token_shard
+from data_pipeline.weights import Card, write_weights
+from model.config import GeneratorConfig, TokenizerConfig, ViTConfig
+from model.tokenizer import ImageFolderTokenizer
+from trainer.config import GeneratorStageConfig, TrackingConfig, TrainerConfig
+from trainer.job import TrainJob
+
+SMALL = ViTConfig(width=64, depth=1, heads=1)
+TOKENIZER = TokenizerConfig(image_size=256, encoder=SMALL, decoder=SMALL)
+GENERATOR = GeneratorConfig(num_classes=10, depth=6, width=384, heads=6)
+SAMPLES, BATCH = 512, 4
+WORKER = Path(__file__).with_name("training_worker.py")
+
+
+def write_inputs(folder: Path) -> dict[str, str]:
+    """A tokenizer that nobody trained, and random tokens. Returns their URIs."""
+    torch.manual_seed(0)
+    network = ImageFolderTokenizer(TOKENIZER)
+    inputs = {"tokens": str(folder / "tokens"), "tokenizer": str(folder / "tokenizer")}
+    record = TOKENIZER.model_dump(mode="json")
+    card = write_weights(inputs["tokenizer"], "tokenizer", record, {"model": network.state_dict()}, {})
+    write_tokens(inputs["tokens"], card)
+    return inputs
+
+
+def write_tokens(uri: str, card: Card) -> None:
+    """One shard."""
+    layout, drawn = TOKENIZER.layout, np.random.default_rng(0)
+    shape = (SAMPLES, 1, layout.positions, layout.folds)
+    tokens_NWLF = drawn.integers(layout.codebook_size, size=shape, dtype=np.uint16)
+    label = drawn.integers(GENERATOR.num_classes, size=SAMPLES, dtype=np.int32)
+    key = np.array([f"{number:06d}" for number in range(SAMPLES)], dtype=np.bytes_)
+    shard = write_token_shard(uri, "tokens-00000.tar", TokenBlock(tokens_NWLF, label, key), {})
+    TokenManifest.build(
+        samples=SAMPLES,
+        classes=tuple(f"class_{number}" for number in range(GENERATOR.num_classes)),
+        layout=layout,
+        views=("center",),
+        image_size=TOKENIZER.image_size,
+        fit="crop",
+        tokenizer=TokenizerRecord(fingerprint=card.fingerprint(), config=card.config),
+        source="random",
+        software={},
+        shards=(shard,),
+    ).write(uri)
+
+
+class Bench:
+    """Trainings of one job, each in a folder and processes of its own.
+
+    Args:
+        folder: where.
+        steps: of each.
+        zero_stage: of DeepSpeed.
+    """
+
+    def __init__(self, folder: Path, steps: int, zero_stage: int) -> None:
+        self._folder, self._count = folder, 0
+        trainer = TrainerConfig.model_validate(
+            {
+                "steps": steps,
+                "global_batch": BATCH,
+                "weight_decay": 0.05,
+                "gradient_clipping": 1.0,
+                "zero_stage": zero_stage,
+                "log_every": WARM_UP,
+                "checkpoint_every": steps,
+            }
+        )
+        section = GeneratorStageConfig(model=GENERATOR, trainer=trainer)
+        reading = ReadingConfig(cache_dir=str(folder / "cache"))
+        inputs, off = write_inputs(folder), TrackingConfig(wandb="off")
+        self._job = TrainJob("generator", "", section, 0, "crop", reading, inputs, {}, {}, tracking=off)
+
+    def bare(self) -> float:
+        """Steps per second."""
+        path, _ = self._next()
+        output = run(sys.executable, str(WORKER), "bare", str(path))
+        return 1 / float(json.loads(output.splitlines()[-1])["seconds_per_step"])
+
+    def ray(self, workers: int) -> float:
+        """Steps per second."""
+        path, folder = self._next()
+        run(sys.executable, str(WORKER), "ray", str(path), str(workers))
+        return steady(folder)
+
+    def torchrun(self, workers: int) -> float:
+        """Steps per second."""
+        path, folder = self._next()
+        launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}")
+        run(*launcher, str(WORKER), "torchrun", str(path))
+        return steady(folder)
+
+    def _next(self) -> tuple[Path, Path]:
+        self._count += 1
+        folder = self._folder / f"run-{self._count}"
+        path = folder.with_suffix(".pickle")
+        path.write_bytes(pickle.dumps(replace(self._job, folder=str(folder))))
+        return path, folder
+
+
+def run(*command: str) -> str:
+    """What a command prints.
+
+    Raises:
+        RuntimeError: if it fails, with all that it said.
+    """
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def steady(folder: Path) -> float:
+    """Steps per second of the records after the first, which has the warm-up."""
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][1:]
+    return float(sum(r["window_steps"] for r in records) / sum(r["window_seconds"] for r in records))
+
+
+def measure(steps: int, zero_stage: int, rounds: int) -> dict[str, list[float]]:
+    """Steps per second of each round."""
+    found: dict[str, list[float]] = {"bare": [], "foldtrain": [], "torchrun_2": [], "foldtrain_2": []}
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder), steps, zero_stage)
+        ways = {
+            "bare": bench.bare,
+            "foldtrain": lambda: bench.ray(1),
+            "torchrun_2": lambda: bench.torchrun(2),
+            "foldtrain_2": lambda: bench.ray(2),
+        }
+        for pair in (("bare", "foldtrain"), ("torchrun_2", "foldtrain_2")):
+            for number in range(rounds):
+                for name in pair if number % 2 == 0 else pair[::-1]:
+                    found[name].append(ways[name]())
+                    print(f"{name}: {found[name][-1]:.3f} steps/s", file=sys.stderr, flush=True)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--rounds", type=int, default=3, help="of each pair")
+    parser.add_argument("--steps", type=int, default=40, help="of each training")
+    parser.add_argument("--zero-stage", type=int, default=2)
+    parser.add_argument("--millions", type=int, default=200, help="parameters in millions, of the checkpoint")
+    given = parser.parse_args()
+    rounds = measure(given.steps, given.zero_stage, given.rounds)
+    rates = {name: statistics.median(values) for name, values in rounds.items()}
+    blocked = checkpoint_blocked.medians(given.millions, workers=2, stage=given.zero_stage)
+    ratio = {
+        "bare_loop": rates["foldtrain"] / rates["bare"],
+        "torchrun": rates["foldtrain_2"] / rates["torchrun_2"],
+        "checkpoint_blocked": blocked["blocked"] / blocked["synchronous"],
+    }
+    values = {
+        "bare_loop": ("one worker", "bare loop", rates["bare"], rates["foldtrain"], "steps/s", "≥ 0.95"),
+        "torchrun": ("two workers", "torchrun", rates["torchrun_2"], rates["foldtrain_2"], "steps/s", "≥ 0.98"),
+        "checkpoint_blocked": (
+            *("checkpoint", "save_checkpoint", blocked["synchronous"], blocked["blocked"]),
+            *("s", "≤ 0.1"),
+        ),
+    }
+    rows = [
+        [what, f"{against}: {theirs:.3f} {unit}", f"{ours:.3f} {unit}", f"{ratio[name]:.3f}", goal]
+        for name, (what, against, theirs, ours, unit, goal) in values.items()
+    ]
+    title = f"training: generator {GENERATOR.width} x {GENERATOR.depth}, ZeRO {given.zero_stage}, batch {BATCH}"
+    figures: dict[str, Any] = {"steps_per_second": rates, "rounds": rounds, "checkpoint_seconds": blocked}
+    figures |= {"settings": {key: value for key, value in vars(given).items() if key != "json"}, "ratio": ratio}
+    write_report(title, ["", "against", "foldtrain", "ratio", "goal"], rows, figures, given.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""The same training in one of three ways, as a process of its own.
+
+python benchmarks/training_worker.py bare JOB.pickle             a plain torch loop; prints seconds per step
+python benchmarks/training_worker.py ray JOB.pickle WORKERS      as `foldtrain train-generator` does it
+torchrun --nproc-per-node WORKERS benchmarks/training_worker.py torchrun JOB.pickle
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch.nn.utils import clip_grad_norm_
+
+from trainer.config import GeneratorStageConfig
+from trainer.job import TrainJob
+
+WARM_UP = 10
+"""Steps that are not measured."""
+NICENESS = int(os.environ.get("RAY_worker_niceness", "15"))  # noqa: SIM112 - Ray spells it so
+
+
+def bare(job: TrainJob) -> None:
+    """The network, its loss, AdamW and clipping in as few lines as torch needs, on a batch that stays in memory."""
+    from model.generator import FoldedGenerator
+    from model.losses import folded_cross_entropy
+    from trainer.networks import load_quantizer
+    from trainer.optimizer import parameter_groups
+
+    assert isinstance(job.section, GeneratorStageConfig)
+    config = job.section.trainer
+    quantizer, tokenizer = load_quantizer(job.inputs["tokenizer"], torch.device("cpu"))
+    network = FoldedGenerator(job.section.model, tokenizer.layout, tokenizer.code_dim)
+    groups = parameter_groups(network, config.weight_decay, set(network.no_decay_parameters()))
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+    layout = tokenizer.layout
+    tokens_BLF = torch.randint(layout.codebook_size, (config.global_batch, layout.positions, layout.folds))
+    label_B = torch.randint(job.section.model.num_classes, (config.global_batch,))
+    seed_B = torch.arange(config.global_batch)
+    for step in range(config.steps):
+        if step == WARM_UP:
+            began = time.perf_counter()
+        with torch.no_grad():
+            input_BLC = quantizer.generator_input(tokens_BLF)
+        loss, _ = folded_cross_entropy(network(label_B, input_BLC, seed_B), tokens_BLF)
+        loss.backward()
+        clip_grad_norm_(network.parameters(), config.gradient_clipping)
+        optimizer.step()
+        optimizer.zero_grad()
+    print(json.dumps({"seconds_per_step": (time.perf_counter() - began) / (config.steps - WARM_UP)}))
+
+
+def under_ray(job: TrainJob, workers: int) -> None:
+    """What the command does."""
+    from cluster.config import ClusterConfig
+    from cluster.training import train
+
+    train(job, ClusterConfig(workers=workers))
+
+
+def under_torchrun(job: TrainJob) -> None:
+    """What a worker does, with Ray out of it."""
+    import torch.distributed as dist
+
+    from trainer.stages import run_worker
+
+    if int(os.environ["RANK"]) == 0:
+        job.begin()
+    dist.init_process_group("gloo")
+    dist.barrier()
+    run_worker(job)
+
+
+def main() -> None:
+    way, path, *more = sys.argv[1:]
+    job: TrainJob = pickle.loads(Path(path).read_bytes())
+    if way == "ray":
+        under_ray(job, int(more[0]))
+        return
+    os.nice(NICENESS - os.nice(0))  # as Ray's workers
+    torch.set_num_threads(1)
+    if way == "bare":
+        bare(job)
+    else:
+        under_torchrun(job)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""What a stage has on record once a checkpoint is complete: as much as the checkpoint holds."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from data_pipeline import storage
+from tests.trainer.gloo import run_gloo
+from tests.trainer.test_loop import CountingStage, job
+from trainer.checkpoints.folder import is_complete
+from trainer.job import TrainJob
+from trainer.jsonl import JsonlWriter, read_records
+from trainer.loop import Loop
+from trainer.run_directory import RunDirectory
+
+
+@pytest.mark.xdist_group("s3")
+def test_what_is_kept_is_in_the_bucket_before_the_writers_would_put_it_there(
+    s3_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(JsonlWriter.__init__, "__defaults__", (3600.0,))
+    records = RunDirectory(s3_uri, "generator", {}, 0)
+    records.metrics({"step": 1, "loss": 0.5})
+    assert records.keep(60)
+    assert [record["step"] for record in read_records(f"{s3_uri}/metrics.jsonl")] == [1]
+    assert [record["event"] for record in read_records(f"{s3_uri}/events.jsonl")] == ["start"]
+    records.close()
+
+
+def stored_at_each_checkpoint(environment: dict[str, str], each: TrainJob) -> list[tuple[int, list[int]]]:
+    """Steps of the checkpoints, and of the records that storage held when each was complete."""
+    os.environ.update(environment)  # processes are forked from a server that may be older than the S3 server
+    JsonlWriter.__init__.__defaults__ = (3600.0,)  # longer than this run takes
+    found = []
+
+    class Watched(Loop):
+        def _event(self, event: str, step: int, **details: Any) -> None:
+            if event == "checkpoint":
+                assert is_complete(each.checkpoints, step)
+                found.append((step, [record["step"] for record in read_records(f"{each.folder}/metrics.jsonl")]))
+            super()._event(event, step, **details)
+
+    Watched(each, CountingStage(None), torch.device("cpu")).run()
+    return found
+
+
+@pytest.mark.xdist_group("s3")
+def test_the_records_of_all_steps_of_a_checkpoint_outlive_a_kill_as_it_does(tmp_path: Path, s3_uri: str) -> None:
+    each = job(Path("run"))
+    remote = TrainJob(**{**vars(each), "folder": storage.join(s3_uri, "teacher")})
+    found = run_gloo(1, tmp_path, stored_at_each_checkpoint, dict(os.environ), remote)[0]
+    assert [step for step, _ in found] == [4, 8, 10]
+    for step, stored in found:
+        assert stored[:step] == list(range(1, step + 1))
