@@ -1,6 +1,6 @@
 """What foldtrain adds to a training step, and what a checkpoint takes from training.
 
-    python benchmarks/training.py [--json FILE] [--rounds 3] [--steps 40] [--zero-stage 2] [--millions 200]
+    python benchmarks/training.py [--json FILE] [--rounds 3] [--steps 30] [--zero-stage 2] [--millions 200]
 
     bare_loop            steps/s through foldtrain with one worker (Ray, DeepSpeed, loader, metrics), over those of a
                          plain torch loop: the same network, loss, AdamW and clipping, one batch that stays in memory
@@ -43,8 +43,8 @@ from trainer.job import TrainJob
 
 SMALL = ViTConfig(width=64, depth=1, heads=1)
 TOKENIZER = TokenizerConfig(image_size=256, encoder=SMALL, decoder=SMALL)
-GENERATOR = GeneratorConfig(num_classes=10, depth=6, width=384, heads=6)
-SAMPLES, BATCH = 512, 4
+GENERATOR = GeneratorConfig(num_classes=10, depth=4, width=256, heads=4)
+SAMPLES, BATCH = 512, 16
 WORKER = Path(__file__).with_name("training_worker.py")
 
 
@@ -176,7 +176,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--rounds", type=int, default=3, help="of each pair")
-    parser.add_argument("--steps", type=int, default=40, help="of each training")
+    parser.add_argument("--steps", type=int, default=30, help="of each training")
     parser.add_argument("--zero-stage", type=int, default=2)
     parser.add_argument("--millions", type=int, default=200, help="parameters in millions, of the checkpoint")
     given = parser.parse_args()

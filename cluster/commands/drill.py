@@ -6,7 +6,9 @@ import functools
 import json
 import signal
 import sys
+from collections.abc import Callable, Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,49 +17,110 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from cluster.drills.data import Trial
+    from cluster.drills.trials import Drill, Trial
 
 app = typer.Typer(no_args_is_help=True, help="Kill processes while they work, and see that all ends as it should.")
+
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Trial n, from 0, is that of seed SEED + n.")]
+Folder = Annotated[Path | None, typer.Option("--folder", help="Where to work; a temporary folder if left out.")]
+Keep = Annotated[bool, typer.Option("--keep", help="Keep that folder: the server's data, and all logs.")]
+Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the trials here, too.")]
+
+
+@dataclass(frozen=True)
+class _Report:
+    """How trials of a kind are shown."""
+
+    subject: str
+    """Heading of what was struck."""
+    columns: Mapping[str, Callable[[Any], str]]
+    """Of the table, besides those that all have: what each shows of a trial."""
+    good: str
+    """What a trial ended in that has no problems."""
+    verdict: str
+    """The same in a word."""
 
 
 @app.command("data")
 def drill_data(
     trials: Annotated[int, typer.Option("--trials", min=1, help="How many; about 35 seconds each.")] = 20,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Trial n, from 0, is that of seed SEED + n.")] = 0,
-    folder: Annotated[
-        Path | None, typer.Option("--folder", help="Where to work; a temporary folder if left out.")
-    ] = None,
-    keep: Annotated[bool, typer.Option("--keep", help="Keep that folder: the server's data, and all logs.")] = False,
-    output: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the trials here, too.")] = None,
+    seed: Seed = 0,
+    folder: Folder = None,
+    keep: Keep = False,
+    output: Json = None,
 ) -> None:
     """Strike ingest and tokenize on S3 with kill -9, restarts and faults; exit code 1 if their bytes differ in the end.
 
     All of it is on this machine: it starts an S3 server (`weed`, from the extra `dev`), and a Ray cluster for each
     command. A seed decides what is struck in a trial, and when.
     """
-    from cluster.drills.data import run_drill
+    from cluster.drills.data import DataDrill
+
+    columns = {"kept": lambda trial: str(trial.kept), "sent twice": lambda trial: str(trial.made_twice)}
+    report = _Report("stage", columns, "in byte-identical data sets", "identical")
+    _drill(DataDrill, range(seed, seed + trials), folder, keep, output, report)
+
+
+@app.command("train")
+def drill_train(
+    trials: Annotated[int, typer.Option("--trials", min=1, help="How many; about a minute each.")] = 20,
+    seed: Seed = 0,
+    folder: Folder = None,
+    keep: Keep = False,
+    output: Json = None,
+) -> None:
+    """Strike training on S3 with kill -9 in a step, a snapshot or an upload; exit code 1 if it ends in anything else.
+
+    Losses, weights, moments, averages and exports are compared with those of an unbroken run, bit for bit, and no
+    checkpoint may be loaded but the newest complete one. All of it is on this machine: it starts an S3 server (`weed`,
+    from the extra `dev`), and a Ray cluster for each command. A seed decides what is struck in a trial, and when.
+    """
+    from cluster.drills.training import TrainingDrill
+
+    columns: dict[str, Callable[[Any], str]] = {
+        "fell in": lambda trial: "\n".join(trial.fell),
+        "starts after": lambda trial: ", ".join(map(str, trial.loaded)),
+        "left over": lambda trial: str(sum(trial.left_over.values())),
+    }
+    report = _Report("trained", columns, "equal to the unbroken run bit for bit", "equal")
+    _drill(TrainingDrill, range(seed, seed + trials), folder, keep, output, report)
+
+
+def _drill(
+    make: Callable[[Path, int], Drill[Any]],
+    seeds: range,
+    folder: Path | None,
+    keep: bool,
+    output: Path | None,
+    report: _Report,
+) -> None:
+    """Do the trials, and say what came of them.
+
+    Raises:
+        FoldtrainError: if one has problems.
+    """
+    from cluster.drills.trials import run_trials
     from cluster.terminal import console
     from data_pipeline.errors import FoldtrainError
 
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))  # as Ctrl-C: all processes end first
     done: list[Trial] = []
-    seeds = range(seed, seed + trials)
     try:
-        with closing(run_drill(seeds, folder, keep=keep, say=functools.partial(typer.echo, err=True))) as drill:
+        with closing(run_trials(make, seeds, folder, keep=keep, say=functools.partial(typer.echo, err=True))) as drill:
             for trial in drill:
                 done.append(trial)
-                typer.echo(_line(trial, len(done), trials), err=True)
+                typer.echo(_line(trial, len(done), len(seeds), report), err=True)
     finally:
         if output is not None:
             output.write_text(json.dumps(_record(done), indent=1) + "\n")
-        console().print(_table(done))
+        console().print(_table(done, report))
     wrong = [trial for trial in done if trial.problems]
     for trial in wrong:
-        typer.echo(f"\nseed {trial.plan.seed}, {trial.plan.stage}:\n" + "\n".join(trial.problems))
-    summary = f"{trials - len(wrong)} of {trials} trials ended in byte-identical data sets"
+        typer.echo(f"\nseed {trial.seed}, {trial.subject}:\n" + "\n".join(trial.problems))
+    summary = f"{len(seeds) - len(wrong)} of {len(seeds)} trials ended {report.good}"
     typer.echo(summary)
     if wrong:
-        raise FoldtrainError(f"{summary}; repeat the first that did not with --trials 1 --seed {wrong[0].plan.seed}")
+        raise FoldtrainError(f"{summary}; repeat the first that did not with --trials 1 --seed {wrong[0].seed}")
 
 
 def _record(done: list[Trial]) -> dict[str, Any]:
@@ -65,31 +128,29 @@ def _record(done: list[Trial]) -> dict[str, Any]:
     return {"passed": passed, "of": len(done), "trials": [trial.to_json() for trial in done]}
 
 
-def _line(trial: Trial, number: int, trials: int) -> str:
+def _line(trial: Trial, number: int, trials: int, report: _Report) -> str:
     struck, codes = "; ".join(trial.blows), ", ".join(map(str, trial.exit_codes))
-    return (
-        f"{number} of {trials}: {trial.plan.stage}, {struck} → exit {codes}, {trial.seconds:.0f} s: {_verdict(trial)}"
-    )
+    outcome = f"exit {codes}, {trial.seconds:.0f} s: {_verdict(trial, report)}"
+    return f"{number} of {trials}: {trial.subject}, {struck} → {outcome}"
 
 
-def _verdict(trial: Trial) -> str:
-    return "not as it should be" if trial.problems else "identical"
+def _verdict(trial: Trial, report: _Report) -> str:
+    return "not as it should be" if trial.problems else report.verdict
 
 
-def _table(done: list[Trial]) -> Table:
+def _table(done: list[Trial], report: _Report) -> Table:
     from rich.table import Table
 
-    table = Table("seed", "stage", "struck", "exit codes", "seconds", "kept", "sent twice", "verdict", box=None)
+    table = Table("seed", report.subject, "struck", "exit codes", "seconds", *report.columns, "verdict", box=None)
     for trial in done:
         table.add_row(
-            str(trial.plan.seed),
-            trial.plan.stage,
+            str(trial.seed),
+            trial.subject,
             "\n".join(trial.blows),
             ", ".join(map(str, trial.exit_codes)),
             f"{trial.seconds:.0f}",
-            str(trial.kept),
-            str(trial.made_twice),
-            _verdict(trial),
+            *(show(trial) for show in report.columns.values()),
+            _verdict(trial, report),
         )
     return table
 

@@ -54,12 +54,16 @@ class Bucket:
         """sha256 of the objects below a folder, by relative name."""
 
         def digest(name: str) -> str:
-            body = self._client.get_object(Bucket=self.name, Key=f"{folder}/{name}")["Body"].read()
-            return hashlib.sha256(body).hexdigest()
+            return hashlib.sha256(self.read(f"{folder}/{name}")).hexdigest()
 
         names = [name for name, _ in self._list(folder)]
         with ThreadPoolExecutor(_THREADS) as pool:
             return dict(zip(names, pool.map(digest, names), strict=True))
+
+    def read(self, key: str) -> bytes:
+        """An object."""
+        body: bytes = self._client.get_object(Bucket=self.name, Key=key)["Body"].read()
+        return body
 
     def put(self, key: str, data: bytes) -> None:
         """Write an object."""

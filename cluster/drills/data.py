@@ -9,14 +9,12 @@ Writes are paced (data_pipeline/pacing.py), so that the work takes seconds and t
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from cluster.drills.blows import FATAL, Pace, Stage, TrialPlan, plan_trial
 from cluster.drills.bucket import Bucket, Stamp, Weather
@@ -24,8 +22,9 @@ from cluster.drills.drilled_data import write_data
 from cluster.drills.fault_proxy import FaultProxy
 from cluster.drills.s3_server import S3Server
 from cluster.drills.striking import Striker, Watch
+from cluster.drills.trials import RESTARTS, Trial, until_struck
 from cluster.drills.victims import Victim, run, started, tail
-from data_pipeline.errors import FoldtrainError, UsageError
+from data_pipeline.errors import FoldtrainError
 from data_pipeline.pacing import WRITES_VARIABLE
 
 REFERENCE = "reference"
@@ -33,36 +32,19 @@ DATA: dict[Stage, str] = {"ingest": "images", "tokenize": "tokens"}
 """Folder that a stage fills."""
 PASSING = ("progress.json", "control.json")
 """Objects that describe a run, not data."""
-RESTARTS = 3
-"""Times that a command which was killed is started again."""
 HANG_SECONDS = 180.0
 """A command that commits nothing for so long hangs."""
-MISSES = 3
-"""Times that a trial is tried again because its command ended before it was struck."""
 _WRITES_PER_SECOND = "3"
 
 
 @dataclass
-class Trial:
-    """What came of a trial."""
+class DataTrial(Trial):
+    """What came of a trial of ingest or tokenize."""
 
-    plan: TrialPlan
-    blows: list[str] = field(default_factory=list)
-    """What was struck, and when."""
-    exit_codes: list[int] = field(default_factory=list)
-    """Of each start of the command; negative for a signal."""
-    seconds: float = 0.0
     made_twice: int = 0
     """Shards that were sent to the store more than once: the same request again, or the shard made again."""
     kept: int = 0
     """Shards that were committed before a blow; none of them may be written again."""
-    problems: list[str] = field(default_factory=list)
-    """What is wrong in the end."""
-
-    def to_json(self) -> dict[str, Any]:
-        """As a record."""
-        record = {name: value for name, value in vars(self).items() if name != "plan"}
-        return {"seed": self.plan.seed, "stage": self.plan.stage, **record, "passed": not self.problems}
 
 
 class DataDrill:
@@ -96,7 +78,7 @@ class DataDrill:
     def __exit__(self, *_: object) -> None:
         self._held.close()
 
-    def make_reference(self) -> None:
+    def make_reference(self, seed: int) -> None:  # noqa: ARG002 - one for all seeds
         """Both stages, undisturbed.
 
         Raises:
@@ -114,18 +96,13 @@ class DataDrill:
             self._paces[stage] = Pace(watch.first_commit - watch.started, watch.shards)
             self._digests[stage] = self._data_of(stage, REFERENCE)
 
-    def try_seed(self, seed: int) -> Trial:
+    def try_seed(self, seed: int) -> DataTrial:
         """The trial of a seed; once more, elsewhere, where the command was done before it could be struck."""
-        for number in range(MISSES):
-            trial = self._trial(plan_trial(seed), f"trial-{seed}-{number}")
-            if trial.blows:
-                return trial
-        trial.problems.append(f"the command ended before it was struck, {MISSES} times")
-        return trial
+        return until_struck(lambda number: self._trial(plan_trial(seed), f"trial-{seed}-{number}"))
 
-    def _trial(self, plan: TrialPlan, folder: str) -> Trial:
+    def _trial(self, plan: TrialPlan, folder: str) -> DataTrial:
         begun = time.monotonic()
-        trial, place = Trial(plan), f"{folder}/{DATA[plan.stage]}"
+        trial, place = DataTrial(plan.seed, plan.stage), f"{folder}/{DATA[plan.stage]}"
         self._provide(plan.stage, folder)
         striker = Striker(plan, self._paces[plan.stage], self._server, self._weather)
         watch = Watch(self._bucket, place)
@@ -144,7 +121,7 @@ class DataDrill:
         trial.seconds = time.monotonic() - begun
         return trial
 
-    def _disturb(self, victim: Victim, striker: Striker, watch: Watch, trial: Trial) -> bool:
+    def _disturb(self, victim: Victim, striker: Striker, watch: Watch, trial: DataTrial) -> bool:
         """Strike a command until it ends. Returns whether it is to be started again."""
         may_end = False
         watch.restart()
@@ -205,34 +182,3 @@ def differences(found: dict[str, str], expected: dict[str, str]) -> list[str]:
         "other bytes": {name for name in found.keys() & expected.keys() if found[name] != expected[name]},
     }
     return [f"{what}: {', '.join(sorted(names))}" for what, names in lists.items() if names]
-
-
-def run_drill(
-    seeds: Sequence[int], folder: Path | None, *, keep: bool, say: Callable[[str], None] = lambda _text: None
-) -> Generator[Trial, None, None]:
-    """Trials, one after the other. All processes have ended when it has, or is closed.
-
-    Args:
-        seeds: of the trials; the first is that of the data, too.
-        folder: where to work, empty or not there; None for a temporary one.
-        keep: leave the folder as it is in the end.
-        say: told what goes on.
-
-    Raises:
-        UsageError: if the folder is not empty, or SeaweedFS is not installed.
-        FoldtrainError: if a stage fails without any blow.
-    """
-    if folder is not None and folder.exists() and any(folder.iterdir()):
-        raise UsageError(f"{folder} is not empty: choose another --folder, or delete it")
-    place = Path(tempfile.mkdtemp(prefix="foldtrain-drill-")) if folder is None else folder.absolute()
-    place.mkdir(parents=True, exist_ok=True)
-    say(f"working in {place}")
-    try:
-        with DataDrill(place, seeds[0]) as drill:
-            say("making the reference, undisturbed")
-            drill.make_reference()
-            for seed in seeds:
-                yield drill.try_seed(seed)
-    finally:
-        if not keep:
-            shutil.rmtree(place, ignore_errors=True)

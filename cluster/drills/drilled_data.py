@@ -29,7 +29,7 @@ def write_data(folder: Path, seed: int) -> Path:
         The config. It has to be given `run`.
     """
     _write_source(folder / "source", random.Random(seed))
-    tokenizer = _write_tokenizer(folder / "tokenizer", seed)
+    tokenizer = write_tokenizer(folder / "tokenizer", seed)
     trainer = {"steps": 1, "global_batch": 8}
     config: dict[str, Any] = {
         "run": "set by each command",
@@ -81,8 +81,8 @@ def _jpeg(pixels: bytes, drawn: random.Random) -> bytes:
     return buffer.getvalue()
 
 
-def _write_tokenizer(folder: Path, seed: int) -> dict[str, Any]:
-    """A tokenizer's export with random weights. Returns its config."""
+def write_tokenizer(folder: Path, seed: int) -> dict[str, Any]:
+    """A tokenizer's export with weights drawn from the seed. Returns its config."""
     import torch
 
     from data_pipeline.weights import write_weights

@@ -36,6 +36,8 @@ class Fault(Enum):
 
 Rule = Callable[[str, str, dict[str, str]], Fault | None]
 """(method, path with query, headers by lower-case name) -> what to do; None leaves it to chance."""
+Answered = Callable[[str, str, int], None]
+"""(method, path with query, status): told of each answer of the server, before the client is."""
 
 _ANSWERS = {
     Fault.SLOW_DOWN: (503, "Slow Down", "SlowDown", "Please reduce your request rate."),
@@ -52,10 +54,17 @@ class FaultProxy:
         share_503: share of the requests that are answered 503 SlowDown.
         share_cut: share of the requests whose connection is cut, half of them in the request, half in the response.
         rule: decides before chance does.
+        answered: is told of the server's answers.
     """
 
     def __init__(
-        self, target: str, seed: int, share_503: float = 0.0, share_cut: float = 0.0, rule: Rule | None = None
+        self,
+        target: str,
+        seed: int,
+        share_503: float = 0.0,
+        share_cut: float = 0.0,
+        rule: Rule | None = None,
+        answered: Answered | None = None,
     ) -> None:
         assert 0 <= share_503 + share_cut <= 1, (share_503, share_cut)
         place = urlsplit(target)
@@ -64,6 +73,7 @@ class FaultProxy:
         self._host, self._target_port = place.hostname, place.port or 80
         self._random = random.Random(seed)
         self._share_503, self._share_cut, self._rule = share_503, share_cut, rule
+        self._answered = answered
         self.counts: Counter[Fault | str] = Counter()
         """Requests by what was done to them; "passed" for those that went through."""
         self.faulty = True
@@ -158,6 +168,8 @@ class FaultProxy:
             answer = await read_head(source)
         if answer is None or fault is Fault.CUT_REQUEST:
             return False
+        if self._answered is not None:
+            self._answered(head.start[0], head.start[1], answer.status)
         whole = await _forward_response(answer, head.start[0], source, writer, cut=fault is Fault.CUT_RESPONSE)
         return whole and answer.headers.get("connection", "").lower() != "close"
 

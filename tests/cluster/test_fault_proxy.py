@@ -102,6 +102,18 @@ def test_without_faults_everything_passes_on_one_connection(origin: Origin, clie
         assert dict(proxy.counts) == {"passed": 3}
 
 
+def test_answers_of_the_server_are_told_and_the_faults_of_the_proxy_are_not(origin: Origin, client: Connect) -> None:
+    told: list[tuple[str, str, int]] = []
+
+    def rule(_method: str, path: str, _headers: dict[str, str]) -> Fault | None:
+        return Fault.SLOW_DOWN if path == "/refused" else None
+
+    with FaultProxy(origin.url, seed=0, rule=rule, answered=lambda *answer: told.append(answer)) as proxy:
+        assert ask(client(proxy), "PUT", "/refused", BODY)[0] == 503
+        assert ask(client(proxy), "PUT", "/taken?x", BODY)[0] == 200
+    assert told == [("PUT", "/taken?x", 200)]
+
+
 def test_slow_down_has_the_xml_of_s3_and_never_reaches_the_server(origin: Origin, client: Connect) -> None:
     with FaultProxy(origin.url, seed=0, share_503=1.0) as proxy:
         status, body = ask(client(proxy), "PUT", "/key", BODY)
