@@ -31,8 +31,14 @@ text.key { text-anchor: start; font-size: 13px; fill: #1c2330; }
 .line.c0 { stroke-width: 6; stroke-opacity: .35; }
 .line.c2, .line.c3 { stroke-dasharray: 4 3; }
 """
-_KEYS = ((0, "unbroken, 3 workers"), (1, "elastic, 1 to 3 workers"), (3, "a node is lost"), (2, "another is there"))
-_KEY_WIDTH, _TOP = 142, 34
+_KEYS = (
+    (14, 0, "unbroken, 3 workers"),
+    (160, 1, "elastic, 1 to 3 workers"),
+    (322, 3, "a node is lost"),
+    (440, 2, "another is there"),
+)
+"""Place, colour and text."""
+_TOP = 34
 
 
 def mark(step: float, values: Sequence[float], colour: int) -> Line:
@@ -72,8 +78,7 @@ def figure(run: ElasticRun) -> str:
     height = _TOP + HEIGHT * len(charts)
     parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH * 1.4:.0f}">']
     parts += [f"<style>{_STYLE}</style>", f'<rect width="{WIDTH}" height="{height}" fill="#fff"/>']
-    for number, (colour, text) in enumerate(_KEYS):
-        x = 14 + _KEY_WIDTH * number
+    for x, colour, text in _KEYS:
         parts.append(f'<path class="c{colour} line" d="M{x} 18h18"/>')
         parts.append(f'<text class="key" x="{x + 23}" y="22" style="font-size:10.5px">{text}</text>')
     for number, chart in enumerate(charts):

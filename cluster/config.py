@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PlainSerializer, PlainValidator, WithJsonSchema, model_validator
 
 from data_pipeline import storage
 from data_pipeline.config import DataConfig, TokensConfig
@@ -20,13 +20,48 @@ from trainer.config import (
 )
 
 
+def _read_workers(value: Any) -> int | tuple[int, int]:
+    """A number of workers, or the fewest and the most, as MIN:MAX or [MIN, MAX]."""
+    parts = value.split(":") if isinstance(value, str) else list(value) if isinstance(value, list | tuple) else [value]
+    if not 1 <= len(parts) <= 2 or not all(_is_number(part) for part in parts):
+        raise ValueError(f"{value} workers: give a whole number from 1 on, or two of them as MIN:MAX")
+    fewest, most = int(parts[0]), int(parts[-1])
+    if fewest > most:
+        raise ValueError(f"{value} workers: the fewest are more than the most; give MIN:MAX")
+    return most if fewest == most else (fewest, most)
+
+
+def _write_workers(value: int | tuple[int, int]) -> int | list[int]:
+    return value if isinstance(value, int) else list(value)
+
+
+def _is_number(part: Any) -> bool:
+    if isinstance(part, str):
+        return part.isascii() and part.isdigit() and int(part) > 0
+    return isinstance(part, int) and not isinstance(part, bool) and part > 0
+
+
+_NUMBER: dict[str, Any] = {"type": "integer", "exclusiveMinimum": 0}
+_RANGE = {"type": "array", "items": _NUMBER, "minItems": 2, "maxItems": 2}
+_TEXT = {"type": "string", "pattern": "^[0-9]+(:[0-9]+)?$"}
+Workers = Annotated[
+    int | tuple[int, int],
+    PlainValidator(_read_workers),
+    PlainSerializer(_write_workers, when_used="json"),
+    WithJsonSchema({"anyOf": [_NUMBER, _TEXT, _RANGE]}),
+]
+
+
 class ClusterConfig(Section):
     """Where and how widely stages run. Only this and the precision differ between a laptop and a cluster."""
 
     address: str | None = None
     """Address of a Ray cluster; null uses the one in RAY_ADDRESS, or starts one on this machine for the command."""
-    workers: int = Field(1, gt=0)
-    """Training workers (processes)."""
+    workers: Workers = 1
+    """Training workers (processes): a number, or MIN:MAX for a stage that goes on with those that are left when some
+    are lost, and takes more when there is room. The global batch stays; see docs/elastic.md."""
+    grow_seconds: float = Field(60, gt=0)
+    """With MIN:MAX: seconds between looks for room for more workers."""
     cpus_per_worker: float = Field(1, gt=0)
     """CPUs that each worker reserves; each uses as many threads."""
     gpus_per_worker: float = Field(0, ge=0)
@@ -35,7 +70,22 @@ class ClusterConfig(Section):
     """TFLOP/s that one device could do in the precision of training, for MFU; null takes a known device's from a table.
     Without either, MFU is left out."""
     max_failures: int = Field(3, ge=-1)
-    """Times that Ray restarts a stage whose worker died; -1 for no limit."""
+    """Times that Ray restarts a stage whose worker died, without a new checkpoint in between; -1 for no limit."""
+
+    @property
+    def fewest_workers(self) -> int:
+        """The number of workers, or the least of them."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        """The number of workers, or the most of them."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the number may change while a stage runs."""
+        return not isinstance(self.workers, int)
 
 
 class RunConfig(Section):

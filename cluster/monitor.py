@@ -21,7 +21,7 @@ from data_pipeline import storage
 from data_pipeline.errors import UsageError
 
 Record = dict[str, Any]
-Status = Literal["running", "stalled", "finished", "failed"]
+Status = Literal["running", "stalled", "stopped", "finished", "failed"]
 
 TRAINING_STAGES = ("teacher", "judge", "tokenizer", "generator")
 _TAIL_BYTES = 256 * 1024
@@ -126,7 +126,7 @@ def read_training(uri: str, name: str, now: float) -> StageView | None:
         passed_over=int(_number(last, "passed_over_steps") or 0),
         restarts=sum(event.get("event") == "resume" for event in events),
         goodput=_number(last, "goodput"),
-        spent=_spent(events) if status in {"finished", "failed"} else (),
+        spent=_spent(events) if status in {"stopped", "finished", "failed"} else (),
         events=tuple(_event(name, event) for event in [e for e in events if e.get("event") not in _UNSHOWN][-4:]),
     )
 
@@ -210,10 +210,12 @@ def usual_gap(times: Sequence[float]) -> float:
 
 
 def _training_status(events: Sequence[Record], age: float, gap: float) -> Status:
-    turns = [event.get("event") for event in events if event.get("event") in {"start", "resume", "finish", "failure"}]
-    match turns[-1] if turns else None:
+    turns = [event for event in events if event.get("event") in {"start", "resume", "stop", "finish", "failure"}]
+    match turns[-1].get("event") if turns else None:
         case "finish":
             return "finished"
+        case "stop" if turns[-1].get("ending") != "paused":  # a pause is followed by a start with other workers
+            return "stopped"
         case "failure":
             return "failed"
         case _:

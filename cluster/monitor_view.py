@@ -13,7 +13,7 @@ from cluster.terminal import console, duration, sparkline
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-_COLORS = {"running": "cyan", "stalled": "yellow", "finished": "green", "failed": "red"}
+_COLORS = {"running": "cyan", "stalled": "yellow", "stopped": "yellow", "finished": "green", "failed": "red"}
 _COLUMNS = ("STAGE", "STATUS", "PROGRESS", "LOSS", "", "IMAGES/S", "ETA")
 _RIGHT = {"LOSS", "IMAGES/S", "ETA"}
 _EVENTS = 6

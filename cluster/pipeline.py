@@ -18,6 +18,11 @@ from data_pipeline.token_shards import check_tokenizer
 from trainer.config import ClassifierStageConfig
 from trainer.job import StageSection, TrainJob
 
+
+class StageStopped(Exception):  # noqa: N818 - it is no error
+    """A stage ended before its end, or a pipeline after a stage, because the command was told to."""
+
+
 QUICKSTART = (
     "ingest",
     "train-teacher",
@@ -36,6 +41,7 @@ def run_stage(name: str, config: RunConfig) -> None:
 
     Raises:
         FoldtrainError: if something that the user can mend is wrong.
+        StageStopped: if training ended on a termination notice.
     """
     if name == "quickstart":
         _quickstart(config)
@@ -132,7 +138,13 @@ def _train(config: RunConfig, job: TrainJob) -> int:
     from cluster.training import train
 
     trainer = job.section.trainer
-    return trainer.steps * trainer.global_batch if train(job, config.cluster) else 0
+    trained = train(job, config.cluster)
+    if trained is not None and trained.noticed:
+        raise StageStopped(
+            f"{job.stage}: stopped at step {trained.step} of {trainer.steps} on a termination notice; "
+            "the same command goes on from there"
+        )
+    return trainer.steps * trainer.global_batch if trained else 0
 
 
 def _train_teacher(config: RunConfig) -> int:

@@ -35,7 +35,7 @@ def ranks(config: RunConfig, nodes: int | None, per_node: int | None) -> tuple[i
     Raises:
         UsageError: if the workers do not fill such nodes.
     """
-    workers = config.cluster.workers
+    workers = config.cluster.most_workers
     if nodes is not None:
         return nodes, per_node or 8
     if config.cluster.gpus_per_worker == 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -56,15 +56,21 @@ class ProgressLine:
 
 
 @contextmanager
-def follow_training(job: TrainJob) -> Iterator[None]:
-    """Show a training stage while it runs, from its metrics.jsonl."""
+def follow_training(job: TrainJob, heard: Callable[[], str | None] = lambda: None) -> Iterator[None]:
+    """Show a training stage while it runs, from its metrics.jsonl and its restarts.
+
+    Args:
+        job: the stage.
+        heard: what else there is to say of it now, if anything.
+    """
     line = ProgressLine(job.stage, "steps")
     stop, since = threading.Event(), time.time()
+    said = _Said()
 
     def follow() -> None:
-        said = False
         while not stop.wait(_POLL_SECONDS):
-            said = said or _say_environment(job, line, since)
+            said.hear(heard(), line)
+            said.read(job, line, since)
             _show_newest(job, line)
 
     thread = threading.Thread(target=follow, daemon=True)
@@ -78,18 +84,45 @@ def follow_training(job: TrainJob) -> Iterator[None]:
         line.close()
 
 
-def _say_environment(job: TrainJob, line: ProgressLine, since: float) -> bool:
-    """Say once what the stage runs on, as soon as this start of it is on record."""
-    try:
-        if not any(event["time"] >= since for event in read_records(storage.join(job.folder, "events.jsonl"))):
-            return False
-        found = storage.read_json(storage.join(job.folder, "environment.json"))
-    except (OSError, FoldtrainError):
-        return False
+class _Said:
+    """What was said of a stage, so that it is said once."""
+
+    def __init__(self) -> None:
+        self._environment, self._restart, self._heard = False, 0.0, ""
+
+    def hear(self, text: str | None, line: ProgressLine) -> None:
+        """Say what somebody else has to say, if it is news."""
+        if text and text != self._heard:
+            self._heard = text
+            line.say(text)
+
+    def read(self, job: TrainJob, line: ProgressLine, since: float) -> None:
+        """Say what the stage runs on, as soon as this start of it is on record, and what each restart has cost."""
+        try:
+            events = read_records(storage.join(job.folder, "events.jsonl"))
+            events = [event for event in events if event["time"] >= since]
+            if events and not self._environment:
+                _say_environment(storage.read_json(storage.join(job.folder, "environment.json")), line)
+                self._environment = True
+        except (OSError, FoldtrainError):
+            return
+        for event in events:
+            if event["event"] == "restart" and event["time"] > self._restart:
+                self._restart = event["time"]
+                line.say(_restart(event))
+
+
+def _say_environment(found: dict[str, Any], line: ProgressLine) -> None:
     line.say(f"{found['workers']} workers on {found['device']}, {found['backend']}; attention: {found['attention']}")
     if found.get("mfu"):
         line.say(found["mfu"])
-    return True
+
+
+def _restart(event: dict[str, Any]) -> str:
+    before, now = event["workers_before"], event["workers"]
+    size = f"{now} workers" if before in {now, None} else f"{now} workers, before {before}"
+    cost = f"{event['lost_steps']} steps done again, {duration(event['seconds'])} without any"
+    return f"goes on from step {event['step']} with {size}; {cost}"
 
 
 def _show_newest(job: TrainJob, line: ProgressLine) -> None:

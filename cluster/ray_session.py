@@ -53,7 +53,7 @@ def _quiet() -> dict[str, Any]:
 
 
 def _own_cluster(config: ClusterConfig) -> dict[str, Any]:
-    cpus = max(os.cpu_count() or 1, int(config.workers * config.cpus_per_worker + 0.999))
+    cpus = max(os.cpu_count() or 1, int(config.most_workers * config.cpus_per_worker + 0.999))
     return {
         "num_cpus": cpus,
         "include_dashboard": False,

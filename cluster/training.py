@@ -1,24 +1,53 @@
-"""A training stage on Ray Train: workers that find each other, and are started again when one dies."""
+"""A training stage on Ray Train: workers that find each other, and are started again when one dies.
+
+`cluster.workers: MIN:MAX` makes it elastic. A worker or a node is lost: Ray Train starts again with those that are
+left, from the last checkpoint. There is room for more: the workers end with a checkpoint, and it starts again with all.
+"""
 
 from __future__ import annotations
 
+import os
 import tempfile
 import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.config import ClusterConfig
+from cluster.elastic_sizes import same_micro_batch, usable_sizes
 from cluster.progress import follow_training
 from cluster.ray_session import ray_session
+from cluster.terminal import console
 from data_pipeline.errors import UsageError
+from trainer.checkpoints.folder import latest_step
+from trainer.ending import Ending
 from trainer.job import TrainJob
 
+if TYPE_CHECKING:
+    from ray.train.v2.api.config import RunConfig, ScalingConfig
 
-def train(job: TrainJob, cluster: ClusterConfig) -> bool:
-    """Train what the job names, from its newest checkpoint on; nothing if it is finished.
+_ROOM_SECONDS = "20"
+"""For the room of an elastic start, which was there when it was chosen: if a node died since, it is chosen again."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a call of `train` came to."""
+
+    step: int
+    """Steps that are done."""
+    ending: Ending
+    """Finished or stopped."""
+    noticed: bool
+    """Whether the command was told to end."""
+
+
+def train(job: TrainJob, cluster: ClusterConfig) -> Trained | None:
+    """Train what the job names, from its newest checkpoint on, until it is finished or told to stop.
 
     Returns:
-        Whether there was anything to do.
+        What it came to; None if the stage is finished already.
 
     Raises:
         UsageError: if the folder holds a run with other settings, or the batch does not fit the workers.
@@ -26,50 +55,110 @@ def train(job: TrainJob, cluster: ClusterConfig) -> bool:
             away (`max_failures` times).
     """
     if job.is_finished():
-        return False
-    _check_batch(job, cluster)
+        return None
+    sizes = _sizes(job, cluster)
+    if cluster.is_elastic:
+        section = job.section
+        trainer = same_micro_batch(section.trainer, cluster.fewest_workers, cluster.most_workers)
+        job = replace(job, section=section.model_copy(update={"trainer": trainer}))
+        console().print(f"{job.stage}: elastic, {_listed(sizes)} workers; micro batch {trainer.micro_batch}")
     job.begin()
     with ray_session(cluster):
-        _fit(job, cluster)
-    return True
+        return _train(job, cluster, sizes)
 
 
-def _check_batch(job: TrainJob, cluster: ClusterConfig) -> None:
-    try:
-        job.section.trainer.split_over(cluster.workers)
-    except ValueError as error:
-        raise UsageError(f"{job.stage}: {error} (cluster.workers)") from None
+def _listed(sizes: Sequence[int]) -> str:
+    *others, last = map(str, sizes)
+    return f"{', '.join(others)} or {last}" if others else last
 
 
-def _fit(job: TrainJob, cluster: ClusterConfig) -> None:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+def _sizes(job: TrainJob, cluster: ClusterConfig) -> Sequence[int]:
+    """Numbers of workers that can be used."""
+    trainer, fewest, most = job.section.trainer, cluster.fewest_workers, cluster.most_workers
+    sizes = usable_sizes(trainer, fewest, most)
+    if sizes:
+        return sizes
+    if not cluster.is_elastic:
+        try:
+            trainer.split_over(most)
+        except ValueError as error:
+            raise UsageError(f"{job.stage}: {error} (cluster.workers)") from None
+    micro = f" in micro batches of {trainer.micro_batch}" if trainer.micro_batch else ""
+    raise UsageError(
+        f"{job.stage}: trainer.global_batch {trainer.global_batch} cannot be cut{micro} over any number of workers "
+        f"from {fewest} to {most} (cluster.workers)"
+    )
 
-    from cluster.worker_errors import EndAtUserError, fit
 
-    gpu = cluster.gpus_per_worker > 0
-    resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": cluster.gpus_per_worker} if gpu else {})
-    trainer = TorchTrainer(
+def _train(job: TrainJob, cluster: ClusterConfig, sizes: Sequence[int]) -> Trained:
+    """As `train`, on the Ray that is connected: as many trainers as there are sizes, one after the other."""
+    from cluster.notices import Notice, key_of_run
+
+    key = key_of_run()
+    notice, ending, step = Notice(key), Ending.PAUSED, 0
+    with notice, follow_training(job, notice.heard):
+        while ending is Ending.PAUSED and not notice.received:
+            ending, step = _fit(job, cluster, sizes, key)
+    if ending is Ending.FINISHED:
+        return Trained(step, ending, notice.received)
+    return Trained(latest_step(job.checkpoints) or 0, Ending.STOPPED, noticed=True)
+
+
+def _fit(job: TrainJob, cluster: ClusterConfig, sizes: Sequence[int], key: str) -> tuple[Ending, int]:
+    """Start workers, again whenever one is lost, until all end. Returns why they did, and after which step."""
+    from ray.train.torch import TorchConfig
+    from ray.train.v2.api.config import FailureConfig
+
+    from cluster.elastic_policy import StageTrainer
+    from cluster.worker_errors import fit
+
+    if cluster.is_elastic:
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", _ROOM_SECONDS)
+    trainer = StageTrainer(
         _worker,
         train_loop_config={"job": job, "threads": max(1, int(cluster.cpus_per_worker))},
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
-        scaling_config=ScalingConfig(num_workers=cluster.workers, use_gpu=gpu, resources_per_worker=resources),
-        run_config=RunConfig(
-            # Ray's own folder holds nothing that we need: our checkpoints say where to go on.
-            name=f"{job.stage}-{uuid.uuid4().hex[:8]}",
-            storage_path=str(Path(tempfile.gettempdir()) / "foldtrain-ray-train"),
-            failure_config=FailureConfig(max_failures=cluster.max_failures),
-            callbacks=[EndAtUserError()],  # type: ignore[list-item] # Ray's types name the class of its first version
-        ),
+        torch_config=TorchConfig(backend="nccl" if cluster.gpus_per_worker > 0 else "gloo"),
+        scaling_config=_scaling(cluster),
+        run_config=_run_config(job, cluster, key),
+        failures=FailureConfig(max_failures=cluster.max_failures),
+        sizes=sizes,
+        key=key,
+        checkpoints=job.checkpoints,
     )
-    with follow_training(job):
-        fit(trainer)
+    ending, step = fit(trainer)
+    return Ending(ending), step
 
 
-def _worker(settings: dict[str, Any]) -> None:
+def _scaling(cluster: ClusterConfig) -> ScalingConfig:
+    from ray.train.v2.api.config import ScalingConfig  # the one with (min, max); ray.train has its types wrong
+
+    gpu = cluster.gpus_per_worker > 0
+    return ScalingConfig(
+        num_workers=(cluster.fewest_workers, cluster.most_workers) if cluster.is_elastic else cluster.most_workers,
+        use_gpu=gpu,
+        resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": cluster.gpus_per_worker} if gpu else {}),
+        elastic_resize_monitor_interval_s=cluster.grow_seconds,
+    )
+
+
+def _run_config(job: TrainJob, cluster: ClusterConfig, key: str) -> RunConfig:
+    from ray.train.v2.api.config import LoggingConfig, RunConfig
+
+    from cluster.notices import ListenForSignals, TellWorkers
+    from cluster.worker_errors import EndAtUserError
+
+    signalled = Ending.PAUSED if cluster.is_elastic else Ending.STOPPED
+    return RunConfig(
+        # Ray's own folder holds nothing that we need: our checkpoints say where to go on.
+        name=f"{job.stage}-{uuid.uuid4().hex[:8]}",
+        storage_path=str(Path(tempfile.gettempdir()) / "foldtrain-ray-train"),
+        logging_config=LoggingConfig(log_level="ERROR"),  # it says a line at each look for room
+        callbacks=[EndAtUserError(), TellWorkers(key), ListenForSignals(signalled)],  # type: ignore[list-item]
+    )
+
+
+def _worker(settings: dict[str, Any]) -> tuple[str, int]:
     """On each Ray Train worker: torch.distributed is there, LOCAL_RANK is set by Ray alone (ray#37212)."""
-    import os
-
     import ray.train.torch
     import torch
 
@@ -77,6 +166,8 @@ def _worker(settings: dict[str, Any]) -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(ray.train.torch.get_device())
     torch.set_num_threads(settings["threads"])
+    from cluster.notices import REQUEST
     from trainer.stages import run_worker
 
-    run_worker(settings["job"])
+    ending, step = run_worker(settings["job"], REQUEST)
+    return str(ending), step

@@ -43,15 +43,18 @@ class EndAtUserError(UserCallback):
             raise error
 
 
-def fit(trainer: Any) -> None:
+def fit(trainer: Any) -> Any:
     """Run a Ray Train trainer that has `EndAtUserError` among its callbacks.
+
+    Returns:
+        What the training function returned on the first worker.
 
     Raises:
         FoldtrainError: as a worker raised it; for storage that stayed away, after the last start that Ray had left.
         ray.train.TrainingFailedError: for all else that failed too often.
     """
     try:
-        trainer.fit()
+        return trainer.fit().return_value
     except TrainingFailedError as failed:
         causes: list[BaseException] = []
         if isinstance(failed, ControllerError):

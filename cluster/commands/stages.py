@@ -31,15 +31,22 @@ Overrides = Annotated[
 def run(stage: str, config: str, overrides: list[str] | None) -> None:
     """Load a config and run one stage of it, here or on the Ray cluster that the config names.
 
+    A termination notice during training ends it with a checkpoint, and is no failure.
+
     Raises:
         FoldtrainError: whatever the user can mend.
     """
     from cluster.config_loading import load_config
 
     resolved = load_config(config, overrides or [])
-    from cluster.pipeline import run_stage  # after the config is known to be right: it may import torch
+    from cluster.pipeline import StageStopped, run_stage  # after the config is known to be right: it may import torch
 
-    run_stage(stage, resolved)
+    try:
+        run_stage(stage, resolved)
+    except StageStopped as stopped:
+        from cluster.terminal import console
+
+        console().print(str(stopped))
 
 
 def _command(stage: str) -> Callable[..., None]:

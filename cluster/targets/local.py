@@ -34,7 +34,7 @@ class LocalTarget:
 
     def submit(self, stage: str, config: RunConfig) -> str:
         """See Target."""
-        cpus = math.ceil(config.cluster.workers * config.cluster.cpus_per_worker)
+        cpus = math.ceil(config.cluster.most_workers * config.cluster.cpus_per_worker)
         return self._ray(local_head.start(cpus)).start(stage, with_absolute_paths(config), target=self.name)
 
     def jobs(self) -> list[Job]:

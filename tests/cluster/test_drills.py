@@ -187,6 +187,16 @@ def test_an_interrupted_tokenize_says_so_and_leaves_no_worker(number: signal.Sig
         assert "the same command goes on" in driver.output()
 
 
+def test_a_pipeline_that_is_told_to_end_does_not_go_on_to_the_next_stage(until, tmp_path: Path) -> None:
+    with started("quickstart", *until("tokenizer"), "tokenizer.trainer.steps=1000000") as driver:
+        wait_for("a step", lambda: lines(tmp_path / "tokenizer" / "metrics.jsonl"), driver)
+        driver.send_signal(signal.SIGTERM)
+        assert driver.wait(timeout=PATIENCE) == 0, driver.output()
+        assert "tokenizer: stopped at step" in driver.output().splitlines()[-1]
+    assert not (tmp_path / "tokenizer" / "export").exists()
+    assert not (tmp_path / "tokens").exists()
+
+
 def test_a_generator_is_not_trained_on_tokens_of_another_tokenizer(whole: Path, tmp_path: Path, foldtrain) -> None:
     for name in ("images", "tokenizer", "tokens"):
         shutil.copytree(whole / "run" / name, tmp_path / name)

@@ -75,6 +75,14 @@ def test_a_failure_shows_until_the_stage_goes_on(tmp_path: Path) -> None:
     assert stage(tmp_path, [metric(10, 41)], [*events, event("resume", 10, 5)]).status == "running"
 
 
+def test_a_stage_that_was_stopped_is_not_taken_for_a_stalled_one_but_one_that_is_resized_is_running(
+    tmp_path: Path,
+) -> None:
+    for ending, status in (("stopped", "stopped"), ("paused", "running")):
+        events = [event("start", 0, 50), event("stop", 10, 40) | {"ending": ending}]
+        assert stage(tmp_path / ending, [metric(10, 41)], events).status == status
+
+
 def test_restarts_and_skipped_steps_are_counted(tmp_path: Path) -> None:
     events = [event("start", 0, 50), event("resume", 5, 40, lost_steps=2), event("resume", 7, 30)]
     view = stage(tmp_path, [metric(10, 5, skipped_steps=3)], events)

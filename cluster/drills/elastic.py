@@ -1,0 +1,160 @@
+"""An elastic stage on three Ray nodes, of which one is lost and replaced: does it end as if nothing had happened?
+
+unbroken   the stage on three workers, undisturbed
+elastic    the same with `cluster.workers=1:3`; one node is killed after some steps; a new one is added
+verdict    the command ends by itself; the losses and the samples are those of the unbroken run
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from cluster.drills.drilled_training import write_training
+from cluster.drills.ray_nodes import RayNodes
+from cluster.drills.victims import Victim, run, started, wait_for
+from data_pipeline.errors import FoldtrainError
+
+STEPS, CHECKPOINT_EVERY = 60, 5
+LOSE_AT = 12
+"""The node is lost at this step or soon after, with one checkpoint or more behind it."""
+ADD_AT = 25
+"""At this step or soon after the workers that are left wait for the new node."""
+NODES = 3
+_WORKER = "RayTrainWorker"
+
+
+@dataclass(frozen=True)
+class ElasticRun:
+    """What came of it."""
+
+    unbroken: list[float]
+    """Losses of steps 1, 2, ... of the undisturbed stage."""
+    elastic: list[float]
+    """Those of the other."""
+    events: list[dict[str, Any]]
+    """Its events.jsonl."""
+    audit: dict[str, Any]
+    """What `foldtrain ledger audit` says of it."""
+    output: str
+    """What it printed."""
+
+    @property
+    def restarts(self) -> list[dict[str, Any]]:
+        """Its restarts, with their costs."""
+        return [event for event in self.events if event["event"] == "restart"]
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """From which step on with how many workers."""
+        return [(event["step"], event["workers"]) for event in self.events if event["event"] in {"start", "resume"}]
+
+    @property
+    def difference(self) -> float:
+        """The largest relative difference of a loss from the undisturbed one.
+
+        Raises:
+            FoldtrainError: if one has fewer steps.
+        """
+        if not len(self.unbroken) == len(self.elastic) == STEPS:
+            raise FoldtrainError(f"{len(self.unbroken)} and {len(self.elastic)} steps are on record, not {STEPS}")
+        return max(abs(one - other) / abs(one) for one, other in zip(self.unbroken, self.elastic, strict=True))
+
+
+def run_elastic(folder: Path, seed: int = 0, workers: int = NODES) -> ElasticRun:
+    """Both runs, one after the other, the second on a Ray cluster of three nodes.
+
+    Args:
+        folder: for all of it; not there, or empty.
+        seed: of the data, and of training.
+        workers: of the unbroken run.
+
+    Raises:
+        FoldtrainError: if a command fails.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = write_training(folder, seed)
+    run(*_command(config, folder, "unbroken"), f"cluster.workers={workers}", environment={"RAY_ADDRESS": ""})
+    output = _disturbed(config, folder)
+    stage = folder / "elastic" / "generator"
+    audit = json.loads(run("ledger", "audit", str(stage), "--json"))
+    unbroken, elastic = (_losses(folder, name) for name in ("unbroken", "elastic"))
+    return ElasticRun(unbroken, elastic, _records(folder, "elastic", "events"), audit, output)
+
+
+def _command(config: Path, folder: Path, name: str) -> tuple[str, ...]:
+    export = folder / name / "tokenizer" / "export"
+    if not export.exists():
+        shutil.copytree(folder / "tokenizer", export)
+    changes = {
+        "run": folder / name,
+        "generator.trainer.steps": STEPS,
+        "generator.trainer.checkpoint_every": CHECKPOINT_EVERY,
+        "generator.trainer.global_batch": 24,
+        "generator.trainer.zero_stage": 2,
+        "generator.model.drop_path": 0,  # its masks are drawn per worker
+    }
+    return ("train-generator", str(config), *(f"{key}={value}" for key, value in changes.items()))
+
+
+def _disturbed(config: Path, folder: Path) -> str:
+    """The elastic run. Returns what the command printed."""
+    with RayNodes() as nodes, ExitStack() as held:
+        lost, kept = nodes.add(), nodes.add()
+        options = (f"cluster.workers=1:{NODES}", f"cluster.address={nodes.address}", "cluster.grow_seconds=1")
+        command = (*_command(config, folder, "elastic"), *options)
+        victim = held.enter_context(started(*command, environment=nodes.environment))
+        wait_for("a step after a checkpoint", lambda: _step(folder) >= LOSE_AT, victim)
+        lost.lose()
+        wait_for("a restart", lambda: _happened(folder, "restart"), victim)
+        left = [*kept.workers(_WORKER), *nodes.head.workers(_WORKER)]
+        wait_for("steps without it", lambda: _step(folder) >= ADD_AT, victim)
+        _hold(left, victim, nodes)
+        code = victim.wait()
+        if code != 0:
+            raise FoldtrainError(f"the elastic run ended with exit code {code}:\n{victim.output()[-4000:]}")
+        return victim.output()
+
+
+def _hold(workers: Iterable[psutil.Process], victim: Victim, nodes: RayNodes) -> None:
+    """Hold workers still until there is a further node, and the command knows of it.
+
+    So the node comes before the last step, however fast the machine is.
+    """
+    stopped = list(workers)
+    for process in stopped:
+        process.send_signal(signal.SIGSTOP)
+    try:
+        nodes.add()
+        wait_for("a word of the new node", lambda: f"room for {NODES} workers" in victim.output(), victim)
+    finally:
+        for process in stopped:
+            process.send_signal(signal.SIGCONT)
+
+
+def _step(folder: Path) -> int:
+    records = _records(folder, "elastic", "metrics")
+    return int(records[-1]["step"]) if records and _happened(folder, "checkpoint") else 0
+
+
+def _happened(folder: Path, name: str) -> bool:
+    return any(event["event"] == name for event in _records(folder, "elastic", "events"))
+
+
+def _losses(folder: Path, name: str) -> list[float]:
+    return [float(record["loss"]) for record in _records(folder, name, "metrics")]
+
+
+def _records(folder: Path, name: str, kind: str) -> list[dict[str, Any]]:
+    """Whole records of a JSONL file of the stage."""
+    path = folder / name / "generator" / f"{kind}.jsonl"
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]

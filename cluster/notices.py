@@ -1,0 +1,193 @@
+"""Notices that a training stage is to end: SIGTERM or SIGUSR1 to the command or to a worker, or a node that leaves.
+
+    command      a signal sets a flag in the key-value store of Ray's head, which all nodes reach
+    controller   Ray Train's; looks at the flag whenever it polls the workers (every 2 s), and tells them
+    worker       ends after the step under way, with a checkpoint; all ranks agree on it between two steps
+
+Nothing of it is in the path of training. A batch system that warns before it ends a job sends its signal to the
+command: `#SBATCH --signal=B:USR1@300` and a shell that passes it on, or SIGTERM from Kubernetes. A node that Ray drains
+(a spot instance about to go, `ray drain-node`, SIGTERM to `ray start --block`) makes the workers pause.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+import ray
+from ray.exceptions import RayError
+from ray.experimental import internal_kv
+from ray.train.v2._internal.execution.callback import WorkerCallback, WorkerGroupCallback
+
+from trainer.ending import Ending, EndRequest
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+"""Termination notices. A second one ends the process at once."""
+_NAMESPACE = "foldtrain"
+
+REQUEST = EndRequest()
+"""In a worker: what the training loop of this process is asked for. Each start of a worker is a new process."""
+
+
+def end_now(number: int) -> None:
+    """End this process as the signal does by default."""
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+
+
+class Notice:
+    """In the command: listens for signals, as long as it is entered. Ray has to be connected.
+
+    Args:
+        key: name of the run for its flags, the same as that of `TellWorkers`.
+    """
+
+    def __init__(self, key: str) -> None:
+        self.received = False
+        self._key = key
+        self._idle = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> bool:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        with contextlib.suppress(RayError):
+            internal_kv._internal_kv_del(self._key, del_by_prefix=True, namespace=_NAMESPACE)
+        return self._idle and kind is SystemExit
+
+    def heard(self) -> str | None:
+        """What the controller said last, if anything. From any thread."""
+        if self.received:
+            return "told to end: the workers save a checkpoint after the step under way (a second signal ends at once)"
+        try:
+            text: bytes | None = internal_kv._internal_kv_get(_said(self._key), namespace=_NAMESPACE)
+        except RayError:
+            return None
+        return text.decode() if text else None
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if self._idle:
+            raise SystemExit(0)  # out of Ray's call; __exit__ keeps it
+        if self.received:
+            end_now(number)
+        self.received = True
+        # Not here: the main thread may be anywhere inside of Ray.
+        threading.Thread(target=self._tell, args=(number,), daemon=True).start()
+
+    def _tell(self, number: int) -> None:
+        with contextlib.suppress(RayError):
+            internal_kv._internal_kv_put(_stop(self._key), b"1", namespace=_NAMESPACE)
+            if internal_kv._internal_kv_exists(_running(self._key), namespace=_NAMESPACE):
+                return
+        self._idle = True  # no workers, so nothing to save: they wait for room, or a start is under way
+        os.kill(os.getpid(), number)
+
+
+def _stop(key: str) -> str:
+    return f"{key}/stop"
+
+
+def _running(key: str) -> str:
+    return f"{key}/running"
+
+
+def _said(key: str) -> str:
+    return f"{key}/said"
+
+
+def say(key: str, text: str) -> None:
+    """Have the command print a line about its run. On the controller."""
+    with contextlib.suppress(RayError):
+        internal_kv._internal_kv_put(_said(key), text.encode(), namespace=_NAMESPACE)
+
+
+class TellWorkers(WorkerGroupCallback):
+    """On Ray Train's controller: passes notices on to all workers.
+
+    Args:
+        key: name of the run for its flags.
+    """
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+        self._workers: Sequence[Any] = ()
+
+    def after_worker_group_training_start(self, worker_group: Any) -> None:
+        """Put on record that there are workers to tell."""
+        self._workers = tuple(worker_group.get_workers())
+        with contextlib.suppress(RayError):
+            internal_kv._internal_kv_put(_running(self._key), b"1", namespace=_NAMESPACE)
+
+    def before_worker_group_shutdown(self, worker_group: Any) -> None:  # noqa: ARG002 - Ray's
+        """Put on record that there are none."""
+        self._forget_workers()
+
+    def _forget_workers(self) -> None:
+        self._workers = ()
+        with contextlib.suppress(RayError):
+            internal_kv._internal_kv_del(_running(self._key), namespace=_NAMESPACE)
+
+    def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
+        """Tell them, again and again until they have ended."""
+        if worker_group_status.errors:
+            self._forget_workers()  # nobody polls them from now on
+            return
+        stopped = False
+        with contextlib.suppress(RayError):  # a head that is away for a moment ends nothing
+            stopped = internal_kv._internal_kv_exists(_stop(self._key), namespace=_NAMESPACE)
+        if stopped:
+            ask_workers(self._workers, Ending.STOPPED)
+        elif worker_group_status.get_preemption_info() is not None:
+            ask_workers(self._workers, Ending.PAUSED)
+
+
+def ask_workers(workers: Sequence[Any], ending: Ending) -> None:
+    """Ask workers of Ray Train to end so; returns at once."""
+    for worker in workers:
+        worker.execute_async(ask_here, ending)
+
+
+def ask_here(ending: Ending) -> None:
+    """Ask the training loop of this process to end so."""
+    if ending is Ending.STOPPED:
+        REQUEST.stop()
+    else:
+        REQUEST.pause()
+
+
+class ListenForSignals(WorkerCallback):
+    """On each worker, in its main thread: signals ask for the end, in place of Ray's handler, which exits.
+
+    Args:
+        ending: what a signal to a worker asks for. A stage of a fixed size cannot go on without it; an elastic one can.
+    """
+
+    def __init__(self, ending: Ending) -> None:
+        self._ending = ending
+        self._received = False
+
+    def after_init_train_context(self) -> None:
+        """Begin to listen."""
+        for number in SIGNALS:
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if self._received:
+            end_now(number)
+        self._received = True
+        ask_here(self._ending)
+
+
+def key_of_run() -> str:
+    """A name for the flags of this command's run, of which no other command has the like."""
+    return f"training-{ray.get_runtime_context().get_job_id()}-{os.urandom(4).hex()}"

@@ -1,0 +1,75 @@
+"""A termination notice ends training after the step under way, with a checkpoint and without a failure."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from cluster.drills.drilled_training import write_training
+from cluster.drills.victims import PATIENCE, Victim, started, wait_for
+from tests.cluster.drills import lines
+from trainer.checkpoints.folder import latest_step
+
+pytestmark = [pytest.mark.drill, pytest.mark.xdist_group("drill")]
+
+WITHOUT_END = 1_000_000
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> tuple[str, ...]:
+    """Training on two workers that does not come to an end, nor to a checkpoint, by itself."""
+    config = write_training(tmp_path, seed=0)
+    shutil.copytree(tmp_path / "tokenizer", tmp_path / "run" / "tokenizer" / "export")
+    trainer = {"steps": WITHOUT_END, "checkpoint_every": WITHOUT_END, "zero_stage": 2}
+    changes = (f"generator.trainer.{key}={value}" for key, value in trainer.items())
+    return ("train-generator", str(config), f"run={tmp_path / 'run'}", *changes)
+
+
+def until_it_trains(folder: Path, driver: Victim, after: int = 0) -> None:
+    records = folder / "run" / "generator" / "metrics.jsonl"
+    wait_for("a step", lambda: any(record["step"] > after for record in lines(records)), driver)
+
+
+def happened(folder: Path, name: str) -> list[int]:
+    return [e["step"] for e in lines(folder / "run" / "generator" / "events.jsonl") if e["event"] == name]
+
+
+def test_a_notice_to_the_command_or_to_a_worker_ends_all_with_a_checkpoint(
+    command: tuple[str, ...], tmp_path: Path
+) -> None:
+    checkpoints = str(tmp_path / "run" / "generator" / "checkpoints")
+    with started(*command) as driver:
+        until_it_trains(tmp_path, driver)
+        driver.send_signal(signal.SIGTERM)
+        assert driver.wait(timeout=PATIENCE) == 0, driver.output()
+        first = latest_step(checkpoints)
+        assert first is not None
+        line = f"generator: stopped at step {first} of {WITHOUT_END} on a termination notice; the same command goes on"
+        assert line in driver.output()
+    with started(*command) as driver:
+        until_it_trains(tmp_path, driver, after=first)
+        driver.workers("RayTrainWorker")[-1].send_signal(signal.SIGUSR1)
+        assert driver.wait(timeout=PATIENCE) == 0, driver.output()
+        second = latest_step(checkpoints)
+        assert second is not None
+        assert f"stopped at step {second} of" in driver.output()
+    assert second > first
+    assert happened(tmp_path, "resume") == [first]
+    assert happened(tmp_path, "stop") == [first, second]
+    assert happened(tmp_path, "failure") == happened(tmp_path, "finish") == []
+
+
+def test_a_second_notice_ends_the_command_at_once(command: tuple[str, ...], tmp_path: Path) -> None:
+    with started(*command) as driver:
+        until_it_trains(tmp_path, driver)
+        # The first would be enough if the workers could end.
+        for worker in driver.workers("RayTrainWorker"):
+            worker.send_signal(signal.SIGSTOP)
+        driver.send_signal(signal.SIGTERM)
+        wait_for("a word of the first", lambda: "told to end" in driver.output(), driver)
+        driver.send_signal(signal.SIGTERM)
+        assert driver.wait(timeout=PATIENCE) == -signal.SIGTERM
+        assert "stopped at step" not in driver.output()
