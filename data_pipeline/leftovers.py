@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from data_pipeline import storage
+from data_pipeline.errors import UsageError
 from data_pipeline.image_shards import INDEX_SUFFIX
 from data_pipeline.manifest import MANIFEST_NAME, ImageManifest, TokenManifest
 
@@ -162,7 +163,10 @@ def _stray_rank_files(uri: str, listing: Listing) -> Iterator[Candidate]:
     for folder in sorted(folders):
         if f"{folder}index.json" not in listing:
             continue
-        index = storage.read_json(storage.join(uri, f"{folder}index.json"))
+        try:
+            index = storage.read_json(storage.join(uri, f"{folder}index.json"))
+        except UsageError:  # a damaged checkpoint: whose files are whose cannot be told
+            continue
         named = {file["name"].partition(".")[0] for file in index.get("files", ())}
         for name in listing:
             base = name.removeprefix(folder)

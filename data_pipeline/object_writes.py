@@ -21,6 +21,8 @@ from data_pipeline.storage_retries import patiently, service_code
 
 PART_BYTES = 64 * 2**20
 """Larger objects go up in parts of this size, so that a cut connection costs one part."""
+VIEW_PART_BYTES = 16 * 2**20
+"""As long as the parts of a view: each is copied, as the client takes nothing but bytes, and several are under way."""
 PARTS_AT_ONCE = 4
 MAX_PARTS = 10_000
 WRITE_SECONDS, SLOWEST_BYTES = 60.0, 100_000
@@ -37,13 +39,15 @@ class NoConditionalPutError(Exception):
     """The store does not have If-None-Match."""
 
 
-def put(fs: Any, uri: str, data: bytes, holds: Callable[[], bool], *, only_if_absent: bool = False) -> bool:
+def put(
+    fs: Any, uri: str, data: bytes | memoryview, holds: Callable[[], bool], *, only_if_absent: bool = False
+) -> bool:
     """Put an object.
 
     Args:
         fs: the fsspec filesystem of the URI.
         uri: where to.
-        data: the object.
+        data: the object. Of a view, only parts are copied on S3; other stores get a copy of the whole.
         holds: whether the object is there with these bytes. Asked only after a request whose answer was lost.
         only_if_absent: leave what is there alone.
 
@@ -55,8 +59,10 @@ def put(fs: Any, uri: str, data: bytes, holds: Callable[[], bool], *, only_if_ab
         NoConditionalPutError: if `only_if_absent` is asked of a store that refuses If-None-Match.
         FoldtrainError: if storage refuses or stays away.
     """
-    if len(data) > PART_BYTES and is_s3(fs):
-        return _Upload(fs, uri, data).run(holds, only_if_absent=only_if_absent)
+    part = PART_BYTES if isinstance(data, bytes) else VIEW_PART_BYTES
+    if len(data) > part and is_s3(fs):
+        return _Upload(fs, uri, data, part).run(holds, only_if_absent=only_if_absent)
+    whole = bytes(data)  # which copies only a view
     token = uuid4().hex if only_if_absent and is_s3(fs) else None
     # s3fs would send more than twice the chunk size in parts
     options: dict[str, Any] = (
@@ -65,7 +71,7 @@ def put(fs: Any, uri: str, data: bytes, holds: Callable[[], bool], *, only_if_ab
     mode = {"mode": "create"} if only_if_absent else {}
 
     def request() -> None:
-        fs.pipe_file(uri, data, **mode, **options)
+        fs.pipe_file(uri, whole, **mode, **options)
 
     done, unsure = _commit(uri, request, holds, len(data), only_if_absent=only_if_absent)
     return done or _is_ours(fs, uri, token, lambda: unsure and holds())
@@ -152,9 +158,9 @@ def _is_lost_upload(error: BaseException) -> bool:
 class _Upload:
     """One object in parts. Each part is tried again by itself; whatever fails in the end, the parts are given back."""
 
-    def __init__(self, fs: Any, uri: str, data: bytes) -> None:
+    def __init__(self, fs: Any, uri: str, data: bytes | memoryview, part: int) -> None:
         self._fs, self._uri, self._data = fs, uri, data
-        self._part = max(PART_BYTES, -(-len(data) // MAX_PARTS))
+        self._part = max(part, -(-len(data) // MAX_PARTS))
         bucket, key, _ = fs.split_path(uri)
         self._target = {"Bucket": bucket, "Key": key}
 
@@ -192,7 +198,7 @@ class _Upload:
             pool.shutdown(cancel_futures=True)
 
     def _send_part(self, number: int) -> dict[str, Any]:
-        body = self._data[(number - 1) * self._part : number * self._part]
+        body = bytes(self._data[(number - 1) * self._part : number * self._part])
         answer = self._call("upload_part", len(body), Body=body, PartNumber=number, ChecksumAlgorithm="CRC32")
         checksum = {"ChecksumCRC32": answer["ChecksumCRC32"]} if "ChecksumCRC32" in answer else {}
         return {"PartNumber": number, "ETag": answer["ETag"], **checksum}

@@ -84,8 +84,11 @@ def read_range(uri: str, start: int, length: int) -> bytes:
         return file.read(length)
 
 
-def write_bytes(uri: str, data: bytes) -> None:
-    """Put an object in place of what was there; a reader sees the old bytes or the new, never a part."""
+def write_bytes(uri: str, data: bytes | memoryview) -> None:
+    """Put an object in place of what was there; a reader sees the old bytes or the new, never a part.
+
+    Memory that a view shows is not copied as a whole, on disk and on S3; it must not change meanwhile.
+    """
     if is_remote(uri):
         object_writes.put(filesystem(uri), uri, data, functools.partial(holds, uri, data))
     else:
@@ -120,15 +123,20 @@ def commit_bytes(uri: str, data: bytes) -> None:
         write_bytes(uri, data)
 
 
-def holds(uri: str, data: bytes) -> bool:
+def holds(uri: str, data: bytes | memoryview) -> bool:
     """Whether there is an object with exactly these bytes."""
     try:
-        return size(uri) == len(data) and read_bytes(uri) == data
+        if size(uri) != len(data):
+            return False
+        if isinstance(data, bytes):
+            return read_bytes(uri) == data
+        part = object_writes.VIEW_PART_BYTES
+        return all(read_range(uri, at, part) == bytes(data[at : at + part]) for at in range(0, len(data), part))
     except FileNotFoundError:
         return False
 
 
-def _write_local(path: Path, data: bytes, publish: Callable[[Path, Path], object]) -> None:
+def _write_local(path: Path, data: bytes | memoryview, publish: Callable[[Path, Path], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{TEMPORARY}{uuid4().hex}-{path.name}")
     try:

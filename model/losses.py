@@ -43,6 +43,28 @@ def contrastive_loss(
         return (F.cross_entropy(logits_NN, target_N) + F.cross_entropy(logits_NN.t(), target_N)) / 2
 
 
+def contrastive_gradients(
+    student_NC: Tensor, teacher_NC: Tensor, temperature: float = 1.0, normalize: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`contrastive_loss` and its gradients to both sides, all detached, float32: [], [N, C], [N, C]."""
+    with torch.enable_grad():
+        sides = [side_NC.detach().float().requires_grad_() for side_NC in (student_NC, teacher_NC)]
+        loss = contrastive_loss(sides[0], sides[1], temperature, normalize)
+        student_gradient_NC, teacher_gradient_NC = torch.autograd.grad(loss, sides)
+    return loss.detach(), student_gradient_NC, teacher_gradient_NC
+
+
+def carry_gradients(value: Tensor, *pairs: tuple[Tensor, Tensor]) -> Tensor:
+    """A scalar that is `value`, and whose gradient to the first tensor of each pair is the second.
+
+    So a loss that needs more samples than there is memory for is minimized in parts: its gradients to what the network
+    makes of each sample are computed from outputs alone, and carried through the network later (GradCache, arXiv
+    2101.06983).
+    """
+    linear = torch.stack([(made.float() * gradient).sum() for made, gradient in pairs]).sum()
+    return value + (linear - linear.detach())
+
+
 def token_cross_entropy(logits_BLFV: Tensor, tokens_BLF: Tensor) -> Tensor:
     """Cross entropy of each token, float32 [B, L, F], in nats."""
     losses_N = F.cross_entropy(logits_BLFV.flatten(0, 2).float(), tokens_BLF.flatten().long(), reduction="none")

@@ -22,7 +22,7 @@ class TokenizerOutput(NamedTuple):
     """What a training step of the tokenizer gives to its losses."""
 
     reconstruction_BCHW: Tensor
-    """The image from the quantized latent, not clamped."""
+    """The image from the quantized latent, not clamped; of no samples where decoding was left out."""
     quantized: Quantized
     """The quantized latent with its losses."""
     semantic_BC: Tensor
@@ -80,16 +80,19 @@ class ImageFolderTokenizer(nn.Module):
         kept_scales_B: Tensor | None = None,
         kept_mean_S: Tensor | None = None,
         seed_B: Tensor | None = None,
+        *,
+        decode: bool = True,
     ) -> TokenizerOutput:
         """One training pass.
 
         `kept_scales_B` and `kept_mean_S` are quantizer dropout's (see FoldedQuantizer); `seed_B`, int64, is a random
-        number per sample, which stochastic depth needs (`model.chance`).
+        number per sample, which stochastic depth needs (`model.chance`). Without `decode` there is no reconstruction.
         """
         of_encoder, of_decoder = (None, None) if seed_B is None else split_seed(seed_B, 2).unbind()
         quantized: Quantized = self.quantizer(self.encode(image_BCHW, of_encoder), kept_scales_B, kept_mean_S)
         latent_BPCHW = quantized.latent_BPCHW
-        return TokenizerOutput(self.decode(latent_BPCHW, of_decoder), quantized, latent_BPCHW[:, -1].mean((2, 3)))
+        seen_BCHW = self.decode(latent_BPCHW, of_decoder) if decode else image_BCHW[:0]
+        return TokenizerOutput(seen_BCHW, quantized, latent_BPCHW[:, -1].mean((2, 3)))
 
     def project_teacher(self, feature_BD: Tensor) -> Tensor:
         """The frozen teacher's features -> [B, C], to be compared with `semantic_BC`; gradients reach the projection.

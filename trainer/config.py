@@ -66,7 +66,8 @@ class TrainerConfig(Section):
     global_batch: int = Field(gt=0)
     """Samples per optimizer step, over all workers."""
     micro_batch: int | None = Field(None, gt=0)
-    """Samples per worker and forward pass; null takes the worker's whole share. Accumulation follows from it."""
+    """Samples per worker and forward pass; null takes the worker's whole share. Accumulation follows from it. The
+    result stays, but with a semantic loss the tokenizer's encoder runs once more where a step has several."""
     learning_rate: float = Field(1e-3, gt=0)
     """Highest learning rate."""
     final_learning_rate: float = Field(0.0, ge=0)
@@ -116,6 +117,9 @@ class TrainerConfig(Section):
     """Keep the checkpoint with the best value of a metric, too."""
     max_failed_checkpoints: int = Field(3, gt=0)
     """Checkpoints in a row that may fail to reach storage before the run stops."""
+    checkpoint_wait_seconds: float = Field(900.0, gt=0)
+    """Seconds for which a checkpoint that is due waits for the one before. Then it counts as failed, and training goes
+    on."""
     log_every: int = Field(50, gt=0)
     """Steps between records in metrics.jsonl."""
     max_skipped_steps: int = Field(20, gt=0)
@@ -190,7 +194,8 @@ class TokenizerLossConfig(Section):
     feature: float = Field(0.0, ge=0)
     """Mean squared error of the teacher's features (a perceptual term)."""
     semantic: float = Field(0.1, ge=0)
-    """Contrastive loss between the teacher's features and the last branch, over the global batch."""
+    """Contrastive loss between the teacher's features and the last branch: every other image of the global batch is a
+    negative, at any number of workers and any micro batch."""
     semantic_normalize: bool = False
     """Normalise both sides of the contrastive loss to length one; the published models do not."""
     semantic_temperature: float = Field(1.0, gt=0)

@@ -14,7 +14,16 @@ from data_pipeline import storage
 from data_pipeline.errors import FoldtrainError
 from trainer import spikes
 from trainer.checkpoints.agreement import Agreement
-from trainer.checkpoints.folder import COMPLETE, KEEP, complete_steps, latest_step, step_folder
+from trainer.checkpoints.damage import what_to_do
+from trainer.checkpoints.folder import (
+    COMPLETE,
+    KEEP,
+    complete_steps,
+    damaged_steps,
+    latest_step,
+    read_state,
+    step_folder,
+)
 from trainer.checkpoints.on_course import decisions_on_record, steps_on_course
 from trainer.config import SpikeConfig
 from trainer.engine import StepResult
@@ -48,14 +57,21 @@ class Course:
         """Step of the newest checkpoint that keeps to all decisions on record (a collective); others are removed.
 
         Raises:
-            FoldtrainError: if there are decisions, and no checkpoint that keeps to them.
+            FoldtrainError: if there are decisions, and no checkpoint that keeps to them; or if there are none but
+                damaged ones.
         """
-        found: tuple[list[Rollback], int | None] | None = None
+        found: tuple[list[Rollback], int | None, list[int]] | None = None
         if self._agreement.rank == 0:
             decisions = list(dict.fromkeys([*decisions_on_record(self._folder), *self._decisions]))
-            found = decisions, self._newest(decisions)
-        decided: tuple[list[Rollback], int | None] = self._agreement.from_first(found)
-        self._decisions, step = decided
+            newest = self._newest(decisions)
+            found = decisions, newest, damaged_steps(self._checkpoints) if newest is None else []
+        decided: tuple[list[Rollback], int | None, list[int]] = self._agreement.from_first(found)
+        self._decisions, step, damaged = decided
+        if damaged:
+            raise FoldtrainError(
+                f"{self._checkpoints} has no checkpoint to go on from that is whole: those at steps "
+                f"{', '.join(map(str, damaged))} are damaged. {what_to_do(self._checkpoints)}."
+            )
         if self._decisions and step is None:
             raise FoldtrainError(
                 f"{self._checkpoints} has no complete checkpoint to go on from after the rollback to step "
@@ -65,14 +81,16 @@ class Course:
         return step
 
     def _newest(self, decisions: Sequence[Rollback]) -> int | None:
+        """On rank 0. One whose state cannot be read is taken, too: whoever loads it finds what is wrong."""
         if not decisions:
             return latest_step(self._checkpoints)
-        good = steps_on_course(self._checkpoints, decisions)
+        good, complete = set(steps_on_course(self._checkpoints, decisions)), complete_steps(self._checkpoints)
+        good |= {step for step in complete if not read_state(self._checkpoints, step)}
         if not good:
             return None
-        for step in sorted(set(complete_steps(self._checkpoints)) - set(good)):
+        for step in sorted(set(complete) - good):
             _remove(step_folder(self._checkpoints, step))
-        return good[-1]
+        return max(good)
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint's state, or from {} at the start of a run."""

@@ -99,6 +99,16 @@ class Engine:
             self.loss_scale.update(applied)
         return StepResult(totals, applied, float(self._engine.get_global_grad_norm()), scale)
 
+    @torch.no_grad()
+    def look(self, batch: Batch) -> Terms:
+        """The module's forward on a micro-batch, without gradients, before the step that it belongs to.
+
+        A collective: ZeRO 3 gathers weights as it goes, by hooks of the module. They fetch ahead as long as the modules
+        come in the order of the last forward pass, and a pass may end early: so a look is to be the begin of a step's.
+        """
+        terms: Terms = self.module(batch)
+        return terms
+
     def _begin_scaled(self) -> tuple[float, float]:
         """Have the optimizer expect the loss scale. Returns it, and the part of it that DeepSpeed leaves to us."""
         if self.loss_scale is None:

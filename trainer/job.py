@@ -28,6 +28,7 @@ _NEUTRAL = {
     "keep_every",
     "keep_best",
     "max_failed_checkpoints",
+    "checkpoint_wait_seconds",
 }
 
 # Settings of `data.reading` that decide what is seen, and in which order.

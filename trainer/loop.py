@@ -31,7 +31,7 @@ from trainer.ledger import Ledger
 from trainer.meter import Meter
 from trainer.model_flops import model_flops
 from trainer.run_checkpoints import Progress, RunCheckpoints
-from trainer.run_directory import RunDirectory, environment
+from trainer.run_directory import RunDirectory, append_event, environment
 from trainer.schedule import learning_rate
 from trainer.spikes import Rollback
 from trainer.stages.stage import Stage
@@ -113,6 +113,8 @@ class Loop:
     def _event(self, event: str, step: int, **details: Any) -> None:
         if self.records:
             self.records.event(event, step, **details)
+        elif self.agreement.rank == 0:  # before the start is on record
+            append_event(self.job.folder, event, step, **details)
 
     def _keep_records(self) -> None:
         """A start from a checkpoint does not repeat the steps before it, so their records have to be there, too."""
@@ -219,7 +221,7 @@ class Loop:
     def _went_back(self) -> bool:
         """Record a spike and, if that was decided, go back to a checkpoint (a collective)."""
         if self.course.may_go_back:
-            self.writer.finish()  # what is under way may be where to go back to
+            self.checkpoints.settle()  # what is under way may be where to go back to
         found = self.course.decide()
         if found is None:
             return False
@@ -255,7 +257,8 @@ class Loop:
 
     def _train_step(self, batch: Batch) -> StepResult:
         rate = learning_rate(self.config, self.step)
-        result = self.engine.step(split_batch(batch, self.engine.accumulation), rate)
+        parts = self.stage.prepare(split_batch(batch, self.engine.accumulation), self.engine.look)
+        result = self.engine.step(parts, rate)
         self.course.watch(self.step, result)
         self.progress.step = self.course.next_step(self.step + 1)
         self._count_skips(result)

@@ -5,7 +5,8 @@
     environment.json    versions, devices, the DeepSpeed settings, the attention backend
     lineage.json        fingerprints of what it was trained from
     metrics.jsonl       a record every `log_every` steps: the source of truth; trackers only read it (trackers/)
-    events.jsonl        start, resume, restart, rollback, checkpoint, skipped_step, spike, finish, no_mfu, goodput,
+    events.jsonl        start, resume, restart, rollback, checkpoint, checkpoint_failed,
+                        checkpoint_damaged, skipped_step, spike, finish, no_mfu, goodput,
                         dropped_records
     metrics.prom        the newest record for Prometheus, if the folder is on this machine
     checkpoints/        see checkpoints/
@@ -33,6 +34,14 @@ def environment(extra: dict[str, Any]) -> dict[str, Any]:
     """What the stage runs on."""
     versions = {name: version(name) for name in _PACKAGES}
     return {"python": platform.python_version(), "host": socket.gethostname(), "packages": versions} | extra
+
+
+def append_event(uri: str, event: str, step: int, **details: Any) -> None:
+    """Record something that happened before a stage's start is on record; returns when it is stored, or cannot be."""
+    path = storage.join(uri, "events.jsonl")
+    events = JsonlWriter(path, keep=read_records(path))
+    events.write({"time": time.time(), "event": event, "step": step} | details)
+    events.close()
 
 
 class RunDirectory:

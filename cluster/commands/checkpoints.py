@@ -14,33 +14,46 @@ app = typer.Typer(help="List, verify, export and remove checkpoints.", no_args_i
 
 @app.command("ls")
 def list_checkpoints(folder: Folder) -> None:
-    """List the checkpoints of a run, unfinished ones too."""
+    """List the checkpoints of a run, unfinished and damaged ones too."""
     from rich.table import Table
 
     from cluster.terminal import console
     from trainer.checkpoints import listing
 
     table = Table("stage", "step", "state", "bytes", "workers", "ZeRO", "loss", "kept", box=None)
+    damages: list[str] = []
     for stage, checkpoints in listing.stages(folder).items():
         for found in listing.list_checkpoints(checkpoints):
             loss = "" if found.loss is None else f"{found.loss:.4f}"
-            state, kept = ("complete" if found.complete else "unfinished"), ("KEEP" if found.marked else "")
+            state = "damaged" if found.damage else "complete" if found.complete else "unfinished"
+            kept = "KEEP" if found.marked else ""
             numbers = [f"{found.bytes:,}", str(found.world_size or ""), str(found.zero_stage if found.complete else "")]
             table.add_row(stage, str(found.step), state, *numbers, loss, kept)
+            damages += [f"{stage} step {found.step} is damaged: {found.damage}"] if found.damage else []
     console().print(table if table.row_count else f"{folder}: no checkpoints")
+    for damage in damages:
+        typer.echo(damage)
 
 
 @app.command("verify")
 def verify_checkpoints(folder: Folder, step: Step = None) -> None:
-    """Read every byte of complete checkpoints, and compare it with what was written."""
+    """Read every byte of complete checkpoints, and compare it with what was written; exit code 1 if any is damaged."""
+    from data_pipeline.errors import CorruptShardError
     from trainer.checkpoints import listing
-    from trainer.checkpoints.folder import complete_steps
+    from trainer.checkpoints.folder import written_steps
     from trainer.checkpoints.verifying import verify
 
+    damaged = False
     for stage, checkpoints in listing.stages(folder).items():
-        for each in complete_steps(checkpoints) if step is None else [step]:
-            size = verify(checkpoints, each)
-            typer.echo(f"{stage} step {each}: {size:,} bytes are those that were written")
+        for each in written_steps(checkpoints) if step is None else [step]:
+            try:
+                size = verify(checkpoints, each)
+                typer.echo(f"{stage} step {each}: {size:,} bytes are those that were written")
+            except CorruptShardError as error:
+                damaged = True
+                typer.echo(f"{stage} step {each} is damaged: {error}", err=True)
+    if damaged:
+        raise typer.Exit(1)
 
 
 @app.command("export")
@@ -73,9 +86,12 @@ def remove_checkpoints(
     keep_every: Annotated[int | None, typer.Option(min=1, help="Multiples of so many steps stay.")] = None,
     keep_best: Annotated[str | None, typer.Option(help="The best by this number of metrics.jsonl stays.")] = None,
     mode: Annotated[Literal["min", "max"] | None, typer.Option(help="What the best has of it.")] = None,
+    damaged: Annotated[bool, typer.Option("--damaged", help="Those that a start found damaged go, too.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, and remove nothing.")] = False,
 ) -> None:
     """Remove old checkpoints, and unfinished ones older than the newest complete one; KEEP files are respected.
+
+    In complete ones, the files of other attempts at them go.
 
     What stays is what the stage's own config.yaml says (keep_checkpoints, keep_every, keep_best); options go before it.
     """
@@ -93,7 +109,10 @@ def remove_checkpoints(
         rule = replace(retention.recorded_rule(own) or retention.Retention(2), **asked)
         act = retention.removable if dry_run else retention.apply
         gone = act(checkpoints, rule, decisions_on_record(own))
-        names = ", ".join(map(str, gone)) or "nothing"
+        if damaged:
+            gone += (retention.removable_damaged if dry_run else retention.remove_damaged)(checkpoints)
+        stray = retention.all_strays(checkpoints, retention.strays if dry_run else retention.remove_strays)
+        names = ", ".join([*map(str, gone), *stray]) or "nothing"
         typer.echo(f"{stage}: {'would remove' if dry_run else 'removed'} {names}")
 
 

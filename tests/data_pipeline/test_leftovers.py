@@ -123,6 +123,13 @@ def test_files_of_a_dead_attempt_in_a_complete_checkpoint_are_leftovers(folder: 
     assert found(folder) == {f"checkpoints/step_00000010/{name}": "stray rank file" for name in files[4:-1]}
 
 
+def test_of_a_checkpoint_whose_index_is_damaged_no_file_is_a_leftover(folder: str) -> None:
+    step = f"{folder}/checkpoints/step_00000010"
+    write(step, "rank_0000-a.safetensors", "state.json", "COMPLETE")
+    storage.write_bytes(f"{step}/index.json", b"{")
+    assert found(folder) == {}
+
+
 def test_checkpoints_of_two_stages_do_not_judge_each_other(folder: str) -> None:
     write(folder, "a/checkpoints/step_00000010/rank_0000.safetensors", "b/checkpoints/step_00000030/COMPLETE")
     assert found(folder) == {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import socket
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -218,6 +219,24 @@ def test_an_upload_whose_last_answer_was_lost_is_there(behind: Behind, s3_uri: s
     with behind(once(Fault.CUT_RESPONSE, "POST", "uploadId=")):
         assert storage.create_bytes(f"{s3_uri}/created", small_parts)
     assert storage.read_bytes(f"{s3_uri}/large") == storage.read_bytes(f"{s3_uri}/created") == small_parts
+
+
+def test_memory_that_a_view_shows_goes_up_without_a_copy_of_the_whole(
+    s3_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(object_writes, "VIEW_PART_BYTES", 5 * 2**20)
+    monkeypatch.setattr(object_writes, "PARTS_AT_ONCE", 2)
+    memory = bytearray(random.Random(7).randbytes(46 * 2**20))
+    tracemalloc.start()
+    try:
+        storage.write_bytes(f"{s3_uri}/view", memoryview(memory))
+        assert tracemalloc.get_traced_memory()[1] < len(memory)
+    finally:
+        tracemalloc.stop()
+    assert storage.read_bytes(f"{s3_uri}/view") == memory
+    assert storage.holds(f"{s3_uri}/view", memoryview(memory))
+    memory[-1] ^= 0xFF
+    assert not storage.holds(f"{s3_uri}/view", memoryview(memory))
 
 
 def test_an_upload_in_parts_creates_only_what_is_not_there(s3_uri: str, small_parts: bytes) -> None:

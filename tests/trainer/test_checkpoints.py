@@ -139,7 +139,7 @@ def large(tmp_path: Path) -> CheckpointReader:
     snapshot.begin([Piece("master", TensorInfo("w", (count,), "I32"), 0, data)], "rank_0000-x.safetensors")
     snapshot.complete()
     storage.write_bytes(str(tmp_path / "rank_0000-x.safetensors"), bytes(snapshot.data()))
-    commit(str(tmp_path), merge([snapshot.index()]).to_bytes(), {"step": 1})
+    commit(str(tmp_path), merge([snapshot.index()]).to_bytes(), {"step": 1}, "x")
     return CheckpointReader(str(tmp_path))
 
 
@@ -282,17 +282,24 @@ def die_at_write(folder: str, number: int) -> None:
     training.advance(1)
     training.save()
     training.advance(2)
-    write, done = storage.write_bytes, []
+    write, create, done = storage.write_bytes, storage.create_bytes, []
 
     def dying(uri: str, data: bytes) -> None:
+        count(uri, data)
+        write(uri, data)
+
+    def dying_in_create(uri: str, data: bytes) -> bool:
+        count(uri, data)
+        return create(uri, data)
+
+    def count(uri: str, data: bytes) -> None:
         done.append(uri)
         if len(done) == number:
             storage.local_path(uri).parent.mkdir(parents=True, exist_ok=True)
             storage.local_path(uri).with_name(".tmp-half").write_bytes(bytes(data)[: len(data) // 2])
             os.kill(os.getpid(), signal.SIGKILL)
-        write(uri, data)
 
-    storage.write_bytes = dying  # only in this process, which is about to die
+    storage.write_bytes, storage.create_bytes = dying, dying_in_create  # only in this process, which is about to die
     training.save()
 
 
@@ -380,3 +387,36 @@ def go_on(folder: str) -> None:
 def test_state_names_what_a_resume_needs(trained: Path) -> None:
     state = json.loads((trained / "step_00000002" / "state.json").read_text())
     assert state["optimizer_step"] == 2
+
+
+def stuck(folder: str) -> tuple[list[tuple[str, int]], list[str]]:
+    """The upload of the second rank's first checkpoint does not end until two others were due."""
+    training = Training(settings(), folder)
+    writer, released, errors = training.writer, threading.Event(), []
+    if writer._agreement.rank == 1:
+        complete = writer._snapshot.index
+
+        def late() -> Index:
+            released.wait()
+            return complete()
+
+        writer._snapshot.index = late  # type: ignore[method-assign] # called when all is copied
+    writer._patience = 0.0
+    for step in (1, 2, 3):
+        training.advance(step)
+        training.begin_save()
+    errors = [details["error"] for event, _, details in training.events if event == "checkpoint_failed"]
+    released.set()
+    writer._patience = 100.0
+    writer.finish()
+    training.advance(4)
+    training.save()
+    return [(event, step) for event, step, _ in training.events], errors
+
+
+def test_a_checkpoint_does_not_wait_for_ever_for_the_one_before(tmp_path: Path) -> None:
+    (happened, errors), _ = run_gloo(2, tmp_path, stuck, str(tmp_path / "checkpoints"))
+    good, bad = "checkpoint", "checkpoint_failed"
+    assert happened == [(bad, 2), (bad, 3), (good, 1), (good, 4)]
+    assert errors == ["the checkpoint of step 1 is still under way after 0 s (checkpoint_wait_seconds)"] * 2
+    assert complete_steps(str(tmp_path / "checkpoints")) == [1, 4]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,12 @@ from data_pipeline.errors import FoldtrainError, UsageError
 from tests.trainer.gloo import run_gloo
 from tests.trainer.small_training import Regression, rows
 from trainer.checkpoints.folder import complete_steps
+from trainer.checkpoints.index import Index
 from trainer.config import ClassifierStageConfig, TrainerConfig
 from trainer.engine import Batch, Engine, Terms
 from trainer.job import TrainJob
 from trainer.loop import Loop
+from trainer.stages.stage import Look
 
 STEPS = 10
 
@@ -45,6 +49,9 @@ class CountingStage:
             assert self.loop is not None
             self.loop.request_stop()
         return batch
+
+    def prepare(self, micro_batches: Sequence[Batch], look: Look) -> Sequence[Batch]:
+        return micro_batches
 
     def terms(self, batch: Batch) -> Terms:
         loss: Terms = self.network(batch)
@@ -207,3 +214,30 @@ def test_the_last_checkpoint_is_tried_again_and_then_the_run_is_finished(tmp_pat
     assert run_gloo(1, tmp_path, last_fails_once, each) == [True]
     assert events(tmp_path / "run", "checkpoint_failed") == events(tmp_path / "run", "finish") == [STEPS]
     assert complete_steps(each.checkpoints) == [STEPS]
+
+
+def never_uploaded(each: TrainJob) -> tuple[str, str]:
+    """Train while no upload ends. Returns what that failed with."""
+    loop, never = Loop(each, CountingStage(None), torch.device("cpu")), threading.Event()
+    index = loop.writer._snapshot.index
+
+    def waiting() -> Index:
+        never.wait()
+        return index()
+
+    loop.writer._snapshot.index = waiting  # type: ignore[method-assign] # called when all is copied
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trainer.loop._SETTLE_SECONDS", 0.0)
+        with pytest.raises(FoldtrainError) as failed:
+            loop.run()
+    return type(failed.value).__name__, str(failed.value)
+
+
+def test_a_run_whose_last_upload_does_not_end_has_failed(tmp_path: Path) -> None:
+    each = job(tmp_path / "run", checkpoint_every=100, checkpoint_wait_seconds=0.01)
+    ((kind, message),) = run_gloo(1, tmp_path, never_uploaded, each)
+    assert kind == "FoldtrainError"
+    assert f"the checkpoint of step {STEPS} is still under way after 0.01 s" in message
+    assert events(tmp_path / "run", "checkpoint_failed") == [STEPS] * 3
+    assert events(tmp_path / "run", "finish") == []
+    assert complete_steps(each.checkpoints) == []

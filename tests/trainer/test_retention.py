@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline import storage
-from trainer.checkpoints.retention import Retention, apply, kept, recorded_rule, removable
+from trainer.checkpoints.retention import Retention, apply, kept, recorded_rule, removable, remove_damaged
 from trainer.fragments.zero0 import even_cut
 from trainer.spikes import Rollback
 
@@ -93,3 +93,14 @@ def test_an_even_cut_gives_each_element_to_one_rank(sizes: list[int], world: int
         assert owned == list(range(size))
     shares = [sum(stop - start for start, stop in cut) for cut in cuts]
     assert max(shares) <= -(-sum(sizes) // world)
+
+
+def test_a_damaged_one_stays_until_it_is_asked_for_and_does_not_count_as_new(tmp_path: Path) -> None:
+    for step in (10, 20, 30, 40):
+        checkpoint(tmp_path, step, "COMPLETE")
+    checkpoint(tmp_path, 20, "DAMAGED")
+    checkpoint(tmp_path, 30, "DAMAGED", "KEEP")
+    assert apply(str(tmp_path), Retention(last=2)) == []
+    assert apply(str(tmp_path), Retention(last=1)) == [10]
+    assert remove_damaged(str(tmp_path)) == [20]
+    assert names(tmp_path) == [30, 40]

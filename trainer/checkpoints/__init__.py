@@ -5,12 +5,15 @@ checkpoints/step_00001000/
     rank_0000-<attempt>.json          its part of the index
     index.json                        (role, parameter, flat range) -> (file, byte), with a CRC-32 per block of bytes
     state.json                        step, skips, position in the data, what it was trained from, world, stage
-    COMPLETE                          sha256 of the two; written last; without it the folder is ignored
+    COMPLETE                          the attempt, sha256 of the two; written last; without it the folder is ignored
+    DAMAGED                           what a start found wrong with it: ignored, too, and left for the user
     KEEP                              put there by a user: never removed
 
 No rank gathers anything. Each writes what it owns, and on resume reads the byte ranges that it owns then. Names hold
-the attempt (a token per process start), so that a file of a complete checkpoint is never written again.
+the attempt (a token per save), so that a file of a complete checkpoint is never written again, and two attempts never
+mix. What failed attempts left, the next successful one at that step removes.
 
 folder.py names and finds, index.py describes, snapshot.py copies to host memory, writer.py uploads in the background,
-reader.py reads ranges, restore.py loads and assembles, on_course.py tells which count, retention.py removes.
+reader.py reads ranges, restore.py loads and assembles, damage.py marks what is not whole, on_course.py tells which
+count, retention.py removes.
 """

@@ -2,7 +2,8 @@
 
 index.json is compact, because there is an entry for every role, parameter and rank:
 
-    {"format": 2, "block": 1048576, "files": [{"name", "bytes"}], "tensors": [{"name", "shape", "dtype"}],
+    {"format": 2, "attempt": "5f0c2a91", "block": 1048576,
+     "files": [{"name", "bytes"}], "tensors": [{"name", "shape", "dtype"}],
      "roles": [...], "entries": [[role, tensor, start, stop, file, offset, [crc32 of each block]], ...]}
 
 Numbers in an entry are places in the lists before it. Elements [start, stop) of the flattened tensor lie at byte
@@ -63,6 +64,8 @@ class Index:
 
     entries: list[Entry] = field(default_factory=list)
     files: dict[str, int] = field(default_factory=dict)
+    attempt: str | None = field(default=None, compare=False)
+    """Which attempt at the checkpoint wrote it; earlier versions did not say."""
 
     def by_tensor(self, role: str) -> dict[str, list[Entry]]:
         """Entries of a role by the tensor's name, each list in the order of elements."""
@@ -82,6 +85,7 @@ class Index:
         ]
         record = {
             "format": FORMAT_VERSION,
+            "attempt": self.attempt,
             "block": BLOCK_BYTES,
             "files": [{"name": name, "bytes": size} for name, size in self.files.items()],
             "roles": list(roles),
@@ -102,12 +106,12 @@ class Index:
             Entry(roles[role], tensors[tensor], start, stop, names[file], offset, tuple(crcs))
             for role, tensor, start, stop, file, offset, crcs in record["entries"]
         ]
-        return cls(entries, {file["name"]: file["bytes"] for file in record["files"]})
+        return cls(entries, {file["name"]: file["bytes"] for file in record["files"]}, record.get("attempt"))
 
 
-def merge(parts: Iterable[Index]) -> Index:
-    """The index of a checkpoint from those of its ranks."""
-    whole = Index()
+def merge(parts: Iterable[Index], attempt: str | None = None) -> Index:
+    """The index of a checkpoint from those of its ranks, all of one attempt."""
+    whole = Index(attempt=attempt)
     for part in parts:
         whole.entries += part.entries
         whole.files |= part.files

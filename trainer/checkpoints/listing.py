@@ -7,7 +7,8 @@ from typing import Any
 
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
-from trainer.checkpoints.folder import KEEP, STATE, all_steps, is_complete, latest_step, step_folder
+from trainer.checkpoints.damage import DAMAGED, marked_with
+from trainer.checkpoints.folder import KEEP, STATE, all_steps, is_complete, latest_step, read_state, step_folder
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,8 @@ class Listed:
 
     step: int
     complete: bool
+    damage: str | None
+    """What is wrong with it, as a start found; None if nothing was found."""
     bytes: int
     marked: bool
     """Whether it has a file KEEP."""
@@ -73,10 +76,14 @@ def _describe(checkpoints: str, step: int) -> Listed:
     folder = step_folder(checkpoints, step)
     files = storage.walk(folder)
     complete = is_complete(checkpoints, step)
-    state: dict[str, Any] = storage.read_json(storage.join(folder, STATE)) if complete else {}
+    damage = marked_with(folder) if DAMAGED in files else None
+    state: dict[str, Any] = read_state(checkpoints, step) if complete else {}
+    if complete and not state:
+        damage = f"{storage.join(folder, STATE)}: it cannot be read"
     return Listed(
         step,
         complete,
+        damage,
         sum(files.values()),
         KEEP in files,
         state.get("world_size"),

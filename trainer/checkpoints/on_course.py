@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from data_pipeline import storage
 from trainer import spikes
-from trainer.checkpoints.folder import STATE, complete_steps, step_folder
+from trainer.checkpoints.folder import complete_steps, read_state
 from trainer.jsonl import read_records
 from trainer.spikes import Rollback
 
@@ -26,5 +26,4 @@ def steps_on_course(checkpoints: str, decisions: Sequence[Rollback]) -> list[int
 
 def _skipped_in(checkpoints: str, step: int) -> spikes.Ranges:
     """The ranges of steps that a checkpoint's run had passed over."""
-    state = storage.read_json(storage.join(step_folder(checkpoints, step), STATE))
-    return spikes.from_json(state.get("skipped_ranges", []))
+    return spikes.from_json(read_state(checkpoints, step).get("skipped_ranges", []))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from data_pipeline import storage
 from data_pipeline.errors import CorruptShardError
+from trainer.checkpoints.damage import DamagedCheckpointError
 from trainer.checkpoints.folder import Committed, read_committed
 from trainer.checkpoints.index import BLOCK_BYTES, ITEM_BYTES, Entry, Index
 from trainer.checkpoints.snapshot import DTYPES
@@ -51,7 +52,7 @@ class CheckpointReader:
 
     Raises:
         UsageError: if there is none, or it is of another format.
-        CorruptShardError: if its records are damaged.
+        DamagedCheckpointError: if its records are damaged.
     """
 
     def __init__(self, folder: str) -> None:
@@ -64,7 +65,8 @@ class CheckpointReader:
         """Fill tensors, on whatever device and of whatever dtype they are.
 
         Raises:
-            CorruptShardError: if a parameter or a part of it is missing, or bytes are damaged.
+            DamagedCheckpointError: if bytes are damaged.
+            CorruptShardError: if the index lacks a parameter or a part of it.
         """
         tables = {role: self.index.by_tensor(role) for role in {want.role for want in wanted}}
         spans: list[Span] = []
@@ -77,7 +79,7 @@ class CheckpointReader:
             if covered != want.target.numel():
                 raise CorruptShardError(
                     f"{self.folder}/index.json covers {covered} of the {want.target.numel()} elements of "
-                    f"{want.role}/{want.name} that are needed: the checkpoint is of another network, or damaged"
+                    f"{want.role}/{want.name} that are needed: the checkpoint is of another network"
                 )
             spans += found
         self.read(spans)
@@ -86,7 +88,7 @@ class CheckpointReader:
         """Read spans and give each its bytes.
 
         Raises:
-            CorruptShardError: if bytes are not those that were committed; it names file and tensor.
+            DamagedCheckpointError: if bytes are not those that were committed; it names file and tensor.
         """
         with ThreadPoolExecutor(_REQUESTS, thread_name_prefix="checkpoint-read") as pool:
             for _ in pool.map(self._request, _requests(spans)):
@@ -98,16 +100,17 @@ class CheckpointReader:
         try:
             data = storage.read_range(path, first, last - first)
         except FileNotFoundError:
-            raise CorruptShardError(f"{path} is missing: delete that checkpoint, an older one is used then") from None
+            raise DamagedCheckpointError(path, "it is missing") from None
         for span in spans:
             piece = data[span.first - first : span.last - first]
+            if len(piece) < span.last - span.first:
+                size = self.index.files[span.entry.file]
+                raise DamagedCheckpointError(path, f"it ends at byte {first + len(data)} of {size}")
             begin = (span.first - span.entry.offset) // BLOCK_BYTES
             blocks = [zlib.crc32(piece[at : at + BLOCK_BYTES]) for at in range(0, len(piece), BLOCK_BYTES)]
-            complete = len(piece) == span.last - span.first
-            if not complete or tuple(blocks) != span.entry.crcs[begin : begin + len(blocks)]:
-                raise CorruptShardError(
-                    f"{path}: the bytes of {span.entry.key} are not those that were written (CRC-32): delete that "
-                    "checkpoint, an older one is used then"
+            if tuple(blocks) != span.entry.crcs[begin : begin + len(blocks)]:
+                raise DamagedCheckpointError(
+                    path, f"the bytes of {span.entry.key} are not those that were written (CRC-32)"
                 )
             span.use(piece)
 

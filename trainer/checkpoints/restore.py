@@ -21,19 +21,37 @@ def load_checkpoint(reader: CheckpointReader, module: nn.Module, owned: OwnedSta
     """Restore what this rank needs, and with it all weights (a collective).
 
     Raises:
-        CorruptShardError: if bytes differ from what was committed, or a parameter is missing.
+        DamagedCheckpointError: if bytes differ from what was committed.
+        CorruptShardError: if a parameter is missing.
+    """
+    adopt(reader, module, owned, read_own(reader, module, owned))
+
+
+def read_own(reader: CheckpointReader, module: nn.Module, owned: OwnedState) -> dict[str, Tensor]:
+    """Read what this rank needs, into masters, moments and average; asks no other rank. `adopt` is next.
+
+    Returns:
+        The module's buffers, flat, by name.
+
+    Raises:
+        DamagedCheckpointError: if bytes differ from what was committed; some tensors may have been filled by then.
+        CorruptShardError: if a parameter is missing.
     """
     wanted = [
         Wanted(role, fragment.name, fragment.start, flat)
         for fragment in owned.held()
         for role, flat in fragment.roles.items()
     ]
-    buffers = dict(module.named_buffers())
-    fresh = {name: torch.empty(buffer.numel(), dtype=buffer.dtype) for name, buffer in buffers.items()}
-    wanted += [Wanted(BUFFER, name, 0, flat) for name, flat in fresh.items()]
+    buffers = {name: torch.empty(each.numel(), dtype=each.dtype) for name, each in module.named_buffers()}
+    wanted += [Wanted(BUFFER, name, 0, flat) for name, flat in buffers.items()]
     reader.fill(wanted)
-    for name, buffer in buffers.items():
-        buffer.copy_(fresh[name].view(buffer.shape))
+    return buffers
+
+
+def adopt(reader: CheckpointReader, module: nn.Module, owned: OwnedState, buffers: dict[str, Tensor]) -> None:
+    """Go on from what all ranks have read (a collective)."""
+    for name, buffer in module.named_buffers():
+        buffer.copy_(buffers[name].view(buffer.shape))
     owned.optimizer_step = int(reader.state["optimizer_step"])
     owned.publish()
 

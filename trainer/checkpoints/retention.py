@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from data_pipeline import storage
-from trainer.checkpoints.folder import COMPLETE, KEEP, STATE, all_steps, step_folder
+from data_pipeline.errors import UsageError
+from trainer.checkpoints.damage import is_marked
+from trainer.checkpoints.folder import (
+    COMPLETE,
+    KEEP,
+    all_steps,
+    complete_steps,
+    damaged_steps,
+    read_committed,
+    read_state,
+    step_folder,
+)
+from trainer.checkpoints.index import Index
 from trainer.checkpoints.on_course import steps_on_course
 from trainer.config import KeepBest
 from trainer.spikes import Rollback
@@ -73,8 +85,8 @@ def kept(complete: Mapping[int, float | None], rule: Retention) -> set[int]:
 def removable(checkpoints: str, rule: Retention, decisions: Sequence[Rollback] = ()) -> list[int]:
     """Steps of checkpoints that a rule does not keep, and of unfinished ones older than the newest complete one.
 
-    Younger unfinished ones may be under way. A checkpoint that a rollback took back, and that is there because of its
-    file KEEP, is neither among the newest nor the best.
+    Younger unfinished ones may be under way, and damaged ones are left for the user. A checkpoint that a rollback took
+    back, and that is there because of its file KEEP, is neither among the newest nor the best.
 
     Args:
         checkpoints: their folder.
@@ -86,7 +98,59 @@ def removable(checkpoints: str, rule: Retention, decisions: Sequence[Rollback] =
         return []
     stay, newest = kept(values, rule), max(values)
     candidates = [step for step in all_steps(checkpoints) if step < newest and step not in stay]
-    return [step for step in candidates if not storage.exists(storage.join(step_folder(checkpoints, step), KEEP))]
+    return [step for step in candidates if not _is_left(step_folder(checkpoints, step))]
+
+
+def removable_damaged(checkpoints: str) -> list[int]:
+    """Steps of the checkpoints that a start has found damaged, but for those with a file KEEP."""
+    folders = {step: step_folder(checkpoints, step) for step in damaged_steps(checkpoints)}
+    return [step for step, folder in folders.items() if not storage.exists(storage.join(folder, KEEP))]
+
+
+def remove_damaged(checkpoints: str) -> list[int]:
+    """Remove the checkpoints that a start has found damaged, but for those with a file KEEP. Returns their steps."""
+    gone = removable_damaged(checkpoints)
+    for step in gone:
+        _remove(checkpoints, step)
+    return gone
+
+
+def strays(checkpoints: str, step: int, index: Index) -> list[str]:
+    """Names of files in a complete checkpoint that other attempts at it left there.
+
+    Args:
+        checkpoints: their folder.
+        step: of the checkpoint.
+        index: of the checkpoint, which says what is its own.
+    """
+    own = {name.partition(".")[0] for name in index.files}
+    names = storage.list_names(step_folder(checkpoints, step))
+    return [name for name in names if name.startswith("rank_") and name.partition(".")[0] not in own]
+
+
+def remove_strays(checkpoints: str, step: int, index: Index) -> list[str]:
+    """Remove what `strays` finds, and return it."""
+    found = strays(checkpoints, step, index)
+    for name in found:
+        storage.remove_file(storage.join(step_folder(checkpoints, step), name))
+    return found
+
+
+def all_strays(checkpoints: str, act: Callable[[str, int, Index], list[str]]) -> list[str]:
+    """What `strays`, or `remove_strays`, finds in all complete checkpoints whose index is whole."""
+    found = []
+    for step in complete_steps(checkpoints):
+        try:
+            index = Index.from_bytes(read_committed(step_folder(checkpoints, step)).index)
+        except UsageError:  # damaged or of another format: whose files are whose cannot be told
+            continue
+        found += act(checkpoints, step, index)
+    return found
+
+
+def _is_left(folder: str) -> bool:
+    """Whether only a user removes a checkpoint."""
+    return storage.exists(storage.join(folder, KEEP)) or is_marked(folder)
 
 
 def apply(checkpoints: str, rule: Retention, decisions: Sequence[Rollback] = ()) -> list[int]:
@@ -110,6 +174,5 @@ def _remove(checkpoints: str, step: int) -> None:
 def _metric(checkpoints: str, step: int, name: str | None) -> float | None:
     if name is None:
         return None
-    metrics = storage.read_json(storage.join(step_folder(checkpoints, step), STATE)).get("metrics", {})
-    value = metrics.get(name)
+    value = read_state(checkpoints, step).get("metrics", {}).get(name)
     return float(value) if isinstance(value, int | float) else None

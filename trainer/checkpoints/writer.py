@@ -7,7 +7,8 @@
     advance  the commit is done                     ready for the next
 
 `advance` is called between steps by all ranks at once, with what they agreed on, so all ranks are always in the same
-phase. No thread ever takes part in a collective. A save that finds the last one unfinished waits for it.
+phase. No thread ever takes part in a collective. A save that finds the last one unfinished waits for it, for a bounded
+time: then the new one has failed, and the last one goes on. There is never more than one under way, and one snapshot.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, Literal
 from uuid import uuid4
 
 from data_pipeline import storage
@@ -29,6 +30,9 @@ from trainer.checkpoints.index import Index, merge
 from trainer.checkpoints.retention import Retention
 from trainer.checkpoints.snapshot import Piece, Snapshot
 from trainer.spikes import Rollback
+
+_LOOK_SECONDS = 10.0
+"""Longest time between two looks of all ranks at whether one of them still waits."""
 
 
 @dataclass
@@ -71,12 +75,20 @@ class CheckpointWriter:
         keep: which checkpoints stay when a newer one is complete.
         most_failures: in a row, after which the run stops.
         report: is told of each checkpoint that is complete, and of each that failed.
+        patience: seconds for which one that is under way is waited for.
     """
 
     def __init__(
-        self, checkpoints: str, agreement: Agreement, keep: Retention, most_failures: int, report: Report
+        self,
+        checkpoints: str,
+        agreement: Agreement,
+        keep: Retention,
+        most_failures: int,
+        report: Report,
+        patience: float = 900.0,
     ) -> None:
         self.checkpoints = checkpoints
+        self._patience = patience
         self.failures = 0
         self.saved: int | None = None
         """Step of the newest checkpoint that is complete, equal on all ranks; None if there is none yet."""
@@ -86,7 +98,8 @@ class CheckpointWriter:
         """Called on rank 0, from its thread, when all of a checkpoint but COMPLETE is about to be written."""
         self._agreement, self._keep, self._most_failures = agreement, keep, most_failures
         self._report = report
-        self._attempt: str = agreement.from_first(uuid4().hex[:8])
+        self._first_attempt: int = agreement.from_first(uuid4().int >> 96)
+        self._attempts = 0
         self._snapshot = Snapshot()
         self._saving: _Saving | None = None
 
@@ -106,9 +119,15 @@ class CheckpointWriter:
         return self._saving.step if self._saving else None
 
     def save(self, step: int, found: list[Piece], state: dict[str, Any]) -> None:
-        """Begin a checkpoint (a collective, as it waits for the one before)."""
+        """Begin a checkpoint (a collective, as it waits for the one before); if that does not end, this one has failed.
+
+        Raises:
+            FoldtrainError: if too many checkpoints in a row have failed.
+        """
         began = time.perf_counter()
-        self.finish()
+        if not self.finish(step):
+            return
+        self._attempts += 1
         self._snapshot.begin(found, self._file(self._agreement.rank, "safetensors"))
         self._saving = _Saving(step, state, time.perf_counter(), time.perf_counter() - began)
         self._saving.work = _start(self._upload)
@@ -121,12 +140,32 @@ class CheckpointWriter:
             saving.copied.wait()
             saving.blocked += time.perf_counter() - began
 
-    def finish(self) -> None:
-        """Wait until nothing is under way (a collective)."""
+    def finish(self, wanted: int | None = None) -> bool:
+        """Wait until nothing is under way, as long as `patience` says (a collective).
+
+        Args:
+            wanted: step of the checkpoint that waits, and has failed if this takes too long; by default the one that
+                is under way.
+
+        Returns:
+            Whether nothing is.
+
+        Raises:
+            FoldtrainError: if too many checkpoints in a row have failed.
+        """
+        end = time.monotonic() + self._patience
         while self._saving is not None:
-            if self._saving.work is not None:
-                self._saving.work.exception()  # waits
-            self.advance(any_busy=False)
+            if self._saving.work is not None:  # no collective of other ranks should wait for long
+                wait([self._saving.work], timeout=min(_LOOK_SECONDS, max(0.0, end - time.monotonic())))
+            busy, late = self._agreement.any(self.busy, time.monotonic() >= end)
+            if busy and late:
+                self.hold()
+                step = self._saving.step
+                error = f"the checkpoint of step {step} is still under way after {self._patience:g} s"
+                self._fail(step if wanted is None else wanted, f"{error} (checkpoint_wait_seconds)")
+                return False
+            self.advance(any_busy=busy)
+        return True
 
     def advance(self, *, any_busy: bool) -> None:
         """Go on to the next phase if no rank is busy in this one (a collective if so).
@@ -154,16 +193,26 @@ class CheckpointWriter:
 
     def _end(self, saving: _Saving, error: str | None) -> None:
         self._saving = None
-        self.failures = self.failures + 1 if error else 0
-        self.saved = self.saved if error else saving.step
-        if error and self._agreement.rank == 0:
-            self._report("checkpoint_failed", saving.step, error=error, in_a_row=self.failures)
+        if error:
+            self._fail(saving.step, error)
+        else:
+            self.failures, self.saved = 0, saving.step
+
+    def _fail(self, step: int, error: str) -> None:
+        self.failures += 1
+        if self._agreement.rank == 0:
+            self._report("checkpoint_failed", step, error=error, in_a_row=self.failures)
         if self.failures >= self._most_failures:
             raise FoldtrainError(
                 f"{self.checkpoints}: {self.failures} checkpoints in a row could not be written, the last at step "
-                f"{saving.step} ({error}). Mend the storage and start the same command again; "
+                f"{step} ({error}). Mend the storage and start the same command again; "
                 "max_failed_checkpoints says how many may fail."
             )
+
+    @property
+    def _attempt(self) -> str:
+        """Name of the attempt that began last, equal on all ranks: its own for each, whatever an earlier one left."""
+        return f"{(self._first_attempt + self._attempts) % 2**32:08x}"
 
     def _file(self, rank: int, kind: str) -> str:
         return f"rank_{rank:04d}-{self._attempt}.{kind}"
@@ -177,10 +226,7 @@ class CheckpointWriter:
             self._saving.copied.set()
         folder, rank = step_folder(self.checkpoints, self._saving.step), self._agreement.rank
         part = self._snapshot.index().to_bytes()  # the CRCs are of what was copied, whatever the upload does to it
-        data = self._snapshot.data()
-        # Object storage's client takes nothing but bytes; a local file takes the memory as it is.
-        body = bytes(data) if storage.is_remote(folder) else cast("bytes", data)
-        storage.write_bytes(storage.join(folder, self._file(rank, "safetensors")), body)
+        storage.write_bytes(storage.join(folder, self._file(rank, "safetensors")), self._snapshot.data())
         storage.write_bytes(storage.join(folder, self._file(rank, "json")), part)
 
     def _commit(self) -> None:
@@ -189,10 +235,10 @@ class CheckpointWriter:
         assert saving is not None
         folder = step_folder(self.checkpoints, saving.step)
         names = [self._file(rank, "json") for rank in range(self._agreement.world)]
-        parts = [Index.from_bytes(storage.read_bytes(storage.join(folder, name))) for name in names]
-        index = merge(parts)
         self.before_commit()
-        commit(folder, index.to_bytes(), saving.state)
+        parts = [Index.from_bytes(storage.read_bytes(storage.join(folder, name))) for name in names]
+        index = merge(parts, self._attempt)
+        commit(folder, index.to_bytes(), saving.state, self._attempt)
         self._report(
             "checkpoint",
             saving.step,
@@ -201,6 +247,7 @@ class CheckpointWriter:
             bytes=sum(index.files.values()),
         )
         try:
+            retention.remove_strays(self.checkpoints, saving.step, index)
             retention.apply(self.checkpoints, self._keep, self.decisions())
         except Exception as error:  # the checkpoint is complete; what could not be removed is said
             self._report("checkpoint_not_removed", saving.step, error=f"{type(error).__name__}: {error}")

@@ -8,8 +8,10 @@ products, and a few percent.
 Attention is counted in two ways. `exact` counts the pairs that see each other: a position of a scale sees all scales up
 to its own. `dense` counts all L x L pairs, which is what attention with a mask computes. The two differ for the
 generator, and not for the tokenizer. MFU uses `exact`: what is computed in vain is no use.
+What is computed twice is counted once: blocks that are checkpointed, and encoder and quantizer of the tokenizer, which
+go ahead of a step of several micro-batches if there is a semantic loss (trainer/stages/contrast.py).
 
-Symbols: C channels, L positions, V codebook size, F folds, N images of a micro-batch over all ranks.
+Symbols: C channels, L positions, V codebook size, F folds, N images of the global batch.
 """
 
 from __future__ import annotations

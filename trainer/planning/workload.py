@@ -96,9 +96,9 @@ def _generator(configs: StageConfigs, world: int) -> Workload:
 
 def _tokenizer(configs: StageConfigs, world: int) -> Workload:
     section = configs.tokenizer
-    micro, _ = section.trainer.split_over(world)
+    section.trainer.split_over(world)
     teacher = frozen_teacher(configs.teacher, section.loss)
-    images = micro * world if section.loss.semantic else 0
+    images = section.trainer.global_batch if section.loss.semantic else 0
     flops = tokenizer_flops(section.model, images).plus_frozen(teacher.flops)
 
     def activations(trainer: TrainerConfig, attention: Attention) -> Activations:  # noqa: ARG001 - a workload has it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from trainer.config import ClassifierStageConfig
 from trainer.engine import INDEX, SEED, Batch, Engine, Terms
 from trainer.inputs import open_images
 from trainer.job import TrainJob
+from trainer.stages.stage import Look
 
 
 class ClassifierStage:
@@ -53,6 +55,10 @@ class ClassifierStage:
         found = {"image": image, "label": label, SEED: seeds}
         here = {name: tensor.to(self._device) for name, tensor in found.items()}
         return here | {INDEX: torch.from_numpy(batch.index_B)}
+
+    def prepare(self, micro_batches: Sequence[Batch], look: Look) -> Sequence[Batch]:  # noqa: ARG002 - a Stage has it
+        """As they are: every sample is judged by itself."""
+        return micro_batches
 
     def terms(self, batch: Batch) -> Terms:
         """Cross-entropy and accuracy."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from trainer.engine import INDEX, SEED, Batch, Engine, Terms
 from trainer.inputs import open_tokens
 from trainer.job import TrainJob
 from trainer.networks import load_quantizer
+from trainer.stages.stage import Look
 
 
 class GeneratorStage:
@@ -48,6 +50,10 @@ class GeneratorStage:
         found = {"tokens": tokens, "label": torch.from_numpy(label), SEED: seeds}
         here = {name: tensor.to(self._device) for name, tensor in found.items()}
         return here | {INDEX: torch.from_numpy(batch.index_B)}
+
+    def prepare(self, micro_batches: Sequence[Batch], look: Look) -> Sequence[Batch]:  # noqa: ARG002 - a Stage has it
+        """As they are: every sample is judged by itself."""
+        return micro_batches
 
     def terms(self, batch: Batch) -> Terms:
         """Mean cross-entropy, and that of each scale and branch."""

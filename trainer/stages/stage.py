@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,6 +11,9 @@ from torch import Tensor, nn
 
 from data_pipeline.ledger import DataOrder
 from trainer.engine import Batch, Engine, Terms
+
+Look = Callable[[Batch], Terms]
+"""The stage's `terms` of a micro-batch without gradients, where weights may be sharded (a collective)."""
 
 
 class Samples(Protocol):
@@ -53,6 +57,10 @@ class Stage(Protocol):
 
     def batch(self, step: int) -> Batch:
         """This rank's samples of an optimizer step, on its device."""
+        ...
+
+    def prepare(self, micro_batches: Sequence[Batch], look: Look) -> Sequence[Batch]:
+        """The micro-batches of a step, with what their terms need to know of each other (may be a collective)."""
         ...
 
     def terms(self, batch: Batch) -> Terms:

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.distributed.nn
 import torch.nn.functional as F
 from torch import Tensor
 
 from data_pipeline.loader import ImageBatches
 from data_pipeline.order import Positions, keyed_uniform, network_seeds, step_positions
 from model.config import TokenizerConfig
-from model.losses import contrastive_loss
-from model.tokenizer import ImageFolderTokenizer
+from model.tokenizer import ImageFolderTokenizer, TokenizerOutput
 from trainer.config import TokenizerStageConfig
 from trainer.dead_codes import replacements
 from trainer.engine import INDEX, SEED, Batch, Engine, Terms
 from trainer.inputs import open_images
 from trainer.job import TrainJob
+from trainer.stages import contrast
+from trainer.stages.stage import Look
 from trainer.teacher import load_teacher
 
 _LAST_RESTART = 0.9  # share of the steps after which no code is restarted
@@ -85,37 +85,53 @@ class TokenizerStage:
         here = {name: tensor.to(self._device) for name, tensor in found.items()}
         return here | {INDEX: torch.from_numpy(batch.index_B)}
 
+    def prepare(self, micro_batches: Sequence[Batch], look: Look) -> Sequence[Batch]:
+        """With what the semantic loss is over all of them, where there are several."""
+        if len(micro_batches) == 1 or not self._config.loss.semantic:
+            return micro_batches
+        return contrast.prepare(micro_batches, look, self._config.loss)
+
     def terms(self, batch: Batch) -> Terms:
-        """All terms of the loss, and the loss."""
-        weights, image = self._config.loss, batch["image"]
-        output = self.network(image, batch["kept_scales"], self._kept_mean_S, batch[SEED])
+        """All terms of the loss, and the loss; or the vectors that the semantic loss compares (`contrast.LOOK`)."""
+        looks = contrast.LOOK in batch
+        target_BD = self._features(batch)
+        # Before the encoder, so that a look, which ends where the decoder begins, is the begin of an ordinary pass.
+        teacher_BC = self.network.project_teacher(target_BD) if self._config.loss.semantic else None
+        seen = (batch["image"], batch["kept_scales"], self._kept_mean_S, batch[SEED])
+        output: TokenizerOutput = self.network(*seen, decode=not looks)
+        if looks:
+            assert teacher_BC is not None
+            sides = {contrast.STUDENT: output.semantic_BC, contrast.TEACHER: teacher_BC}
+            return sides | {contrast.FEATURES: target_BD}
         self._hits_PSV += output.quantized.hits_PSV
+        return self._losses(batch, output, target_BD, teacher_BC)
+
+    def _losses(self, batch: Batch, output: TokenizerOutput, target_BD: Tensor, teacher_BC: Tensor | None) -> Terms:
+        weights, image = self._config.loss, batch["image"]
         terms = {
             "reconstruction": F.mse_loss(output.reconstruction_BCHW.float(), image),
             "codebook": output.quantized.codebook_loss,
             "commitment": output.quantized.commitment_loss,
         }
         loss = weights.reconstruction * terms["reconstruction"] + terms["codebook"] + terms["commitment"]
-        if self._teacher is not None:
-            with torch.no_grad():
-                target = self._teacher.features(image).float()
-            if weights.feature:
-                seen = self._teacher.features(output.reconstruction_BCHW.float())
-                terms["feature"] = F.mse_loss(seen.float(), target)
-                loss = loss + weights.feature * terms["feature"]
-            if weights.semantic:
-                terms["semantic"] = self._semantic(output.semantic_BC, target)
-                loss = loss + weights.semantic * terms["semantic"]
+        if weights.feature and self._teacher is not None:
+            seen_BD = self._teacher.features(output.reconstruction_BCHW.float())
+            terms["feature"] = F.mse_loss(seen_BD.float(), target_BD)
+            loss = loss + weights.feature * terms["feature"]
+        if teacher_BC is not None:
+            terms["semantic"] = contrast.compared(batch, output.semantic_BC, teacher_BC, weights)
+            loss = loss + weights.semantic * terms["semantic"]
         return terms | {"loss": loss}
 
-    def _semantic(self, semantic_BC: Tensor, target_BD: Tensor) -> Tensor:
-        """The contrastive loss over all workers' images. Gathering with gradients sums what DeepSpeed then averages."""
-        student, teacher = semantic_BC.float(), self.network.project_teacher(target_BD).float()
-        all_gather: Callable[[Tensor], tuple[Tensor, ...]] = torch.distributed.nn.all_gather
-        if dist.get_world_size() > 1:
-            student, teacher = (torch.cat(all_gather(side)) for side in (student, teacher))
-        loss = self._config.loss
-        return contrastive_loss(student, teacher, loss.semantic_temperature, loss.semantic_normalize)
+    @torch.no_grad()
+    def _features(self, batch: Batch) -> Tensor:
+        """What the teacher sees, [B, D], float32; nothing, [B, 0], without one."""
+        if contrast.FEATURES in batch:
+            return batch[contrast.FEATURES]
+        image_BCHW = batch["image"]
+        if self._teacher is None:
+            return image_BCHW.new_empty(len(image_BCHW), 0)
+        return self._teacher.features(image_BCHW).float()
 
     def after_step(self, step: int, engine: Engine) -> dict[str, Any]:
         """Restart dead codes every `dead_code_steps`."""
