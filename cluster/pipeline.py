@@ -131,6 +131,7 @@ def _job(
         *(stage, _folder(config, stage), section, config.seed, data.fit, data.reading, inputs, lineage, record),
         tracking=config.tracking,
         peak_tflops=config.cluster.peak_tflops,
+        accept_changes=config.accept_changes,
     )
 
 

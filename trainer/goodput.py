@@ -24,7 +24,7 @@ from typing import Any
 CAUSES = ("start_up", "training", "data_wait", "checkpoint_blocked", "lost_steps", "restart_gap", "shutdown")
 STARTS = frozenset({"start", "resume", "rollback"})
 _ENDS = frozenset({"finish", "stop", "failure"})
-_BEFORE = "checkpoint_damaged"
+_BEFORE = frozenset({"checkpoint_damaged", "settings_changed"})
 """What a start says before it has begun, so that nothing of the start before it lasted until then."""
 _WINDOW = ("time", "step", "window_steps", "window_seconds", "data_wait_share", "checkpoint_seconds")
 Record = Mapping[str, Any]
@@ -62,7 +62,7 @@ def goodput(events: Sequence[Record], metrics: Sequence[Record], back_to: int | 
         metrics: of metrics.jsonl, in their order.
         back_to: step of the checkpoint from which the stage is about to go on: what came after it is lost.
     """
-    events = [event for event in events if "time" in event and "step" in event and event.get("event") != _BEFORE]
+    events = [event for event in events if "time" in event and "step" in event and event.get("event") not in _BEFORE]
     at = next((number for number in reversed(range(len(events))) if events[number].get("event") in STARTS), None)
     if at is None:
         return None

@@ -31,6 +31,24 @@ _NEUTRAL = {
     "checkpoint_wait_seconds",
 }
 
+# Settings of the trainer with which a run may go on otherwise than it began, if that is asked for: neither the state
+# nor the position in the data depends on them.
+_CHANGEABLE = {
+    "steps",
+    "learning_rate",
+    "final_learning_rate",
+    "warmup_steps",
+    "schedule",
+    "weight_decay",
+    "betas",
+    "gradient_clipping",
+    "precision",
+    "initial_loss_scale",
+    "loss_scale_window",
+    "spikes",
+    "extra",
+}
+
 # Settings of `data.reading` that decide what is seen, and in which order.
 _SEEN = {"decode", "crop", "shuffle_window"}
 
@@ -41,7 +59,7 @@ class TrainJob:
 
     `inputs` are URIs of what it is trained from (images, teacher, tokenizer, tokens), `lineage` their fingerprints,
     `config` the resolved config of the whole run, which is recorded and counted from, `peak_tflops` what one device
-    could do, in place of the table's.
+    could do, in place of the table's. With `accept_changes` a run may go on with other settings of its optimizer.
     """
 
     stage: str
@@ -55,6 +73,7 @@ class TrainJob:
     config: dict[str, Any]
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     peak_tflops: float | None = None
+    accept_changes: bool = False
 
     @property
     def checkpoints(self) -> str:
@@ -77,29 +96,56 @@ class TrainJob:
         """Whether the network is there already, made with these settings.
 
         Raises:
-            UsageError: if the folder holds a run with other settings.
+            UsageError: if the folder holds a run with other settings, and may not go on with these.
         """
         try:
-            recorded = storage.read_json(storage.join(self.folder, "settings.json"))
+            recorded = storage.read_json(self._settings)
         except FileNotFoundError:
             return False
         found = differences(recorded, self.settings())
+        exported = storage.exists(storage.join(self.export, "card.json"))
         if found:
-            raise UsageError(
-                f"{self.folder} holds a run with other settings (there -> asked for now):\n  "
-                + "\n  ".join(found)
-                + "\nSet `run` to another folder, or restore the settings, or delete that folder to start anew."
-            )
-        if not storage.exists(storage.join(self.export, "card.json")):
+            self._refuse(found, exported)
+        if not exported:
             return False
         weights.read_card(self.export, self.stage)
         return True
 
+    @property
+    def _settings(self) -> str:
+        return storage.join(self.folder, "settings.json")
+
+    def _refuse(self, found: list[str], exported: bool) -> None:
+        """Raise, unless the run is to go on with what was changed, and can."""
+        keys = {line.split(":")[0].removeprefix("section.trainer.").split(".")[0] for line in found}
+        can = keys <= _CHANGEABLE and not exported
+        if can and self.accept_changes:
+            return
+        go_on = ", or set accept_changes=true to go on from the newest checkpoint with these" if can else ""
+        whole = "finished run" if exported else "run"
+        changes = "\n  ".join(found)
+        raise UsageError(
+            f"{self.folder} holds a {whole} with other settings (there -> asked for now):\n  {changes}\n"
+            f"Set `run` to another folder, or restore the settings, or delete that folder to start anew{go_on}."
+        )
+
     def begin(self) -> None:
-        """Record the config, and the settings so that a later start can compare."""
+        """Record the config, and the settings so that a later start can compare; and what has changed, as an event."""
         import yaml
 
+        self._record_changes()
         resolved = yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True)
         storage.write_bytes(storage.join(self.folder, "config.yaml"), resolved.encode())
-        storage.write_json(storage.join(self.folder, "settings.json"), self.settings())
+        storage.write_json(self._settings, self.settings())
         storage.write_json(storage.join(self.folder, "lineage.json"), self.lineage)
+
+    def _record_changes(self) -> None:
+        try:
+            found = differences(storage.read_json(self._settings), self.settings())
+        except FileNotFoundError:
+            return
+        if found:
+            from trainer.checkpoints.folder import latest_step
+            from trainer.run_directory import append_event
+
+            append_event(self.folder, "settings_changed", latest_step(self.checkpoints) or 0, changes=found)

@@ -280,7 +280,7 @@ class Loop:
             raise FoldtrainError(
                 f"{self.job.folder}: {progress.skipped_in_a_row} optimizer steps in a row were skipped up to step "
                 f"{self.step}, because gradients are not finite. Lower learning_rate, set gradient_clipping, or train "
-                "in fp32."
+                "in fp32, and go on with accept_changes=true."
             )
 
     def _resume(self) -> None:

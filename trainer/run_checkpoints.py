@@ -135,7 +135,7 @@ class RunCheckpoints:
         self._stage.load_state(read.stage)
         state = read.reader.state
         self._course.load(state)
-        if self._engine.loss_scale:
+        if self._engine.loss_scale and state.get("loss_scale"):  # a run may have gone over to fp16
             self._engine.loss_scale.load_state(state["loss_scale"])
         self.writer.saved = step
         return Progress(self._course.next_step(step), step, state["skipped_steps"], state["skipped_in_a_row"])

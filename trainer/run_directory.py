@@ -6,7 +6,7 @@
     lineage.json        fingerprints of what it was trained from
     metrics.jsonl       a record every `log_every` steps: the source of truth; trackers only read it (trackers/)
     events.jsonl        start, resume, restart, rollback, checkpoint, checkpoint_failed,
-                        checkpoint_damaged, skipped_step, spike, finish, no_mfu, goodput,
+                        checkpoint_damaged, settings_changed, skipped_step, spike, finish, no_mfu, goodput,
                         dropped_records
     metrics.prom        the newest record for Prometheus, if the folder is on this machine
     checkpoints/        see checkpoints/

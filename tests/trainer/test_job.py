@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from data_pipeline import weights
+from data_pipeline import storage, weights
 from data_pipeline.config import ReadingConfig
 from data_pipeline.errors import UsageError
 from trainer.config import ClassifierStageConfig, TrainerConfig
 from trainer.job import TrainJob
+from trainer.jsonl import read_records
 
 
 def job(
@@ -63,3 +65,30 @@ def test_other_settings_are_refused_and_the_difference_is_shown(tmp_path: Path, 
 def test_settings_that_change_no_result_may_change(tmp_path: Path) -> None:
     job(tmp_path).begin()
     assert not job(tmp_path, checkpoint_every=7, log_every=3, zero_stage=1, micro_batch=2).is_finished()
+
+
+def test_a_run_may_go_on_with_another_learning_rate_if_that_is_asked_for_and_it_is_on_record(tmp_path: Path) -> None:
+    job(tmp_path).begin()
+    with pytest.raises(UsageError, match="accept_changes=true to go on"):
+        job(tmp_path, learning_rate=0.5).is_finished()
+    changed = replace(job(tmp_path, learning_rate=0.5, spikes={"window": 8}), accept_changes=True)
+    assert not changed.is_finished()
+    changed.begin()
+    (event,) = read_records(storage.join(str(tmp_path), "events.jsonl"))
+    assert (event["event"], event["step"]) == ("settings_changed", 0)
+    assert "section.trainer.learning_rate: 0.001 -> 0.5" in event["changes"]
+    assert not job(tmp_path, learning_rate=0.5, spikes={"window": 8}).is_finished()
+
+
+@pytest.mark.parametrize("other", [{"seed": 3}, {"global_batch": 8}, {"ema_decay": 0.5}, {"images": "b" * 64}])
+def test_what_state_or_data_depend_on_is_refused_all_the_same(tmp_path: Path, other: Any) -> None:
+    job(tmp_path).begin()
+    with pytest.raises(UsageError, match=r"start anew\.$"):
+        replace(job(tmp_path, learning_rate=0.5, **other), accept_changes=True).is_finished()
+
+
+def test_a_finished_run_does_not_go_on_with_other_settings(tmp_path: Path) -> None:
+    job(tmp_path).begin()
+    weights.write_weights(job(tmp_path).export, "teacher", {}, {"model": {"w": torch.zeros(1)}}, {})
+    with pytest.raises(UsageError, match="finished run with other settings"):
+        replace(job(tmp_path, steps=50), accept_changes=True).is_finished()
