@@ -139,7 +139,8 @@ class Course:
             raise FoldtrainError(
                 f"{self._folder}: the loss spiked at step {spike.last} ({spike.loss:.4g}), after "
                 f"{len(self._decisions)} rollbacks already (trainer.spikes.max_rollbacks). Lower learning_rate, set "
-                "gradient_clipping (accept_changes=true goes on with them), or look at the samples that events.jsonl names."
+                "gradient_clipping (accept_changes=true goes on with them), or look at the samples that events.jsonl "
+                "names."
             )
         decision: Rollback | None = None
         if self._agreement.rank == 0:
