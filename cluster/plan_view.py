@@ -169,6 +169,10 @@ def measured_table(plan: Plan, measured: Measured) -> Table:
 
     row("seconds per step", time.step_seconds, measured.step_seconds, "{:.4g}")
     row("samples per second", time.samples_per_second, measured.samples_per_second, "{:,.1f}")
+    if measured.device_bytes is not None:
+        row("bytes on a rank's device", plan.memory.device_bytes, measured.device_bytes, "{:,.0f}")
+    host = plan.memory.host_bytes if plan.memory.host else plan.memory.device_bytes
+    row("bytes of a rank's process (predicted: without libraries)", host, measured.resident_bytes, "{:,.0f}")
     row("bytes of a checkpoint", saved.bytes, measured.checkpoint_bytes, "{:,.0f}")
     row("seconds of a checkpoint", saved.seconds, measured.checkpoint_seconds, "{:.3g}")
     between = None if plan.failures is None else plan.failures.interval_seconds

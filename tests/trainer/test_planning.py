@@ -160,6 +160,19 @@ def test_measurements_are_medians_without_the_first_record(tmp_path: Path) -> No
     assert found.checkpoint_seconds_between == 15
 
 
+def test_the_most_memory_of_all_records_is_measured(tmp_path: Path) -> None:
+    records = [{"step_seconds": 1, "samples_per_second": 8, "memory_bytes": size} for size in (5.0, 9.0, 7.0)]
+    write(tmp_path, "metrics.jsonl", records)
+    found = read_measured(str(tmp_path))
+    assert (found.resident_bytes, found.device_bytes) == (9, None)
+
+
+@pytest.mark.parametrize(("minutes", "count"), [(None, 10), (1.0, 17), (60.0, 10)])
+def test_checkpoints_are_counted_by_steps_or_by_minutes_whatever_comes_first(minutes: float | None, count: int) -> None:
+    settings = configs(checkpoint_every=100, checkpoint_minutes=minutes)
+    assert make_plan(request(settings=settings, throughput=768.0)).checkpoints.count == count
+
+
 def test_a_folder_without_measurements_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="train the stage first"):
         read_measured(str(tmp_path))

@@ -14,7 +14,7 @@ from trainer.jsonl import read_records
 
 @dataclass(frozen=True)
 class Measured:
-    """Medians over a stage's records."""
+    """Medians over a stage's records, and the most memory."""
 
     step_seconds: float
     samples_per_second: float
@@ -24,6 +24,10 @@ class Measured:
     checkpoint_seconds_between: float | None
     skipped_steps: int
     restarts: int
+    device_bytes: int | None
+    """The most that tensors took on the device of the rank that had most; None on a CPU."""
+    resident_bytes: int | None
+    """The most that a rank's process held in the host's memory, with Python and all libraries."""
 
 
 def read_measured(folder: str) -> Measured:
@@ -50,12 +54,18 @@ def read_measured(folder: str) -> Measured:
         checkpoint_seconds_between=statistics.median(between) if between else None,
         skipped_steps=int(metrics[-1].get("skipped_steps", 0)),
         restarts=sum(event.get("event") == "resume" for event in events),
+        device_bytes=_most(metrics, "cuda_allocated_bytes"),
+        resident_bytes=_most(metrics, "memory_bytes"),
     )
 
 
 def _median(events: list[dict[str, Any]], name: str) -> float | None:
     values = [float(event[name]) for event in events if event.get(name) is not None]
     return statistics.median(values) if values else None
+
+
+def _most(records: list[dict[str, Any]], name: str) -> int | None:
+    return max((int(record[name]) for record in records if record.get(name) is not None), default=None)
 
 
 def _last(events: list[dict[str, Any]], name: str) -> int | None:

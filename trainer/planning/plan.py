@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -148,7 +149,7 @@ def make_plan(request: Request) -> Plan:
     attention: Attention = "cpu" if request.device is None else "sdpa"
     time = estimate_time(request, work)
     seen = trainer.steps * trainer.global_batch
-    saves = max(1, -(-trainer.steps // trainer.checkpoint_every))
+    saves = max(1, -(-trainer.steps // _steps_between_checkpoints(trainer, time)))
     parameters, ema = count(work.weights), trainer.ema_decay > 0
     checkpoints = checkpoint_cost(parameters, request.world, request.nodes, saves, request.bandwidth, ema=ema)
     failures = _failures(request, trainer, time, checkpoints)
@@ -240,12 +241,17 @@ def _reading(request: Request, seen: int) -> Reading | None:
     return read_images(data.samples, data.bytes, data.shards or 1, request.nodes, seen, cached=cached)
 
 
+def _steps_between_checkpoints(trainer: TrainerConfig, time: Time) -> int:
+    """`checkpoint_every`, or fewer if `checkpoint_minutes` are over before."""
+    if trainer.checkpoint_minutes is None or time.step_seconds is None:
+        return trainer.checkpoint_every
+    return min(trainer.checkpoint_every, math.ceil(trainer.checkpoint_minutes * 60 / time.step_seconds))
+
+
 def _failures(request: Request, trainer: TrainerConfig, time: Time, checkpoints: Checkpoints) -> Failures | None:
     if time.step_seconds is None or time.hours is None:
         return None
-    interval = trainer.checkpoint_every * time.step_seconds
-    if trainer.checkpoint_minutes is not None:
-        interval = min(interval, trainer.checkpoint_minutes * 60)
+    interval = _steps_between_checkpoints(trainer, time) * time.step_seconds
     blocked = checkpoints.rank_bytes / _COPY_BYTES_PER_SECOND
     between = request.mtbf_hours * 3600 / request.nodes
     return expect_failures(time.hours * 3600, interval, blocked, checkpoints.seconds, between, request.restart_seconds)

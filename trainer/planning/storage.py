@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from data_pipeline.object_reads import PIECE_BYTES
-from data_pipeline.object_writes import PART_BYTES
+from data_pipeline.object_writes import VIEW_PART_BYTES
 from model.layout import TokenLayout
 
 _ROW = 4 + 4 + 48
@@ -78,5 +78,5 @@ def checkpoint_cost(parameters: int, world: int, nodes: int, count: int, bandwid
     """
     size = 4 * (3 + ema) * parameters
     rank = -(-size // world)
-    parts = 1 if rank <= PART_BYTES else -(-rank // PART_BYTES) + 2  # begin, parts, end
+    parts = 1 if rank <= VIEW_PART_BYTES else -(-rank // VIEW_PART_BYTES) + 2  # begin, parts, end
     return Checkpoints(size, rank, count, world * (parts + 1) + 3, size / (bandwidth * nodes))
