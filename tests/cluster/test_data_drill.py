@@ -16,7 +16,7 @@ from cluster.drills.striking import complete_shards
 from cluster.drills.victims import PATIENCE, Victim, is_actor, started, tail, wait_for
 from tests.cluster.conftest import Foldtrain
 
-drill = [pytest.mark.drill, pytest.mark.xdist_group("drill")]
+drill = [pytest.mark.drill, pytest.mark.xdist_group("data_drill")]
 
 FIRST_SEED, TRIALS = 15, 3
 """Requests that fail; a killed driver; a killed raylet, and then the S3 server."""

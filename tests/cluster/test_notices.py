@@ -13,7 +13,7 @@ from cluster.drills.victims import PATIENCE, Victim, started, wait_for
 from tests.cluster.drills import lines
 from trainer.checkpoints.folder import latest_step
 
-pytestmark = [pytest.mark.drill, pytest.mark.xdist_group("drill")]
+pytestmark = [pytest.mark.drill, pytest.mark.xdist_group("notices")]
 
 WITHOUT_END = 1_000_000
 
