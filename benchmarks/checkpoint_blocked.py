@@ -84,7 +84,7 @@ def medians(millions: int, workers: int, stage: int, place: str | None = None) -
     """Seconds of the slowest rank, medians over rounds: blocked, whole (ours), synchronous (theirs), step."""
     folder = Path(tempfile.mkdtemp(dir=place))
     try:
-        ranks = run_gloo(workers, folder, measure, str(folder), millions, stage)
+        ranks = run_gloo(workers, folder, measure, str(folder), millions, stage, patience=1800)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     slowest = {name: [max(rank[name][i] for rank in ranks) for i in range(1, ROUNDS)] for name in ranks[0]}

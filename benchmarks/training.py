@@ -1,6 +1,6 @@
 """What foldtrain adds to a training step, and what a checkpoint takes from training.
 
-    python benchmarks/training.py [--json FILE] [--rounds 3] [--steps 30] [--zero-stage 2] [--millions 200]
+    python benchmarks/training.py [--json FILE] [--rounds 3] [--steps 30] [--zero-stage 2] [--millions 100]
 
     bare_loop            steps/s through foldtrain with one worker (Ray, DeepSpeed, loader, metrics), over those of a
                          plain torch loop: the same network, loss, AdamW and clipping, one batch that stays in memory
@@ -178,7 +178,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="of each pair")
     parser.add_argument("--steps", type=int, default=30, help="of each training")
     parser.add_argument("--zero-stage", type=int, default=2)
-    parser.add_argument("--millions", type=int, default=200, help="parameters in millions, of the checkpoint")
+    parser.add_argument("--millions", type=int, default=100, help="parameters in millions, of the checkpoint")
     given = parser.parse_args()
     rounds = measure(given.steps, given.zero_stage, given.rounds)
     rates = {name: statistics.median(values) for name, values in rounds.items()}

@@ -19,7 +19,9 @@ PRELOADED = [
 """Imported once, before processes are forked: together these take longer than a test."""
 
 
-def run_gloo(world: int, folder: Path, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+def run_gloo(
+    world: int, folder: Path, function: Callable[..., Any], *arguments: Any, patience: float = 120
+) -> list[Any]:
     """Results of `function(*arguments)` on each rank. A failure on any rank fails the caller with its traceback."""
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
@@ -32,7 +34,7 @@ def run_gloo(world: int, folder: Path, function: Callable[..., Any], *arguments:
     for process in processes:
         process.start()
     try:
-        answers = [queue.get(timeout=120) for _ in processes]
+        answers = [queue.get(timeout=patience) for _ in processes]
     finally:
         for process in processes:
             process.join(timeout=30)
