@@ -179,20 +179,33 @@ def missing(plan: TokenPlan) -> list[PlannedShard]:
     return [shard for shard in plan.shards if committed.get(shard.name, -1) != sizes.get(shard.name)]
 
 
-def _read_commit(plan: TokenPlan, name: str) -> TokenCommit:
-    path = storage.join(plan.output, name)
+def read_commit(path: str, made_by: dict[str, Any], setting: str) -> TokenCommit:
+    """The commit record of a token shard.
+
+    Args:
+        path: URI of the record.
+        made_by: what its tokens have to follow from.
+        setting: that names the folder, for the error.
+
+    Raises:
+        UsageError: if it is damaged, or of other tokens; it says what differs.
+    """
     try:
         commit = TokenCommit.model_validate(storage.read_json(path))
     except ValidationError as error:
         raise UsageError(f"{path} is no commit record of a token shard: delete it and run again") from error
-    found = differences(commit.made_by, plan.made_by())
+    found = differences(commit.made_by, made_by)
     if found:
         raise UsageError(
             f"{path} belongs to tokens that were made otherwise (there -> now):\n  "
             + "\n  ".join(found)
-            + "\nChoose another tokens.output, or delete that folder."
+            + f"\nChoose another {setting}, or delete that folder."
         )
     return commit
+
+
+def _read_commit(plan: TokenPlan, name: str) -> TokenCommit:
+    return read_commit(storage.join(plan.output, name), plan.made_by(), "tokens.output")
 
 
 def tokenize_shard(

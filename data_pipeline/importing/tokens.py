@@ -18,14 +18,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import ValidationError
 
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
-from data_pipeline.manifest import ShardRecord, TokenCommit, TokenizerRecord, TokenManifest, differences
+from data_pipeline.manifest import ShardRecord, TokenCommit, TokenizerRecord, TokenManifest
 from data_pipeline.token_archive import read_columns
 from data_pipeline.token_shards import TokenBlock, write_token_shard
-from data_pipeline.tokenizing import record_name
+from data_pipeline.tokenizing import read_commit, record_name
 from data_pipeline.views import GROUPS
 from model.layout import TokenLayout
 
@@ -195,15 +194,7 @@ def _committed(plan: ImportPlan, name: str, sizes: dict[str, int]) -> TokenCommi
     """The commit record of a shard, if it is complete."""
     if record_name(name) not in sizes:
         return None
-    path = storage.join(plan.output, record_name(name))
-    try:
-        commit = TokenCommit.model_validate(storage.read_json(path))
-    except ValidationError as error:
-        raise UsageError(f"{path} is no commit record of a token shard: delete it and run again") from error
-    found = differences(commit.made_by, plan.made_by())
-    if found:
-        reason = "\n  ".join(found)
-        raise UsageError(f"{path} belongs to other tokens (there -> now):\n  {reason}\nChoose another --output")
+    commit = read_commit(storage.join(plan.output, record_name(name)), plan.made_by(), "--output")
     return commit if sizes.get(name) == commit.shard.bytes else None
 
 
