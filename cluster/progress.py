@@ -12,7 +12,7 @@ from cluster.terminal import console, duration
 from data_pipeline import storage
 from data_pipeline.errors import FoldtrainError
 from trainer.job import TrainJob
-from trainer.jsonl import read_records
+from trainer.jsonl import read_last_records
 
 _POLL_SECONDS = 1.0
 _LINE_SECONDS = 15.0
@@ -99,7 +99,7 @@ class _Said:
     def read(self, job: TrainJob, line: ProgressLine, since: float) -> None:
         """Say what the stage runs on, as soon as this start of it is on record, and what each restart has cost."""
         try:
-            events = read_records(storage.join(job.folder, "events.jsonl"))
+            events = read_last_records(storage.join(job.folder, "events.jsonl"))
             events = [event for event in events if event["time"] >= since]
             if events and not self._environment:
                 _say_environment(storage.read_json(storage.join(job.folder, "environment.json")), line)
@@ -127,7 +127,7 @@ def _restart(event: dict[str, Any]) -> str:
 
 def _show_newest(job: TrainJob, line: ProgressLine) -> None:
     try:
-        records = read_records(storage.join(job.folder, "metrics.jsonl"))
+        records = read_last_records(storage.join(job.folder, "metrics.jsonl"))
     except (OSError, FoldtrainError):  # storage that is away for a moment stops nothing
         return
     if records:

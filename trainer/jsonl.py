@@ -23,11 +23,24 @@ _UPLOAD_SHARE = 0.05
 def read_records(uri: str) -> list[dict[str, Any]]:
     """All whole records of a file; none if there is no file. A last line that is cut off is left out."""
     try:
-        text = storage.read_bytes(uri).decode(errors="replace")
+        return _parse(storage.read_bytes(uri))
     except FileNotFoundError:
         return []
+
+
+def read_last_records(uri: str, most: int = 65536) -> list[dict[str, Any]]:
+    """The whole records in the last `most` bytes of a file, for whoever looks again and again; none without a file."""
+    try:
+        start = max(0, storage.size(uri) - most)
+        data = storage.read_range(uri, start, most)
+    except FileNotFoundError:
+        return []
+    return _parse(data.partition(b"\n")[2] if start else data)
+
+
+def _parse(data: bytes) -> list[dict[str, Any]]:
     records = []
-    for line in text.splitlines():
+    for line in data.decode(errors="replace").splitlines():
         try:
             records.append(json.loads(line))
         except ValueError:  # the line was being written when its writer died

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline import storage, storage_retries
-from trainer.jsonl import JsonlWriter, read_records
+from trainer.jsonl import JsonlWriter, read_last_records, read_records
 
 
 def test_a_record_is_on_disk_as_soon_as_it_is_written(tmp_path: Path) -> None:
@@ -27,6 +27,16 @@ def test_a_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
 
 def test_there_are_no_records_where_there_is_no_file(tmp_path: Path) -> None:
     assert read_records(str(tmp_path / "none.jsonl")) == []
+
+
+def test_the_last_records_are_whole_ones(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(f'{{"step": {step}}}\n' for step in range(1, 10)) + '{"step": 10, "lo')
+    line = len('{"step": 1}\n')
+    cut = len('{"step": 10, "lo')
+    assert read_last_records(str(path), most=2 * line + 3 + cut) == [{"step": 8}, {"step": 9}]
+    assert read_last_records(str(path)) == read_records(str(path))
+    assert read_last_records(str(tmp_path / "none.jsonl")) == []
 
 
 @pytest.mark.xdist_group("s3")
