@@ -161,9 +161,7 @@ def test_an_interrupted_import_ends_in_the_same_bytes(jsonl: Path, tmp_path: Pat
 
 def test_another_input_is_not_mixed_into_the_same_folder(jsonl: Path, tmp_path: Path) -> None:
     imported(RARTokens(str(jsonl), 2), tmp_path / "out")
-    with pytest.raises(
-        UsageError, match=r"tokens that were made otherwise .*\n  .*codebook_size: 100 -> 200"
-    ):
+    with pytest.raises(UsageError, match=r"tokens that were made otherwise .*\n  .*codebook_size: 100 -> 200"):
         imported(RARTokens(str(jsonl), 2), tmp_path / "out", codebook_size=200)
 
 
