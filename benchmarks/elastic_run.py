@@ -1,7 +1,7 @@
 """Losses of a stage that loses a node of its Ray cluster and gets another, against the undisturbed stage.
 
-Three Ray nodes on this machine, ZeRO 2 on three workers; one node is killed by kill -9, a new one is added later. The
-drill is that of tests/cluster/test_elastic.py. `--figure FILE` draws both curves as SVG.
+Three Ray nodes on this machine, ZeRO 2 on three workers; one node is killed by kill -9, a new one is added later, and
+then Ray drains one. The drill is that of tests/cluster/test_elastic.py. `--figure FILE` draws both curves as SVG.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ text.key { text-anchor: start; font-size: 13px; fill: #1c2330; }
 .line.c2, .line.c3 { stroke-dasharray: 4 3; }
 """
 _KEYS = (
-    (14, 0, "unbroken, 3 workers"),
-    (160, 1, "elastic, 1 to 3 workers"),
-    (322, 3, "a node is lost"),
-    (440, 2, "another is there"),
+    (8, 0, "unbroken, 3 workers"),
+    (138, 1, "elastic, 1 to 3 workers"),
+    (284, 3, "a node is lost"),
+    (384, 2, "another is there"),
+    (488, 0, "one leaves"),
 )
 """Place, colour and text."""
 _TOP = 34
@@ -54,7 +55,7 @@ def panels(run: ElasticRun) -> list[Markup]:
     ]
     pairs = zip(run.unbroken, run.elastic, strict=True)
     apart = [abs(other / one - 1) for one, other in pairs]
-    lost, grown = run.restarts
+    lost, grown, drained = run.restarts
     points = list(zip(steps, apart, strict=True))
     corners: list[tuple[float, float]] = []
     ends = [step for step, _ in run.sizes[1:]] + [STEPS]
@@ -67,6 +68,7 @@ def panels(run: ElasticRun) -> list[Markup]:
         ([Line("", corners, 1)], [0.0, 3.0], "workers", False),
     ):
         marks = [mark(lost["step"] + lost["lost_steps"], values, 3), mark(grown["step"], values, 2)]
+        marks.append(mark(drained["step"], values, 0))
         chart = line_chart([*lines, *marks], title=label, x_label="step", y_label=label, log_y=log)
         found.append(Markup(str(chart).partition("</svg>")[0] + "</svg>"))
     return found

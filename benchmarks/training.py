@@ -1,6 +1,6 @@
 """What foldtrain adds to a training step, and what a checkpoint takes from training.
 
-    python benchmarks/training.py [--json FILE] [--rounds 3] [--steps 30] [--zero-stage 2] [--millions 100]
+    python benchmarks/training.py [--json FILE] [--rounds 1] [--steps 80] [--zero-stage 2] [--millions 100]
 
     bare_loop            steps/s through foldtrain with one worker (Ray, DeepSpeed, loader, metrics), over those of a
                          plain torch loop: the same network, loss, AdamW and clipping, one batch that stays in memory
@@ -8,18 +8,16 @@
     checkpoint_blocked   time that a checkpoint in the background keeps training waiting, over that of
                          `engine.save_checkpoint` to the same folder (checkpoint_blocked.py)
 
-The network is a generator of 286 positions in two folds. Each pair is measured in turns, because the speed of a machine
-drifts; a ratio is that of the medians. A rate is that of the steps after the first ten. All processes have one thread,
-and the niceness that Ray gives its workers.
+The network is a generator of 286 positions in two folds. The two of a pair take turns of a few seconds (turns.py),
+because the speed of a machine drifts; a ratio is the median of the rounds. A rate is that of the steps after the first
+ten. All processes have one thread, and the niceness that Ray gives its workers.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import pickle
 import statistics
-import subprocess
 import sys
 import tempfile
 from dataclasses import replace
@@ -30,7 +28,8 @@ import checkpoint_blocked
 import numpy as np
 import torch
 from report import write_report
-from training_worker import WARM_UP
+from training_worker import RECORD_EVERY
+from turns import Training, rates
 
 from data_pipeline.config import ReadingConfig
 from data_pipeline.manifest import TokenizerRecord, TokenManifest
@@ -44,7 +43,7 @@ from trainer.job import TrainJob
 SMALL = ViTConfig(width=64, depth=1, heads=1)
 TOKENIZER = TokenizerConfig(image_size=256, encoder=SMALL, decoder=SMALL)
 GENERATOR = GeneratorConfig(num_classes=10, depth=4, width=256, heads=4)
-SAMPLES, BATCH = 512, 16
+SAMPLES, BATCH, WARM_UP = 512, 16, 10
 WORKER = Path(__file__).with_name("training_worker.py")
 
 
@@ -99,7 +98,7 @@ class Bench:
                 "weight_decay": 0.05,
                 "gradient_clipping": 1.0,
                 "zero_stage": zero_stage,
-                "log_every": WARM_UP,
+                "log_every": RECORD_EVERY,
                 "checkpoint_every": steps,
             }
         )
@@ -108,24 +107,21 @@ class Bench:
         inputs, off = write_inputs(folder), TrackingConfig(wandb="off")
         self._job = TrainJob("generator", "", section, 0, "crop", reading, inputs, {}, {}, tracking=off)
 
-    def bare(self) -> float:
-        """Steps per second."""
-        path, _ = self._next()
-        output = run(sys.executable, str(WORKER), "bare", str(path))
-        return 1 / float(json.loads(output.splitlines()[-1])["seconds_per_step"])
-
-    def ray(self, workers: int) -> float:
-        """Steps per second."""
+    def bare(self) -> Training:
+        """A plain torch loop."""
         path, folder = self._next()
-        run(sys.executable, str(WORKER), "ray", str(path), str(workers))
-        return steady(folder)
+        return Training((sys.executable, str(WORKER), "bare", str(path)), folder)
 
-    def torchrun(self, workers: int) -> float:
-        """Steps per second."""
+    def ray(self, workers: int) -> Training:
+        """As the command."""
+        path, folder = self._next()
+        return Training((sys.executable, str(WORKER), "ray", str(path), str(workers)), folder)
+
+    def torchrun(self, workers: int) -> Training:
+        """The same workers without Ray."""
         path, folder = self._next()
         launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}")
-        run(*launcher, str(WORKER), "torchrun", str(path))
-        return steady(folder)
+        return Training((*launcher, str(WORKER), "torchrun", str(path)), folder)
 
     def _next(self) -> tuple[Path, Path]:
         self._count += 1
@@ -133,24 +129,6 @@ class Bench:
         path = folder.with_suffix(".pickle")
         path.write_bytes(pickle.dumps(replace(self._job, folder=str(folder))))
         return path, folder
-
-
-def run(*command: str) -> str:
-    """What a command prints.
-
-    Raises:
-        RuntimeError: if it fails, with all that it said.
-    """
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
-    return done.stdout
-
-
-def steady(folder: Path) -> float:
-    """Steps per second of the records after the first, which has the warm-up."""
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][1:]
-    return float(sum(r["window_steps"] for r in records) / sum(r["window_seconds"] for r in records))
 
 
 def measure(steps: int, zero_stage: int, rounds: int) -> dict[str, list[float]]:
@@ -166,31 +144,37 @@ def measure(steps: int, zero_stage: int, rounds: int) -> dict[str, list[float]]:
         }
         for pair in (("bare", "foldtrain"), ("torchrun_2", "foldtrain_2")):
             for number in range(rounds):
-                for name in pair if number % 2 == 0 else pair[::-1]:
-                    found[name].append(ways[name]())
-                    print(f"{name}: {found[name][-1]:.3f} steps/s", file=sys.stderr, flush=True)
+                names = pair if number % 2 == 0 else pair[::-1]
+                for name, rate in zip(names, rates([ways[name]() for name in names], WARM_UP, steps), strict=True):
+                    found[name].append(rate)
+                    print(f"{name}: {rate:.3f} steps/s", file=sys.stderr, flush=True)
     return found
+
+
+def median_ratio(ours: list[float], theirs: list[float]) -> float:
+    """Of the rounds."""
+    return statistics.median(mine / other for mine, other in zip(ours, theirs, strict=True))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the figures here")
-    parser.add_argument("--rounds", type=int, default=3, help="of each pair")
-    parser.add_argument("--steps", type=int, default=30, help="of each training")
+    parser.add_argument("--rounds", type=int, default=1, help="of each pair")
+    parser.add_argument("--steps", type=int, default=80, help="of each training")
     parser.add_argument("--zero-stage", type=int, default=2)
     parser.add_argument("--millions", type=int, default=100, help="parameters in millions, of the checkpoint")
     given = parser.parse_args()
     rounds = measure(given.steps, given.zero_stage, given.rounds)
-    rates = {name: statistics.median(values) for name, values in rounds.items()}
+    speed = {name: statistics.median(values) for name, values in rounds.items()}
     blocked = checkpoint_blocked.medians(given.millions, workers=2, stage=given.zero_stage)
     ratio = {
-        "bare_loop": rates["foldtrain"] / rates["bare"],
-        "torchrun": rates["foldtrain_2"] / rates["torchrun_2"],
+        "bare_loop": median_ratio(rounds["foldtrain"], rounds["bare"]),
+        "torchrun": median_ratio(rounds["foldtrain_2"], rounds["torchrun_2"]),
         "checkpoint_blocked": blocked["blocked"] / blocked["synchronous"],
     }
     values = {
-        "bare_loop": ("one worker", "bare loop", rates["bare"], rates["foldtrain"], "steps/s", "≥ 0.95"),
-        "torchrun": ("two workers", "torchrun", rates["torchrun_2"], rates["foldtrain_2"], "steps/s", "≥ 0.98"),
+        "bare_loop": ("one worker", "bare loop", speed["bare"], speed["foldtrain"], "steps/s", "≥ 0.95"),
+        "torchrun": ("two workers", "torchrun", speed["torchrun_2"], speed["foldtrain_2"], "steps/s", "≥ 0.98"),
         "checkpoint_blocked": (
             *("checkpoint", "save_checkpoint", blocked["synchronous"], blocked["blocked"]),
             *("s", "≤ 0.1"),
@@ -201,7 +185,7 @@ def main() -> None:
         for name, (what, against, theirs, ours, unit, goal) in values.items()
     ]
     title = f"training: generator {GENERATOR.width} x {GENERATOR.depth}, ZeRO {given.zero_stage}, batch {BATCH}"
-    figures: dict[str, Any] = {"steps_per_second": rates, "rounds": rounds, "checkpoint_seconds": blocked}
+    figures: dict[str, Any] = {"steps_per_second": speed, "rounds": rounds, "checkpoint_seconds": blocked}
     figures |= {"settings": {key: value for key, value in vars(given).items() if key != "json"}, "ratio": ratio}
     write_report(title, ["", "against", "foldtrain", "ratio", "goal"], rows, figures, given.json)
 

@@ -1,6 +1,6 @@
 """The same training in one of three ways, as a process of its own.
 
-python benchmarks/training_worker.py bare JOB.pickle             a plain torch loop; prints seconds per step
+python benchmarks/training_worker.py bare JOB.pickle             a plain torch loop
 python benchmarks/training_worker.py ray JOB.pickle WORKERS      as `foldtrain train-generator` does it
 torchrun --nproc-per-node WORKERS benchmarks/training_worker.py torchrun JOB.pickle
 """
@@ -20,8 +20,8 @@ from torch.nn.utils import clip_grad_norm_
 from trainer.config import GeneratorStageConfig
 from trainer.job import TrainJob
 
-WARM_UP = 10
-"""Steps that are not measured."""
+RECORD_EVERY = 5
+"""Steps between two records of metrics.jsonl."""
 NICENESS = int(os.environ.get("RAY_worker_niceness", "15"))  # noqa: SIM112 - Ray spells it so
 
 
@@ -42,9 +42,9 @@ def bare(job: TrainJob) -> None:
     tokens_BLF = torch.randint(layout.codebook_size, (config.global_batch, layout.positions, layout.folds))
     label_B = torch.randint(job.section.model.num_classes, (config.global_batch,))
     seed_B = torch.arange(config.global_batch)
-    for step in range(config.steps):
-        if step == WARM_UP:
-            began = time.perf_counter()
+    Path(job.folder).mkdir(parents=True)
+    metrics = (Path(job.folder) / "metrics.jsonl").open("a")
+    for step in range(1, config.steps + 1):
         with torch.no_grad():
             input_BLC = quantizer.generator_input(tokens_BLF)
         loss, _ = folded_cross_entropy(network(label_B, input_BLC, seed_B), tokens_BLF)
@@ -52,7 +52,8 @@ def bare(job: TrainJob) -> None:
         clip_grad_norm_(network.parameters(), config.gradient_clipping)
         optimizer.step()
         optimizer.zero_grad()
-    print(json.dumps({"seconds_per_step": (time.perf_counter() - began) / (config.steps - WARM_UP)}))
+        if step % RECORD_EVERY == 0:
+            print(json.dumps({"step": step, "time": time.time()}), file=metrics, flush=True)
 
 
 def under_ray(job: TrainJob, workers: int) -> None:

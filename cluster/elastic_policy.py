@@ -22,10 +22,9 @@ from ray.train.v2._internal.execution.scaling_policy import (
 )
 from ray.train.v2._internal.execution.worker_group import WorkerGroupPollStatus, WorkerGroupState
 from ray.train.v2.api.config import FailureConfig, ScalingConfig
-from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from cluster.elastic_sizes import largest_usable
-from cluster.notices import ask_workers, say
+from cluster.notices import ask_workers, leaving_nodes, say
 from data_pipeline.errors import FoldtrainError
 from trainer.checkpoints.folder import latest_step
 from trainer.ending import Ending
@@ -54,7 +53,7 @@ class UsableSizes(ElasticScalingPolicy):
 
     def _count_possible_workers(self, reserved_resources: dict[str, dict[str, float]]) -> int:
         """Of what is reserved on nodes that stay, the largest usable size; 0 for too little."""
-        leaving = ray._private.state.state.get_draining_nodes()
+        leaving = leaving_nodes()
         staying = {node: has for node, has in reserved_resources.items() if node not in leaving}
         self._room = super()._count_possible_workers(staying)
         return largest_usable(self._sizes, self._room)
@@ -103,7 +102,7 @@ class UsableSizes(ElasticScalingPolicy):
 
     def _free_workers(self) -> int:
         """How many more workers there is room for at this moment, whatever else runs on the cluster."""
-        leaving = ray._private.state.state.get_draining_nodes()
+        leaving = leaving_nodes()
         free = ray._private.state.available_resources_per_node()  # type: ignore[no-untyped-call]
         need = {name: amount for name, amount in self.scaling_config._resources_per_worker_not_none.items() if amount}
         nodes = [has for node, has in free.items() if node not in leaving]
@@ -134,35 +133,3 @@ class RestartsWithoutProgress(DefaultFailurePolicy):
             return latest_step(self._checkpoints) or 0
         except (OSError, FoldtrainError):  # storage that is away may be the reason of the failure
             return self._newest
-
-
-class StageTrainer(TorchTrainer):
-    """Ray Train's trainer with the two policies above, for which it has no setting.
-
-    Args:
-        arguments: of `TorchTrainer`.
-        scaling_config: the number of workers, or the fewest and the most.
-        failures: the most in a row.
-        sizes: numbers of workers that can be used, ascending.
-        key: name of the run.
-        checkpoints: folder of the stage's checkpoints.
-        options: of `TorchTrainer`.
-    """
-
-    def __init__(
-        self,
-        *arguments: Any,
-        scaling_config: ScalingConfig,
-        failures: FailureConfig,
-        sizes: Sequence[int],
-        key: str,
-        checkpoints: str,
-        **options: Any,
-    ) -> None:
-        super().__init__(*arguments, scaling_config=scaling_config, **options)
-        self._elastic = UsableSizes(scaling_config, sizes, key) if scaling_config.elasticity_enabled else None
-        self._failures = RestartsWithoutProgress(failures, checkpoints)
-
-    def _initialize_and_run_controller(self, **parts: Any) -> Any:
-        parts |= {"failure_policy": self._failures} | ({"scaling_policy": self._elastic} if self._elastic else {})
-        return super()._initialize_and_run_controller(**parts)

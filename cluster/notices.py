@@ -142,13 +142,17 @@ class TellWorkers(WorkerGroupCallback):
         if worker_group_status.errors:
             self._forget_workers()  # nobody polls them from now on
             return
-        stopped = False
         with contextlib.suppress(RayError):  # a head that is away for a moment ends nothing
-            stopped = internal_kv._internal_kv_exists(_stop(self._key), namespace=_NAMESPACE)
-        if stopped:
-            ask_workers(self._workers, Ending.STOPPED)
-        elif worker_group_status.get_preemption_info() is not None:
-            ask_workers(self._workers, Ending.PAUSED)
+            if internal_kv._internal_kv_exists(_stop(self._key), namespace=_NAMESPACE):
+                ask_workers(self._workers, Ending.STOPPED)
+            elif leaving_nodes() & {worker.metadata.node_id for worker in self._workers}:
+                say(self._key, "a node will leave: saves a checkpoint, and goes on without it")
+                ask_workers(self._workers, Ending.PAUSED)
+
+
+def leaving_nodes() -> set[str]:
+    """Ids of the nodes that Ray drains: they are about to go."""
+    return set(ray._private.state.state.get_draining_nodes())
 
 
 def ask_workers(workers: Sequence[Any], ending: Ending) -> None:

@@ -14,7 +14,7 @@ from data_pipeline.errors import FoldtrainError
 from trainer.job import TrainJob
 from trainer.jsonl import read_last_records
 
-_POLL_SECONDS = 1.0
+_POLL_SECONDS = 2.0
 _LINE_SECONDS = 15.0
 
 

@@ -12,6 +12,19 @@ from typing import Any
 
 from cluster.config import ClusterConfig
 
+_SPARING = {
+    # Ray's helpers look for new log files, events and each other ten times a second, on the cores that train.
+    "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",  # so that the next one counts
+    "LOG_NAME_UPDATE_INTERVAL_S": "5",
+    "EVENT_AGENT_REPORT_INTERVAL_SECONDS": "5",
+    "RAY_DASHBOARD_AGENT_CHECK_PARENT_INTERVAL_S": "2",
+    "RAY_DASHBOARD_AGGREGATOR_AGENT_CHECK_MAIN_THREAD_LIVENESS_INTERVAL_SECONDS": "5",
+    "RAY_memory_monitor_refresh_ms": "1000",
+    # Ray's own measurements, which nobody reads: a stage has its metrics.
+    "RAY_enable_metrics_collection": "0",
+    "RAY_event_stats": "0",
+}
+"""Ray's settings for a cluster of our own, where it shares the cores with the workers. See docs/decisions.md."""
 _OBJECT_STORE_BYTES = 256 * 2**20  # only control messages pass through it: images and tokens go to storage
 
 
@@ -36,6 +49,8 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
             os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
         # Ray's C++ core says on the terminal, as errors, what its own libraries do by design; its log files keep it.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        for name, value in _SPARING.items():
+            os.environ.setdefault(name, value)
     import ray
 
     ray.init(address=address or "local", **_quiet(), **({} if address else _own_cluster(config)))

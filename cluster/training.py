@@ -109,7 +109,7 @@ def _fit(job: TrainJob, cluster: ClusterConfig, sizes: Sequence[int], key: str) 
     from ray.train.torch import TorchConfig
     from ray.train.v2.api.config import FailureConfig
 
-    from cluster.elastic_policy import StageTrainer
+    from cluster.stage_trainer import StageTrainer
     from cluster.worker_errors import fit
 
     if cluster.is_elastic:

@@ -1,7 +1,8 @@
-"""An elastic stage on three Ray nodes, of which one is lost and replaced: does it end as if nothing had happened?
+"""An elastic stage whose nodes are lost, come and leave: does it end as if nothing had happened?
 
 unbroken   the stage on three workers, undisturbed
-elastic    the same with `cluster.workers=1:3`; one node is killed after some steps; a new one is added
+elastic    the same with `cluster.workers=1:3` on three Ray nodes; one is killed after some steps; a new one is added;
+           at last Ray drains one
 verdict    the command ends by itself; the losses and the samples are those of the unbroken run
 """
 
@@ -10,8 +11,8 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import psutil
 
 from cluster.drills.drilled_training import write_training
 from cluster.drills.ray_nodes import RayNodes
-from cluster.drills.victims import Victim, run, started, wait_for
+from cluster.drills.victims import run, started, wait_for
 from data_pipeline.errors import FoldtrainError
 
 STEPS, CHECKPOINT_EVERY = 60, 5
@@ -28,6 +29,8 @@ LOSE_AT = 12
 """The node is lost at this step or soon after, with one checkpoint or more behind it."""
 ADD_AT = 25
 """At this step or soon after the workers that are left wait for the new node."""
+DRAIN_AT = 40
+"""At this step or soon after the workers wait until a node is announced to leave."""
 NODES = 3
 _WORKER = "RayTrainWorker"
 
@@ -117,24 +120,32 @@ def _disturbed(config: Path, folder: Path) -> str:
         wait_for("a restart", lambda: _happened(folder, "restart"), victim)
         left = [*kept.workers(_WORKER), *nodes.head.workers(_WORKER)]
         wait_for("steps without it", lambda: _step(folder) >= ADD_AT, victim)
-        _hold(left, victim, nodes)
+        with _held(left):
+            new = nodes.add()
+            wait_for("a word of the new node", lambda: f"room for {NODES} workers" in victim.output(), victim)
+        wait_for("steps with it", lambda: _step(folder) >= DRAIN_AT, victim)
+        with _held([process for node in (kept, new, nodes.head) for process in node.workers(_WORKER)]):
+            nodes.drain(kept)
+            wait_for("a word of the node that leaves", lambda: _hears_of_drain(victim.output()), victim)
         code = victim.wait()
         if code != 0:
             raise FoldtrainError(f"the elastic run ended with exit code {code}:\n{victim.output()[-4000:]}")
         return victim.output()
 
 
-def _hold(workers: Iterable[psutil.Process], victim: Victim, nodes: RayNodes) -> None:
-    """Hold workers still until there is a further node, and the command knows of it.
+def _hears_of_drain(output: str) -> bool:
+    """Of the two who notice, the controller or the policy, one may be quick enough to speak for both."""
+    return "a node will leave" in output or f"room for {NODES - 1} workers" in output
 
-    So the node comes before the last step, however fast the machine is.
-    """
+
+@contextmanager
+def _held(workers: Iterable[psutil.Process]) -> Iterator[None]:
+    """Workers stand still, so that what happens comes before their last step, however fast the machine is."""
     stopped = list(workers)
     for process in stopped:
         process.send_signal(signal.SIGSTOP)
     try:
-        nodes.add()
-        wait_for("a word of the new node", lambda: f"room for {NODES} workers" in victim.output(), victim)
+        yield
     finally:
         for process in stopped:
             process.send_signal(signal.SIGCONT)

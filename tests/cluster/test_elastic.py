@@ -1,10 +1,10 @@
-"""An elastic stage loses a node of its Ray cluster, goes on with two, and then with three again."""
+"""An elastic stage loses a node of its Ray cluster, goes on with two, with three again, and without one that leaves."""
 
 from __future__ import annotations
 
 import pytest
 
-from cluster.drills.elastic import ADD_AT, CHECKPOINT_EVERY, LOSE_AT, STEPS, ElasticRun, run_elastic
+from cluster.drills.elastic import ADD_AT, CHECKPOINT_EVERY, DRAIN_AT, LOSE_AT, STEPS, ElasticRun, run_elastic
 
 pytestmark = [pytest.mark.drill, pytest.mark.xdist_group("elastic")]
 
@@ -14,32 +14,33 @@ def elastic(tmp_path_factory: pytest.TempPathFactory) -> ElasticRun:
     return run_elastic(tmp_path_factory.mktemp("elastic") / "run", workers=1)
 
 
-def test_it_went_on_with_two_workers_and_with_three_again(elastic: ElasticRun) -> None:
-    assert [workers for _, workers in elastic.sizes] == [3, 2, 3]
-    assert [(each["workers_before"], each["workers"]) for each in elastic.restarts] == [(3, 2), (2, 3)]
+def test_it_went_on_with_the_workers_that_there_was_room_for(elastic: ElasticRun) -> None:
+    assert [workers for _, workers in elastic.sizes] == [3, 2, 3, 2]
+    assert [(each["workers_before"], each["workers"]) for each in elastic.restarts] == [(3, 2), (2, 3), (3, 2)]
 
 
-def test_only_the_steps_after_the_last_checkpoint_were_lost_and_none_to_the_growth(elastic: ElasticRun) -> None:
-    lost, grown = elastic.restarts
+def test_only_the_steps_after_the_last_checkpoint_were_lost_and_none_to_what_was_announced(elastic: ElasticRun) -> None:
+    lost, grown, drained = elastic.restarts
     assert lost["step"] % CHECKPOINT_EVERY == 0
     assert lost["step"] + lost["lost_steps"] >= LOSE_AT
     assert grown["step"] >= ADD_AT
-    assert grown["lost_steps"] == 0
+    assert drained["step"] >= DRAIN_AT
+    assert grown["lost_steps"] == drained["lost_steps"] == 0
     stops = [(event["step"], event["ending"]) for event in elastic.events if event["event"] == "stop"]
-    assert stops == [(grown["step"], "paused")]
+    assert stops == [(grown["step"], "paused"), (drained["step"], "paused")]
 
 
 def test_each_restart_has_its_cost_on_record(elastic: ElasticRun) -> None:
     account = [event for event in elastic.events if event["event"] == "goodput"][-1]
     gaps = sum(restart["seconds"] for restart in elastic.restarts)
     assert account["shares"]["restart_gap"] * account["wall_seconds"] == pytest.approx(gaps, abs=0.5)
-    assert elastic.output.count("goes on from step") == 2
+    assert elastic.output.count("goes on from step") == 3
 
 
 def test_each_sample_was_consumed_once(elastic: ElasticRun) -> None:
     assert elastic.audit["problems"] == []
     assert elastic.audit["steps"] == STEPS
-    assert [start["world"] for start in elastic.audit["starts"]] == [3, 2, 3]
+    assert [start["world"] for start in elastic.audit["starts"]] == [3, 2, 3, 2]
     assert {epoch["most"] for epoch in elastic.audit["epochs"]} == {1}
 
 
