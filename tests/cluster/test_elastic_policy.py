@@ -50,3 +50,58 @@ def test_a_checkpoint_that_is_not_complete_is_no_progress(policy: Callable[[int]
     lose()
     (tmp_path / "step_00000010").mkdir()
     assert lose() == "RAISE"
+
+
+class Room:
+    """What the nodes of a cluster have, and what a policy decides on it and says."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, sizes: tuple[int, ...]) -> None:
+        from ray.train.v2.api.config import ScalingConfig
+
+        from cluster import elastic_policy
+
+        self.nodes: dict[str, dict[str, float]] = {}
+        self.leaving: set[str] = set()
+        self.said: list[str] = []
+        patch.setattr(elastic_policy, "leaving_nodes", lambda: self.leaving)
+        patch.setattr(elastic_policy, "say", lambda _key, text: self.said.append(text))
+        patch.setattr(elastic_policy, "_WAIT_SECONDS", 0)
+        scaling = ScalingConfig(num_workers=(sizes[0], sizes[-1]), resources_per_worker={"CPU": 2})
+        self._policy = elastic_policy.UsableSizes(scaling, sizes, "a run")
+        patch.setattr(self._policy, "_get_reserved_resources", lambda: self.nodes)
+        patch.setattr(self._policy, "_maybe_send_resource_request", lambda: None)
+
+    def start(self) -> int | None:
+        """Workers to start with; None for none yet."""
+        decision = self._policy.make_decision_for_non_running_worker_group()
+        return getattr(decision, "num_workers", None)
+
+
+@pytest.fixture
+def room(monkeypatch: pytest.MonkeyPatch) -> Room:
+    """Of a stage that can use 2, 3, 4 or 6 workers of two CPUs each."""
+    return Room(monkeypatch, (2, 3, 4, 6))
+
+
+def test_it_starts_with_the_largest_usable_size_that_there_is_room_for(room: Room) -> None:
+    room.nodes = {"a": {"CPU": 7}, "b": {"CPU": 5}}
+    assert room.start() == 4  # there is room for 3 + 2
+
+
+def test_it_waits_while_there_is_room_for_too_few_and_says_so(room: Room) -> None:
+    room.nodes = {"a": {"CPU": 3}}
+    assert room.start() is None
+    assert room.said == ["waits for room for 2 workers; there is room for 1"]
+    room.nodes["b"] = {"CPU": 2}
+    assert room.start() == 2
+
+
+def test_a_node_that_leaves_is_no_room(room: Room) -> None:
+    room.nodes = {"a": {"CPU": 6}, "b": {"CPU": 6}}
+    room.leaving = {"b"}
+    assert room.start() == 3
+
+
+def test_a_start_that_fails_is_followed_by_smaller_ones_and_then_by_the_largest_again(room: Room) -> None:
+    room.nodes = {"a": {"CPU": 12}}
+    assert [room.start() for _ in range(5)] == [6, 4, 3, 2, 6]
