@@ -19,24 +19,25 @@ from cluster.drills.elastic import STEPS, ElasticRun, run_elastic
 from trainer.report.charts import HEIGHT, WIDTH, Line, line_chart
 
 _STYLE = """
-:root { --c0: #3565d0; --c1: #d97917; --c2: #178f80; --c3: #b8437f; }
+:root { --c0: #3565d0; --c1: #d97917; --c2: #178f80; --c3: #b8437f; --c4: #5b5f6b; }
 text { fill: #667085; font: 11.5px system-ui, "DejaVu Sans", sans-serif; text-anchor: middle; }
 text.end { text-anchor: end; }
 text.key { text-anchor: start; font-size: 13px; fill: #1c2330; }
 .grid { stroke: #e3e6ec; fill: none; }
 .axis { stroke: #667085; stroke-opacity: .6; fill: none; }
 .c0 { --c: var(--c0); } .c1 { --c: var(--c1); } .c2 { --c: var(--c2); } .c3 { --c: var(--c3); }
+.c4 { --c: var(--c4); }
 .fill { fill: var(--c); stroke: none; }
 .line { fill: none; stroke: var(--c); stroke-width: 1.6; stroke-linejoin: round; }
 .line.c0 { stroke-width: 6; stroke-opacity: .35; }
-.line.c2, .line.c3 { stroke-dasharray: 4 3; }
+.line.c2, .line.c3, .line.c4 { stroke-dasharray: 4 3; }
 """
 _KEYS = (
-    (8, 0, "unbroken, 3 workers"),
-    (138, 1, "elastic, 1 to 3 workers"),
-    (284, 3, "a node is lost"),
-    (384, 2, "another is there"),
-    (488, 0, "one leaves"),
+    (30, 0, "unbroken"),
+    (130, 1, "elastic"),
+    (220, 3, "a node is lost"),
+    (335, 2, "another is there"),
+    (458, 4, "one leaves"),
 )
 """Place, colour and text."""
 _TOP = 34
@@ -68,7 +69,7 @@ def panels(run: ElasticRun) -> list[Markup]:
         ([Line("", corners, 1)], [0.0, 3.0], "workers", False),
     ):
         marks = [mark(lost["step"] + lost["lost_steps"], values, 3), mark(grown["step"], values, 2)]
-        marks.append(mark(drained["step"], values, 0))
+        marks.append(mark(drained["step"], values, 4))
         chart = line_chart([*lines, *marks], title=label, x_label="step", y_label=label, log_y=log)
         found.append(Markup(str(chart).partition("</svg>")[0] + "</svg>"))
     return found
