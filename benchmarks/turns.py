@@ -12,7 +12,7 @@ import json
 import subprocess
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -44,7 +44,8 @@ class Training:
     ) -> None:
         """Ends all its processes."""
         for process in self._stop_all():
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         self._process.wait()
 
     def run_until(self, step: int, seconds: float) -> bool:
@@ -55,7 +56,8 @@ class Training:
         """
         began = time.time()
         for process in reversed(self._all()):
-            process.resume()
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
         while not (there := self.last_step() >= step) and time.time() < began + seconds:
             if self._process.poll() is not None and self.last_step() < step:
                 raise RuntimeError(f"{' '.join(self._command)} ended early\n{self._log.read_text(errors='replace')}")
@@ -91,9 +93,9 @@ class Training:
         """Parents first, again until no process has a child that is not stopped."""
         stopped: list[psutil.Process] = []
         while new := [process for process in self._all() if process not in stopped]:
+            stopped += new
             for process in new:
-                stopped.append(process)
-                if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                with suppress(psutil.NoSuchProcess):
                     process.suspend()
         return stopped
 

@@ -12,7 +12,7 @@ import json
 import shutil
 import signal
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,7 +148,8 @@ def _held(workers: Iterable[psutil.Process]) -> Iterator[None]:
         yield
     finally:
         for process in stopped:
-            process.send_signal(signal.SIGCONT)
+            with suppress(psutil.NoSuchProcess):  # it ended with a command that failed, which says why
+                process.send_signal(signal.SIGCONT)
 
 
 def _step(folder: Path) -> int:
