@@ -24,7 +24,7 @@ from ray.train.v2._internal.execution.worker_group import WorkerGroupPollStatus,
 from ray.train.v2.api.config import FailureConfig, ScalingConfig
 
 from cluster.elastic_sizes import largest_usable
-from cluster.notices import ask_workers, leaving_nodes, say
+from cluster.notices import Voice, ask_workers, leaving_nodes
 from data_pipeline.errors import FoldtrainError
 from trainer.checkpoints.folder import latest_step
 from trainer.ending import Ending
@@ -44,7 +44,7 @@ class UsableSizes(ElasticScalingPolicy):
 
     def __init__(self, scaling_config: ScalingConfig, sizes: Sequence[int], key: str) -> None:
         super().__init__(scaling_config)
-        self._sizes, self._key = tuple(sizes), key
+        self._sizes, self._voice = tuple(sizes), Voice(key)
         self._room = 0
         self._tried = 0  # size of the start that has not come to run; 0 for none
 
@@ -78,7 +78,7 @@ class UsableSizes(ElasticScalingPolicy):
         """
         decision = super().make_decision_for_non_running_worker_group()
         if isinstance(decision, NoopDecision):
-            say(self._key, f"waits for room for {self._sizes[0]} workers; there is room for {self._room}")
+            self._voice.say(f"waits for room for {self._sizes[0]} workers; there is room for {self._room}")
             time.sleep(_WAIT_SECONDS)
         elif isinstance(decision, ResizeDecision):
             smaller = largest_usable(self._sizes, min(decision.num_workers, self._tried - 1))
@@ -96,7 +96,7 @@ class UsableSizes(ElasticScalingPolicy):
             now = worker_group_state.num_workers
             size = largest_usable(self._sizes, min(decision.num_workers, now + self._free_workers()))
             if size > now or decision.num_workers < now:
-                say(self._key, f"room for {size} workers: saves a checkpoint, and goes on with them")
+                self._voice.say(f"room for {size} workers: saves a checkpoint, and goes on with them")
                 ask_workers(worker_group_state.workers, Ending.PAUSED)
         return NoopDecision()
 

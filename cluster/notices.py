@@ -15,6 +15,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Sequence
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -51,6 +52,7 @@ class Notice:
         self.received = False
         self._key = key
         self._idle = False
+        self._said_so, self._read = False, b""
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -65,15 +67,18 @@ class Notice:
             internal_kv._internal_kv_del(self._key, del_by_prefix=True, namespace=_NAMESPACE)
         return self._idle and kind is SystemExit
 
-    def heard(self) -> str | None:
-        """What the controller said last, if anything. From any thread."""
-        if self.received:
-            return "told to end: the workers save a checkpoint after the step under way (a second signal ends at once)"
-        try:
-            text: bytes | None = internal_kv._internal_kv_get(_said(self._key), namespace=_NAMESPACE)
-        except RayError:
-            return None
-        return text.decode() if text else None
+    def news(self) -> list[str]:
+        """What there is to say of the run since the last call: a signal came, or its controller said it. One thread."""
+        texts = []
+        if self.received and not self._said_so:
+            self._said_so = True
+            texts.append("told to end: the workers save a checkpoint after the step under way (a second ends at once)")
+        with contextlib.suppress(RayError):  # a head that is away for a moment: read at the next call
+            for name in sorted(internal_kv._internal_kv_list(_said(self._key), namespace=_NAMESPACE)):
+                if name > self._read:
+                    texts.append(internal_kv._internal_kv_get(name, namespace=_NAMESPACE).decode())
+                    self._read = name
+        return texts
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if self._idle:
@@ -102,13 +107,27 @@ def _running(key: str) -> str:
 
 
 def _said(key: str) -> str:
-    return f"{key}/said"
+    return f"{key}/said/"
 
 
-def say(key: str, text: str) -> None:
-    """Have the command print a line about its run. On the controller."""
-    with contextlib.suppress(RayError):
-        internal_kv._internal_kv_put(_said(key), text.encode(), namespace=_NAMESPACE)
+class Voice:
+    """On the controller: has the command print lines about its run.
+
+    Args:
+        key: name of the run.
+    """
+
+    def __init__(self, key: str) -> None:
+        self._key, self._last = key, ""
+
+    def say(self, text: str) -> None:
+        """Print it, unless it is what was said last."""
+        if text == self._last:
+            return
+        self._last = text
+        with contextlib.suppress(RayError):
+            name = f"{_said(self._key)}{time.time_ns():020d}"  # in the order of time
+            internal_kv._internal_kv_put(name, text.encode(), namespace=_NAMESPACE)
 
 
 class TellWorkers(WorkerGroupCallback):
@@ -119,7 +138,7 @@ class TellWorkers(WorkerGroupCallback):
     """
 
     def __init__(self, key: str) -> None:
-        self._key = key
+        self._key, self._voice = key, Voice(key)
         self._workers: Sequence[Any] = ()
 
     def after_worker_group_training_start(self, worker_group: Any) -> None:
@@ -146,7 +165,7 @@ class TellWorkers(WorkerGroupCallback):
             if internal_kv._internal_kv_exists(_stop(self._key), namespace=_NAMESPACE):
                 ask_workers(self._workers, Ending.STOPPED)
             elif leaving_nodes() & {worker.metadata.node_id for worker in self._workers}:
-                say(self._key, "a node will leave: saves a checkpoint, and goes on without it")
+                self._voice.say("a node will leave: saves a checkpoint, and goes on without it")
                 ask_workers(self._workers, Ending.PAUSED)
 
 

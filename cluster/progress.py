@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -56,12 +56,12 @@ class ProgressLine:
 
 
 @contextmanager
-def follow_training(job: TrainJob, heard: Callable[[], str | None] = lambda: None) -> Iterator[None]:
+def follow_training(job: TrainJob, news: Callable[[], Iterable[str]] = tuple) -> Iterator[None]:
     """Show a training stage while it runs, from its metrics.jsonl and its restarts.
 
     Args:
         job: the stage.
-        heard: what else there is to say of it now, if anything.
+        news: what else there is to say of it since the last call.
     """
     line = ProgressLine(job.stage, "steps")
     stop, since = threading.Event(), time.time()
@@ -69,7 +69,8 @@ def follow_training(job: TrainJob, heard: Callable[[], str | None] = lambda: Non
 
     def follow() -> None:
         while not stop.wait(_POLL_SECONDS):
-            said.hear(heard(), line)
+            for text in news():
+                line.say(text)
             said.read(job, line, since)
             _show_newest(job, line)
 
@@ -88,13 +89,7 @@ class _Said:
     """What was said of a stage, so that it is said once."""
 
     def __init__(self) -> None:
-        self._environment, self._restart, self._heard = False, 0.0, ""
-
-    def hear(self, text: str | None, line: ProgressLine) -> None:
-        """Say what somebody else has to say, if it is news."""
-        if text and text != self._heard:
-            self._heard = text
-            line.say(text)
+        self._environment, self._restart = False, 0.0
 
     def read(self, job: TrainJob, line: ProgressLine, since: float) -> None:
         """Say what the stage runs on, as soon as this start of it is on record, and what each restart has cost."""

@@ -96,7 +96,7 @@ def _train(job: TrainJob, cluster: ClusterConfig, sizes: Sequence[int]) -> Train
 
     key = key_of_run()
     notice, ending, step = Notice(key), Ending.PAUSED, 0
-    with notice, follow_training(job, notice.heard):
+    with notice, follow_training(job, notice.news):
         while ending is Ending.PAUSED and not notice.received:
             ending, step = _fit(job, cluster, sizes, key)
     if ending is Ending.FINISHED:

@@ -126,16 +126,11 @@ def _disturbed(config: Path, folder: Path) -> str:
         wait_for("steps with it", lambda: _step(folder) >= DRAIN_AT, victim)
         with _held([process for node in (kept, new, nodes.head) for process in node.workers(_WORKER)]):
             nodes.drain(kept)
-            wait_for("a word of the node that leaves", lambda: _hears_of_drain(victim.output()), victim)
+            wait_for("a word of the node that leaves", lambda: "a node will leave" in victim.output(), victim)
         code = victim.wait()
         if code != 0:
             raise FoldtrainError(f"the elastic run ended with exit code {code}:\n{victim.output()[-4000:]}")
         return victim.output()
-
-
-def _hears_of_drain(output: str) -> bool:
-    """Of the two who notice, the controller or the policy, one may be quick enough to speak for both."""
-    return "a node will leave" in output or f"room for {NODES - 1} workers" in output
 
 
 @contextmanager

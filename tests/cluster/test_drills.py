@@ -166,9 +166,11 @@ def test_scale_changes_the_size_of_a_running_pool(until, tmp_path: Path) -> None
     arguments = until("tokens")
     with started("tokenize", *arguments, "tokens.min_workers=1", "tokens.max_workers=1") as driver:
         wait_for("a committed shard", lambda: list((tmp_path / "tokens").glob("tokens-*.json")), driver)
-        assert len(driver.workers("ShardWorker")) == 1
+        (first,) = driver.workers("ShardWorker")
+        first.suspend()  # it cannot be done with all shards before the second is there
         run("scale", str(tmp_path), "--workers", "2:3")
         wait_for("a second actor", lambda: len(driver.workers("ShardWorker")) >= 2, driver)
+        first.resume()
         wait_for("the end", lambda: (tmp_path / "tokens" / "manifest.json").exists(), driver)
         driver.wait(timeout=PATIENCE)
     assert TokenShards(str(tmp_path / "tokens")).count == 300

@@ -64,7 +64,7 @@ class Room:
         self.leaving: set[str] = set()
         self.said: list[str] = []
         patch.setattr(elastic_policy, "leaving_nodes", lambda: self.leaving)
-        patch.setattr(elastic_policy, "say", lambda _key, text: self.said.append(text))
+        patch.setattr(elastic_policy.Voice, "say", lambda _voice, text: self.said.append(text))
         patch.setattr(elastic_policy, "_WAIT_SECONDS", 0)
         scaling = ScalingConfig(num_workers=(sizes[0], sizes[-1]), resources_per_worker={"CPU": 2})
         self._policy = elastic_policy.UsableSizes(scaling, sizes, "a run")

@@ -13,9 +13,46 @@ from cluster.drills.victims import PATIENCE, Victim, started, wait_for
 from tests.cluster.drills import lines
 from trainer.checkpoints.folder import latest_step
 
-pytestmark = [pytest.mark.drill, pytest.mark.xdist_group("notices")]
+pytestmark = pytest.mark.xdist_group("notices")
 
 WITHOUT_END = 1_000_000
+
+
+class Store:
+    """The key-value store of Ray's head, as far as a run uses it."""
+
+    def __init__(self) -> None:
+        self._values: dict[bytes, bytes] = {}
+
+    def _internal_kv_put(self, key: str, value: bytes, namespace: str) -> None:
+        self._values[f"{namespace}:{key}".encode()] = value
+
+    def _internal_kv_list(self, prefix: str, namespace: str) -> list[bytes]:
+        start = f"{namespace}:".encode()
+        return [key.removeprefix(start) for key in reversed(self._values) if key.startswith(start + prefix.encode())]
+
+    def _internal_kv_get(self, key: bytes, namespace: str) -> bytes:
+        return self._values[f"{namespace}:".encode() + key]
+
+
+def test_all_that_was_said_of_a_run_is_news_once_and_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Here, as commands that start a cluster have to set Ray's environment before it is imported.
+    from cluster import notices
+
+    monkeypatch.setattr(notices, "internal_kv", Store())
+    notice, policy, nodes = notices.Notice("a run"), notices.Voice("a run"), notices.Voice("a run")
+    assert notice.news() == []
+    policy.say("room for 2")
+    nodes.say("a node will leave")
+    nodes.say("a node will leave")
+    assert notice.news() == ["room for 2", "a node will leave"]
+    assert notice.news() == []
+    policy.say("room for 3")
+    notices.Voice("another run").say("room for 4")
+    assert notice.news() == ["room for 3"]
+    notice.received = True
+    assert ["told to end" in text for text in notice.news()] == [True]
+    assert notice.news() == []
 
 
 @pytest.fixture
@@ -37,6 +74,7 @@ def happened(folder: Path, name: str) -> list[int]:
     return [e["step"] for e in lines(folder / "run" / "generator" / "events.jsonl") if e["event"] == name]
 
 
+@pytest.mark.drill
 def test_a_notice_to_the_command_or_to_a_worker_ends_all_with_a_checkpoint(
     command: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -62,6 +100,7 @@ def test_a_notice_to_the_command_or_to_a_worker_ends_all_with_a_checkpoint(
     assert happened(tmp_path, "failure") == happened(tmp_path, "finish") == []
 
 
+@pytest.mark.drill
 def test_a_second_notice_ends_the_command_at_once(command: tuple[str, ...], tmp_path: Path) -> None:
     with started(*command) as driver:
         until_it_trains(tmp_path, driver)
