@@ -12,6 +12,8 @@ from trainer.planning.plan import Plan
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from trainer.planning.fitting import Remedy
+
 Rows = list[tuple[str, str]]
 GB = 1e9
 
@@ -29,6 +31,7 @@ def show(plan: Plan, measured: Measured | None, note: str | None) -> None:
         f"{plan.stage} on {plan.world} x {plan.device}, nodes: {plan.nodes}": work_rows(plan),
         "time": time_rows(plan),
         f"memory per rank (peak: {plan.memory.moment})": memory_rows(plan),
+        "memory of a node": host_rows(plan),
         "storage": storage_rows(plan),
         "failures and cost": failure_rows(plan),
     }
@@ -107,9 +110,28 @@ def memory_rows(plan: Plan) -> Rows:
     rows.append(("verdict", f"does not fit; the largest part is {largest}"))
     if fit.remedy is None:
         return [*rows, ("what helps", "no setting of this trainer: take more ranks, or devices with more memory")]
+    return [*rows, ("what helps", _remedy(plan, fit.remedy))]
+
+
+def host_rows(plan: Plan) -> Rows:
+    """What all ranks of a node need of its own memory, and whether it is there."""
+    host = plan.host
+    ranks = f"{size(host.needed)} for {plan.world // plan.nodes} ranks and their processes"
+    if host.limit is None:
+        return [("needed", ranks), ("verdict", "unknown: give --host-memory to compare it with a node's")]
+    rows = [("needed", f"{ranks}, of {size(host.limit)}")]
+    if host.fits:
+        return [*rows, ("verdict", "fits")]
+    rows.append(("verdict", "does not fit"))
+    if host.remedy is None:
+        return [*rows, ("what helps", "more nodes, which hold smaller shares, or fewer ranks on each")]
+    return [*rows, ("what helps", _remedy(plan, host.remedy))]
+
+
+def _remedy(plan: Plan, remedy: Remedy) -> str:
     stage = {"train-tokenizer": "tokenizer", "train-generator": "generator"}[plan.stage]
-    settings = " ".join(f"{stage}.trainer.{path}" for path in _assignments(fit.remedy.settings))
-    return [*rows, ("what helps", f"{settings}  -> {size(fit.remedy.bytes)} ({fit.remedy.why})")]
+    settings = " ".join(f"{stage}.trainer.{path}" for path in _assignments(remedy.settings))
+    return f"{settings}  -> {size(remedy.bytes)} ({remedy.why})"
 
 
 def _assignments(settings: dict[str, Any]) -> list[str]:

@@ -25,6 +25,7 @@ def plan(
     mtbf_hours: Annotated[
         float | None, typer.Option(help="Hours between failures of a node; Llama 3's 6335 if left out.")
     ] = None,
+    host_memory: Annotated[float | None, typer.Option(help="GB of a node's own memory, to compare with.")] = None,
     bandwidth: Annotated[float, typer.Option(help="GB/s from a node to storage.")] = 1.0,
     samples: Annotated[int | None, typer.Option(min=1, help="Images in the data set, if it is not there yet.")] = None,
     measured: Annotated[
@@ -40,7 +41,7 @@ def plan(
     from trainer.planning.measured import read_measured
     from trainer.planning.plan import Request, make_plan
 
-    _check_figures(mfu, throughput, mtbf_hours, bandwidth)
+    _check_figures(mfu, throughput, mtbf_hours, bandwidth, host_memory)
     resolved = load_config(config, overrides or [])
     node_count, per_node = planning.ranks(resolved, nodes, gpus_per_node)
     kind = planning.check_device(device)
@@ -60,6 +61,7 @@ def plan(
             throughput_from=f"measured in {measured}" if taken else "as given",
             price=price,
             mtbf_hours=mtbf_hours or LLAMA3_NODE_HOURS,
+            host_memory=None if host_memory is None else host_memory * 1e9,
             bandwidth=bandwidth * 1e9,
         )
     )
@@ -70,8 +72,15 @@ def plan(
         plan_view.show(found, seen, note)
 
 
-def _check_figures(mfu: float | None, throughput: float | None, mtbf_hours: float | None, bandwidth: float) -> None:
+def _check_figures(
+    mfu: float | None,
+    throughput: float | None,
+    mtbf_hours: float | None,
+    bandwidth: float,
+    host_memory: float | None,
+) -> None:
     figures = {"mfu": mfu, "throughput": throughput, "mtbf-hours": mtbf_hours, "bandwidth": bandwidth}
+    figures["host-memory"] = host_memory
     for name, value in figures.items():
         if value is not None and value <= 0:
             raise typer.BadParameter(f"{value:g} is not above 0", param_hint=f"--{name}")

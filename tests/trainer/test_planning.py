@@ -16,7 +16,7 @@ from model.config import GeneratorConfig, TokenizerConfig, ViTConfig
 from trainer.config import GeneratorStageConfig, TokenizerLossConfig, TokenizerStageConfig, TrainerConfig
 from trainer.jsonl import JsonlWriter
 from trainer.planning.failures import best_interval, expect_failures, lost_seconds
-from trainer.planning.fitting import BASE_BYTES, MARGIN, cheapest_remedy, needed
+from trainer.planning.fitting import BASE_BYTES, MARGIN, PROCESS_BYTES, cheapest_remedy, on_device
 from trainer.planning.measured import read_measured
 from trainer.planning.plan import DataFacts, Request, make_plan
 from trainer.planning.storage import checkpoint_cost, read_images, read_tokens, token_bytes
@@ -133,13 +133,13 @@ def test_what_does_not_fit_comes_with_a_setting_that_makes_it_fit() -> None:
     remedy = plan.fit.remedy
     assert remedy is not None
     trainer = TrainerConfig.model_validate(settings.generator.trainer.model_dump() | remedy.settings)
-    size = needed(workload("train-generator", settings, 64), trainer, 64, "sdpa")
+    size = on_device(workload("train-generator", settings, 64).memory(trainer, 64, "sdpa"))
     assert size == remedy.bytes <= MARGIN * 24e9
 
 
 def test_a_smaller_micro_batch_is_tried_before_computing_blocks_twice() -> None:
     work = workload("train-generator", configs(), 8)
-    limit = (needed(work, work.trainer.model_copy(update={"micro_batch": 48}), 8, "sdpa") + 1) / MARGIN
+    limit = (on_device(work.memory(work.trainer.model_copy(update={"micro_batch": 48}), 8, "sdpa")) + 1) / MARGIN
     remedy = cheapest_remedy(work, 8, "sdpa", limit)
     assert remedy is not None
     assert "activation_checkpointing" not in remedy.settings
@@ -147,6 +147,36 @@ def test_a_smaller_micro_batch_is_tried_before_computing_blocks_twice() -> None:
 
 def test_nothing_helps_if_not_even_the_base_fits() -> None:
     assert cheapest_remedy(workload("train-generator", configs(), 8), 8, "sdpa", BASE_BYTES) is None
+
+
+def test_a_node_has_to_hold_what_its_ranks_keep_on_the_host() -> None:
+    settings = configs(depth=30, offload="optimizer", zero_stage=2)
+    plan = make_plan(request(settings=settings, host_memory=40e9))
+    share = 4 * plan.parameters / 8
+    snapshot, offloaded = 3 * share, (3 + 2) * share  # without a moving average; two of gradients
+    assert plan.host.needed == pytest.approx(8 * (snapshot + offloaded + PROCESS_BYTES), rel=1e-6)
+    assert (plan.host.fits, plan.host.remedy) == (False, None)  # snapshots and processes alone are 48 GB
+    enough = make_plan(request(settings=settings, host_memory=2000e9))
+    assert (enough.host.fits, enough.host.limit) == (True, 2000e9)
+    assert make_plan(request(settings=settings)).host.fits is None
+
+
+def test_the_optimizer_stays_on_the_devices_if_the_host_is_too_small_for_it() -> None:
+    settings = configs(offload="optimizer", zero_stage=2)
+    plan = make_plan(request(settings=settings, host_memory=35e9))
+    assert plan.host.remedy is not None
+    assert plan.host.remedy.settings == {"offload": "none"}
+    assert plan.host.remedy.bytes <= MARGIN * 35e9 < plan.host.needed
+
+
+def test_no_remedy_of_a_device_fills_its_host() -> None:
+    work = workload("train-generator", configs(depth=30, micro_batch=1, activation_checkpointing=True), 8)
+    offloaded = work.trainer.model_copy(update={"offload": "optimizer", "zero_stage": 2})
+    limit = (on_device(work.memory(offloaded, 8, "sdpa")) + 200e6) / MARGIN
+    roomy, tight = cheapest_remedy(work, 8, "sdpa", limit), cheapest_remedy(work, 8, "sdpa", limit, 10e9)
+    assert roomy is not None
+    assert roomy.settings["offload"] == "optimizer"
+    assert tight is None or "offload" not in tight.settings
 
 
 def test_measurements_are_medians_without_the_first_record(tmp_path: Path) -> None:

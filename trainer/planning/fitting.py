@@ -1,4 +1,4 @@
-"""What would make a stage fit into a device's memory: the settings that cost least time come first."""
+"""Whether a stage fits into a device's memory and its host's, and what would make it: what costs least time first."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from typing import Any
 
 from trainer.config import TrainerConfig
 from trainer.planning.activations import Attention
+from trainer.planning.memory import RankMemory
 from trainer.planning.workload import Workload
 
 MARGIN = 0.92
 """Share of a device's memory that may be planned for; the rest is for fragmentation and what is not counted."""
 BASE_BYTES = 1_500_000_000
 """CUDA's context, kernels and NCCL's buffers, about."""
+PROCESS_BYTES = 3_000_000_000
+"""Of a rank's process in its host's memory, about: libraries, batches on their way, CUDA's own share."""
 _BUCKET = 50_000_000
 
 
@@ -29,18 +32,75 @@ class Remedy:
     """What it does, and costs."""
 
 
-def needed(workload: Workload, trainer: TrainerConfig, world: int, attention: Attention) -> int:
-    """Bytes on the device, with the base."""
-    return workload.memory(trainer, world, attention).device_bytes + BASE_BYTES
+@dataclass(frozen=True)
+class HostFit:
+    """Whether the memory of a node suffices for all of its ranks."""
+
+    limit: float | None
+    """Bytes of a node; None if unknown."""
+    needed: int
+    """Bytes of all ranks of a node, with their processes."""
+    fits: bool | None
+    remedy: Remedy | None = None
+    """What would make it fit, if it does not."""
 
 
-def cheapest_remedy(workload: Workload, world: int, attention: Attention, limit: float) -> Remedy | None:
-    """The first of the settings below, added to one another in their order, with which it fits; None if none helps."""
+def on_device(memory: RankMemory) -> int:
+    """Bytes of a rank on its device, with the base."""
+    return memory.device_bytes + BASE_BYTES
+
+
+def on_host(memory: RankMemory, device: str | None) -> int:
+    """Bytes of a rank in its host's memory, with its process. On a CPU all of it is there."""
+    return memory.host_bytes + PROCESS_BYTES + (0 if device else memory.device_bytes)
+
+
+def fit_host(
+    workload: Workload, world: int, ranks_per_node: int, device: str | None, limit: float | None, room: float | None
+) -> HostFit:
+    """Hold the ranks of a node against its memory.
+
+    Args:
+        workload: what is trained.
+        world: ranks in all.
+        ranks_per_node: of them on one node.
+        device: name of the ranks' devices; None for CPUs.
+        limit: bytes of a node; None if unknown.
+        room: bytes of a device; None if unknown.
+    """
+    attention: Attention = "sdpa" if device else "cpu"
+    size = ranks_per_node * on_host(workload.memory(workload.trainer, world, attention), device)
+    if limit is None or size <= MARGIN * limit:
+        return HostFit(limit, size, None if limit is None else True)
+    if workload.trainer.offload == "none" or device is None:
+        return HostFit(limit, size, fits=False)
+    settings = {"offload": "none"}
+    kept = workload.memory(workload.trainer.model_copy(update=settings), world, attention)
+    smaller = ranks_per_node * on_host(kept, device)
+    fits = smaller <= MARGIN * limit and (room is None or on_device(kept) <= MARGIN * room)
+    remedy = Remedy(settings, smaller, "the optimizer on the devices, which is faster, too") if fits else None
+    return HostFit(limit, size, fits=False, remedy=remedy)
+
+
+def cheapest_remedy(
+    workload: Workload, world: int, attention: Attention, limit: float, host_limit: float | None = None
+) -> Remedy | None:
+    """The first of the settings below, added to one another in their order, with which it fits; None if none helps.
+
+    Args:
+        workload: what is trained.
+        world: ranks.
+        attention: kind of its kernel.
+        limit: bytes of a device.
+        host_limit: bytes of its host for each rank; None if unknown.
+    """
     for settings, why in _attempts(workload.trainer, world):
         trainer = TrainerConfig.model_validate(workload.trainer.model_dump() | settings)
-        size = needed(workload, trainer, world, attention)
-        if size <= MARGIN * limit:
-            return Remedy(settings, size, why)
+        memory = workload.memory(trainer, world, attention)
+        if host_limit is not None and memory.host_bytes + PROCESS_BYTES > MARGIN * host_limit:
+            continue
+        if on_device(memory) <= MARGIN * limit:
+            return Remedy(settings, on_device(memory), why)
     return None
 
 

@@ -11,7 +11,7 @@ from trainer.config import TrainerConfig
 from trainer.planning.activations import Attention
 from trainer.planning.devices import GIGA, TERA, find_device, peak_flops
 from trainer.planning.failures import LLAMA3_NODE_HOURS, Failures, expect_failures
-from trainer.planning.fitting import BASE_BYTES, MARGIN, Remedy, cheapest_remedy
+from trainer.planning.fitting import MARGIN, HostFit, Remedy, cheapest_remedy, fit_host, on_device
 from trainer.planning.memory import RankMemory
 from trainer.planning.shapes import count
 from trainer.planning.storage import Checkpoints, Reading, checkpoint_cost, read_images, read_tokens, token_bytes
@@ -58,6 +58,8 @@ class Request:
     """USD per device and hour."""
     mtbf_hours: float = LLAMA3_NODE_HOURS
     """Hours between failures of one node."""
+    host_memory: float | None = None
+    """Bytes of a node's own memory; None if unknown."""
     bandwidth: float = GIGA
     """Bytes per second from a node to storage."""
     restart_seconds: float = 180.0
@@ -122,6 +124,7 @@ class Plan:
     time: Time
     memory: RankMemory
     fit: Fit
+    host: HostFit
     reading: Reading | None
     checkpoints: Checkpoints
     failures: Failures | None
@@ -174,6 +177,7 @@ def make_plan(request: Request) -> Plan:
         time=time,
         memory=memory,
         fit=_fit(request, work, memory, attention),
+        host=_host(request, work),
         reading=_reading(request, seen),
         checkpoints=checkpoints,
         failures=failures,
@@ -221,10 +225,17 @@ def _fit(request: Request, work: Workload, memory: RankMemory, attention: Attent
     device = find_device(request.device) if request.device else None
     if device is None:
         return Fit(None, memory.device_bytes, None, None)
-    size = memory.device_bytes + BASE_BYTES
+    size = on_device(memory)
     fits = size <= MARGIN * device.memory
-    remedy = None if fits else cheapest_remedy(work, request.world, attention, device.memory)
+    host = None if request.host_memory is None else request.host_memory / request.ranks_per_node
+    remedy = None if fits else cheapest_remedy(work, request.world, attention, device.memory, host)
     return Fit(device.memory, size, fits, remedy)
+
+
+def _host(request: Request, work: Workload) -> HostFit:
+    device = find_device(request.device) if request.device else None
+    room = device.memory if device else None
+    return fit_host(work, request.world, request.ranks_per_node, request.device, request.host_memory, room)
 
 
 def _reading(request: Request, seen: int) -> Reading | None:
