@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 from cluster.config import ClusterConfig
@@ -33,7 +36,7 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
     """A connection to Ray, shared by all stages of a command.
 
     Joins `cluster.address` or RAY_ADDRESS; without either a cluster of this machine's CPUs is started, which ends with
-    this process however it ends.
+    this process however it ends. SIGTERM ends it with exit code 143, unless a stage listens for it.
     """
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         yield
@@ -53,11 +56,44 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
             os.environ.setdefault(name, value)
     import ray
 
-    ray.init(address=address or "local", **_quiet(), **({} if address else _own_cluster(config)))
+    with _terminable() as listen:
+        ray.init(address=address or "local", **_quiet(), **({} if address else _own_cluster(config)))
+        listen()
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _terminable() -> Iterator[Callable[[], None]]:
+    """SIGTERM ends the command as Ctrl-C does, with the exit code that shells expect: what is under way is released.
+
+    Yields:
+        What begins to listen, to be called after Ray has set its own handler.
+    """
+    received = 0
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        nonlocal received
+        received = number
+        sys.exit(128 + number)
+
+    def listen() -> None:
+        signal.signal(signal.SIGTERM, end)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    before = signal.getsignal(signal.SIGTERM)
     try:
-        yield
+        yield listen
+    except SystemExit:
+        if received:  # inside of Ray's calls, which were interrupted with a code of their own
+            sys.exit(128 + received)
+        raise
     finally:
-        ray.shutdown()
+        signal.signal(signal.SIGTERM, before)
 
 
 def _quiet() -> dict[str, Any]:

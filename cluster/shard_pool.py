@@ -13,13 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-import signal
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 from cluster.pool_progress import PoolProgress
@@ -85,7 +81,7 @@ def make_shards(
         FoldtrainError: if shards failed too often; all others are made then.
     """
     run = _Run(work, shards, settings, progress, on_made)
-    with _terminable(), contextlib.closing(run):
+    with contextlib.closing(run):
         try:
             run.make_all()
         except (KeyboardInterrupt, SystemExit):
@@ -298,27 +294,3 @@ def _ray_error() -> type[Exception]:
 
     error: type[Exception] = RayError
     return error
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM ends the command as Ctrl-C does, with the exit code that shells expect: the pool is released first."""
-    received = 0
-
-    def end(number: int, _frame: FrameType | None) -> None:
-        nonlocal received
-        received = number
-        sys.exit(128 + number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    except SystemExit:
-        if received:  # inside of Ray's calls, which were interrupted with a code of their own
-            sys.exit(128 + received)
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)

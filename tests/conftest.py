@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -21,6 +22,9 @@ os.environ.update(
     XDG_CACHE_HOME=CACHE.name,
     OMP_NUM_THREADS="1",
     RAY_USAGE_STATS_ENABLED="0",
+    # Ray reads these when it is imported: clusters of our own in a test's process would set them too late.
+    RAY_AUTH_MODE="token",
+    RAY_AUTH_TOKEN=secrets.token_hex(32),
     DS_ACCELERATOR="cpu",
     WANDB_MODE="offline",
 )
