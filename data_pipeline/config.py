@@ -117,7 +117,8 @@ class ReadingConfig(Section):
     threads: int = Field(4, ge=0)
     """Threads that decode images ahead of the step; 0 decodes within it. Tokens need none."""
     late_seconds: float = Field(120.0, gt=0)
-    """A batch that takes longer makes the stacks of all threads, and the shards that are being waited for, be shown."""
+    """A batch that takes longer makes the stacks of all threads, and the shards that are being waited for, be shown; so
+    does a step or a start that takes five times as long."""
 
 
 class DataConfig(Section):

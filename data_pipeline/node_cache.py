@@ -3,8 +3,11 @@
 A copy is made once: whoever comes second waits for the first. It is there whole or not at all, and a process that is
 killed leaves nothing that stops the others, because every claim is a lock (flock) that the kernel releases:
 
-    <name>        a finished copy; whoever uses it holds a shared lock, so that it is not removed under him
-    .tmp-<name>   a copy in the making, already as long as it will be; its maker holds an exclusive lock
+    <name>          a finished copy; whoever uses it holds a shared lock, so that it is not removed under him
+    .claim-<name>   the right to make it: its maker holds an exclusive lock, and the others wait for that one
+    .tmp-<name>     a copy in the making, already as long as it will be; its maker holds an exclusive lock here, too
+
+Nobody waits at the copy in the making: it becomes the finished one, which its users hold as long as they train.
 
 With a limit, the copies that were used least recently go first. Those in use stay. The folder must lie on a disk of the
 node: flock does not reach over every network filesystem.
@@ -23,6 +26,7 @@ from typing import BinaryIO
 
 from data_pipeline.errors import FoldtrainError, UsageError
 
+_CLAIM = ".claim-"
 _TEMPORARY = ".tmp-"
 _ROOM_LOCK = ".room"
 _KEPT_FREE = 0.1
@@ -62,26 +66,28 @@ class NodeCache:
         while True:
             with suppress(FileNotFoundError):
                 return _use(path)
-            with self._failures(), self._claim(self.folder / f"{_TEMPORARY}{name}") as draft:
+            with self._failures(), self._locked(f"{_CLAIM}{name}"):
                 if not path.exists():
-                    self._reserve(draft, most)
-                    make(draft)
-                    _finish(draft, path, most)
+                    with self._locked(f"{_TEMPORARY}{name}") as draft:
+                        self._reserve(draft, most)
+                        make(draft)
+                        _finish(draft, path, most)
 
     @contextmanager
-    def _claim(self, draft: Path) -> Iterator[Path]:
-        """The right to make a copy; waits until nobody else has it."""
+    def _locked(self, name: str) -> Iterator[Path]:
+        """A file of the folder, held exclusively, and removed if it is not renamed; waits for whoever has it."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / name
         while True:
-            with draft.open("ab") as file:
+            with path.open("ab") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
-                if not _is_same(file, draft):  # its maker has finished it meanwhile
+                if not _is_same(file, path):  # whoever had it is done
                     continue
                 try:
-                    yield draft
+                    yield path
                 finally:
-                    if _is_same(file, draft):
-                        draft.unlink()
+                    if _is_same(file, path):
+                        path.unlink()
                 return
 
     def _reserve(self, draft: Path, size: int) -> None:

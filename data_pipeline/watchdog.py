@@ -1,7 +1,8 @@
 """Says what a process is waiting for, when it waits too long.
 
-Whoever reads from storage notes what it reads (`reading`). A `Watchdog` guards the wait for a batch: once it has lasted
-`seconds`, the stacks of all threads go to stderr and the report names the shards that are being read, and for how long.
+Whoever reads from storage notes what it reads (`reading`). A `Watchdog` guards the wait for a batch, a step or a start:
+once it has lasted too long, the stacks of all threads go to stderr and the report names the shards that are being read,
+and for how long.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+LONG = 5.0
+"""A start or a step is late after so many times the seconds of a batch: networks are built, compiled and loaded."""
 _reads: dict[tuple[int, str], float] = {}
 """When each read that is under way began, by thread and name."""
 
@@ -40,6 +43,11 @@ def describe_wait(what: str, seconds: float) -> str:
     return f"{what} is late: {seconds:.0f} s so far; being read: {reads or 'nothing'}"
 
 
+def print_late(wait: str) -> None:
+    """On stderr, where the stacks go, too."""
+    print(wait, file=sys.stderr, flush=True)  # noqa: T201
+
+
 class Watchdog:
     """Reports waits that take longer than `seconds`, again and again while they last.
 
@@ -57,14 +65,14 @@ class Watchdog:
     ) -> None:
         self._seconds, self._report, self._dump = seconds, report, dump
         self._changed = threading.Condition()
-        self._wait: tuple[str, float] | None = None
+        self._wait: tuple[str, float, float] | None = None  # what, since when, how long at most
         self._closed = False
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     @contextmanager
-    def waiting(self, what: str) -> Iterator[None]:
-        """Guard a wait."""
-        self._wait = (what, time.monotonic())
+    def waiting(self, what: str, times: float = 1.0) -> Iterator[None]:
+        """Guard a wait, which may take so many times `seconds`."""
+        self._wait = (what, time.monotonic(), times * self._seconds)
         try:
             yield
         finally:
@@ -77,7 +85,7 @@ class Watchdog:
             self._changed.notify()
 
     def _watch(self) -> None:
-        reported: tuple[str, float] | None = None
+        reported: tuple[str, float, float] | None = None
         due = 0.0
         while not self._closed:
             with self._changed:
@@ -86,8 +94,8 @@ class Watchdog:
             if wait is None:
                 continue
             if wait != reported:
-                due = wait[1] + self._seconds
+                due = wait[1] + wait[2]
             if now >= due:
-                reported, due = wait, now + self._seconds
+                reported, due = wait, now + wait[2]
                 self._dump()
                 self._report(describe_wait(wait[0], now - wait[1]))

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from data_pipeline import storage, weights
 from data_pipeline.errors import FoldtrainError, StorageAwayError
-from data_pipeline.watchdog import Watchdog
+from data_pipeline.watchdog import LONG, Watchdog, print_late
 from model.attention import flash_refusal
 from trainer.blocks import compile_blocks, recompute_blocks
 from trainer.checkpoints import exporting
@@ -131,10 +130,11 @@ class Loop:
         Returns:
             Whether the end was reached; if not, `ending` says why, and the same again goes on from there.
         """
-        self._resume()
-        self.checkpoints.reserve()
-        if dist.get_rank() == 0:
-            self._open_records()
+        with self.watchdog.waiting(f"{self.job.stage}: the start", LONG):
+            self._resume()
+            self.checkpoints.reserve()
+            if dist.get_rank() == 0:
+                self._open_records()
         if self.stage.samples is not None:
             keys, order = self.stage.samples.keys, self.stage.samples.order()
             self.ledger = Ledger(self.job.folder, order, keys, self.progress.resumed_at, self.engine.device)
@@ -189,8 +189,8 @@ class Loop:
 
     def _say_late(self, wait: str) -> None:
         """Called by the watchdog; a rank without records says it on its own terminal."""
-        print(wait, file=sys.stderr, flush=True)  # noqa: T201 - the stacks go there, too
-        self._event("late_batch", self.step, wait=wait)
+        print_late(wait)
+        self._event("late", self.step, wait=wait)
 
     def _between_steps(self, last: bool) -> bool:
         """Agree with all ranks, move the checkpoint that is under way on, begin the next. Returns whether to stop."""
@@ -258,7 +258,8 @@ class Loop:
     def _train_step(self, batch: Batch) -> StepResult:
         rate = learning_rate(self.config, self.step)
         parts = self.stage.prepare(split_batch(batch, self.engine.accumulation), self.engine.look)
-        result = self.engine.step(parts, rate)
+        with self.watchdog.waiting(f"{self.job.stage}: step {self.step}", LONG):
+            result = self.engine.step(parts, rate)
         self.course.watch(self.step, result)
         self.progress.step = self.course.next_step(self.step + 1)
         self._count_skips(result)

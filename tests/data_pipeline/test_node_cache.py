@@ -92,9 +92,10 @@ def _make_and_count(folder: str, start: object, counter: object) -> None:
     start.wait()  # type: ignore[attr-defined]
     with NodeCache(folder).open("one", 1000, make) as file:
         assert file.read() == b"a" * 1000
+        start.wait(timeout=60)  # type: ignore[attr-defined]
 
 
-def test_eight_processes_that_want_the_same_copy_make_it_once(tmp_path: Path) -> None:
+def test_eight_processes_make_a_copy_once_and_use_it_at_the_same_time(tmp_path: Path) -> None:
     start, counter = spawn.Barrier(8), spawn.Value("i", 0)
     ranks = [spawn.Process(target=_make_and_count, args=(str(tmp_path), start, counter)) for _ in range(8)]
     for rank in ranks:

@@ -44,6 +44,15 @@ def test_a_late_wait_is_reported_again_and_again_and_dumps_the_stacks() -> None:
     assert len(dumps) >= 2
 
 
+def test_a_wait_that_may_take_longer_is_not_reported_as_early() -> None:
+    reports: queue.Queue[str] = queue.Queue()
+    dogs = [Watchdog(0.01, reports.put, lambda: None) for _ in range(2)]
+    with dogs[0].waiting("a start", times=1e6), dogs[1].waiting("a batch"):
+        assert ["a batch is late" in reports.get(timeout=30) for _ in range(3)] == [True] * 3
+    for dog in dogs:
+        dog.close()
+
+
 def test_a_wait_that_ends_in_time_is_not_reported() -> None:
     reports: queue.Queue[str] = queue.Queue()
     watchdog = Watchdog(3600, reports.put)

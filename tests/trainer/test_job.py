@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from data_pipeline import storage, weights
+import trainer.stages
+from data_pipeline import storage, watchdog, weights
 from data_pipeline.config import ReadingConfig
 from data_pipeline.errors import UsageError
 from trainer.config import ClassifierStageConfig, TrainerConfig
@@ -92,3 +94,19 @@ def test_a_finished_run_does_not_go_on_with_other_settings(tmp_path: Path) -> No
     weights.write_weights(job(tmp_path).export, "teacher", {}, {"model": {"w": torch.zeros(1)}}, {})
     with pytest.raises(UsageError, match="finished run with other settings"):
         replace(job(tmp_path, steps=50), accept_changes=True).is_finished()
+
+
+class Built(Exception):  # noqa: N818 - stands for the loop that is built at last
+    """The end of a start, with what was reported of it meanwhile."""
+
+
+def test_a_start_that_hangs_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    reports: queue.Queue[str] = queue.Queue()
+
+    def build(*_: object) -> None:
+        raise Built(reports.get(timeout=60))
+
+    monkeypatch.setattr(watchdog, "print_late", reports.put)
+    monkeypatch.setattr(trainer.stages, "_build_loop", build)
+    with pytest.raises(Built, match=r"teacher: the start is late: .*; being read: nothing"):
+        trainer.stages.run_worker(job(tmp_path, reading={"late_seconds": 0.001}))

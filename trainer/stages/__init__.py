@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from trainer.ending import Ending, EndRequest
     from trainer.job import TrainJob
+    from trainer.loop import Loop
     from trainer.stages.stage import Stage
 
 
@@ -38,6 +39,18 @@ def run_worker(job: TrainJob, request: EndRequest | None = None) -> tuple[Ending
     Returns:
         How it ended, and after which step.
     """
+    from contextlib import closing
+
+    from data_pipeline import watchdog
+
+    late = watchdog.Watchdog(job.reading.late_seconds, watchdog.print_late)
+    with closing(late), late.waiting(f"{job.stage}: the start", watchdog.LONG):
+        loop = _build_loop(job, request)
+    loop.run()
+    return loop.ending, loop.step
+
+
+def _build_loop(job: TrainJob, request: EndRequest | None) -> Loop:
     import time
 
     began = time.time()  # importing torch is a part of the start
@@ -47,6 +60,4 @@ def run_worker(job: TrainJob, request: EndRequest | None = None) -> tuple[Ending
 
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     torch.manual_seed(job.seed)  # the same first weights on every rank
-    loop = Loop(job, build_stage(job, device), device, began, request)
-    loop.run()
-    return loop.ending, loop.step
+    return Loop(job, build_stage(job, device), device, began, request)
