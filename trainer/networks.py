@@ -9,14 +9,17 @@ from data_pipeline.weights import Card
 from model.config import GeneratorConfig, TokenizerConfig
 from model.generator import FoldedGenerator
 from model.quantizer import FoldedQuantizer
-from model.tokenizer import ImageFolderTokenizer
 
 if TYPE_CHECKING:
     import torch
 
+    from model.tokenizer import ImageFolderTokenizer
+
 
 def load_tokenizer(uri: str, device: torch.device) -> tuple[ImageFolderTokenizer, Card]:
     """The tokenizer with its moving-average weights, frozen, and its card."""
+    from model.tokenizer import ImageFolderTokenizer  # its backbones are seconds to import; a generator needs none
+
     card, state = weights.read_weights(uri, "tokenizer")
     tokenizer = ImageFolderTokenizer(TokenizerConfig(**card.config))
     tokenizer.load_state_dict(state)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,17 +15,18 @@ if TYPE_CHECKING:
 
 def build_stage(job: TrainJob, device: torch.device) -> Stage:
     """The stage that a job names."""
-    from trainer.stages.classifier import ClassifierStage
-    from trainer.stages.generator import GeneratorStage
-    from trainer.stages.tokenizer import TokenizerStage
+    # Each imports what it needs alone: the backbones of a tokenizer are seconds of every start.
+    if job.stage == "generator":
+        from trainer.stages.generator import GeneratorStage
 
-    builders: dict[str, Callable[[TrainJob, torch.device], Stage]] = {
-        "teacher": ClassifierStage,
-        "judge": ClassifierStage,
-        "tokenizer": TokenizerStage,
-        "generator": GeneratorStage,
-    }
-    return builders[job.stage](job, device)
+        return GeneratorStage(job, device)
+    if job.stage == "tokenizer":
+        from trainer.stages.tokenizer import TokenizerStage
+
+        return TokenizerStage(job, device)
+    from trainer.stages.classifier import ClassifierStage
+
+    return ClassifierStage(job, device)
 
 
 def run_worker(job: TrainJob, request: EndRequest | None = None) -> tuple[Ending, int]:
