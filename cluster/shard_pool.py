@@ -21,7 +21,7 @@ from typing import Any
 from cluster.pool_progress import PoolProgress
 from cluster.ray_pool import PoolSize, RayPool, Shard, WorkerNeeds
 from cluster.scale import read_scale
-from cluster.shard_ledger import Report, Result
+from cluster.shard_ledger import InFlight, Report, Result
 from cluster.shard_worker import ShardWork
 from data_pipeline import storage
 from data_pipeline.errors import FoldtrainError
@@ -154,7 +154,7 @@ class _Run:
             self._obey_control()
             if not said and time.monotonic() - started > _ROOM_SECONDS:
                 said = self._say_room(report)
-            if not self._draining and self._is_hopeless(report):
+            if self._is_hopeless(report):
                 return
 
     def _absorb(self) -> Report:
@@ -233,10 +233,11 @@ class _Run:
 
     def _is_hopeless(self, report: Report) -> bool:
         """Give shards of slow or hung workers to others. Returns whether the pass is to be ended, since all hang."""
-        import ray
-
         tries, limit = self._pool.second_tries, self._settings.patience
         hung = [shard for shard in report.in_flight if report.now - shard.advanced > limit]
+        if self._draining:  # nothing is begun any more, by a second worker neither
+            all_hang = bool(hung) and len(hung) == len(report.in_flight)
+            return all_hang and self._give_up(hung, {shard.name for shard in hung}, report)
         alone = [name for name in self._overdue(report) if name not in tries]
         for name in alone[: self._size.most - len(tries)]:
             self._progress.say(f"{name} takes long: a second worker tries it, too")
@@ -246,6 +247,13 @@ class _Run:
         stuck = waited - advancing
         if not stuck or advancing or report.waiting > len(stuck):
             return False
+        return self._give_up(hung, stuck, report)
+
+    def _give_up(self, hung: Sequence[InFlight], stuck: set[str], report: Report) -> bool:
+        """Count a failure of each shard that hangs, and end the pass."""
+        import ray
+
+        limit = self._settings.patience
         for shard in {shard.name: shard for shard in hung}.values():  # one failure each, however many workers tried
             reason = f"it got no further for {report.now - shard.advanced:.0f} s (a batch may take {limit:.0f} s)"
             ray.get(self._pool.ledger.fail.remote(shard.name, shard.worker, shard.host, reason))

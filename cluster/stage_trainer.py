@@ -76,6 +76,9 @@ class StageTrainer(TorchTrainer):
         self._scaling = UsableSizes(scaling_config, sizes, key) if elastic else FixedSize(scaling_config)
         self._failures = RestartsWithoutProgress(failures, checkpoints)
 
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Leaves Ctrl-C to Python: Ray's handler asks the controller, which may not listen, and outlives the stage."""
+
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = [one for one in super()._create_default_callbacks() if not isinstance(one, _NOT_NEEDED)]
         return [*callbacks, EndSynchronizationActor()]

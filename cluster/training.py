@@ -96,9 +96,13 @@ def _train(job: TrainJob, cluster: ClusterConfig, sizes: Sequence[int]) -> Train
 
     key = key_of_run()
     notice, ending, step = Notice(key), Ending.PAUSED, 0
-    with notice, follow_training(job, notice.news):
-        while ending is Ending.PAUSED and not notice.received:
-            ending, step = _fit(job, cluster, sizes, key)
+    try:
+        with notice, follow_training(job, notice.news):
+            while ending is Ending.PAUSED and not notice.received:
+                ending, step = _fit(job, cluster, sizes, key)
+    except KeyboardInterrupt:
+        console().print(f"{job.stage}: interrupted; the same command goes on from its last checkpoint")
+        raise
     if ending is Ending.FINISHED:
         return Trained(step, ending, notice.received)
     return Trained(latest_step(job.checkpoints) or 0, Ending.STOPPED, noticed=True)

@@ -169,8 +169,9 @@ def test_scale_changes_the_size_of_a_running_pool(until, tmp_path: Path) -> None
         (first,) = driver.workers("ShardWorker")
         first.suspend()  # it cannot be done with all shards before the second is there
         run("scale", str(tmp_path), "--workers", "2:3")
+        wait_for("a word of it", lambda: "scaling to" in driver.output(), driver)
+        first.resume()  # it makes the shards that it has in hand
         wait_for("a second actor", lambda: len(driver.workers("ShardWorker")) >= 2, driver)
-        first.resume()
         wait_for("the end", lambda: (tmp_path / "tokens" / "manifest.json").exists(), driver)
         driver.wait(timeout=PATIENCE)
     assert TokenShards(str(tmp_path / "tokens")).count == 300

@@ -6,6 +6,7 @@ import shutil
 import signal
 from pathlib import Path
 
+import psutil
 import pytest
 
 from cluster.drills.drilled_training import write_training
@@ -112,3 +113,14 @@ def test_a_second_notice_ends_the_command_at_once(command: tuple[str, ...], tmp_
         driver.send_signal(signal.SIGTERM)
         assert driver.wait(timeout=PATIENCE) == -signal.SIGTERM
         assert "stopped at step" not in driver.output()
+
+
+@pytest.mark.drill
+def test_ctrl_c_ends_the_command_at_once_and_leaves_no_worker(command: tuple[str, ...], tmp_path: Path) -> None:
+    with started(*command) as driver:
+        until_it_trains(tmp_path, driver)
+        family = driver.family()
+        driver.send_signal(signal.SIGINT)
+        assert driver.wait(timeout=PATIENCE) == 128 + signal.SIGINT, driver.output()
+        assert "interrupted; the same command goes on from its last checkpoint" in driver.output()
+        assert psutil.wait_procs(family, timeout=PATIENCE)[1] == []

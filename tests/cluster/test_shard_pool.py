@@ -61,6 +61,9 @@ class Files:
                     os.kill(os.getpid(), signal.SIGKILL)
                 case "hangs once" if first:
                     threading.Event().wait()
+                case "scales and hangs once" if first:
+                    write_scale(self.folder, 2, 2)
+                    threading.Event().wait()
             advance(1)
             (Path(self.folder) / name).write_text(f"made by {os.getpid()}")
             return {"pid": os.getpid()}
@@ -120,6 +123,11 @@ def test_poison_is_set_aside_with_its_reason_and_all_else_is_made(make_all: Make
 
 def test_a_shard_of_a_hung_worker_is_made_by_another_and_the_run_ends(make_all: MakeAll, tmp_path: Path) -> None:
     make_all("well", "hangs once", "well", patience=2.0)
+    assert made(tmp_path) == {"s0.tar", "s1.tar", "s2.tar"}
+
+
+def test_a_hung_worker_does_not_stop_a_pool_that_is_scaled(make_all: MakeAll, tmp_path: Path) -> None:
+    make_all("well", "scales and hangs once", "well", patience=2.0)
     assert made(tmp_path) == {"s0.tar", "s1.tar", "s2.tar"}
 
 
