@@ -50,8 +50,6 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
         # these once in a process, when it is imported.
         if os.environ.get("RAY_AUTH_MODE") != "token" or "RAY_AUTH_TOKEN" not in os.environ:
             os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
-        # Ray's C++ core says on the terminal, as errors, what its own libraries do by design; its log files keep it.
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         for name, value in _SPARING.items():
             os.environ.setdefault(name, value)
     import ray

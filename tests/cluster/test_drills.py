@@ -34,10 +34,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def until(whole: Path, tmp_path: Path) -> object:
     """Arguments of a run of its own that has all stages before the given one."""
 
-    def prepare(folder: str) -> tuple[str, str]:
+    def prepare(folder: str) -> tuple[str, ...]:
         for name in FOLDERS[: FOLDERS.index(folder)]:
             shutil.copytree(whole / "run" / name, tmp_path / name)
-        return str(whole / "small.yaml"), f"run={tmp_path}"
+        return str(whole / "small.yaml"), f"run={tmp_path}", "tracking.wandb=off"
 
     return prepare
 
