@@ -18,8 +18,9 @@ from tests.cluster.conftest import Foldtrain
 
 drill = [pytest.mark.drill, pytest.mark.xdist_group("data_drill")]
 
-FIRST_SEED, TRIALS = 15, 3
-"""Requests that fail; a killed driver; a killed raylet, and then the S3 server."""
+FIRST_SEED, TRIALS = 20930, 2
+"""Ingest: a killed raylet, then requests that fail; tokenize: a killed driver, then the S3 server. What is fatal comes
+first: the command has to start again then, so it cannot be over before it is struck again."""
 
 
 # ------------------------------------------------------------------------------------------------------ what is planned
@@ -99,7 +100,7 @@ def test_a_folder_with_something_in_it_is_left_alone(foldtrain: Foldtrain, tmp_p
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Victim, Path]:
-    """A drill of three trials, after its end, and the folder that it worked in."""
+    """A drill of two trials, after its end, and the folder that it worked in."""
     folder = tmp_path_factory.mktemp("drill")
     options = ("--trials", str(TRIALS), "--seed", str(FIRST_SEED), "--folder", str(folder / "place"))
     with started("drill", "data", *options, "--json", str(folder / "trials.json"), log=folder / "log") as command:
@@ -119,7 +120,7 @@ class TestAShortDrill:
     pytestmark = drill
 
     def test_it_ends_in_byte_identical_data_sets(self, finished: tuple[Victim, Path]) -> None:
-        assert finished[0].output().endswith("3 of 3 trials ended in byte-identical data sets\n")
+        assert finished[0].output().endswith(f"{TRIALS} of {TRIALS} trials ended in byte-identical data sets\n")
 
     def test_everything_was_struck_that_was_planned(self, trials: list[dict[str, Any]]) -> None:
         struck = " ".join(blow for trial in trials for blow in trial["blows"])

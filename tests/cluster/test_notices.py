@@ -103,7 +103,7 @@ def test_a_notice_to_the_command_or_to_a_worker_ends_all_with_a_checkpoint(
 
 @pytest.mark.drill
 def test_a_second_notice_ends_the_command_at_once(command: tuple[str, ...], tmp_path: Path) -> None:
-    with started(*command) as driver:
+    with started(*command, "cluster.workers=1") as driver:
         until_it_trains(tmp_path, driver)
         # The first would be enough if the workers could end.
         for worker in driver.workers("RayTrainWorker"):
@@ -117,7 +117,7 @@ def test_a_second_notice_ends_the_command_at_once(command: tuple[str, ...], tmp_
 
 @pytest.mark.drill
 def test_ctrl_c_ends_the_command_at_once_and_leaves_no_worker(command: tuple[str, ...], tmp_path: Path) -> None:
-    with started(*command) as driver:
+    with started(*command, "cluster.workers=1") as driver:
         until_it_trains(tmp_path, driver)
         family = driver.family()
         driver.send_signal(signal.SIGINT)
