@@ -7,6 +7,7 @@ something that cannot be (a config, a path, an option); 130 interrupted; 143 tol
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
@@ -18,8 +19,27 @@ app = typer.Typer(
     help="Train image generators on folded tokens, on one laptop or on a cluster, with the same config.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,  # a bug shows Python's own traceback; main() says what a user did wrong
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},  # of every command
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"foldtrain {version('foldtrain')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[  # noqa: ARG001 - its callback prints it
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options of foldtrain itself. What the help says of it is the text that `app` has."""
+
+
 stages.register(app)
 configs.register(app)
 jobs.register(app)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from PIL import Image
+from typer.testing import CliRunner
 
-from cluster.cli import find_cause
+from cluster.cli import app, find_cause
 from cluster.commands.configs import json_schema
 from cluster.commands.stages import STAGES, packaged
 from cluster.config_loading import load_config
@@ -41,6 +46,37 @@ def test_help_names_every_command(foldtrain: Foldtrain) -> None:
         "verify",
     )
     assert [name for name in (*STAGES, *others) if f"│ {name} " not in done.stdout] == []
+
+
+def commands() -> list[tuple[str, ...]]:
+    """Every command, by the words that call it."""
+    found: list[tuple[str, ...]] = []
+
+    def collect(words: tuple[str, ...], command: Any) -> None:
+        found.append(words)
+        for name, below in getattr(command, "commands", {}).items():
+            collect((*words, name), below)
+
+    collect((), typer.main.get_command(app))
+    return found
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_every_command_explains_itself_at_the_short_option(words: tuple[str, ...]) -> None:
+    done = CliRunner().invoke(app, [*words, "-h"])
+    assert (done.exit_code, "Usage:" in done.output) == (0, True)
+
+
+def test_the_version_is_that_of_the_distribution(foldtrain: Foldtrain) -> None:
+    done = foldtrain("--version")
+    assert (done.returncode, done.stdout) == (0, f"foldtrain {metadata.version('foldtrain')}\n")
+
+
+def test_a_shell_that_asks_gets_the_commands_that_begin_so() -> None:
+    asked = {"_FOLDTRAIN_COMPLETE": "complete_bash", "COMP_WORDS": "foldtrain train-", "COMP_CWORD": "1"}
+    command = [str(Path(sys.executable).parent / "foldtrain")]
+    done = subprocess.run(command, env={**os.environ, **asked}, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [stage for stage in STAGES if stage.startswith("train-")]
 
 
 def test_neither_help_nor_a_config_imports_what_is_slow(small_config: Path) -> None:
