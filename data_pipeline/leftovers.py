@@ -117,7 +117,7 @@ def _candidates(uri: str, listing: Listing) -> Iterator[Candidate]:
 def _beside_manifest(uri: str, folder: str, listing: Listing) -> Iterator[Candidate]:
     path = storage.join(uri, folder) if folder else uri
     record = storage.read_json(storage.join(path, MANIFEST_NAME))
-    kind = _MANIFESTS.get(record.get("kind")) if isinstance(record, dict) else None
+    kind = _MANIFESTS.get(str(record.get("kind"))) if isinstance(record, dict) else None
     if kind is None:
         return
     named = {shard.name.removesuffix(".tar") for shard in kind.read(path).shards}

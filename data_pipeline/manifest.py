@@ -5,14 +5,18 @@ from __future__ import annotations
 from itertools import accumulate
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
+from data_pipeline.names import ClassName, Count, Sha256, ShardName, StoredName
+from data_pipeline.tar import BLOCK
 from model.layout import TokenLayout
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_VERSION: Literal[1] = 1
+MOST_SCALES, MOST_SIDE, MOST_BRANCHES, MOST_CODES = 256, 1024, 1024, 65536
+"""Bounds of a layout, so that no product of its numbers is beyond 64 bits. Tokens are uint16."""
 
 
 class Record(BaseModel):
@@ -24,13 +28,13 @@ class Record(BaseModel):
 class ShardRecord(Record):
     """One shard of a data set."""
 
-    name: str
+    name: ShardName
     """File name of its tar."""
-    samples: int
+    samples: Count
     """Images in it."""
-    bytes: int
+    bytes: Count
     """Size of its tar."""
-    sha256: str
+    sha256: Sha256
     """Digest of its tar."""
 
 
@@ -48,7 +52,7 @@ class TokenCommit(Record):
 class ImageShardRecord(ShardRecord):
     """One shard of images."""
 
-    index_sha256: str
+    index_sha256: Sha256
     """Digest of its sidecar index."""
 
 
@@ -62,10 +66,32 @@ class _Manifest(Record):
     """What the samples are."""
     fingerprint: str
     """sha256 of everything else here: it names exactly this data set."""
-    samples: int
+    samples: Count
     """Images in all."""
-    classes: tuple[str, ...]
+    classes: tuple[ClassName, ...]
     """Class names by label."""
+    shards: tuple[ShardRecord, ...]
+    """The shards; sample i is the i-th in their order."""
+
+    @model_validator(mode="after")
+    def _check_shards(self) -> Self:
+        names = [shard.name for shard in self.shards]
+        if len(set(names)) != len(names):
+            raise ValueError("it names a shard twice")
+        other = next((name for name in names if not name.startswith(f"{self.kind}-")), None)
+        if other is not None:
+            raise ValueError(f"a shard of {self.kind} is not called {other}")
+        total = sum(shard.samples for shard in self.shards)
+        if total != self.samples:
+            raise ValueError(f"its shards have {total} samples, it states {self.samples}")
+        wide = next((shard for shard in self.shards if shard.samples * self.least_sample_bytes() > shard.bytes), None)
+        if wide is not None:
+            raise ValueError(f"{wide.name} has no room for {wide.samples} samples in {wide.bytes} bytes")
+        return self
+
+    def least_sample_bytes(self) -> int:
+        """Bytes that a sample takes of its shard at least."""
+        return 0
 
     @classmethod
     def build(cls, **fields: Any) -> Self:
@@ -102,7 +128,7 @@ class _Manifest(Record):
         try:
             manifest = cls.model_validate_json(storage.canonical_json(record))
         except ValidationError as error:
-            raise UsageError(f"{path} is no valid manifest ({error.errors()[0]['msg']}): {cls.remedy} again") from error
+            raise UsageError(f"{path} is no valid manifest ({_first_of(error)}): {cls.remedy} again") from None
         if storage.fingerprint(manifest.content()) != manifest.fingerprint:
             raise UsageError(
                 f"{path} does not have the fingerprint that it states, so it was changed: {cls.remedy} again"
@@ -118,10 +144,14 @@ class ImageManifest(_Manifest):
     kind: Literal["images"] = "images"
     split: str
     """Which part of the source this is: train or validation."""
-    quarantined: int = 0
+    quarantined: Count = 0
     """Images of the source that are left out because they cannot be decoded; quarantine.json lists them."""
     shards: tuple[ImageShardRecord, ...]
     """The shards; sample i is the i-th in their order."""
+
+    def least_sample_bytes(self) -> int:
+        """The headers of its two files."""
+        return 2 * BLOCK
 
     def content(self) -> dict[str, Any]:
         """All fields but the fingerprint, as JSON; without the quarantine where it is empty."""
@@ -146,9 +176,9 @@ class TokenManifest(_Manifest):
     kind: Literal["tokens"] = "tokens"
     layout: TokenLayout
     """What the positions and folds of a sample are."""
-    views: tuple[str, ...]
+    views: tuple[StoredName, ...] = Field(min_length=1)
     """How each image was seen, in the order of the tokens' views."""
-    image_size: int
+    image_size: Count
     """Side of the square that was tokenized, in pixels."""
     fit: str
     """How images became squares."""
@@ -164,6 +194,19 @@ class TokenManifest(_Manifest):
     """Versions of what computed the tokens; more than one if the run was continued with others."""
     shards: tuple[ShardRecord, ...]
     """The shards; sample i is the i-th in their order."""
+
+    @field_validator("layout")
+    @classmethod
+    def _check_layout(cls, layout: TokenLayout) -> TokenLayout:
+        if len(layout.scales) > MOST_SCALES or max(layout.scales) > MOST_SIDE:
+            raise ValueError(f"a layout has at most {MOST_SCALES} scales, of at most {MOST_SIDE} a side")
+        if not 1 <= layout.branches <= MOST_BRANCHES or not 1 <= layout.codebook_size <= MOST_CODES:
+            raise ValueError(f"a layout has 1 to {MOST_BRANCHES} branches of 1 to {MOST_CODES} codes")
+        return layout
+
+    def least_sample_bytes(self) -> int:
+        """Its tokens, label and CRC-32."""
+        return len(self.views) * self.layout.positions * self.layout.folds * 2 + 8
 
     def content(self) -> dict[str, Any]:
         """All fields but the fingerprint, as JSON; without the decoder and the number format where they are usual."""
@@ -184,9 +227,16 @@ def read_manifest(uri: str) -> ImageManifest | TokenManifest:
         raise UsageError(f"{uri} holds no complete data set ({MANIFEST_NAME} is missing)") from None
     kinds: dict[Any, type[ImageManifest] | type[TokenManifest]] = {"images": ImageManifest, "tokens": TokenManifest}
     kind = record.get("kind") if isinstance(record, dict) else None
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         raise UsageError(f"{uri} holds no complete data set of foldtrain's ({path} is of another kind: {kind})")
     return kinds[kind].read(uri)
+
+
+def _first_of(error: ValidationError) -> str:
+    """Where the first thing is that is wrong, and what."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    return f"{where}: {first['msg']}" if where else first["msg"]
 
 
 def shard_starts(shards: tuple[ShardRecord, ...] | tuple[ImageShardRecord, ...]) -> list[int]:

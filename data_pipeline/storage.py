@@ -14,13 +14,14 @@ import hashlib
 import io
 import json
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 from uuid import uuid4
 
-from data_pipeline import object_listing, object_reads, object_writes
-from data_pipeline.errors import UsageError
+from data_pipeline import json_records, object_listing, object_reads, object_writes
+from data_pipeline.errors import CorruptShardError, FoldtrainError, UsageError
 from data_pipeline.object_listing import Entry, UnfinishedUpload
 from data_pipeline.storage_retries import retried
 from data_pipeline.uris import absolute, is_remote, join, local_path
@@ -56,32 +57,52 @@ def filesystem(uri: str) -> Any:
     return _filesystem(uri.split("://", 1)[0], endpoint, os.getpid())
 
 
-def read_bytes(uri: str) -> bytes:
+def read_bytes(uri: str, most: int | None = None) -> bytes:
     """The whole object. Its length is checked; whoever has a sha256 or CRC-32 of it compares that.
+
+    Args:
+        uri: of the object.
+        most: bytes that it may have; more are not read, nor is a device or a pipe. None for no bound.
 
     Raises:
         FileNotFoundError: if there is none.
+        CorruptShardError: if it has more than `most` bytes; it names the file.
     """
-    if not is_remote(uri):
+    if is_remote(uri):
+        return _read_whole(uri, most)
+    if most is None:
         return local_path(uri).read_bytes()
-    return _read_whole(uri)
+    status = local_path(uri).stat()
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+        raise CorruptShardError(f"{uri} is no regular file: put the file itself there")
+    with local_path(uri).open("rb") as file:
+        data = file.read(min(status.st_size, most) + 1)
+    _check_size(uri, len(data), most)
+    return data
+
+
+def _check_size(uri: str, found: int, most: int | None) -> None:
+    if most is not None and found > most:
+        raise CorruptShardError(f"{uri} has more than the {most:,} bytes that such a file may have: it is another file")
 
 
 @retried
-def _read_whole(uri: str) -> bytes:
-    return object_reads.read_pieces(functools.partial(read_range, uri), size(uri))
+def _read_whole(uri: str, most: int | None) -> bytes:
+    found = size(uri)
+    _check_size(uri, found, most)
+    return object_reads.read_pieces(functools.partial(read_range, uri), found)
 
 
 @retried
 def read_range(uri: str, start: int, length: int) -> bytes:
     """`length` bytes from `start`, in one request; fewer only where the object ends."""
-    if length == 0:
+    if length <= 0 or start < 0:
         return b""  # HTTP has no empty range
     if is_remote(uri):
         return object_reads.get_range(filesystem(uri), uri, start, length)
     with local_path(uri).open("rb") as file:
         file.seek(start)
-        return file.read(length)
+        return file.read(min(length, max(0, os.fstat(file.fileno()).st_size - start)))
 
 
 def write_bytes(uri: str, data: bytes | memoryview) -> None:
@@ -260,20 +281,29 @@ def canonical_json(record: Any) -> bytes:
 
 
 def write_json(uri: str, record: Any) -> None:
-    """Commit a record in its canonical spelling."""
-    write_bytes(uri, canonical_json(record))
+    """Commit a record in its canonical spelling.
+
+    Raises:
+        FoldtrainError: if it is larger than what `read_json` reads.
+    """
+    data = canonical_json(record)
+    if len(data) > json_records.MOST_BYTES:
+        raise FoldtrainError(
+            f"{uri} would have {len(data):,} bytes, and a record has at most {json_records.MOST_BYTES:,}"
+        )
+    write_bytes(uri, data)
 
 
 def read_json(uri: str) -> Any:
-    """A record.
+    """A record: JSON that is bounded in size and depth (`json_records`).
 
     Raises:
         FileNotFoundError: if there is none.
-        UsageError: if the file is not JSON; it names the file.
+        UsageError: if the file is not such JSON; it names the file.
     """
-    data = read_bytes(uri)
+    data = read_bytes(uri, json_records.MOST_BYTES)
     try:
-        return json.loads(data)
+        return json_records.parse(data)
     except ValueError as error:
         raise UsageError(f"{uri} is not valid JSON ({error}); it was cut or edited: restore it or delete it") from error
 
