@@ -70,8 +70,6 @@ def under_torchrun(job: TrainJob) -> None:
 
     from trainer.stages import run_worker
 
-    if int(os.environ["RANK"]) == 0:
-        job.begin()
     dist.init_process_group("gloo")
     dist.barrier()
     run_worker(job)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from cluster.ray_session import ray_session
 from cluster.scale import clear_scale
 from cluster.shard_pool import PoolSettings, make_shards
 from cluster.shard_worker import Advance, MakeShard
+from cluster.stage_records import record_config
 from data_pipeline import storage
 from data_pipeline.ingest import IngestPlan, PlannedShard, check_quarantine, finish, missing, plan_ingest, write_shard
 from data_pipeline.sources import ItemReader
@@ -56,8 +58,10 @@ def ingest(config: RunConfig) -> int:
     left = missing(plan)
     if left:
         few = len(left) == 1 or sum(len(shard.items) for shard in left) < FEW_IMAGES
-        with _progress(plan, left) as progress:
-            (_make_here if few else _make_on_pool)(plan, left, config, progress)
+        with nullcontext() if few else ray_session(config.cluster):
+            record_config(config, "images")
+            with _progress(plan, left) as progress:
+                (_make_here if few else _make_on_pool)(plan, left, config, progress)
     finish(plan)
     clear_scale(plan.output)
     return sum(len(shard.items) for shard in left)
@@ -99,5 +103,4 @@ def _make_on_pool(plan: IngestPlan, left: list[PlannedShard], config: RunConfig,
 
     shards = [Shard(f"{shard.split}/{shard.name}", len(shard.items), shard) for shard in left]
     work = IngestWork(plan.readers, plan.output, plan.max_bad)
-    with ray_session(config.cluster):
-        make_shards(work, shards, settings, progress, check)
+    make_shards(work, shards, settings, progress, check)

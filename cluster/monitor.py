@@ -15,8 +15,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from cluster.scale import PROGRESS, STAGES, shards_folder
+from cluster.scale import PROGRESS, STAGES
 from cluster.shard_ledger import WorkerRate
+from cluster.stage_records import recorded_folder
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
 
@@ -89,13 +90,10 @@ class StageView:
 
 def read_run(run: str, now: float) -> list[StageView]:
     """The stages of a run that have begun, in their order. `now` is a unix time in seconds."""
-    views = {name: read_training(storage.join(run, name), name, now) for name in TRAINING_STAGES}
-    for stage, name in STAGES.items():
-        try:
-            folder = shards_folder(run, stage)
-        except UsageError:  # a config of another version, say: the rest of the run can be shown all the same
-            folder = storage.join(run, name)
-        views[name] = read_shards(folder, name, now)
+    views: dict[str, StageView | None] = {
+        name: read_training(storage.join(run, name), name, now) for name in TRAINING_STAGES
+    }
+    views |= {name: read_shards(recorded_folder(run, name), name, now) for name in STAGES.values()}
     order = ("images", "teacher", "judge", "tokenizer", "tokens", "generator")
     return [view for name in order if (view := views[name]) is not None]
 

@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable
 
 from cluster.config import RunConfig
-from cluster.stage_times import record_time
+from cluster.job_paths import with_absolute_paths
+from cluster.stage_records import record_time
 from cluster.terminal import console, duration
 from data_pipeline import storage, weights
 from data_pipeline.errors import UsageError
@@ -20,7 +21,16 @@ from trainer.job import StageSection, TrainJob
 
 
 class StageStopped(Exception):  # noqa: N818 - it is no error
-    """A stage ended before its end, or a pipeline after a stage, because the command was told to."""
+    """A stage ended before its end, or a pipeline after a stage, because the command was told to.
+
+    Args:
+        message: for the user.
+        done: samples that the stage has worked through so far.
+    """
+
+    def __init__(self, message: str, done: int) -> None:
+        super().__init__(message)
+        self.done = done
 
 
 QUICKSTART = (
@@ -58,10 +68,13 @@ def run_stage(name: str, config: RunConfig) -> None:
         "report": _report,
     }
     started = time.monotonic()
-    _record_config(config)
-    done = stages[name](config)
+    try:
+        done = stages[name](config)
+    except StageStopped as stopped:
+        record_time(config.run, name, time.monotonic() - started, stopped.done)
+        raise
     seconds = time.monotonic() - started
-    if done:
+    if done and name != "report":  # which only reads, but for its page
         record_time(config.run, name, seconds, done)
     outcome = f"done in {duration(seconds)}" if done else "is finished already"
     console().print(f"{name}: {outcome}")
@@ -82,12 +95,6 @@ def _applies(name: str, config: RunConfig) -> bool:
     if name == "train-teacher":
         return config.teacher is not None and config.teacher.timm is None
     return name != "train-judge" or config.evaluation.judge is not None
-
-
-def _record_config(config: RunConfig) -> None:
-    from cluster.config_loading import resolved_yaml
-
-    storage.write_bytes(storage.join(config.run, "config.yaml"), resolved_yaml(config).encode())
 
 
 def _folder(config: RunConfig, *parts: str) -> str:
@@ -125,7 +132,7 @@ def _tokenize(config: RunConfig) -> int:
 def _job(
     config: RunConfig, stage: str, section: StageSection, inputs: dict[str, str], lineage: dict[str, str]
 ) -> TrainJob:
-    record = config.model_dump(mode="json")
+    record = with_absolute_paths(config).model_dump(mode="json")
     data = config.data
     return TrainJob(
         *(stage, _folder(config, stage), section, config.seed, data.fit, data.reading, inputs, lineage, record),
@@ -143,7 +150,8 @@ def _train(config: RunConfig, job: TrainJob) -> int:
     if trained is not None and trained.noticed:
         raise StageStopped(
             f"{job.stage}: stopped at step {trained.step} of {trainer.steps} on a termination notice; "
-            "the same command goes on from there"
+            "the same command goes on from there",
+            trained.step * trainer.global_batch,
         )
     return trainer.steps * trainer.global_batch if trained else 0
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 from cluster.config_loading import load_config
+from cluster.stage_records import Folder, recorded_folder
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
 
 PROGRESS = "progress.json"
 """How far a pool has come; it writes this beside its shards."""
 
-STAGES = {"ingest": "images", "tokenize": "tokens"}
+STAGES: dict[str, Folder] = {"ingest": "images", "tokenize": "tokens"}
 """The stages that have a pool, and the folders of their shards."""
 
 _FILE = "control.json"
@@ -47,15 +48,14 @@ def shards_folder(run: str, stage: str) -> str:
     """The folder of the shards of a stage that is meant by a run's URI, a config file, or that folder itself.
 
     Raises:
-        UsageError: if the config, given or in the run, cannot be read.
+        UsageError: if the config cannot be read.
     """
     folder = STAGES[stage]
     if run.endswith((".yaml", ".yml")):
         return load_config(run).folder(folder)
     if storage.exists(storage.join(run, PROGRESS)):
         return run
-    config = storage.join(run, "config.yaml")
-    return load_config(config).folder(folder) if storage.exists(config) else storage.join(run, folder)
+    return recorded_folder(run, folder)
 
 
 def running_folder(run: str, stage: str | None) -> str:

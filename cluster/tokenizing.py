@@ -15,6 +15,7 @@ from cluster.ray_session import ray_session
 from cluster.scale import clear_scale
 from cluster.shard_pool import PoolSettings, make_shards
 from cluster.shard_worker import Advance, MakeShard
+from cluster.stage_records import record_config
 from data_pipeline import storage, weights
 from data_pipeline.preflight import check_images
 from data_pipeline.tokenizing import PlannedShard, TokenPlan, finish, missing, plan_tokens
@@ -67,7 +68,9 @@ def tokenize(config: RunConfig) -> int:
     plan = plan_tokens(images, weights.read_card(tokenizer, "tokenizer"), config.tokens, output, config.data.fit)
     left = [Shard(shard.name, shard.stop - shard.start, shard) for shard in missing(plan)]
     if left:
-        _make(TokenizeWork(plan, tokenizer), left, config)
+        with ray_session(config.cluster):
+            record_config(config, "tokens")
+            _make(TokenizeWork(plan, tokenizer), left, config)
     finish(plan)
     clear_scale(output)
     return sum(shard.images for shard in left)
@@ -84,8 +87,6 @@ def _make(work: TokenizeWork, left: list[Shard], config: RunConfig) -> None:
         patience=config.tokens.patience_seconds,
     )
     done = len(plan.shards) - len(left)
-    with (
-        PoolProgress("tokenize", plan.output, len(plan.shards), plan.samples, done, plan.samples - images) as progress,
-        ray_session(config.cluster),
-    ):
+    progress = PoolProgress("tokenize", plan.output, len(plan.shards), plan.samples, done, plan.samples - images)
+    with progress:
         make_shards(work, left, settings, progress)

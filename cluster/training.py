@@ -62,7 +62,6 @@ def train(job: TrainJob, cluster: ClusterConfig) -> Trained | None:
         trainer = same_micro_batch(section.trainer, cluster.fewest_workers, cluster.most_workers)
         job = replace(job, section=section.model_copy(update={"trainer": trainer}))
         console().print(f"{job.stage}: elastic, {_listed(sizes)} workers; micro batch {trainer.micro_batch}")
-    job.begin()
     with ray_session(cluster):
         return _train(job, cluster, sizes)
 

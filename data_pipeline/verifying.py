@@ -30,7 +30,7 @@ from model.config import TokenizerConfig
 THREADS = 4
 """Shards that are looked at, and so held in memory, at a time."""
 
-BESIDE = (MANIFEST_NAME, "quarantine.json", "control.json", "progress.json")
+BESIDE = (MANIFEST_NAME, "quarantine.json", "control.json", "progress.json", "config.yaml")
 """Files of a data set beside its shards."""
 
 Keys = npt.NDArray[np.bytes_]
@@ -105,9 +105,9 @@ def quarantined_keys(uri: str) -> tuple[str, ...]:
 
 
 def find_images(tokens: str, manifest: TokenManifest) -> str | None:
-    """The images of a run, if the tokens lie in its folder and were made of them; None if they are not found."""
+    """The images that tokens were made of, by the config.yaml beside them, or in the same run; None if not found."""
     run = tokens.rstrip("/").rpartition("/")[0]
-    for folder in (_configured_images(run), storage.join(run, "images")):
+    for folder in (_recorded_images(tokens), storage.join(run, "images")):
         try:
             if folder and ImageManifest.read(storage.join(folder, "train")).fingerprint == manifest.source:
                 return storage.join(folder, "train")
@@ -116,11 +116,11 @@ def find_images(tokens: str, manifest: TokenManifest) -> str | None:
     return None
 
 
-def _configured_images(run: str) -> str | None:
+def _recorded_images(tokens: str) -> str | None:
     try:
-        config = yaml.safe_load(storage.read_bytes(storage.join(run, "config.yaml")))
-        folder = config["data"]["images"]
-    except (OSError, FoldtrainError, yaml.YAMLError, KeyError, TypeError):
+        config = yaml.safe_load(storage.read_bytes(storage.join(tokens, "config.yaml")))
+        folder = config["data"]["images"] or storage.join(config["run"], "images")
+    except (OSError, FoldtrainError, yaml.YAMLError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return folder if isinstance(folder, str) else None
 

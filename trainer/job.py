@@ -129,23 +129,28 @@ class TrainJob:
             f"Set `run` to another folder, or restore the settings, or delete that folder to start anew{go_on}."
         )
 
-    def begin(self) -> None:
-        """Record the config, and the settings so that a later start can compare; and what has changed, as an event."""
+    def begin(self, step: int = 0) -> None:
+        """Record the config, and the settings so that a later start can compare; and what has changed, as an event.
+
+        Called once the start is accepted: when the workers are there, and have read where they go on from.
+
+        Args:
+            step: from which it goes on.
+        """
         import yaml
 
-        self._record_changes()
+        self._record_changes(step)
         resolved = yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True)
         storage.write_bytes(storage.join(self.folder, "config.yaml"), resolved.encode())
-        storage.write_json(self._settings, self.settings())
         storage.write_json(storage.join(self.folder, "lineage.json"), self.lineage)
+        storage.write_json(self._settings, self.settings())
 
-    def _record_changes(self) -> None:
+    def _record_changes(self, step: int) -> None:
         try:
             found = differences(storage.read_json(self._settings), self.settings())
         except FileNotFoundError:
             return
         if found:
-            from trainer.checkpoints.folder import latest_step
             from trainer.run_directory import append_event
 
-            append_event(self.folder, "settings_changed", latest_step(self.checkpoints) or 0, changes=found)
+            append_event(self.folder, "settings_changed", step, changes=found)

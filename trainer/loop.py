@@ -293,8 +293,9 @@ class Loop:
         refusal = flash_refusal(self.engine.device, NUMBER_FORMATS[self.config.precision])
         details["attention"] = f"sdpa ({refusal})" if refusal else "flash_attn"
         details |= {"peak_flops": self.flops.peak, "mfu": self.flops.left_out}
-        storage.write_json(storage.join(self.job.folder, "environment.json"), environment(details))
         job, resumed_at = self.job, self.progress.resumed_at
+        job.begin(resumed_at)
+        storage.write_json(storage.join(job.folder, "environment.json"), environment(details))
         self.records = RunDirectory(
             *(job.folder, job.stage, job.config, resumed_at, job.tracking, self._began), workers=dist.get_world_size()
         )

@@ -30,7 +30,7 @@ from data_pipeline.pacing import WRITES_VARIABLE
 REFERENCE = "reference"
 DATA: dict[Stage, str] = {"ingest": "images", "tokenize": "tokens"}
 """Folder that a stage fills."""
-PASSING = ("progress.json", "control.json")
+PASSING = ("progress.json", "control.json", "config.yaml")
 """Objects that describe a run, not data."""
 HANG_SECONDS = 180.0
 """A command that commits nothing for so long hangs."""

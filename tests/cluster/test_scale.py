@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from cluster.commands import runs
-from cluster.config_loading import load_config, resolved_yaml
+from cluster.config_loading import load_config
 from cluster.scale import clear_scale, parse_workers, read_scale, running_folder, shards_folder, write_scale
+from cluster.stage_records import record_config
 from data_pipeline.errors import UsageError
 
 
@@ -81,10 +82,9 @@ def test_a_run_its_config_and_its_tokens_mean_the_same_folder(small_config: Path
     tokens = tmp_path / "elsewhere"
     tokens.mkdir()
     (tokens / "progress.json").write_text("{}")
-    (tmp_path / "run").mkdir()
     config = load_config(small_config, [f"tokens.output={tokens}", f"run={tmp_path / 'run'}"])
-    path = tmp_path / "run" / "config.yaml"
-    path.write_text(resolved_yaml(config))
+    record_config(config, "tokens")
+    path = tmp_path / "run" / "tokens" / "config.yaml"
     assert {shards_folder(str(named), "tokenize") for named in (tmp_path / "run", path, tokens)} == {str(tokens)}
 
 

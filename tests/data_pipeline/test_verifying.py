@@ -86,9 +86,9 @@ def test_a_data_set_without_samples_is_right(tmp_path: Path) -> None:
     assert verify(str(tmp_path)).passed
 
 
-def test_images_that_the_config_of_the_run_names_are_found(images: Images, tokens: Path, tmp_path: Path) -> None:
+def test_images_that_the_record_beside_the_tokens_names_are_found(images: Images, tokens: Path, tmp_path: Path) -> None:
     (tmp_path / "images").rename(tmp_path / "elsewhere")
-    (tmp_path / "config.yaml").write_text(f"data: {{images: '{tmp_path}/elsewhere'}}")
+    (tokens / "config.yaml").write_text(f"data: {{images: '{tmp_path}/elsewhere'}}")
     assert find_images(str(tokens), TokenManifest.read(str(tokens))) == f"{tmp_path}/elsewhere/train"
 
 

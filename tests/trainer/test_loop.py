@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -154,9 +155,19 @@ def other_data(one: TrainJob, other: TrainJob) -> str:
     return str(refused.value)
 
 
+def test_a_start_is_on_record_once_it_is_accepted(tmp_path: Path) -> None:
+    folder, changed = tmp_path / "run", replace(job(tmp_path / "run", learning_rate=0.5), accept_changes=True)
+    run_gloo(1, tmp_path, run, [(job(folder), 5), (changed, None)])
+    assert json.loads((folder / "settings.json").read_text()) == changed.settings()
+    assert json.loads((folder / "lineage.json").read_text()) == {"images": "a"}
+    assert events(folder, "settings_changed") == [6]
+
+
 def test_a_checkpoint_from_other_data_is_not_continued(tmp_path: Path) -> None:
     message = run_gloo(1, tmp_path, other_data, job(tmp_path / "run"), job(tmp_path / "run", lineage="b"))[0]
     assert "lineage.images: a -> b" in message
+    assert json.loads((tmp_path / "run" / "settings.json").read_text()) == job(tmp_path / "run").settings()
+    assert json.loads((tmp_path / "run" / "lineage.json").read_text()) == {"images": "a"}
 
 
 def fails_at(each: TrainJob, *steps: int) -> str | None:

@@ -1,0 +1,118 @@
+"""A stage is on record once it has accepted what it was asked, and never before; commands that read write nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cluster.config import RunConfig
+from cluster.config_loading import load_config
+from cluster.pipeline import run_stage
+from cluster.stage_records import record_config, record_time, recorded_folder
+from data_pipeline.errors import FoldtrainError
+from tests.data_pipeline.small_data import write_photos
+
+Configure = Callable[..., RunConfig]
+
+
+@pytest.fixture
+def configure(small_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Configure:
+    """The small config, with overrides, in a working directory with pictures."""
+    monkeypatch.chdir(tmp_path)
+    write_photos(tmp_path / "pictures")
+    return lambda *overrides: load_config(small_config, overrides)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Everything below a folder, folders too."""
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else b"" for p in sorted(folder.rglob("*"))}
+
+
+def test_ingest_records_what_it_was_asked_beside_its_shards(configure: Configure, tmp_path: Path) -> None:
+    run_stage("ingest", configure("data.validation_samples=4"))
+    recorded = load_config(tmp_path / "runs/small/images/config.yaml")
+    assert recorded.data.validation_samples == 4
+    assert recorded.run == str(tmp_path / "runs/small")
+    assert not (tmp_path / "runs/small/config.yaml").exists()
+
+
+def test_a_finished_stage_keeps_the_record_of_its_work(configure: Configure, tmp_path: Path) -> None:
+    run_stage("ingest", configure())
+    before = files(tmp_path / "runs")
+    run_stage("ingest", configure("generator.trainer.steps=77"))
+    assert files(tmp_path / "runs") == before
+
+
+@pytest.mark.parametrize(
+    ("stage", "override"),
+    [
+        ("ingest", "seed=5"),
+        ("ingest", "data.source.path=nowhere"),
+        ("tokenize", "seed=5"),
+        ("train-teacher", "seed=5"),
+        ("train-judge", "seed=5"),
+        ("train-tokenizer", "data.images=nowhere"),
+        ("train-generator", "seed=5"),
+        ("train-generator", "tokens.output=nowhere"),
+        ("sample", "sampling.classes=[17]"),
+        ("evaluate", "evaluation.samples=7"),
+        ("report", "seed=5"),
+    ],
+)
+def test_what_is_refused_is_nowhere_on_record(configure: Configure, tmp_path: Path, stage: str, override: str) -> None:
+    run_stage("ingest", configure())
+    before = files(tmp_path)
+    with pytest.raises(FoldtrainError):
+        run_stage(stage, configure(override))
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "stage", ["ingest", "tokenize", "train-tokenizer", "train-generator", "sample", "evaluate", "report"]
+)
+def test_a_wrong_path_makes_no_run(configure: Configure, tmp_path: Path, stage: str) -> None:
+    before = files(tmp_path)
+    with pytest.raises(FoldtrainError):
+        run_stage(stage, configure("run=mistyped", "data.source.path=nowhere"))
+    assert files(tmp_path) == before
+
+
+def test_shards_that_go_elsewhere_are_found_from_the_run(configure: Configure, tmp_path: Path) -> None:
+    config = configure("data.images=elsewhere/images", "tokens.output=elsewhere/tokens")
+    record_config(config, "images")
+    record_config(config, "tokens")
+    assert recorded_folder("runs/small", "images") == str(tmp_path / "elsewhere/images")
+    assert recorded_folder("runs/small", "tokens") == str(tmp_path / "elsewhere/tokens")
+    assert (tmp_path / "elsewhere/tokens/config.yaml").read_bytes() == Path(
+        "runs/small/tokens/config.yaml"
+    ).read_bytes()
+
+
+@pytest.mark.parametrize("text", [None, "", "tokens: 3", "tokens: {output: null}", "[", "[" * 5000])
+def test_without_a_record_that_says_otherwise_shards_are_in_the_run(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "tokens").mkdir()
+        (tmp_path / "tokens/config.yaml").write_text(text)
+    assert recorded_folder(str(tmp_path), "tokens") == f"{tmp_path}/tokens"
+
+
+def times(run: Path) -> list[tuple[str, float, int]]:
+    return [(e["stage"], e["seconds"], e["items"]) for e in json.loads((run / "stages.json").read_text())]
+
+
+def test_the_times_of_a_stage_that_was_interrupted_add_up(tmp_path: Path) -> None:
+    for seconds, items in ((10.0, 300), (5.0, 200)):
+        record_time(str(tmp_path), "tokenize", seconds, items)
+        record_time(str(tmp_path), "train-generator", seconds, 500)
+        record_time(str(tmp_path), "sample", seconds, 20)
+    expected = [("tokenize", 15.0, 500), ("train-generator", 15.0, 500), ("sample", 5.0, 20)]
+    assert times(tmp_path) == expected
+
+
+def test_a_list_of_times_that_was_edited_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "stages.json").write_text("{}")
+    with pytest.raises(FoldtrainError, match=r"stages\.json"):
+        record_time(str(tmp_path), "sample", 1.0, 1)
