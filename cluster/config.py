@@ -8,6 +8,7 @@ from pydantic import Field, PlainSerializer, PlainValidator, WithJsonSchema, mod
 
 from data_pipeline import storage
 from data_pipeline.config import DataConfig, TokensConfig
+from data_pipeline.places import OutputPlace
 from data_pipeline.views import check_fit
 from model.config import Section
 from trainer.config import (
@@ -91,7 +92,7 @@ class ClusterConfig(Section):
 class RunConfig(Section):
     """A run: from raw images to generated ones."""
 
-    run: str
+    run: OutputPlace
     """Folder of the run, at any URI. Each stage has its own folder below it."""
     seed: int = 0
     """Of everything that is random."""

@@ -5,15 +5,18 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from cluster.config import RunConfig
+from cluster.config_fields import sections_in
 from data_pipeline.errors import UsageError
 
 COMMAND_LINE = "the command line"
+LONGEST_SHOWN = 200
+"""Most characters of a value that a message repeats."""
 
 Layer = tuple[str, Mapping[str, Any]]
 """Where values come from (a file, or the command line), and the values."""
@@ -33,12 +36,6 @@ class _Place:
         return ".".join(self.path)
 
 
-def _sections_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [section for argument in get_args(annotation) for section in _sections_in(argument)]
-
-
 def _kind(section: type[BaseModel]) -> Any:
     field = section.model_fields.get("kind")
     return field.default if field else None
@@ -56,7 +53,7 @@ def _locate(loc: Sequence[str | int]) -> _Place:
         path.append(str(part))
         siblings = tuple(sorted({name for section in sections for name in section.model_fields}))
         fields = [section.model_fields[str(part)] for section in sections if part in section.model_fields]
-        sections = [found for field in fields for found in _sections_in(field.annotation)]
+        sections = [found for field in fields for found in sections_in(field.annotation)]
     return _Place(tuple(path), siblings)
 
 
@@ -64,7 +61,7 @@ def _paths_of(name: str, section: type[BaseModel] = RunConfig, prefix: str = "")
     """Every place of the config where a key of this name may stand."""
     found = [prefix + name] if name in section.model_fields else []
     for key, field in section.model_fields.items():
-        for below in _sections_in(field.annotation):
+        for below in sections_in(field.annotation):
             found += _paths_of(name, below, f"{prefix}{key}.")
     return sorted(set(found))
 
@@ -96,8 +93,9 @@ def _choice(error: ErrorDetails) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value as it is written in a config."""
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    """A value as it is written in a config, or how it begins."""
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
 
 
 def _explain(error: ErrorDetails, place: _Place) -> str:

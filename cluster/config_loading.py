@@ -6,7 +6,8 @@
       trainer: {global_batch: 256}
 
 Strings are taken as they are written: there is no interpolation, so that a resolved config means the same wherever it
-is loaded (the shell has `run=$SCRATCH/run`).
+is loaded (the shell has `run=$SCRATCH/run`, and `<(envsubst < config.yaml)` for a file). Where a field is text, an
+override is that text to the letter: `run='my #1 run'`, `data.source.path=2012`; elsewhere it is YAML.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from pydantic import ValidationError
 
 from cluster import yaml_dialect
 from cluster.config import RunConfig
-from cluster.config_errors import COMMAND_LINE, Layer, closest, usage_error
-from data_pipeline import storage
+from cluster.config_errors import COMMAND_LINE, usage_error
+from cluster.config_fields import annotations_at, is_text
+from cluster.config_files import file_layers, first_line, settled
 from data_pipeline.errors import UsageError
 
 
@@ -32,8 +34,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         UsageError: if a file is missing or is not YAML, if files extend each other in a circle, or if a key or value
             does not fit the schema. It names the file, the dotted path, and the likely meant key.
     """
-    # A file that several others extend applies once, at its first place: so one config may extend two of a kind.
-    layers = list({storage.absolute(name): (name, values) for name, values in _file_layers(str(path), ())}.values())
+    layers = file_layers(str(path))
     if overrides:
         layers.append((COMMAND_LINE, parse_overrides(overrides)))
     values: Mapping[str, Any] = {}
@@ -71,76 +72,49 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     Raises:
         UsageError: if an argument has no `=` or no key, or its value is not YAML.
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    values = OmegaConf.create()
+    values: dict[str, Any] = {}
     for override in overrides:
         key, separator, text = override.partition("=")
-        if not separator or not all(key.split(".")) or key != key.strip():
-            raise UsageError(f"{override!r} is no override: write key=value, for instance generator.trainer.steps=100")
-        try:
-            OmegaConf.update(values, key, yaml_dialect.parse(text), merge=True, force_add=True)
-        except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
-            raise UsageError(f"{override!r} cannot be read: {_first_line(error)}; quote it for the shell") from None
-    nested = OmegaConf.to_container(values, resolve=False)
-    assert isinstance(nested, dict)
-    return {str(key): value for key, value in nested.items()}
-
-
-def _first_line(error: Exception) -> str:
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem:
-        return error.problem
-    return str(error).partition("\n")[0]
-
-
-def _file_layers(path: str, parents: tuple[str, ...]) -> list[Layer]:
-    """A file and those that it extends, in the order in which they apply."""
-    identity = storage.absolute(path)
-    if identity in parents:
-        chain = " → ".join([*parents[parents.index(identity) :], identity])
-        raise UsageError(f"{path} extends itself: {chain}; take one of these `extends` out")
-    values = _read(path, parents)
-    extends = values.pop("extends", None) or []
-    if isinstance(extends, str):
-        extends = [extends]
-    if not isinstance(extends, list) or not all(isinstance(name, str) for name in extends):
-        raise UsageError(f"{path}: extends: give a file name or a list of them, not {extends!r}")
-    layers = [layer for name in extends for layer in _file_layers(_beside(path, name), (*parents, identity))]
-    return [*layers, (path, values)]
-
-
-def _beside(path: str, name: str) -> str:
-    """The file that `name` means in the file at `path`."""
-    if storage.is_remote(name) or name.startswith("/"):
-        return name
-    folder, slash, _ = path.rpartition("/")
-    return f"{folder}{slash}{name}"
-
-
-def _read(path: str, parents: tuple[str, ...]) -> dict[str, Any]:
-    by = f", which {parents[-1]} extends," if parents else ""
-    try:
-        text = storage.read_bytes(path)
-    except FileNotFoundError:
-        raise UsageError(f"config file {path}{by} does not exist{_similar_file(path)}") from None
-    except OSError as error:
-        raise UsageError(f"config file {path}{by} cannot be read: {error.strerror or error}") from error
-    try:
-        values = yaml_dialect.parse(text)
-    except yaml.YAMLError as error:
-        mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
-        line = f" line {mark.line + 1}" if mark else ""
-        raise UsageError(f"{path}{line}: not valid YAML: {_first_line(error)}") from None
-    if not isinstance(values, dict):
-        raise UsageError(f"{path}: a config is a set of sections, not {'empty' if values is None else repr(values)}")
+        path = tuple(key.split("."))
+        if not separator or not all(path) or key != key.strip() or len(path) > yaml_dialect.DEEPEST:
+            raise UsageError(
+                f"{override[:200]!r} is no override: write key=value, for instance generator.trainer.steps=100"
+            )
+        nested = _override_value(override, path, text)
+        for name in reversed(path):
+            nested = {name: nested}
+        values = merge(values, nested)
     return values
 
 
-def _similar_file(path: str) -> str:
-    if storage.is_remote(path):
-        return ""
-    folder = storage.local_path(path).parent
-    names = {file.stem: file for file in folder.glob("*.y*ml")} if folder.is_dir() else {}
-    near = closest(storage.local_path(path).stem, list(names))
-    return f"; did you mean {names[near]}?" if near else f" (looked in {folder.resolve()})"
+def _override_value(override: str, path: tuple[str, ...], text: str) -> Any:
+    """What an override sets: the text as it is where its field is text, otherwise the YAML that it is.
+
+    Quotes around a text go, as `null` does where a field may have it.
+    """
+    kinds = [is_text(annotation) for annotation in annotations_at(path)]
+    is_list = text.startswith(("[", "{")) and not all(kinds)
+    if any(kinds) and not is_list and not _is_quoted(text) and text not in {"null", "Null", "NULL"}:
+        return text
+    try:
+        value = yaml_dialect.parse_written(text)
+        at = yaml_dialect.comment_in(text)
+    except yaml.YAMLError as error:
+        if any(kinds) and not is_list:
+            return text  # a quote at each end, and one within
+        raise UsageError(f"{override[:200]!r} cannot be read: {first_line(error)}{_quote_hint(text)}") from None
+    if at is not None:
+        raise UsageError(
+            f"{override[:200]!r} cannot be read: {text[at:]!r} is a comment in YAML; put the value in quotes"
+        )
+    return settled(value, path)
+
+
+def _is_quoted(text: str) -> bool:
+    return len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+
+
+def _quote_hint(text: str) -> str:
+    if " #" in text:
+        return "; what follows a blank and # is a comment in YAML: put that text in quotes"
+    return "; quote it for the shell"

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from data_pipeline.places import DiskPlace, InputPlace, OutputPlace, PackagedPlace
 from data_pipeline.views import expand_views, known_view
 from model.config import Section
 
@@ -15,9 +16,9 @@ class IdxSource(Section):
 
     kind: Literal["idx"] = "idx"
     """This kind of source."""
-    images: str
+    images: PackagedPlace
     """The idx3 file. `embedded:` names a file that comes with foldtrain."""
-    labels: str
+    labels: PackagedPlace
     """The idx1 file."""
     classes: tuple[str, ...] | None = None
     """Names of the classes, by label; null uses the labels themselves."""
@@ -28,7 +29,7 @@ class FolderSource(Section):
 
     kind: Literal["folder"] = "folder"
     """This kind of source."""
-    path: str
+    path: InputPlace
     """The folder that holds the class folders."""
     extensions: tuple[str, ...] | None = None
     """Take only files with these endings, for instance [jpg, png]; null takes every file to be an image."""
@@ -39,7 +40,7 @@ class ILSVRCSource(Section):
 
     kind: Literal["ilsvrc"] = "ilsvrc"
     """This kind of source."""
-    path: str
+    path: InputPlace
     """The tar of tars."""
 
 
@@ -48,13 +49,13 @@ class ILSVRCValidationSource(Section):
 
     kind: Literal["ilsvrc_val"] = "ilsvrc_val"
     """This kind of source."""
-    path: str
+    path: InputPlace
     """The tar of images."""
-    labels: str
+    labels: InputPlace
     """A text file: a wnid per line in the order of the file names; or lines that start with a file name (or its stem)
     and its wnid, separated by a comma or blanks (Kaggle's LOC_val_solution.csv); or ILSVRC ids from 1 on
     (ILSVRC2012_validation_ground_truth.txt), which need `synsets`."""
-    synsets: str | None = None
+    synsets: InputPlace | None = None
     """A text file with a wnid per line, in the order of the ILSVRC ids (from the development kit's meta.mat)."""
 
 
@@ -63,7 +64,7 @@ class WebDatasetSource(Section):
 
     kind: Literal["webdataset"] = "webdataset"
     """This kind of source."""
-    path: str
+    path: InputPlace
     """A tar, a folder of tars, or a pattern with braces (shard-{000000..000146}.tar)."""
     images: tuple[str, ...] = ("jpg", "jpeg", "png", "webp")
     """Extensions of the members that are images, the first that is there is taken."""
@@ -78,7 +79,7 @@ class ParquetSource(Section):
 
     kind: Literal["parquet"] = "parquet"
     """This kind of source."""
-    path: str
+    path: InputPlace
     """A file, a folder of files, or a pattern with * in the file name (train-*.parquet)."""
     image: str = "image"
     """The column of images: bytes, or a struct with a field `bytes`."""
@@ -107,7 +108,7 @@ class ReadingConfig(Section):
     shuffle_window: int | None = Field(None, gt=0)
     """Shards that are shuffled together: each epoch shuffles the shards, then the samples of this many at a time, so
     that a bounded cache serves it. Null shuffles all samples."""
-    cache_dir: str | None = None
+    cache_dir: DiskPlace | None = None
     """Where a node keeps copies of remote shards, one for all its processes; null takes $XDG_CACHE_HOME/foldtrain or
     ~/.cache/foldtrain."""
     cache_bytes: int | None = Field(None, gt=0)
@@ -126,7 +127,7 @@ class DataConfig(Section):
 
     source: Source
     """Where the raw images are."""
-    images: str | None = None
+    images: OutputPlace | None = None
     """URI of the image shards; null puts them below the run, in images/."""
     validation_samples: int = Field(0, ge=0)
     """Images held out of training: those whose keys hash lowest. They become a data set of their own."""
@@ -159,7 +160,7 @@ class DataConfig(Section):
 class TokensConfig(Section):
     """From image shards to token shards."""
 
-    output: str | None = None
+    output: OutputPlace | None = None
     """URI of the token shards; null puts them below the run, in tokens/."""
     views: tuple[Annotated[str, AfterValidator(known_view)], ...] = ("center",)
     """Views of each image that are tokenized; training draws one of them per sample and epoch. `ten_crop` and

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from cluster import yaml_dialect
 from cluster.config import RunConfig
 from cluster.config_loading import load_config, merge, resolved_yaml
 from data_pipeline.errors import UsageError
+from trainer.config import KeepBest
 
 
 def refusal(path: Path, *overrides: str) -> str:
@@ -195,12 +197,13 @@ def test_a_missing_extended_file_names_both(small_config: Path) -> None:
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
-@example(run="a\x85b\u2028c\u2029", rate=1.0)
-@given(run=st.text(min_size=1), rate=st.floats(min_value=1e-30, max_value=1e30))
-def test_the_resolved_config_loads_to_the_same_config(small_config: Path, run: str, rate: float) -> None:
+@example(metric="a\x85b\u2028c\u2029", rate=1.0)
+@given(metric=st.text(min_size=1), rate=st.floats(min_value=1e-30, max_value=1))
+def test_the_resolved_config_loads_to_the_same_config(small_config: Path, metric: str, rate: float) -> None:
     base = load_config(small_config)
-    trainer = base.generator.trainer.model_copy(update={"learning_rate": rate})
-    config = base.model_copy(update={"run": run, "generator": base.generator.model_copy(update={"trainer": trainer})})
+    changes = {"learning_rate": rate, "keep_best": KeepBest(metric=metric)}
+    trainer = base.generator.trainer.model_copy(update=changes)
+    config = base.model_copy(update={"generator": base.generator.model_copy(update={"trainer": trainer})})
     assert RunConfig.model_validate(yaml_dialect.parse(resolved_yaml(config))) == config
 
 
@@ -216,3 +219,130 @@ def test_a_file_that_two_others_extend_applies_once_below_both(small_config: Pat
     both = extending(deep.parent, "both.yaml", "extends: [deep.yaml, wide.yaml]")
     config = load_config(both)
     assert (config.generator.model.depth, config.cluster.workers) == (3, 7)
+
+
+@pytest.mark.parametrize(
+    ("override", "path"),
+    [
+        *[
+            ("2012", "2012"),
+            ("010", "010"),
+            ("1e3", "1e3"),
+            ("2012-01-01", "2012-01-01"),
+            ("on", "on"),
+            ("true", "true"),
+        ],
+        *[("@pics", "@pics"), ("my #1 run", "my #1 run"), ("a: b", "a: b"), ("[x]", "[x]"), ("'null'", "null")],
+        *[("'2012'", "2012"), ('"my #1 run"', "my #1 run"), ("*x", "*x"), ("&x", "&x"), ("!x", "!x"), ("{x", "{x")],
+    ],
+)
+def test_an_override_of_a_text_is_that_text_to_the_letter(small_config: Path, override: str, path: str) -> None:
+    config = load_config(small_config, [f"data.source.path={override}", f"run={override}"])
+    assert (config.data.source.model_dump()["path"], config.run) == (path, path)
+
+
+@pytest.mark.parametrize("written", ["2012", "010", "1e3", "0x1F", "true", "'2012'", "2012-01-01"])
+def test_a_number_in_a_file_is_text_where_the_field_is_text(small_config: Path, written: str) -> None:
+    small_config.write_text(small_config.read_text().replace("path: pictures", f"path: {written}"))
+    inline = load_config(small_config, [f"data.source={{kind: folder, path: {written}}}"])
+    expected = written.strip("'")
+    assert load_config(small_config).data.source.model_dump()["path"] == expected
+    assert inline.data.source.model_dump()["path"] == expected
+
+
+@pytest.mark.parametrize("text", ["null", ""])
+def test_nothing_is_no_place(small_config: Path, text: str) -> None:
+    assert "run (on the command line): " in refusal(small_config, f"run={text}")
+
+
+def test_a_tilde_in_an_override_is_the_home_folder(small_config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert load_config(small_config, ["run=~/r", "data.images=~"]).run == "/home/someone/r"
+
+
+@pytest.mark.parametrize("override", ["seed=1 #2", "data.source={kind: folder, path: my #1}", "seed=#3"])
+def test_a_comment_in_an_override_is_refused(small_config: Path, override: str) -> None:
+    message = refusal(small_config, override)
+    assert repr(override) in message
+    assert "is a comment in YAML" in message
+
+
+def test_a_number_sign_in_quotes_or_within_a_word_is_no_comment(small_config: Path) -> None:
+    source = "data.source={kind: folder, path: 'my #1', extensions: [a#b]}"
+    assert load_config(small_config, [source]).data.source.model_dump()["path"] == "my #1"
+
+
+@pytest.mark.parametrize("line", ["run: {{ RUN }}", "run: '{{ RUN }}'", "run: x/{{ RUN }}"])
+def test_a_template_that_nothing_filled_in_is_named(small_config: Path, line: str) -> None:
+    message = refusal(extending(small_config.parent, "t.yaml", f"extends: small.yaml\n{line}"))
+    assert "t.yaml" in message
+    assert "{{ RUN }}" in message
+    assert "a template that nothing has filled in" in message
+
+
+def test_a_variable_in_a_file_is_refused_with_the_way_to_write_it(small_config: Path) -> None:
+    message = refusal(extending(small_config.parent, "t.yaml", "extends: small.yaml\nrun: ${HOME}/run"))
+    assert "run: ${HOME}/run holds ${HOME}" in message
+    assert 'KEY="$HOME/…"' in message
+
+
+BOMB = "a: &a [1,1,1,1,1,1,1,1,1]\n" + "".join(
+    f"{chr(98 + n)}: &{chr(98 + n)} [{','.join(['*' + chr(97 + n)] * 9)}]\n" for n in range(12)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (BOMB, "more than 100,000 values"),
+        ("run: " + "[" * 100_000, "more than 50 levels"),
+        ("run: " + "{a: " * 100_000, "more than 50 levels"),
+        ("".join(" " * n + "a:\n" for n in range(100)), "more than 50 levels"),
+        ("run: &a [*a]", "*a holds itself"),
+        ("seed: " + "9" * 5000, "a number of 5000 digits"),
+        ("run: !!timestamp 2026-99-99", "does not fit its tag"),
+        ("run: !!python/object/apply:os.system [id]", "could not determine a constructor"),
+        ("run: x # " + "x" * 2**20, "more than 1,048,576 bytes"),
+        ("? [a]\n: b", "a key has to be text"),
+        ("extends: s3:/b/x.yaml", "write s3://b/x.yaml"),
+    ],
+    ids=lambda value: value[:20],
+)
+def test_a_file_that_is_no_config_is_refused_at_its_own_cost(tmp_path: Path, text: str, said: str) -> None:
+    message = refusal(extending(tmp_path, "x.yaml", text))
+    assert said in message
+    assert "x.yaml" in message
+    assert len(message) < 1000
+
+
+def test_a_large_value_is_not_repeated_whole(small_config: Path) -> None:
+    assert len(refusal(small_config, f"seed={'x' * 100_000}")) < 1000
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "fifo"])
+def test_only_a_file_is_extended(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    message = refusal(extending(tmp_path, "x.yaml", f"extends: {name}"))
+    assert "x.yaml extends" in message
+    assert "it is a pipe or a device" in message
+
+
+def test_a_config_may_be_the_output_of_a_command(small_config: Path) -> None:
+    reading, writing = os.pipe()
+    os.write(writing, small_config.read_bytes())
+    os.close(writing)
+    assert load_config(f"/dev/fd/{reading}").run == "runs/small"
+    os.close(reading)
+
+
+def test_files_that_extend_one_another_many_times_are_read_once(small_config: Path) -> None:
+    for level in range(60):
+        below = f"c{level - 1}.yaml" if level else "small.yaml"
+        extending(small_config.parent, f"c{level}.yaml", f"extends: [{below}, {below}, ./{below}]")
+    assert load_config(small_config.parent / "c59.yaml").run == "runs/small"
+
+
+def test_a_chain_of_files_has_an_end(small_config: Path) -> None:
+    for level in range(101):
+        extending(small_config.parent, f"c{level}.yaml", f"extends: c{level + 1}.yaml")
+    assert "more than 100 files" in refusal(small_config.parent / "c0.yaml")

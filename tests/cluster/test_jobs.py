@@ -19,6 +19,7 @@ from rich.console import Console
 
 from cluster import jobs, local_head
 from cluster.config import ClusterConfig, RunConfig
+from cluster.config_fields import sections_in
 from cluster.config_loading import load_config
 from cluster.job_paths import require_reachable, with_absolute_paths
 from cluster.targets import open_target
@@ -26,6 +27,7 @@ from cluster.targets.local import LocalTarget
 from cluster.targets.ray import RayTarget
 from cluster.targets.target import Job
 from data_pipeline.errors import FoldtrainError, UsageError
+from data_pipeline.places import rules_of
 
 Foldtrain = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -62,9 +64,54 @@ def test_uris_and_embedded_files_are_no_paths_of_this_machine(small_config: Path
     require_reachable(config)
 
 
-@pytest.mark.parametrize("key", ["run", "data.source.path", "data.images", "tokens.output"])
+VALIDATION = "data.validation_source={kind: ilsvrc_val, path: /v.tar, labels: /l.txt}"
+
+
+@pytest.mark.parametrize(
+    "key", ["data.validation_source.path", "data.validation_source.synsets", "data.reading.cache_dir"]
+)
+def test_every_place_of_a_local_job_is_made_absolute(
+    small_config: Path, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir("/")
+    absolute = with_absolute_paths(load_config(small_config, [VALIDATION, f"{key}=here/below"]))
+    value: object = absolute
+    for name in key.split("."):
+        value = getattr(value, name)
+    assert value == "/here/below"
+
+
+NO_PLACES = {
+    *("kind", "metric", "timm", "backbone", "address", "classes", "extensions", "images", "label", "image", "views"),
+}
+"""Fields of text that are no places. A new field of text is added here, or given a type of data_pipeline.places."""
+
+
+def test_each_text_of_the_config_is_a_place_or_known_to_be_none() -> None:
+    sections, waiting = set(), [RunConfig]
+    while waiting:
+        section = waiting.pop()
+        sections.add(section)
+        found = [below for field in section.model_fields.values() for below in sections_in(field.annotation)]
+        waiting += [below for below in found if below not in sections]
+    texts = {
+        name
+        for section in sections
+        for name, field in section.model_fields.items()
+        if "str" in str(field.annotation) and rules_of(field.annotation, field.metadata) is None
+    }
+    assert texts <= NO_PLACES | {"extra"}
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("run", "data.source.path", "data.images", "tokens.output"),
+        *("data.validation_source.labels", "data.reading.cache_dir"),
+    ],
+)
 def test_a_relative_path_is_refused_where_another_machine_reads_it(small_config: Path, key: str) -> None:
-    reachable = ["run=s3://b/run", "data.source.path=/pictures"]
+    reachable = ["run=s3://b/run", "data.source.path=/pictures", VALIDATION]
     with pytest.raises(UsageError, match=f"{key}: here/below is a relative path"):
         require_reachable(load_config(small_config, [*reachable, f"{key}=here/below"]))
 
