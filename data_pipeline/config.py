@@ -109,10 +109,11 @@ class ReadingConfig(Section):
     """Shards that are shuffled together: each epoch shuffles the shards, then the samples of this many at a time, so
     that a bounded cache serves it. Null shuffles all samples."""
     cache_dir: DiskPlace | None = None
-    """Where a node keeps copies of remote shards, one for all its processes; null takes $XDG_CACHE_HOME/foldtrain or
-    ~/.cache/foldtrain."""
+    """Where a node keeps copies of remote shards, one for all its processes, below a folder of mode 0700 for each user;
+    null takes $XDG_CACHE_HOME/foldtrain or ~/.cache/foldtrain."""
     cache_bytes: int | None = Field(None, gt=0)
-    """Most bytes of copies on a node; the least recently used go first. Null leaves a tenth of the disk free."""
+    """Most bytes of a user's copies on a node; the least recently used go first. Null leaves a tenth of the disk
+    free."""
     cache_images: bool = False
     """Copy remote image shards whole. If not, each image is one range read; tokens are always copied."""
     threads: int = Field(4, ge=0)

@@ -7,14 +7,14 @@ manifest.json             what the data set is
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -244,26 +244,60 @@ class ImageShards:
 
     def _read(self, shard: ImageShardRecord, offset: int, length: int) -> bytes:
         path = storage.join(self.uri, shard.name)
-        try:
-            with reading(path):
-                if self._cache is None:
+        with reading(path):
+            if self._cache is None:
+                try:
                     return storage.read_range(path, offset, length)
-                with self._cache.open(f"{shard.sha256}.tar", shard.bytes, lambda draft: _copy(path, shard, draft)) as f:
-                    return os.pread(f.fileno(), length, offset)
-        except FileNotFoundError:
-            raise CorruptShardError(f"{path} is missing: run foldtrain ingest again") from None
+                except FileNotFoundError:
+                    raise _missing(path) from None
+            with self._open_copy(self._cache, shard, path) as file:
+                return _pread(file, length, offset)
+
+    def _open_copy(self, cache: NodeCache, shard: ImageShardRecord, path: str) -> BinaryIO:
+        # check=False: each image has a CRC-32, by which it is checked when it is read
+        return cache.open(_copy_name(shard), shard.bytes, lambda draft: _copy(path, shard, draft), check=False)
 
     def _checked(self, index: int, data: bytes) -> bytes:
-        if len(data) != self._lengths[index] or zlib.crc32(data) != self._crc32[index]:
+        """The file of an image, if it is what was committed; a damaged copy of its shard is fetched again, once."""
+        if not self._is_whole(index, data) and self._cache is not None:
+            shard = self.manifest.shards[self.shard_of(index)]
+            self._cache.recheck(_copy_name(shard))
+            data = self._read(shard, int(self._offsets[index]), int(self._lengths[index]))
+        if not self._is_whole(index, data):
             raise CorruptShardError(f"{self.where(index)} is corrupt (CRC-32 differs); {REMEDY}")
         return data
 
+    def _is_whole(self, index: int, data: bytes) -> bool:
+        return len(data) == int(self._lengths[index]) and zlib.crc32(data) == int(self._crc32[index])
 
-def _copy(path: str, shard: ImageShardRecord, draft: Path) -> None:
-    archive = storage.read_bytes(path)
+
+def _missing(path: str) -> CorruptShardError:
+    return CorruptShardError(f"{path} is missing: run foldtrain ingest again")
+
+
+def _copy_name(shard: ImageShardRecord) -> str:
+    return f"{shard.sha256}.tar"
+
+
+def _copy(path: str, shard: ImageShardRecord, draft: BinaryIO) -> None:
+    try:
+        archive = storage.read_bytes(path)
+    except FileNotFoundError:
+        raise _missing(path) from None
     if storage.sha256(archive) != shard.sha256:
         raise CorruptShardError(f"{path} is corrupt (sha256 differs); {REMEDY}")
-    draft.write_bytes(archive)
+    draft.write(archive)
+    draft.truncate()
+
+
+def _pread(file: BinaryIO, length: int, offset: int) -> bytes:
+    """Bytes of a copy; none if the disk cannot read them, which is a damage like others."""
+    try:
+        return os.pread(file.fileno(), length, offset)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return b""
 
 
 def first_damage(index: ShardIndex, archive: bytes) -> str:

@@ -8,22 +8,21 @@ batch is one gather and eight ranks hold the tokens once:
       int32  [samples]                               labels
       S      [samples]                               keys
 
-Each shard is compared with its sha256 when the copy is made.
+Each shard is compared with its sha256 when the copy is made, and the copy with its seal when a process opens it.
 Shape suffixes: B samples asked for, N samples, W views, L positions, F folds, R rows (samples * views), T tokens of a
 row (positions * folds).
 """
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from data_pipeline import storage
+from data_pipeline.copy_seal import content_bytes
 from data_pipeline.errors import CorruptShardError
 from data_pipeline.manifest import ShardRecord, TokenManifest, shard_starts
 from data_pipeline.node_cache import NodeCache
@@ -96,7 +95,7 @@ def _map_copy(copy: BinaryIO, manifest: TokenManifest) -> tuple[Tokens, npt.NDAr
     """Tokens by row, labels and keys, all memory-mapped."""
     samples, label_offset = manifest.samples, _label_offset(manifest)
     key_offset = label_offset + 4 * samples
-    key_width = (os.fstat(copy.fileno()).st_size - key_offset) // samples
+    key_width = (content_bytes(copy) - key_offset) // samples
     layout, rows = manifest.layout, samples * len(manifest.views)
 
     def mapped(dtype: str, offset: int, *shape: int) -> npt.NDArray[Any]:
@@ -107,7 +106,7 @@ def _map_copy(copy: BinaryIO, manifest: TokenManifest) -> tuple[Tokens, npt.NDAr
     return tokens_RT, mapped("<i4", label_offset, samples), mapped(f"S{key_width}", key_offset, samples)
 
 
-def _write_copy(uri: str, manifest: TokenManifest, draft: Path) -> None:
+def _write_copy(uri: str, manifest: TokenManifest, draft: BinaryIO) -> None:
     """Fill a copy from the shards, a few of them at a time."""
     layout, samples = manifest.layout, manifest.samples
     sample = (len(manifest.views), layout.positions, layout.folds)
@@ -122,11 +121,10 @@ def _write_copy(uri: str, manifest: TokenManifest, draft: Path) -> None:
     with ThreadPoolExecutor(_DOWNLOADS, "copy") as pool:
         parts = list(pool.map(copy_shard, shard_starts(manifest.shards), manifest.shards))
     tokens_NWLF.flush()
-    with draft.open("r+b") as file:
-        file.seek(_label_offset(manifest))
-        for column in zip(*parts, strict=True):
-            file.write(np.concatenate(column).tobytes())
-        file.truncate()
+    draft.seek(_label_offset(manifest))
+    for column in zip(*parts, strict=True):
+        draft.write(np.concatenate(column).tobytes())
+    draft.truncate()
 
 
 def _check_shape(path: str, tokens: npt.NDArray[Any], shape: tuple[int, ...]) -> None:
