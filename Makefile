@@ -1,18 +1,19 @@
-# foldtrain: everything runs in .venv, with the versions in constraints.txt. Needs make, python3.11 and python3.11-venv.
+# foldtrain: everything runs in .venv, with the versions in constraints.txt. Needs make, and Python 3.11, 3.12 or 3.13 with venv.
 
 VENV := .venv
 INSTALLED := $(VENV)/.installed
-PYTHON ?= python3.11 python3
+PYTHON ?= python3.11 python3.12 python3.13 python3
+VERSIONS := 3.11 3.12 3.13
 
 # PIP_CONSTRAINT reaches the environments in which pip builds packages, too.
 export PIP_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test check format clean
+.PHONY: help setup quickstart test test-fast check format clean
 
 help: ## what can be made
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) ## create .venv and install foldtrain with all it needs
 
@@ -22,10 +23,13 @@ quickstart: $(INSTALLED) ## raw images to generated images, on this machine
 test: $(INSTALLED) ## all tests, on two processes
 	$(VENV)/bin/pytest -n 2 --dist loadgroup
 
+test-fast: $(INSTALLED) ## the tests that start no Ray and no server and kill no process
+	$(VENV)/bin/pytest -n 2 --dist loadgroup -m "not slow"
+
 check: $(INSTALLED) ## lint, format, types, and which package may import which
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy
+	for version in $(VERSIONS); do $(VENV)/bin/mypy --python-version $$version || exit 1; done
 	$(VENV)/bin/lint-imports
 
 format: $(INSTALLED) ## rewrite the sources in the one format
@@ -42,12 +46,13 @@ $(INSTALLED): pyproject.toml constraints.txt | $(VENV)/bin/pip
 
 $(VENV)/bin/pip:
 	@for candidate in $(PYTHON); do \
-	  if $$candidate -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then \
-	    echo "Creating $(VENV) with $$($$candidate --version)"; \
-	    $$candidate -m venv --clear $(VENV) && exit 0; \
-	    echo "$$candidate cannot create a virtual environment: apt-get install python3.11-venv" >&2; exit 1; \
-	  fi; \
+	  version=$$($$candidate -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue; \
+	  case " $(VERSIONS) " in *" $$version "*) ;; *) continue;; esac; \
+	  echo "Creating $(VENV) with $$($$candidate --version)"; \
+	  $$candidate -m venv --clear $(VENV) && exit 0; \
+	  rm -rf $(VENV); \
+	  echo "$$candidate cannot create a virtual environment: apt-get install python$$version-venv, or name another: make PYTHON=..." >&2; \
 	done; \
-	echo "foldtrain needs Python 3.11, and none of these is: $(PYTHON)." >&2; \
-	echo "Install it (apt-get install python3.11 python3.11-venv), or name it: make PYTHON=/path/to/python3.11" >&2; \
+	echo "foldtrain needs Python 3.11, 3.12 or 3.13 with its venv module, and none of these is: $(PYTHON)." >&2; \
+	echo "Install it (apt-get install python3 python3-venv), or name it: make PYTHON=/path/to/python3.12" >&2; \
 	exit 1

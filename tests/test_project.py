@@ -77,7 +77,7 @@ def test_every_file_that_the_readme_links_to_is_there(target: str) -> None:
     assert (ROOT / target).exists()
 
 
-@pytest.mark.parametrize("target", ["setup", "quickstart", "test", "check", "format", "clean"])
+@pytest.mark.parametrize("target", ["setup", "quickstart", "test", "test-fast", "check", "format", "clean"])
 def test_make_knows_its_targets(target: str) -> None:
     subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, check=True)
 
@@ -86,3 +86,50 @@ def test_the_ci_script_checks_and_tests() -> None:
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & 0o111
     assert script.read_text().splitlines()[-2:] == ["make check", "make test"]
+
+
+def interpreter(folder: Path, version: str, *, has_venv: bool = True) -> str:
+    """A stand-in for a Python of some version: it says which, and creates a virtual environment, or cannot."""
+    path = folder / f"python{version}"
+    venv = 'mkdir -p "$4/bin" && touch "$4/bin/pip"' if has_venv else "exit 1"
+    path.write_text(
+        f'#!/bin/sh\ncase "$1" in -c) echo {version};; --version) echo Python {version};; *) {venv};; esac\n'
+    )
+    path.chmod(0o755)
+    return str(path)
+
+
+def make_venv(folder: Path, *interpreters: str) -> subprocess.CompletedProcess[str]:
+    command = ["make", "-f", str(ROOT / "Makefile"), f"PYTHON={' '.join(interpreters)}", ".venv/bin/pip"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
+def test_make_takes_a_python_of_each_supported_version(version: str, tmp_path: Path) -> None:
+    too_old = interpreter(tmp_path, "3.10")
+    made = make_venv(tmp_path, "no-such-python", too_old, interpreter(tmp_path, version))
+    assert made.returncode == 0, made.stderr
+    assert f"Python {version}" in made.stdout
+
+
+def test_make_goes_on_to_the_next_python_where_one_lacks_its_venv_module(tmp_path: Path) -> None:
+    made = make_venv(tmp_path, interpreter(tmp_path, "3.12", has_venv=False), interpreter(tmp_path, "3.13"))
+    assert made.returncode == 0, made.stderr
+    assert "python3.12-venv" in made.stderr
+    assert "Python 3.13" in made.stdout
+
+
+def test_make_names_what_it_needs_where_no_python_fits(tmp_path: Path) -> None:
+    made = make_venv(tmp_path, interpreter(tmp_path, "3.10"), interpreter(tmp_path, "3.14"))
+    assert made.returncode != 0
+    assert "needs Python 3.11, 3.12 or 3.13" in made.stderr
+    assert not (tmp_path / ".venv").exists()
+
+
+def test_make_and_the_package_support_the_same_versions_of_python() -> None:
+    versions = re.search(r"^VERSIONS := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert versions
+    from packaging.specifiers import SpecifierSet
+
+    minors = [f"3.{minor}" for minor in range(9, 20)]
+    assert versions[1].split() == list(SpecifierSet(PROJECT["requires-python"]).filter(minors))
