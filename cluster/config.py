@@ -7,11 +7,12 @@ from typing import Annotated, Any, Self
 from pydantic import Field, PlainSerializer, PlainValidator, WithJsonSchema, model_validator
 
 from data_pipeline import storage
-from data_pipeline.config import DataConfig, TokensConfig
+from data_pipeline.config import MOST_WORKERS, DataConfig, TokensConfig
 from data_pipeline.places import OutputPlace
 from data_pipeline.views import check_fit
 from model.config import Section
 from trainer.config import (
+    LONGEST_WAIT,
     EvaluationConfig,
     GeneratorStageConfig,
     SamplingConfig,
@@ -20,12 +21,17 @@ from trainer.config import (
     TrackingConfig,
 )
 
+LONGEST_NUMBER = 9
+"""Most digits of a number of workers."""
+
 
 def _read_workers(value: Any) -> int | tuple[int, int]:
     """A number of workers, or the fewest and the most, as MIN:MAX or [MIN, MAX]."""
     parts = value.split(":") if isinstance(value, str) else list(value) if isinstance(value, list | tuple) else [value]
     if not 1 <= len(parts) <= 2 or not all(_is_number(part) for part in parts):
         raise ValueError(f"{value} workers: give a whole number from 1 on, or two of them as MIN:MAX")
+    if any(len(str(part)) > LONGEST_NUMBER for part in parts) or int(parts[-1]) > MOST_WORKERS:
+        raise ValueError(f"{value!r:.40} workers: at most {MOST_WORKERS:,} are possible")
     fewest, most = int(parts[0]), int(parts[-1])
     if fewest > most:
         raise ValueError(f"{value} workers: the fewest are more than the most; give MIN:MAX")
@@ -38,7 +44,7 @@ def _write_workers(value: int | tuple[int, int]) -> int | list[int]:
 
 def _is_number(part: Any) -> bool:
     if isinstance(part, str):
-        return part.isascii() and part.isdigit() and int(part) > 0
+        return part.isascii() and part.isdigit() and part.strip("0") != ""
     return isinstance(part, int) and not isinstance(part, bool) and part > 0
 
 
@@ -61,16 +67,16 @@ class ClusterConfig(Section):
     workers: Workers = 1
     """Training workers (processes): a number, or MIN:MAX for a stage that goes on with those that are left when some
     are lost, and takes more when there is room. The global batch stays; see docs/elastic.md."""
-    grow_seconds: float = Field(60, gt=0)
+    grow_seconds: float = Field(60, gt=0, le=LONGEST_WAIT)
     """With MIN:MAX: seconds between looks for room for more workers."""
-    cpus_per_worker: float = Field(1, gt=0)
+    cpus_per_worker: float = Field(1, gt=0, le=4_096)
     """CPUs that each worker reserves; each uses as many threads."""
     gpus_per_worker: float = Field(0, ge=0)
     """GPUs that each worker reserves."""
-    peak_tflops: float | None = Field(None, gt=0)
+    peak_tflops: float | None = Field(None, gt=0, le=1_000_000)
     """TFLOP/s that one device could do in the precision of training, for MFU; null takes a known device's from a table.
     Without either, MFU is left out."""
-    max_failures: int = Field(3, ge=-1)
+    max_failures: int = Field(3, ge=-1, le=1_000_000)
     """Times that Ray restarts a stage whose worker died, without a new checkpoint in between; -1 for no limit."""
 
     @property
@@ -94,7 +100,7 @@ class RunConfig(Section):
 
     run: OutputPlace
     """Folder of the run, at any URI. Each stage has its own folder below it."""
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**63)
     """Of everything that is random."""
     data: DataConfig
     """From raw images to image shards."""

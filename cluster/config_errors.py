@@ -113,6 +113,12 @@ def _explain(error: ErrorDetails, place: _Place) -> str:
             return f"is a section with keys of its own, not {_shown(error['input'])}"
         case "value_error":
             return error["msg"].removeprefix("Value error, ")
+        case "less_than_equal" | "less_than":
+            bound = error.get("ctx", {})
+            most = f"at most {bound['le']:,}" if "le" in bound else f"less than {bound.get('lt'):,}"
+            return f"{most} is possible, not {_shown(error['input'])}"
+        case "finite_number":
+            return f"has to be a finite number, not {_shown(error['input'])}"
         case "string_type":
             return f"has to be text, not {_shown(error['input'])}; put it in quotes"
         case _:

@@ -10,6 +10,9 @@ from data_pipeline.places import DiskPlace, InputPlace, OutputPlace, PackagedPla
 from data_pipeline.views import expand_views, known_view
 from model.config import Section
 
+MOST_WORKERS = 100_000
+"""Of a stage."""
+
 
 class IdxSource(Section):
     """A pair of idx files, as MNIST and its kin are distributed (plain or gzipped)."""
@@ -105,20 +108,20 @@ class ReadingConfig(Section):
     """How JPEG files become pixels."""
     crop: Literal["center", "random"] = "center"
     """With `data.fit: crop`: ADM's centre crop, or ADM's random crop, drawn anew at each position."""
-    shuffle_window: int | None = Field(None, gt=0)
+    shuffle_window: int | None = Field(None, gt=0, le=1_000_000)
     """Shards that are shuffled together: each epoch shuffles the shards, then the samples of this many at a time, so
     that a bounded cache serves it. Null shuffles all samples."""
     cache_dir: DiskPlace | None = None
     """Where a node keeps copies of remote shards, one for all its processes, below a folder of mode 0700 for each user;
     null takes $XDG_CACHE_HOME/foldtrain or ~/.cache/foldtrain."""
-    cache_bytes: int | None = Field(None, gt=0)
+    cache_bytes: int | None = Field(None, gt=0, le=2**60)
     """Most bytes of a user's copies on a node; the least recently used go first. Null leaves a tenth of the disk
     free."""
     cache_images: bool = False
     """Copy remote image shards whole. If not, each image is one range read; tokens are always copied."""
-    threads: int = Field(4, ge=0)
+    threads: int = Field(4, ge=0, le=1_024)
     """Threads that decode images ahead of the step; 0 decodes within it. Tokens need none."""
-    late_seconds: float = Field(120.0, gt=0)
+    late_seconds: float = Field(120.0, gt=0, le=10**7)
     """A batch that takes longer makes the stacks of all threads, and the shards that are being waited for, be shown; so
     does a step or a start that takes five times as long."""
 
@@ -130,22 +133,22 @@ class DataConfig(Section):
     """Where the raw images are."""
     images: OutputPlace | None = None
     """URI of the image shards; null puts them below the run, in images/."""
-    validation_samples: int = Field(0, ge=0)
+    validation_samples: int = Field(0, ge=0, le=10**12)
     """Images held out of training: those whose keys hash lowest. They become a data set of their own."""
     validation_source: Source | None = None
     """Where the validation images are, if they are a source of their own (ILSVRC2012_img_val.tar)."""
-    shard_samples: int = Field(10_000, gt=0)
+    shard_samples: int = Field(10_000, gt=0, le=10_000_000)
     """Most images in a shard."""
-    shard_bytes: int = Field(100_000_000, gt=0)
+    shard_bytes: int = Field(100_000_000, gt=0, le=2**40)
     """Most bytes of images in a shard."""
     fit: Literal["crop", "pad"] = "crop"
     """How an image becomes a square: ADM's crop (resize the short side, cut), or padding alone."""
     max_bad_share: float = Field(0.01, ge=0, le=1)
     """Share of the images that may be damaged, empty or no images at all. They are left out and listed in
     quarantine.json; one more than that stops ingest."""
-    min_workers: int = Field(1, gt=0)
+    min_workers: int = Field(1, gt=0, le=MOST_WORKERS)
     """Fewest actors that ingest."""
-    max_workers: int = Field(2, gt=0)
+    max_workers: int = Field(2, gt=0, le=MOST_WORKERS)
     """Most actors that ingest. `foldtrain scale` changes it while ingest runs."""
     reading: ReadingConfig = ReadingConfig()
     """How training reads images and tokens."""
@@ -171,17 +174,17 @@ class TokensConfig(Section):
     """How JPEG files become pixels."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Number format of the tokenizer. In bf16 some images get other tokens (benchmarks/precision.py)."""
-    shard_samples: int = Field(10_000, gt=0)
+    shard_samples: int = Field(10_000, gt=0, le=10_000_000)
     """Images in a token shard. It is what an actor does at a time: more actors than shards have nothing to do."""
-    batch: int = Field(64, gt=0)
+    batch: int = Field(64, gt=0, le=1_000_000)
     """Images per forward pass of the tokenizer."""
-    min_workers: int = Field(1, gt=0)
+    min_workers: int = Field(1, gt=0, le=MOST_WORKERS)
     """Fewest actors that tokenize."""
-    max_workers: int = Field(2, gt=0)
+    max_workers: int = Field(2, gt=0, le=MOST_WORKERS)
     """Most actors that tokenize. `foldtrain scale` changes it while tokenize runs."""
-    max_attempts: int = Field(3, gt=0)
+    max_attempts: int = Field(3, gt=0, le=1_000)
     """Times that a shard is tried, on different actors, before it is set aside with the reason."""
-    patience_seconds: float = Field(300.0, gt=0)
+    patience_seconds: float = Field(300.0, gt=0, le=10**7)
     """A shard of which no batch was finished for so long counts as hung. A batch must not take longer."""
 
     @field_validator("views")

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from model.layout import TokenLayout
 
+MOST_CLASSES = 1_000_000
+Sides = Annotated[tuple[Annotated[int, Field(gt=0, le=512)], ...], Field(min_length=1, max_length=64)]
+Widths = Annotated[tuple[Annotated[int, Field(gt=0, le=65_536)], ...], Field(min_length=1, max_length=16)]
+
 
 class Section(BaseModel):
-    """A part of the config: every field is typed and documented, and an unknown key is an error."""
+    """A part of the config: every field is typed, bounded and documented, and an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
+    )
 
 
 class ViTConfig(Section):
@@ -22,13 +28,13 @@ class ViTConfig(Section):
     """timm model that gives sizes and, if `pretrained`, weights (for instance vit_base_patch14_dinov2.lvd142m)."""
     pretrained: bool = False
     """Load the backbone's weights from timm's hub (needs network once)."""
-    width: int = Field(64, gt=0)
+    width: int = Field(64, gt=0, le=65_536)
     """Channels of each token, when no backbone is named."""
-    depth: int = Field(3, gt=0)
+    depth: int = Field(3, gt=0, le=1_000)
     """Number of blocks, when no backbone is named."""
-    heads: int = Field(4, gt=0)
+    heads: int = Field(4, gt=0, le=1_024)
     """Attention heads, when no backbone is named."""
-    mlp_ratio: float = Field(4.0, gt=0)
+    mlp_ratio: float = Field(4.0, gt=0, le=64)
     """Hidden width of the MLP over `width`, when no backbone is named."""
     layer_scale: float | None = 1e-5
     """Initial LayerScale of each residual branch; null for none. Used when no backbone is named."""
@@ -45,35 +51,35 @@ class ViTConfig(Section):
 class TokenizerConfig(Section):
     """ImageFolder's tokenizer (arXiv 2410.01756): a ViT with query tokens, one quantizer per branch, a ViT back."""
 
-    image_size: int = Field(256, gt=0)
+    image_size: int = Field(256, gt=0, le=8_192)
     """Side of the square input, in pixels."""
-    patch_size: int = Field(16, gt=0)
+    patch_size: int = Field(16, gt=0, le=8_192)
     """Side of a patch of the encoder and the decoder, in pixels."""
     encoder: ViTConfig = ViTConfig()
     """Image to latent."""
     decoder: ViTConfig = ViTConfig()
     """Latent to image."""
-    branches: int = Field(2, gt=0)
+    branches: int = Field(2, gt=0, le=16)
     """Product-quantization groups. The first keeps detail, the last is the semantic one."""
-    scales: tuple[int, ...] = (1, 1, 2, 3, 3, 4, 5, 6, 8, 11)
+    scales: Sides = (1, 1, 2, 3, 3, 4, 5, 6, 8, 11)
     """Side of the token grid at each residual step, coarse to fine. The last is the side of the latent grid."""
     codebook_size: int = Field(4096, gt=1, le=65536)
     """Codes in each branch's codebook (tokens are stored as uint16)."""
-    code_dim: int = Field(32, gt=0)
+    code_dim: int = Field(32, gt=0, le=65_536)
     """Channels of a code."""
-    shared_residual_convs: int = Field(4, ge=0)
+    shared_residual_convs: int = Field(4, ge=0, le=1_000)
     """Number of 3x3 convolutions shared by the scales of a branch; 0 gives each scale its own."""
     residual_ratio: float = Field(0.5, ge=0, le=1)
     """Share of the convolution in h -> (1 - ratio) * h + ratio * conv(h)."""
     quantizer_dropout: float = Field(0.1, ge=0, le=1)
     """Share of training images of which only the first scales are kept."""
-    dropout_min_scales: int = Field(3, gt=0)
+    dropout_min_scales: int = Field(3, gt=0, le=64)
     """Fewest scales that quantizer dropout keeps; the number is uniform from here to all."""
     commitment: float = Field(0.25, ge=0)
     """Weight of the commitment loss."""
     commitment_over_scales: bool = True
     """Divide the commitment loss by the number of scales, as in the paper; the published code at its head does not."""
-    teacher_width: int | None = Field(None, gt=0)
+    teacher_width: int | None = Field(None, gt=0, le=65_536)
     """Width of the semantic teacher's features. Null: the encoder's, and the two share one projection, as published."""
 
     @model_validator(mode="after")
@@ -99,15 +105,15 @@ class TokenizerConfig(Section):
 class GeneratorConfig(Section):
     """The folded next-scale transformer (specs of VAR, arXiv 2404.02905, with F tokens per position)."""
 
-    num_classes: int = Field(1000, gt=0)
+    num_classes: int = Field(1000, gt=0, le=MOST_CLASSES)
     """Classes to condition on; one more row is kept for "no class"."""
-    depth: int = Field(16, gt=0)
+    depth: int = Field(16, gt=0, le=1_000)
     """Number of blocks."""
-    width: int = Field(1024, gt=0)
+    width: int = Field(1024, gt=0, le=65_536)
     """Channels of each position."""
-    heads: int = Field(16, gt=0)
+    heads: int = Field(16, gt=0, le=1_024)
     """Attention heads."""
-    mlp_ratio: float = Field(4.0, gt=0)
+    mlp_ratio: float = Field(4.0, gt=0, le=64)
     """Hidden width of the MLP over `width`."""
     drop_path: float = Field(0.0, ge=0, lt=1)
     """Stochastic depth of the last block; grows linearly from 0 at the first."""
@@ -130,11 +136,11 @@ class GeneratorConfig(Section):
 class ClassifierConfig(Section):
     """A small strided convolutional classifier: the quickstart's frozen teacher, and its independent judge."""
 
-    image_size: int = Field(32, gt=0)
+    image_size: int = Field(32, gt=0, le=8_192)
     """Side of the square input, in pixels."""
-    num_classes: int = Field(10, gt=0)
+    num_classes: int = Field(10, gt=0, le=MOST_CLASSES)
     """Classes to tell apart."""
-    widths: tuple[int, ...] = (32, 64, 128)
+    widths: Widths = (32, 64, 128)
     """Channels of each stride-2 convolution. The last is the width of the features."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """Dropout before the linear layer."""

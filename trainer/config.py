@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from model.config import ClassifierConfig, GeneratorConfig, Section, TokenizerConfig
+from model.config import MOST_CLASSES, ClassifierConfig, GeneratorConfig, Section, TokenizerConfig
+
+MOST_STEPS, MOST_SAMPLES_A_STEP = 10**9, 2**24
+"""Of a stage: their product, the number of samples that it sees, has to fit into 64 bits."""
+LONGEST_WAIT = 10**7
+"""Seconds of a setting that waits: longer than any job lives, shorter than what an operating system can count."""
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+ChosenClasses = Annotated[tuple[Annotated[int, Field(ge=0, lt=MOST_CLASSES)], ...], Field(min_length=1)]
 
 
 class KeepBest(Section):
@@ -21,18 +29,18 @@ class KeepBest(Section):
 class SpikeConfig(Section):
     """What to do when the loss jumps. See trainer/spikes.py for what counts as a spike."""
 
-    window: int = Field(128, ge=8)
+    window: int = Field(128, ge=8, le=1_000_000)
     """Applied steps whose losses say what is usual."""
     sigmas: float = Field(6.0, gt=0)
     """A loss so many robust standard deviations above the window's median is out of the ordinary."""
-    steps: int = Field(1, gt=0)
+    steps: int = Field(1, gt=0, le=MOST_STEPS)
     """Steps in a row that have to be out of the ordinary to make a spike."""
     action: Literal["record", "rollback"] = "record"
     """`record` only says so in events.jsonl; `rollback` goes back to the last good checkpoint, too, and skips the
     data."""
-    skip_steps: int = Field(64, gt=0)
+    skip_steps: int = Field(64, gt=0, le=MOST_STEPS)
     """Steps that a rollback skips: the ones that end with the spike. Their samples are not consumed."""
-    max_rollbacks: int = Field(3, gt=0)
+    max_rollbacks: int = Field(3, gt=0, le=1_000_000)
     """Rollbacks in all, after which the next spike stops the run."""
 
     @model_validator(mode="after")
@@ -61,24 +69,24 @@ class TrackingConfig(Section):
 class TrainerConfig(Section):
     """How a stage is optimized. `global_batch` is the primary number: what each worker holds follows from it."""
 
-    steps: int = Field(gt=0)
+    steps: int = Field(gt=0, le=MOST_STEPS)
     """Optimizer steps in all."""
-    global_batch: int = Field(gt=0)
+    global_batch: int = Field(gt=0, le=MOST_SAMPLES_A_STEP)
     """Samples per optimizer step, over all workers."""
-    micro_batch: int | None = Field(None, gt=0)
+    micro_batch: int | None = Field(None, gt=0, le=MOST_SAMPLES_A_STEP)
     """Samples per worker and forward pass; null takes the worker's whole share. Accumulation follows from it. The
     result stays, but with a semantic loss the tokenizer's encoder runs once more where a step has several."""
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(1e-3, gt=0, le=1_000)
     """Highest learning rate."""
-    final_learning_rate: float = Field(0.0, ge=0)
+    final_learning_rate: float = Field(0.0, ge=0, le=1)
     """Learning rate of the last step, as a share of the highest."""
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: int = Field(0, ge=0, le=MOST_STEPS)
     """Steps of linear warm-up from near zero."""
     schedule: Literal["cosine", "lin0"] = "cosine"
     """What follows the warm-up: a cosine; or VAR's lin0, the highest rate for a twentieth of the rest, then a line."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, le=1_000)
     """AdamW's decay, of matrices only: biases, norms, embeddings of positions and gains are left alone."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Share, Share] = (0.9, 0.95)
     """AdamW's decay rates of the two moments."""
     gradient_clipping: float = Field(0.0, ge=0)
     """Largest global norm of the gradient; 0 for no clipping."""
@@ -87,9 +95,9 @@ class TrainerConfig(Section):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Number format of forward and backward. Master weights are fp32 in any case. fp16 is for devices without bf16: its
     range is small, so the loss is scaled, and steps that overflow are skipped."""
-    initial_loss_scale: float = Field(65536.0, ge=1)
+    initial_loss_scale: float = Field(65536.0, ge=1, le=2**40)
     """Factor on the loss at the first step, in fp16. It halves with every skipped step."""
-    loss_scale_window: int = Field(1000, gt=0)
+    loss_scale_window: int = Field(1000, gt=0, le=MOST_STEPS)
     """Applied steps in a row after which the factor doubles, in fp16."""
     zero_stage: Literal[0, 1, 2, 3] = 2
     """What DeepSpeed ZeRO shards over the workers: nothing (0), optimizer states (1), gradients too (2), weights too
@@ -104,25 +112,25 @@ class TrainerConfig(Section):
     3, which torch cannot trace, and not with activation_checkpointing."""
     extra: dict[str, Any] = Field(default_factory=dict)
     """Settings of DeepSpeed that are added to its JSON; the keys that follow from this config are refused."""
-    checkpoint_every: int = Field(1000, gt=0)
+    checkpoint_every: int = Field(1000, gt=0, le=MOST_STEPS)
     """Steps between checkpoints. The last step always has one."""
-    checkpoint_minutes: float | None = Field(None, gt=0)
+    checkpoint_minutes: float | None = Field(None, gt=0, le=1_000_000)
     """Minutes after which a checkpoint is written even if fewer steps were done; null for steps alone."""
-    keep_checkpoints: int = Field(2, gt=0)
+    keep_checkpoints: int = Field(2, gt=0, le=1_000_000)
     """Complete checkpoints that are kept, the newest; older ones are removed, except those of the next two settings and
     those whose folder has a file named KEEP."""
-    keep_every: int | None = Field(None, gt=0)
+    keep_every: int | None = Field(None, gt=0, le=MOST_STEPS)
     """Checkpoints at multiples of this step are kept for ever; null for none."""
     keep_best: KeepBest | None = None
     """Keep the checkpoint with the best value of a metric, too."""
-    max_failed_checkpoints: int = Field(3, gt=0)
+    max_failed_checkpoints: int = Field(3, gt=0, le=1_000_000)
     """Checkpoints in a row that may fail to reach storage before the run stops."""
-    checkpoint_wait_seconds: float = Field(900.0, gt=0)
+    checkpoint_wait_seconds: float = Field(900.0, gt=0, le=LONGEST_WAIT)
     """Seconds for which a checkpoint that is due waits for the one before. Then it counts as failed, and training goes
     on."""
-    log_every: int = Field(50, gt=0)
+    log_every: int = Field(50, gt=0, le=MOST_STEPS)
     """Steps between records in metrics.jsonl."""
-    max_skipped_steps: int = Field(20, gt=0)
+    max_skipped_steps: int = Field(20, gt=0, le=MOST_STEPS)
     """Optimizer steps that may be skipped in a row (gradients that are not finite) before the run stops."""
     spikes: SpikeConfig | None = None
     """Watch the loss for spikes; null does not."""
@@ -209,7 +217,7 @@ class TokenizerStageConfig(Section):
     """Its architecture."""
     loss: TokenizerLossConfig = TokenizerLossConfig()
     """What it minimizes."""
-    dead_code_steps: int = Field(0, ge=0)
+    dead_code_steps: int = Field(0, ge=0, le=MOST_STEPS)
     """Steps between restarts of codes that were not used since the last; 0 for never, as in the paper. None in the
     last tenth of the steps, so that new codes have time to settle."""
     horizontal_flip: bool = False
@@ -230,17 +238,17 @@ class GeneratorStageConfig(Section):
 class SamplingConfig(Section):
     """How images are drawn from the generator."""
 
-    samples_per_class: int = Field(10, gt=0)
+    samples_per_class: int = Field(10, gt=0, le=1_000_000)
     """Images of each class."""
-    classes: tuple[int, ...] | None = None
+    classes: ChosenClasses | None = None
     """Classes to draw; null for all."""
-    guidance: float = Field(2.0, ge=0)
+    guidance: float = Field(2.0, ge=0, le=10_000)
     """Classifier-free guidance at the last scale; it grows linearly with the scale from 0 at the first."""
-    top_k: int = Field(0, ge=0)
+    top_k: int = Field(0, ge=0, le=65_536)
     """Draw from the k likeliest tokens; 0 for all."""
     top_p: float = Field(1.0, gt=0, le=1)
     """Draw from the likeliest tokens that hold this much probability."""
-    batch: int = Field(100, gt=0)
+    batch: int = Field(100, gt=0, le=1_000_000)
     """Images drawn at once."""
     ema: bool = True
     """Use the moving average of the weights, if the run kept one."""
@@ -249,7 +257,7 @@ class SamplingConfig(Section):
 class EvaluationConfig(Section):
     """How a tokenizer and a generator are judged."""
 
-    samples: int = Field(1000, gt=0)
+    samples: int = Field(1000, gt=0, le=100_000_000)
     """Generated images, spread evenly over the classes."""
     judge: ClassifierStageConfig | None = None
     """A classifier, trained on the real images only, that says which class a sample is. Null leaves that out."""

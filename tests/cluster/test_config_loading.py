@@ -346,3 +346,50 @@ def test_a_chain_of_files_has_an_end(small_config: Path) -> None:
     for level in range(101):
         extending(small_config.parent, f"c{level}.yaml", f"extends: c{level + 1}.yaml")
     assert "more than 100 files" in refusal(small_config.parent / "c0.yaml")
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        *[("seed=-1", "greater than or equal to 0"), (f"seed={2**63}", "less than 9,223,372,036,854,775,808")],
+        *[("generator.trainer.steps=1e30", "steps"), ("generator.trainer.steps=10000000000", "at most 1,000,000,000")],
+        *[
+            ("generator.trainer.global_batch=99999999999", "at most 16,777,216"),
+            ("evaluation.samples=0", "greater than 0"),
+        ],
+        *[("evaluation.samples=100000000000", "at most"), ("sampling.samples_per_class=100000000000", "at most")],
+        *[("sampling.classes=[-1]", "greater than or equal to 0"), ("sampling.classes=[]", "at least 1")],
+        *[("sampling.classes=[99999999]", "less than 1,000,000"), ("generator.model.num_classes=9999999", "at most")],
+        *[("generator.trainer.learning_rate=.inf", "finite"), ("generator.trainer.learning_rate=.nan", "finite")],
+        *[("generator.trainer.learning_rate=1e999", "finite"), ("generator.trainer.betas=[0.9, 1.0]", "less than 1")],
+        *[("tokenizer.loss.reconstruction=.inf", "finite"), ("generator.trainer.gradient_clipping=.inf", "finite")],
+        *[("tokenizer.model.image_size=1000000", "at most 8,192"), ("tokenizer.model.scales=[]", "at least 1")],
+        *[("tokenizer.model.scales=[0, 4]", "greater than 0"), ("cluster.workers=1:999999999999", "at most 100,000")],
+        *[("tokens.patience_seconds=1e12", "at most"), ("data.reading.late_seconds=.inf", "finite")],
+        *[("data.max_workers=1000000000", "at most 100,000"), ("cluster.grow_seconds=1e300", "at most")],
+    ],
+)
+def test_a_number_beyond_its_bounds_is_refused_with_the_bound(small_config: Path, override: str, said: str) -> None:
+    message = refusal(small_config, override)
+    assert override.partition("=")[0] in message
+    assert said in message
+
+
+@pytest.mark.parametrize("seed", [0, 2**63 - 1])
+def test_every_seed_within_its_bounds_loads(small_config: Path, seed: int) -> None:
+    assert load_config(small_config, [f"seed={seed}"]).seed == seed
+
+
+def test_each_number_of_the_config_is_bounded() -> None:
+    schema = RunConfig.model_json_schema()
+    free = {
+        f"{name}.{key}"
+        for name, section in [*schema["$defs"].items(), ("RunConfig", schema)]
+        for key, field in section.get("properties", {}).items()
+        for kind in [field, *field.get("anyOf", [])]
+        if kind.get("type") == "integer"
+        and "enum" not in kind
+        and "maximum" not in kind
+        and "exclusiveMaximum" not in kind
+    }
+    assert free <= {"ClusterConfig.workers"}  # bounded by its own validator

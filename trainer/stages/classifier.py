@@ -28,7 +28,7 @@ class ClassifierStage:
         assert isinstance(job.section, ClassifierStageConfig)
         self._config, self._device = job.section, device
         # Teacher and judge start from other weights and see another order, so that they do not err alike.
-        seed = job.seed * 2 + zlib.crc32(job.stage.encode()) % 2**31
+        seed = (job.seed * 2 + zlib.crc32(job.stage.encode()) % 2**31) % 2**63
         self._seed = seed
         torch.manual_seed(seed)
         self.network = Classifier(job.section.model).to(device)
