@@ -5,7 +5,6 @@ A shard is held in memory while it is looked at; what is kept of it are its keys
 
 from __future__ import annotations
 
-import io
 import tarfile
 import zlib
 from collections import defaultdict
@@ -28,10 +27,13 @@ from data_pipeline.manifest import (
     TokenManifest,
     differences,
 )
-from data_pipeline.token_archive import TokenArchive, parse_token_shard, read_columns
+from data_pipeline.tar import list_members
+from data_pipeline.token_archive import TokenArchive, check_sample_keys, parse_token_shard, read_columns
 from data_pipeline.tokenizing import record_name
 
 FILES, CHECKSUMS, SAMPLES, COUNTS = "files", "checksums", "samples", "counts"
+MORE_BYTES = 2**20
+"""A shard that is longer than its manifest says by more than its size and this is not read."""
 TOKENS, LABELS, LINEAGE = "token range", "label range", "lineage"
 
 
@@ -101,9 +103,9 @@ def _examine_images(found: Findings, index: ShardIndex, archive: bytes) -> None:
         if len(data) != length or zlib.crc32(data) != crc32:
             found.add(SAMPLES, f"{found.key_at(row)} is corrupt (CRC-32 differs)")
     try:
-        with tarfile.open(fileobj=io.BytesIO(archive), mode="r:") as tar:
-            members = {info.name: archive[info.offset_data : info.offset_data + info.size] for info in tar.getmembers()}
-    except tarfile.TarError as error:
+        places = list_members(archive)
+        members = {place.name: archive[place.offset : place.offset + place.length] for place in places}
+    except (tarfile.TarError, ValueError) as error:
         found.add(COUNTS, f"it is cut or its headers are corrupt ({error})")
         return
     if len(members) != 2 * len(index.key):
@@ -132,6 +134,10 @@ def examine_tokens(uri: str, manifest: TokenManifest, shard: ShardRecord, size: 
         found.add(COUNTS, str(error))
         return found
     found.key, found.label = key, label.astype(np.int64)
+    try:
+        check_sample_keys(shard.name, key)
+    except FoldtrainError as error:
+        found.add(SAMPLES, str(error))
     found.check_labels(len(manifest.classes))
     if not len(label) == len(key) == shard.samples:
         found.add(COUNTS, f"{len(label)} labels and {len(key)} keys, but {shard.samples} samples in the manifest")
@@ -187,7 +193,9 @@ def _read(uri: str, shard: ShardRecord, size: int | None, quick: bool, found: Fi
     if size != shard.bytes:
         state = "is missing" if size is None else f"has {size} bytes, {shard.bytes} in the manifest"
         found.add(FILES, state)
-    return None if quick or size is None else storage.read_bytes(storage.join(uri, shard.name))
+    if quick or size is None or size > 2 * shard.bytes + MORE_BYTES:
+        return None
+    return storage.read_bytes(storage.join(uri, shard.name), 2 * shard.bytes + MORE_BYTES)
 
 
 def _more(rows: npt.NDArray[np.intp]) -> str:

@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import errno
 import json
+import operator
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, NamedTuple
+from typing import Annotated, Any, BinaryIO, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 
-from data_pipeline import storage
-from data_pipeline.errors import CorruptShardError
-from data_pipeline.manifest import ImageManifest, ImageShardRecord, shard_starts
+from data_pipeline import json_records, storage
+from data_pipeline.errors import CorruptShardError, FoldtrainError
+from data_pipeline.manifest import ImageManifest, ImageShardRecord, first_problem, shard_starts
+from data_pipeline.names import Count, Sha256, check_keys
 from data_pipeline.node_cache import NodeCache
-from data_pipeline.tar import BLOCK, encode_member, write_tar
+from data_pipeline.tar import BLOCK, MAX_NAME_BYTES, encode_member, write_tar
 from data_pipeline.transforms import Pixels
 from data_pipeline.watchdog import reading
 
@@ -58,22 +61,28 @@ class Quarantined(NamedTuple):
     """What is wrong with it."""
 
 
+Extension = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]{1,8}$")]
+"""What an image's file ends in."""
+
+
 @dataclass(frozen=True)
 class ShardIndex:
     """Where each sample of a shard is, and what it must be."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
     plan: str
     """Fingerprint of what was planned to be in the shard."""
-    size: int
+    size: Count
     """Bytes of the tar."""
-    sha256: str
+    sha256: Sha256
     """Digest of the tar."""
     key: list[str]
-    label: list[int]
-    extension: list[str]
-    offset: list[int]
-    length: list[int]
-    crc32: list[int]
+    label: list[Annotated[int, Field(strict=True, ge=0, lt=2**31)]]
+    extension: list[Extension]
+    offset: list[Count]
+    length: list[Count]
+    crc32: list[Annotated[int, Field(strict=True, ge=0, lt=2**32)]]
     quarantined: list[dict[str, str]] = field(default_factory=list)
     """What was planned to be in the shard and is not, as `Quarantined`. Left out of the file if there is none."""
 
@@ -81,6 +90,29 @@ class ShardIndex:
         """The sidecar's bytes."""
         record = {name: value for name, value in vars(self).items() if name != "quarantined" or value}
         return (json.dumps(record, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+    def check(self) -> None:
+        """Whether its columns fit each other and the tar.
+
+        Raises:
+            ValueError: if not; it says what does not.
+        """
+        columns: tuple[list[Any], ...] = (self.key, self.label, self.extension, self.offset, self.length, self.crc32)
+        if len(set(map(len, columns))) > 1:
+            raise ValueError("its columns have different lengths")
+        if any(entry.keys() != set(Quarantined._fields) for entry in self.quarantined):
+            raise ValueError(f"an image that was left out has other fields than {', '.join(Quarantined._fields)}")
+        check_keys([*self.key, *(entry["key"] for entry in self.quarantined)])
+        names = (f"{key}.{extension}".encode() for key, extension in zip(self.key, self.extension, strict=True))
+        if max(map(len, names), default=0) > MAX_NAME_BYTES:
+            raise ValueError(f"a key is too long for a tar member's name of {MAX_NAME_BYTES} bytes")
+        starts = [*self.offset, self.size]
+        ends = [BLOCK, *map(operator.add, self.offset, self.length)]
+        if any(map(operator.lt, starts, ends)):
+            raise ValueError("images overlap each other, or reach beyond the tar")
+
+
+_INDEX: TypeAdapter[ShardIndex] = TypeAdapter(ShardIndex)
 
 
 def index_name(shard: str) -> str:
@@ -110,8 +142,12 @@ def write_image_shard(
         quarantined=[entry._asdict() for entry in quarantined],
         **columns,
     )
-    storage.commit_bytes(storage.join(uri, name), archive)
     data = index.encode()
+    if len(data) > json_records.MOST_BYTES:
+        raise FoldtrainError(
+            f"{name} would have an index of {len(data):,} bytes: set smaller shards (data.shard_bytes)"
+        )
+    storage.commit_bytes(storage.join(uri, name), archive)
     storage.commit_bytes(storage.join(uri, index_name(name)), data)
     return shard_record(name, index, data)
 
@@ -134,9 +170,14 @@ def parse_index(uri: str, data: bytes) -> ShardIndex:
         CorruptShardError: if it is none; it names the file.
     """
     try:
-        return ShardIndex(**json.loads(data))
-    except (ValueError, TypeError) as error:
-        raise CorruptShardError(f"{uri} is no index of a shard: delete it and run foldtrain ingest again") from error
+        index = _INDEX.validate_python(json_records.parse(data))
+        index.check()
+    except ValueError as error:
+        reason = first_problem(error) if isinstance(error, ValidationError) else error
+        raise CorruptShardError(
+            f"{uri} is no index of a shard ({reason}): delete it and run foldtrain ingest again"
+        ) from None
+    return index
 
 
 def read_index(uri: str, shard: ImageShardRecord) -> ShardIndex:
@@ -147,7 +188,7 @@ def read_index(uri: str, shard: ImageShardRecord) -> ShardIndex:
     """
     path = storage.join(uri, index_name(shard.name))
     try:
-        data = storage.read_bytes(path)
+        data = storage.read_bytes(path, json_records.MOST_BYTES)
     except FileNotFoundError:
         raise CorruptShardError(f"{path} is missing: run foldtrain ingest again") from None
     if storage.sha256(data) != shard.index_sha256:
@@ -175,12 +216,25 @@ class ImageShards:
         self.count = self.manifest.samples
         self.starts: npt.NDArray[np.int64] = np.array(shard_starts(self.manifest.shards))
         with ThreadPoolExecutor(_INDEX_READS, "index") as pool:
-            indexes = list(pool.map(lambda shard: read_index(uri, shard), self.manifest.shards))
+            indexes = list(pool.map(self._index, self.manifest.shards))
         self.labels: npt.NDArray[np.int32] = _column(indexes, "label", np.int32)
         self.keys: npt.NDArray[np.bytes_] = np.array([key.encode() for index in indexes for key in index.key], "S")
         self._offsets = _column(indexes, "offset", np.int64)
         self._lengths = _column(indexes, "length", np.int64)
         self._crc32 = _column(indexes, "crc32", np.uint32)
+
+    def _index(self, shard: ImageShardRecord) -> ShardIndex:
+        """The index of a shard, once it is known to be about the shard of the manifest."""
+        index = read_index(self.uri, shard)
+        classes = len(self.manifest.classes)
+        stated, found = (shard.samples, shard.bytes, shard.sha256), (len(index.key), index.size, index.sha256)
+        if stated != found or max(index.label, default=-1) >= classes:
+            path = storage.join(self.uri, index_name(shard.name))
+            raise CorruptShardError(
+                f"{path} is about another tar than the manifest, or has a label that is none of its {classes} classes: "
+                "delete it and run foldtrain ingest again"
+            )
+        return index
 
     @property
     def shard_sizes(self) -> tuple[int, ...]:
@@ -281,10 +335,10 @@ def _copy_name(shard: ImageShardRecord) -> str:
 
 def _copy(path: str, shard: ImageShardRecord, draft: BinaryIO) -> None:
     try:
-        archive = storage.read_bytes(path)
+        archive = storage.read_bytes(path, shard.bytes)
     except FileNotFoundError:
         raise _missing(path) from None
-    if storage.sha256(archive) != shard.sha256:
+    if len(archive) != shard.bytes or storage.sha256(archive) != shard.sha256:
         raise CorruptShardError(f"{path} is corrupt (sha256 differs); {REMEDY}")
     draft.write(archive)
     draft.truncate()

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 
-from data_pipeline import storage
+from data_pipeline import json_records, storage
 from data_pipeline.config import DataConfig
 from data_pipeline.errors import FoldtrainError, UsageError
 from data_pipeline.image_shards import (
@@ -245,7 +245,7 @@ def _committed(plan: IngestPlan) -> list[_Committed | None]:
 def _read_commit(uri: str, shard: PlannedShard, size: int | None) -> _Committed | None:
     path = storage.join(uri, index_name(shard.name))
     try:
-        data = storage.read_bytes(path)
+        data = storage.read_bytes(path, json_records.MOST_BYTES)
     except FileNotFoundError:
         return None
     index = parse_index(path, data)

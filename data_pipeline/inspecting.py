@@ -15,7 +15,7 @@ from data_pipeline import weights
 from data_pipeline.errors import UsageError
 from data_pipeline.image_shards import ImageShards
 from data_pipeline.manifest import ImageManifest, TokenManifest, read_manifest
-from data_pipeline.token_archive import read_columns, read_token_shard
+from data_pipeline.token_archive import check_labels, read_columns, read_token_shard
 from data_pipeline.token_shards import Tokens, check_tokenizer
 from data_pipeline.transforms import Pixels, center_crop, decode
 from model.config import TokenizerConfig
@@ -97,6 +97,10 @@ def _columns(uri: str, manifest: ImageManifest | TokenManifest) -> tuple[npt.NDA
         images = ImageShards(uri, manifest)
         return images.keys, images.labels
     parts = [read_columns(uri, shard) for shard in manifest.shards]
+    if not parts:
+        return np.array([], "S1"), np.array([], np.int32)
+    for shard, part in zip(manifest.shards, parts, strict=True):
+        check_labels(f"{uri}/{shard.name}", part.label, len(manifest.classes))
     return np.concatenate([part.key for part in parts]), np.concatenate([part.label for part in parts])
 
 

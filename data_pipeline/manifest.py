@@ -128,7 +128,7 @@ class _Manifest(Record):
         try:
             manifest = cls.model_validate_json(storage.canonical_json(record))
         except ValidationError as error:
-            raise UsageError(f"{path} is no valid manifest ({_first_of(error)}): {cls.remedy} again") from None
+            raise UsageError(f"{path} is no valid manifest ({first_problem(error)}): {cls.remedy} again") from None
         if storage.fingerprint(manifest.content()) != manifest.fingerprint:
             raise UsageError(
                 f"{path} does not have the fingerprint that it states, so it was changed: {cls.remedy} again"
@@ -232,11 +232,12 @@ def read_manifest(uri: str) -> ImageManifest | TokenManifest:
     return kinds[kind].read(uri)
 
 
-def _first_of(error: ValidationError) -> str:
+def first_problem(error: ValidationError) -> str:
     """Where the first thing is that is wrong, and what."""
     first = error.errors(include_url=False)[0]
     where = ".".join(map(str, first["loc"]))
-    return f"{where}: {first['msg']}" if where else first["msg"]
+    what = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {what}" if where else what
 
 
 def shard_starts(shards: tuple[ShardRecord, ...] | tuple[ImageShardRecord, ...]) -> list[int]:

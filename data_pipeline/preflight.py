@@ -77,7 +77,7 @@ def _check(uri: str, manifest: ImageManifest | TokenManifest, kind: _Kind, every
         if shard.name not in sizes:
             raise CorruptShardError(f"{path} is missing; {kind.remedy.partition(' and ')[2]}")
         if sizes[shard.name] != shard.bytes or digest:
-            archive = storage.read_bytes(path)
+            archive = storage.read_bytes(path, max(2 * shard.bytes, DIGEST_LIMIT))
             if len(archive) != shard.bytes or storage.sha256(archive) != shard.sha256:
                 raise CorruptShardError(f"{path}: {kind.damage(uri, shard, archive)}; {kind.remedy}")
         kind.sidecar(uri, shard)

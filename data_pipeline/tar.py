@@ -8,8 +8,11 @@ for any dtype and can be memory-mapped where it lies.
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+
+from data_pipeline.names import check_name
 
 BLOCK = 512
 END_OF_ARCHIVE = bytes(2 * BLOCK)
@@ -49,11 +52,39 @@ def write_tar(files: Iterable[tuple[str, bytes]]) -> tuple[bytes, list[Member]]:
     return bytes(archive), members
 
 
-def read_members(path: str) -> list[Member]:
-    """The members of a local tar, from its headers alone.
+def walk_headers(read: Callable[[int, int], bytes], size: int) -> Iterator[Member]:
+    """The members of a tar as `write_tar` makes it, from its headers alone; each step goes forward by a block or more.
+
+    Args:
+        read: gives the bytes at an offset, so many of them.
+        size: bytes of the tar.
 
     Raises:
-        tarfile.TarError: if it is no tar.
+        tarfile.TarError: if it is no such tar, or was cut: a member that is no regular file, or reaches beyond the end.
+        ValueError: if a member's name is no name below a folder.
     """
-    with tarfile.open(path, "r:") as archive:
-        return [Member(info.name, info.offset_data, info.size) for info in archive.getmembers() if info.isfile()]
+    offset = 0
+    while True:
+        header = read(offset, BLOCK)
+        if header == bytes(BLOCK):
+            return
+        info = tarfile.TarInfo.frombuf(header, "utf-8", "strict")
+        end = offset + BLOCK + -(-info.size // BLOCK) * BLOCK
+        if info.type not in {tarfile.REGTYPE, tarfile.AREGTYPE}:
+            raise tarfile.ReadError(f"{check_name(info.name)} is no regular file")
+        if info.size < 0 or end > size:
+            raise tarfile.ReadError(
+                f"{check_name(info.name)} should have {info.size} bytes, which the tar does not hold"
+            )
+        yield Member(check_name(info.name), offset + BLOCK, info.size)
+        offset = end
+
+
+def list_members(archive: bytes) -> list[Member]:
+    """The members of a tar in memory; raises as `walk_headers`."""
+    return list(walk_headers(lambda offset, length: archive[offset : offset + length], len(archive)))
+
+
+def read_members(path: str) -> list[Member]:
+    """The members of a local tar; raises as `walk_headers`."""
+    return list_members(Path(path).read_bytes())

@@ -5,20 +5,32 @@ Training maps a copy of the whole data set instead (data_pipeline.token_dataset)
 
 from __future__ import annotations
 
-import io
-import json
 import tarfile
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline import storage
+from data_pipeline import json_records, storage
 from data_pipeline.errors import CorruptShardError
 from data_pipeline.manifest import ShardRecord
-from data_pipeline.tar import BLOCK, Member
-from data_pipeline.token_shards import FIELDS, REMEDY, TokenBlock, first_damage, read_arrays
+from data_pipeline.names import check_keys
+from data_pipeline.tar import Member, list_members, walk_headers
+from data_pipeline.token_shards import (
+    FIELDS,
+    REMEDY,
+    TokenBlock,
+    check_field,
+    check_lengths,
+    first_damage,
+    read_arrays,
+)
 from data_pipeline.watchdog import reading
+
+_MEMBERS = len(FIELDS) + 1
+"""Files of a shard: its arrays and its meta.json."""
 
 
 class TokenArchive(NamedTuple):
@@ -48,12 +60,15 @@ def read_token_shard(uri: str, shard: ShardRecord) -> TokenBlock:
     path = storage.join(uri, shard.name)
     try:
         with reading(path):
-            archive = storage.read_bytes(path)
+            archive = storage.read_bytes(path, shard.bytes)
     except FileNotFoundError:
         raise CorruptShardError(f"{path} is missing; {REMEDY}") from None
     if storage.sha256(archive) != shard.sha256:
         raise CorruptShardError(f"{path}: {first_damage(shard.name, archive)}; {REMEDY}")
-    return parse_token_shard(path, archive).block
+    block = parse_token_shard(path, archive).block
+    check_sample_keys(path, block.key)
+    _check_samples(path, len(block.key), shard)
+    return block
 
 
 def parse_token_shard(path: str, archive: bytes) -> TokenArchive:
@@ -65,10 +80,9 @@ def parse_token_shard(path: str, archive: bytes) -> TokenArchive:
     stem = path.rpartition("/")[2].removesuffix(".tar")
     try:
         fields = read_arrays(f"{stem}.tar", archive)
-        with tarfile.open(fileobj=io.BytesIO(archive), mode="r:") as tar:
-            members = {info.name: info for info in tar.getmembers()}
+        members = {member.name: member for member in list_members(archive)}
         place = members.pop(f"{stem}.meta.json")
-        meta = json.loads(archive[place.offset_data : place.offset_data + place.size])
+        meta = _parse_meta(archive[place.offset : place.offset + place.length])
     except (tarfile.TarError, KeyError, ValueError, EOFError) as error:
         raise CorruptShardError(f"{path} is cut or its headers are corrupt ({error}); {REMEDY}") from error
     stray = members.keys() - {f"{stem}.{field}.npy" for field in FIELDS}
@@ -86,28 +100,56 @@ def read_columns(uri: str, shard: ShardRecord) -> TokenColumns:
     path = storage.join(uri, shard.name)
     stem = shard.name.removesuffix(".tar")
     try:
-        places = {member.name: member for member in _members(path)}
+        places = {member.name: member for member in islice(_members(path, shard.bytes), _MEMBERS)}
         wanted = (f"{stem}.label.npy", f"{stem}.key.npy", f"{stem}.meta.json")
         label, key, meta = (storage.read_range(path, places[name].offset, places[name].length) for name in wanted)
-        return TokenColumns(_load(label), _load(key), json.loads(meta))
+        arrays = {"label": check_field("label", label), "key": check_field("key", key)}
+        check_lengths(arrays)
+        columns = TokenColumns(arrays["label"], arrays["key"], _parse_meta(meta))
     except FileNotFoundError:
         raise CorruptShardError(f"{path} is missing; {REMEDY}") from None
     except (tarfile.TarError, KeyError, ValueError, EOFError) as error:
         raise CorruptShardError(f"{path} is cut or its headers are corrupt ({error}); {REMEDY}") from error
+    check_sample_keys(path, columns.key)
+    _check_samples(path, len(columns.key), shard)
+    return columns
 
 
-def _members(path: str) -> list[Member]:
+def check_sample_keys(path: str, key: npt.NDArray[np.bytes_]) -> None:
+    """The keys of a shard are names below a folder: an export makes files of them.
+
+    Raises:
+        CorruptShardError: if one is not; it names the shard and the key.
+    """
+    try:
+        check_keys([name.decode() for name in key.tolist()])
+    except ValueError as error:
+        raise CorruptShardError(f"{path} holds a key that cannot be: {error}; {REMEDY}") from error
+
+
+def _check_samples(path: str, found: int, shard: ShardRecord) -> None:
+    if found != shard.samples:
+        raise CorruptShardError(f"{path} holds {found} samples, but its manifest says {shard.samples}; {REMEDY}")
+
+
+def check_labels(path: str, label: npt.NDArray[np.int32], classes: int) -> None:
+    """Each label of a shard names a class.
+
+    Raises:
+        CorruptShardError: if one does not.
+    """
+    if len(label) and (label.min() < 0 or label.max() >= classes):
+        bad = label[(label < 0) | (label >= classes)][0]
+        raise CorruptShardError(f"{path} holds the label {bad}, but there are {classes} classes; {REMEDY}")
+
+
+def _members(path: str, size: int) -> Iterator[Member]:
     """The members of a tar, from its headers alone, wherever it is."""
-    found: list[Member] = []
-    offset = 0
-    while True:
-        header = storage.read_range(path, offset, BLOCK)
-        if header == bytes(BLOCK):
-            return found
-        info = tarfile.TarInfo.frombuf(header, "utf-8", "strict")
-        found.append(Member(info.name, offset + BLOCK, info.size))
-        offset += BLOCK + -(-info.size // BLOCK) * BLOCK
+    return walk_headers(lambda offset, length: storage.read_range(path, offset, length), size)
 
 
-def _load(data: bytes) -> Any:
-    return np.load(io.BytesIO(data), allow_pickle=False)
+def _parse_meta(data: bytes) -> dict[str, Any]:
+    meta = json_records.parse(data)
+    if not isinstance(meta, dict):
+        raise ValueError("its meta.json holds no object")  # noqa: TRY004 - as for any other damage
+    return meta

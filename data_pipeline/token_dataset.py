@@ -23,16 +23,15 @@ import numpy.typing as npt
 
 from data_pipeline import storage
 from data_pipeline.copy_seal import content_bytes
-from data_pipeline.errors import CorruptShardError
+from data_pipeline.errors import CorruptShardError, UsageError
 from data_pipeline.manifest import ShardRecord, TokenManifest, shard_starts
+from data_pipeline.names import MOST_KEY_BYTES
 from data_pipeline.node_cache import NodeCache
-from data_pipeline.token_archive import read_token_shard
+from data_pipeline.token_archive import check_labels, read_token_shard
 from data_pipeline.token_shards import REMEDY, Tokens
 from model.layout import TokenLayout
 
 _ALIGNMENT = 64
-_MOST_KEY = 256
-"""Bytes that a copy makes room for, for each key. What is not needed is given back."""
 _DOWNLOADS = 4
 
 
@@ -51,6 +50,8 @@ class TokenShards:
     def __init__(self, uri: str, cache: NodeCache | None = None) -> None:
         self.uri = uri
         self.manifest = TokenManifest.read(uri)
+        if not self.manifest.samples:
+            raise UsageError(f"{uri} holds no samples: {TokenManifest.remedy} on images first")
         self.count = self.manifest.samples
         self._views, self._sample = len(self.manifest.views), (self.layout.positions, self.layout.folds)
         self._copy = _open_copy(uri, self.manifest, cache or NodeCache())
@@ -87,7 +88,7 @@ def _label_offset(manifest: TokenManifest) -> int:
 
 
 def _open_copy(uri: str, manifest: TokenManifest, cache: NodeCache) -> BinaryIO:
-    most = _label_offset(manifest) + manifest.samples * (4 + _MOST_KEY)
+    most = _label_offset(manifest) + manifest.samples * (4 + MOST_KEY_BYTES)  # what keys do not need is given back
     return cache.open(f"{manifest.fingerprint}.tokens", most, lambda draft: _write_copy(uri, manifest, draft))
 
 
@@ -115,6 +116,8 @@ def _write_copy(uri: str, manifest: TokenManifest, draft: BinaryIO) -> None:
     def copy_shard(start: int, shard: ShardRecord) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bytes_]]:
         block = read_token_shard(uri, shard)
         _check_shape(storage.join(uri, shard.name), block.tokens_NWLF, (shard.samples, *sample))
+        check_labels(storage.join(uri, shard.name), block.label, len(manifest.classes))
+        _check_tokens(storage.join(uri, shard.name), block.tokens_NWLF, layout.codebook_size)
         tokens_NWLF[start : start + shard.samples] = block.tokens_NWLF
         return block.label.copy(), block.key.copy()  # copies: a view would keep the shard's bytes alive
 
@@ -125,6 +128,11 @@ def _write_copy(uri: str, manifest: TokenManifest, draft: BinaryIO) -> None:
     for column in zip(*parts, strict=True):
         draft.write(np.concatenate(column).tobytes())
     draft.truncate()
+
+
+def _check_tokens(path: str, tokens: Tokens, codebook_size: int) -> None:
+    if tokens.size and (most := int(tokens.max())) >= codebook_size:
+        raise CorruptShardError(f"{path} holds the token {most} of a codebook of {codebook_size}; {REMEDY}")
 
 
 def _check_shape(path: str, tokens: npt.NDArray[Any], shape: tuple[int, ...]) -> None:

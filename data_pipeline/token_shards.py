@@ -26,15 +26,16 @@ import numpy.typing as npt
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from data_pipeline.manifest import ShardRecord, TokenizerRecord, TokenManifest, differences
-from data_pipeline.tar import write_tar
+from data_pipeline.names import MOST_KEY_BYTES
+from data_pipeline.npy import parse_npy
+from data_pipeline.tar import list_members, write_tar
 
 Tokens = npt.NDArray[np.uint16]
 
 REMEDY = "delete the shard and run foldtrain tokenize again"
 FIELDS = ("tokens", "label", "key", "crc")
 """The arrays of a shard."""
-_MOST_HEADER = 4096
-"""Bytes that the header of an .npy file takes at most here."""
+_DTYPES = {"tokens": "u2", "label": "i4", "key": "S", "crc": "u4"}
 
 
 @dataclass(frozen=True)
@@ -87,26 +88,51 @@ def read_arrays(name: str, archive: bytes) -> dict[str, npt.NDArray[Any]]:
     """The arrays of a shard's bytes by field (tokens, label, key, crc), read-only.
 
     Raises:
-        ValueError: if it is not a tar of .npy members with the names that belong to it; it says why.
+        ValueError: if it is not a tar of .npy members with the names that belong to it, each with a row for every
+            sample; it says why.
     """
     stem = name.removesuffix(".tar")
     try:
-        with tarfile.open(fileobj=io.BytesIO(archive), mode="r:") as tar:
-            members = {info.name: info for info in tar.getmembers()}
-            return {field: _view_npy(archive, members[f"{stem}.{field}.npy"]) for field in FIELDS}
+        members = {member.name: member for member in list_members(archive)}
+        places = {field: members[f"{stem}.{field}.npy"] for field in FIELDS}
     except (tarfile.TarError, EOFError) as error:
         raise ValueError(f"it is no tar, or was cut: {error}") from error
     except KeyError as error:
         raise ValueError(f"it has no member {error}") from error
+    view = memoryview(archive)
+    found = {
+        field: check_field(field, view[place.offset : place.offset + place.length]) for field, place in places.items()
+    }
+    check_lengths(found)
+    return found
 
 
-def _view_npy(archive: bytes, member: tarfile.TarInfo) -> npt.NDArray[Any]:
-    head = io.BytesIO(archive[member.offset_data : member.offset_data + _MOST_HEADER])
-    major, _ = np.lib.format.read_magic(head)
-    read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(head)
-    count = int(np.prod(shape, dtype=np.int64))
-    return np.frombuffer(archive, dtype, count, offset=member.offset_data + head.tell()).reshape(shape)
+def check_field(field: str, data: bytes | memoryview) -> npt.NDArray[Any]:
+    """One array of a shard from its member.
+
+    Raises:
+        ValueError: if it is no .npy file of the kind that the field has.
+    """
+    try:
+        array = parse_npy(data)
+    except ValueError as error:
+        raise ValueError(f"its member {field}: {error}") from error
+    wanted = np.dtype(_DTYPES[field])
+    is_right = array.dtype == wanted or (field == "key" and array.dtype.kind == "S")
+    if not is_right or array.ndim != (4 if field == "tokens" else 1) or array.dtype.itemsize > MOST_KEY_BYTES:
+        raise ValueError(f"its member {field} holds {array.dtype} in {array.ndim} dimensions")
+    return array
+
+
+def check_lengths(arrays: dict[str, npt.NDArray[Any]]) -> None:
+    """Each array has a row for every sample; a label too many would shift those of the shards behind.
+
+    Raises:
+        ValueError: if not.
+    """
+    rows = {field: len(array) for field, array in arrays.items()}
+    if len(set(rows.values())) > 1:
+        raise ValueError(f"its members have different numbers of samples: {rows}")
 
 
 def first_damage(name: str, archive: bytes) -> str:

@@ -70,7 +70,7 @@ def test_a_damaged_index_is_named(images: Images) -> None:
 
 def test_a_manifest_that_was_edited_is_refused(images: Images) -> None:
     path = images.folder / "manifest.json"
-    path.write_text(path.read_text().replace('"samples": 20', '"samples": 19'))
+    path.write_text(path.read_text().replace('"split": "train"', '"split": "other"'))
     with pytest.raises(UsageError, match="does not have the fingerprint that it states"):
         ImageManifest.read(images.uri)
 

@@ -13,6 +13,7 @@ from data_pipeline.manifest import TokenManifest
 from data_pipeline.node_cache import NodeCache
 from data_pipeline.token_dataset import TokenShards
 from data_pipeline.token_shards import read_arrays
+from model.layout import TokenLayout
 from tests.data_pipeline.small_data import TOKENIZER, flip_byte
 
 
@@ -85,3 +86,20 @@ def test_a_copy_of_another_data_set_is_another_copy(tokens: Path, tmp_path: Path
     TokenManifest.build(**(fields | {"classes": ("a", "b")})).write(str(tokens))
     assert TokenShards(str(tokens), cache).manifest.fingerprint != first.manifest.fingerprint
     assert len(list((tmp_path / "cache").glob("*/*.tokens"))) == 2
+
+
+def test_tokens_beyond_the_codebook_are_refused_before_training_sees_them(tokens: Path) -> None:
+    manifest = TokenManifest.read(str(tokens))
+    small = TokenLayout(manifest.layout.scales, manifest.layout.branches, 2)
+    fields = {name: getattr(manifest, name) for name in type(manifest).model_fields if name != "fingerprint"}
+    TokenManifest.build(**fields | {"layout": small}).write(str(tokens))
+    with pytest.raises(CorruptShardError, match=r"holds the token \d+ of a codebook of 2"):
+        TokenShards(str(tokens), NodeCache(str(tokens.parent / "cache")))
+
+
+def test_labels_that_name_no_class_are_refused_before_training_sees_them(tokens: Path) -> None:
+    manifest = TokenManifest.read(str(tokens))
+    fields = {name: getattr(manifest, name) for name in type(manifest).model_fields if name != "fingerprint"}
+    TokenManifest.build(**fields | {"classes": manifest.classes[:1]}).write(str(tokens))
+    with pytest.raises(CorruptShardError, match="holds the label 1, but there are 1 classes"):
+        TokenShards(str(tokens), NodeCache(str(tokens.parent / "cache")))
