@@ -48,7 +48,7 @@ class Layers(nn.Module):
 
 def measure(folder: str, millions: int, stage: int) -> dict[str, list[float]]:
     """Seconds of each checkpoint, on this rank."""
-    prepare_deepspeed()
+    prepare_deepspeed(torch.device("cpu"))
     config = TrainerConfig(steps=9, global_batch=ROWS, zero_stage=stage, ema_decay=0.99)
     module = Layers(millions)
     engine = Engine(module, config, set(), torch.device("cpu"))

@@ -81,7 +81,7 @@ def measure(size: str, stage: int, precision: str) -> int:
     """Peak bytes of this rank."""
     from torch.profiler import ProfilerActivity, profile
 
-    prepare_deepspeed()
+    prepare_deepspeed(torch.device("cpu"))
     config = trainer_config(stage, precision)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         trainee = Trainee(SIZES[size], precision)

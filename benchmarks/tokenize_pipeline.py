@@ -181,7 +181,7 @@ def run_pipeline(plan: TokenPlan, tokenizer: str, workers: int, threads: int) ->
         PoolProgress("tokenize", plan.output, len(shards), plan.samples, 0, 0) as progress,
         ray_session(ClusterConfig(workers=workers, cpus_per_worker=threads)),
     ):
-        make_shards(TimedWork(TokenizeWork(plan, tokenizer)), shards, settings, progress, facts.append)
+        make_shards(TimedWork(TokenizeWork(plan, tokenizer, gpus=0)), shards, settings, progress, facts.append)
     finish(plan)
     return facts, min(fact["began"] for fact in facts) - launched
 

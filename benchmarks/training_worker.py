@@ -72,7 +72,7 @@ def under_torchrun(job: TrainJob) -> None:
 
     dist.init_process_group("gloo")
     dist.barrier()
-    run_worker(job)
+    run_worker(job, torch.device("cpu"))
 
 
 def main() -> None:

@@ -59,6 +59,19 @@ Workers = Annotated[
 ]
 
 
+def _read_gpus(value: Any) -> int:
+    """The GPUs of a worker: none or one."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or value not in {0, 1}:
+        raise ValueError(
+            f"{value} GPUs per worker: give 1, or 0 for CPUs. A worker has its GPU for itself; for more GPUs give more "
+            "workers (cluster.workers for training, tokens.max_workers for tokenize)"
+        )
+    return int(value)
+
+
+Gpus = Annotated[int, PlainValidator(_read_gpus), WithJsonSchema({"enum": [0, 1]})]
+
+
 class ClusterConfig(Section):
     """Where and how widely stages run. Only this and the precision differ between a laptop and a cluster."""
 
@@ -71,8 +84,9 @@ class ClusterConfig(Section):
     """With MIN:MAX: seconds between looks for room for more workers."""
     cpus_per_worker: float = Field(1, gt=0, le=4_096)
     """CPUs that each worker reserves; each uses as many threads."""
-    gpus_per_worker: float = Field(0, ge=0)
-    """GPUs that each worker reserves."""
+    gpus_per_worker: Gpus = 0
+    """GPUs that each worker of training and of tokenize reserves: 0 for CPUs, also where the machine has GPUs, or 1.
+    More GPUs are more workers. `sample` and `evaluate` use a GPU if this is 1 and they see one."""
     peak_tflops: float | None = Field(None, gt=0, le=1_000_000)
     """TFLOP/s that one device could do in the precision of training, for MFU; null takes a known device's from a table.
     Without either, MFU is left out."""

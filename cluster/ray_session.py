@@ -14,6 +14,8 @@ from types import FrameType
 from typing import Any
 
 from cluster.config import ClusterConfig
+from cluster.terminal import console
+from data_pipeline.errors import UsageError
 
 _SPARING = {
     # Ray's helpers look for new log files, events and each other ten times a second, on the cores that train.
@@ -28,6 +30,7 @@ _SPARING = {
     "RAY_event_stats": "0",
 }
 """Ray's settings for a cluster of our own, where it shares the cores with the workers. See docs/decisions.md."""
+_LOOPBACK = "127.0.0.1"
 _OBJECT_STORE_BYTES = 256 * 2**20  # only control messages pass through it: images and tokens go to storage
 
 
@@ -43,8 +46,8 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
         return
     address = config.address or os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Ray warns of a changed default for accelerators that a stage does not use.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Workers of our own clusters that reserve no GPU see none; Ray's default leaves them all visible.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
     if not address:
         # Ray's ports are open to whoever can reach the machine, so a cluster of our own asks for a token. Ray reads
         # these once in a process, when it is imported.
@@ -61,6 +64,27 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+def require_gpus(config: ClusterConfig, workers: int) -> None:
+    """Make sure that so many workers can have their GPUs on the cluster that is connected, now or later.
+
+    Raises:
+        UsageError: if the cluster is this machine alone, which gets no further GPUs, and has too few.
+    """
+    if not config.gpus_per_worker:
+        return
+    import ray
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    there = int(sum(node["Resources"].get("GPU", 0) for node in nodes))
+    if there >= workers:
+        return
+    lack = f"cluster.gpus_per_worker is 1, which makes {workers} for as many workers; there are {there} GPUs"
+    if any(node["NodeManagerAddress"] != _LOOPBACK for node in nodes):  # others may join
+        console().print(f"{lack} in the cluster so far: waiting for more")
+        return
+    raise UsageError(f"{lack} on this machine: use fewer workers, or cluster.gpus_per_worker=0 for CPUs")
 
 
 @contextmanager
@@ -107,5 +131,5 @@ def _own_cluster(config: ClusterConfig) -> dict[str, Any]:
         "num_cpus": cpus,
         "include_dashboard": False,
         "object_store_memory": _OBJECT_STORE_BYTES,
-        "_node_ip_address": "127.0.0.1",
+        "_node_ip_address": _LOOPBACK,
     }

@@ -23,22 +23,27 @@ _PIXELS_WIDE = 96  # of a sample in a grid, so that small images can be judged
 _RECONSTRUCTED = 12
 
 
-def _device() -> torch.device:
+def _device(config: RunConfig) -> torch.device:
     import torch
 
+    from trainer.device import driver_device
+
     torch.set_num_threads(os.cpu_count() or 1)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device, note = driver_device(config.cluster.gpus_per_worker)
+    if note:
+        console().print(note)
+    return device
 
 
 def _export(config: RunConfig, stage: str) -> str:
     return storage.join(config.folder(stage), "export")
 
 
-def _sampler(config: RunConfig) -> Sampler:
+def _sampler(config: RunConfig, device: torch.device) -> Sampler:
     from trainer.sampler import Sampler
 
     return Sampler.load(
-        _export(config, "generator"), _export(config, "tokenizer"), config.sampling, config.seed, _device()
+        _export(config, "generator"), _export(config, "tokenizer"), config.sampling, config.seed, device
     )
 
 
@@ -59,7 +64,7 @@ def sample(config: RunConfig) -> int:
 
     from trainer.images import image_grid, to_png, to_uint8
 
-    sampler = _sampler(config)
+    sampler = _sampler(config, _device(config))
     classes, each = sampler.classes(), config.sampling.samples_per_class
     label_N = torch.tensor(classes).repeat_interleave(each)
     pixels = np.concatenate([to_uint8(part) for part in sampler.draw(label_N)])
@@ -93,7 +98,8 @@ def evaluate(config: RunConfig, held_out: str) -> int:
     from trainer import evaluation
     from trainer.teacher import load_classifier, load_teacher
 
-    sampler, device = _sampler(config), _device()
+    device = _device(config)
+    sampler = _sampler(config, device)
     size = config.tokenizer.model.image_size
     real = evaluation.RealImages.load(held_out, size, config.data.fit, config.evaluation.samples, device)
     teacher = load_teacher(config.teacher.timm, _export(config, "teacher"), device) if config.teacher else None

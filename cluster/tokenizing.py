@@ -11,7 +11,7 @@ from typing import Any
 from cluster.config import RunConfig
 from cluster.pool_progress import PoolProgress
 from cluster.ray_pool import PoolSize, Shard, WorkerNeeds
-from cluster.ray_session import ray_session
+from cluster.ray_session import ray_session, require_gpus
 from cluster.scale import clear_scale
 from cluster.shard_pool import PoolSettings, make_shards
 from cluster.shard_worker import Advance, MakeShard
@@ -28,21 +28,28 @@ class TokenizeWork:
     plan: TokenPlan
     tokenizer: str
     """URI of its export."""
+    gpus: int
+    """GPUs that each worker reserves, 0 or 1."""
 
     def open(self, threads: int) -> MakeShard:
-        """Load the tokenizer, and the indexes of the image shards."""
+        """Load the tokenizer, and the indexes of the image shards.
+
+        Raises:
+            UsageError: if this worker reserves a GPU, and sees none.
+        """
         import torch
 
         from data_pipeline.host_memory import keep_freed_memory
         from data_pipeline.image_shards import ImageShards
         from data_pipeline.tokenizing import load_encoder, tokenize_shard
+        from trainer.device import given_device
 
         torch.set_num_threads(threads)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        if device == "cpu":
+        device = given_device(self.gpus)
+        if device.type == "cpu":
             keep_freed_memory()
         images = ImageShards(self.plan.images)
-        encode = load_encoder(self.plan, self.tokenizer, device)
+        encode = load_encoder(self.plan, self.tokenizer, str(device))
 
         def make(shard: PlannedShard, advance: Advance) -> dict[str, Any]:
             tokenize_shard(self.plan, shard, images, encode, advance, threads)
@@ -69,8 +76,9 @@ def tokenize(config: RunConfig) -> int:
     left = [Shard(shard.name, shard.stop - shard.start, shard) for shard in missing(plan)]
     if left:
         with ray_session(config.cluster):
+            require_gpus(config.cluster, min(config.tokens.min_workers, len(left)))
             record_config(config, "tokens")
-            _make(TokenizeWork(plan, tokenizer), left, config)
+            _make(TokenizeWork(plan, tokenizer, config.cluster.gpus_per_worker), left, config)
     finish(plan)
     clear_scale(output)
     return sum(shard.images for shard in left)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from cluster.config import ClusterConfig
 from cluster.elastic_sizes import same_micro_batch, usable_sizes
 from cluster.progress import follow_training
-from cluster.ray_session import ray_session
+from cluster.ray_session import ray_session, require_gpus
 from cluster.terminal import console
 from data_pipeline.errors import UsageError
 from trainer.checkpoints.folder import latest_step
@@ -63,6 +63,7 @@ def train(job: TrainJob, cluster: ClusterConfig) -> Trained | None:
         job = replace(job, section=section.model_copy(update={"trainer": trainer}))
         console().print(f"{job.stage}: elastic, {_listed(sizes)} workers; micro batch {trainer.micro_batch}")
     with ray_session(cluster):
+        require_gpus(cluster, cluster.fewest_workers)
         return _train(job, cluster, sizes)
 
 
@@ -119,7 +120,11 @@ def _fit(job: TrainJob, cluster: ClusterConfig, sizes: Sequence[int], key: str) 
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", _ROOM_SECONDS)
     trainer = StageTrainer(
         _worker,
-        train_loop_config={"job": job, "threads": max(1, int(cluster.cpus_per_worker))},
+        train_loop_config={
+            "job": job,
+            "threads": max(1, int(cluster.cpus_per_worker)),
+            "gpus": cluster.gpus_per_worker,
+        },
         torch_config=TorchConfig(backend="nccl" if cluster.gpus_per_worker > 0 else "gloo"),
         scaling_config=_scaling(cluster),
         run_config=_run_config(job, cluster, key),
@@ -166,11 +171,12 @@ def _worker(settings: dict[str, Any]) -> tuple[str, int]:
     import torch
 
     os.environ.setdefault("LOCAL_RANK", str(ray.train.get_context().get_local_rank()))
-    if torch.cuda.is_available():
-        torch.cuda.set_device(ray.train.torch.get_device())
     torch.set_num_threads(settings["threads"])
     from cluster.notices import REQUEST
+    from trainer.device import given_device
     from trainer.stages import run_worker
 
-    ending, step = run_worker(settings["job"], REQUEST)
+    gpus = settings["gpus"]
+    device = given_device(gpus, ray.train.torch.get_device().index if gpus else None)
+    ending, step = run_worker(settings["job"], device, REQUEST)
     return str(ending), step

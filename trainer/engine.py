@@ -36,14 +36,19 @@ class StepResult:
     loss_scale: float = 1.0
 
 
-def prepare_deepspeed() -> None:
-    """Settings that DeepSpeed reads at import and at its first collective; torch.distributed must be initialized."""
-    if not torch.cuda.is_available():
-        os.environ["DS_ACCELERATOR"] = "cpu"
+def prepare_deepspeed(device: torch.device) -> None:
+    """Settings that DeepSpeed reads at import and at its first collective; torch.distributed must be initialized.
+
+    Args:
+        device: of this process. Left alone, DeepSpeed takes a GPU wherever it sees one.
+    """
+    os.environ["DS_ACCELERATOR"] = device.type
     # torch 2.14 renamed collectives that DeepSpeed 0.19 calls by their old names, and says so at each call.
     warnings.filterwarnings("ignore", category=FutureWarning, message=r".*(all_gather|reduce_scatter).*is deprecated")
     import deepspeed
 
+    chosen = deepspeed.get_accelerator().device_name()
+    assert chosen == device.type, f"DeepSpeed was imported before, for {chosen}"
     # DeepSpeed would compile a shared-memory all-reduce at first use. It needs a compiler on every node, and its peers
     # wait for a killed rank without end, where gloo raises.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -63,7 +68,7 @@ class Engine:
         except ValueError as error:
             raise UsageError(str(error)) from None
         check_settings(self.settings)
-        optimizer = build_optimizer(module, config, no_decay)
+        optimizer = build_optimizer(module, config, no_decay, device)
         self._engine, wrapped, _, _ = deepspeed.initialize(model=module, optimizer=optimizer, config=self.settings)
         self.module = module
         self.loss_scale: LossScale | None = None

@@ -80,7 +80,7 @@ class Loop:
         request: EndRequest | None = None,
     ) -> None:
         self._began = began or time.time()
-        prepare_deepspeed()
+        prepare_deepspeed(device)
         self.job, self.stage, self.config = job, stage, job.section.trainer
         trainee = _Trainee(stage, self.config.precision, device)
         if self.config.activation_checkpointing:

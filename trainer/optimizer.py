@@ -58,8 +58,18 @@ class CheckedAdamW(torch.optim.AdamW):
         super().step()
 
 
-def build_optimizer(module: nn.Module, config: TrainerConfig, no_decay: set[str]) -> torch.optim.Optimizer:
-    """The optimizer for a ZeRO stage. `fused` is one kernel per step, on CPUs too."""
+def build_optimizer(
+    module: nn.Module, config: TrainerConfig, no_decay: set[str], device: torch.device
+) -> torch.optim.Optimizer:
+    """The optimizer for a ZeRO stage, on a device. `fused` is one kernel per step, on CPUs too."""
+    optimizer = _adamw(module, config, no_decay)
+    if device.type == "cpu":
+        # At each step it asks the machine's GPU, if it sees one, whether a graph is being captured there.
+        optimizer._accelerator_graph_capture_health_check = lambda: None  # type: ignore[method-assign]
+    return optimizer
+
+
+def _adamw(module: nn.Module, config: TrainerConfig, no_decay: set[str]) -> torch.optim.Optimizer:
     groups = parameter_groups(module, config.weight_decay, no_decay)
     settings: dict[str, Any] = {"lr": config.learning_rate, "betas": config.betas, "fused": True}
     if config.zero_stage == 0:

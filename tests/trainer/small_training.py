@@ -63,7 +63,7 @@ class Training:
     """The network, its engine and its checkpoints, on this rank."""
 
     def __init__(self, config: TrainerConfig, folder: str, keep: int = 100) -> None:
-        prepare_deepspeed()
+        prepare_deepspeed(torch.device("cpu"))
         torch.manual_seed(0)
         self.config, self.folder, self.step = config, folder, 0
         self.module = Regression(config.precision)

@@ -157,8 +157,13 @@ def test_a_snapshot_copies_on_the_device_that_its_sources_are_on(monkeypatch: py
     cuda, asked = MagicMock(), OnGpu.device
     for name in ("device", "stream", "Stream", "current_stream"):
         monkeypatch.setattr(torch.cuda, name, getattr(cuda, name))
+    empty, pinned = torch.empty, list[bool]()
+    monkeypatch.setattr(
+        torch, "empty", lambda *a, pin_memory=False, **k: (pinned.append(pin_memory), empty(*a, **k))[1]
+    )
     snapshot, data = Snapshot(), torch.arange(5.0)
     snapshot.begin([Piece("master", TensorInfo("w", (5,), "F32"), 0, data.as_subclass(OnGpu))], "rank_0003-x.st")
+    assert pinned[-1]
     snapshot.complete()
     ready, stream = cuda.current_stream.return_value.record_event.return_value, cuda.Stream.return_value
     expected = [call.current_stream(asked), call.device(asked), call.Stream(asked), call.stream(stream)]

@@ -87,7 +87,7 @@ def followed(job: TrainJob) -> Course:
 
 def courses(folder: str, cases: list[Changes]) -> list[Course]:
     """Of the tokenizer with each change of its trainer."""
-    prepare_deepspeed()
+    prepare_deepspeed(torch.device("cpu"))
     found = []
     with pytest.MonkeyPatch.context() as patch:
         for module, name, fake in FAKES:

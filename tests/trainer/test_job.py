@@ -109,4 +109,4 @@ def test_a_start_that_hangs_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setattr(watchdog, "print_late", reports.put)
     monkeypatch.setattr(trainer.stages, "_build_loop", build)
     with pytest.raises(Built, match=r"teacher: the start is late: .*; being read: nothing"):
-        trainer.stages.run_worker(job(tmp_path, reading={"late_seconds": 0.001}))
+        trainer.stages.run_worker(job(tmp_path, reading={"late_seconds": 0.001}), torch.device("cpu"))

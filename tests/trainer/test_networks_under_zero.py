@@ -109,9 +109,9 @@ CASES: list[Case] = [
 
 
 def curves(cases: list[Case]) -> list[list[float]]:
-    import torch.distributed.nn  # noqa: F401 - the tokenizer's gathering
+    import torch.distributed.nn  # the tokenizer's gathering
 
-    prepare_deepspeed()
+    prepare_deepspeed(torch.device("cpu"))
     return [curve(*case) for case in cases]
 
 
@@ -127,7 +127,7 @@ def test_every_stage_trains_every_network_alike(found: dict[Case, list[float]], 
 
 
 def compiled(bf16: bool) -> tuple[list[float], list[float]]:
-    prepare_deepspeed()
+    prepare_deepspeed(torch.device("cpu"))
     plain = curve("generator", 2, bf16, False)
     KINDS["compiled"] = Compiled
     return plain, curve("compiled", 2, bf16, False)

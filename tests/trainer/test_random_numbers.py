@@ -143,7 +143,7 @@ FAKES: list[tuple[Any, str, Any]] = [
 
 def curves(cases: list[Case]) -> list[list[float]]:
     """Losses of each stage with each change of its trainer."""
-    prepare_deepspeed()
+    prepare_deepspeed(torch.device("cpu"))
     inputs = dict.fromkeys(("images", "tokens", "tokenizer"), "")
     found = []
     with pytest.MonkeyPatch.context() as patch:

@@ -2,7 +2,7 @@
 
 Nothing changes masters, moments and average between two optimizer updates, so they are copied by a thread while the
 next forward and backward run; only what is small or changes in forward is copied at once. The memory is allocated once
-and used again by each checkpoint; on CUDA it is pinned, so that copies run at full speed.
+and used again by each checkpoint; if tensors are on a GPU it is pinned, so that copies run at full speed.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Snapshot:
     def begin(self, found: list[Piece], file: str) -> None:
         """Lay out the file and copy buffers; the memory must not be in use by an upload."""
         header, self._entries, self._size = _layout(found, file)
-        self._reserve(self._size)
+        self._reserve(self._size, found)
         self._memory[: len(header)] = torch.frombuffer(bytearray(header), dtype=torch.uint8)
         self._left = []
         for piece, entry in zip(found, self._entries, strict=True):
@@ -110,12 +110,13 @@ class Snapshot:
 
     def reserve(self, found: list[Piece]) -> None:
         """Allocate the memory for such pieces beforehand, and touch it, so that no checkpoint has to wait for that."""
-        self._reserve(_layout(found, "")[2])
+        self._reserve(_layout(found, "")[2], found)
         self._memory.zero_()
 
-    def _reserve(self, size: int) -> None:
+    def _reserve(self, size: int, found: list[Piece]) -> None:
         if len(self._memory) < size:
-            self._memory = torch.empty(size, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+            pinned = any(piece.data.device.type == "cuda" for piece in found)
+            self._memory = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
 
     def data(self) -> memoryview:
         """The file's bytes, not copied."""

@@ -29,11 +29,12 @@ def build_stage(job: TrainJob, device: torch.device) -> Stage:
     return ClassifierStage(job, device)
 
 
-def run_worker(job: TrainJob, request: EndRequest | None = None) -> tuple[Ending, int]:
+def run_worker(job: TrainJob, device: torch.device, request: EndRequest | None = None) -> tuple[Ending, int]:
     """Train on this rank; torch.distributed is initialized by whoever started it.
 
     Args:
         job: what to train.
+        device: of this rank (trainer.device).
         request: through which others ask for the end before the last step.
 
     Returns:
@@ -45,12 +46,12 @@ def run_worker(job: TrainJob, request: EndRequest | None = None) -> tuple[Ending
 
     late = watchdog.Watchdog(job.reading.late_seconds, watchdog.print_late)
     with closing(late), late.waiting(f"{job.stage}: the start", watchdog.LONG):
-        loop = _build_loop(job, request)
+        loop = _build_loop(job, device, request)
     loop.run()
     return loop.ending, loop.step
 
 
-def _build_loop(job: TrainJob, request: EndRequest | None) -> Loop:
+def _build_loop(job: TrainJob, device: torch.device, request: EndRequest | None) -> Loop:
     import time
 
     began = time.time()  # importing torch is a part of the start
@@ -58,6 +59,5 @@ def _build_loop(job: TrainJob, request: EndRequest | None) -> Loop:
 
     from trainer.loop import Loop
 
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     torch.manual_seed(job.seed)  # the same first weights on every rank
     return Loop(job, build_stage(job, device), device, began, request)

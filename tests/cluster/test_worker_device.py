@@ -1,0 +1,133 @@
+"""What a worker of training and of tokenize uses follows from what it reserves, not from what its torch sees."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from cluster import results
+from cluster.config import ClusterConfig
+from cluster.config_loading import load_config
+from cluster.ray_session import require_gpus
+from cluster.tokenizing import TokenizeWork
+from cluster.training import _scaling, _worker
+from data_pipeline.errors import UsageError
+from trainer.ending import Ending
+
+CPU, SECOND = torch.device("cpu"), torch.device("cuda", 1)
+
+
+@pytest.fixture(autouse=True)
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
+    """A torch that sees two GPUs; what is made its current one."""
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    return chosen
+
+
+@pytest.mark.parametrize(("gpus", "ray_says", "device"), [(0, CPU, CPU), (1, SECOND, SECOND)])
+def test_a_training_worker_uses_what_it_reserves(
+    monkeypatch: pytest.MonkeyPatch,
+    two_gpus: list[torch.device],
+    gpus: int,
+    ray_says: torch.device,
+    device: torch.device,
+) -> None:
+    import ray.train
+    import ray.train.torch
+
+    seen: list[Any] = []
+    monkeypatch.setattr(ray.train, "get_context", lambda: SimpleNamespace(get_local_rank=lambda: 0))
+    monkeypatch.setattr(ray.train.torch, "get_device", lambda: ray_says)
+    monkeypatch.setattr(
+        "trainer.stages.run_worker", lambda job, device, request: (seen.append(device), (Ending.FINISHED, 3))[1]
+    )
+    assert _worker({"job": None, "threads": 1, "gpus": gpus}) == ("finished", 3)
+    assert seen == [device]
+    assert two_gpus == ([device] if gpus else [])
+
+
+@pytest.mark.parametrize(("gpus", "resources"), [(0, {"CPU": 1}), (1, {"CPU": 1, "GPU": 1})])
+def test_a_training_worker_reserves_the_gpus_of_the_config(gpus: int, resources: dict[str, float]) -> None:
+    scaling = _scaling(ClusterConfig(gpus_per_worker=gpus))
+    assert (scaling.use_gpu, scaling.resources_per_worker) == (bool(gpus), resources)
+
+
+@pytest.mark.parametrize(("gpus", "device"), [(0, "cpu"), (1, "cuda:0")])
+def test_a_tokenize_worker_uses_what_it_reserves(monkeypatch: pytest.MonkeyPatch, gpus: int, device: str) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr("data_pipeline.image_shards.ImageShards", lambda _: None)
+    monkeypatch.setattr("data_pipeline.host_memory.keep_freed_memory", lambda: seen.append("memory is kept"))
+    monkeypatch.setattr("data_pipeline.tokenizing.load_encoder", lambda plan, tokenizer, device: seen.append(device))
+    plan: Any = SimpleNamespace(images="")
+    TokenizeWork(plan, "", gpus).open(1)
+    assert seen == (["memory is kept"] if gpus == 0 else []) + [device]
+
+
+def test_a_tokenize_worker_that_sees_no_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    plan: Any = SimpleNamespace(images="")
+    with pytest.raises(UsageError, match="gpus_per_worker is 1"):
+        TokenizeWork(plan, "", 1).open(1)
+
+
+def test_sample_and_evaluate_use_the_cpu_and_say_so_where_workers_have_gpus_and_they_have_none(
+    small_config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without, with_gpus = (load_config(small_config, [f"cluster.gpus_per_worker={gpus}"]) for gpus in (0, 1))
+    assert (results._device(without), results._device(with_gpus)) == (CPU, torch.device("cuda", 0))
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert results._device(with_gpus) == CPU
+    assert "no GPU is visible to this command" in capsys.readouterr().out
+
+
+def node(address: str, gpus: float) -> dict[str, Any]:
+    return {"Alive": True, "NodeManagerAddress": address, "Resources": {"CPU": 2.0} | ({"GPU": gpus} if gpus else {})}
+
+
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_a_machine_with_too_few_gpus_is_refused_before_workers_wait_for_them(
+    monkeypatch: pytest.MonkeyPatch, gpus: int
+) -> None:
+    monkeypatch.setattr("ray.nodes", lambda: [node("127.0.0.1", gpus)])
+    with pytest.raises(UsageError, match=rf"gpus_per_worker is 1.* 2 .*there are {gpus} GPUs on this machine"):
+        require_gpus(ClusterConfig(gpus_per_worker=1), 2)
+
+
+def test_gpus_that_are_there_or_are_not_asked_for_are_no_matter(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("ray.nodes", lambda: [node("127.0.0.1", 2)])
+    require_gpus(ClusterConfig(gpus_per_worker=1), 2)
+    require_gpus(ClusterConfig(gpus_per_worker=0), 3)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_cluster_that_may_get_nodes_with_gpus_is_waited_for_and_that_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("ray.nodes", lambda: [node("10.0.0.1", 0)])
+    require_gpus(ClusterConfig(gpus_per_worker=1), 2)
+    assert "there are 0 GPUs in the cluster so far: waiting for more" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("gpus", ["0.5", "2", "-1", "true", "'1'", "1e-9", ".nan"])
+def test_a_part_of_a_gpu_or_several_per_worker_are_refused(small_config: Path, gpus: str) -> None:
+    with pytest.raises(UsageError, match=r"cluster\.gpus_per_worker.*give 1, or 0 for CPUs.*cluster\.workers"):
+        load_config(small_config, [f"cluster.gpus_per_worker={gpus}"])
+
+
+@pytest.mark.parametrize(("gpus", "read"), [("0", 0), ("1", 1), ("1.0", 1)])
+def test_one_gpu_or_none_per_worker(small_config: Path, gpus: str, read: int) -> None:
+    found = load_config(small_config, [f"cluster.gpus_per_worker={gpus}"]).cluster.gpus_per_worker
+    assert (found, type(found)) == (read, int)
