@@ -14,6 +14,22 @@ MOST_WORKERS = 100_000
 """Of a stage."""
 
 
+def _plain_extension(extension: str) -> str:
+    """An extension in one spelling: "jpg" for ".jpg", "JPG" and "*.jpg".
+
+    Raises:
+        ValueError: if nothing is left of it.
+    """
+    plain = extension.strip().lower().removeprefix("*").removeprefix(".")
+    if not plain or "/" in plain:
+        raise ValueError(f"{extension!r} is no extension: write it as jpg")
+    return plain
+
+
+Extension = Annotated[str, AfterValidator(_plain_extension)]
+"""How a file's name ends, with or without a dot, in any case."""
+
+
 class IdxSource(Section):
     """A pair of idx files, as MNIST and its kin are distributed (plain or gzipped)."""
 
@@ -34,8 +50,12 @@ class FolderSource(Section):
     """This kind of source."""
     path: InputPlace
     """The folder that holds the class folders."""
-    extensions: tuple[str, ...] | None = None
-    """Take only files with these endings, for instance [jpg, png]; null takes every file to be an image."""
+    extensions: tuple[Extension, ...] | None = None
+    """Take only files with these endings, for instance [jpg, png], with or without a dot, in any case; null takes every
+    file to be an image. Others are counted."""
+    allow_empty_classes: bool = False
+    """Whether a folder without images is a class all the same, which keeps its label. If not, it is an error: labels
+    follow from the sorted folders, so that one that was not filled, or should not be there, shifts them."""
 
 
 class ILSVRCSource(Section):
@@ -45,6 +65,8 @@ class ILSVRCSource(Section):
     """This kind of source."""
     path: InputPlace
     """The tar of tars."""
+    allow_empty_classes: bool = False
+    """Whether a tar without images is a class all the same, which keeps its label. If not, it is an error."""
 
 
 class ILSVRCValidationSource(Section):
@@ -69,7 +91,7 @@ class WebDatasetSource(Section):
     """This kind of source."""
     path: InputPlace
     """A tar, a folder of tars, or a pattern with braces (shard-{000000..000146}.tar)."""
-    images: tuple[str, ...] = ("jpg", "jpeg", "png", "webp")
+    images: tuple[Extension, ...] = ("jpg", "jpeg", "png", "webp", "avif", "jp2")
     """Extensions of the members that are images, the first that is there is taken."""
     label: str = "cls"
     """Extension of the member with the label in digits; or "json:FIELD" for a field of a .json member."""

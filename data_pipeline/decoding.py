@@ -3,18 +3,71 @@
 from __future__ import annotations
 
 import io
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 
 Pixels = npt.NDArray[np.uint8]
 
 MOST_HALVINGS = 3
 """A JPEG block has 8 x 8 pixels: decoding can halve it three times."""
 
+MOST_PIXELS = 89_478_485
+"""A larger picture is set aside: a few bytes can ask for any number of pixels. It is what Pillow warns of."""
+_STRIP_PIXELS = 2**22
+"""Pixels that are converted at a time."""
+
+_EXTENSIONS = {
+    "JPEG": "jpg",
+    "MPO": "jpg",  # what Pillow calls a JPEG that carries further pictures
+    "PNG": "png",
+    "WEBP": "webp",
+    "GIF": "gif",
+    "BMP": "bmp",
+    "TIFF": "tiff",
+    "PPM": "ppm",
+    "AVIF": "avif",
+    "JPEG2000": "jp2",
+}
+_FORMATS = tuple(name for name in _EXTENSIONS if name != "MPO")
+
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # such a picture is set aside, with a reason
+
 _WIDE_GREY = {"I;16", "I;16B", "I;16L", "I;16N", "I"}
+
+
+def image_extension(data: bytes) -> str:
+    """The extension that an image's content asks for, whatever its name says.
+
+    Raises:
+        ValueError: if it is empty, no image, or too large; it says why.
+    """
+    if not data:
+        raise ValueError("is empty")
+    try:
+        with open_image(data) as image:
+            return _EXTENSIONS[str(image.format)]
+    except UnidentifiedImageError:  # its text has an address in it, which differs from run to run
+        raise ValueError(f"is not an image that can be read ({', '.join(_FORMATS)})") from None
+    except Exception as error:  # Pillow raises many kinds on bytes that are not what they seem
+        raise ValueError(f"is not an image that can be read ({type(error).__name__}: {error})") from error
+
+
+def open_image(data: bytes) -> ImageFile:
+    """An image file whose header was read, in a format that is known to be safe, of a size that memory has room for.
+
+    Raises:
+        ValueError: if it has too many pixels.
+        Exception: whatever Pillow raises on a file that is none.
+    """
+    image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    if image.width * image.height > MOST_PIXELS:
+        raise ValueError(f"it has {image.width} x {image.height} pixels, more than {MOST_PIXELS:,} in all")
+    return image
 
 
 def decode(data: bytes) -> Image.Image:
@@ -27,7 +80,7 @@ def decode(data: bytes) -> Image.Image:
         ValueError: if it cannot be decoded in full; it says why.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with open_image(data) as image:
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
             return _to_rgb(image)
@@ -36,6 +89,20 @@ def decode(data: bytes) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    """Strip by strip, so that a large picture is in memory only as it was and as it will be."""
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image.convert("RGB")
+    rows = max(1, _STRIP_PIXELS // image.width)
+    if rows >= image.height:
+        return _strip_to_rgb(image)
+    whole = Image.new("RGB", image.size)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        whole.paste(_strip_to_rgb(strip), (0, top))
+    return whole
+
+
+def _strip_to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in _WIDE_GREY:
         wide = np.asarray(image).astype(np.float64).clip(0, 65535)
         return Image.fromarray(np.rint(wide / 257).astype(np.uint8)).convert("RGB")

@@ -43,18 +43,27 @@ def is_s3(fs: Any) -> bool:
     return "s3" in ((protocol,) if isinstance(protocol, str) else protocol)
 
 
-def list_tree(fs: Any, uri: str) -> dict[str, Entry]:
-    """Every object below a folder, by relative name, sorted."""
+def list_tree(fs: Any, uri: str, *, folders: bool = False) -> dict[str, Entry]:
+    """Every object below a folder, by relative name, sorted.
+
+    Args:
+        fs: the filesystem of the URI.
+        uri: the folder.
+        folders: whether to list folders that the storage knows, too, with a slash behind their names.
+    """
     if is_s3(fs):
         bucket, prefix = _place(fs, uri)
         pages = _pages(fs, uri, {"Bucket": bucket, "Prefix": prefix})
         found = {entry["Key"]: Entry(entry["Size"], entry["LastModified"].timestamp()) for entry in _all(pages)}
     else:
         prefix = fs._strip_protocol(uri).rstrip("/") + "/"
-        listed = patiently(uri, lambda: fs.find(uri, detail=True))
-        found = {name: Entry(int(info["size"]), _modified(info)) for name, info in listed.items()}
-    names = {name.removeprefix(prefix): entry for name, entry in found.items() if not name.endswith("/")}
-    return dict(sorted(names.items()))
+        listed = patiently(uri, lambda: fs.find(uri, detail=True, withdirs=folders))
+        found = {
+            name.rstrip("/") + "/" * (info["type"] == "directory"): Entry(int(info["size"] or 0), _modified(info))
+            for name, info in listed.items()
+        }
+    names = {name.removeprefix(prefix): entry for name, entry in found.items() if folders or not name.endswith("/")}
+    return {name: entry for name, entry in sorted(names.items()) if name}
 
 
 def list_folder(fs: Any, uri: str) -> list[str]:

@@ -6,10 +6,10 @@ import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from data_pipeline.decoding import decode, image_extension
 from data_pipeline.errors import UsageError
 from data_pipeline.image_shards import ImageSample, Quarantined
-from data_pipeline.sources import ItemReader, RawItem, image_extension
-from data_pipeline.transforms import decode
+from data_pipeline.sources import ItemReader, RawItem
 
 READING_THREADS = 8
 """Images that are read at a time, while one is decoded."""

@@ -22,6 +22,7 @@ from uuid import uuid4
 
 from data_pipeline import json_records, object_listing, object_reads, object_writes
 from data_pipeline.errors import CorruptShardError, FoldtrainError, UsageError
+from data_pipeline.local_listing import scan
 from data_pipeline.object_listing import Entry, UnfinishedUpload
 from data_pipeline.storage_retries import retried
 from data_pipeline.uris import absolute, is_remote, join, local_path
@@ -201,22 +202,22 @@ def walk(uri: str) -> dict[str, int]:
     return {name: entry.bytes for name, entry in entries(uri).items() if not _is_temporary(name)}
 
 
-def entries(uri: str) -> dict[str, Entry]:
-    """Every file below a folder, by relative name, sorted; unfinished local writes too. Links are followed."""
+def entries(uri: str, *, folders: bool = False) -> dict[str, Entry]:
+    """Every file below a folder, by relative name, sorted; unfinished local writes too. Links are followed.
+
+    Args:
+        uri: the folder.
+        folders: whether to list folders, too, with a slash behind their names: on S3 those that have an object.
+
+    Raises:
+        UsageError: if a part of a local folder cannot be read, or a link leads in a circle.
+    """
     if is_remote(uri):
-        return object_listing.list_tree(filesystem(uri), uri)
-    root = local_path(uri)
-    files = [Path(folder, name) for folder, _, names in os.walk(root, followlinks=True) for name in names]
-    found = {p.relative_to(root).as_posix(): entry for p in files if (entry := _local_entry(p))}
-    return dict(sorted(found.items()))
-
-
-def _local_entry(path: Path) -> Entry | None:
-    try:
-        status = path.stat()
-    except FileNotFoundError:  # another process finished or removed it meanwhile
-        return None
-    return Entry(status.st_size, status.st_mtime)
+        return object_listing.list_tree(filesystem(uri), uri, folders=folders)
+    found = scan(local_path(uri), strict=False)
+    kept = [one for one in found if folders or not one.is_folder]
+    listed = {one.name + "/" * one.is_folder: Entry(one.status.st_size, one.status.st_mtime) for one in kept}
+    return dict(sorted(listed.items()))
 
 
 def _is_temporary(name: str) -> bool:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
+from data_pipeline.label_text import read_text
 from data_pipeline.manifest import ShardRecord, TokenCommit, TokenizerRecord, TokenManifest
 from data_pipeline.token_archive import read_columns
 from data_pipeline.token_shards import TokenBlock, write_token_shard
@@ -232,8 +233,8 @@ def read_classes(path: str) -> tuple[str, ...]:
         UsageError: if the file is missing or empty.
     """
     try:
-        names = storage.read_bytes(path).decode().splitlines()
-    except (FileNotFoundError, UnicodeDecodeError) as error:
+        names = read_text(path).splitlines()
+    except FileNotFoundError as error:
         raise UsageError(f"--classes {path} cannot be read ({error}): give a text file with a name per line") from error
     if not names:
         raise UsageError(f"--classes {path} is empty: give a name per line")

@@ -11,7 +11,7 @@ from data_pipeline.sources.idx import open_idx
 from data_pipeline.sources.ilsvrc import open_ilsvrc
 from data_pipeline.sources.ilsvrc_validation import open_ilsvrc_validation
 from data_pipeline.sources.parquet import open_parquet
-from data_pipeline.sources.source import ImageSource, ItemReader, RawItem, image_extension, safe_key
+from data_pipeline.sources.source import ImageSource, ItemReader, RawItem, safe_key
 from data_pipeline.sources.webdataset import open_webdataset
 
 _KINDS: dict[str, Callable[[Any], ImageSource]] = {
@@ -33,4 +33,4 @@ def open_source(config: Source) -> ImageSource:
     return _KINDS[config.kind](config)
 
 
-__all__ = ["ImageSource", "ItemReader", "RawItem", "image_extension", "open_source", "safe_key"]
+__all__ = ["ImageSource", "ItemReader", "RawItem", "open_source", "safe_key"]

@@ -6,7 +6,7 @@ import gzip
 import importlib.resources
 import io
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,7 @@ class IdxImages:
                 f"{config.labels} has labels up to {count - 1}, but {len(config.classes)} classes are named"
             )
         self.name = config.images
+        self.skipped: Mapping[str, int] = {}
         self.classes: tuple[str, ...] = config.classes or tuple(str(label) for label in range(count))
         size = images[0].size
         self.items: Sequence[RawItem] = [

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
 from data_pipeline import storage
 from data_pipeline.config import ILSVRCValidationSource
 from data_pipeline.errors import UsageError
+from data_pipeline.label_text import is_number, read_text
 from data_pipeline.sources.parts import WHERE
 from data_pipeline.sources.source import ItemReader, RawItem, safe_key, unique_items
 from data_pipeline.sources.tar_listing import RangeReader, list_tar
@@ -20,8 +21,9 @@ from data_pipeline.tar import Member
 class ILSVRCValidationImages:
     """Images by their range of the tar. Classes are wnids, in sorted order."""
 
-    def __init__(self, path: str, images: Sequence[Member], wnids: Sequence[str]) -> None:
+    def __init__(self, path: str, images: Sequence[Member], wnids: Sequence[str], skipped: Mapping[str, int]) -> None:
         self.name = path
+        self.skipped = skipped
         self.reader: ItemReader = RangeReader(storage.absolute(path))
         self.classes: tuple[str, ...] = tuple(sorted(set(wnids)))
         labels = {wnid: label for label, wnid in enumerate(self.classes)}
@@ -49,13 +51,13 @@ def open_ilsvrc_validation(config: ILSVRCValidationSource) -> ILSVRCValidationIm
         UsageError: if a file is missing or damaged, or the labels do not fit the images.
     """
     try:
-        found = [member for member, _ in list_tar(config.path)]
+        found, skipped = list_tar(config.path)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise UsageError(f"there is no file {config.path}: {WHERE}") from None
     except tarfile.TarError as error:
         raise UsageError(f"{config.path} is not a tar of images, or is damaged ({error})") from error
-    images = sorted(found, key=lambda member: PurePosixPath(member.name).name)
-    return ILSVRCValidationImages(config.path, images, _read_labels(config, images))
+    images = sorted((member for member, _ in found), key=lambda member: PurePosixPath(member.name).name)
+    return ILSVRCValidationImages(config.path, images, _read_labels(config, images), skipped.counts())
 
 
 def _read_labels(config: ILSVRCValidationSource, images: Sequence[Member]) -> list[str]:
@@ -66,7 +68,7 @@ def _read_labels(config: ILSVRCValidationSource, images: Sequence[Member]) -> li
     column = [row[0] for row in rows]
     if len(column) != len(images):
         raise UsageError(f"{config.labels} has {len(column)} labels, but {config.path} holds {len(images)} images")
-    return _by_id(config, column) if all(word.isdigit() for word in column) else column
+    return _by_id(config, column) if all(is_number(word) for word in column) else column
 
 
 def _by_name(config: ILSVRCValidationSource, images: Sequence[Member], rows: list[list[str]]) -> list[str]:
@@ -103,10 +105,8 @@ def _by_id(config: ILSVRCValidationSource, column: list[str]) -> list[str]:
 def _read_rows(uri: str) -> list[list[str]]:
     """The words of each line that has any, cut at commas and blanks."""
     try:
-        text = storage.read_bytes(uri).decode()
+        text = read_text(uri)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise UsageError(f"there is no file {uri}: {WHERE}") from None
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{uri} is no text file ({error}): {WHERE}") from error
     rows = [[word for word in re.split(r"[,\s]+", line) if word] for line in text.splitlines()]
     return [row for row in rows if row]

@@ -6,7 +6,7 @@ A row group is the least that can be read of the images, so it is a block: its i
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from data_pipeline import storage
 from data_pipeline.config import ParquetSource
 from data_pipeline.errors import UsageError
 from data_pipeline.sources.parts import WHERE, check_label, find_parts, name_classes
+from data_pipeline.sources.skipped import EMPTY_FILES
 from data_pipeline.sources.source import ItemReader, RawItem, safe_key, unique_items
 from data_pipeline.sources.tar_listing import Window, in_parallel
 
@@ -68,8 +69,9 @@ class _Part(NamedTuple):
 class ParquetImages:
     """Images by row. Keys are the file's name and the row's number in it."""
 
-    def __init__(self, config: ParquetSource, root: str, parts: list[_Part]) -> None:
+    def __init__(self, config: ParquetSource, root: str, parts: list[_Part], skipped: Mapping[str, int]) -> None:
         self.name = config.path
+        self.skipped = skipped
         self.reader: ItemReader = RowGroupReader(root, config.image)
         labels = [label for part in parts for group in part.groups for label in group.labels]
         self.classes: tuple[str, ...] = name_classes(config.path, config.classes or _classes(config, parts), labels)
@@ -116,8 +118,12 @@ def open_parquet(config: ParquetSource) -> ParquetImages:
     Raises:
         UsageError: if one is missing or damaged, or lacks a column, or a label is none.
     """
-    root, parts = find_parts(config.path, ".parquet")
-    return ParquetImages(config, root, list(in_parallel(lambda part: _list_part(config, root, part), parts)))
+    root, names, skipped = find_parts(config.path, ".parquet")
+    parts = list(in_parallel(lambda part: _list_part(config, root, part), names))
+    for part in parts:
+        if not any(group.labels for group in part.groups):
+            skipped.add(EMPTY_FILES, part.name)
+    return ParquetImages(config, root, parts, skipped.counts())
 
 
 def _list_part(config: ParquetSource, root: str, part: str) -> _Part:

@@ -4,46 +4,81 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
+from data_pipeline.label_text import is_number
+from data_pipeline.sources.skipped import OTHER_ENDING, Skipped
+from data_pipeline.sources.tree import check_all_readable, list_tree
 
 WHERE = "see data.source in the config"
 MAX_CLASSES = 1_000_000
 """A greater label is an id of something else, or damage."""
 
 
-def find_parts(path: str, suffix: str) -> tuple[str, list[str]]:
-    """The folder, and the files below it, that a path stands for.
+_COMPRESSED = (".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".tzst", ".lz4", ".zip", ".7z")
+"""Endings of compressed files, whose parts cannot be read by themselves."""
+
+
+class Parts(NamedTuple):
+    """The files of a source."""
+
+    root: str
+    """URI of the folder that they lie in."""
+    names: list[str]
+    """Relative to it."""
+    skipped: Skipped
+    """What lies in the folder beside them."""
+
+
+def find_parts(path: str, suffix: str) -> Parts:
+    """The files that a path stands for.
 
     Args:
         path: a file; a folder, whose files with the suffix are taken at any depth; a pattern with braces; or one with
             * in the file name.
         suffix: ".tar" or ".parquet".
 
-    Returns:
-        The folder's absolute URI, and the names of the files relative to it.
-
     Raises:
-        UsageError: if there are none.
+        UsageError: if there are none, or a folder holds compressed ones or something that cannot be read.
     """
     if "{" in path:
         return _expand_braces(path)
     folder, _, name = path.rpartition("/")
     if "*" in name:
-        return _with_names(path, folder, [part for part in _names(folder) if fnmatch.fnmatchcase(part, name)])
-    if name.endswith(suffix) and not _is_folder(path):
-        return _with_names(path, folder, [name] if storage.exists(path) else [])
-    found = [part for part in storage.walk(path) if part.endswith(suffix) and not _is_hidden(part)]
+        return _match(path, folder, name)
+    if name.lower().endswith(suffix) and not _is_folder(path):
+        return _with_names(path, folder, [name] if storage.exists(path) else [], Skipped())
+    return _below(path, suffix)
+
+
+def _below(path: str, suffix: str) -> Parts:
+    """The files with the suffix in a folder."""
+    tree = list_tree(path)
+    found = [name for name in tree.files if name.lower().endswith(suffix)]
+    for name in tree.files.keys() - set(found):
+        if suffix == ".tar" and name.lower().endswith(_COMPRESSED):
+            raise UsageError(
+                f"{path} holds {name}, which is compressed: unpack it to a plain tar first, or move it away"
+            )
+        tree.skipped.add(OTHER_ENDING, name)
     if not found and storage.exists(path):
         raise UsageError(f"{path} holds no {suffix} files: {WHERE}")
-    return _with_names(path, path, found)
+    check_all_readable(path, found)
+    return _with_names(path, path, found, tree.skipped)
 
 
-def _with_names(path: str, folder: str, names: list[str]) -> tuple[str, list[str]]:
+def _match(path: str, folder: str, pattern: str) -> Parts:
+    skipped = Skipped()
+    matching = [name for name in storage.list_names(folder or ".") if fnmatch.fnmatchcase(name, pattern)]
+    return _with_names(path, folder, [name for name in matching if not skipped.takes(name)], skipped)
+
+
+def _with_names(path: str, folder: str, names: list[str], skipped: Skipped) -> Parts:
     if not names:
         raise UsageError(f"there is no file {path}: {WHERE}")
-    return _absolute(folder, path), names
+    return Parts(_absolute(folder, path), names, skipped)
 
 
 def _absolute(folder: str, path: str) -> str:
@@ -52,7 +87,7 @@ def _absolute(folder: str, path: str) -> str:
     return storage.absolute(folder or ("/" if path.startswith("/") else "."))
 
 
-def _expand_braces(pattern: str) -> tuple[str, list[str]]:
+def _expand_braces(pattern: str) -> Parts:
     from braceexpand import braceexpand
 
     folder = pattern[: pattern.index("{")].rpartition("/")[0]
@@ -60,15 +95,8 @@ def _expand_braces(pattern: str) -> tuple[str, list[str]]:
         paths = list(braceexpand(pattern))
     except ValueError as error:  # the braces do not match
         raise UsageError(f"{pattern} is no pattern of files ({error}): {WHERE}") from error
-    return _absolute(folder, pattern), sorted({path[len(folder) :].lstrip("/") for path in paths})
-
-
-def _names(folder: str) -> list[str]:
-    return [name for name in storage.list_names(folder or ".") if not _is_hidden(name)]
-
-
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") for part in name.split("/"))
+    names = sorted({path[len(folder) :].lstrip("/") for path in paths})
+    return Parts(_absolute(folder, pattern), names, Skipped())
 
 
 def _is_folder(path: str) -> bool:
@@ -99,7 +127,7 @@ def check_label(where: str, label: object) -> int:
     Raises:
         UsageError: if it is no whole number from 0 on; it says where.
     """
-    if isinstance(label, bytes | str) and label.strip().isdigit():
+    if isinstance(label, bytes | str) and is_number(label):
         return int(label)
     if isinstance(label, bool) or not isinstance(label, int) or label < 0:
         raise UsageError(f"{where} has the label {label!r}, which is no whole number from 0 on")

@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import re
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
-
-from PIL import Image, UnidentifiedImageError
 
 from data_pipeline.errors import UsageError
 from data_pipeline.storage import sha256
 
 MAX_KEY_BYTES = 90
 """With an extension it still fits the name field of a plain tar header."""
-
-_EXTENSIONS = {
-    "JPEG": "jpg",
-    "MPO": "jpg",  # what Pillow calls a JPEG that carries further pictures
-    "PNG": "png",
-    "WEBP": "webp",
-    "GIF": "gif",
-    "BMP": "bmp",
-    "TIFF": "tiff",
-    "PPM": "ppm",
-}
-_FORMATS = tuple(name for name in _EXTENSIONS if name != "MPO")
 
 
 class RawItem(NamedTuple):
@@ -66,18 +52,68 @@ class ImageSource(Protocol):
     """The images."""
     reader: ItemReader
     """Reads them, in any process."""
+    skipped: Mapping[str, int]
+    """What lies among them and was left out, by kind."""
 
     def identity(self) -> Any:
         """What tells this source's content from another's, as far as it can be had without reading it all; JSON."""
 
 
 def safe_key(name: str) -> str:
-    """A key for a file's relative name without its extension: no dots or blanks, and short enough for a tar header."""
-    key = re.sub(r"[^\w/-]", "_", name)
+    """A key for a file's relative name without its extension: no dots or blanks, and short enough for a tar header.
+
+    Letters, digits and marks of all scripts stay: without its vowel signs an Indic or Thai word is another one.
+    """
+    plain = "/".join(part for part in name.split("/") if part not in {"", "."})
+    key = re.sub(r"[^\w/-]", _mark_or_underscore, plain) or "_"
     if len(key.encode()) > MAX_KEY_BYTES:
         start = key.encode()[: MAX_KEY_BYTES - 17].decode(errors="ignore")
         key = f"{start}_{sha256(name.encode())[:16]}"
     return key
+
+
+def _mark_or_underscore(match: re.Match[str]) -> str:
+    character = match.group()
+    return character if unicodedata.category(character).startswith("M") else "_"
+
+
+def check_length(where: str, item: RawItem, data: bytes) -> bytes:
+    """An image's file, once it is known to have the length that it had in the listing.
+
+    Raises:
+        UsageError: if not.
+    """
+    if len(data) != item.size:
+        change = "longer" if len(data) > item.size else "shorter"
+        raise UsageError(
+            f"{where}: {item.name} (key {item.key}) had {item.size} bytes when the source was listed, and is {change} "
+            "now. Run foldtrain ingest again with a source that does not change"
+        )
+    return data
+
+
+def name_some(names: Iterable[str], most: int = 5) -> str:
+    """The first few names, and how many more there are."""
+    listed = list(names)
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + more
+
+
+def check_class_names(where: str, names: Iterable[str]) -> None:
+    """See that the names of classes cannot be mistaken for each other.
+
+    Raises:
+        UsageError: if two differ in case, in blanks around them, or in how Unicode spells them alone.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        alike = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold()).strip()
+        other = seen.setdefault(alike, name)
+        if other != name:
+            raise UsageError(
+                f"{where} holds the classes {other!a} and {name!a}, which differ in case, blanks or the spelling of "
+                "accents alone: many systems take them for one. Rename one, or put their images together"
+            )
 
 
 def unique_items(source: str, items: Iterable[RawItem]) -> list[RawItem]:
@@ -93,20 +129,3 @@ def unique_items(source: str, items: Iterable[RawItem]) -> list[RawItem]:
         if one.key == other.key:
             raise UsageError(f"{source}: {one.name} and {other.name} would both have the key {one.key}: rename one")
     return ordered
-
-
-def image_extension(data: bytes) -> str:
-    """The extension that an image's content asks for, whatever its name says.
-
-    Raises:
-        ValueError: if it is empty or no image; it says why.
-    """
-    if not data:
-        raise ValueError("is empty")
-    try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            return _EXTENSIONS[str(image.format)]
-    except UnidentifiedImageError:  # its text has an address in it, which differs from run to run
-        raise ValueError(f"is not an image that can be read ({', '.join(_FORMATS)})") from None
-    except Exception as error:  # Pillow raises many kinds on bytes that are not what they seem
-        raise ValueError(f"is not an image that can be read ({type(error).__name__}: {error})") from error

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from data_pipeline import storage
 from data_pipeline.config import WebDatasetSource
 from data_pipeline.errors import UsageError
 from data_pipeline.sources.parts import WHERE, check_label, find_parts, name_classes
+from data_pipeline.sources.skipped import EMPTY_TARS, NO_EXTENSION, Skipped
 from data_pipeline.sources.source import ItemReader, RawItem, safe_key, unique_items
 from data_pipeline.sources.tar_listing import RangeReader, in_parallel, list_tar
 from data_pipeline.tar import Member
@@ -29,11 +30,19 @@ class _Sample(NamedTuple):
     image: Member
 
 
+class _Part(NamedTuple):
+    """A tar's listing."""
+
+    samples: list[_Sample]
+    skipped: Skipped
+
+
 class WebDatasetImages:
     """Images by their range of a tar. If two tars share a key, all keys begin with the names of their tars."""
 
-    def __init__(self, config: WebDatasetSource, root: str, samples: list[_Sample]) -> None:
+    def __init__(self, config: WebDatasetSource, root: str, samples: list[_Sample], skipped: Mapping[str, int]) -> None:
         self.name = config.path
+        self.skipped = skipped
         self.reader: ItemReader = RangeReader(root)
         self.classes: tuple[str, ...] = name_classes(config.path, config.classes, [sample.label for sample in samples])
         prefixed = _share_keys(samples)
@@ -69,36 +78,44 @@ def open_webdataset(config: WebDatasetSource) -> WebDatasetImages:
     Raises:
         UsageError: if one is missing or damaged, or a sample has no image or no label.
     """
-    root, parts = find_parts(config.path, ".tar")
-    listings = in_parallel(lambda part: list(_list_part(config, root, part)), parts)
-    return WebDatasetImages(config, root, [sample for listing in listings for sample in listing])
+    root, names, skipped = find_parts(config.path, ".tar")
+    samples = []
+    for listed in in_parallel(lambda part: _list_part(config, root, part), names):
+        samples += listed.samples
+        skipped.update(listed.skipped)
+    return WebDatasetImages(config, root, samples, skipped.counts())
 
 
-def _list_part(config: WebDatasetSource, root: str, part: str) -> Iterator[_Sample]:
+def _list_part(config: WebDatasetSource, root: str, part: str) -> _Part:
     uri = storage.join(root, part)
     extension, _, field = config.label.partition(":")
-    extension = extension.lower()
+    extension = extension.lower().removeprefix(".")
     try:
-        members = list_tar(uri, is_wanted=lambda name: _split(name)[1] == extension)
+        members, skipped = list_tar(uri, is_wanted=lambda name: _split(name)[1] == extension)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise UsageError(f"there is no file {uri}: {WHERE}") from None
     except tarfile.TarError as error:
         raise UsageError(f"{uri} is not a tar, or is damaged ({error})") from error
-    for key, fields in _group(uri, members).items():
+    if not members:
+        skipped.add(EMPTY_TARS, "", uri)
+    samples = []
+    for key, fields in _group(uri, members, skipped).items():
         where = f"{uri}: sample {key}"
-        image = next((fields[name][0] for name in map(str.lower, config.images) if name in fields), None)
+        image = next((fields[name][0] for name in config.images if name in fields), None)
         if image is None or extension not in fields:
             wanted = f"image ({', '.join(config.images)})" if image is None else f"label ({config.label})"
             raise UsageError(f"{where} has no {wanted}, but only {', '.join(sorted(fields))}: {WHERE}")
-        yield _Sample(part, key, _label(where, fields[extension][1], field), image)
+        samples.append(_Sample(part, key, _label(where, fields[extension][1], field), image))
+    return _Part(samples, skipped)
 
 
-def _group(uri: str, members: list[tuple[Member, bytes]]) -> dict[str, _Fields]:
+def _group(uri: str, members: list[tuple[Member, bytes]], skipped: Skipped) -> dict[str, _Fields]:
     samples: dict[str, _Fields] = {}
     for member, data in members:
         key, extension = _split(member.name)
-        if not extension:
-            continue  # a hidden file, or one that belongs to no sample
+        if not extension:  # it belongs to no sample
+            skipped.add(NO_EXTENSION, member.name, uri)
+            continue
         fields = samples.setdefault(key, {})
         if extension in fields:
             raise UsageError(f"{uri} holds {member.name} twice: the keys of a tar must differ")
@@ -118,7 +135,7 @@ def _label(where: str, data: bytes, field: str) -> int:
         return check_label(where, data)
     try:
         record = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{where} has a .json member that is not JSON ({error})") from error
     if not isinstance(record, dict) or field not in record:
         raise UsageError(f"{where} has no field {field} in its .json member: see data.source.label in the config")

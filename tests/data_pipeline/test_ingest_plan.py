@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ class Listed:
     name = "listed"
     classes = ("a",)
     reader: ItemReader
+    skipped: Mapping[str, int]
 
     def __init__(self, items: list[RawItem]) -> None:
         self.items = items

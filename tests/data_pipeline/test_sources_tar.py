@@ -116,7 +116,7 @@ def test_a_number_that_is_too_large_for_a_label_is_named(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("files", "label", "message"),
     [
-        ([("1.cls", b"0")], "cls", r"a\.tar: sample 1 has no image \(jpg, jpeg, png, webp\), but only cls"),
+        ([("1.cls", b"0")], "cls", r"a\.tar: sample 1 has no image \(jpg, jpeg, png, webp, avif, jp2\), but only cls"),
         ([("1.jpg", b"0")], "cls", r"a\.tar: sample 1 has no label \(cls\), but only jpg"),
         ([("1.jpg", b"0"), ("1.cls", b"cat")], "cls", r"a\.tar: sample 1 has the label b'cat'"),
         ([("1.jpg", b"0"), ("1.cls", b"-1")], "cls", r"a\.tar: sample 1 has the label b'-1'"),
@@ -136,7 +136,9 @@ def test_files_that_are_no_tars_and_hidden_ones_are_left_out_of_a_folder(tmp_pat
     write_webdataset(
         tmp_path / "sub", {"a.tar": sample("1", 0), ".b.tar": sample("2", 0), "index.json": sample("3", 0)}
     )
-    assert find_parts(str(tmp_path), ".tar") == (str(tmp_path), ["sub/a.tar"])
+    parts = find_parts(str(tmp_path), ".tar")
+    assert (parts.root, parts.names) == (str(tmp_path), ["sub/a.tar"])
+    assert parts.skipped.counts() == {"hidden": 1, "with another extension": 1}
 
 
 def test_a_folder_without_tars_is_named(tmp_path: Path) -> None:
@@ -197,7 +199,7 @@ def test_long_names_are_listed(tmp_path: Path) -> None:
     for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
         with tarfile.open(tmp_path / "long.tar", "w", format=form) as archive:
             archive.add(tmp_path / "image.jpg", name)
-        ((member, _),) = list_tar(str(tmp_path / "long.tar"))
+        (((member, _),), _) = list_tar(str(tmp_path / "long.tar"))
         assert member.name == name
         assert (tmp_path / "long.tar").read_bytes()[member.offset :][: member.length] == jpeg(1)
 
