@@ -63,12 +63,12 @@ def write_tokens(uri: str, card: Card) -> None:
     layout, drawn = TOKENIZER.layout, np.random.default_rng(0)
     shape = (SAMPLES, 1, layout.positions, layout.folds)
     tokens_NWLF = drawn.integers(layout.codebook_size, size=shape, dtype=np.uint16)
-    label = drawn.integers(GENERATOR.num_classes, size=SAMPLES, dtype=np.int32)
+    label = drawn.integers(GENERATOR.classes, size=SAMPLES, dtype=np.int32)
     key = np.array([f"{number:06d}" for number in range(SAMPLES)], dtype=np.bytes_)
     shard = write_token_shard(uri, "tokens-00000.tar", TokenBlock(tokens_NWLF, label, key), {})
     TokenManifest.build(
         samples=SAMPLES,
-        classes=tuple(f"class_{number}" for number in range(GENERATOR.num_classes)),
+        classes=tuple(f"class_{number}" for number in range(GENERATOR.classes)),
         layout=layout,
         views=("center",),
         image_size=TOKENIZER.image_size,

@@ -40,7 +40,7 @@ def bare(job: TrainJob) -> None:
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
     layout = tokenizer.layout
     tokens_BLF = torch.randint(layout.codebook_size, (config.global_batch, layout.positions, layout.folds))
-    label_B = torch.randint(job.section.model.num_classes, (config.global_batch,))
+    label_B = torch.randint(job.section.model.classes, (config.global_batch,))
     seed_B = torch.arange(config.global_batch)
     Path(job.folder).mkdir(parents=True)
     metrics = (Path(job.folder) / "metrics.jsonl").open("a")

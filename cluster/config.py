@@ -146,6 +146,16 @@ class RunConfig(Section):
         check_fit(self.data.fit, self.tokens.views)
         return self
 
+    def with_classes(self, present: int) -> RunConfig:
+        """The same with the number of classes of the data, wherever `num_classes` is null."""
+
+        def filled(section: Any) -> Any:
+            return section and section.model_copy(update={"model": section.model.with_classes(present)})
+
+        judged = self.evaluation.model_copy(update={"judge": filled(self.evaluation.judge)})
+        found = {"teacher": filled(self.teacher), "generator": filled(self.generator), "evaluation": judged}
+        return self.model_copy(update=found)
+
     def folder(self, name: str) -> str:
         """URI of a folder of this run: images, teacher, judge, tokenizer, tokens, generator, samples."""
         given = {"images": self.data.images, "tokens": self.tokens.output}.get(name)

@@ -6,7 +6,7 @@ Every stage finds its inputs below the run, checks them before any work starts, 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from cluster.config import RunConfig
 from cluster.job_paths import with_absolute_paths
@@ -130,12 +130,18 @@ def _tokenize(config: RunConfig) -> int:
 
 
 def _job(
-    config: RunConfig, stage: str, section: StageSection, inputs: dict[str, str], lineage: dict[str, str]
+    config: RunConfig,
+    stage: str,
+    section: StageSection,
+    inputs: dict[str, str],
+    lineage: dict[str, str],
+    classes: Sequence[str] = (),
 ) -> TrainJob:
     record = with_absolute_paths(config).model_dump(mode="json")
     data = config.data
     return TrainJob(
         *(stage, _folder(config, stage), section, config.seed, data.fit, data.reading, inputs, lineage, record),
+        classes=tuple(classes),
         tracking=config.tracking,
         peak_tflops=config.cluster.peak_tflops,
         accept_changes=config.accept_changes,
@@ -159,28 +165,39 @@ def _train(config: RunConfig, job: TrainJob) -> int:
 def _train_teacher(config: RunConfig) -> int:
     if config.teacher is None or config.teacher.timm:
         raise UsageError("this config has no teacher to train: teacher is null, or teacher.timm names a pretrained one")
-    return _train_classifier(config, "teacher", config.teacher)
+    return _train_classifier(config, "teacher", lambda known: known.teacher)
 
 
 def _train_judge(config: RunConfig) -> int:
     if config.evaluation.judge is None:
         raise UsageError("this config has no judge to train: evaluation.judge is null")
-    return _train_classifier(config, "judge", config.evaluation.judge)
+    return _train_classifier(config, "judge", lambda known: known.evaluation.judge)
 
 
-def _train_classifier(config: RunConfig, stage: str, section: ClassifierStageConfig) -> int:
+def _train_classifier(
+    config: RunConfig, stage: str, section_of: Callable[[RunConfig], ClassifierStageConfig | None]
+) -> int:
     images = check_images(_images(config))
-    _check_classes("evaluation.judge" if stage == "judge" else stage, section.model.num_classes, len(images.classes))
-    return _train(config, _job(config, stage, section, {"images": _images(config)}, {"images": images.fingerprint}))
+    config = config.with_classes(len(images.classes))
+    section = section_of(config)
+    assert section is not None
+    _check_classes("evaluation.judge" if stage == "judge" else stage, section.model.classes, images.classes)
+    inputs, lineage = {"images": _images(config)}, {"images": images.fingerprint}
+    return _train(config, _job(config, stage, section, inputs, lineage, images.classes))
 
 
-def _check_classes(section: str, known: int, present: int) -> None:
+def _check_classes(section: str, known: int, names: Sequence[str]) -> None:
+    key, present = f"{section}.model.num_classes", len(names)
     if present > known:
-        raise UsageError(f"the data have {present} classes: set {section}.model.num_classes to that (it is {known})")
+        raise UsageError(f"{key} is {known}, but the data have {present} classes: set it to null, which takes theirs")
+    if present < known:
+        console().print(f"{key} is {known}, and the data have {present} classes: {known - present} are never used")
 
 
 def _train_tokenizer(config: RunConfig) -> int:
-    inputs, lineage = {"images": _images(config)}, {"images": check_images(_images(config)).fingerprint}
+    images = check_images(_images(config))
+    config = config.with_classes(len(images.classes))
+    inputs, lineage = {"images": _images(config)}, {"images": images.fingerprint}
     if config.teacher is not None:
         inputs["teacher"] = _folder(config, "teacher", "export")
         if config.teacher.timm:
@@ -195,9 +212,10 @@ def _train_generator(config: RunConfig) -> int:
     card = weights.read_card(inputs["tokenizer"], "tokenizer")
     tokens = check_tokens(inputs["tokens"])
     check_tokenizer(tokens, card.fingerprint(), card.config)
-    _check_classes("generator", config.generator.model.num_classes, len(tokens.classes))
+    config = config.with_classes(len(tokens.classes))
+    _check_classes("generator", config.generator.model.classes, tokens.classes)
     lineage = {"tokens": tokens.fingerprint, "tokenizer": card.fingerprint()}
-    return _train(config, _job(config, "generator", config.generator, inputs, lineage))
+    return _train(config, _job(config, "generator", config.generator, inputs, lineage, tokens.classes))
 
 
 # ------------------------------------------------------------------------------------------------------ what came of it

@@ -24,6 +24,24 @@ def stage_folder(stage: str) -> str:
     return _STAGE_FOLDERS[stage]
 
 
+ASSUMED_CLASSES = 1000
+"""Of data that are not there yet, where the config leaves their number to them: as many as ImageNet has."""
+
+
+def known_classes(config: RunConfig, stage: str) -> tuple[RunConfig, str | None]:
+    """The config with a number for each `num_classes` that is null, and a note if that had to be assumed."""
+    resolved = config.with_classes(ASSUMED_CLASSES)
+    if resolved == config:
+        return config, None
+    images = storage.join(config.folder("images"), "train")
+    for folder in (config.folder("tokens"), images):
+        if _is_there(folder):
+            return config.with_classes(len(read_manifest(folder).classes)), None
+    if stage == "train-generator" and config.generator.model.num_classes is None:
+        return resolved, f"the data are not there yet: generator.model.num_classes is taken to be {ASSUMED_CLASSES}"
+    return resolved, None
+
+
 def stage_configs(config: RunConfig) -> StageConfigs:
     """The sections that a plan looks at."""
     return StageConfigs(config.tokenizer, config.generator, config.teacher, config.tokens, config.data.reading)

@@ -2,11 +2,13 @@
 
 <uri>/model.safetensors   the weights as trained
 <uri>/ema.safetensors     their moving average, if the run kept one
-<uri>/card.json           kind, config, sha256 of both, lineage; written last: its presence means complete
+<uri>/card.json           kind, config, sha256 of both, lineage, the names of the classes and the steps of training;
+                          written last: its presence means complete
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,10 @@ class Card:
     config: dict[str, Any]
     files: dict[str, str]
     lineage: dict[str, Any]
+    classes: tuple[str, ...] = ()
+    """Names of the classes that the data had, by label; none if it has to do with none."""
+    steps: int | None = None
+    """Optimizer steps that it was trained for; None if they are not known."""
 
     def weights(self, ema: bool) -> str:
         """Name of the file to use: the moving average if asked for and kept, else the weights as trained."""
@@ -38,18 +44,27 @@ class Card:
 
 
 def write_weights(
-    uri: str, kind: str, config: dict[str, Any], files: dict[str, dict[str, Tensor]], lineage: dict[str, Any]
+    uri: str,
+    kind: str,
+    config: dict[str, Any],
+    files: dict[str, dict[str, Tensor]],
+    lineage: dict[str, Any],
+    *,
+    classes: Sequence[str] = (),
+    steps: int | None = None,
 ) -> Card:
-    """Commit a network: `files` maps "model" (and "ema") to state dicts."""
+    """Commit a network: `files` maps "model" (and "ema") to state dicts. What was there is gone before it changes."""
     from safetensors.torch import save
 
     digests = {}
+    storage.remove_file(storage.join(uri, "card.json"))
     for name, tensors in files.items():
         data = save({key: tensor.detach().cpu().contiguous() for key, tensor in sorted(tensors.items())})
         storage.write_bytes(storage.join(uri, f"{name}.safetensors"), data)
         digests[name] = storage.sha256(data)
-    card = Card(kind, config, digests, lineage)
+    card = Card(kind, config, digests, lineage, tuple(classes), steps)
     record = {"version": CARD_VERSION, "kind": kind, "config": config, "files": digests, "lineage": lineage}
+    record |= {"classes": list(classes), "steps": steps}
     storage.write_json(storage.join(uri, "card.json"), record)
     return card
 
@@ -70,7 +85,12 @@ def read_card(uri: str, kind: str) -> Card:
             f"{path} holds a {record.get('kind')!r} of version {record.get('version')}, "
             f"but a {kind!r} of version {CARD_VERSION} is needed here"
         )
-    return Card(record["kind"], record["config"], record["files"], record["lineage"])
+    classes, steps = record.get("classes") or [], record.get("steps")
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise UsageError(f"{path}: classes are no list of names: the file was edited, restore it or train again")
+    if steps is not None and (not isinstance(steps, int) or isinstance(steps, bool)):
+        raise UsageError(f"{path}: steps are no whole number: the file was edited, restore it or train again")
+    return Card(record["kind"], record["config"], record["files"], record["lineage"], tuple(classes), steps)
 
 
 def read_weights(uri: str, kind: str, ema: bool = True) -> tuple[Card, dict[str, Tensor]]:

@@ -30,7 +30,7 @@ class Classifier(nn.Module):
             ]
             last = width
         self.body = nn.Sequential(*layers)
-        self.head = nn.Linear(last, config.num_classes)
+        self.head = nn.Linear(last, config.classes)
 
     @property
     def feature_width(self) -> int:

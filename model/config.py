@@ -102,11 +102,35 @@ class TokenizerConfig(Section):
         return self.model_copy(update={k: vit.model_copy(update={"pretrained": False}) for k, vit in parts.items()})
 
 
-class GeneratorConfig(Section):
-    """The folded next-scale transformer (specs of VAR, arXiv 2404.02905, with F tokens per position)."""
+class ClassCount(Section):
+    """A network that tells classes apart, or is conditioned on them."""
 
-    num_classes: int = Field(1000, gt=0, le=MOST_CLASSES)
-    """Classes to condition on; one more row is kept for "no class"."""
+    num_classes: int | None = Field(None, gt=0, le=MOST_CLASSES)
+    """Classes. Null: as many as the data have, which is found when the stage begins, and recorded. More than these
+    leave rows unused that are never drawn; fewer are refused."""
+
+    @property
+    def classes(self) -> int:
+        """The number of classes, once it is known.
+
+        Raises:
+            ValueError: if it is still to be taken from the data.
+        """
+        if self.num_classes is None:
+            raise ValueError("num_classes is null: it is taken from the data when a stage begins")
+        return self.num_classes
+
+    def with_classes(self, present: int) -> Self:
+        """The same with the number of classes of the data, where none is given."""
+        return self if self.num_classes is not None else self.model_copy(update={"num_classes": present})
+
+
+class GeneratorConfig(ClassCount):
+    """The folded next-scale transformer (specs of VAR, arXiv 2404.02905, with F tokens per position).
+
+    It has one more row than classes, for "no class".
+    """
+
     depth: int = Field(16, gt=0, le=1_000)
     """Number of blocks."""
     width: int = Field(1024, gt=0, le=65_536)
@@ -133,13 +157,11 @@ class GeneratorConfig(Section):
         return self
 
 
-class ClassifierConfig(Section):
+class ClassifierConfig(ClassCount):
     """A small strided convolutional classifier: the quickstart's frozen teacher, and its independent judge."""
 
     image_size: int = Field(32, gt=0, le=8_192)
     """Side of the square input, in pixels."""
-    num_classes: int = Field(10, gt=0, le=MOST_CLASSES)
-    """Classes to tell apart."""
     widths: Widths = (32, 64, 128)
     """Channels of each stride-2 convolution. The last is the width of the features."""
     dropout: float = Field(0.1, ge=0, lt=1)

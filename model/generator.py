@@ -144,7 +144,7 @@ class FoldedGenerator(nn.Module):
         self.config, self.layout, self.code_dim = config, layout, code_dim
         self.groups = GroupCausal(layout.group_sizes)
         width = config.width
-        self.class_embed = nn.Embedding(config.num_classes + 1, width)
+        self.class_embed = nn.Embedding(config.classes + 1, width)
         self.start_embed = nn.Parameter(torch.empty(layout.group_sizes[0], width))
         self.position_embed = nn.Parameter(torch.empty(layout.positions, width))
         self.level_embed = nn.Parameter(torch.empty(len(layout.scales), width))
@@ -159,7 +159,7 @@ class FoldedGenerator(nn.Module):
     @property
     def null_class(self) -> int:
         """The label that means "no class"."""
-        return self.config.num_classes
+        return self.config.classes
 
     def reset_parameters(self) -> None:
         """VAR's initialization: all projections alike, then gates near zero, and a small head."""

@@ -241,7 +241,7 @@ class SamplingConfig(Section):
     samples_per_class: int = Field(10, gt=0, le=1_000_000)
     """Images of each class."""
     classes: ChosenClasses | None = None
-    """Classes to draw; null for all."""
+    """Classes to draw, by label; null for all that the data had."""
     guidance: float = Field(2.0, ge=0, le=10_000)
     """Classifier-free guidance at the last scale; it grows linearly with the scale from 0 at the first."""
     top_k: int = Field(0, ge=0, le=65_536)

@@ -80,11 +80,12 @@ def codebook_use(tokens: TokenShards) -> list[list[float]]:
 def evaluate_generator(
     sampler: Sampler, teacher: Teacher | None, judge: Classifier | None, real: RealImages, count: int
 ) -> dict[str, Any]:
-    """Draw `count` images spread evenly over the classes, and judge them.
+    """Draw `count` images spread evenly over the classes that the generator was trained on, and judge them.
 
-    `judge_accuracy_on_real` says how far the judge itself can be trusted.
+    A class of which no image was drawn has None as its accuracy. `judge_accuracy_on_real` says how far the judge itself
+    can be trusted.
     """
-    classes = sampler.generator.null_class
+    classes = len(sampler.class_names)
     label_N = torch.arange(count) % classes
     with torch.inference_mode():
         image_NCHW = torch.cat(list(sampler.draw(label_N)))
@@ -96,7 +97,7 @@ def evaluate_generator(
         )
     if judge is not None:
         right_N = predict(judge, image_NCHW) == label_N
-        per_class = [float(right_N[label_N == c].float().mean()) for c in range(classes)]
+        per_class = [float(right_N[label_N == c].float().mean()) if c < count else None for c in range(classes)]
         on_real = float((predict(judge, real.image_NCHW) == real.label_N).float().mean())
         result |= {"class_accuracy": float(right_N.float().mean()), "class_accuracy_per_class": per_class}
         result["judge_accuracy_on_real"] = on_real

@@ -58,8 +58,9 @@ class TrainJob:
     """One network to train.
 
     `inputs` are URIs of what it is trained from (images, teacher, tokenizer, tokens), `lineage` their fingerprints,
-    `config` the resolved config of the whole run, which is recorded and counted from, `peak_tflops` what one device
-    could do, in place of the table's. With `accept_changes` a run may go on with other settings of its optimizer.
+    `config` the resolved config of the whole run, which is recorded and counted from, `classes` the names of the
+    classes of the data, by label, `peak_tflops` what one device could do, in place of the table's. With
+    `accept_changes` a run may go on with other settings of its optimizer.
     """
 
     stage: str
@@ -72,6 +73,7 @@ class TrainJob:
     lineage: dict[str, str]
     config: dict[str, Any]
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    classes: tuple[str, ...] = ()
     peak_tflops: float | None = None
     accept_changes: bool = False
 

@@ -316,4 +316,5 @@ class Loop:
         files: dict[str, dict[str, Tensor]] = {}
         for name, role in roles.items():
             files[name] = exporting.whole_network(self.job.checkpoints, self.step, role)
-        weights.write_weights(self.job.export, self.job.stage, self.stage.card(), files, self.job.lineage)
+        job, card = self.job, self.stage.card()
+        weights.write_weights(job.export, job.stage, card, files, job.lineage, classes=job.classes, steps=self.step)

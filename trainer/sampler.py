@@ -1,26 +1,77 @@
 """Drawing images from a trained generator.
 
 Image i is a function of the weights, the seed and i: the numbers that choose its tokens are keyed by (seed, i, place),
-so it does not matter how many images are drawn at once.
+so it does not matter how many images are drawn at once. What can be refused is refused by the cards alone: importing
+this module, and checking them, loads no torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from data_pipeline import weights
 from data_pipeline.errors import UsageError
 from data_pipeline.order import keyed_uniform
 from data_pipeline.weights import Card
-from model.generator import FoldedGenerator
-from model.sampling import generate
-from model.tokenizer import ImageFolderTokenizer
 from trainer.config import SamplingConfig
-from trainer.networks import load_generator, load_tokenizer
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from model.generator import FoldedGenerator
+    from model.tokenizer import ImageFolderTokenizer
+
+
+def read_cards(generator_uri: str, tokenizer_uri: str) -> dict[str, Card]:
+    """The cards of a generator and of the tokenizer on whose tokens it was trained.
+
+    Raises:
+        UsageError: if one is missing, or the generator was trained on the tokens of another tokenizer.
+    """
+    generator, tokenizer = weights.read_card(generator_uri, "generator"), weights.read_card(tokenizer_uri, "tokenizer")
+    trained_on, found = generator.lineage["tokenizer"], tokenizer.fingerprint()
+    if trained_on != found:
+        raise UsageError(
+            f"the generator at {generator_uri} was trained on tokens of tokenizer {trained_on[:16]}, but "
+            f"{tokenizer_uri} holds {found[:16]}: train the generator again on its tokens"
+        )
+    return {"generator": generator, "tokenizer": tokenizer}
+
+
+def class_names(generator: Card) -> tuple[str, ...]:
+    """The classes that a generator was trained on, by label; numbers, if its card does not name them.
+
+    Its `num_classes` may be larger than the number of classes of its data. Nothing is drawn of the others.
+
+    Raises:
+        UsageError: if its card names more than it knows.
+    """
+    known = int(generator.config["generator"]["num_classes"])
+    if len(generator.classes) > known:
+        raise UsageError(
+            f"the generator's card.json names {len(generator.classes)} classes, but the network knows {known}: "
+            "the file was edited, restore it or train again"
+        )
+    return generator.classes or tuple(map(str, range(known)))
+
+
+def asked_classes(generator: Card, config: SamplingConfig) -> tuple[int, ...]:
+    """The classes to draw: those of the config, or all that the generator was trained on.
+
+    Raises:
+        UsageError: if the config names one that it was not trained on.
+    """
+    known = len(class_names(generator))
+    asked = config.classes if config.classes is not None else tuple(range(known))
+    wrong = [label for label in asked if not 0 <= label < known]
+    if wrong:
+        raise UsageError(f"sampling.classes: {wrong} are not among the generator's classes 0 to {known - 1}")
+    return asked
 
 
 @dataclass(frozen=True)
@@ -40,33 +91,34 @@ class Sampler:
         """Load both.
 
         Raises:
-            UsageError: if the generator was trained on the tokens of another tokenizer.
+            UsageError: as `read_cards`.
         """
+        from trainer.networks import load_generator, load_tokenizer
+
+        read_cards(generator_uri, tokenizer_uri)
         generator, generator_card = load_generator(generator_uri, config.ema, device)
         tokenizer, tokenizer_card = load_tokenizer(tokenizer_uri, device)
-        trained_on = generator_card.lineage["tokenizer"]
-        if trained_on != tokenizer_card.fingerprint():
-            raise UsageError(
-                f"the generator at {generator_uri} was trained on tokens of tokenizer {trained_on[:16]}, but "
-                f"{tokenizer_uri} holds {tokenizer_card.fingerprint()[:16]}: train the generator again on its tokens"
-            )
         return cls(generator, tokenizer, {"generator": generator_card, "tokenizer": tokenizer_card}, config, seed)
 
     def classes(self) -> tuple[int, ...]:
         """The classes to draw.
 
         Raises:
-            UsageError: if the config names one that the generator does not know.
+            UsageError: as `asked_classes`.
         """
-        known = self.generator.null_class
-        asked = self.config.classes if self.config.classes is not None else tuple(range(known))
-        wrong = [c for c in asked if not 0 <= c < known]
-        if wrong:
-            raise UsageError(f"sampling.classes: {wrong} are not among the generator's classes 0 to {known - 1}")
-        return asked
+        return asked_classes(self.cards["generator"], self.config)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """All classes that the generator was trained on, by label."""
+        return class_names(self.cards["generator"])
 
     def draw(self, label_N: Tensor) -> Iterator[Tensor]:
         """Images [B, 3, H, W] in [-1, 1] of the given classes, in batches; image i has label_N[i]."""
+        import torch
+
+        from model.sampling import generate
+
         layout = self.generator.layout
         device = next(self.generator.parameters()).device
         places = layout.positions * layout.folds

@@ -42,7 +42,7 @@ def plan(
     from trainer.planning.plan import Request, make_plan
 
     _check_figures(mfu, throughput, mtbf_hours, bandwidth, host_memory)
-    resolved = load_config(config, overrides or [])
+    resolved, classes_note = planning.known_classes(load_config(config, overrides or []), stage)
     node_count, per_node = planning.ranks(resolved, nodes, gpus_per_node)
     kind = planning.check_device(device)
     seen = read_measured(storage.join(measured, planning.stage_folder(stage))) if measured else None
@@ -65,7 +65,8 @@ def plan(
             bandwidth=bandwidth * 1e9,
         )
     )
-    note = planning.device_note(kind, resolved.cluster.peak_tflops)
+    notes = (planning.device_note(kind, resolved.cluster.peak_tflops), classes_note)
+    note = "; ".join(text for text in notes if text) or None
     if as_json:
         typer.echo(json.dumps(plan_view.as_json(found, seen, note), indent=1))
     else:

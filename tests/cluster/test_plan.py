@@ -15,6 +15,7 @@ from cluster.cli import app
 from cluster.commands.stages import packaged
 from cluster.config_loading import load_config
 from data_pipeline.errors import UsageError
+from data_pipeline.manifest import ImageManifest
 
 QUICKSTART = packaged("quickstart.yaml")
 RECIPES = Path(packaged("imagefolder"))
@@ -55,6 +56,18 @@ def test_samples_give_epochs_and_reads() -> None:
 def test_without_a_manifest_and_samples_nothing_is_made_up() -> None:
     found = plan()
     assert (found["epochs"], found["reading"]) == (None, None)
+
+
+def test_the_number_of_classes_is_that_of_the_data_and_is_said_to_be_assumed_before_they_are_there(
+    tmp_path: Path,
+) -> None:
+    assumed, given = plan("generator.model.num_classes=null"), plan("generator.model.num_classes=1000")
+    assert assumed["note"] == "the data are not there yet: generator.model.num_classes is taken to be 1000"
+    assert (assumed["parameters"], given["note"]) == (given["parameters"], None)
+    ImageManifest.build(samples=0, classes=("a", "b"), split="train", shards=()).write(str(tmp_path / "train"))
+    known, two = plan(f"data.images={tmp_path}"), plan("generator.model.num_classes=2")
+    assert (known["parameters"], known["note"]) == (two["parameters"], None)
+    assert two["parameters"] < given["parameters"]
 
 
 def test_an_unknown_device_is_noted() -> None:

@@ -137,7 +137,7 @@ def test_a_fresh_generator_gates_its_blocks_and_starts_near_even_odds() -> None:
 @pytest.mark.parametrize(("width", "depth", "millions"), [(1024, 16, 314.1), (1088, 17, 375.3)])
 def test_the_published_sizes_have_the_published_number_of_parameters(width: int, depth: int, millions: float) -> None:
     with torch.device("meta"):
-        config = GeneratorConfig(width=width, depth=depth, heads=depth)
+        config = GeneratorConfig(num_classes=1000, width=width, depth=depth, heads=depth)
         generator = FoldedGenerator(config, TokenizerConfig().layout, 32)
     assert sum(p.numel() for p in generator.parameters()) / 1e6 == pytest.approx(millions, rel=1e-3)
 

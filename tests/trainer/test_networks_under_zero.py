@@ -43,7 +43,9 @@ class Generating(nn.Module):
     def __init__(self, bf16: bool) -> None:
         super().__init__()
         self.network = FoldedGenerator(
-            GeneratorConfig(depth=2, width=16, heads=2, drop_path=0.2), TOKENIZER.layout, TOKENIZER.code_dim
+            GeneratorConfig(num_classes=1000, depth=2, width=16, heads=2, drop_path=0.2),
+            TOKENIZER.layout,
+            TOKENIZER.code_dim,
         )
         self._autocast = torch.autocast("cpu", torch.bfloat16, enabled=bf16)
 
@@ -155,4 +157,4 @@ def test_compile_is_refused_where_torch_cannot_trace(changes: dict[str, Any]) ->
 
 def test_a_network_without_blocks_has_none_to_compute_twice() -> None:
     with pytest.raises(UsageError, match="Classifier has no transformer blocks"):
-        recompute_blocks(Classifier(ClassifierConfig(widths=(8,))))
+        recompute_blocks(Classifier(ClassifierConfig(num_classes=10, widths=(8,))))

@@ -28,7 +28,7 @@ SMALL_VIT = ViTConfig(width=64, depth=2, heads=4)
 def configs(depth: int = 16, **trainer: Any) -> StageConfigs:
     shared = TrainerConfig.model_validate({"steps": 1000, "global_batch": 768, "precision": "bf16"} | trainer)
     tokenizer = TokenizerConfig(encoder=SMALL_VIT, decoder=SMALL_VIT)
-    generator = GeneratorConfig(depth=depth, width=64 * depth, heads=depth)
+    generator = GeneratorConfig(num_classes=1000, depth=depth, width=64 * depth, heads=depth)
     return StageConfigs(
         TokenizerStageConfig(model=tokenizer, loss=TokenizerLossConfig(semantic=0), trainer=shared),
         GeneratorStageConfig(model=generator, trainer=shared),

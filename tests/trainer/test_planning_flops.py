@@ -64,7 +64,7 @@ def test_a_tokenizer_step_is_what_torch_counts() -> None:
 
 
 def test_a_classifier_is_what_torch_counts() -> None:
-    config = ClassifierConfig(image_size=28, widths=(16, 32, 64))
+    config = ClassifierConfig(image_size=28, num_classes=10, widths=(16, 32, 64))
     with FlopCounterMode(display=False) as counter:
         Classifier(config).features(torch.randn(1, 3, 28, 28))
     assert sum(classifier_forward(config)) == counter.get_total_flops()
@@ -93,7 +93,7 @@ def test_a_tokenizer_has_as_many_parameters_as_are_counted(teacher_width: int | 
 
 
 def test_a_classifier_has_as_many_parameters_as_are_counted() -> None:
-    config = ClassifierConfig()
+    config = ClassifierConfig(num_classes=10)
     assert _shapes(Classifier(config)) == sorted(weight.shape for weight in classifier_weights(config))
 
 
@@ -104,7 +104,11 @@ def _shapes(network: nn.Module) -> list[tuple[int, ...]]:
 def test_the_published_sizes_have_the_published_parameters() -> None:
     """314.1 M at depth 16 and 375.3 M at depth 17 (specs of ImageFolder, 3.1)."""
     millions = {
-        depth: count(generator_weights(GeneratorConfig(depth=depth, width=64 * depth, heads=depth), TokenizerConfig()))
+        depth: count(
+            generator_weights(
+                GeneratorConfig(num_classes=1000, depth=depth, width=64 * depth, heads=depth), TokenizerConfig()
+            )
+        )
         for depth in (16, 17)
     }
     assert millions == {16: pytest.approx(314.1e6, rel=1e-3), 17: pytest.approx(375.3e6, rel=1e-3)}

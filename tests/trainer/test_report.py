@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import re
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from data_pipeline.errors import UsageError
 from trainer.report import ReportData, build_report, collect, write_report
 from trainer.report.charts import Line, column_chart, line_chart, linear_ticks, log_ticks, number, smoothed, stacked_bar
-from trainer.report.data import Evaluation, StageRecords, StageTime
+from trainer.report.data import Evaluation, StageConfig, StageRecords, StageTime
 from trainer.report.page import branch_names, duration, flatten
 
 PNG = b"\x89PNG\r\n\x1a\n not decoded by the report"
@@ -35,9 +36,16 @@ EVALUATION: dict[str, Any] = {
     "codebook_use": [[0.25, 0.5, 1.0], [0.125, 0.5, 0.75]],
     "class_names": ["Coat", "Bag"],
     "fingerprints": {"tokenizer": "ab12", "generator": {"weights": "cd34"}},
-    "sampling": {"guidance": 2.5, "classes": None},
+    "sampling": {"guidance": 2.5, "classes": None, "seed": 0},
+    "tokenizer": {"scales": [1, 2, 4], "codebook_size": 64},
+    "files": {"samples/reconstructions.png": hashlib.sha256(PNG + b"2").hexdigest()},
 }
-CONFIG = "seed: 0\ntokenizer:\n  model:\n    scales: [1, 2, 4]\n    codebook_size: 64\n"
+SAMPLES: dict[str, Any] = {
+    "sampling": {"guidance": 2.5, "classes": None, "seed": 0},
+    "fingerprints": {"tokenizer": "ab12", "generator": {"weights": "cd34"}},
+    "files": {"samples/grid.png": hashlib.sha256(PNG).hexdigest()},
+}
+CONFIG = "seed: 0\ntokenizer:\n  trainer:\n    steps: 30\ngenerator: {trainer: {steps: 4711}}\n"
 HOSTILE = "\"'><script>alert(1)</script><img src=x onerror=y>&{{ 7 * 7 }}"
 
 
@@ -48,7 +56,8 @@ def run(tmp_path: Path) -> Path:
     (folder / "samples").mkdir(parents=True)
     (folder / "tokenizer").mkdir()
     (folder / "evaluation.json").write_text(json.dumps(EVALUATION))
-    (folder / "config.yaml").write_text(CONFIG)
+    (folder / "tokenizer" / "config.yaml").write_text(CONFIG)
+    (folder / "samples" / "samples.json").write_text(json.dumps(SAMPLES))
     stages = [
         {"stage": "train-tokenizer", "seconds": 90.0, "items": 9000, "unit": "samples"},
         {"stage": "tokenize", "seconds": 10.0, "items": 500, "unit": "images"},
@@ -141,7 +150,8 @@ def test_the_time_of_a_training_stage_is_shown_by_cause(run: Path) -> None:
 
 def test_configuration_and_fingerprints_are_in_it(run: Path) -> None:
     words = Page(build_report(collect(str(run)))).words
-    assert "codebook_size: 64" in words
+    assert "What tokenizer was made with seed: 0 tokenizer: trainer: steps: 30" in words
+    assert "4711" not in words
     assert "tokenizer ab12 generator.weights cd34" in words
     assert "guidance 2.5 classes all" in words
 
@@ -187,7 +197,8 @@ def test_whatever_comes_from_a_run_is_escaped(run: Path) -> None:
         evaluation=evaluation,
         stages=(StageTime(HOSTILE, 1.0, 1, HOSTILE),),
         records=(StageRecords(HOSTILE, metrics),),
-        config_yaml=HOSTILE,
+        configs=(StageConfig(HOSTILE, HOSTILE, (HOSTILE,)),),
+        notes=(HOSTILE,),
     )
     html = build_report(hostile)
     page = Page(html)
@@ -206,8 +217,9 @@ def test_every_tag_is_closed_where_it_was_opened(run: Path) -> None:
 
 def test_a_run_that_recorded_nothing_else_says_so() -> None:
     words = Page(build_report(minimal())).words
-    for missing in ("samples/grid.png", "samples/reconstructions.png", "metrics.jsonl", "stages.json", "config.yaml"):
-        assert f"No {missing} in this run." in words
+    for missing in ("samples/grid.png", "samples/reconstructions.png", "metrics.jsonl", "stages.json"):
+        assert f"No {missing} " in words
+    assert "No stage has left its config.yaml" in words
 
 
 def test_what_was_not_measured_is_a_dash() -> None:
@@ -258,9 +270,65 @@ def test_of_a_step_that_was_repeated_after_a_restart_the_last_record_counts(run:
     ]
 
 
-def test_the_scales_come_from_the_runs_config(run: Path) -> None:
+def test_the_scales_are_those_of_the_tokenizer_that_was_judged(run: Path) -> None:
     data = collect(f"file://{run}")
-    assert (data.name, data.scales, data.codebook_size) == ("first", (1, 2, 4), 64)
+    assert (data.name, data.evaluation.scales, data.evaluation.codebook_size) == ("first", (1, 2, 4), 64)
+
+
+def changed(record: dict[str, Any], section: str, **values: Any) -> str:
+    return json.dumps(record | {section: record[section] | values})
+
+
+def test_samples_and_evaluation_are_each_shown_with_their_own_settings_and_the_difference_is_said(run: Path) -> None:
+    assert "does not belong together" not in Page(build_report(collect(str(run)))).words
+    (run / "samples/samples.json").write_text(changed(SAMPLES, "sampling", guidance=5, samples_per_class=3))
+    words = Page(build_report(collect(str(run)))).words
+    assert "How the samples shown were drawn guidance 5" in words
+    assert "How the samples that were judged were drawn guidance 2.5" in words
+    assert "drawn otherwise than those that were judged: guidance 5 here, 2.5 there." in words
+
+
+def test_samples_of_another_network_than_was_judged_are_said_to_be(run: Path) -> None:
+    (run / "samples/samples.json").write_text(changed(SAMPLES, "fingerprints", generator="other"))
+    words = Page(build_report(collect(str(run)))).words
+    assert "The samples shown are of another generator than was judged: draw them again." in words
+
+
+@pytest.mark.parametrize("name", ["samples/grid.png", "samples/reconstructions.png"])
+def test_a_picture_that_is_not_the_one_of_its_record_is_not_shown(run: Path, name: str) -> None:
+    (run / name).write_bytes(b"another")
+    html = build_report(collect(str(run)))
+    assert "YW5vdGhlcg==" not in html
+    assert f"No {name}" in Page(html).words
+
+
+def test_a_network_that_was_trained_again_since_it_was_judged_is_said_to_be(run: Path) -> None:
+    card = {"version": 1, "kind": "tokenizer", "config": {}, "files": {"model": "0"}, "lineage": {}, "steps": 20}
+    (run / "tokenizer/export").mkdir()
+    (run / "tokenizer/export/card.json").write_text(json.dumps(card))
+    words = Page(build_report(collect(str(run)))).words
+    assert "The tokenizer was trained again since it was judged: evaluate again." in words
+    assert "The tokenizer is being trained further: the curves go to step 30, and the network" in words
+
+
+def test_settings_that_were_changed_on_the_way_are_shown_with_the_config(run: Path) -> None:
+    event = {"event": "settings_changed", "step": 20, "changes": ["section.trainer.learning_rate: 0.1 -> 0.2"]}
+    (run / "tokenizer/events.jsonl").write_text(json.dumps(event) + "\n")
+    words = Page(build_report(collect(str(run)))).words
+    assert "steps: 30 changed at step 20: section.trainer.learning_rate: 0.1 -> 0.2" in words
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"files": 1, "sampling": {}, "fingerprints": {}}'])
+def test_a_record_of_samples_that_was_edited_is_refused_by_name(run: Path, content: str) -> None:
+    (run / "samples/samples.json").write_text(content)
+    with pytest.raises(UsageError, match=r"samples\.json is not what"):
+        collect(str(run))
+
+
+def test_a_class_of_which_nothing_was_drawn_has_a_dash(run: Path) -> None:
+    text = changed(EVALUATION, "generation", class_accuracy_per_class=[0.9, None])
+    (run / "evaluation.json").write_text(text)
+    assert "Coat 90 % Bag –" in Page(build_report(collect(str(run)))).words
 
 
 # --- charts ---

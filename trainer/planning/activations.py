@@ -111,4 +111,4 @@ def classifier_activations(config: ClassifierConfig) -> Activations:
         side = -(-side // 2)
         kept += 2 * width * side**2 * WIDE
         last = width
-    return Activations(kept, 0, config.num_classes * WIDE, 0)
+    return Activations(kept, 0, config.classes * WIDE, 0)

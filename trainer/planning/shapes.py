@@ -84,7 +84,7 @@ def generator_weights(config: GeneratorConfig, tokenizer: TokenizerConfig) -> We
     """Every parameter of `FoldedGenerator`."""
     width, layout = config.width, tokenizer.layout
     hidden = round(width * config.mlp_ratio)
-    found = [Weight((config.num_classes + 1, width)), Weight((layout.group_sizes[0], width))]
+    found = [Weight((config.classes + 1, width)), Weight((layout.group_sizes[0], width))]
     found += [Weight((layout.positions, width)), Weight((len(layout.scales), width))]
     found += linear(layout.folds * tokenizer.code_dim, width, fp32=True)
     for _ in range(config.depth):
@@ -130,7 +130,7 @@ def classifier_weights(config: ClassifierConfig) -> Weights:
     for width in config.widths:
         found += [Weight((width, last, 3, 3), multiplied=True), Weight((width,)), Weight((width,))]
         last = width
-    return found + linear(last, config.num_classes)
+    return found + linear(last, config.classes)
 
 
 def count(weights: Weights) -> int:

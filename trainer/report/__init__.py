@@ -1,6 +1,7 @@
 """The report of a run: one HTML file that needs nothing else.
 
 collect.py   reads what a run has left in its folder
+belonging.py what of that does not belong together
 data.py      what a report is made of, as plain values
 charts.py    values → inline SVG
 page.py      all of it → HTML, through page.html and style.css

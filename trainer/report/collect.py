@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,9 +11,20 @@ import yaml
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from trainer.jsonl import read_records
-from trainer.report.data import Evaluation, Record, ReportData, StageRecords, StageTime
+from trainer.report.belonging import notes
+from trainer.report.data import Evaluation, Record, ReportData, Samples, StageConfig, StageRecords, StageTime
 
 TRAINING_STAGES = ("teacher", "judge", "tokenizer", "generator")
+_SEEN = ("data.fit", "data.reading")
+_USED = {
+    "images": ("data",),
+    "teacher": (*_SEEN, "teacher"),
+    "judge": (*_SEEN, "evaluation.judge"),
+    "tokenizer": (*_SEEN, "tokenizer"),
+    "tokens": ("data.fit", "tokens"),
+    "generator": ("data.reading", "generator"),
+}
+"""Folders of stages, and the sections of the config that each uses."""
 
 
 def collect(run_uri: str) -> ReportData:
@@ -22,19 +33,19 @@ def collect(run_uri: str) -> ReportData:
     Raises:
         UsageError: if the run was not evaluated, or one of its files was cut or edited; it names the file.
     """
-    config_yaml = _text(storage.join(run_uri, "config.yaml"))
-    model = _tokenizer_model(config_yaml)
+    evaluation = read_evaluation(storage.join(run_uri, "evaluation.json"))
+    records = tuple(_stage_records(run_uri, stage) for stage in TRAINING_STAGES)
+    samples = read_samples(run_uri)
     return ReportData(
         run=run_uri,
         created=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"),
-        evaluation=read_evaluation(storage.join(run_uri, "evaluation.json")),
+        evaluation=evaluation,
         stages=_stage_times(storage.join(run_uri, "stages.json")),
-        records=tuple(_stage_records(run_uri, stage) for stage in TRAINING_STAGES),
-        config_yaml=config_yaml,
-        scales=tuple(model.get("scales", ())),
-        codebook_size=model.get("codebook_size"),
-        reconstructions_png=_optional(storage.join(run_uri, "samples", "reconstructions.png")),
-        samples_png=_optional(storage.join(run_uri, "samples", "grid.png")),
+        records=records,
+        configs=tuple(_stage_configs(run_uri, records)),
+        reconstructions_png=_picture(run_uri, "samples/reconstructions.png", evaluation.files),
+        samples=samples,
+        notes=tuple(notes(run_uri, evaluation, samples, records)),
     )
 
 
@@ -62,9 +73,31 @@ def read_evaluation(uri: str) -> Evaluation:
             class_names=tuple(str(name) for name in record["class_names"]),
             fingerprints=record.get("fingerprints", {}),
             sampling=record.get("sampling", {}),
+            scales=tuple(record.get("tokenizer", {}).get("scales", ())),
+            codebook_size=record.get("tokenizer", {}).get("codebook_size"),
+            files=dict(record.get("files", {})),
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UsageError(f"{uri} is not what `foldtrain evaluate` writes ({error!r}): evaluate again") from error
+
+
+def read_samples(run_uri: str) -> Samples | None:
+    """The grid of samples with its record; None if either is not there, or they do not belong to each other.
+
+    Raises:
+        UsageError: if the record is not what `sample` writes.
+    """
+    uri = storage.join(run_uri, "samples", "samples.json")
+    try:
+        record = storage.read_json(uri)
+    except FileNotFoundError:
+        return None
+    try:
+        files, sampling, made_by = (dict(record[key]) for key in ("files", "sampling", "fingerprints"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{uri} is not what `foldtrain sample` writes ({error!r}): sample again") from error
+    png = _picture(run_uri, "samples/grid.png", files)
+    return None if png is None else Samples(png, sampling, made_by)
 
 
 def in_order_of_steps(records: Iterable[Any]) -> tuple[Record, ...]:
@@ -90,17 +123,46 @@ def _stage_times(uri: str) -> tuple[StageTime, ...]:
         raise UsageError(f"{uri} is no list of stages with seconds, items and unit ({error!r}): delete it") from error
 
 
-def _tokenizer_model(config_yaml: str) -> dict[str, Any]:
-    config = yaml.safe_load(config_yaml) or {}
-    return dict(config.get("tokenizer", {}).get("model", {}))
+def _stage_configs(run_uri: str, records: Iterable[StageRecords]) -> Iterator[StageConfig]:
+    """What each stage has recorded that it was asked: of its config, the sections that it used."""
+    changes = {each.stage: tuple(_changes(each)) for each in records}
+    for folder, sections in _USED.items():
+        uri = storage.join(run_uri, folder, "config.yaml")
+        try:
+            config = yaml.safe_load(storage.read_bytes(uri))
+        except FileNotFoundError:
+            continue
+        except (yaml.YAMLError, RecursionError, ValueError) as error:
+            raise UsageError(f"{uri} is not valid YAML: it was cut or edited; run its stage again") from error
+        used: dict[str, Any] = {}
+        for path in ("seed", *sections, "cluster"):
+            _take(config, path.split("."), used)
+        text = yaml.safe_dump(used, sort_keys=False, allow_unicode=True)
+        yield StageConfig(folder, text, changes.get(folder, ()))
 
 
-def _optional(uri: str) -> bytes | None:
+def _changes(records: StageRecords) -> Iterator[str]:
+    for event in records.events:
+        changes = event.get("changes")
+        if event.get("event") == "settings_changed" and isinstance(changes, list):
+            yield f"changed at step {event.get('step')}: {', '.join(map(str, changes))}"
+
+
+def _take(config: Any, path: list[str], into: dict[str, Any]) -> None:
+    """Copy the value at a path, if there is one."""
+    key, *rest = path
+    if not isinstance(config, dict) or key not in config:
+        return
+    if rest:
+        _take(config[key], rest, into.setdefault(key, {}))
+    else:
+        into[key] = config[key]
+
+
+def _picture(run_uri: str, name: str, files: Record) -> bytes | None:
+    """A picture of a run, if it is the one that a record names."""
     try:
-        return storage.read_bytes(uri)
+        png = storage.read_bytes(storage.join(run_uri, name))
     except FileNotFoundError:
         return None
-
-
-def _text(uri: str) -> str:
-    return (_optional(uri) or b"").decode(errors="replace")
+    return png if storage.sha256(png) == files.get(name) else None

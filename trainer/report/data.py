@@ -49,14 +49,46 @@ class Evaluation:
     """Generated images."""
     class_accuracy: float | None = None
     """Share of samples that the judge gives to the class they were asked for."""
-    class_accuracy_per_class: tuple[float, ...] = ()
+    class_accuracy_per_class: tuple[float | None, ...] = ()
+    """By label; None for a class of which no sample was drawn."""
     judge_accuracy_on_real: float | None = None
     """Share of real validation images that the judge gets right."""
     codebook_use: tuple[tuple[float, ...], ...] = ()
     """Of each branch, at each scale: codes that were used, as a share of the codebook."""
     class_names: tuple[str, ...] = ()
     fingerprints: Record = field(default_factory=dict)
+    """Of the networks and the data that were judged."""
     sampling: Record = field(default_factory=dict)
+    """How the samples that were judged were drawn."""
+    scales: tuple[int, ...] = ()
+    """Side of the token grid at each scale of the tokenizer that was judged; empty if unknown."""
+    codebook_size: int | None = None
+    """Codes of each branch of it."""
+    files: Record = field(default_factory=dict)
+    """sha256 of the pictures that belong to it, by name."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What `sample` drew (samples/samples.json)."""
+
+    png: bytes
+    """A row for each class."""
+    sampling: Record = field(default_factory=dict)
+    """How they were drawn."""
+    fingerprints: Record = field(default_factory=dict)
+    """Of the networks that drew them."""
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """What a stage was asked, as it has recorded it."""
+
+    stage: str
+    text: str
+    """The sections of its config that it used, as YAML; of training, since its newest start."""
+    changes: tuple[str, ...] = ()
+    """What was otherwise before that, and up to which step."""
 
 
 @dataclass(frozen=True)
@@ -70,16 +102,14 @@ class ReportData:
     evaluation: Evaluation
     stages: tuple[StageTime, ...] = ()
     records: tuple[StageRecords, ...] = ()
-    config_yaml: str = ""
-    """The resolved config."""
-    scales: tuple[int, ...] = ()
-    """Side of the token grid at each scale; empty if unknown."""
-    codebook_size: int | None = None
-    """Codes of each branch."""
+    configs: tuple[StageConfig, ...] = ()
+    """What each stage was asked."""
     reconstructions_png: bytes | None = None
     """Originals beside their reconstructions at every number of scales."""
-    samples_png: bytes | None = None
-    """Samples, a row for each class."""
+    samples: Samples | None = None
+    """Samples, if there are any whose record is there."""
+    notes: tuple[str, ...] = ()
+    """What does not belong together, for people."""
 
     @property
     def name(self) -> str:

@@ -57,9 +57,10 @@ def build_report(data: ReportData) -> str:
         ),
         total=duration(data.seconds),
         sampling=flatten(evaluation.sampling),
+        drawn=flatten(data.samples.sampling) if data.samples else [],
         fingerprints=flatten(evaluation.fingerprints),
         reconstructions=_data_uri(data.reconstructions_png),
-        samples=_data_uri(data.samples_png),
+        samples=_data_uri(data.samples.png if data.samples else None),
     )
 
 
@@ -122,7 +123,9 @@ def _headlines(data: ReportData) -> list[dict[str, str]]:
 def _sides(data: ReportData, count: int) -> list[str]:
     """Names of the scales: 3×3 where the config is known, else their numbers."""
     return (
-        [f"{side}×{side}" for side in data.scales] if len(data.scales) == count else [str(i + 1) for i in range(count)]
+        [f"{side}×{side}" for side in data.evaluation.scales]
+        if len(data.evaluation.scales) == count
+        else [str(i + 1) for i in range(count)]
     )
 
 
@@ -188,7 +191,7 @@ def _spread(values: Sequence[float]) -> float:
 def _codebook_use(data: ReportData) -> dict[str, Any]:
     shares = data.evaluation.codebook_use
     scales = max((len(branch) for branch in shares), default=0)
-    size = data.codebook_size
+    size = data.evaluation.codebook_size
     rows = [
         {
             "branch": name,
@@ -209,7 +212,7 @@ def _classes(evaluation: Evaluation) -> list[dict[str, Any]]:
     if len(names) != len(shares):
         names = tuple(str(i) for i in range(len(shares)))
     return [
-        {"name": name, "share": _width(share), "percent": percent(share, 0)}
+        {"name": name, "share": _width(share or 0.0), "percent": percent(share, 0)}
         for name, share in zip(names, shares, strict=True)
     ]
 

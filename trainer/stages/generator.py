@@ -44,7 +44,7 @@ class GeneratorStage:
         """Tokens, labels and seeds of this rank; some labels are hidden, which ones is a function of the position."""
         batch = self.samples.batch(step, dist.get_rank(), dist.get_world_size())
         hidden = keyed_uniform(self._seed, "label_dropout", batch.position_B) < self._config.model.label_dropout
-        label = np.where(hidden, self._config.model.num_classes, batch.label_B)
+        label = np.where(hidden, self._config.model.classes, batch.label_B)
         tokens = torch.from_numpy(batch.tokens_BLF.astype(np.int64))
         seeds = torch.from_numpy(network_seeds(self._seed, batch.position_B))
         found = {"tokens": tokens, "label": torch.from_numpy(label), SEED: seeds}

@@ -1,0 +1,77 @@
+"""What the stages of a run are handed: the classes of the data, and the config as it was understood."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cluster import pipeline
+from cluster.config import RunConfig
+from cluster.config_loading import load_config
+from data_pipeline import storage
+from data_pipeline.errors import UsageError
+from data_pipeline.ingest import ingest
+from tests.data_pipeline.small_data import write_photos
+from trainer.config import ClassifierStageConfig
+from trainer.job import TrainJob
+
+TEACHER = "teacher={model: {image_size: 16, widths: [8]}, trainer: {steps: 2, global_batch: 8}}"
+Configure = Callable[..., RunConfig]
+
+
+@pytest.fixture
+def configure(small_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Configure:
+    """The small config of a run with images of three classes; training is only asked for."""
+    monkeypatch.chdir(tmp_path)
+    ingest(load_config(small_config, [f"data.source.path={write_photos(tmp_path / 'pictures', 3)}"]).data, "images", 0)
+    return lambda *overrides: load_config(small_config, ["data.images=images", TEACHER, *overrides])
+
+
+@pytest.fixture
+def jobs(monkeypatch: pytest.MonkeyPatch) -> list[TrainJob]:
+    """What is trained."""
+    asked: list[TrainJob] = []
+
+    def train(_config: RunConfig, job: TrainJob) -> int:
+        asked.append(job)
+        return 0
+
+    monkeypatch.setattr(pipeline, "_train", train)
+    return asked
+
+
+def test_the_number_of_classes_is_that_of_the_data_wherever_it_is_null(
+    configure: Configure, jobs: list[TrainJob]
+) -> None:
+    pipeline.run_stage("train-teacher", configure("generator.model.num_classes=null"))
+    (job,) = jobs
+    assert isinstance(job.section, ClassifierStageConfig)
+    assert (job.section.model.num_classes, job.classes) == (3, ("class0", "class1", "class2"))
+    assert job.settings()["section"]["model"]["num_classes"] == 3
+    assert job.config["teacher"]["model"]["num_classes"] == 3
+    assert job.config["generator"]["model"]["num_classes"] == 3
+
+
+def test_more_classes_than_the_data_have_are_left_unused_and_that_is_said(
+    configure: Configure, jobs: list[TrainJob], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipeline.run_stage("train-teacher", configure("teacher.model.num_classes=10"))
+    assert "teacher.model.num_classes is 10, and the data have 3 classes: 7 are never used" in capsys.readouterr().out
+    assert jobs[0].settings()["section"]["model"]["num_classes"] == 10
+    assert len(jobs[0].classes) == 3
+
+
+def test_fewer_classes_than_the_data_have_are_refused(configure: Configure, jobs: list[TrainJob]) -> None:
+    with pytest.raises(UsageError, match=r"teacher\.model\.num_classes is 2, but the data have 3 .*set it to null"):
+        pipeline.run_stage("train-teacher", configure("teacher.model.num_classes=2"))
+    assert not jobs
+
+
+def test_paths_of_the_recorded_config_do_not_depend_on_the_working_directory(
+    configure: Configure, jobs: list[TrainJob], tmp_path: Path
+) -> None:
+    pipeline.run_stage("train-teacher", configure())
+    assert jobs[0].config["run"] == storage.absolute(str(tmp_path / "runs/small"))
+    assert jobs[0].config["data"]["images"] == storage.absolute(str(tmp_path / "images"))

@@ -1,0 +1,227 @@
+"""Samples and evaluations: checked before anything is loaded, of classes that exist, recorded beside what they made."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cluster import results
+from cluster.config import RunConfig
+from cluster.config_loading import load_config
+from data_pipeline import storage
+from data_pipeline.config import TokensConfig
+from data_pipeline.errors import UsageError
+from data_pipeline.image_shards import ImageShards
+from data_pipeline.ingest import ingest
+from data_pipeline.manifest import ImageManifest, TokenManifest
+from data_pipeline.tokenizing import finish, load_encoder, missing, plan_tokens, tokenize_shard
+from data_pipeline.weights import Card, write_weights
+from model.classifier import Classifier
+from model.config import ClassifierConfig, GeneratorConfig, TokenizerConfig, ViTConfig
+from model.generator import FoldedGenerator
+from model.tokenizer import ImageFolderTokenizer
+from tests.cluster.conftest import SMALL
+from tests.data_pipeline.small_data import write_photos
+
+pytestmark = pytest.mark.xdist_group("results")
+
+VIT = ViTConfig(width=16, depth=1, heads=2)
+TOKENIZER = TokenizerConfig(
+    image_size=16,
+    patch_size=8,
+    encoder=VIT,
+    decoder=VIT,
+    scales=(1, 2),
+    codebook_size=16,
+    code_dim=4,
+    dropout_min_scales=1,
+)
+GENERATOR = GeneratorConfig(num_classes=5, depth=1, width=16, heads=2)
+JUDGE = "evaluation.judge={model: {image_size: 16, widths: [8]}, trainer: {steps: 2, global_batch: 8}}"
+Configure = Callable[..., RunConfig]
+
+
+def dump(config: Any) -> dict[str, Any]:
+    found: dict[str, Any] = config.model_dump(mode="json")
+    return found
+
+
+def write_generator(run: Path, tokenizer: Card, classes: tuple[str, ...], seed: int = 0) -> None:
+    torch.manual_seed(seed)
+    generator = FoldedGenerator(GENERATOR, TOKENIZER.layout, TOKENIZER.code_dim)
+    both = {"generator": dump(GENERATOR), "tokenizer": dump(TOKENIZER)}
+    lineage = {"tokenizer": tokenizer.fingerprint(), "tokens": TokenManifest.read(str(run / "tokens")).fingerprint}
+    files = {"model": generator.state_dict()}
+    write_weights(str(run / "generator/export"), "generator", both, files, lineage, classes=classes, steps=2)
+
+
+def write_tokenizer(run: Path, seed: int) -> Card:
+    torch.manual_seed(seed)
+    files = {"model": ImageFolderTokenizer(TOKENIZER).state_dict()}
+    return write_weights(str(run / "tokenizer/export"), "tokenizer", dump(TOKENIZER), files, {})
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two classes, whose generator has room for five, with a judge; all of random weights."""
+    folder = tmp_path_factory.mktemp("finished")
+    run = folder / "runs/small"
+    write_photos(folder / "pictures")
+    (folder / "small.yaml").write_text(SMALL)
+    config = load_config(folder / "small.yaml", [f"data.source.path={folder}/pictures"])
+    ingest(config.data, str(run / "images"), 0)
+    tokenizer = write_tokenizer(run, 0)
+    plan = plan_tokens(str(run / "images/train"), tokenizer, TokensConfig(), str(run / "tokens"), "crop")
+    encode, images = load_encoder(plan, str(run / "tokenizer/export")), ImageShards(plan.images)
+    for shard in missing(plan):
+        tokenize_shard(plan, shard, images, encode)
+    classes = finish(plan).classes
+    write_generator(run, tokenizer, classes)
+    torch.manual_seed(0)
+    judge = ClassifierConfig(image_size=16, num_classes=2, widths=(8,))
+    files = {"model": Classifier(judge).state_dict()}
+    write_weights(str(run / "judge/export"), "judge", dump(judge), files, {}, classes=classes, steps=2)
+    return folder
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "runs/small"
+
+
+@pytest.fixture
+def configure(run: Path) -> Configure:
+    """The config of the run, with overrides."""
+    assert run.exists()
+    return lambda *overrides: load_config(
+        "small.yaml", ["sampling.samples_per_class=2", "evaluation.samples=4", *overrides]
+    )
+
+
+def nothing_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: object) -> None:
+        raise AssertionError("a network was loaded")
+
+    monkeypatch.setattr(results.Sampler, "load", load)
+
+
+def record(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_only_classes_that_the_data_had_are_drawn_and_named(configure: Configure, run: Path) -> None:
+    assert results.sample(configure()) == 4
+    found = record(run / "samples/samples.json")
+    assert found["class_names"] == ["class0", "class1"]
+    assert found["files"] == {"samples/grid.png": digest(run / "samples/grid.png")}
+
+
+@pytest.mark.parametrize("label", [2, 4, 17])
+def test_a_class_that_the_data_had_not_is_refused_before_anything_is_loaded(
+    configure: Configure, run: Path, monkeypatch: pytest.MonkeyPatch, label: int
+) -> None:
+    nothing_loaded(monkeypatch)
+    with pytest.raises(UsageError, match=r"sampling\.classes: .* not among the generator's classes 0 to 1"):
+        results.sample(configure(f"sampling.classes=[0, {label}]"))
+    assert not (run / "samples").exists()
+
+
+@pytest.mark.parametrize("command", ["sample", "evaluate"])
+def test_a_picture_is_never_beside_the_record_of_another(
+    configure: Configure, run: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    def go(*overrides: str) -> None:
+        config = configure(*overrides)
+        results.sample(config) if command == "sample" else results.evaluate(config, str(run / "images/train"))
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    go()
+    where = run / ("samples/samples.json" if command == "sample" else "evaluation.json")
+    assert record(where)["sampling"]["guidance"] == 2.0
+    monkeypatch.setattr(storage, "write_json", killed)
+    with pytest.raises(Killed):
+        go("sampling.guidance=3")
+    assert not where.exists()
+
+
+def test_an_evaluation_judges_classes_that_exist_and_says_what_it_was_asked(configure: Configure, run: Path) -> None:
+    results.evaluate(configure(JUDGE, "sampling.guidance=3"), str(run / "images/train"))
+    found = record(run / "evaluation.json")
+    assert found["class_names"] == ["class0", "class1"]
+    assert len(found["generation"]["class_accuracy_per_class"]) == 2
+    assert found["sampling"]["guidance"] == 3
+    assert found["tokenizer"] == {"scales": [1, 2], "codebook_size": 16}
+    assert found["files"] == {"samples/reconstructions.png": digest(run / "samples/reconstructions.png")}
+    assert {"generator", "tokenizer", "judge", "tokens", "real_images"} <= found["fingerprints"].keys()
+
+
+def test_a_class_of_which_no_sample_is_judged_has_no_accuracy(configure: Configure, run: Path) -> None:
+    results.evaluate(configure(JUDGE, "evaluation.samples=1"), str(run / "images/train"))
+    assert record(run / "evaluation.json")["generation"]["class_accuracy_per_class"][1] is None
+
+
+def test_the_size_of_the_networks_is_theirs_and_not_that_of_the_config(configure: Configure, run: Path) -> None:
+    config = configure("tokenizer.model.image_size=64", "tokenizer.model.scales=[1, 2, 8]")
+    results.evaluate(config, str(run / "images/train"))
+    assert record(run / "evaluation.json")["tokenizer"]["scales"] == [1, 2]
+
+
+def refused(configure: Configure, run: Path, monkeypatch: pytest.MonkeyPatch, words: str, *overrides: str) -> None:
+    nothing_loaded(monkeypatch)
+    with pytest.raises(UsageError, match=words):
+        results.evaluate(configure(*overrides), str(run / "images/train"))
+    assert not (run / "evaluation.json").exists()
+    assert not (run / "samples").exists()
+
+
+def test_a_judge_that_is_missing_is_found_before_anything_is_loaded(
+    configure: Configure, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(run / "judge")
+    refused(configure, run, monkeypatch, "no finished judge", JUDGE)
+
+
+def test_tokens_of_another_tokenizer_are_not_judged(
+    configure: Configure, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_generator(run, write_tokenizer(run, 9), ("class0", "class1"))
+    refused(configure, run, monkeypatch, "the tokens were made by tokenizer")
+
+
+def test_real_images_of_other_classes_are_not_compared(
+    configure: Configure, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = ImageManifest.read(str(run / "images/train"))
+    shutil.rmtree(run / "images")
+    ImageManifest.build(samples=0, classes=("class0", "dog"), split="train", shards=()).write(str(run / "images/train"))
+    assert images.classes == ("class0", "class1")
+    refused(configure, run, monkeypatch, r"other classes than the generator .*label 1 is 'dog' and not 'class1'")
+
+
+def test_an_edited_card_that_names_more_classes_than_there_are_is_refused(
+    configure: Configure, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = run / "generator/export/card.json"
+    path.write_text(json.dumps(record(path) | {"classes": [f"c{n}" for n in range(6)]}))
+    nothing_loaded(monkeypatch)
+    with pytest.raises(UsageError, match=r"names 6 classes, but the network knows 5"):
+        results.sample(configure())

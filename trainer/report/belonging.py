@@ -1,0 +1,64 @@
+"""What in a run does not belong together: it is shown all the same, with a note that says so.
+
+Samples may be drawn otherwise than those that were judged, by other networks, or a network may have been trained again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from data_pipeline import storage, weights
+from data_pipeline.errors import UsageError
+from data_pipeline.weights import Card
+from trainer.report.data import Evaluation, Samples, StageRecords
+
+_DECIDING = ("guidance", "top_k", "top_p", "ema", "seed")
+"""Settings that decide what an image of a class looks like."""
+
+
+def notes(
+    run_uri: str, evaluation: Evaluation, samples: Samples | None, records: tuple[StageRecords, ...]
+) -> Iterator[str]:
+    """Sentences, one for each pair that does not belong together."""
+    if samples is not None:
+        changed = list(_changes(samples.sampling, evaluation.sampling))
+        if changed:
+            yield f"The samples shown were drawn otherwise than those that were judged: {', '.join(changed)}."
+        others = _others(samples.fingerprints, evaluation.fingerprints)
+        if others:
+            yield f"The samples shown are of another {' and '.join(others)} than was judged: draw them again."
+    for stage in records:
+        yield from _stage_notes(run_uri, stage, evaluation)
+
+
+def _changes(shown: Mapping[str, Any], judged: Mapping[str, Any]) -> Iterator[str]:
+    for key in _DECIDING:
+        if key in shown and key in judged and shown[key] != judged[key]:
+            yield f"{key} {shown[key]} here, {judged[key]} there"
+
+
+def _others(shown: Mapping[str, Any], judged: Mapping[str, Any]) -> list[str]:
+    return [name for name in shown if name in judged and shown[name] != judged[name]]
+
+
+def _stage_notes(run_uri: str, records: StageRecords, evaluation: Evaluation) -> Iterator[str]:
+    card = _card(run_uri, records.stage)
+    if card is None:
+        return
+    judged = evaluation.fingerprints.get(records.stage)
+    if judged is not None and judged != card.fingerprint():
+        yield f"The {records.stage} was trained again since it was judged: evaluate again."
+    step = records.metrics[-1].get("step") if records.metrics else None
+    if card.steps is not None and isinstance(step, int) and step > card.steps:
+        yield (
+            f"The {records.stage} is being trained further: the curves go to step {step}, and the network that is "
+            f"there has {card.steps}."
+        )
+
+
+def _card(run_uri: str, stage: str) -> Card | None:
+    try:
+        return weights.read_card(storage.join(run_uri, stage, "export"), stage)
+    except UsageError:
+        return None
