@@ -8,6 +8,7 @@ from pydantic import Field, PlainSerializer, PlainValidator, WithJsonSchema, mod
 
 from data_pipeline import storage
 from data_pipeline.config import MOST_WORKERS, DataConfig, TokensConfig
+from data_pipeline.nesting import refuse_nesting, refuse_overlap
 from data_pipeline.places import OutputPlace
 from data_pipeline.views import check_fit
 from model.config import Section
@@ -109,6 +110,10 @@ class ClusterConfig(Section):
         return not isinstance(self.workers, int)
 
 
+FOLDERS = ("images", "teacher", "judge", "tokenizer", "tokens", "generator", "samples")
+"""What a run makes, each in a folder of its own."""
+
+
 class RunConfig(Section):
     """A run: from raw images to generated ones."""
 
@@ -144,6 +149,7 @@ class RunConfig(Section):
         if self.teacher is None and (loss.semantic > 0 or loss.feature > 0):
             raise ValueError("tokenizer.loss.semantic and .feature need a teacher: add that section, or set both to 0")
         check_fit(self.data.fit, self.tokens.views)
+        self._check_places()
         return self
 
     def with_classes(self, present: int) -> RunConfig:
@@ -155,6 +161,16 @@ class RunConfig(Section):
         judged = self.evaluation.model_copy(update={"judge": filled(self.evaluation.judge)})
         found = {"teacher": filled(self.teacher), "generator": filled(self.generator), "evaluation": judged}
         return self.model_copy(update=found)
+
+    def _check_places(self) -> None:
+        """No data set lies in another, or in a source."""
+        written = {name: self.folder(name) for name in FOLDERS}
+        named = {"images": "data.images", "tokens": "tokens.output"}
+        given = {"images": self.data.images, "tokens": self.tokens.output}
+        written = {named[name] if given.get(name) else f"{name} of the run": uri for name, uri in written.items()}
+        refuse_overlap(written)
+        cache = self.data.reading.cache_dir
+        refuse_nesting(self.data, written, {"run": self.run} | ({"data.reading.cache_dir": cache} if cache else {}))
 
     def folder(self, name: str) -> str:
         """URI of a folder of this run: images, teacher, judge, tokenizer, tokens, generator, samples."""

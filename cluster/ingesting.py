@@ -15,8 +15,18 @@ from cluster.scale import clear_scale
 from cluster.shard_pool import PoolSettings, make_shards
 from cluster.shard_worker import Advance, MakeShard
 from cluster.stage_records import record_config
+from cluster.terminal import console
 from data_pipeline import storage
-from data_pipeline.ingest import IngestPlan, PlannedShard, check_quarantine, finish, missing, plan_ingest, write_shard
+from data_pipeline.ingest import (
+    IngestPlan,
+    PlannedShard,
+    check_quarantine,
+    describe,
+    finish,
+    missing,
+    plan_ingest,
+    write_shard,
+)
 from data_pipeline.sources import ItemReader
 
 FEW_IMAGES = 2_000
@@ -62,8 +72,9 @@ def ingest(config: RunConfig) -> int:
             record_config(config, "images")
             with _progress(plan, left) as progress:
                 (_make_here if few else _make_on_pool)(plan, left, config, progress)
-    finish(plan)
+    done = finish(plan)
     clear_scale(plan.output)
+    console().print(f"ingest: {describe(plan, done)}", markup=False)
     return sum(len(shard.items) for shard in left)
 
 

@@ -12,6 +12,7 @@ bytes: it does not matter which process writes it, how often, or in what order. 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,8 +31,10 @@ from data_pipeline.image_shards import (
 )
 from data_pipeline.ingest_plan import PlannedShard, open_splits, plan_shards
 from data_pipeline.manifest import ImageManifest, ImageShardRecord
+from data_pipeline.nesting import refuse_nesting
 from data_pipeline.screening import screen_items
-from data_pipeline.sources import ItemReader
+from data_pipeline.sources import ImageSource, ItemReader
+from data_pipeline.sources.source import name_some
 
 QUARANTINE_NAME = "quarantine.json"
 NAMED_BAD = 5
@@ -41,8 +44,10 @@ THREADS = 16
 
 __all__ = [
     "IngestPlan",
+    "Ingested",
     "PlannedShard",
     "check_quarantine",
+    "describe",
     "finish",
     "ingest",
     "missing",
@@ -70,6 +75,8 @@ class IngestPlan:
     """By split: what reads its images."""
     max_bad: int
     """Most images, of all splits, that may be left out."""
+    skipped: dict[str, int]
+    """What lies in the sources and is no part of the data, by kind."""
 
     @property
     def total(self) -> int:
@@ -83,6 +90,10 @@ def plan_ingest(config: DataConfig, output_uri: str, seed: int) -> IngestPlan:
     Raises:
         UsageError: if the source is wrong, or the splits do not fit each other.
     """
+    try:
+        refuse_nesting(config, {"the folder of the image shards": output_uri})
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     splits = open_splits(config)
     shards = [
         shard
@@ -97,7 +108,16 @@ def plan_ingest(config: DataConfig, output_uri: str, seed: int) -> IngestPlan:
         shards=tuple(shards),
         readers={split: source.reader for split, (source, _) in splits.items()},
         max_bad=math.floor(Fraction(str(config.max_bad_share)) * total),
+        skipped=_sum_skipped(source for source, _ in splits.values()),
     )
+
+
+def _sum_skipped(sources: Iterable[ImageSource]) -> dict[str, int]:
+    """Over all sources; both splits may be of the same."""
+    counts: Counter[str] = Counter()
+    for source in {id(source): source for source in sources}.values():
+        counts.update(source.skipped)
+    return dict(sorted(counts.items()))
 
 
 def ingest(
@@ -121,7 +141,7 @@ def ingest(
         progress(done, plan.total)
         if record.samples < len(shard.items):
             check_quarantine(plan)
-    return finish(plan)
+    return finish(plan).manifests
 
 
 def missing(plan: IngestPlan) -> list[PlannedShard]:
@@ -174,13 +194,20 @@ def check_quarantine(plan: IngestPlan) -> None:
     _check_bad(plan, _committed(plan))
 
 
-def finish(plan: IngestPlan) -> dict[str, ImageManifest]:
+@dataclass(frozen=True)
+class Ingested:
+    """What an ingest has come to."""
+
+    manifests: dict[str, ImageManifest]
+    """Of each split."""
+    without_images: tuple[str, ...]
+    """Classes of which there is nothing to train on."""
+
+
+def finish(plan: IngestPlan) -> Ingested:
     """Write quarantine.json of each split that has bad images, then its manifest.json.
 
     A shard whose images are all bad is committed, but the manifest leaves it out.
-
-    Returns:
-        The manifest of each split.
 
     Raises:
         FoldtrainError: if a shard is missing, or too many images are bad.
@@ -194,7 +221,39 @@ def finish(plan: IngestPlan) -> dict[str, ImageManifest]:
             f"{plan.output}: {len(lost)} of {len(plan.shards)} shards are missing, the first is "
             f"{lost[0].split}/{lost[0].name}: run foldtrain ingest again"
         )
-    return {split: _finish_split(plan, split, found) for split in plan.readers}
+    manifests = {split: _finish_split(plan, split, found) for split in plan.readers}
+    return Ingested(manifests, _without_images(plan, found))
+
+
+def _without_images(plan: IngestPlan, found: Sequence[_Committed | None]) -> tuple[str, ...]:
+    held: set[int] = set()
+    for shard, entry in zip(plan.shards, found, strict=True):
+        if shard.split == "train" and entry is not None:
+            held.update(entry.index.label)
+    return tuple(name for label, name in enumerate(plan.classes) if label not in held)
+
+
+def describe(plan: IngestPlan, ingested: Ingested) -> str:
+    """What has become of all that the sources hold, in a line."""
+    counts = {split: manifest.samples for split, manifest in ingested.manifests.items()}
+    splits = ", ".join(f"{count:,} {split}" for split, count in counts.items())
+    aside = {split: manifest.quarantined for split, manifest in ingested.manifests.items() if manifest.quarantined}
+    lists = " and ".join(storage.join(plan.output, split, QUARANTINE_NAME) for split in aside)
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in plan.skipped.items())
+    parts = [
+        _counted(sum(counts.values()), "image", "images") + (f" ({splits})" if len(counts) > 1 else ""),
+        _counted(len(plan.classes), "class", "classes"),
+        f"{sum(aside.values()):,} set aside" + (f" (listed in {lists})" if lists else ""),
+        f"skipped: {kinds or 'nothing'}",
+    ]
+    if empty := ingested.without_images:
+        names = name_some(name if name.isprintable() else ascii(name) for name in empty)
+        parts.append(f"{_counted(len(empty), 'class', 'classes')} without an image to train on: {names}")
+    return "; ".join(parts)
+
+
+def _counted(count: int, one: str, many: str) -> str:
+    return f"{count:,} {one if count == 1 else many}"
 
 
 def _finish_split(plan: IngestPlan, split: str, found: Sequence[_Committed | None]) -> ImageManifest:

@@ -117,7 +117,9 @@ def test_a_source_that_is_not_there_ends_with_2_and_its_path(foldtrain: Foldtrai
 def test_verify_finds_a_byte_that_changed(foldtrain: Foldtrain, small_config: Path, tmp_path: Path) -> None:
     (tmp_path / "pictures" / "cat").mkdir(parents=True)
     Image.new("RGB", (8, 8), "red").save(tmp_path / "pictures" / "cat" / "1.png")
-    assert foldtrain("ingest", str(small_config)).returncode == 0
+    ingested = foldtrain("ingest", str(small_config))
+    assert ingested.returncode == 0
+    assert "\ningest: 1 image; 1 class; 0 set aside; skipped: nothing\n" in ingested.stdout
     (images,) = {str(path.parent) for path in (tmp_path / "runs").rglob("manifest.json")}
     whole = foldtrain("verify", images)
     assert (whole.returncode, "1 samples of images in 1 shards" in whole.stdout) == (0, True)

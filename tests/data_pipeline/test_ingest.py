@@ -13,7 +13,7 @@ import webdataset
 from data_pipeline.config import DataConfig, FolderSource
 from data_pipeline.errors import FoldtrainError, UsageError
 from data_pipeline.image_shards import ImageShards
-from data_pipeline.ingest import finish, ingest, missing, plan_ingest, write_shard
+from data_pipeline.ingest import describe, finish, ingest, missing, plan_ingest, write_shard
 from tests.data_pipeline.raw_data import idx, tiny_png, write_idx, write_ilsvrc, write_ilsvrc_validation, write_parquet
 from tests.data_pipeline.small_data import Images, contents, jpeg, write_photos
 
@@ -222,3 +222,35 @@ def test_images_of_a_parquet_file_arrive_once_and_shuffled(tmp_path: Path) -> No
     assert found == {f"train/{n:07d}": jpeg(n) for n in range(20)}
     keys = ImageShards(str(tmp_path / "images" / "train")).keys.tolist()
     assert keys != sorted(keys)
+
+
+def test_the_last_line_accounts_for_everything_that_the_sources_hold(tmp_path: Path) -> None:
+    config = photos_config(tmp_path / "photos", validation_samples=4)
+    config = config.model_copy(update={"max_bad_share": 0.1, "source": FolderSource(path=str(tmp_path / "photos"))})
+    for name in ("class0/.DS_Store", "class1/._photo 1.jpg", "class1/.hidden"):
+        (tmp_path / "photos" / name).write_bytes(b"")
+    (tmp_path / "photos" / "class1" / "photo 3.jpg").write_bytes(b"damage")
+    plan = plan_ingest(config, str(tmp_path / "images"), seed=0)
+    for shard in missing(plan):
+        write_shard(plan.readers[shard.split], shard, plan.output, plan.max_bad)
+    done = finish(plan)
+    (split,) = (split for split, manifest in done.manifests.items() if manifest.quarantined)
+    assert describe(plan, done) == (
+        f"19 images ({done.manifests['train'].samples} train, {done.manifests['validation'].samples} validation); "
+        f"2 classes; 1 set aside (listed in {tmp_path}/images/{split}/quarantine.json); "
+        "skipped: 1 hidden, 2 of macOS or Windows"
+    )
+
+
+def test_a_class_whose_images_are_all_set_aside_is_named_in_the_last_line(tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", classes=3, per_class=2)
+    for number in range(2):
+        (tmp_path / "photos" / "class1" / f"photo {number}.jpg").write_bytes(b"damage")
+    (tmp_path / "photos" / "class9").mkdir()
+    source = FolderSource(path=str(tmp_path / "photos"), allow_empty_classes=True)
+    plan = plan_ingest(DataConfig(source=source, max_bad_share=0.5), str(tmp_path / "images"), seed=0)
+    for shard in missing(plan):
+        write_shard(plan.readers[shard.split], shard, plan.output, plan.max_bad)
+    done = finish(plan)
+    assert done.manifests["train"].classes == ("class0", "class1", "class2", "class9")
+    assert describe(plan, done).endswith("skipped: nothing; 2 classes without an image to train on: class1, class9")
