@@ -8,7 +8,6 @@ short one.
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import statistics
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from cluster.shard_ledger import WorkerRate
 from cluster.stage_records import recorded_folder
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
+from trainer.jsonl import read_last_records
 
 Record = dict[str, Any]
 Status = Literal["running", "stalled", "stopped", "finished", "failed"]
@@ -100,8 +100,8 @@ def read_run(run: str, now: float) -> list[StageView]:
 
 def read_training(uri: str, name: str, now: float) -> StageView | None:
     """A training stage from its folder; None if it has not begun."""
-    metrics = read_tail(storage.join(uri, "metrics.jsonl"))
-    events = read_tail(storage.join(uri, "events.jsonl"))
+    metrics = read_last_records(storage.join(uri, "metrics.jsonl"), _TAIL_BYTES)
+    events = read_last_records(storage.join(uri, "events.jsonl"), _TAIL_BYTES, _is_named)
     if not metrics and not events:
         return None
     last = metrics[-1] if metrics else {}
@@ -127,6 +127,10 @@ def read_training(uri: str, name: str, now: float) -> StageView | None:
         spent=_spent(events) if status in {"stopped", "finished", "failed"} else (),
         events=tuple(_event(name, event) for event in [e for e in events if e.get("event") not in _UNSHOWN][-4:]),
     )
+
+
+def _is_named(event: Record) -> bool:
+    return isinstance(event.get("event"), str)
 
 
 def _spent(events: Sequence[Record]) -> tuple[tuple[str, float], ...]:
@@ -176,28 +180,6 @@ def _worker_rates(progress: Record) -> Iterator[WorkerRate]:
         rate = _number(entry, "images_per_second") if isinstance(entry, dict) else None
         if rate is not None:
             yield WorkerRate(str(entry.get("worker", "?")), str(entry.get("host", "?")), rate)
-
-
-def read_tail(uri: str) -> list[Record]:
-    """The last records of a file of JSON lines; none if there is no file. A line that is cut off is left out."""
-    try:
-        start = max(0, storage.size(uri) - _TAIL_BYTES)
-        text = storage.read_range(uri, start, _TAIL_BYTES).decode(errors="replace") if start else _whole(uri)
-    except FileNotFoundError:
-        return []
-    records = []
-    for line in text.split("\n")[1 if start else 0 :]:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            records.append(record)
-    return records
-
-
-def _whole(uri: str) -> str:
-    return storage.read_bytes(uri).decode(errors="replace")
 
 
 def usual_gap(times: Sequence[float]) -> float:

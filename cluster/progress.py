@@ -13,6 +13,7 @@ from data_pipeline import storage
 from data_pipeline.errors import FoldtrainError
 from trainer.job import TrainJob
 from trainer.jsonl import read_last_records
+from trainer.record_shapes import is_metrics, is_timed_event
 
 _POLL_SECONDS = 2.0
 _LINE_SECONDS = 15.0
@@ -94,7 +95,7 @@ class _Said:
     def read(self, job: TrainJob, line: ProgressLine, since: float) -> None:
         """Say what the stage runs on, as soon as this start of it is on record, and what each restart has cost."""
         try:
-            events = read_last_records(storage.join(job.folder, "events.jsonl"))
+            events = read_last_records(storage.join(job.folder, "events.jsonl"), is_record=is_timed_event)
             events = [event for event in events if event["time"] >= since]
             if events and not self._environment:
                 _say_environment(storage.read_json(storage.join(job.folder, "environment.json")), line)
@@ -102,19 +103,27 @@ class _Said:
         except (OSError, FoldtrainError):
             return
         for event in events:
-            if event["event"] == "restart" and event["time"] > self._restart:
+            if _is_restart(event) and event["time"] > self._restart:
                 self._restart = event["time"]
                 line.say(_restart(event))
 
 
-def _say_environment(found: dict[str, Any], line: ProgressLine) -> None:
-    line.say(f"{found['workers']} workers on {found['device']}, {found['backend']}; attention: {found['attention']}")
-    if found.get("mfu"):
-        line.say(found["mfu"])
+def _say_environment(found: Any, line: ProgressLine) -> None:
+    names = ("workers", "device", "backend", "attention")
+    if isinstance(found, dict) and found.keys() >= set(names):
+        workers, device, backend, attention = (found[name] for name in names)
+        line.say(f"{workers} workers on {device}, {backend}; attention: {attention}")
+        if found.get("mfu"):
+            line.say(str(found["mfu"]))
+
+
+def _is_restart(event: dict[str, Any]) -> bool:
+    needed = ("workers", "lost_steps", "seconds")
+    return event["event"] == "restart" and all(event.get(name) is not None for name in needed)
 
 
 def _restart(event: dict[str, Any]) -> str:
-    before, now = event["workers_before"], event["workers"]
+    before, now = event.get("workers_before"), event["workers"]
     size = f"{now} workers" if before in {now, None} else f"{now} workers, before {before}"
     cost = f"{event['lost_steps']} steps done again, {duration(event['seconds'])} without any"
     return f"goes on from step {event['step']} with {size}; {cost}"
@@ -122,15 +131,20 @@ def _restart(event: dict[str, Any]) -> str:
 
 def _show_newest(job: TrainJob, line: ProgressLine) -> None:
     try:
-        records = read_last_records(storage.join(job.folder, "metrics.jsonl"))
+        records = read_last_records(storage.join(job.folder, "metrics.jsonl"), is_record=_is_shown)
     except (OSError, FoldtrainError):  # storage that is away for a moment stops nothing
         return
     if records:
         line.update(records[-1]["step"], records[-1]["steps"], _note(records[-1]))
 
 
+def _is_shown(record: dict[str, Any]) -> bool:
+    needed = ("steps", "skipped_steps", "samples_per_second", "eta_seconds")
+    return is_metrics(record) and all(record.get(name) is not None for name in needed)
+
+
 def _note(record: dict[str, Any]) -> str:
-    loss = "not finite" if record["loss"] is None else f"{record['loss']:.4f}"
+    loss = "not finite" if record.get("loss") is None else f"{record['loss']:.4f}"
     skipped = f"  skipped {record['skipped_steps']}"
     rate = f"{record['samples_per_second']:.0f} samples/s"
     return f"loss {loss}  {rate}  ETA {duration(record['eta_seconds'])}{skipped}"

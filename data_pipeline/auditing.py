@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy as np
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from data_pipeline.image_shards import ImageShards
+from data_pipeline.json_records import parse_lines
 from data_pipeline.ledger import FILE, Audit, DataOrder, History, Keys, audit, read_history, step_indices
 from data_pipeline.manifest import TokenManifest
 from data_pipeline.token_archive import read_columns
@@ -51,13 +51,16 @@ def stage_history(folder: str) -> History:
 
 def _records(path: str) -> list[dict[str, Any]]:
     try:
-        lines = storage.read_bytes(path).decode(errors="replace").split("\n")
+        whole = storage.read_bytes(path).rpartition(b"\n")[0]  # a last line without an end was being written
     except FileNotFoundError:
         raise UsageError(f"{path} is missing: give the folder of a stage that has begun") from None
-    try:
-        return [json.loads(line) for line in lines[:-1]]  # a last line without an end was being written
-    except ValueError as error:
-        raise UsageError(f"{path} is no ledger ({error})") from error
+    lines = parse_lines(whole)
+    if lines.left_out:
+        raise UsageError(
+            f"{path} is no ledger: line {lines.left_out[0]} is no record. Training that is started again leaves the "
+            "line out, and then the audit names the steps that are missing"
+        )
+    return lines.records
 
 
 def read_samples(order: DataOrder) -> Samples:

@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 import math
 import re
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 MOST_BYTES = 32 * 2**20
 """Largest record that is read or written. Parsed, its objects take some 25 times as much memory at worst."""
 MOST_DEPTH = 64
 """Deepest nesting. No record of ours has more than 10."""
+_MOST_INTEGER = 2**64
+_LARGE_INTEGER = re.compile(r"\d{19}")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -22,14 +25,16 @@ def parse(data: bytes) -> Any:
     """The value of a JSON text in UTF-8.
 
     Raises:
-        ValueError: if it is too large or too deep, is not JSON, has a number that is not finite, a key twice in one
-            object, or half of a surrogate pair; it says which.
+        ValueError: if it is too large or too deep, is not JSON, has a number that is not finite or beyond 64 bits,
+            a key twice in one object, or half of a surrogate pair; it says which.
     """
     if len(data) > MOST_BYTES:
         raise ValueError(f"it has {len(data):,} bytes, and a record has at most {MOST_BYTES:,}")
     text = data.decode("utf-8-sig")
     try:
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite)
+        integer = _bounded if _LARGE_INTEGER.search(text) else None  # only then a call for each of them
+        hooks: dict[str, Any] = {"parse_constant": _refuse, "parse_float": _finite, "parse_int": integer}
+        value = json.loads(text, object_pairs_hook=_unique, **hooks)
     except RecursionError:
         raise ValueError(_too_deep()) from None
     if data.count(b"[") + data.count(b"{") > MOST_DEPTH:
@@ -52,6 +57,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def _bounded(digits: str) -> int:
+    if len(digits) > 20 or abs(int(digits)) >= _MOST_INTEGER:
+        raise ValueError(f"the number {digits[:32]} has more than 64 bits")
+    return int(digits)
+
+
 def _refuse(constant: str) -> float:
     raise ValueError(f"{constant} is no JSON number")
 
@@ -72,3 +83,41 @@ def _check_depth(value: Any) -> None:
         if not level:
             return
     raise ValueError(_too_deep())
+
+
+MOST_LINE_BYTES = 2**20
+"""Longest line of a file of JSON lines that is read; ours have some hundred bytes."""
+
+
+class Lines(NamedTuple):
+    """What a file of JSON lines holds."""
+
+    records: list[dict[str, Any]]
+    """Its objects, in their order."""
+    left_out: list[int]
+    """Numbers of the lines, from 1, that are no such object; but for a last line that was cut while it was written."""
+
+
+def parse_lines(data: bytes, is_record: Callable[[dict[str, Any]], bool] = lambda _record: True) -> Lines:
+    """The records of a file of JSON lines. Whatever a line holds, it takes none of the others with it.
+
+    Args:
+        data: of the file.
+        is_record: says whether an object is a record of this file.
+    """
+    found = Lines([], [])
+    lines = data.split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = parse(line) if len(line) <= MOST_LINE_BYTES else None
+        except ValueError:
+            if number == len(lines):
+                continue
+            record = None
+        if isinstance(record, dict) and is_record(record):
+            found.records.append(record)
+        else:
+            found.left_out.append(number)
+    return found

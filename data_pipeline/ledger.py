@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from data_pipeline.errors import UsageError
 from data_pipeline.order import SampleOrder, step_positions
@@ -29,6 +29,8 @@ from data_pipeline.order import SampleOrder, step_positions
 Keys = npt.NDArray[np.bytes_]
 
 FILE = "ledger.jsonl"
+MOST_STEPS = 10**8
+"""Steps of a segment, which ends with each checkpoint."""
 
 
 class DataOrder(BaseModel):
@@ -77,6 +79,10 @@ class Segment:
         """A record of the ledger."""
         first, stop, world = (int(record[name]) for name in ("first", "stop", "world"))
         skipped = tuple((int(a), int(b)) for a, b in record.get("skipped", []))
+        if not 0 <= first < stop <= min(first + MOST_STEPS, 2**53) or world < 1:
+            raise ValueError(f"no segment has the steps {first} to {stop - 1} of {world} ranks")
+        if any(not first <= a <= b <= stop for a, b in skipped):
+            raise ValueError(f"steps that are passed over lie outside of {first} to {stop - 1}")
         return cls(first, stop, world, tuple(int(crc) for crc in record["crc"]), skipped)
 
 
@@ -115,22 +121,47 @@ def read_history(path: str, records: Sequence[dict[str, Any]]) -> History:
         UsageError: if they are no ledger's; it names the file.
     """
     history = None
-    try:
-        for record in records:
-            match record.get("event"):
-                case "order":
-                    history = history or History(DataOrder.model_validate(_without_event(record)))
-                case "start" if history:
-                    _restart(history, int(record["step"]), int(record["world"]))
-                case "segment" if history:
-                    history.segments.append(Segment.parse(record))
-                case other:
-                    raise UsageError(f"{path} is no ledger: it has a record {other!r} where none belongs")
-    except (KeyError, TypeError, ValueError, ValidationError) as error:
-        raise UsageError(f"{path} is no ledger ({error})") from error
+    for number, record in enumerate(records, start=1):
+        try:
+            parsed = _parse(record)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise UsageError(f"{path} is no ledger (record {number}: {error})") from error
+        if isinstance(parsed, DataOrder):
+            history = history or History(parsed)
+        elif history is None:
+            raise UsageError(f"{path} is no ledger: it has a record {record.get('event')!r} where none belongs")
+        elif isinstance(parsed, Segment):
+            history.segments.append(parsed)
+        else:
+            _restart(history, *parsed)
     if history is None:
         raise UsageError(f"{path} is empty: the stage has not begun")
     return history
+
+
+def is_ledger_record(record: dict[str, Any]) -> bool:
+    """Whether an object is a record of a ledger, by itself."""
+    try:
+        _parse(record)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return False
+    return True
+
+
+def _parse(record: dict[str, Any]) -> DataOrder | Segment | tuple[int, int]:
+    """An order, a segment, or the step and the world size of a start."""
+    match record.get("event"):
+        case "order":
+            return DataOrder.model_validate(_without_event(record))
+        case "segment":
+            return Segment.parse(record)
+        case "start":
+            step, world = int(record["step"]), int(record["world"])
+            if step < 0 or world < 1:
+                raise ValueError(f"nothing starts at step {step} with {world} ranks")
+            return step, world
+        case other:
+            raise ValueError(f"there is no event {other!r}")
 
 
 def _without_event(record: dict[str, Any]) -> dict[str, Any]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
-from data_pipeline import storage
+from data_pipeline import json_records, storage
+from data_pipeline.json_records import Lines, parse_lines
 from data_pipeline.storage_retries import patience
 
 _LOG = logging.getLogger(__name__)
@@ -20,32 +22,45 @@ _UPLOAD_SHARE = 0.05
 """Most of its time that the thread spends on uploads of a file that has grown large."""
 
 
-def read_records(uri: str) -> list[dict[str, Any]]:
-    """All whole records of a file; none if there is no file. A last line that is cut off is left out."""
+IsRecord = Callable[[dict[str, Any]], bool]
+"""Says whether an object is a record of a file."""
+
+
+def read_lines(uri: str, is_record: IsRecord = lambda _record: True) -> Lines:
+    """The records of a file, and which lines are none; nothing if there is no file. A last line that is cut is none.
+
+    Args:
+        uri: the file.
+        is_record: as trainer/record_shapes.py has them for the files of a stage.
+    """
     try:
-        return _parse(storage.read_bytes(uri))
+        return parse_lines(storage.read_bytes(uri), is_record)
     except FileNotFoundError:
-        return []
+        return Lines([], [])
 
 
-def read_last_records(uri: str, most: int = 65536) -> list[dict[str, Any]]:
+def read_records(uri: str, is_record: IsRecord = lambda _record: True) -> list[dict[str, Any]]:
+    """All records of a file, as `read_lines`; lines that are none are left out, and the log says how many."""
+    lines = read_lines(uri, is_record)
+    if lines.left_out:
+        _LOG.warning("%s", left_out(uri, lines))
+    return lines.records
+
+
+def left_out(uri: str, lines: Lines) -> str:
+    """How many lines of a file are no records of it, in words."""
+    count = len(lines.left_out)
+    return f"{uri}: {count} line{'s' if count > 1 else ''} left out, the first is line {lines.left_out[0]}: no record"
+
+
+def read_last_records(uri: str, most: int = 65536, is_record: IsRecord = lambda _record: True) -> list[dict[str, Any]]:
     """The whole records in the last `most` bytes of a file, for whoever looks again and again; none without a file."""
     try:
         start = max(0, storage.size(uri) - most)
         data = storage.read_range(uri, start, most)
     except FileNotFoundError:
         return []
-    return _parse(data.partition(b"\n")[2] if start else data)
-
-
-def _parse(data: bytes) -> list[dict[str, Any]]:
-    records = []
-    for line in data.decode(errors="replace").splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:  # the line was being written when its writer died
-            continue
-    return records
+    return parse_lines(data.partition(b"\n")[2] if start else data, is_record).records
 
 
 class JsonlWriter:
@@ -80,7 +95,10 @@ class JsonlWriter:
 
     @staticmethod
     def _encode(record: dict[str, Any]) -> str:
-        return json.dumps(record) + "\n"
+        try:
+            return json.dumps(record, allow_nan=False) + "\n"
+        except ValueError:  # NaN is no JSON: a reader would leave the line out
+            return json.dumps(_finite(record), allow_nan=False) + "\n"
 
     def write(self, record: dict[str, Any]) -> None:
         """Append a record; returns at once."""
@@ -118,7 +136,7 @@ class JsonlWriter:
             self._file = storage.local_path(self._uri).open("a", encoding="utf-8")
             return
         with self._changed:
-            self._lines = [line for line in self._lines if not unwanted(json.loads(line))]
+            self._lines = [line for line in self._lines if not unwanted(json_records.parse(line.encode()))]
             self._version += 1
             self._stored = -1
 
@@ -162,3 +180,12 @@ class JsonlWriter:
             if version == self._version:
                 self._stored = lines
             self._changed.notify_all()
+
+
+def _finite(value: Any) -> Any:
+    """A record with null in place of numbers that are not finite."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

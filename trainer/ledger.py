@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
-from data_pipeline.ledger import FILE, DataOrder, Keys, chain, read_history
+from data_pipeline.ledger import FILE, DataOrder, Keys, chain, is_ledger_record, read_history
 from data_pipeline.manifest import differences
 from trainer.jsonl import JsonlWriter, read_records
 
@@ -36,7 +36,7 @@ class Ledger:
         self._file: JsonlWriter | None = None
         if dist.get_rank() == 0:
             path = storage.join(folder, FILE)
-            earlier = read_records(path)
+            earlier = read_records(path, is_ledger_record)
             self._file = JsonlWriter(path, keep=earlier)
             if earlier:
                 _check_order(path, read_history(path, earlier).order, order)

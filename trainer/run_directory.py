@@ -7,7 +7,7 @@
     metrics.jsonl       a record every `log_every` steps: the source of truth; trackers only read it (trackers/)
     events.jsonl        start, resume, restart, rollback, checkpoint, checkpoint_failed,
                         checkpoint_damaged, settings_changed, skipped_step, spike, finish, no_mfu, goodput,
-                        dropped_records
+                        dropped_records, lines_left_out
     metrics.prom        the newest record for Prometheus, if the folder is on this machine
     checkpoints/        see checkpoints/
     export/             the finished network, see data_pipeline/weights.py
@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import socket
 import time
@@ -24,9 +25,11 @@ from typing import Any
 from data_pipeline import storage
 from trainer.config import TrackingConfig
 from trainer.goodput import goodput, slim
-from trainer.jsonl import JsonlWriter, read_records
+from trainer.jsonl import JsonlWriter, left_out, read_lines, read_records
+from trainer.record_shapes import is_event, is_metrics
 from trainer.trackers import close_followers, open_followers
 
+_LOG = logging.getLogger(__name__)
 _PACKAGES = ("foldtrain", "torch", "deepspeed", "ray", "timm", "numpy")
 
 
@@ -39,7 +42,7 @@ def environment(extra: dict[str, Any]) -> dict[str, Any]:
 def append_event(uri: str, event: str, step: int, **details: Any) -> None:
     """Record something that happened before a stage's start is on record; returns when it is stored, or cannot be."""
     path = storage.join(uri, "events.jsonl")
-    events = JsonlWriter(path, keep=read_records(path))
+    events = JsonlWriter(path, keep=read_records(path, is_event))
     events.write({"time": time.time(), "event": event, "step": step} | details)
     events.close()
 
@@ -68,8 +71,9 @@ class RunDirectory:
         workers: int = 1,
     ) -> None:
         self.uri, self._workers = uri, workers
-        self._history = read_records(storage.join(uri, "events.jsonl"))
-        metrics = read_records(storage.join(uri, "metrics.jsonl"))
+        events = read_lines(storage.join(uri, "events.jsonl"), is_event)
+        measured = read_lines(storage.join(uri, "metrics.jsonl"), is_metrics)
+        self._history, metrics = events.records, measured.records
         self._windows = [slim(record) for record in metrics]
         kept = [record for record in metrics if record["step"] <= resume_step]
         self._metrics = JsonlWriter(storage.join(uri, "metrics.jsonl"), keep=kept)
@@ -79,6 +83,10 @@ class RunDirectory:
         self._began = self._begin(
             "resume" if self.restarts else "start", resume_step, began=began or time.time(), workers=workers
         )
+        for file, lines in (("events.jsonl", events), ("metrics.jsonl", measured)):
+            if lines.left_out:
+                _LOG.warning("%s", left_out(storage.join(uri, file), lines))
+                self.event("lines_left_out", resume_step, file=file, count=len(lines.left_out))
 
     def _begin(self, event: str, step: int, **details: Any) -> dict[str, Any]:
         """Record that training goes on after `step`, and account for the time up to the last record before.
@@ -110,7 +118,7 @@ class RunDirectory:
 
     def rollback(self, step: int) -> None:
         """Record that training goes on from an earlier step; records of later ones are taken back."""
-        self._metrics.drop(lambda record: record["step"] > step)
+        self._metrics.drop(lambda record: not is_metrics(record) or record["step"] > step)
         self._begin("rollback", step)
 
     def event(self, event: str, step: int, **details: Any) -> dict[str, Any]:

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from cluster.monitor import StageView, read_run, read_tail, read_training, usual_gap
+from cluster.monitor import StageView, read_run, read_training, usual_gap
 from cluster.monitor_view import frame, show
 from data_pipeline import storage
+from trainer.jsonl import read_last_records
 
 NOW = 1_000_000.0
 SLOW_NODE = ((1, "node1", 90.0), (2, "node1", 80.0), (3, "node2", 20.0))
@@ -119,12 +120,12 @@ def test_a_stage_that_only_started_is_shown(tmp_path: Path) -> None:
 
 def test_a_half_written_last_line_is_left_out(tmp_path: Path) -> None:
     write_lines(tmp_path / "m.jsonl", [metric(1, 9), metric(2, 8)], tail='{"time": 99, "st')
-    assert [record["step"] for record in read_tail(str(tmp_path / "m.jsonl"))] == [1, 2]
+    assert [record["step"] for record in read_last_records(str(tmp_path / "m.jsonl"))] == [1, 2]
 
 
 def test_of_a_long_file_only_the_end_is_read_and_no_cut_line(tmp_path: Path) -> None:
     write_lines(tmp_path / "m.jsonl", [metric(step, 5, note="x" * 200) for step in range(1, 3001)])
-    steps = [record["step"] for record in read_tail(str(tmp_path / "m.jsonl"))]
+    steps = [record["step"] for record in read_last_records(str(tmp_path / "m.jsonl"), 256 * 1024)]
     assert steps == list(range(steps[0], 3001))
     assert 300 < len(steps) < 3000
 

@@ -22,7 +22,8 @@ from data_pipeline.errors import FoldtrainError, UsageError
         (b"[1e999]", "too large"),
         (b'{"a": 1, "a": 2}', "the key 'a' twice"),
         (b'["\\ud800"]', "surrogate"),
-        (b"[" + b"9" * 5000 + b"]", "digits"),
+        (b"[" + b"9" * 5000 + b"]", "64 bits"),
+        (b"[-18446744073709551616]", "64 bits"),
         (b'{"a": 1', "delimiter"),
         (b"\xff\xfe{\x00}\x00", "utf-8"),
         (b"", "Expecting value"),
@@ -40,6 +41,28 @@ def test_a_record_as_deep_as_is_allowed_and_full_of_brackets_is_read() -> None:
         json_records.parse(b'{"a": [' + b"[]," * 500 + b'{"b": "[[[\\ud83d\\ude00"}]}')["a"][-1]["b"] == "[[[\U0001f600"
     )
     assert json_records.parse(deep) is not None
+
+
+def test_numbers_of_up_to_64_bits_are_read() -> None:
+    assert json_records.parse(b'[18446744073709551615, -9223372036854775808, 1.5e300, "99999999999999999999999"]') == [
+        *(2**64 - 1, -(2**63), 1.5e300, "9" * 23)
+    ]
+
+
+def test_a_line_that_is_no_record_takes_no_other_with_it() -> None:
+    bad = [
+        b"[" * 100_000,
+        b'{"a": NaN}',
+        b"7",
+        b"null",
+        b"[]",
+        b"\xff",
+        b'{"a": 1} x',
+        b'{"a": "' + b"x" * 2**20 + b'"}',
+    ]
+    lines = json_records.parse_lines(b'{"n": 1}\n' + b"\n".join(bad) + b'\n\n{"n": 2}\n{"cut": ')
+    assert lines.records == [{"n": 1}, {"n": 2}]
+    assert lines.left_out == list(range(2, 10))
 
 
 def test_a_record_beyond_the_size_limit_is_neither_read_nor_written(

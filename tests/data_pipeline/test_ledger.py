@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline.errors import UsageError
-from data_pipeline.ledger import DataOrder, audit, chain, read_history, step_indices
+from data_pipeline.ledger import DataOrder, audit, chain, is_ledger_record, read_history, step_indices
 from data_pipeline.order import step_positions
 
 SHARDS = (7, 3, 10)
@@ -116,3 +116,31 @@ def test_a_step_that_was_not_passed_over_as_recorded_is_found() -> None:
 def test_what_is_no_ledger_is_refused_by_name(records: list[Record]) -> None:
     with pytest.raises(UsageError, match=r"a/ledger\.jsonl"):
         read_history("a/ledger.jsonl", records)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {},
+        {"event": None},
+        {"event": ["order"]},
+        {"event": "start", "step": "x", "world": 1},
+        {"event": "start", "step": 0, "world": 0},
+        {"event": "start", "step": 1e400, "world": 1},
+        segment(0, 2, 1) | {"stop": 10**15},
+        segment(0, 2, 1) | {"first": -1},
+        segment(0, 2, 1) | {"skipped": [[0, 10**15]]},
+        segment(0, 2, 1) | {"skipped": 7},
+        segment(0, 2, 1) | {"crc": None},
+        {"event": "order", "data": 7},
+    ],
+)
+def test_a_record_that_cannot_be_is_none_of_a_ledger(bad: Record) -> None:
+    assert not is_ledger_record(bad)
+    with pytest.raises(UsageError, match="x is no ledger"):
+        read_history("x", [{"event": "order"} | ORDER.model_dump(), bad])
+
+
+def test_what_ranks_record_is_of_a_ledger() -> None:
+    records = [{"event": "order", "time": 1.5} | ORDER.model_dump(), started(0, 2), segment(0, 4, 2, skipped={1})]
+    assert all(map(is_ledger_record, records))

@@ -107,3 +107,19 @@ def test_storage_that_hangs_holds_up_no_write_flush_or_close(
     freed.set()
     writer.close(60.0)
     assert set(bounds) == {5.0}  # an upload that fails is not tried again for longer
+
+
+def test_a_number_that_is_not_finite_is_written_as_null(tmp_path: Path) -> None:
+    """NaN is no JSON, so every reader would leave its line out."""
+    path = tmp_path / "metrics.jsonl"
+    writer = JsonlWriter(str(path), keep=[])
+    writer.write({"step": 1, "loss": float("nan"), "parts": [float("inf"), {"a": float("-inf")}]})
+    writer.close()
+    assert path.read_text() == '{"step": 1, "loss": null, "parts": [null, {"a": null}]}\n'
+
+
+def test_a_line_that_is_no_record_is_left_out_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text('{"step": 1}\n' + "[" * 100_000 + '\nnull\n{"step": 2}\n')
+    assert read_records(str(path)) == [{"step": 1}, {"step": 2}]
+    assert "2 lines left out, the first is line 2" in caplog.text

@@ -180,18 +180,25 @@ def test_no_remedy_of_a_device_fills_its_host() -> None:
 
 
 def test_measurements_are_medians_without_the_first_record(tmp_path: Path) -> None:
-    write(tmp_path, "metrics.jsonl", [{"step_seconds": s, "samples_per_second": 8 / s} for s in (9.0, 1.0, 2.0, 3.0)])
+    write(
+        tmp_path,
+        "metrics.jsonl",
+        [{"step": 1, "step_seconds": s, "samples_per_second": 8 / s} for s in (9.0, 1.0, 2.0, 3.0)],
+    )
     saved = [
-        {"event": "checkpoint", "time": t, "seconds": 4.0, "blocked_seconds": 0.1, "bytes": 77} for t in (10, 20, 40)
+        {"event": "checkpoint", "step": 1, "time": t, "seconds": 4.0, "blocked_seconds": 0.1, "bytes": 77}
+        for t in (10, 20, 40)
     ]
-    write(tmp_path, "events.jsonl", [{"event": "start", "time": 0}, *saved, {"event": "resume", "time": 50}])
+    write(tmp_path, "events.jsonl", [{"event": "start", "time": 0}, *saved, {"event": "resume", "step": 1, "time": 50}])
     found = read_measured(str(tmp_path))
     assert (found.step_seconds, found.checkpoint_bytes, found.restarts) == (2.0, 77, 1)
     assert found.checkpoint_seconds_between == 15
 
 
 def test_the_most_memory_of_all_records_is_measured(tmp_path: Path) -> None:
-    records = [{"step_seconds": 1, "samples_per_second": 8, "memory_bytes": size} for size in (5.0, 9.0, 7.0)]
+    records = [
+        {"step": 1, "step_seconds": 1, "samples_per_second": 8, "memory_bytes": size} for size in (5.0, 9.0, 7.0)
+    ]
     write(tmp_path, "metrics.jsonl", records)
     found = read_measured(str(tmp_path))
     assert (found.resident_bytes, found.device_bytes) == (9, None)

@@ -65,7 +65,9 @@ def run(tmp_path: Path) -> Path:
     (folder / "stages.json").write_text(json.dumps(stages))
     lines = [{"step": step, "loss": 1 / step, "semantic": 0.5, "samples_per_second": 123.0} for step in (10, 20, 30)]
     (folder / "tokenizer" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (folder / "tokenizer" / "events.jsonl").write_text('{"event": "start"}\n{"event": "resume"}\n')
+    (folder / "tokenizer" / "events.jsonl").write_text(
+        '{"event": "start", "step": 0}\n{"event": "resume", "step": 9}\n'
+    )
     (folder / "samples" / "grid.png").write_bytes(PNG)
     (folder / "samples" / "reconstructions.png").write_bytes(PNG + b"2")
     return folder

@@ -57,3 +57,20 @@ def test_the_records_of_all_steps_of_a_checkpoint_outlive_a_kill_as_it_does(tmp_
     assert [step for step, _ in found] == [4, 8, 10]
     for step, stored in found:
         assert stored[:step] == list(range(1, step + 1))
+
+
+def test_lines_that_are_no_records_do_not_stop_a_restart_and_are_counted(tmp_path: Path) -> None:
+    first = RunDirectory(str(tmp_path), "generator", {}, 0)
+    first.metrics({"time": 1.0, "step": 1})
+    first.close()
+    bad = ["[" * 100_000, "null", '{"no": "step"}', '{"step": "x", "event": 7}']
+    for name in ("metrics.jsonl", "events.jsonl"):
+        with (tmp_path / name).open("a") as file:
+            file.write("\n".join(bad) + "\n")
+    again = RunDirectory(str(tmp_path), "generator", {}, 1)
+    again.close()
+    assert again.restarts == 1
+    events = read_records(str(tmp_path / "events.jsonl"))
+    told = [(event["file"], event["count"]) for event in events if event["event"] == "lines_left_out"]
+    assert told == [("events.jsonl", 4), ("metrics.jsonl", 4)]
+    assert [record["step"] for record in read_records(str(tmp_path / "metrics.jsonl"))] == [1]

@@ -8,12 +8,13 @@ from data_pipeline import storage
 from trainer import spikes
 from trainer.checkpoints.folder import complete_steps, read_state
 from trainer.jsonl import read_records
+from trainer.record_shapes import is_event
 from trainer.spikes import Rollback
 
 
 def decisions_on_record(folder: str) -> list[Rollback]:
     """The rollbacks of a stage, by its folder, in their order."""
-    return spikes.recorded(read_records(storage.join(folder, "events.jsonl")))
+    return spikes.recorded(read_records(storage.join(folder, "events.jsonl"), is_event))
 
 
 def steps_on_course(checkpoints: str, decisions: Sequence[Rollback]) -> list[int]:

@@ -10,6 +10,7 @@ from typing import Any
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from trainer.jsonl import read_records
+from trainer.record_shapes import is_metrics, is_timed_event
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,10 @@ def read_measured(folder: str) -> Measured:
     Raises:
         UsageError: if it has none.
     """
-    metrics = [r for r in read_records(storage.join(folder, "metrics.jsonl")) if r.get("step_seconds")]
+    metrics = [r for r in read_records(storage.join(folder, "metrics.jsonl"), is_metrics) if r.get("step_seconds")]
     if not metrics:
         raise UsageError(f"{folder}: no measurements there (metrics.jsonl is missing or empty): train the stage first")
-    events = read_records(storage.join(folder, "events.jsonl"))
+    events = read_records(storage.join(folder, "events.jsonl"), is_timed_event)
     saved = [event for event in events if event.get("event") == "checkpoint"]
     times = [float(event["time"]) for event in saved]
     between = [later - earlier for earlier, later in itertools.pairwise(times)]

@@ -11,6 +11,7 @@ import yaml
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from trainer.jsonl import read_records
+from trainer.record_shapes import is_event, is_metrics
 from trainer.report.belonging import notes
 from trainer.report.data import Evaluation, Record, ReportData, Samples, StageConfig, StageRecords, StageTime
 
@@ -107,8 +108,8 @@ def in_order_of_steps(records: Iterable[Any]) -> tuple[Record, ...]:
 
 
 def _stage_records(run_uri: str, stage: str) -> StageRecords:
-    metrics = read_records(storage.join(run_uri, stage, "metrics.jsonl"))
-    events = read_records(storage.join(run_uri, stage, "events.jsonl"))
+    metrics = read_records(storage.join(run_uri, stage, "metrics.jsonl"), is_metrics)
+    events = read_records(storage.join(run_uri, stage, "events.jsonl"), is_event)
     return StageRecords(stage, in_order_of_steps(metrics), tuple(event for event in events if isinstance(event, dict)))
 
 
