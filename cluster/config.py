@@ -141,7 +141,8 @@ class RunConfig(Section):
     """Where it runs."""
     accept_changes: bool = False
     """Let a stage go on with other settings of its optimizer than it was begun with: learning rate and its schedule,
-    steps, decay, clipping, precision, spikes. What has changed, and at which step, is an event in events.jsonl."""
+    steps, decay, clipping, precision, spikes. A finished stage goes on only with more steps, from its last checkpoint.
+    What has changed, and at which step, is an event in events.jsonl."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -9,6 +9,7 @@ from data_pipeline import storage, weights
 from data_pipeline.config import ReadingConfig
 from data_pipeline.errors import UsageError
 from data_pipeline.manifest import differences
+from data_pipeline.weights import Card
 from trainer.config import ClassifierStageConfig, GeneratorStageConfig, TokenizerStageConfig, TrackingConfig
 
 StageSection = ClassifierStageConfig | TokenizerStageConfig | GeneratorStageConfig
@@ -48,6 +49,9 @@ _CHANGEABLE = {
     "spikes",
     "extra",
 }
+
+_SECTIONS = {"judge": "evaluation.judge"}
+"""Where a stage's section is in the config, if it does not have the stage's name."""
 
 # Settings of `data.reading` that decide what is seen, and in which order.
 _SEEN = {"decode", "crop", "shuffle_window"}
@@ -95,7 +99,7 @@ class TrainJob:
         return {"stage": self.stage, "section": section, "seed": self.seed, "data": seen, "lineage": self.lineage}
 
     def is_finished(self) -> bool:
-        """Whether the network is there already, made with these settings.
+        """Whether the network is there already, made with these settings, after as many steps.
 
         Raises:
             UsageError: if the folder holds a run with other settings, and may not go on with these.
@@ -106,30 +110,60 @@ class TrainJob:
             return False
         found = differences(recorded, self.settings())
         exported = storage.exists(storage.join(self.export, "card.json"))
+        card = weights.read_card(self.export, self.stage) if exported else None
         if found:
-            self._refuse(found, exported)
-        if not exported:
-            return False
-        weights.read_card(self.export, self.stage)
-        return True
+            self._refuse(found, card)
+        return card is not None and not self._is_longer(card)
+
+    def _is_longer(self, card: Card) -> bool:
+        """Whether more steps are asked for than the finished network was trained for."""
+        return card.steps is not None and self.section.trainer.steps > card.steps
 
     @property
     def _settings(self) -> str:
         return storage.join(self.folder, "settings.json")
 
-    def _refuse(self, found: list[str], exported: bool) -> None:
-        """Raise, unless the run is to go on with what was changed, and can."""
+    def _refuse(self, found: list[str], card: Card | None) -> None:
+        """Raise, unless the run is to go on with what was changed, and can.
+
+        Args:
+            found: the changes.
+            card: of the finished network, if it is there.
+        """
         keys = {line.split(":")[0].removeprefix("section.trainer.").split(".")[0] for line in found}
-        can = keys <= _CHANGEABLE and not exported
+        allowed = keys <= _CHANGEABLE
+        can = allowed and (card is None or self._is_longer(card))
         if can and self.accept_changes:
+            if card is not None:
+                self._check_checkpoint(card)
             return
-        go_on = ", or set accept_changes=true to go on from the newest checkpoint with these" if can else ""
-        whole = "finished run" if exported else "run"
-        changes = "\n  ".join(found)
+        whole, changes = "run" if card is None else "finished run", "\n  ".join(found)
         raise UsageError(
             f"{self.folder} holds a {whole} with other settings (there -> asked for now):\n  {changes}\n"
-            f"Set `run` to another folder, or restore the settings, or delete that folder to start anew{go_on}."
+            "Set `run` to another folder, or restore the settings, or delete that folder to start anew"
+            f"{self._way_on(can, allowed, card)}."
         )
+
+    def _way_on(self, can: bool, allowed: bool, card: Card | None) -> str:
+        """What else the user may do, in words."""
+        if can and card is not None:
+            return f", or set accept_changes=true to train it further, from step {card.steps} on, with these"
+        if can:
+            return ", or set accept_changes=true to go on from the newest checkpoint with these"
+        if allowed and card is not None and card.steps is not None:
+            key = f"{_SECTIONS.get(self.stage, self.stage)}.trainer.steps"
+            return f", or set {key} above {card.steps} and accept_changes=true to train it further with these"
+        return ""
+
+    def _check_checkpoint(self, card: Card) -> None:
+        """A finished network is trained further from its checkpoint: its export has no moments."""
+        from trainer.checkpoints.folder import latest_step
+
+        if latest_step(self.checkpoints) is None:
+            raise UsageError(
+                f"{self.folder} holds a network of {card.steps} steps, but {self.checkpoints} has no complete "
+                "checkpoint from which it could be trained further: restore one, or set `run` to another folder"
+            )
 
     def begin(self, step: int = 0) -> None:
         """Record the config, and the settings so that a later start can compare; and what has changed, as an event.

@@ -89,11 +89,46 @@ def test_what_state_or_data_depend_on_is_refused_all_the_same(tmp_path: Path, ot
         replace(job(tmp_path, learning_rate=0.5, **other), accept_changes=True).is_finished()
 
 
-def test_a_finished_run_does_not_go_on_with_other_settings(tmp_path: Path) -> None:
+@pytest.fixture
+def finished(tmp_path: Path) -> Path:
+    """A stage of 5 steps that has ended."""
     job(tmp_path).begin()
-    weights.write_weights(job(tmp_path).export, "teacher", {}, {"model": {"w": torch.zeros(1)}}, {})
-    with pytest.raises(UsageError, match="finished run with other settings"):
-        replace(job(tmp_path, steps=50), accept_changes=True).is_finished()
+    files = {"model": {"w": torch.zeros(1)}}
+    weights.write_weights(job(tmp_path).export, "teacher", {}, files, {}, steps=5)
+    checkpoint = Path(job(tmp_path).checkpoints, "step_00000005")
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "COMPLETE").touch()
+    return tmp_path
+
+
+def test_a_finished_run_is_trained_further_if_that_is_asked_for(finished: Path) -> None:
+    longer = job(finished, steps=50, learning_rate=0.5)
+    with pytest.raises(UsageError, match=r"accept_changes=true to train it further, from step 5 on, with these\.$"):
+        longer.is_finished()
+    longer = replace(longer, accept_changes=True)
+    assert not longer.is_finished()
+    longer.begin(5)
+    assert not replace(longer, accept_changes=False).is_finished(), "until its export is of 50 steps"
+    weights.write_weights(longer.export, "teacher", {}, {"model": {"w": torch.ones(1)}}, {}, steps=50)
+    assert longer.is_finished()
+
+
+@pytest.mark.parametrize("other", [{"steps": 4}, {"learning_rate": 0.5}])
+def test_a_finished_run_does_not_go_on_without_more_steps_and_says_what_would(finished: Path, other: Any) -> None:
+    with pytest.raises(UsageError, match=r"finished run (.|\n)*set teacher\.trainer\.steps above 5 and accept_changes"):
+        replace(job(finished, **other), accept_changes=True).is_finished()
+
+
+@pytest.mark.parametrize("other", [{"seed": 3}, {"global_batch": 8}, {"images": "b" * 64}])
+def test_a_finished_run_of_something_else_is_not_trained_further(finished: Path, other: Any) -> None:
+    with pytest.raises(UsageError, match=r"start anew\.$"):
+        replace(job(finished, steps=50, **other), accept_changes=True).is_finished()
+
+
+def test_without_a_checkpoint_a_finished_run_is_not_begun_anew(finished: Path) -> None:
+    Path(job(finished).checkpoints, "step_00000005", "COMPLETE").unlink()
+    with pytest.raises(UsageError, match=r"no complete checkpoint from which it could be trained further"):
+        replace(job(finished, steps=50), accept_changes=True).is_finished()
 
 
 class Built(Exception):  # noqa: N818 - stands for the loop that is built at last

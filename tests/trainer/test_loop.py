@@ -148,6 +148,20 @@ def test_the_best_checkpoint_stays(tmp_path: Path) -> None:
     assert complete_steps(str(tmp_path / "run" / "checkpoints")) == sorted({slowest, STEPS})
 
 
+def test_a_finished_run_is_trained_further_and_its_export_is_of_the_last_step(tmp_path: Path) -> None:
+    whole, longer = tmp_path / "whole", tmp_path / "longer"
+    settings: dict[str, Any] = {"final_learning_rate": 1.0, "keep_checkpoints": 1}
+    more = replace(job(longer, steps=14, **settings), accept_changes=True)
+    starts = [(job(whole, steps=14, **settings), None), (job(longer, **settings), None), (more, None)]
+    assert run_gloo(1, tmp_path, run, starts)[0] == [(True, 112), (True, 80), (True, 112)]
+    assert losses(longer) == losses(whole)
+    one, other = ((folder / "export" / "card.json").read_bytes() for folder in (whole, longer))
+    assert one == other
+    assert json.loads(one)["steps"] == 14
+    assert complete_steps(str(longer / "checkpoints")) == [14]
+    assert more.is_finished()
+
+
 def other_data(one: TrainJob, other: TrainJob) -> str:
     run([(one, 2)])
     with pytest.raises(UsageError) as refused:
