@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from cluster.config_errors import closest
 from cluster.scale import PROGRESS, STAGES
 from cluster.shard_ledger import WorkerRate
 from cluster.stage_records import recorded_folder
@@ -25,6 +26,10 @@ Record = dict[str, Any]
 Status = Literal["running", "stalled", "stopped", "finished", "failed"]
 
 TRAINING_STAGES = ("teacher", "judge", "tokenizer", "generator")
+_PARTS = {"images", *TRAINING_STAGES, "tokens", "samples", "evaluation.json", "stages.json", "report.html"}
+"""What stages leave in a run."""
+_MOST_CHILDREN = 50
+"""Folders that are looked into for a run that may have been meant."""
 _TAIL_BYTES = 256 * 1024
 _UNSHOWN = {"goodput", "spike_samples"}
 """Events that are shown elsewhere, or are for `foldtrain` and people with a question."""
@@ -96,6 +101,32 @@ def read_run(run: str, now: float) -> list[StageView]:
     views |= {name: read_shards(recorded_folder(run, name), name, now) for name in STAGES.values()}
     order = ("images", "teacher", "judge", "tokenizer", "tokens", "generator")
     return [view for name in order if (view := views[name]) is not None]
+
+
+def require_run(run: str) -> None:
+    """Make sure that a run is there, whether or not any of its stages have begun.
+
+    Raises:
+        UsageError: if there is nothing, or something else; it says what is like it.
+    """
+    names = storage.list_names(run)
+    if _PARTS & set(names) or (not names and not storage.is_remote(run) and storage.local_path(run).is_dir()):
+        return
+    if names:
+        runs = [name for name in names[:_MOST_CHILDREN] if _PARTS & set(storage.list_names(storage.join(run, name)))]
+        hint = f"did you mean {storage.join(run, runs[0])}?" if runs else f"a run has {', '.join(sorted(_PARTS))}"
+        raise UsageError(f"{run} is no run: it holds {', '.join(names[:3])}; {hint}")
+    raise UsageError(f"there is no run at {run}, or nothing has begun there yet: {_similar_run(run)}")
+
+
+def _similar_run(run: str) -> str:
+    """A hint at what may have been meant."""
+    if not storage.is_remote(run):
+        path = storage.local_path(run)
+        near = closest(path.name, storage.list_names(str(path.parent)))
+        if near:
+            return f"did you mean {path.parent / near}?"
+    return "give the folder that `run` names"
 
 
 def read_training(uri: str, name: str, now: float) -> StageView | None:
@@ -171,7 +202,13 @@ def read_shards(uri: str, name: str, now: float) -> StageView | None:
 def _shards_status(uri: str, progress: Record, age: float, gap: float) -> Status:
     if progress.get("state") == "finished" or storage.exists(storage.join(uri, "manifest.json")):
         return "finished"
-    return "failed" if progress.get("state") == "ended" else _quiet_or_running(age, gap)
+    match progress.get("state"):
+        case "stopped":
+            return "stopped"
+        case "failed" | "ended":  # as earlier versions called it
+            return "failed"
+        case _:
+            return _quiet_or_running(age, gap)
 
 
 def _worker_rates(progress: Record) -> Iterator[WorkerRate]:

@@ -6,9 +6,11 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from cluster.monitor import StageView, read_run
+from cluster.monitor import StageView, read_run, require_run
 from cluster.shard_ledger import slowest
 from cluster.terminal import console, duration, sparkline
+from data_pipeline.errors import FoldtrainError, StorageAwayError
+from data_pipeline.storage_retries import is_transient, patience
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -19,6 +21,8 @@ _RIGHT = {"LOSS", "IMAGES/S", "ETA"}
 _EVENTS = 6
 _LEAST_SHARE = 0.005
 """Of the wall time, below which a cause is not listed."""
+_PATIENCE_SECONDS = 5.0
+"""How long one request of a look may be tried: the next look is soon."""
 _HOSTS = 8
 """Hosts whose workers are listed."""
 _WIDE = 100
@@ -29,30 +33,82 @@ def show(run: str, *, once: bool, interval: float) -> None:
     """Print how a run stands, once or every `interval` seconds until interrupted.
 
     A store that does not answer is said and asked again; it does not end the monitor.
+
+    Raises:
+        UsageError: if there is no run.
+        FoldtrainError: if it cannot be read: with `once` for whatever reason, else for one that does not pass.
     """
     from rich.live import Live
 
-    terminal = console()
+    terminal, watch = console(), Watch(run)
     if once:
-        terminal.print(frame(run, read_run(run, time.time()), time.time(), terminal.width))
+        watch.read(time.time())
+        terminal.print(watch.frame(time.time(), terminal.width))
     elif not terminal.is_terminal:
         while True:  # a pipe gets one frame below the other
-            terminal.print(_look(run, terminal.width))
+            terminal.print(watch.look(time.time(), terminal.width))
             time.sleep(interval)
     else:
         with Live(console=terminal, auto_refresh=False) as live:
             while True:
-                live.update(_look(run, terminal.width), refresh=True)
+                live.update(watch.look(time.time(), terminal.width), refresh=True)
                 time.sleep(interval)
 
 
-def _look(run: str, width: int) -> RenderableType:
-    from rich.text import Text
+class Watch:
+    """What was last seen of a run, which is shown until there is something newer.
 
-    try:
-        return frame(run, read_run(run, time.time()), time.time(), width)
-    except OSError as error:
-        return Text(f"{run} cannot be read: {error}; trying again")
+    Args:
+        run: its URI.
+    """
+
+    def __init__(self, run: str) -> None:
+        self._run = run
+        self._views: list[StageView] = []
+        self._seen_at: float | None = None
+        self._away = ""
+
+    def read(self, now: float) -> None:
+        """Read how the run stands.
+
+        Raises:
+            UsageError: if there is no run, and never was.
+            FoldtrainError: if storage does not answer, or refuses.
+            OSError: if it cannot be read.
+        """
+        if self._seen_at is None:
+            require_run(self._run)
+        self._views = read_run(self._run, now)
+        self._seen_at, self._away = now, ""
+
+    def look(self, now: float, width: int) -> RenderableType:
+        """Read how the run stands, and show that; or what was seen last, while storage does not answer.
+
+        Raises:
+            FoldtrainError: if the first look fails for a reason that does not pass.
+        """
+        try:
+            with patience(_PATIENCE_SECONDS):
+                self.read(now)
+        except (OSError, FoldtrainError) as error:
+            passes = isinstance(error, StorageAwayError) or (isinstance(error, OSError) and is_transient(error))
+            if self._seen_at is None and not passes:
+                raise
+            self._away = str(error)
+        return self.frame(now, width)
+
+    def frame(self, now: float, width: int) -> RenderableType:
+        """What was seen last; above it, that it is not from now, if so."""
+        from rich.console import Group
+        from rich.text import Text
+
+        if not self._away:
+            return frame(self._run, self._views, now, width)
+        last = "nothing was seen yet" if self._seen_at is None else f"this is from {_clock('%H:%M:%S', self._seen_at)}"
+        note = Text(f"storage cannot be read, {last}; trying again. {self._away}", "yellow")
+        if self._seen_at is None:
+            return Group(Text(self._run, "bold"), note)
+        return Group(note, frame(self._run, self._views, self._seen_at, width))
 
 
 def frame(run: str, views: Sequence[StageView], now: float, width: int) -> RenderableType:

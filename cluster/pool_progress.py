@@ -46,8 +46,9 @@ class PoolProgress:
     def __exit__(self, kind: type[BaseException] | None, *_error: object) -> None:
         """Leave the terminal as it stands, and the record of the end."""
         self._line.close()
-        self._record("ended" if kind else "finished", None, ())
-        if kind in {KeyboardInterrupt, SystemExit}:
+        told = kind is not None and issubclass(kind, KeyboardInterrupt | SystemExit)
+        self._record("stopped" if told else "failed" if kind else "finished", None, ())
+        if told:
             self._line.say(f"interrupted with {self.shards_done} of {self._shards} shards; the same command goes on")
 
     def add(self, images: int) -> None:

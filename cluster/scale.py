@@ -74,6 +74,11 @@ def running_folder(run: str, stage: str | None) -> str:
         raise UsageError(f"{run}: both ingest and tokenize are at work; say which with --stage")
     if "finished" in states.values():
         raise UsageError(f"{run}: there is nothing to scale, {_named(folders)} is complete")
+    if "ended" in states.values():
+        raise UsageError(
+            f"{run}: {_named(folders)} is not at work any more; start it again, with data.max_workers or "
+            "tokens.max_workers"
+        )
     raise UsageError(
         f"{run}: {_named(folders)} has not begun there; give the run's config, or the folder of the shards themselves"
     )
@@ -84,13 +89,15 @@ def _named(folders: dict[str, str]) -> str:
 
 
 def _state(folder: str) -> str:
-    """running, finished, or none."""
+    """running, finished, ended, or none."""
     try:
         progress = storage.read_json(storage.join(folder, PROGRESS))
     except FileNotFoundError:
         return "none"
-    is_finished = isinstance(progress, dict) and progress.get("state") == "finished"
-    return "finished" if is_finished or storage.exists(storage.join(folder, "manifest.json")) else "running"
+    state = progress.get("state") if isinstance(progress, dict) else None
+    if state == "finished" or storage.exists(storage.join(folder, "manifest.json")):
+        return "finished"
+    return "ended" if state in {"stopped", "failed", "ended"} else "running"
 
 
 def write_scale(uri: str, fewest: int, most: int) -> None:

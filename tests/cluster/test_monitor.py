@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from cluster import monitor_view
 from cluster.monitor import StageView, read_run, read_training, usual_gap
-from cluster.monitor_view import frame, show
+from cluster.monitor_view import Watch, frame, show
+from cluster.pool_progress import PoolProgress
 from data_pipeline import storage
+from data_pipeline.errors import FoldtrainError, StorageAwayError, UsageError
 from trainer.jsonl import read_last_records
 
 NOW = 1_000_000.0
@@ -187,9 +191,101 @@ def test_what_a_run_says_is_not_markup(tmp_path: Path) -> None:
     assert "[red]odd[/] at step 1" in shown("[bold]run", [view])
 
 
-def test_an_empty_run_is_said_to_be_empty(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    show(str(tmp_path / "nowhere"), once=True, interval=1)
+@pytest.mark.parametrize("made", [(), ("images/config.yaml",)])
+def test_an_empty_run_is_said_to_be_empty(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], made: tuple[str, ...]
+) -> None:
+    for name in made:
+        storage.write_bytes(str(tmp_path / name), b"")
+    show(str(tmp_path), once=True, interval=1)
     assert "nothing has begun in this run" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("once", [True, False])
+@pytest.mark.parametrize(
+    ("run", "hint"),
+    [
+        ("runs/frist", r"no run at runs/frist, .* did you mean runs/first\?"),
+        ("elsewhere", r"no run at elsewhere, .* give the folder that `run` names"),
+        ("runs", r"runs is no run: it holds first; did you mean runs/first\?"),
+        ("notes", r"notes is no run: it holds todo.txt; a run has .*tokenizer"),
+        ("notes/todo.txt", "no run at notes/todo.txt"),
+    ],
+)
+def test_a_mistyped_run_is_an_error_and_what_may_be_meant_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: str, hint: str, *, once: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    stage(tmp_path / "runs/first", [metric(1, 1)], [event("start", 0, 1)])
+    storage.write_bytes(str(tmp_path / "notes/todo.txt"), b"")
+    with pytest.raises(UsageError, match=hint):
+        show(run, once=once, interval=0)
+
+
+def looked(watch: Watch, now: float = NOW) -> str:
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(watch.look(now, 200))
+    return captured.get()
+
+
+def test_while_storage_is_away_the_last_view_is_shown_with_its_time_and_then_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage(tmp_path, [metric(10, 5)], [event("start", 0, 50)])
+    watch = Watch(str(tmp_path))
+    assert "10/100 steps" in looked(watch)
+
+    def away(*_: object) -> list[StageView]:
+        raise StorageAwayError("the server does not answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(monitor_view, "read_run", away)
+        shown_meanwhile = looked(watch, NOW + 500)
+    assert "storage cannot be read, this is from" in shown_meanwhile
+    assert "trying again. the server does not answer" in shown_meanwhile
+    assert "10/100 steps" in shown_meanwhile
+    assert "running" in shown_meanwhile
+    stage(tmp_path, [metric(20, 5)], [event("start", 0, 50)])
+    assert ["20/100 steps" in looked(watch), "trying again" in looked(watch)] == [True, False]
+
+
+def test_a_server_that_never_answered_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as closed:  # bound, and never listening: a connection is refused
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{closed.getsockname()[1]}")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+        monkeypatch.setattr(monitor_view, "_PATIENCE_SECONDS", 0.01)
+        text = looked(Watch("s3://bucket/run"))
+    assert "storage cannot be read, nothing was seen yet; trying again" in text
+
+
+def test_a_refusal_that_does_not_pass_ends_the_first_look_and_no_later_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> list[StageView]:
+        raise FoldtrainError("access is denied")
+
+    stage(tmp_path, [metric(10, 5)], [event("start", 0, 50)])
+    seen = Watch(str(tmp_path))
+    looked(seen)
+    monkeypatch.setattr(monitor_view, "read_run", refused)
+    with pytest.raises(FoldtrainError, match="access is denied"):
+        looked(Watch(str(tmp_path)))
+    assert "trying again. access is denied" in looked(seen)
+
+
+@pytest.mark.parametrize(
+    ("raised", "status"), [(KeyboardInterrupt(), "stopped"), (SystemExit(143), "stopped"), (FoldtrainError(), "failed")]
+)
+def test_a_pool_that_was_told_to_end_is_stopped_and_one_that_could_not_go_on_has_failed(
+    tmp_path: Path, raised: BaseException, status: str
+) -> None:
+    with pytest.raises(type(raised)), PoolProgress("tokenize", str(tmp_path / "tokens"), 4, 40, 1, 10):
+        raise raised
+    (view,) = read_run(str(tmp_path), NOW)
+    assert (view.status, view.done, view.total) == (status, 1, 4)
 
 
 def test_the_usual_gap_is_the_median() -> None:

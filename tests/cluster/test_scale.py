@@ -117,6 +117,14 @@ def test_a_run_where_nothing_has_begun_is_left_alone(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("state", ["stopped", "failed"])
+def test_a_tokenize_that_has_ended_is_left_alone(run: Path, state: str) -> None:
+    (run / "tokens" / "progress.json").write_text(f'{{"state": "{state}"}}')
+    with pytest.raises(UsageError, match=r"is not at work any more; start it again, with .*max_workers"):
+        runs.scale(str(run), "3")
+    assert read_scale(str(run / "tokens")) is None
+
+
 def test_a_finished_tokenize_is_left_alone(run: Path) -> None:
     (run / "tokens" / "manifest.json").write_text("{}")
     with pytest.raises(UsageError, match="is complete"):
