@@ -85,6 +85,15 @@ def _check_depth(value: Any) -> None:
     raise ValueError(_too_deep())
 
 
+def finite(value: Any) -> Any:
+    """A record with null in place of numbers that are not finite, so that it is JSON."""
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 MOST_LINE_BYTES = 2**20
 """Longest line of a file of JSON lines that is read; ours have some hundred bytes."""
 

@@ -277,8 +277,13 @@ def abort_upload(upload: UnfinishedUpload) -> None:
 
 
 def canonical_json(record: Any) -> bytes:
-    """The one spelling of a record, so that the same content has the same bytes."""
-    return (json.dumps(record, sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode()
+    """The one spelling of a record, so that the same content has the same bytes; null for what is not finite."""
+    spelling: dict[str, Any] = {"sort_keys": True, "indent": 1, "ensure_ascii": False, "allow_nan": False}
+    try:
+        text = json.dumps(record, **spelling)
+    except ValueError:  # NaN is no JSON, and `read_json` takes none
+        text = json.dumps(json_records.finite(record), **spelling)
+    return (text + "\n").encode()
 
 
 def write_json(uri: str, record: Any) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import threading
 import time
@@ -12,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from data_pipeline import json_records, storage
-from data_pipeline.json_records import Lines, parse_lines
+from data_pipeline.json_records import Lines, finite, parse_lines
 from data_pipeline.storage_retries import patience
 
 _LOG = logging.getLogger(__name__)
@@ -98,7 +97,7 @@ class JsonlWriter:
         try:
             return json.dumps(record, allow_nan=False) + "\n"
         except ValueError:  # NaN is no JSON: a reader would leave the line out
-            return json.dumps(_finite(record), allow_nan=False) + "\n"
+            return json.dumps(finite(record), allow_nan=False) + "\n"
 
     def write(self, record: dict[str, Any]) -> None:
         """Append a record; returns at once."""
@@ -180,12 +179,3 @@ class JsonlWriter:
             if version == self._version:
                 self._stored = lines
             self._changed.notify_all()
-
-
-def _finite(value: Any) -> Any:
-    """A record with null in place of numbers that are not finite."""
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

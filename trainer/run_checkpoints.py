@@ -138,7 +138,8 @@ class RunCheckpoints:
         if self._engine.loss_scale and state.get("loss_scale"):  # a run may have gone over to fp16
             self._engine.loss_scale.load_state(state["loss_scale"])
         self.writer.saved = step
-        return Progress(self._course.next_step(step), step, state["skipped_steps"], state["skipped_in_a_row"])
+        skipped, in_a_row = (read.reader.count(name) for name in ("skipped_steps", "skipped_in_a_row"))
+        return Progress(self._course.next_step(step), step, skipped, in_a_row)
 
     def is_due(self) -> bool:
         """Whether rank 0's clock asks for one."""

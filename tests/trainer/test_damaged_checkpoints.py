@@ -266,7 +266,7 @@ def test_a_checkpoint_whose_state_cannot_be_read_is_not_taken_for_one_that_a_rol
     for step in (10, 30, 40):
         committed(tmp_path / "checkpoints" / f"step_{step:08d}", "0000000a")
     garble(tmp_path / "checkpoints" / "step_00000030" / "state.json")
-    spike = {"event": "spike", "action": "rollback", "back_to": 20, "skip": [22, 26]}
+    spike = {"event": "spike", "step": 25, "action": "rollback", "back_to": 20, "skip": [22, 26]}
     (tmp_path / "events.jsonl").write_text(json.dumps(spike) + "\n")
     assert run_gloo(1, tmp_path, chosen, str(tmp_path)) == [[30, 10]]
     assert folder.all_steps(str(tmp_path / "checkpoints")) == [10, 30]

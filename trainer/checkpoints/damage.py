@@ -7,11 +7,10 @@ step takes it away. Whoever mends the files removes the mark.
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from data_pipeline import storage
-from data_pipeline.errors import CorruptShardError
+from data_pipeline.errors import CorruptShardError, UsageError
 
 DAMAGED = "DAMAGED"
 
@@ -45,11 +44,11 @@ def is_marked(folder: str) -> bool:
 def marked_with(folder: str) -> str | None:
     """What a folder's mark says; None if there is none."""
     try:
-        mark: dict[str, Any] = json.loads(storage.read_bytes(storage.join(folder, DAMAGED)))
+        mark: dict[str, Any] = storage.read_json(storage.join(folder, DAMAGED))
         return f"{mark['file']}: {mark['wrong']}"
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError):  # it was put there by hand
+    except (UsageError, KeyError, TypeError):  # it was put there by hand
         return "marked as damaged"
 
 

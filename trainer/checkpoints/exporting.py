@@ -62,14 +62,14 @@ def export_deepspeed(checkpoints: str, step: int, output: str, *, ema: bool) -> 
     buffers = {name.removeprefix(_PREFIX) for name in reader.index.by_tensor(BUFFER)}
     names = [name for name in whole["fp32"] if name not in buffers]
     folder = storage.join(output, f"global_step{step}")
-    described = _model_states(whole["fp32"], names, buffers, reader.state)
+    described = _model_states(whole["fp32"], names, buffers, reader)
     _write_pickle(storage.join(folder, "mp_rank_00_model_states.pt"), described)
     # Where a ZeRO 3 engine looks for the counts. What has no tensors in it, `zero_to_fp32` leaves aside.
     counts = described | {"module": OrderedDict(), "buffer_names": []}
     _write_pickle(storage.join(folder, "zero_pp_rank_0_mp_rank_00_model_states.pt"), counts)
     flat = torch.cat([whole["fp32"][name].flatten() for name in names])
     _write_pickle(storage.join(folder, "zero_pp_rank_0_mp_rank_00_optim_states.pt"), _optimizer_states(flat))
-    taken = torch.tensor(float(reader.state["optimizer_step"]))
+    taken = torch.tensor(float(reader.count("optimizer_step")))
     for name in names:
         for file, tensors in whole.items():
             _write_pickle(storage.join(folder, "zero", name, f"{file}.pt"), {"param": tensors[name]})
@@ -81,7 +81,7 @@ def export_deepspeed(checkpoints: str, step: int, output: str, *, ema: bool) -> 
 
 
 def _model_states(
-    network: dict[str, Tensor], names: list[str], buffers: set[str], state: dict[str, Any]
+    network: dict[str, Tensor], names: list[str], buffers: set[str], reader: CheckpointReader
 ) -> dict[str, Any]:
     from importlib.metadata import version
 
@@ -93,8 +93,8 @@ def _model_states(
         "frozen_param_fragments": None,
         "shared_params": {},
         "ds_version": version("deepspeed"),
-        "global_steps": state["step"],
-        "skipped_steps": state["skipped_steps"],
+        "global_steps": reader.count("step"),
+        "skipped_steps": reader.count("skipped_steps"),
         "dp_world_size": 1,
         "mp_world_size": 1,
     }

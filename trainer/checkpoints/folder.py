@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from typing import Any
 
-from data_pipeline import storage
+from data_pipeline import json_records, storage
 from data_pipeline.errors import FoldtrainError, UsageError
 from trainer.checkpoints.damage import DamagedCheckpointError, is_marked, unmark
 
@@ -58,10 +57,42 @@ def latest_step(checkpoints: str) -> int | None:
 def read_state(checkpoints: str, step: int) -> dict[str, Any]:
     """state.json of a checkpoint, unchecked; {} if it is not there or cannot be read, which a start calls damage."""
     try:
-        state = json.loads(storage.read_bytes(storage.join(step_folder(checkpoints, step), STATE)))
-    except (FileNotFoundError, ValueError):
+        return _checked_state(storage.read_json(storage.join(step_folder(checkpoints, step), STATE)))
+    except (FileNotFoundError, UsageError, ValueError):
         return {}
-    return state if isinstance(state, dict) else {}
+
+
+_COUNTS = ("step", "optimizer_step", "skipped_steps", "skipped_in_a_row", "world_size", "zero_stage")
+
+
+def _checked_state(state: Any) -> dict[str, Any]:
+    """A state, if what is known of its fields holds; those that it lacks are its reader's business.
+
+    Raises:
+        ValueError: if not.
+    """
+    if not isinstance(state, dict):
+        raise ValueError("it is no object")  # noqa: TRY004 - damage like any other
+    for name in _COUNTS:
+        if name in state and not (type(state[name]) is int and 0 <= state[name] < 2**53):
+            raise ValueError(f"{name} is no count")
+    ranges = state.get("skipped_ranges", [])
+    pairs = isinstance(ranges, list) and all(isinstance(each, list) and len(each) == 2 for each in ranges)
+    if not pairs or not all(type(end) is int for each in ranges for end in each):
+        raise ValueError("skipped_ranges are no ranges of steps")
+    spikes = state.get("spikes") or {"losses": [], "strange": []}
+    lists = [spikes.get(name) for name in ("losses", "strange")] if isinstance(spikes, dict) else [None]
+    if not all(isinstance(each, list) and all(isinstance(v, int | float) for v in each) for each in lists):
+        raise ValueError("spikes are no lists of numbers")
+    for name, needed in (("metrics", set()), ("loss_scale", {"value", "applied_in_a_row"})):
+        held = state.get(name) or dict.fromkeys(needed, 0)
+        if not isinstance(held, dict) or not held.keys() >= needed or not all(map(_is_number, held.values())):
+            raise ValueError(f"{name} holds what is no number")
+    return state
+
+
+def _is_number(value: object) -> bool:
+    return value is None or isinstance(value, int | float)
 
 
 @dataclass(frozen=True)
@@ -107,17 +138,20 @@ def read_committed(folder: str) -> Committed:
     """
     marker = _read_marker(folder)
     records = {name: _read_record(folder, name, marker) for name in (INDEX, STATE)}
-    return Committed(records[INDEX], json.loads(records[STATE]))
+    try:
+        return Committed(records[INDEX], _checked_state(json_records.parse(records[STATE])))
+    except ValueError as error:
+        raise DamagedCheckpointError(storage.join(folder, STATE), f"it is no state of a training ({error})") from None
 
 
 def _read_marker(folder: str) -> dict[str, Any]:
     path = storage.join(folder, COMPLETE)
     try:
-        data = storage.read_bytes(path)
+        data = storage.read_bytes(path, json_records.MOST_BYTES)
     except FileNotFoundError:
         raise UsageError(f"{folder} holds no complete checkpoint (COMPLETE is missing)") from None
     try:
-        marker = json.loads(data) if data else {"format": 1}
+        marker = json_records.parse(data) if data else {"format": 1}
     except ValueError as error:
         raise DamagedCheckpointError(path, f"it is not valid JSON ({error})") from error
     if not isinstance(marker, dict) or "format" not in marker:
@@ -133,7 +167,7 @@ def _read_marker(folder: str) -> dict[str, Any]:
 def _read_record(folder: str, name: str, marker: dict[str, Any]) -> bytes:
     path = storage.join(folder, name)
     try:
-        data = storage.read_bytes(path)
+        data = storage.read_bytes(path, json_records.MOST_BYTES)
     except FileNotFoundError:
         raise DamagedCheckpointError(path, "it is missing") from None
     if storage.sha256(data) != marker.get(name):
@@ -150,7 +184,7 @@ def _read_record(folder: str, name: str, marker: dict[str, Any]) -> bytes:
 def _attempt(record: bytes) -> str | None:
     """The attempt that a record names; earlier versions named none."""
     try:
-        found = json.loads(record)
+        found = json_records.parse(record)
     except ValueError:
         return None
     return found.get("attempt") if isinstance(found, dict) else None

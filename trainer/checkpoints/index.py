@@ -13,10 +13,17 @@ Numbers in an entry are places in the lists before it. Elements [start, stop) of
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import pairwise
+from typing import Annotated, Any, Literal
 
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from data_pipeline import json_records
+from data_pipeline.manifest import first_problem
+from data_pipeline.names import CheckpointFileName, Count, TensorName
 from trainer.checkpoints.folder import FORMAT_VERSION
 
 BLOCK_BYTES = 2**20
@@ -24,6 +31,36 @@ BLOCK_BYTES = 2**20
 
 ITEM_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 """Bytes of an element, by the names that safetensors uses."""
+
+
+MOST_DIMENSIONS = 16
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class _File(_Part):
+    name: CheckpointFileName
+    bytes: Count
+
+
+class _Tensor(_Part):
+    name: TensorName
+    shape: tuple[Count, ...] = Field(max_length=MOST_DIMENSIONS)
+    dtype: Literal["F64", "I64", "F32", "I32", "F16", "BF16", "I16", "I8", "U8", "BOOL"]
+
+
+class _Record(_Part):
+    """The JSON of an index."""
+
+    format: Literal[2]
+    attempt: Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z_-]{1,64}$")] | None = None
+    block: Annotated[int, Field(ge=BLOCK_BYTES, le=BLOCK_BYTES)]
+    files: list[_File]
+    roles: list[TensorName]
+    tensors: list[_Tensor]
+    entries: list[tuple[Count, Count, Count, Count, Count, Count, tuple[Annotated[int, Field(ge=0, lt=2**32)], ...]]]
 
 
 @dataclass(frozen=True)
@@ -96,17 +133,39 @@ class Index:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Index:
-        """What `to_bytes` wrote."""
-        record: dict[str, Any] = json.loads(data)
-        assert record["format"] == FORMAT_VERSION
-        assert record["block"] == BLOCK_BYTES
-        tensors = [TensorInfo(t["name"], tuple(t["shape"]), t["dtype"]) for t in record["tensors"]]
-        names, roles = [file["name"] for file in record["files"]], record["roles"]
-        entries = [
-            Entry(roles[role], tensors[tensor], start, stop, names[file], offset, tuple(crcs))
-            for role, tensor, start, stop, file, offset, crcs in record["entries"]
-        ]
-        return cls(entries, {file["name"]: file["bytes"] for file in record["files"]}, record.get("attempt"))
+        """What `to_bytes` wrote.
+
+        Raises:
+            ValueError: if it is anything else: a name that is none, a place that a list does not have, elements that a
+                tensor does not have, bytes that a file does not have.
+        """
+        try:
+            record = _Record.model_validate(json_records.parse(data))
+        except ValidationError as error:
+            raise ValueError(first_problem(error)) from None
+        tensors = [TensorInfo(tensor.name, tensor.shape, tensor.dtype) for tensor in record.tensors]
+        files = {file.name: file.bytes for file in record.files}
+        names, roles, entries = list(files), record.roles, []
+        if len(files) != len(record.files):
+            raise ValueError("it names a file twice")
+        for number, (role, tensor, start, stop, file, offset, crcs) in enumerate(record.entries):
+            if role >= len(roles) or tensor >= len(tensors) or file >= len(names):
+                raise ValueError(f"entry {number} is about something that no list has")
+            entry = Entry(roles[role], tensors[tensor], start, stop, names[file], offset, crcs)
+            if not start <= stop <= math.prod(entry.tensor.shape):
+                raise ValueError(f"{entry.key} has elements {start} to {stop}, which its tensor does not")
+            if offset + entry.bytes > files[entry.file] or len(crcs) != -(-entry.bytes // BLOCK_BYTES):
+                raise ValueError(f"{entry.key} has {entry.bytes} bytes at {offset}, which {entry.file} does not hold")
+            entries.append(entry)
+        index = cls(entries, files, record.attempt)
+        index._check_overlaps(roles)
+        return index
+
+    def _check_overlaps(self, roles: Iterable[str]) -> None:
+        for role in roles:
+            for name, entries in self.by_tensor(role).items():
+                if any(one.stop > other.start for one, other in pairwise(entries)):
+                    raise ValueError(f"{role}/{name} has elements that are there twice")
 
 
 def merge(parts: Iterable[Index], attempt: str | None = None) -> Index:

@@ -17,7 +17,7 @@ from torch import Tensor
 from data_pipeline import storage
 from data_pipeline.errors import CorruptShardError
 from trainer.checkpoints.damage import DamagedCheckpointError
-from trainer.checkpoints.folder import Committed, read_committed
+from trainer.checkpoints.folder import INDEX, STATE, Committed, read_committed
 from trainer.checkpoints.index import BLOCK_BYTES, ITEM_BYTES, Entry, Index
 from trainer.checkpoints.snapshot import DTYPES
 
@@ -59,7 +59,20 @@ class CheckpointReader:
         self.folder = folder
         committed: Committed = read_committed(folder)
         self.state = committed.state
-        self.index = Index.from_bytes(committed.index)
+        try:
+            self.index = Index.from_bytes(committed.index)
+        except ValueError as error:
+            raise DamagedCheckpointError(storage.join(folder, INDEX), f"it is no index ({error})") from None
+
+    def count(self, name: str) -> int:
+        """A number of its state.
+
+        Raises:
+            DamagedCheckpointError: if the state lacks it.
+        """
+        if name not in self.state:
+            raise DamagedCheckpointError(storage.join(self.folder, STATE), f"it lacks {name}")
+        return int(self.state[name])
 
     def fill(self, wanted: Sequence[Wanted]) -> None:
         """Fill tensors, on whatever device and of whatever dtype they are.

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from data_pipeline.errors import UsageError
+from data_pipeline import storage
+from data_pipeline.errors import CorruptShardError, UsageError
 from data_pipeline.manifest import differences
+from trainer.checkpoints.damage import DamagedCheckpointError
 from trainer.checkpoints.folder import step_folder
 from trainer.checkpoints.index import Entry
 from trainer.checkpoints.reader import CheckpointReader, Wanted
@@ -52,7 +54,7 @@ def adopt(reader: CheckpointReader, module: nn.Module, owned: OwnedState, buffer
     """Go on from what all ranks have read (a collective)."""
     for name, buffer in module.named_buffers():
         buffer.copy_(buffers[name].view(buffer.shape))
-    owned.optimizer_step = int(reader.state["optimizer_step"])
+    owned.optimizer_step = reader.count("optimizer_step")
     owned.publish()
 
 
@@ -90,9 +92,25 @@ def assemble(checkpoints: str, step: int, role: str) -> dict[str, Tensor]:
     return tensors | _assemble(reader, BUFFER)
 
 
+def _check_room(reader: CheckpointReader, role: str, found: dict[str, list[Entry]]) -> None:
+    """Whole tensors take the memory that their shapes ask for, so ask first whether the files hold so many elements."""
+    for name, entries in found.items():
+        held, wanted = sum(entry.stop - entry.start for entry in entries), math.prod(entries[0].tensor.shape)
+        if held != wanted:
+            raise CorruptShardError(
+                f"{reader.folder}/index.json covers {held} of the {wanted} elements of {role}/{name}"
+            )
+    sizes = storage.walk(reader.folder)
+    for file in sorted({entry.file for entries in found.values() for entry in entries}):
+        if sizes.get(file) != reader.index.files[file]:
+            state = f"it ends at byte {sizes[file]} of {reader.index.files[file]}" if file in sizes else "it is missing"
+            raise DamagedCheckpointError(storage.join(reader.folder, file), state)
+
+
 def _assemble(reader: CheckpointReader, role: str) -> dict[str, Tensor]:
     found: dict[str, list[Entry]] = reader.index.by_tensor(role)
     infos = {name: entries[0].tensor for name, entries in found.items()}
+    _check_room(reader, role, found)
     flat = {name: torch.empty(math.prod(info.shape), dtype=DTYPES[info.dtype]) for name, info in infos.items()}
     reader.fill([Wanted(role, name, 0, tensor) for name, tensor in flat.items()])
     return {name: tensor.view(infos[name].shape) for name, tensor in flat.items()}

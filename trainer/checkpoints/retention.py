@@ -142,7 +142,7 @@ def all_strays(checkpoints: str, act: Callable[[str, int, Index], list[str]]) ->
     for step in complete_steps(checkpoints):
         try:
             index = Index.from_bytes(read_committed(step_folder(checkpoints, step)).index)
-        except UsageError:  # damaged or of another format: whose files are whose cannot be told
+        except (UsageError, ValueError):  # damaged or of another format: whose files are whose cannot be told
             continue
         found += act(checkpoints, step, index)
     return found
