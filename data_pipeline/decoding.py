@@ -40,6 +40,10 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # su
 _WIDE_GREY = {"I;16", "I;16B", "I;16L", "I;16N", "I"}
 
 
+class PictureTooLargeError(ValueError):
+    """An image file asks for more pixels than are decoded."""
+
+
 def image_extension(data: bytes) -> str:
     """The extension that an image's content asks for, whatever its name says.
 
@@ -51,6 +55,8 @@ def image_extension(data: bytes) -> str:
     try:
         with open_image(data) as image:
             return _EXTENSIONS[str(image.format)]
+    except PictureTooLargeError:
+        raise
     except UnidentifiedImageError:  # its text has an address in it, which differs from run to run
         raise ValueError(f"is not an image that can be read ({', '.join(_FORMATS)})") from None
     except Exception as error:  # Pillow raises many kinds on bytes that are not what they seem
@@ -61,12 +67,15 @@ def open_image(data: bytes) -> ImageFile:
     """An image file whose header was read, in a format that is known to be safe, of a size that memory has room for.
 
     Raises:
-        ValueError: if it has too many pixels.
+        PictureTooLargeError: if it has too many pixels.
         Exception: whatever Pillow raises on a file that is none.
     """
-    image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    try:
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    except Image.DecompressionBombError as error:
+        raise PictureTooLargeError(f"has too many pixels ({error})") from error
     if image.width * image.height > MOST_PIXELS:
-        raise ValueError(f"it has {image.width} x {image.height} pixels, more than {MOST_PIXELS:,} in all")
+        raise PictureTooLargeError(f"has {image.width} x {image.height} pixels, more than {MOST_PIXELS:,} in all")
     return image
 
 
@@ -84,6 +93,8 @@ def decode(data: bytes) -> Image.Image:
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
             return _to_rgb(image)
+    except PictureTooLargeError:
+        raise
     except Exception as error:  # Pillow raises many kinds on damaged files
         raise ValueError(f"cannot be decoded as an image ({type(error).__name__}: {error})") from error
 
@@ -135,7 +146,7 @@ def plain_jpeg(data: bytes) -> JpegHeader | None:
 
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        with Image.open(io.BytesIO(data)) as image:
+        with open_image(data) as image:
             if image.format != "JPEG" or image.size != (width, height) or colours not in ("YCbCr", "Gray"):
                 return None
             return JpegHeader(width, height, image.getexif().get(ExifTags.Base.Orientation, 1))

@@ -1,7 +1,8 @@
 """A decoded picture from which squares are cut, after ADM's resize (arXiv 2105.05233, as published with its code).
 
-`ExactPicture` computes what Pillow computes, bit for bit. `FastPicture` does the same resize on other arithmetic: a
-JPEG file is halved while it is decoded instead of with a box filter afterwards, and only the square is resized.
+`ExactPicture` computes what Pillow computes, bit for bit, unless a picture is hundreds of times as long as wide.
+`FastPicture` does the same resize on other arithmetic: a JPEG file is halved while it is decoded instead of with a box
+filter afterwards, and only the square is resized.
 Shape suffixes: H height, W width, C channels.
 """
 
@@ -16,6 +17,9 @@ import numpy as np
 from PIL import Image
 
 from data_pipeline.decoding import MOST_HALVINGS, JpegHeader, Pixels, decode, decode_jpeg, plain_jpeg
+
+MOST_RESIZED_PIXELS = 2**24
+"""A picture that would be larger after its resize, because it is long and narrow, is not resized as a whole."""
 
 
 class Square(NamedTuple):
@@ -55,9 +59,13 @@ def resized_size(width: int, height: int, short: int) -> tuple[int, int]:
 def resize(image: Image.Image, short: int) -> Image.Image:
     """ADM's resize: halve with a box filter as often as `halvings` says, then go to the target with a bicubic one."""
     size = resized_size(image.width, image.height, short)
+    return _halve(image, short).resize(size, Image.Resampling.BICUBIC)
+
+
+def _halve(image: Image.Image, short: int) -> Image.Image:
     for _ in range(halvings(image.width, image.height, short)):
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    return image.resize(size, Image.Resampling.BICUBIC)
+    return image
 
 
 @dataclass(frozen=True)
@@ -74,7 +82,41 @@ class ExactPicture:
     def cut(self, square: Square) -> Pixels:
         """One square, uint8 [side, side, 3]."""
         _, left, top, side = square
+        if math.prod(resized_size(*self.image.size, square.short)) > MOST_RESIZED_PIXELS:
+            return _cut_alone(self.image, square)
         return np.asarray(resize(self.image, square.short).crop((left, top, left + side, top + side)))
+
+
+def _cut_alone(image: Image.Image, square: Square) -> Pixels:
+    """What `resize` and a crop give, but for a level in the last place: only what is kept is resized.
+
+    A picture of 1 x 60000 pixels would become one of 256 x 15 million.
+    """
+    short, left, top, side = square
+    width, height = resized_size(*image.size, short)
+    image = _halve(image, short)
+    columns, rows = _span(left, side, image.width, width), _span(top, side, image.height, height)
+    part = image.crop((columns.start, rows.start, columns.stop, rows.stop))
+    across, down = (columns.box[0], 0, columns.box[1], part.height), (0, rows.box[0], side, rows.box[1])
+    narrow = part.resize((side, part.height), Image.Resampling.BICUBIC, box=across)
+    return np.asarray(narrow.resize((side, side), Image.Resampling.BICUBIC, box=down))
+
+
+class _Span(NamedTuple):
+    """What a resize reads of a side of a picture, in pixels."""
+
+    start: int
+    stop: int
+    box: tuple[float, float]
+    """The part that is resized, from `start` on; the filter reads some pixels around it."""
+
+
+def _span(first: int, count: int, size: int, resized: int) -> _Span:
+    scale = size / resized
+    begin, end = first * scale, min((first + count) * scale, size)
+    margin = math.ceil(2 * max(1.0, scale)) + 1  # the bicubic filter's
+    start, stop = max(0, math.floor(begin) - margin), min(size, math.ceil(end) + margin)
+    return _Span(start, stop, (begin - start, end - start))
 
 
 class Turn(NamedTuple):

@@ -13,6 +13,8 @@ from data_pipeline.sources import ItemReader, RawItem
 
 READING_THREADS = 8
 """Images that are read at a time, while one is decoded."""
+MOST_BYTES = 2**28
+"""A larger file is set aside unread: the largest picture that is taken has fewer bytes when it is unpacked."""
 _ADDRESS = re.compile(r" ?<[^<>]* at 0x[0-9a-fA-F]+>")
 """How an object without a name is printed: it differs from run to run."""
 
@@ -40,7 +42,10 @@ def screen_items(
     return good, [result for result in results if isinstance(result, Quarantined)]
 
 
-def _read(reader: ItemReader, item: RawItem) -> bytes:
+def _read(reader: ItemReader, item: RawItem) -> bytes | None:
+    """An image's file; None if it is too large to be read."""
+    if item.size > MOST_BYTES:
+        return None
     try:
         return reader.read(item)
     except FileNotFoundError as error:
@@ -48,10 +53,14 @@ def _read(reader: ItemReader, item: RawItem) -> bytes:
             f"{item.name} (key {item.key}) was there when the source was listed, but is gone now: {error}. "
             "Run foldtrain ingest again with a source that does not change"
         ) from error
+    except PermissionError as error:
+        raise UsageError(f"{item.name} (key {item.key}) cannot be read: {error}. Change its permissions") from error
 
 
-def screen_image(item: RawItem, data: bytes) -> ImageSample | Quarantined:
-    """The image as it is stored, or why it cannot be: it is empty, cut, damaged, or no image."""
+def screen_image(item: RawItem, data: bytes | None) -> ImageSample | Quarantined:
+    """The image as it is stored, or why it cannot be: it is empty, cut, damaged, too large, or no image."""
+    if data is None or len(data) > MOST_BYTES:
+        return Quarantined(item.key, item.name, f"has {item.size} bytes, more than {MOST_BYTES}")
     try:
         extension = image_extension(data)
         decode(data)

@@ -51,6 +51,11 @@ def wide_grey_png() -> bytes:
     return saved(Image.fromarray(np.full((8, 8), 65535 // 4, np.uint16)), "PNG")
 
 
+def wide_grey_jpeg2000() -> bytes:
+    """16 bits of grey, a quarter of the way to white."""
+    return saved(Image.fromarray(np.full((8, 8), 65535 // 4, np.uint16)), "JPEG2000")
+
+
 def palette_png() -> bytes:
     """A palette, with one of its colours transparent."""
     image = Image.new("P", (8, 8), 1)
@@ -69,6 +74,11 @@ ODD: dict[str, tuple[bytes, str, Colour, Colour]] = {
     "wide_grey.png": (wide_grey_png(), "png", (64, 64, 64), (64, 64, 64)),
     "palette.png": (palette_png(), "png", (255, 255, 255), RED),
     "grey.JPEG": (saved(Image.new("L", (8, 8), 77), "JPEG", quality=100), "jpg", (77, 77, 77), (77, 77, 77)),
-    "colours.gif": (saved(Image.new("RGB", (8, 8), BLUE), "GIF"), "gif", BLUE, BLUE),
+    "colours.avif": (saved(Image.new("RGB", (8, 8), RED), "AVIF", quality=100), "avif", RED, RED),
+    "clear.avif": (saved(Image.new("RGBA", (8, 8), (*RED, 0)), "AVIF"), "avif", (255, 255, 255), (255, 255, 255)),
+    "colours_2000.jp2": (saved(Image.new("RGB", (8, 8), BLUE), "JPEG2000"), "jp2", BLUE, BLUE),
+    "stream.jpg": (saved(Image.new("RGB", (8, 8), RED), "JPEG2000", no_jp2=True), "jp2", RED, RED),
+    "wide_grey_2000.jp2": (wide_grey_jpeg2000(), "jp2", (64, 64, 64), (64, 64, 64)),
+    "colours_256.gif": (saved(Image.new("RGB", (8, 8), BLUE), "GIF"), "gif", BLUE, BLUE),
 }
 """File name to its bytes, the extension that its content has, and the colours of its first and its last pixel."""

@@ -10,8 +10,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from data_pipeline import pictures
 from data_pipeline.decoding import Pixels
-from data_pipeline.pictures import DECODERS, FastPicture, Picture, Square, halvings, resized_size
+from data_pipeline.pictures import DECODERS, ExactPicture, FastPicture, Picture, Square, halvings, resized_size
 from tests.data_pipeline.small_data import jpeg
 
 
@@ -84,3 +85,45 @@ def test_a_jpeg_is_halved_while_it_is_decoded_as_adm_would_and_at_most_three_tim
     _, fast = opened(photograph(240, 200), short)
     assert isinstance(fast, FastPicture)
     assert fast.pixels_HWC.shape == (200 >> halved, 240 >> halved, 3)
+
+
+@given(st.integers(1, 40), st.integers(40, 200), st.booleans(), st.integers(40, 60), st.data())
+@settings(max_examples=60)
+def test_a_square_of_a_long_picture_is_what_resizing_all_of_it_gives(
+    narrow: int, long: int, is_tall: bool, short: int, data: st.DataObject
+) -> None:
+    width, height = (narrow, long) if is_tall else (long, narrow)
+    noise = np.random.default_rng(long).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    wide, high = resized_size(width, height, short)
+    left, top = data.draw(st.integers(0, wide - short)), data.draw(st.integers(0, high - short))
+    picture, square = ExactPicture(Image.fromarray(noise)), Square(short, left, top, short)
+    whole = picture.cut(square)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(pictures, "MOST_RESIZED_PIXELS", 0)
+        assert np.abs(picture.cut(square).astype(int) - whole).max() <= 2
+
+
+@pytest.mark.parametrize("decode", DECODERS)
+@pytest.mark.parametrize("sides", [(1, 60000), (60000, 1), (3, 65500)])
+def test_only_the_square_of_a_long_picture_is_resized(
+    decode: str, sides: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole of it would have billions of pixels."""
+    buffer = io.BytesIO()
+    Image.new("RGB", sides, (200, 30, 30)).save(buffer, "PNG")
+    made: list[int] = []
+    resize = Image.Image.resize
+
+    def counted(image: Image.Image, size: tuple[int, int], *arguments: object, **options: object) -> Image.Image:
+        made.append(size[0] * size[1])
+        assert made[-1] < 2**22
+        return resize(image, size, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Image.Image, "resize", counted)
+    picture = DECODERS[decode](buffer.getvalue(), 256)
+    wide, high = resized_size(*sides, 256)
+    for square in (Square(256, 0, 0, 256), Square(256, (wide - 256) // 2, (high - 256) // 2, 256)):
+        pixels_HWC = picture.cut(square)
+        assert pixels_HWC.shape == (256, 256, 3)
+        assert (pixels_HWC == (200, 30, 30)).all()
+    assert made
