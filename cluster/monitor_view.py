@@ -10,7 +10,8 @@ from cluster.monitor import StageView, read_run, require_run
 from cluster.shard_ledger import slowest
 from cluster.terminal import console, duration, sparkline
 from data_pipeline.errors import FoldtrainError, StorageAwayError
-from data_pipeline.storage_retries import is_transient, patience
+from data_pipeline.storage_errors import is_transient
+from data_pipeline.storage_retries import patience
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -21,3 +21,18 @@ class UsageError(FoldtrainError):
 
 class CorruptShardError(UsageError):
     """A shard's bytes are not those that were committed."""
+
+
+class NotAFileError(UsageError, IsADirectoryError, NotADirectoryError):
+    """There is a folder, or something that is no file at all, where a file is expected; or the reverse."""
+
+
+class DiskError(FoldtrainError, OSError):
+    """This machine's disk is full, read-only, broken, or not this user's."""
+
+    def __init__(self, number: int, text: str) -> None:
+        super().__init__(number, text)
+
+    def __str__(self) -> str:
+        """What to tell the user."""
+        return str(self.args[1])

@@ -12,9 +12,16 @@ from datetime import datetime
 from typing import Any
 
 from data_pipeline.errors import FoldtrainError
+from data_pipeline.object_clients import is_s3
+from data_pipeline.object_reads import time_limit
 from data_pipeline.storage_retries import patiently
 
 DELETED_AT_ONCE = 1000
+PAGE_BYTES, MOST_PAGES, MOST_EMPTY_PAGES = 2 * 2**20, 100_000, 1000
+"""Of a listing: what a page of 1,000 objects has at most, pages in all, and pages in a row without any object."""
+_OBJECT_MARKERS = {"ContinuationToken": "NextContinuationToken"}
+_UPLOAD_MARKERS = {"KeyMarker": "NextKeyMarker", "UploadIdMarker": "NextUploadIdMarker"}
+"""Where the next page begins: the argument that says so, and the part of the page before that it comes from."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +44,6 @@ class UnfinishedUpload:
     """In seconds since 1970."""
 
 
-def is_s3(fs: Any) -> bool:
-    """Whether an fsspec filesystem is s3fs."""
-    protocol = getattr(fs, "protocol", "")
-    return "s3" in ((protocol,) if isinstance(protocol, str) else protocol)
-
-
 def list_tree(fs: Any, uri: str, *, folders: bool = False) -> dict[str, Entry]:
     """Every object below a folder, by relative name, sorted.
 
@@ -52,8 +53,8 @@ def list_tree(fs: Any, uri: str, *, folders: bool = False) -> dict[str, Entry]:
         folders: whether to list folders that the storage knows, too, with a slash behind their names.
     """
     if is_s3(fs):
-        bucket, prefix = _place(fs, uri)
-        pages = _pages(fs, uri, {"Bucket": bucket, "Prefix": prefix})
+        _, prefix = _place(fs, uri)
+        pages = _objects(fs, uri)
         found = {entry["Key"]: Entry(entry["Size"], entry["LastModified"].timestamp()) for entry in _all(pages)}
     else:
         prefix = fs._strip_protocol(uri).rstrip("/") + "/"
@@ -74,9 +75,9 @@ def list_folder(fs: Any, uri: str) -> list[str]:
         except FileNotFoundError:
             return []
         return sorted(name.rstrip("/").rsplit("/", 1)[-1] for name in listed)
-    bucket, prefix = _place(fs, uri)
+    _, prefix = _place(fs, uri)
     names: set[str] = set()
-    for page in _pages(fs, uri, {"Bucket": bucket, "Prefix": prefix, "Delimiter": "/"}):
+    for page in _objects(fs, uri, Delimiter="/"):
         found = [entry["Key"] for entry in page.get("Contents", [])]
         found += [entry["Prefix"] for entry in page.get("CommonPrefixes", [])]
         names.update(name.removeprefix(prefix).rstrip("/") for name in found)
@@ -94,7 +95,7 @@ def delete_tree(fs: Any, uri: str) -> None:
             patiently(uri, lambda: fs.rm(uri, recursive=True))
         return
     bucket, prefix = _place(fs, uri)
-    keys = [entry["Key"] for entry in _all(_pages(fs, uri, {"Bucket": bucket, "Prefix": prefix}))]
+    keys = [entry["Key"] for entry in _all(_objects(fs, uri))]
     keys.append(prefix.rstrip("/"))
     for start in range(0, len(keys), DELETED_AT_ONCE):
         batch = {"Objects": [{"Key": key} for key in keys[start : start + DELETED_AT_ONCE]], "Quiet": True}
@@ -116,18 +117,13 @@ def unfinished_uploads(fs: Any, uri: str) -> list[UnfinishedUpload]:
     if not is_s3(fs):
         return []
     bucket, prefix = _place(fs, uri)
-    found: list[UnfinishedUpload] = []
-    more: dict[str, str] = {}
-    while True:
-        arguments = {"Bucket": bucket, "Prefix": prefix, **more}
-        page: dict[str, Any] = patiently(uri, functools.partial(fs.call_s3, "list_multipart_uploads", **arguments))
-        for upload in page.get("Uploads", []):
-            if upload["Key"].startswith(prefix):
-                place = f"s3://{bucket}/{upload['Key']}"
-                found.append(UnfinishedUpload(place, upload["UploadId"], upload["Initiated"].timestamp()))
-        if not page.get("IsTruncated"):
-            return found
-        more = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+    pages = _pages(fs, uri, "list_multipart_uploads", {"Bucket": bucket, "Prefix": prefix}, _UPLOAD_MARKERS)
+    return [
+        UnfinishedUpload(f"s3://{bucket}/{upload['Key']}", upload["UploadId"], upload["Initiated"].timestamp())
+        for page in pages
+        for upload in page.get("Uploads", [])
+        if upload["Key"].startswith(prefix)
+    ]
 
 
 def abort_upload(fs: Any, uri: str, upload_id: str) -> None:
@@ -147,13 +143,38 @@ def _place(fs: Any, uri: str) -> tuple[str, str]:
     return bucket, f"{key.rstrip('/')}/" if key else ""
 
 
-def _pages(fs: Any, uri: str, arguments: dict[str, str]) -> Iterator[dict[str, Any]]:
+def _objects(fs: Any, uri: str, **arguments: str) -> Iterator[dict[str, Any]]:
+    bucket, prefix = _place(fs, uri)
+    return _pages(fs, uri, "list_objects_v2", {"Bucket": bucket, "Prefix": prefix, **arguments}, _OBJECT_MARKERS)
+
+
+def _pages(
+    fs: Any, uri: str, method: str, arguments: dict[str, str], markers: dict[str, str]
+) -> Iterator[dict[str, Any]]:
+    """The pages of a listing, each of which says where the next one begins.
+
+    Raises:
+        FoldtrainError: if the server sends the listing in a circle, or pages without anything for ever.
+    """
+    request = functools.partial(fs.call_s3, method, **arguments, **time_limit(fs, uri, PAGE_BYTES))
+    seen: set[tuple[str, ...]] = set()
+    place: dict[str, str] = {}
+    pages = empty = 0
     while True:
-        page: dict[str, Any] = patiently(uri, functools.partial(fs.call_s3, "list_objects_v2", **arguments))
+        page: dict[str, Any] = patiently(uri, functools.partial(request, **place))
         yield page
         if not page.get("IsTruncated"):
             return
-        arguments = arguments | {"ContinuationToken": page["NextContinuationToken"]}
+        pages += 1
+        empty = 0 if any(page.get(kind) for kind in ("Contents", "CommonPrefixes", "Uploads")) else empty + 1
+        place = {name: str(page.get(source) or "") for name, source in markers.items()}
+        marks = {tuple(place.values())} | {("begins with", entry["Key"]) for entry in page.get("Contents", [])[:1]}
+        if marks & seen or not any(place.values()) or empty > MOST_EMPTY_PAGES or pages > MOST_PAGES:
+            raise FoldtrainError(
+                f"{uri}: the server's listing does not come to an end: page {pages:,} is one that was there before, or "
+                "has nothing. Another version of the server may do; if there are that many objects, list a part of them"
+            )
+        seen |= marks
 
 
 def _all(pages: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from data_pipeline.storage_retries import ShortReadError
+from data_pipeline.errors import NotAFileError, UsageError
+from data_pipeline.object_clients import is_s3
+from data_pipeline.storage_errors import service_code
+from data_pipeline.storage_retries import FIRST_CONTACT_PATIENCE, ShortReadError, was_reached
 
 PIECE_BYTES = 64 * 2**20
 """Larger objects are read in pieces of this size, so that a cut connection costs one piece."""
 PIECES_AT_ONCE = 4
+ANSWER_SECONDS, SLOWEST_BYTES = 60.0, 100_000
+"""A read that is not answered whole within so many seconds, and the time that its bytes take at so many a second, is
+tried again: a server at a byte a second keeps each connection alive for ever."""
 BUFFER_BYTES = 4 * 2**20
 """What an open file asks for at least."""
 
+_UNEXPLAINED = {301, 400, 403, 404}
+"""Statuses with several reasons."""
+
 ReadRange = Callable[[int, int], bytes]
 """Reads (start, length) of one object."""
+
+
+def time_limit(fs: Any, uri: str, read: int = 0) -> dict[str, float]:
+    """What makes fsspec give a request up in time whose answer has so many bytes; a first one sooner."""
+    if not getattr(fs, "async_impl", False):
+        return {}
+    seconds = ANSWER_SECONDS + read / SLOWEST_BYTES
+    return {"timeout": seconds if was_reached(uri) else min(seconds, FIRST_CONTACT_PATIENCE)}
 
 
 def get_range(fs: Any, uri: str, start: int, length: int) -> bytes:
@@ -27,16 +45,64 @@ def get_range(fs: Any, uri: str, start: int, length: int) -> bytes:
         ShortReadError: if fewer arrived, although there are more.
     """
     try:
-        data = bytes(fs.cat_file(uri, start=start, end=start + length))
+        data = bytes(fs.cat_file(uri, start=start, end=start + length, **time_limit(fs, uri, length)))
     except OSError as error:
         if error.errno != errno.EINVAL:  # HTTP 416: nothing of the range is inside the object
             raise
         data = b""
     if len(data) != length:
-        there = min(max(0, int(fs.size(uri)) - start), length)
+        there = min(max(0, object_size(fs, uri) - start), length)
         if len(data) != there:
             raise ShortReadError(f"{len(data)} of {there} bytes arrived from {start} on")
     return data
+
+
+def object_size(fs: Any, uri: str) -> int:
+    """Bytes of an object.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        UsageError: if the server does not say.
+    """
+    if is_s3(fs):
+        if not fs.split_path(uri)[1]:
+            raise NotAFileError(f"{uri} is a bucket, and a file is expected: name the file")
+        return int(_head(fs, uri, _UNEXPLAINED)["ContentLength"])
+    found = fs.size(uri, **time_limit(fs, uri))
+    if found is None:
+        raise UsageError(f"{uri}: the server does not say how long it is; copy it to a disk or a bucket first")
+    return int(found)
+
+
+def exists(fs: Any, uri: str) -> bool:
+    """Whether there is an object or a folder.
+
+    s3fs takes every failure at the level of a bucket (a dead server, wrong credentials) for "no".
+    """
+    if not is_s3(fs):
+        return bool(fs.exists(uri, **time_limit(fs, uri)))
+    bucket, key, _ = fs.split_path(uri.rstrip("/"))
+    if key:
+        with contextlib.suppress(FileNotFoundError):
+            _head(fs, uri, _UNEXPLAINED - {404})  # what is missing is looked for as a folder below
+            return True
+    prefix = f"{key}/" if key else ""
+    page = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1, **time_limit(fs, uri))
+    return not key or bool(page.get("Contents") or page.get("CommonPrefixes"))
+
+
+def _head(fs: Any, uri: str, unexplained: set[int]) -> Any:
+    """What the server says of an object. Its refusal of a HEAD has no body that says why, so a GET is sent after it."""
+    bucket, key, _ = fs.split_path(uri)
+    place = {"Bucket": bucket, "Key": key, **time_limit(fs, uri)}
+    try:
+        return fs.call_s3("head_object", **place)
+    except OSError as error:
+        answer = service_code(error)
+        if answer is None or not answer[1].isdigit() or answer[0] not in unexplained:
+            raise
+        fs.call_s3("get_object", Range="bytes=0-0", **place)
+        raise
 
 
 def read_pieces(read: ReadRange, size: int) -> bytes:

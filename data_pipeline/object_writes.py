@@ -1,8 +1,9 @@
 """Objects on remote storage, put whole or not at all: in one request, or in parts on S3.
 
-Every request to S3 carries a CRC-32 of its body (botocore's default), which the server compares before it keeps
-anything; a part or an object that arrives damaged is refused and sent again. Reads are by range, which carry no
-checksum: their length is checked here, their bytes by the caller, with the CRC-32 or sha256 of an index or a manifest.
+Every request to S3 carries a CRC-32 of its body, unless the user switched that off (`checksum_arguments`). The server
+compares it before it keeps anything; a part or an object that arrives damaged is refused and sent again. Reads are by
+range, which carry no checksum: their length is checked here, their bytes by the caller, with the CRC-32 or sha256 of an
+index or a manifest.
 """
 
 from __future__ import annotations
@@ -16,8 +17,11 @@ from typing import Any
 from uuid import uuid4
 
 from data_pipeline.errors import FoldtrainError
-from data_pipeline.object_listing import abort_upload, is_s3
-from data_pipeline.storage_retries import patiently, service_code
+from data_pipeline.object_clients import checksum_arguments, is_s3
+from data_pipeline.object_listing import abort_upload
+from data_pipeline.object_reads import time_limit
+from data_pipeline.storage_errors import service_code
+from data_pipeline.storage_retries import patiently
 
 PART_BYTES = 64 * 2**20
 """Larger objects go up in parts of this size, so that a cut connection costs one part."""
@@ -97,7 +101,9 @@ def _is_ours(fs: Any, uri: str, token: str | None, otherwise: Callable[[], bool]
         return otherwise()
     bucket, key, _ = fs.split_path(uri)
     try:
-        found = patiently(uri, lambda: fs.call_s3("head_object", Bucket=bucket, Key=key)).get("Metadata", {})
+        found = patiently(uri, lambda: fs.call_s3("head_object", Bucket=bucket, Key=key, **time_limit(fs, uri))).get(
+            "Metadata", {}
+        )
     except FileNotFoundError:
         return False
     return bool(found[_MARK] == token) if _MARK in found else otherwise()
@@ -163,11 +169,13 @@ class _Upload:
         self._part = max(part, -(-len(data) // MAX_PARTS))
         bucket, key, _ = fs.split_path(uri)
         self._target = {"Bucket": bucket, "Key": key}
+        self._checksum: dict[str, str] = {}
 
     def run(self, holds: Callable[[], bool], *, only_if_absent: bool) -> bool:
         """Send all parts, then make the object appear. Returns whether it did (see `put`)."""
         token = uuid4().hex if only_if_absent else None
-        started = self._call("create_multipart_upload", 0, ChecksumAlgorithm="CRC32", **_marked(token))
+        self._checksum = patiently(self._uri, lambda: checksum_arguments(self._fs))
+        started = self._call("create_multipart_upload", 0, **self._checksum, **_marked(token))
         self._target["UploadId"] = started["UploadId"]
         done = False
         try:
@@ -199,7 +207,7 @@ class _Upload:
 
     def _send_part(self, number: int) -> dict[str, Any]:
         body = bytes(self._data[(number - 1) * self._part : number * self._part])
-        answer = self._call("upload_part", len(body), Body=body, PartNumber=number, ChecksumAlgorithm="CRC32")
+        answer = self._call("upload_part", len(body), Body=body, PartNumber=number, **self._checksum)
         checksum = {"ChecksumCRC32": answer["ChecksumCRC32"]} if "ChecksumCRC32" in answer else {}
         return {"PartNumber": number, "ETag": answer["ETag"], **checksum}
 

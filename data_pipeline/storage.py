@@ -1,61 +1,33 @@
 """Bytes at any URI, local or object storage, through fsspec. A write is there whole or not at all.
 
 Endpoint and credentials come from the standard chain (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ~/.aws, instance roles).
-A filesystem is opened in the process that uses it: s3fs does not survive a fork (s3fs#369). What passes by itself is
-waited for (storage_retries); every request keeps to a pace (pacing).
+What passes by itself is waited for, and what does not is told with a remedy (storage_retries, local_disk). Every
+request keeps to a pace (pacing), and has a time limit.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import hashlib
 import io
 import json
-import os
-import stat
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any, BinaryIO, cast
-from uuid import uuid4
 
-from data_pipeline import json_records, object_listing, object_reads, object_writes
+from data_pipeline import json_records, local_disk, object_clients, object_listing, object_reads, object_writes
 from data_pipeline.errors import CorruptShardError, FoldtrainError, UsageError
+from data_pipeline.local_disk import TEMPORARY
 from data_pipeline.local_listing import scan
 from data_pipeline.object_listing import Entry, UnfinishedUpload
 from data_pipeline.storage_retries import retried
 from data_pipeline.uris import absolute, is_remote, join, local_path
 
-__all__ = ["Entry", "UnfinishedUpload", "absolute", "is_remote", "join", "local_path"]
-
-TEMPORARY = ".tmp-"
-"""How the names of unfinished local writes begin. Listings leave them out."""
-
-CONNECT_SECONDS, READ_SECONDS = 10, 60
-"""A connection that is not made, or on which nothing arrives, for so long is given up and tried again."""
-_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
-
-
-@functools.cache
-def _filesystem(protocol: str, endpoint: str | None, pid: int) -> Any:  # noqa: ARG001 - one each; a fork opens its own
-    import fsspec
-
-    options: dict[str, Any] = {}
-    if protocol in {"s3", "s3a"}:
-        once = {"total_max_attempts": 1, "mode": "standard"}
-        timeouts = {"connect_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS}
-        options["config_kwargs"] = {"retries": once, "max_pool_connections": 50, **timeouts}
-    fs = fsspec.filesystem(protocol, use_listings_cache=False, skip_instance_cache=True, **options)
-    if protocol in {"s3", "s3a"}:
-        fs.retries = 1  # storage_retries has the retries of all layers
-    return fs
+__all__ = ["TEMPORARY", "Entry", "UnfinishedUpload", "absolute", "is_remote", "join", "local_path"]
 
 
 def filesystem(uri: str) -> Any:
     """The fsspec filesystem of a remote URI, opened once per process and endpoint. It does not retry."""
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    return _filesystem(uri.split("://", 1)[0], endpoint, os.getpid())
+    return object_clients.open_filesystem(uri)
 
 
 def read_bytes(uri: str, most: int | None = None) -> bytes:
@@ -72,12 +44,8 @@ def read_bytes(uri: str, most: int | None = None) -> bytes:
     if is_remote(uri):
         return _read_whole(uri, most)
     if most is None:
-        return local_path(uri).read_bytes()
-    status = local_path(uri).stat()
-    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
-        raise CorruptShardError(f"{uri} is no regular file: put the file itself there")
-    with local_path(uri).open("rb") as file:
-        data = file.read(min(status.st_size, most) + 1)
+        return local_disk.read_file(local_path(uri))
+    data = local_disk.read_file(local_path(uri), 0, most + 1)
     _check_size(uri, len(data), most)
     return data
 
@@ -101,9 +69,7 @@ def read_range(uri: str, start: int, length: int) -> bytes:
         return b""  # HTTP has no empty range
     if is_remote(uri):
         return object_reads.get_range(filesystem(uri), uri, start, length)
-    with local_path(uri).open("rb") as file:
-        file.seek(start)
-        return file.read(min(length, max(0, os.fstat(file.fileno()).st_size - start)))
+    return local_disk.read_file(local_path(uri), start, length)
 
 
 def write_bytes(uri: str, data: bytes | memoryview) -> None:
@@ -114,7 +80,7 @@ def write_bytes(uri: str, data: bytes | memoryview) -> None:
     if is_remote(uri):
         object_writes.put(filesystem(uri), uri, data, functools.partial(holds, uri, data))
     else:
-        _write_local(local_path(uri), data, lambda temporary, path: temporary.replace(path))
+        local_disk.write_file(local_path(uri), data, lambda temporary, path: temporary.replace(path))
 
 
 def create_bytes(uri: str, data: bytes) -> bool:
@@ -128,7 +94,7 @@ def create_bytes(uri: str, data: bytes) -> bool:
     """
     if not is_remote(uri):
         try:
-            _write_local(local_path(uri), data, _link)
+            local_disk.write_file(local_path(uri), data, local_disk.link)
         except FileExistsError:
             return False
         return True
@@ -158,35 +124,13 @@ def holds(uri: str, data: bytes | memoryview) -> bool:
         return False
 
 
-def _write_local(path: Path, data: bytes | memoryview, publish: Callable[[Path, Path], object]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{TEMPORARY}{uuid4().hex}-{path.name}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        publish(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _link(temporary: Path, path: Path) -> None:
-    """Give a file its name, unless the name is taken."""
-    try:
-        path.hardlink_to(temporary)
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        if path.exists():
-            raise FileExistsError(errno.EEXIST, "there is a file", str(path)) from None
-        temporary.replace(path)  # a filesystem without hard links: whole, but two at once may both get here
-
-
 @retried
 def exists(uri: str) -> bool:
     """Whether there is an object (or a folder) at the URI."""
-    return bool(filesystem(uri).exists(uri)) if is_remote(uri) else local_path(uri).exists()
+    if is_remote(uri):
+        return object_reads.exists(filesystem(uri), uri)
+    with local_disk.disk_errors(local_path(uri)):
+        return local_path(uri).exists()
 
 
 def list_names(uri: str) -> list[str]:
@@ -194,7 +138,8 @@ def list_names(uri: str) -> list[str]:
     if is_remote(uri):
         return object_listing.list_folder(filesystem(uri), uri)
     path = local_path(uri)
-    return sorted(p.name for p in path.iterdir() if not _is_temporary(p.name)) if path.is_dir() else []
+    with local_disk.disk_errors(path):
+        return sorted(p.name for p in path.iterdir() if not _is_temporary(p.name)) if path.is_dir() else []
 
 
 def walk(uri: str) -> dict[str, int]:
@@ -231,7 +176,7 @@ def open_reader(uri: str) -> BinaryIO:
         FileNotFoundError: if there is none.
     """
     if not is_remote(uri):
-        return local_path(uri).open("rb")
+        return local_disk.open_file(local_path(uri))
     raw = object_reads.RangeFile(functools.partial(read_range, uri), size(uri))
     return cast("BinaryIO", io.BufferedReader(raw, object_reads.BUFFER_BYTES))
 
@@ -243,7 +188,10 @@ def size(uri: str) -> int:
     Raises:
         FileNotFoundError: if there is none.
     """
-    return int(filesystem(uri).size(uri)) if is_remote(uri) else local_path(uri).stat().st_size
+    if is_remote(uri):
+        return object_reads.object_size(filesystem(uri), uri)
+    with local_disk.disk_errors(local_path(uri)):
+        return local_path(uri).stat().st_size
 
 
 def remove_tree(uri: str) -> None:
@@ -260,7 +208,8 @@ def remove_tree(uri: str) -> None:
 def remove_file(uri: str) -> None:
     """Delete one object, if it is there."""
     if not is_remote(uri):
-        local_path(uri).unlink(missing_ok=True)
+        with local_disk.disk_errors(local_path(uri)):
+            local_path(uri).unlink(missing_ok=True)
         return
     with contextlib.suppress(FileNotFoundError):
         filesystem(uri).rm_file(uri)

@@ -3,19 +3,17 @@
     FOLDTRAIN_STORAGE_PATIENCE   seconds from the first failure of an operation until it is given up; 300 by default
 
 Retried: a connection that is refused, reset or cut, a body that is cut, timeouts, HTTP 408, 429, 500, 502, 503, 504,
-SlowDown, and bytes that arrive damaged. Not retried: what is missing, forbidden or wrong. All retrying is done here:
-s3fs and botocore are told to try once, since their retries, each inside the other, multiply (5 x 5 x ours) and hide
-whether a write was sent twice.
+SlowDown, bytes that arrive damaged, and credentials that have expired, which are read anew. Not retried: what is
+missing, forbidden or wrong (storage_errors says which is which). All retrying is done here: s3fs and botocore are told
+to try once, since their retries, each inside the other, multiply (5 x 5 x ours) and hide that a write was sent twice.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import logging
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -23,8 +21,9 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 
-from data_pipeline.errors import FoldtrainError, StorageAwayError, UsageError
+from data_pipeline.object_clients import renew_credentials
 from data_pipeline.pacing import pacer_of, positive_number
+from data_pipeline.storage_errors import is_expired, is_slow_down, is_transient, service_code, told
 from data_pipeline.uris import is_remote
 
 PATIENCE_VARIABLE = "FOLDTRAIN_STORAGE_PATIENCE"
@@ -33,20 +32,10 @@ FIRST_CONTACT_PATIENCE = 30.0
 """Seconds that a server is waited for which this process never reached: a wrong address should not cost minutes."""
 LONGEST_WAIT = 10.0
 
-_STATUSES = {408, 429, 500, 502, 503, 504}
-_CODES = {
-    *("SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "Throttling", "ThrottlingException"),
-    *("TooManyRequests", "RequestLimitExceeded", "OperationAborted", "ConditionalRequestConflict"),
-    *("IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"),
-}
-_SLOW_DOWN = {"SlowDown", "ServiceUnavailable", "Throttling", "ThrottlingException", "TooManyRequests", "503", "429"}
-_NAMES = {"IncompleteRead", "IncompleteReadError", "ClientPayloadError", "FlexibleChecksumError", "ResponseParserError"}
-"""Failures whose classes lie in several libraries, some of which may not be loaded."""
-_FINAL = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError, UsageError)
-_ERRNOS = {None, errno.EIO, errno.EAGAIN, errno.EBUSY}
-
 _LOG = logging.getLogger(__name__)
 _answered: set[str] = set()
+_served: set[str] = set()
+"""Schemes of storage that answered, and that did what was asked."""
 _bound: ContextVar[float | None] = ContextVar("storage patience", default=None)
 
 P = ParamSpec("P")
@@ -57,6 +46,11 @@ class ShortReadError(ConnectionError):
     """Fewer bytes arrived than the object holds."""
 
 
+def was_reached(uri: str) -> bool:
+    """Whether storage of this kind ever answered this process."""
+    return uri.partition("://")[0] in _answered
+
+
 @contextlib.contextmanager
 def patience(seconds: float) -> Iterator[None]:
     """Inside, storage is waited for at most this long: for what may as well be written later, such as progress."""
@@ -65,49 +59,6 @@ def patience(seconds: float) -> Iterator[None]:
         yield
     finally:
         _bound.reset(token)
-
-
-def service_code(error: BaseException) -> tuple[int, str] | None:
-    """HTTP status and error code of what the server answered; None if it did not answer."""
-    current: BaseException | None = error
-    while current is not None:
-        response = getattr(current, "response", None)
-        if isinstance(response, dict) and "Error" in response:
-            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-            return int(status), str(response["Error"].get("Code", ""))
-        current = current.__cause__
-    return None
-
-
-def is_transient(error: BaseException) -> bool:
-    """Whether the same request may succeed a moment later."""
-    answer = service_code(error)
-    if answer is not None:
-        return answer[0] in _STATUSES or answer[1] in _CODES or answer[1] in map(str, _STATUSES)
-    if isinstance(error, _FINAL):
-        return False
-    if isinstance(error, ConnectionError | TimeoutError) or _is_cut(error):
-        return True
-    return isinstance(error, OSError) and error.errno in _ERRNOS
-
-
-def is_slow_down(error: BaseException) -> bool:
-    """Whether the server asks for fewer requests."""
-    answer = service_code(error)
-    return answer is not None and (answer[0] in {429, 503} or answer[1] in _SLOW_DOWN)
-
-
-def _is_cut(error: BaseException) -> bool:
-    """Whether a connection could not be made or broke. botocore's and aiohttp's errors for that are no OSErrors."""
-    botocore = sys.modules.get("botocore.exceptions")
-    if botocore is not None and isinstance(error, botocore.ConnectionError | botocore.HTTPClientError):
-        return True
-    aiohttp = sys.modules.get("aiohttp")
-    if aiohttp is not None and isinstance(error, aiohttp.ClientResponseError):
-        return error.status in _STATUSES
-    if aiohttp is not None and isinstance(error, aiohttp.ClientConnectionError):
-        return True
-    return type(error).__name__ in _NAMES
 
 
 class _Stop:
@@ -154,20 +105,29 @@ def patiently(uri: str, attempt: Callable[[], R], *, written: int | None = None)
         result = attempt()
         pacer.succeeded()
         _answered.add(scheme)
+        _served.add(scheme)
         return result
+
+    def may_pass(error: BaseException) -> bool:
+        return is_transient(error) or is_expired(error, worked_before=scheme in _served)
 
     def before_sleep(state: RetryCallState) -> None:
         error = _error(state)
         if service_code(error) is not None:
             _answered.add(scheme)
             stop.seconds = _allowed(scheme)
+        if is_expired(error, worked_before=scheme in _served):
+            if scheme not in _served:
+                stop.seconds = min(stop.seconds, FIRST_CONTACT_PATIENCE)
+            with contextlib.suppress(Exception):  # the next try says what is wrong
+                renew_credentials(uri)
         if is_slow_down(error):
             pacer.slowed()
         if state.attempt_number == 5:
             _LOG.warning("%s: %s; trying again for %.0f seconds", uri, error, stop.seconds)
 
     retrying = Retrying(
-        retry=retry_if_exception(is_transient),
+        retry=retry_if_exception(may_pass),
         stop=stop,
         wait=wait_random_exponential(multiplier=0.2, max=LONGEST_WAIT),
         before_sleep=before_sleep,
@@ -176,29 +136,16 @@ def patiently(uri: str, attempt: Callable[[], R], *, written: int | None = None)
     try:
         return retrying(paced)
     except Exception as error:
-        if isinstance(error, FoldtrainError) or not (is_transient(error) or _is_refusal(error)):
+        known = told(uri, error, stop.seconds if may_pass(error) else None)
+        if known is None:
             raise
-        kind = StorageAwayError if is_transient(error) else FoldtrainError
-        raise kind(_advice(uri, error, stop.seconds)) from error
+        raise known from error
 
 
 def _error(state: RetryCallState) -> BaseException:
     error = state.outcome.exception() if state.outcome else None
     assert error is not None
     return error
-
-
-def _is_refusal(error: BaseException) -> bool:
-    botocore = sys.modules.get("botocore.exceptions")
-    return isinstance(error, PermissionError) or (botocore is not None and isinstance(error, botocore.BotoCoreError))
-
-
-def _advice(uri: str, error: BaseException, seconds: float) -> str:
-    waited = f", again and again for {seconds:.0f} seconds" if is_transient(error) else ""
-    return (
-        f"{uri}: {str(error) or type(error).__name__}{waited}. Check the URI, AWS_ENDPOINT_URL, and the credentials "
-        "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or ~/.aws/credentials)"
-    )
 
 
 def retried(function: Callable[Concatenate[str, P], R]) -> Callable[Concatenate[str, P], R]:

@@ -15,9 +15,10 @@ import pytest
 
 from cluster.drills.fault_proxy import Fault, FaultProxy, Rule
 from cluster.drills.s3_server import BUCKET, S3Server
-from data_pipeline import object_writes, pacing, storage
+from data_pipeline import object_clients, object_writes, pacing, storage
 from data_pipeline.errors import FoldtrainError, StorageAwayError, UsageError
-from data_pipeline.storage_retries import ShortReadError, is_transient, patience
+from data_pipeline.storage_errors import is_transient
+from data_pipeline.storage_retries import ShortReadError, patience
 from tests.conftest import S3
 
 pytestmark = pytest.mark.xdist_group("s3")
@@ -326,7 +327,7 @@ def test_what_is_waited_for(s3: S3) -> None:
 
 
 def test_a_server_that_accepts_and_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "READ_SECONDS", 0.1)
+    monkeypatch.setattr(object_clients, "READ_SECONDS", 0.1)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "any")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "any")
     with socket.create_server(("127.0.0.1", 0)) as silent, patience(0):
