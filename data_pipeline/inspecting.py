@@ -171,8 +171,9 @@ def reconstructed_samples(uri: str, tokenizer: str, samples: int) -> npt.NDArray
 
     from model.tokenizer import ImageFolderTokenizer
 
-    network = ImageFolderTokenizer(TokenizerConfig.model_validate(card.config).without_pretraining())
-    network.load_state_dict(weights.read_weights(tokenizer, "tokenizer")[1])
+    config = weights.read_config(tokenizer, card, TokenizerConfig).without_pretraining()
+    state = weights.read_weights(tokenizer, "tokenizer")[1]
+    network = weights.restore(tokenizer, state, lambda: ImageFolderTokenizer(config))
     with torch.inference_mode():
         images = network.eval().reconstruct(torch.from_numpy(tokens_NLF.astype(np.int64)))
     return np.asarray(images.numpy(), np.float32)

@@ -40,7 +40,7 @@ from data_pipeline.token_archive import parse_token_shard
 from data_pipeline.token_shards import TokenBlock, Tokens, encode_token_shard
 from data_pipeline.transforms import Pixels, Transform, to_model
 from data_pipeline.views import check_fit
-from data_pipeline.weights import Card, read_weights
+from data_pipeline.weights import Card, read_config, read_weights, restore
 from model.config import TokenizerConfig
 from model.layout import TokenLayout
 
@@ -131,7 +131,7 @@ def plan_tokens(images: str, tokenizer: Card, config: TokensConfig, output: str,
         check_fit(fit, config.views)
     except ValueError as error:
         raise UsageError(f"tokens.views: {error}") from error
-    model = TokenizerConfig.model_validate(tokenizer.config)
+    model = read_config("the tokenizer", tokenizer, TokenizerConfig)
     starts = range(0, manifest.samples, config.shard_samples)
     return TokenPlan(
         images=images,
@@ -371,8 +371,8 @@ def load_encoder(plan: TokenPlan, tokenizer: str, device: str = "cpu") -> Encode
             f"{tokenizer} holds tokenizer {card.fingerprint()[:16]}, but the plan was made for "
             f"{plan.tokenizer.fingerprint[:16]}: it was trained again meanwhile; run foldtrain tokenize again"
         )
-    network = ImageFolderTokenizer(TokenizerConfig.model_validate(card.config))
-    network.load_state_dict(state)
+    config = read_config(tokenizer, card, TokenizerConfig).without_pretraining()
+    network = restore(tokenizer, state, lambda: ImageFolderTokenizer(config))
     return encoder_of(network.to(device, torch.float32).eval(), plan.precision, device)
 
 

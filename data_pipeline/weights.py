@@ -8,15 +8,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from data_pipeline import storage
 from data_pipeline.errors import CorruptShardError, UsageError
+from data_pipeline.manifest import first_problem
+from data_pipeline.names import ClassName, Count, Sha256
+from data_pipeline.safetensors_header import check_safetensors
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
+
+Config = TypeVar("Config", bound=BaseModel)
+Network = TypeVar("Network", bound="nn.Module")
 
 CARD_VERSION = 1
 
@@ -69,6 +77,27 @@ def write_weights(
     return card
 
 
+class _Record(BaseModel):
+    """The JSON of a card."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: int
+    kind: str
+    config: dict[str, Any]
+    files: dict[Literal["model", "ema"], Sha256]
+    lineage: dict[str, Any]
+    classes: list[ClassName] | None = None
+    steps: Count | None = None
+
+    @field_validator("files")
+    @classmethod
+    def _check_files(cls, files: dict[str, str]) -> dict[str, str]:
+        if "model" not in files:
+            raise ValueError("there is no model")
+        return files
+
+
 def read_card(uri: str, kind: str) -> Card:
     """What the network at `uri` is, without its weights and without torch.
 
@@ -80,17 +109,39 @@ def read_card(uri: str, kind: str) -> Card:
         record = storage.read_json(path)
     except FileNotFoundError:
         raise UsageError(f"no finished {kind} at {uri} (card.json is missing): run train-{kind} first") from None
-    if record.get("version") != CARD_VERSION or record.get("kind") != kind:
+    found = (record.get("version"), record.get("kind")) if isinstance(record, dict) else (None, None)
+    if found != (CARD_VERSION, kind):
         raise UsageError(
-            f"{path} holds a {record.get('kind')!r} of version {record.get('version')}, "
+            f"{path} holds a {found[1]!r} of version {found[0]}, "
             f"but a {kind!r} of version {CARD_VERSION} is needed here"
         )
-    classes, steps = record.get("classes") or [], record.get("steps")
-    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        raise UsageError(f"{path}: classes are no list of names: the file was edited, restore it or train again")
-    if steps is not None and (not isinstance(steps, int) or isinstance(steps, bool)):
-        raise UsageError(f"{path}: steps are no whole number: the file was edited, restore it or train again")
-    return Card(record["kind"], record["config"], record["files"], record["lineage"], tuple(classes), steps)
+    try:
+        card = _Record.model_validate(record)
+    except ValidationError as error:
+        raise UsageError(f"{path} is no card ({first_problem(error)}): restore it or train again") from None
+    files: dict[str, str] = {str(name): digest for name, digest in card.files.items()}
+    return Card(card.kind, card.config, files, card.lineage, tuple(card.classes or ()), card.steps)
+
+
+def read_config(uri: str, card: Card, model: type[Config], section: str | None = None) -> Config:
+    """A network's config from its card, as the type that it is.
+
+    Args:
+        uri: of the network, for the error.
+        card: of it.
+        model: the type.
+        section: of the card's config; None for all of it.
+
+    Raises:
+        UsageError: if it is none; it names the card and the field.
+    """
+    try:
+        return model.model_validate(card.config if section is None else card.config.get(section))
+    except ValidationError as error:
+        where = storage.join(uri, "card.json")
+        raise UsageError(
+            f"{where} has a config that cannot be ({first_problem(error)}): restore it or train again"
+        ) from None
 
 
 def read_weights(uri: str, kind: str, ema: bool = True) -> tuple[Card, dict[str, Tensor]]:
@@ -98,14 +149,54 @@ def read_weights(uri: str, kind: str, ema: bool = True) -> tuple[Card, dict[str,
 
     Raises:
         UsageError: as `read_card`.
-        CorruptShardError: if the bytes are not those that were committed.
+        CorruptShardError: if the bytes are not those that were committed, or no weights.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load
 
     card = read_card(uri, kind)
     name = card.weights(ema)
     path = storage.join(uri, f"{name}.safetensors")
-    data = storage.read_bytes(path)
+    try:
+        data = storage.read_bytes(path)
+    except FileNotFoundError:
+        raise CorruptShardError(f"{path} is missing: copy it again or train again") from None
     if storage.sha256(data) != card.files[name]:
         raise CorruptShardError(f"{path} does not have the sha256 of its card.json: copy it again or train again")
-    return card, dict(load(data))
+    try:
+        check_safetensors(data)
+        return card, dict(load(data))
+    except (ValueError, SafetensorError) as error:
+        raise CorruptShardError(f"{path} is no safetensors file ({error}): copy it again or train again") from None
+
+
+def restore(uri: str, state: dict[str, Tensor], make: Callable[[], Network]) -> Network:
+    """A network with its weights. It is made without memory first, so that a config beyond its weights costs nothing.
+
+    Args:
+        uri: of the network, for the error.
+        state: its weights.
+        make: makes it from its config.
+
+    Raises:
+        CorruptShardError: if the weights are not those of such a network; it names the first that differs.
+    """
+    import torch
+
+    card = storage.join(uri, "card.json")
+    try:
+        with torch.device("meta"):
+            needed = {name: tuple(tensor.shape) for name, tensor in make().state_dict().items()}
+    except (ValueError, RuntimeError, AssertionError) as error:
+        raise CorruptShardError(f"{card} describes no network ({error}): restore it or train again") from error
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    differs = sorted(name for name in needed.keys() | found.keys() if needed.get(name) != found.get(name))
+    if differs:
+        name = differs[0]
+        raise CorruptShardError(
+            f"{card} and the weights beside it are of different networks: {name} is {found.get(name, 'missing')}, the "
+            f"config needs {needed.get(name, 'none')} (and {len(differs) - 1} more): restore them or train again"
+        )
+    network = make()
+    network.load_state_dict(state)
+    return network

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 from data_pipeline import weights
@@ -21,25 +22,26 @@ def load_tokenizer(uri: str, device: torch.device) -> tuple[ImageFolderTokenizer
     from model.tokenizer import ImageFolderTokenizer  # its backbones are seconds to import; a generator needs none
 
     card, state = weights.read_weights(uri, "tokenizer")
-    tokenizer = ImageFolderTokenizer(TokenizerConfig(**card.config))
-    tokenizer.load_state_dict(state)
+    config = weights.read_config(uri, card, TokenizerConfig).without_pretraining()
+    tokenizer = weights.restore(uri, state, lambda: ImageFolderTokenizer(config))
     return tokenizer.to(device).eval().requires_grad_(False), card
 
 
 def load_quantizer(uri: str, device: torch.device) -> tuple[FoldedQuantizer, TokenizerConfig]:
     """The tokenizer's quantizer alone, which is all that the generator's training needs of it."""
     card, state = weights.read_weights(uri, "tokenizer")
-    config = TokenizerConfig(**card.config)
-    quantizer = FoldedQuantizer(config)
+    config = weights.read_config(uri, card, TokenizerConfig)
     prefix = "quantizer."
-    quantizer.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+    own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    quantizer = weights.restore(uri, own, lambda: FoldedQuantizer(config))
     return quantizer.to(device).eval().requires_grad_(False), config
 
 
 def load_generator(uri: str, ema: bool, device: torch.device) -> tuple[FoldedGenerator, Card]:
     """The generator, frozen, and its card."""
     card, state = weights.read_weights(uri, "generator", ema)
-    tokenizer = TokenizerConfig(**card.config["tokenizer"])
-    generator = FoldedGenerator(GeneratorConfig(**card.config["generator"]), tokenizer.layout, tokenizer.code_dim)
-    generator.load_state_dict(state)
+    tokenizer = weights.read_config(uri, card, TokenizerConfig, "tokenizer")
+    config = weights.read_config(uri, card, GeneratorConfig, "generator")
+    make = functools.partial(FoldedGenerator, config, tokenizer.layout, tokenizer.code_dim)
+    generator = weights.restore(uri, state, make)
     return generator.to(device).eval().requires_grad_(False), card

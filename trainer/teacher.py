@@ -45,8 +45,8 @@ class TimmTeacher(nn.Module):
 def load_classifier(uri: str, stage: str, device: torch.device) -> Classifier:
     """A trained classifier, frozen: the teacher or the judge."""
     card, state = weights.read_weights(uri, stage)
-    network = Classifier(ClassifierConfig(**card.config))
-    network.load_state_dict(state)
+    config = weights.read_config(uri, card, ClassifierConfig)
+    network = weights.restore(uri, state, lambda: Classifier(config))
     return network.to(device).eval().requires_grad_(False)
 
 

@@ -24,13 +24,11 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from data_pipeline import json_records
 from data_pipeline.manifest import first_problem
 from data_pipeline.names import CheckpointFileName, Count, TensorName
+from data_pipeline.safetensors_header import ITEM_BYTES
 from trainer.checkpoints.folder import FORMAT_VERSION
 
 BLOCK_BYTES = 2**20
 """Bytes that have a CRC-32 of their own, so that a part of a tensor can be checked without the rest."""
-
-ITEM_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
-"""Bytes of an element, by the names that safetensors uses."""
 
 
 MOST_DIMENSIONS = 16

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from data_pipeline import storage
 from data_pipeline.errors import CorruptShardError
+from data_pipeline.safetensors_header import ITEM_BYTES
 from trainer.checkpoints.damage import DamagedCheckpointError
 from trainer.checkpoints.folder import INDEX, STATE, Committed, read_committed
-from trainer.checkpoints.index import BLOCK_BYTES, ITEM_BYTES, Entry, Index
+from trainer.checkpoints.index import BLOCK_BYTES, Entry, Index
 from trainer.checkpoints.snapshot import DTYPES
 
 _GAP_BYTES = 256 * 1024

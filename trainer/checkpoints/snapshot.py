@@ -17,7 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from trainer.checkpoints.index import BLOCK_BYTES, ITEM_BYTES, Entry, Index, TensorInfo
+from data_pipeline.safetensors_header import ITEM_BYTES
+from trainer.checkpoints.index import BLOCK_BYTES, Entry, Index, TensorInfo
 from trainer.fragments import OwnedState
 
 BUFFER, STAGE = "buffer", "stage"
