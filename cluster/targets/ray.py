@@ -20,6 +20,7 @@ from uuid import uuid4
 from cluster.config import RunConfig
 from cluster.config_loading import resolved_yaml
 from cluster.job_paths import require_reachable
+from cluster.targets.dashboard import open_dashboard, tail_logs
 from cluster.targets.target import Job, Status
 from data_pipeline.errors import FoldtrainError, UsageError
 
@@ -122,17 +123,10 @@ class RayTarget:
             raise UsageError(f"{self.address} has no job {job_id}; `foldtrain jobs` lists them") from error
 
     def _client(self) -> Any:
-        from ray.exceptions import AuthenticationError
-        from ray.job_submission import JobSubmissionClient
-
         for name in _CHATTY:
             logging.getLogger(name).setLevel(logging.WARNING)
-        try:
-            with _without_ray_addresses():
-                return JobSubmissionClient(self.address, headers=self._headers)
-        except (AuthenticationError, ConnectionError, RuntimeError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise FoldtrainError(f"no Ray cluster can be used at {self.address}: {reason}") from error
+        with _without_ray_addresses():
+            return open_dashboard(self.address, self._headers)
 
 
 @contextlib.contextmanager
@@ -146,8 +140,7 @@ def _without_ray_addresses() -> Iterator[None]:
 
 
 async def _tail(client: Any, job_id: str, write: Callable[[str], object]) -> None:
-    async for piece in client.tail_job_logs(job_id):
-        write(piece)
+    await tail_logs(client, job_id, write)
 
 
 def _job(details: Any) -> Job:

@@ -1,0 +1,104 @@
+"""The client of a Ray cluster's dashboard: Ray's own, whose requests have a time limit and whose failures are told.
+
+Ray's client waits for an answer for ever, and its failures are RuntimeErrors and those of `requests`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from data_pipeline.errors import FoldtrainError
+
+CONNECT_SECONDS, ANSWER_SECONDS = 10.0, 30.0
+"""A dashboard that takes longer to accept a connection, or from one byte to the next, is given up."""
+WHOLE_SECONDS = 120.0
+"""Within which a request has to be answered whole."""
+SILENT_SECONDS = 30.0
+"""While logs are followed and nothing comes, the dashboard is asked so often whether it is still there."""
+_ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
+_LONGEST_REASON = 300
+
+
+def open_dashboard(address: str, headers: Mapping[str, str]) -> Any:
+    """A JobSubmissionClient of the dashboard at a URL.
+
+    Raises:
+        FoldtrainError: if nothing answers there in time, or something that is no Ray dashboard.
+    """
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
+
+    class Client(JobSubmissionClient):
+        def _do_request(self, method: str, endpoint: str, **arguments: Any) -> Any:
+            arguments.setdefault("timeout", (CONNECT_SECONDS, ANSWER_SECONDS))
+            ask = super()._do_request
+            response = _within(lambda: ask(method, endpoint, **arguments), address)
+            if response.status_code not in {200, 404}:
+                raise _refusal(address, f"it answers HTTP {response.status_code}: {response.text}")
+            return response
+
+    try:
+        return Client(address, headers=dict(headers))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # its answer is not what Ray answers
+        raise _refusal(address, "what answers there is no Ray dashboard; its port is 8265 by default") from error
+    except (AuthenticationError, ConnectionError, RuntimeError, OSError) as error:
+        raise _refusal(address, str(error)) from error
+
+
+def _refusal(address: str, reason: str) -> FoldtrainError:
+    line = reason.strip().partition("\n")[0]
+    plain = "".join(sign if sign.isprintable() else " " for sign in line)[:_LONGEST_REASON]
+    return FoldtrainError(f"no Ray cluster can be used at {address}: {plain}")
+
+
+def _within(ask: Callable[[], Any], address: str) -> Any:
+    """The answer to a request. A server that sends a byte now and then keeps within the limits between them."""
+    import requests
+
+    found: list[Any] = []
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            found.append(ask())
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=work, name="dashboard", daemon=True)
+    thread.start()
+    thread.join(WHOLE_SECONDS)
+    if failed:
+        if isinstance(failed[0], requests.exceptions.RequestException):
+            raise _refusal(address, f"it does not answer ({failed[0]})") from failed[0]
+        raise failed[0]
+    if not found:
+        raise _refusal(address, f"it has not answered within {WHOLE_SECONDS:.0f} seconds")
+    return found[0]
+
+
+async def tail_logs(client: Any, job_id: str, write: Callable[[str], object]) -> None:
+    """Hand what a job prints to `write` until it ends.
+
+    Raises:
+        FoldtrainError: if the dashboard goes away meanwhile.
+    """
+    pieces = client.tail_job_logs(job_id)
+    waiting, ended = None, False
+    while True:
+        waiting = waiting or asyncio.ensure_future(anext(pieces))
+        done, _ = await asyncio.wait({waiting}, timeout=SILENT_SECONDS)
+        if not done:
+            details = await asyncio.to_thread(client.get_job_info, job_id)
+            if ended:
+                waiting.cancel()
+                return
+            ended = str(details.status.value) in _ENDED  # once more, for what is still under way
+            continue
+        try:
+            write(waiting.result())
+        except StopAsyncIteration:
+            return
+        waiting = None
