@@ -34,6 +34,19 @@ hypothesis.settings.register_profile("busy", deadline=None)  # how fast an examp
 hypothesis.settings.load_profile("busy")
 
 
+STARTS_RAY = {"ray", "drill", "data_drill", "train_drill", "elastic", "notices"}
+"""Groups of tests (`xdist_group`) that share a Ray, or kill what one has started."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what `make test-fast` leaves out: whatever needs the S3 server, starts Ray or kills processes."""
+    for item in items:
+        groups = {mark.args[0] for mark in item.iter_markers("xdist_group") if mark.args}
+        is_drill = item.get_closest_marker("drill") is not None
+        if is_drill or groups & STARTS_RAY or "s3" in getattr(item, "fixturenames", ()):
+            item.add_marker("slow")
+
+
 @dataclass(frozen=True)
 class S3:
     """A running S3 server; the AWS_* variables of this process, and of its children, point to it."""

@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 import pytest
 
-from cluster.drills.victims import PATIENCE, kill, run, started, wait_for
+from cluster.drills.victims import PATIENCE, Victim, kill, run, started, wait_for
 from data_pipeline import storage
 from data_pipeline.token_dataset import TokenShards
 from tests.cluster.drills import CHECKPOINT_EVERY, STEPS, digests, lines, write_config
@@ -101,47 +101,6 @@ def test_training_survives_a_killed_worker_and_a_killed_driver(whole: Path, unti
     assert "1 whole epochs, each of 300 samples exactly once" in run("ledger", "audit", str(tmp_path / stage))
 
 
-def test_a_run_restarted_twice_at_other_sizes_has_consumed_each_sample_once(whole: Path, until, tmp_path: Path) -> None:
-    command = ("train-generator", *until("generator"))
-    events = tmp_path / "generator" / "events.jsonl"
-
-    def has_checkpoint(step: int) -> bool:
-        return any(e["event"] == "checkpoint" and e["step"] >= step for e in lines(events))
-
-    for workers, step in ((2, 20), (1, 40)):
-        with started(*command, f"cluster.workers={workers}") as driver:
-            wait_for(f"a checkpoint with {workers} workers", lambda step=step: has_checkpoint(step), driver)
-            driver.kill()
-    run(*command, "cluster.workers=4")
-    audit = json.loads(run("ledger", "audit", str(tmp_path / "generator"), "--json"))
-    assert audit["problems"] == []
-    assert audit["steps"] == STEPS
-    assert [start["world"] for start in audit["starts"]] == [2, 1, 4]
-    assert [(epoch["consumed"], epoch["most"]) for epoch in audit["epochs"]] == [(300, 1), (180, 1)]
-    unbroken = [record["loss"] for record in lines(whole / "run" / "generator" / "metrics.jsonl")]
-    losses = [record["loss"] for record in lines(tmp_path / "generator" / "metrics.jsonl")]
-    assert losses == pytest.approx(unbroken, rel=0.01)  # bf16, and other sums
-
-
-def test_tokenize_survives_a_killed_actor_and_a_killed_driver(whole: Path, until, tmp_path: Path) -> None:
-    command, output = ("tokenize", *until("tokens")), tmp_path / "tokens"
-
-    def committed() -> dict[str, int]:
-        return {path.name: path.stat().st_mtime_ns for path in output.glob("tokens-*.json")}
-
-    with started(*command) as driver:
-        wait_for("a committed shard", committed, driver)
-        kill(driver.workers("ShardWorker")[0])
-        several = len(committed()) + 5
-        wait_for("more shards", lambda: len(committed()) >= several, driver)
-        driver.kill()
-    assert not (output / "manifest.json").exists()
-    before = committed()
-    run(*command)
-    assert {name: time for name, time in committed().items() if name in before} == before
-    assert digests(output, *TOKENS) == digests(whole / "run" / "tokens", *TOKENS)
-
-
 def test_tokens_on_object_storage_have_the_same_bytes(whole: Path, until, s3_uri: str, tmp_path: Path) -> None:
     run("tokenize", *until("tokens"), f"tokens.output={s3_uri}/tokens")
     local = whole / "run" / "tokens"
@@ -151,18 +110,7 @@ def test_tokens_on_object_storage_have_the_same_bytes(whole: Path, until, s3_uri
         assert storage.read_bytes(f"{s3_uri}/tokens/{name}") == (local / name).read_bytes(), name
 
 
-def test_a_run_on_object_storage_trains_the_same_network(whole: Path, s3_uri: str) -> None:
-    images = f"data.images={whole / 'run' / 'images'}"
-    run("train-teacher", str(whole / "small.yaml"), f"run={s3_uri}", images)
-    for name in ("card.json", "model.safetensors"):
-        ours = storage.read_bytes(f"{s3_uri}/teacher/export/{name}")
-        assert ours == (whole / "run" / "teacher" / "export" / name).read_bytes(), name
-    shown = run("monitor", s3_uri, "--once")
-    assert "teacher" in shown
-    assert "finished" in shown
-
-
-def test_scale_changes_the_size_of_a_running_pool(until, tmp_path: Path) -> None:
+def test_a_running_pool_is_scaled_and_interrupted(until, tmp_path: Path) -> None:
     arguments = until("tokens")
     with started("tokenize", *arguments, "tokens.min_workers=1", "tokens.max_workers=1") as driver:
         wait_for("a committed shard", lambda: list((tmp_path / "tokens").glob("tokens-*.json")), driver)
@@ -172,22 +120,20 @@ def test_scale_changes_the_size_of_a_running_pool(until, tmp_path: Path) -> None
         wait_for("a word of it", lambda: "scaling to" in driver.output(), driver)
         first.resume()  # it makes the shards that it has in hand
         wait_for("a second actor", lambda: len(driver.workers("ShardWorker")) >= 2, driver)
-        wait_for("the end", lambda: (tmp_path / "tokens" / "manifest.json").exists(), driver)
-        driver.wait(timeout=PATIENCE)
-    assert TokenShards(str(tmp_path / "tokens")).count == 300
-    assert not (tmp_path / "tokens" / "control.json").exists()
+        interrupt(driver, signal.SIGINT)
+    with started("tokenize", *arguments) as driver:  # with the workers that were asked for last
+        wait_for("an actor", lambda: driver.workers("ShardWorker"), driver)
+        interrupt(driver, signal.SIGTERM)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_tokenize_says_so_and_leaves_no_worker(number: signal.Signals, until, tmp_path: Path) -> None:
-    with started("tokenize", *until("tokens")) as driver:
-        wait_for("a committed shard", lambda: list((tmp_path / "tokens").glob("tokens-*.json")), driver)
-        pool = driver.workers("ShardWorker")
-        driver.send_signal(number)
-        assert driver.wait(timeout=PATIENCE) == 128 + number
-        gone, alive = psutil.wait_procs(pool, timeout=PATIENCE)
-        assert (len(gone), alive) == (len(pool), [])
-        assert "the same command goes on" in driver.output()
+def interrupt(driver: Victim, number: signal.Signals) -> None:
+    """The command says that it goes on from there, and leaves no worker."""
+    pool = driver.workers("ShardWorker")
+    driver.send_signal(number)
+    assert driver.wait(timeout=PATIENCE) == 128 + number, driver.output()
+    gone, alive = psutil.wait_procs(pool, timeout=PATIENCE)
+    assert (len(gone), alive) == (len(pool), [])
+    assert "the same command goes on" in driver.output()
 
 
 def test_a_pipeline_that_is_told_to_end_does_not_go_on_to_the_next_stage(until, tmp_path: Path) -> None:

@@ -159,6 +159,8 @@ def test_ingest_on_the_pool_gives_the_bytes_of_ingest_in_one_process(
     config: RunConfig = load_config(small_config, [*overrides, f"run={tmp_path / 'run'}"])
     ingest(config.data, str(tmp_path / "here"), config.seed)
     monkeypatch.setattr(ingesting, "FEW_IMAGES", 0)
+    write_scale(str(tmp_path / "run" / "images"), 1, 2)
     assert ingesting.ingest(config) == 20
+    assert not (tmp_path / "run" / "images" / "control.json").exists()  # it was of this run
     (tmp_path / "run" / "images" / "progress.json").unlink()
     assert contents(tmp_path / "run" / "images") == contents(tmp_path / "here")
