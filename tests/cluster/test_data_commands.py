@@ -73,8 +73,8 @@ def tokens(images: Path, export_uri: str, tmp_path: Path) -> Path:
         "fit": "crop",
         "source": ImageManifest.read(str(images)).fingerprint,
     }
-    manifest = TokenManifest.build(samples=6, classes=("cat", "dog"), software={}, shards=(), **made_by)
-    meta = manifest.model_dump(mode="json", include=set(made_by))
+    draft = TokenManifest.build(samples=0, classes=("cat", "dog"), software={}, shards=(), **made_by)
+    meta = draft.model_dump(mode="json", include=set(made_by))
     values = np.random.default_rng(0).integers(0, 64, (6, 1, 21, 2), dtype=np.uint16)
     label, key = np.array([0, 1, 0, 1, 0, 1], np.int32), np.array(KEYS, "S")
     records = [

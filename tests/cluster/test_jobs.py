@@ -26,6 +26,7 @@ from cluster.targets import open_target
 from cluster.targets.local import LocalTarget
 from cluster.targets.ray import RayTarget
 from cluster.targets.target import Job
+from data_pipeline.config import FolderSource
 from data_pipeline.errors import FoldtrainError, UsageError
 from data_pipeline.places import rules_of
 
@@ -54,7 +55,7 @@ def test_paths_of_a_local_job_mean_what_they_mean_here(config: RunConfig, monkey
     monkeypatch.chdir("/")
     absolute = with_absolute_paths(config)
     assert absolute.run == "/runs/small"
-    assert absolute.data.source.model_dump() == {"kind": "folder", "path": "/pictures", "extensions": None}
+    assert absolute.data.source == FolderSource(path="/pictures")
 
 
 def test_uris_and_embedded_files_are_no_paths_of_this_machine(small_config: Path) -> None:

@@ -94,7 +94,7 @@ def test_there_is_no_mfu_where_the_device_is_unknown(records: list[list[dict[str
 
 def resolved(stage: str, peak_tflops: float | None = None) -> TrainJob:
     """A stage of the quickstart, with the config of its run."""
-    config = load_config("configs/quickstart.yaml")
+    config = load_config("configs/quickstart.yaml").with_classes(10)
     sections: dict[str, StageSection] = {"tokenizer": config.tokenizer, "generator": config.generator}
     section = sections.get(stage) or ClassifierStageConfig(trainer=CONFIG)
     record = config.model_dump(mode="json")
@@ -103,7 +103,7 @@ def resolved(stage: str, peak_tflops: float | None = None) -> TrainJob:
 
 @pytest.mark.parametrize("stage", ["tokenizer", "generator"])
 def test_the_operations_of_a_step_are_those_of_the_plan(stage: str) -> None:
-    config = load_config("configs/quickstart.yaml")
+    config = load_config("configs/quickstart.yaml").with_classes(10)
     planned = make_plan(Request(f"train-{stage}", stage_configs(config), 1, 2, None, DataFacts(None)))
     found = model_flops(resolved(stage), torch.device("cpu"), 2)
     assert found.per_step == planned.time.flops_per_step
