@@ -9,10 +9,14 @@ from __future__ import annotations
 import sys
 from typing import Annotated
 
+from cluster.module_path import leave_out_working_directory, refusal
+
+leave_out_working_directory()  # before what is imported below
+
 import typer
 
 from cluster.commands import checkpoints, configs, data, drill, gc, jobs, ledger, plan, runs, stages
-from data_pipeline.errors import FoldtrainError
+from data_pipeline.errors import FoldtrainError, UsageError
 
 app = typer.Typer(
     name="foldtrain",
@@ -81,6 +85,8 @@ def find_cause(error: BaseException) -> FoldtrainError | None:
 def main() -> None:
     """Run the command line and end the process with its exit code."""
     try:
+        if reason := refusal():
+            raise UsageError(reason)  # noqa: TRY301 - printed below, as all are
         app()
     except Exception as error:
         known = find_cause(error)

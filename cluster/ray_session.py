@@ -14,8 +14,11 @@ from types import FrameType
 from typing import Any
 
 from cluster.config import ClusterConfig
+from cluster.ray_address import RayAddress, asked_address, probe
+from cluster.ray_folder import ray_folder
+from cluster.ray_processes import deaf_to_notices, without_search_path
 from cluster.terminal import console
-from data_pipeline.errors import UsageError
+from data_pipeline.errors import FoldtrainError, UsageError
 
 _SPARING = {
     # Ray's helpers look for new log files, events and each other ten times a second, on the cores that train.
@@ -40,15 +43,19 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
 
     Joins `cluster.address` or RAY_ADDRESS; without either a cluster of this machine's CPUs is started, which ends with
     this process however it ends. SIGTERM ends it with exit code 143, unless a stage listens for it.
+
+    Raises:
+        UsageError: if the address has a form that Ray does not take.
+        FoldtrainError: if no cluster answers there, or Ray does not start here.
     """
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         yield
         return
-    address = config.address or os.environ.get("RAY_ADDRESS")
+    asked = asked_address(config.address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Workers of our own clusters that reserve no GPU see none; Ray's default leaves them all visible.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
-    if not address:
+    if asked is None:
         # Ray's ports are open to whoever can reach the machine, so a cluster of our own asks for a token. Ray reads
         # these once in a process, when it is imported.
         if os.environ.get("RAY_AUTH_MODE") != "token" or "RAY_AUTH_TOKEN" not in os.environ:
@@ -57,8 +64,7 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
             os.environ.setdefault(name, value)
     import ray
 
-    with _terminable() as listen:
-        ray.init(address=address or "local", **_quiet(), **({} if address else _own_cluster(config)))
+    with _terminable() as listen, _connected(asked, config):
         listen()
         try:
             yield
@@ -85,6 +91,35 @@ def require_gpus(config: ClusterConfig, workers: int) -> None:
         console().print(f"{lack} in the cluster so far: waiting for more")
         return
     raise UsageError(f"{lack} on this machine: use fewer workers, or cluster.gpus_per_worker=0 for CPUs")
+
+
+@contextmanager
+def _connected(asked: RayAddress | None, config: ClusterConfig) -> Iterator[None]:
+    """Ray on the cluster that was asked for, or on one that is started here, whose files go in the end."""
+    if asked is not None:
+        _init(address=probe(asked))
+        yield
+        return
+    with ray_folder() as folder:
+        with deaf_to_notices():
+            _init(address="local", _temp_dir=str(folder), **_own_cluster(config))
+        yield
+
+
+def _init(**options: Any) -> None:
+    """Connect this process to Ray.
+
+    Raises:
+        FoldtrainError: with Ray's reason, if it does not come up or does not let us in.
+    """
+    import ray
+    from ray.exceptions import RayError
+
+    try:
+        ray.init(job_config=without_search_path(), **options, **_quiet())
+    except (OSError, RuntimeError, ValueError, RayError) as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise FoldtrainError(f"Ray does not start ({options['address']}): {reason}") from error
 
 
 @contextmanager

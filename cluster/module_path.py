@@ -1,0 +1,60 @@
+"""Where our modules come from: from where foldtrain is installed, whatever lies in the folder of its user.
+
+Its users stand in the folders of other training code, with a `model.py`, a `utils.py` or a `cluster/` of its own.
+Python puts the working directory first on its path for `python -m`, and for empty entries of PYTHONPATH.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+OURS = ("model", "data_pipeline", "trainer", "cluster", "configs")
+_HOME = Path(__file__).resolve().parents[1]
+
+
+def leave_out_working_directory() -> None:
+    """Take the working directory off the module path, of child processes too, unless foldtrain itself lies there."""
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # it was removed, so nothing lies there
+        return
+    if here == _HOME:
+        return
+    sys.path[:] = [entry for entry in sys.path if not _is(entry, here)]
+    if "PYTHONPATH" in os.environ:
+        entries = os.environ["PYTHONPATH"].split(os.pathsep)
+        os.environ["PYTHONPATH"] = os.pathsep.join(entry for entry in entries if not _is(entry, here))
+
+
+def _is(entry: str, here: Path) -> bool:
+    return not entry or Path(entry).absolute() == here or Path(entry).resolve() == here
+
+
+def foreign_modules() -> dict[str, str]:
+    """Modules that have a name of ours and come from somewhere else, and where they lie."""
+    found = {}
+    for name in OURS:
+        spec = find_spec(name)
+        if spec is None:
+            continue
+        lies = Path(spec.origin) if spec.origin else Path(next(iter(spec.submodule_search_locations or [""])))
+        root = lies.parent.parent if lies.name == "__init__.py" else lies.parent
+        if root.resolve() != _HOME:
+            found[name] = str(lies)
+    return found
+
+
+def refusal() -> str | None:
+    """Why this process cannot work, in words; None if all of our modules are ours."""
+    found = foreign_modules()
+    if not found:
+        return None
+    named = "\n  ".join(f"{name}: {lies}" for name, lies in found.items())
+    given = f" (PYTHONPATH is {os.environ['PYTHONPATH']})" if os.environ.get("PYTHONPATH") else ""
+    return (
+        f"modules of other code stand before those of foldtrain on Python's path{given}:\n  {named}\n"
+        f"Take their folder off PYTHONPATH; foldtrain's own are in {_HOME}"
+    )
