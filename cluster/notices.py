@@ -1,12 +1,16 @@
-"""Notices that a training stage is to end: SIGTERM or SIGUSR1 to the command or to a worker, or a node that leaves.
+"""Notices that a training stage is to end: a signal to the command, to a worker or to all, or a node that leaves.
 
     command      a signal sets a flag in the key-value store of Ray's head, which all nodes reach
     controller   Ray Train's; looks at the flag whenever it polls the workers (every 2 s), and tells them
     worker       ends after the step under way, with a checkpoint; all ranks agree on it between two steps
 
 Nothing of it is in the path of training. A batch system that warns before it ends a job sends its signal to the
-command: `#SBATCH --signal=B:USR1@300` and a shell that passes it on, or SIGTERM from Kubernetes. A node that Ray drains
-(a spot instance about to go, `ray drain-node`, SIGTERM to `ray start --block`) makes the workers pause.
+command (`#SBATCH --signal=B:USR1@300` and a shell that passes it on, SIGTERM from Kubernetes) or to every process of it
+(scancel, systemd, `timeout`; SIGHUP where a terminal closes), some of them twice: Ray's own processes do not listen
+(cluster/ray_processes.py), and a repetition within a second is the same notice. A node that Ray drains (a spot instance
+about to go, `ray drain-node`, SIGTERM to `ray start --block`) makes the workers pause.
+
+Without Ray's head nobody can pass anything on: each worker ends by itself then, and the command with an error.
 """
 
 from __future__ import annotations
@@ -25,11 +29,35 @@ from ray.exceptions import RayError
 from ray.experimental import internal_kv
 from ray.train.v2._internal.execution.callback import WorkerCallback, WorkerGroupCallback
 
+from cluster.head_watch import HeadLostError, watch_head
+from cluster.ray_processes import NOTICES, listen_again
 from trainer.ending import Ending, EndRequest
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""Termination notices. A second one ends the process at once."""
+_SAME_SECONDS = 1.0
+"""`timeout` signals its command and then its group, a closing terminal does as much: these are one notice."""
 _NAMESPACE = "foldtrain"
+
+
+def notices_here() -> tuple[signal.Signals, ...]:
+    """The signals that are notices to this process; not SIGHUP under nohup. A second one ends the process at once."""
+    return tuple(number for number in NOTICES if signal.getsignal(number) is not signal.SIG_IGN)
+
+
+class FirstNotice:
+    """Tells a further notice from the first one, which may come twice."""
+
+    def __init__(self) -> None:
+        self.received = False
+        self._at = 0.0
+
+    def is_second(self, number: int) -> bool:
+        """Whether a notice has come before this one, and was another. Called by signal handlers."""
+        now = time.monotonic()
+        if not self.received:
+            self.received, self._at = True, now
+            return False
+        return number != signal.SIGHUP and now - self._at > _SAME_SECONDS
+
 
 REQUEST = EndRequest()
 """In a worker: what the training loop of this process is asked for. Each start of a worker is a new process."""
@@ -49,23 +77,38 @@ class Notice:
     """
 
     def __init__(self, key: str) -> None:
-        self.received = False
         self._key = key
+        self._first = FirstNotice()
         self._idle = False
+        self._lost: HeadLostError | None = None
         self._said_so, self._read = False, b""
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+            self._before = {number: signal.signal(number, self._on_signal) for number in notices_here()}
         return self
 
+    @property
+    def received(self) -> bool:
+        """Whether a notice has come."""
+        return self._first.received
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> bool:
-        for number, handler in self._before.items():
+        before, self._before = self._before, {}
+        for number, handler in before.items():
             signal.signal(number, handler)
+        if self._lost is not None and kind is SystemExit:
+            raise self._lost
         with contextlib.suppress(RayError):
             internal_kv._internal_kv_del(self._key, del_by_prefix=True, namespace=_NAMESPACE)
         return self._idle and kind is SystemExit
+
+    def end_without_head(self, error: HeadLostError) -> None:
+        """Have the main thread leave whatever call of Ray it waits in, and raise this. From any thread."""
+        self._lost = error
+        if self._before:
+            os.kill(os.getpid(), signal.SIGUSR1)
 
     def news(self) -> list[str]:
         """What there is to say of the run since the last call: a signal came, or its controller said it. One thread."""
@@ -81,11 +124,13 @@ class Notice:
         return texts
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        if self._idle:
-            raise SystemExit(0)  # out of Ray's call; __exit__ keeps it
-        if self.received:
+        if self._idle or self._lost is not None:
+            raise SystemExit(0)  # out of Ray's call, which lets nothing else pass; __exit__ keeps it
+        again = self.received
+        if self._first.is_second(number):
             end_now(number)
-        self.received = True
+        if again:
+            return
         # Not here: the main thread may be anywhere inside of Ray.
         threading.Thread(target=self._tell, args=(number,), daemon=True).start()
 
@@ -197,17 +242,18 @@ class ListenForSignals(WorkerCallback):
 
     def __init__(self, ending: Ending) -> None:
         self._ending = ending
-        self._received = False
+        self._first = FirstNotice()
 
     def after_init_train_context(self) -> None:
-        """Begin to listen."""
-        for number in SIGNALS:
+        """Begin to listen, and to ask whether Ray's head is there."""
+        for number in notices_here():
             signal.signal(number, self._on_signal)
+        listen_again()
+        watch_head(REQUEST.stop).start()
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        if self._received:
+        if self._first.is_second(number):
             end_now(number)
-        self._received = True
         ask_here(self._ending)
 
 

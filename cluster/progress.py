@@ -17,6 +17,8 @@ from trainer.record_shapes import is_metrics, is_timed_event
 
 _POLL_SECONDS = 2.0
 _LINE_SECONDS = 15.0
+_LAST_SECONDS = 5.0
+_ENDS = frozenset({"finish", "stop", "failure"})
 
 
 class ProgressLine:
@@ -81,9 +83,18 @@ def follow_training(job: TrainJob, news: Callable[[], Iterable[str]] = tuple) ->
         yield
     finally:
         stop.set()
-        thread.join()
+        thread.join(_LAST_SECONDS)  # it may ask a head of Ray that no longer answers
         _show_newest(job, line)
         line.close()
+
+
+def has_ended(job: TrainJob, since: float) -> bool:
+    """Whether the workers of a stage have recorded that they ended, after a unix time in seconds."""
+    try:
+        events = read_last_records(storage.join(job.folder, "events.jsonl"))
+    except (OSError, FoldtrainError):
+        return False
+    return any(event["event"] in _ENDS and event["time"] >= since for event in events)
 
 
 class _Said:

@@ -140,10 +140,9 @@ def _greet(asked: RayAddress, host: str, port: int) -> None:
 def _call(asked: RayAddress) -> None:
     """Ask the head for its versions and its nodes."""
     import grpc
-    from ray._private import services
-    from ray.core.generated import gcs_service_pb2 as messages
-    from ray.core.generated import gcs_service_pb2_grpc as services_of_head
+    from ray._private.services import find_node_ids
 
+    messages, services_of_head = _protocol()
     try:
         channel = head_channel(asked.text)
         nodes = services_of_head.NodeInfoGcsServiceStub(channel)
@@ -156,12 +155,19 @@ def _call(asked: RayAddress) -> None:
         found = nodes.GetAllNodeInfo(messages.GetAllNodeInfoRequest(), timeout=_CALL_SECONDS)
     except grpc.RpcError as error:
         raise _no_head(asked, error) from None
-    here = services.find_node_ids()
+    here = find_node_ids()  # type: ignore[no-untyped-call]
     if not any(node.node_id.hex() in here for node in found.node_info_list if node.state == 0):
         raise asked.failed(
             "that cluster has no node on this machine",
             f"Run `ray start --address={asked.text}` here first, or send the stage there: {_SUBMIT}",
         )
+
+
+def _protocol() -> tuple[Any, Any]:
+    """The messages of the head's services, and their clients: generated modules without types."""
+    from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
+
+    return gcs_service_pb2, gcs_service_pb2_grpc
 
 
 def head_channel(address: str) -> Any:
@@ -221,9 +227,7 @@ def _minor_is_enough(other: str, version: str) -> bool:
 
 def is_head_alive(address: str, seconds: float) -> Callable[[], bool]:
     """A question to the head at an address: does it answer, in so many seconds?"""
-    from ray.core.generated import gcs_service_pb2 as messages
-    from ray.core.generated import gcs_service_pb2_grpc as services_of_head
-
+    messages, services_of_head = _protocol()
     channel = head_channel(address)
 
     def ask() -> bool:

@@ -68,6 +68,19 @@ def end_tree(pid: int) -> None:
     psutil.wait_procs(below, timeout=_END_SECONDS)
 
 
+def abandon() -> None:
+    """Leave a cluster without its head: end the processes that were started here, and have nothing wait for it."""
+    import atexit
+
+    from ray._private import worker
+
+    atexit.unregister(worker.shutdown)
+    node: Any = worker._global_node
+    started = [each for processes in node.all_processes.values() for each in processes] if node else []
+    for each in started:
+        end_tree(each.process.pid)
+
+
 def listen_again() -> None:
     """In a worker that handles the notices itself: stop blocking them in this thread."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, NOTICES)
@@ -81,9 +94,9 @@ def without_search_path() -> Any:
     """
     from ray.job_config import JobConfig
 
-    class WithoutSearchPath(JobConfig):  # type: ignore[misc] # Ray's
+    class WithoutSearchPath(JobConfig):
         def _get_proto_job_config(self) -> Any:
-            message = super()._get_proto_job_config()
+            message = super()._get_proto_job_config()  # type: ignore[no-untyped-call] # Ray's
             del message.py_driver_sys_path[:]
             return message
 

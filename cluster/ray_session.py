@@ -14,9 +14,10 @@ from types import FrameType
 from typing import Any
 
 from cluster.config import ClusterConfig
+from cluster.head_watch import HeadLostError
 from cluster.ray_address import RayAddress, asked_address, probe
 from cluster.ray_folder import ray_folder
-from cluster.ray_processes import deaf_to_notices, without_search_path
+from cluster.ray_processes import abandon, deaf_to_notices, without_search_path
 from cluster.terminal import console
 from data_pipeline.errors import FoldtrainError, UsageError
 
@@ -31,6 +32,8 @@ _SPARING = {
     # Ray's own measurements, which nobody reads: a stage has its metrics.
     "RAY_enable_metrics_collection": "0",
     "RAY_event_stats": "0",
+    # Ray kills all processes that have not heard of its head for so long. Ours end by themselves (head_watch.py).
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "300",
 }
 """Ray's settings for a cluster of our own, where it shares the cores with the workers. See docs/decisions.md."""
 _LOOPBACK = "127.0.0.1"
@@ -42,7 +45,7 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
     """A connection to Ray, shared by all stages of a command.
 
     Joins `cluster.address` or RAY_ADDRESS; without either a cluster of this machine's CPUs is started, which ends with
-    this process however it ends. SIGTERM ends it with exit code 143, unless a stage listens for it.
+    this process however it ends. SIGTERM ends it with exit code 143 and SIGHUP with 129, unless a stage listens for them.
 
     Raises:
         UsageError: if the address has a form that Ray does not take.
@@ -68,8 +71,13 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
         listen()
         try:
             yield
-        finally:
+        except HeadLostError:
+            abandon()
+            raise
+        except BaseException:
             ray.shutdown()
+            raise
+        ray.shutdown()
 
 
 def require_gpus(config: ClusterConfig, workers: int) -> None:
@@ -124,7 +132,7 @@ def _init(**options: Any) -> None:
 
 @contextmanager
 def _terminable() -> Iterator[Callable[[], None]]:
-    """SIGTERM ends the command as Ctrl-C does, with the exit code that shells expect: what is under way is released.
+    """SIGTERM and SIGHUP end the command as Ctrl-C does, with the exit code that shells expect: all is released.
 
     Yields:
         What begins to listen, to be called after Ray has set its own handler.
@@ -137,12 +145,15 @@ def _terminable() -> Iterator[Callable[[], None]]:
         sys.exit(128 + number)
 
     def listen() -> None:
-        signal.signal(signal.SIGTERM, end)
+        for each in before:
+            signal.signal(each, end)
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
         return
-    before = signal.getsignal(signal.SIGTERM)
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)}
+    if before[signal.SIGHUP] is signal.SIG_IGN:  # under nohup
+        del before[signal.SIGHUP]
     try:
         yield listen
     except SystemExit:
@@ -150,7 +161,8 @@ def _terminable() -> Iterator[Callable[[], None]]:
             sys.exit(128 + received)
         raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def _quiet() -> dict[str, Any]:

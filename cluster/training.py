@@ -8,16 +8,25 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_fixed
+
 from cluster.config import ClusterConfig
 from cluster.elastic_sizes import same_micro_batch, usable_sizes
+<<<<<<< HEAD
 from cluster.progress import follow_training
 from cluster.ray_session import ray_session, require_gpus
+=======
+from cluster.head_watch import HeadLostError, watch_head
+from cluster.progress import follow_training, has_ended
+from cluster.ray_session import ray_session
+>>>>>>> 11ff016 (The environment is probed before Ray uses it; a signal to all processes and a lost head end training with a checkpoint)
 from cluster.terminal import console
 from data_pipeline.errors import UsageError
 from trainer.checkpoints.folder import latest_step
@@ -29,6 +38,9 @@ if TYPE_CHECKING:
 
 _ROOM_SECONDS = "20"
 """For the room of an elastic start, which was there when it was chosen: if a node died since, it is chosen again."""
+
+_LAST_SECONDS = 120.0
+"""How long the command waits for the last checkpoint of workers that have lost Ray's head."""
 
 
 @dataclass(frozen=True)
@@ -94,10 +106,11 @@ def _train(job: TrainJob, cluster: ClusterConfig, sizes: Sequence[int]) -> Train
     """As `train`, on the Ray that is connected: as many trainers as there are sizes, one after the other."""
     from cluster.notices import Notice, key_of_run
 
-    key = key_of_run()
+    key, since = key_of_run(), time.time()
     notice, ending, step = Notice(key), Ending.PAUSED, 0
+    watch = watch_head(lambda: notice.end_without_head(_wait_for_workers(job, since)))
     try:
-        with notice, follow_training(job, notice.news):
+        with notice, follow_training(job, notice.news), watch:
             while ending is Ending.PAUSED and not notice.received:
                 ending, step = _fit(job, cluster, sizes, key)
     except KeyboardInterrupt:
@@ -106,6 +119,30 @@ def _train(job: TrainJob, cluster: ClusterConfig, sizes: Sequence[int]) -> Train
     if ending is Ending.FINISHED:
         return Trained(step, ending, notice.received)
     return Trained(latest_step(job.checkpoints) or 0, Ending.STOPPED, noticed=True)
+
+
+def _wait_for_workers(job: TrainJob, since: float) -> HeadLostError:
+    """Wait until the workers have ended by themselves, as they do without Ray's head. Returns what there is to say.
+
+    Args:
+        job: the stage.
+        since: unix time at which it was started here, seconds.
+    """
+    console().print(f"{job.stage}: Ray's head (GCS) no longer answers: the workers save a checkpoint and end")
+    waiting = Retrying(
+        retry=retry_if_result(lambda ended: not ended), stop=stop_after_delay(_LAST_SECONDS), wait=wait_fixed(0.5)
+    )
+    try:
+        waiting(lambda: has_ended(job, since))
+        state = "the workers ended"
+    except RetryError:
+        state = f"the workers did not say within {_LAST_SECONDS:.0f} s that they ended"
+    step = latest_step(job.checkpoints)
+    newest = "there is no checkpoint" if step is None else f"the newest checkpoint is that of step {step}"
+    return HeadLostError(
+        f"{job.stage}: Ray's head (GCS) was lost, killed or cut off; {state}, {newest}. The same command goes on from "
+        "there; if it joins a cluster (cluster.address, RAY_ADDRESS), start that cluster's head again first."
+    )
 
 
 def _fit(job: TrainJob, cluster: ClusterConfig, sizes: Sequence[int], key: str) -> tuple[Ending, int]:

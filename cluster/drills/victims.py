@@ -66,6 +66,10 @@ class Victim:
         """To the command alone."""
         self._process.send_signal(number)
 
+    def signal_group(self, number: signal.Signals) -> None:
+        """To the command, to Ray's processes and to all workers, as batch systems and closing terminals do."""
+        os.killpg(self._process.pid, number)
+
     def kill(self) -> None:
         """End the command alone, the driver, by kill -9."""
         self.family()

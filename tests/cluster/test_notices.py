@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import signal
+import subprocess
 from pathlib import Path
 
 import psutil
 import pytest
 
 from cluster.drills.drilled_training import write_training
-from cluster.drills.victims import PATIENCE, Victim, started, wait_for
+from cluster.drills.victims import PATIENCE, Victim, kill, started, title_of, wait_for
 from tests.cluster.drills import lines
 from trainer.checkpoints.folder import latest_step
 
@@ -51,9 +53,52 @@ def test_all_that_was_said_of_a_run_is_news_once_and_in_order(monkeypatch: pytes
     policy.say("room for 3")
     notices.Voice("another run").say("room for 4")
     assert notice.news() == ["room for 3"]
-    notice.received = True
+    notice._first.is_second(signal.SIGTERM)
     assert ["told to end" in text for text in notice.news()] == [True]
     assert notice.news() == []
+
+
+@pytest.mark.parametrize(
+    ("numbers", "seconds", "second"),
+    [
+        ((signal.SIGTERM, signal.SIGTERM), 0.0, False),  # `timeout` signals its command, and then its group
+        ((signal.SIGTERM, signal.SIGTERM), 30.0, True),
+        ((signal.SIGHUP, signal.SIGTERM), 30.0, True),
+        ((signal.SIGHUP, signal.SIGHUP), 30.0, False),  # a shell and the kernel both say that the terminal is gone
+        ((signal.SIGTERM, signal.SIGHUP), 30.0, False),
+    ],
+)
+def test_a_notice_that_comes_twice_is_one_notice_and_a_later_one_another(
+    numbers: tuple[int, int], seconds: float, second: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cluster import notices
+
+    times = iter((100.0, 100.0 + seconds))
+    monkeypatch.setattr(notices.time, "monotonic", lambda: next(times))
+    first = notices.FirstNotice()
+    assert [first.is_second(number) for number in numbers] == [False, second]
+    assert first.received
+
+
+def test_under_nohup_a_terminal_that_closes_is_no_notice() -> None:
+    from cluster import notices
+
+    assert signal.SIGHUP in notices.notices_here()
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert set(notices.notices_here()) == {signal.SIGTERM, signal.SIGUSR1}
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_lost_head_ends_the_command_out_of_rays_call_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cluster import notices
+    from cluster.head_watch import HeadLostError
+
+    monkeypatch.setattr(notices, "internal_kv", None)  # nothing is asked of a head that is gone
+    notice = notices.Notice("a run")
+    with pytest.raises(HeadLostError, match="gone"), notice:
+        notice.end_without_head(HeadLostError("gone"))
 
 
 @pytest.fixture
@@ -75,14 +120,27 @@ def happened(folder: Path, name: str) -> list[int]:
     return [e["step"] for e in lines(folder / "run" / "generator" / "events.jsonl") if e["event"] == name]
 
 
+@pytest.fixture
+def odd_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands start in the folder of other training code, and TMPDIR is too long for Ray's sockets."""
+    project, temporary = tmp_path / "project", tmp_path / ("t" * 45)
+    for folder in (project, project / "cluster", temporary):
+        folder.mkdir()
+    for name in ("model", "trainer", "data_pipeline", "utils", "yaml", "torch", "ray"):
+        (project / f"{name}.py").write_text("raise ImportError('this is not what is installed')\n")
+    monkeypatch.chdir(project)
+    monkeypatch.setenv("TMPDIR", str(temporary))
+
+
 @pytest.mark.drill
-def test_a_notice_to_the_command_or_to_a_worker_ends_all_with_a_checkpoint(
+@pytest.mark.usefixtures("odd_place")
+def test_a_notice_to_all_or_to_a_worker_and_a_lost_head_end_all_with_a_checkpoint(
     command: tuple[str, ...], tmp_path: Path
 ) -> None:
     checkpoints = str(tmp_path / "run" / "generator" / "checkpoints")
     with started(*command) as driver:
         until_it_trains(tmp_path, driver)
-        driver.send_signal(signal.SIGTERM)
+        driver.signal_group(signal.SIGTERM)
         assert driver.wait(timeout=PATIENCE) == 0, driver.output()
         first = latest_step(checkpoints)
         assert first is not None
@@ -96,8 +154,20 @@ def test_a_notice_to_the_command_or_to_a_worker_ends_all_with_a_checkpoint(
         assert second is not None
         assert f"stopped at step {second} of" in driver.output()
     assert second > first
-    assert happened(tmp_path, "resume") == [first]
-    assert happened(tmp_path, "stop") == [first, second]
+    with started(*command) as driver:
+        until_it_trains(tmp_path, driver, after=second)
+        family = driver.family()
+        kill(next(process for process in family if "gcs_server" in title_of(process)))
+        assert driver.wait(timeout=PATIENCE) == 1, driver.output()
+        third = latest_step(checkpoints)
+        assert f"Ray's head (GCS) was lost, killed or cut off; the workers ended, the newest checkpoint is that of " \
+            f"step {third}" in driver.output()
+        assert "Traceback" not in driver.output()
+        assert psutil.wait_procs(family, timeout=PATIENCE)[1] == []
+    assert third is not None
+    assert third > second
+    assert happened(tmp_path, "resume") == [first, second]
+    assert happened(tmp_path, "stop") == [first, second, third]
     assert happened(tmp_path, "failure") == happened(tmp_path, "finish") == []
 
 
@@ -110,7 +180,10 @@ def test_a_second_notice_ends_the_command_at_once(command: tuple[str, ...], tmp_
             worker.send_signal(signal.SIGSTOP)
         driver.send_signal(signal.SIGTERM)
         wait_for("a word of the first", lambda: "told to end" in driver.output(), driver)
-        driver.send_signal(signal.SIGTERM)
+        while driver.poll() is None:  # a repetition within a second is the same notice
+            driver.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                driver.wait(timeout=0.2)
         assert driver.wait(timeout=PATIENCE) == -signal.SIGTERM
         assert "stopped at step" not in driver.output()
 
