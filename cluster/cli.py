@@ -1,8 +1,8 @@
 """`foldtrain`: the command line. `foldtrain --help` lists the commands; `foldtrain COMMAND --help` explains one.
 
-Exit codes: 0 done, or training that was told to end (SIGTERM, SIGUSR1, SIGHUP) and saved a checkpoint; 1 failed; 2 asked
-for something that cannot be (a config, a path, an option); 130 interrupted; 143 or 129 told to end where there is
-nothing to save.
+Exit codes: 0 done, or training that was told to end (SIGTERM, SIGUSR1, SIGHUP) and saved a checkpoint; 1 failed;
+2 asked for something that cannot be (a config, a path, an option); 130 interrupted; 143 or 129 told to end where there
+is nothing to save.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
     """A connection to Ray, shared by all stages of a command.
 
     Joins `cluster.address` or RAY_ADDRESS; without either a cluster of this machine's CPUs is started, which ends with
-    this process however it ends. SIGTERM ends it with exit code 143 and SIGHUP with 129, unless a stage listens for them.
+    this process however it ends. SIGTERM and SIGHUP end it with exit code 143 or 129, unless a stage listens for them.
 
     Raises:
         UsageError: if the address has a form that Ray does not take.

@@ -19,14 +19,9 @@ from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wa
 
 from cluster.config import ClusterConfig
 from cluster.elastic_sizes import same_micro_batch, usable_sizes
-<<<<<<< HEAD
-from cluster.progress import follow_training
-from cluster.ray_session import ray_session, require_gpus
-=======
 from cluster.head_watch import HeadLostError, watch_head
 from cluster.progress import follow_training, has_ended
-from cluster.ray_session import ray_session
->>>>>>> 11ff016 (The environment is probed before Ray uses it; a signal to all processes and a lost head end training with a checkpoint)
+from cluster.ray_session import ray_session, require_gpus
 from cluster.terminal import console
 from data_pipeline.errors import UsageError
 from trainer.checkpoints.folder import latest_step

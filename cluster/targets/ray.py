@@ -80,7 +80,7 @@ class RayTarget:
         with tempfile.TemporaryDirectory(prefix="foldtrain-job-") as folder:
             Path(folder, _CONFIG).write_text(resolved_yaml(config))
             self._client().submit_job(
-                entrypoint=shlex.join([self._python, "-m", "cluster.cli", stage, _CONFIG]),
+                entrypoint=shlex.join([self._python, "-P", "-m", "cluster.cli", stage, _CONFIG]),
                 submission_id=job_id,
                 runtime_env={"working_dir": folder, "env_vars": self._environment},
                 metadata={"foldtrain": "1", "stage": stage, "run": config.run, "target": target},
