@@ -24,6 +24,7 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
     stat.S_IFDIR: "a folder",
+    stat.S_IFREG: "a file",
 }
 
 
@@ -39,6 +40,11 @@ class Found(NamedTuple):
     def is_folder(self) -> bool:
         """Whether it is a folder, or a link to one."""
         return stat.S_ISDIR(self.status.st_mode)
+
+    @property
+    def is_for_all(self) -> bool:
+        """Whether everybody may read it, so that nobody has to be asked; on NFS a question takes a request."""
+        return self.status.st_mode & 0o444 == 0o444
 
     @property
     def is_file(self) -> bool:
@@ -75,15 +81,11 @@ def scan(root: Path, *, strict: bool, is_skipped: Callable[[str], bool] = lambda
     Raises:
         UsageError: if a part of it cannot be read, or a link leads in a circle; it names it.
     """
-    try:
-        identity = _identity(root.stat())
-    except (FileNotFoundError, NotADirectoryError):
+    first = _first(root, strict=strict)
+    if first is None:
         return
-    except OSError as error:
-        raise UsageError(f"the folder {shown(str(root))} cannot be read ({error.strerror})") from error
-    above = frozenset(_identity(parent.stat()) for parent in root.resolve().parents)
     seen: dict[_Identity, _Folder] = {}
-    left = [_Folder("", str(root), above | {identity}, by_link=False)]
+    left = [first]
     while left:
         folder = left.pop()
         if strict:
@@ -96,6 +98,22 @@ def scan(root: Path, *, strict: bool, is_skipped: Callable[[str], bool] = lambda
             yield Found(name, status)
             if stat.S_ISDIR(status.st_mode):
                 left.append(_below(folder, name, entry, _identity(status)))
+
+
+def _first(root: Path, *, strict: bool) -> _Folder | None:
+    """The folder that is to be listed, if there is one."""
+    try:
+        status = root.stat()
+        if stat.S_ISDIR(status.st_mode):
+            above = {_identity(parent.stat()) for parent in root.resolve().parents}
+            return _Folder("", str(root), frozenset({_identity(status), *above}), by_link=False)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise UsageError(f"the folder {shown(str(root))} cannot be read ({error.strerror})") from error
+    if strict:
+        raise UsageError(f"{shown(str(root))} is {kind_of(status)}, not a folder: name a folder")
+    return None
 
 
 def check_file(path: Path) -> None:
@@ -127,8 +145,8 @@ def check_readable(path: str) -> None:
 
 
 def kind_of(status: os.stat_result) -> str:
-    """What something is that is no regular file."""
-    return _KINDS.get(stat.S_IFMT(status.st_mode), "no regular file")
+    """What something is."""
+    return _KINDS.get(stat.S_IFMT(status.st_mode), "of an unknown kind")
 
 
 def _identity(status: os.stat_result) -> _Identity:

@@ -83,7 +83,7 @@ def open_folder(config: FolderSource) -> FolderImages:
         )
     _check_places(config.path, sizes)
     _check_classes(config, tree, sizes)
-    check_all_readable(config.path, sizes)
+    check_all_readable(config.path, tree, sizes)
     for name in tree.files.keys() - sizes.keys():
         tree.skipped.add(OTHER_ENDING, name)
     return FolderImages(config.path, sizes, _classes(tree, sizes), tree.skipped.counts())

@@ -5,10 +5,11 @@ from __future__ import annotations
 import gzip
 import importlib.resources
 import io
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,8 @@ from data_pipeline.sources.source import ItemReader, RawItem
 
 _EMBEDDED = "embedded:"
 _UNSIGNED_BYTE = 8
+MOST_BYTES = 2**30
+"""Largest file, unpacked: it is held in memory."""
 
 
 @dataclass(frozen=True)
@@ -78,29 +81,43 @@ def open_idx(config: IdxSource) -> IdxImages:
 
 
 def _read_array(uri: str, dimensions: int) -> npt.NDArray[np.uint8]:
-    """A file of unsigned bytes with the given number of dimensions: magic 00 00 08 n, n big-endian sizes, the data."""
-    data = _read_file(uri)
+    """A file of unsigned bytes with the given number of dimensions: magic 00 00 08 n, n big-endian sizes, the data.
+
+    No more is unpacked of it than its sizes ask for.
+    """
     start = 4 + 4 * dimensions
-    if len(data) < start or data[:4] != bytes([0, 0, _UNSIGNED_BYTE, dimensions]):
-        raise UsageError(f"{uri} is not an idx{dimensions} file of unsigned bytes")
-    shape = tuple(int(side) for side in np.frombuffer(data, ">u4", dimensions, offset=4))
-    if len(data) - start != int(np.prod(shape)):
-        raise UsageError(f"{uri} says that its shape is {shape}, but holds {len(data) - start} bytes: it was cut")
-    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+    with _opened(uri) as file:
+        head = _read(uri, file, start)
+        if len(head) < start or head[:4] != bytes([0, 0, _UNSIGNED_BYTE, dimensions]):
+            raise UsageError(f"{uri} is not an idx{dimensions} file of unsigned bytes")
+        shape = tuple(int(side) for side in np.frombuffer(head, ">u4", dimensions, offset=4))
+        size = math.prod(shape)
+        if size > MOST_BYTES:
+            raise UsageError(f"{uri} says that its shape is {shape}, which is more than {MOST_BYTES} bytes in all")
+        data = _read(uri, file, size + 1)  # behind the last byte gzip has a checksum
+    if len(data) != size:
+        held = f"more than {size}" if len(data) > size else str(len(data))
+        raise UsageError(f"{uri} says that its shape is {shape}, but holds {held} bytes: it was cut or damaged")
+    return np.frombuffer(data, np.uint8).reshape(shape)
 
 
-def _read_file(uri: str) -> bytes:
+def _opened(uri: str) -> IO[bytes]:
+    """The file's content, unpacked as it is read."""
     try:
         if uri.startswith(_EMBEDDED):
             root = importlib.resources.files("data_pipeline") / "embedded"
             data = root.joinpath(*uri.removeprefix(_EMBEDDED).split("/")).read_bytes()
         else:
-            data = storage.read_bytes(uri)
+            data = storage.read_bytes(uri, MOST_BYTES)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise UsageError(f"there is no idx file {uri}: see data.source in the config") from None
     if data[:2] != b"\x1f\x8b":
-        return data
+        return io.BytesIO(data)
+    return cast("IO[bytes]", gzip.GzipFile(fileobj=io.BytesIO(data)))
+
+
+def _read(uri: str, file: IO[bytes], size: int) -> bytes:
     try:
-        return gzip.decompress(data)
+        return file.read(size)
     except (OSError, EOFError, zlib.error) as error:
         raise UsageError(f"{uri} is a damaged gzip file ({error}): fetch it again") from error

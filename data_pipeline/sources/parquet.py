@@ -38,7 +38,10 @@ class RowGroupReader:
         if self._held is None or self._held[0] != block:
             self._held = None  # two row groups need not fit in memory
             self._held = (block, self._read_block(*block))
-        row = self._held[1][item.offset].as_py()
+        rows = self._held[1]
+        if item.offset >= len(rows):
+            raise UsageError(f"{item.name} was there when the source was listed, but is gone now: ingest again")
+        row = rows[item.offset].as_py()
         data = row.get("bytes") if isinstance(row, dict) else row
         return data or b""
 

@@ -65,7 +65,7 @@ def _below(path: str, suffix: str) -> Parts:
         tree.skipped.add(OTHER_ENDING, name)
     if not found and storage.exists(path):
         raise UsageError(f"{path} holds no {suffix} files: {WHERE}")
-    check_all_readable(path, found)
+    check_all_readable(path, tree, found)
     return _with_names(path, path, found, tree.skipped)
 
 

@@ -22,6 +22,8 @@ class Tree:
     an object of their own."""
     skipped: Skipped
     """What is hidden or belongs to an operating system."""
+    guarded: frozenset[str]
+    """Files that not everybody may read."""
 
 
 def list_tree(uri: str) -> Tree:
@@ -32,25 +34,23 @@ def list_tree(uri: str) -> Tree:
             circle, or has a name that cannot be spelled; it names it.
     """
     skipped = Skipped()
-    listed = _list_remote(uri, skipped) if storage.is_remote(uri) else _list_local(uri, skipped)
+    guarded: set[str] = set()
+    listed = _list_remote(uri, skipped) if storage.is_remote(uri) else _list_local(uri, skipped, guarded)
     files = {name: size for name, size in listed.items() if not name.endswith("/")}
     folders = {name.rstrip("/") for name in listed if name.endswith("/")}
     for name in files:
         folders.update(_folders_of(name))
-    return Tree(dict(sorted(files.items())), tuple(sorted(folders)), skipped)
+    return Tree(dict(sorted(files.items())), tuple(sorted(folders)), skipped, frozenset(guarded))
 
 
-def check_all_readable(uri: str, names: Iterable[str]) -> None:
+def check_all_readable(uri: str, tree: Tree, names: Iterable[str]) -> None:
     """See that this user may read files of a folder; what is remote is asked for when it is read.
 
     Raises:
         UsageError: if not; it names the first that cannot be read.
     """
-    if storage.is_remote(uri):
-        return
-    root = str(storage.local_path(uri))
-    for name in names:
-        check_readable(f"{root}/{name}")
+    for name in sorted(tree.guarded.intersection(names)):
+        check_readable(f"{storage.local_path(uri)}/{name}")
 
 
 def _folders_of(name: str) -> set[str]:
@@ -58,7 +58,7 @@ def _folders_of(name: str) -> set[str]:
     return {"/".join(parts[:depth]) for depth in range(1, len(parts) + 1)}
 
 
-def _list_local(uri: str, skipped: Skipped) -> dict[str, int]:
+def _list_local(uri: str, skipped: Skipped, guarded: set[str]) -> dict[str, int]:
     root = storage.local_path(uri)
     listed = {}
     for found in scan(root, strict=True, is_skipped=skipped.takes):
@@ -68,6 +68,8 @@ def _list_local(uri: str, skipped: Skipped) -> dict[str, int]:
                 f"{root / found.name} is {kind_of(found.status)}, neither a file nor a folder: move it out of {uri}"
             )
         listed[found.name + "/" * found.is_folder] = found.status.st_size
+        if found.is_file and not found.is_for_all:
+            guarded.add(found.name)
     return listed
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,35 @@ def test_an_idx_image_becomes_a_png_with_the_same_pixels(tmp_path: Path) -> None
 def test_idx_files_that_are_wrong_are_named(tmp_path: Path, images: bytes, labels: bytes, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         open_source(write_idx(tmp_path, images, labels))
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (gzip.compress(idx(1, 2, 2, data=bytes(200_000_000)), 9), "shape is .*, but holds more than 4 bytes"),
+        (idx(2**32 - 1, 2**32 - 1, 2**32 - 1, data=b""), "which is more than 1073741824 bytes in all"),
+        (gzip.compress(idx(2**20, 2**10, 2, data=b"")), "which is more than 1073741824 bytes in all"),
+    ],
+    ids=["a gzip bomb", "sides whose product overflows", "more than memory"],
+)
+def test_an_idx_file_costs_no_more_than_its_sizes(tmp_path: Path, images: bytes, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        open_source(write_idx(tmp_path, images, idx(1, data=b"0")))
+
+
+def test_an_idx_file_that_is_a_device_or_a_fifo_is_named(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for path in ("/dev/zero", str(tmp_path / "fifo")):
+        with pytest.raises(UsageError, match=rf"{path} is no regular file"):
+            open_source(IdxSource(images=path, labels=path))
+
+
+def test_a_folder_source_that_is_none_is_named(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "file").write_bytes(b"")
+    for name, kind in (("fifo", "a FIFO"), ("file", "a file")):
+        with pytest.raises(UsageError, match=rf"/{name} is {kind}, not a folder"):
+            open_source(FolderSource(path=str(tmp_path / name)))
 
 
 def test_class_names_must_cover_the_labels() -> None:
