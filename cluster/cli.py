@@ -18,6 +18,7 @@ import typer
 
 from cluster.commands import checkpoints, configs, data, drill, gc, jobs, ledger, plan, runs, stages
 from data_pipeline.errors import FoldtrainError, UsageError
+from data_pipeline.local_disk import tell
 
 app = typer.Typer(
     name="foldtrain",
@@ -90,7 +91,7 @@ def main() -> None:
             raise UsageError(reason)  # noqa: TRY301 - printed below, as all are
         app()
     except Exception as error:
-        known = find_cause(error)
+        known = find_cause(error) or (tell(error) if isinstance(error, OSError) else None)
         if known is None:
             raise
         from cluster.terminal import print_error

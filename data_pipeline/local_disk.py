@@ -56,6 +56,22 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise UsageError(f"{str(path)!r} is no path: {error}") from error
 
 
+def tell(error: OSError) -> FoldtrainError | None:
+    """A refusal of the operating system that no boundary has told, if it names a file: for the command line."""
+    if not isinstance(error.filename, str | bytes) or not error.errno:
+        return None
+    path = Path(os.fsdecode(error.filename))
+    if isinstance(error, FileNotFoundError):
+        return UsageError(f"{_shown(path)}: there is no such file or folder; correct the path")
+    if isinstance(error, FileExistsError):
+        return UsageError(f"{_shown(path)} is there already; move it away, or give another place")
+    try:
+        with disk_errors(path):
+            raise error
+    except FoldtrainError as told:
+        return told
+
+
 def _told(path: Path, error: OSError) -> DiskError:
     number = error.errno or 0
     if number in {errno.EACCES, errno.EPERM}:

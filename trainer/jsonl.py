@@ -8,10 +8,12 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TextIO
 
 from data_pipeline import json_records, storage
+from data_pipeline.errors import FoldtrainError
 from data_pipeline.json_records import Lines, finite, parse_lines
+from data_pipeline.local_disk import disk_errors
 from data_pipeline.storage_retries import patience
 
 _LOG = logging.getLogger(__name__)
@@ -90,7 +92,12 @@ class JsonlWriter:
             self._thread.start()
         else:
             storage.write_bytes(uri, "".join(self._lines).encode())
-            self._file = storage.local_path(uri).open("a", encoding="utf-8")
+            self._file = self._open()
+
+    def _open(self) -> TextIO:
+        path = storage.local_path(self._uri)
+        with disk_errors(path):
+            return path.open("a", encoding="utf-8")
 
     @staticmethod
     def _encode(record: dict[str, Any]) -> str:
@@ -103,8 +110,9 @@ class JsonlWriter:
         """Append a record; returns at once."""
         line = self._encode(record)
         if self._thread is None:
-            self._file.write(line)
-            self._file.flush()
+            with disk_errors(storage.local_path(self._uri)):
+                self._file.write(line)
+                self._file.flush()
             return
         with self._changed:
             self._lines.append(line)
@@ -119,7 +127,8 @@ class JsonlWriter:
             Whether they are stored.
         """
         if self._thread is None:
-            os.fsync(self._file.fileno())
+            with disk_errors(storage.local_path(self._uri)):
+                os.fsync(self._file.fileno())
             return True
         with self._changed:
             wanted = self._wanted = len(self._lines)
@@ -132,7 +141,7 @@ class JsonlWriter:
             self._file.close()
             kept = [self._encode(record) for record in read_records(self._uri) if not unwanted(record)]
             storage.write_bytes(self._uri, "".join(kept).encode())
-            self._file = storage.local_path(self._uri).open("a", encoding="utf-8")
+            self._file = self._open()
             return
         with self._changed:
             self._lines = [line for line in self._lines if not unwanted(json_records.parse(line.encode()))]
@@ -170,6 +179,9 @@ class JsonlWriter:
         try:
             with patience(_PATIENCE):
                 storage.write_bytes(self._uri, text.encode())
+        except FoldtrainError as error:
+            _LOG.error("%s; it is tried again later", error)
+            return
         except Exception:
             _LOG.exception("cannot write %s; it is tried again later", self._uri)
             return

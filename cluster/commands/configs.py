@@ -50,7 +50,10 @@ def schema(
     if output is None:
         typer.echo(text, nl=False)
     else:
-        output.write_text(text)
+        from data_pipeline.local_disk import disk_errors
+
+        with disk_errors(output):
+            output.write_text(text, encoding="utf-8")
 
 
 def register(app: typer.Typer) -> None:

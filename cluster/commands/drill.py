@@ -112,7 +112,10 @@ def _drill(
                 typer.echo(_line(trial, len(done), len(seeds), report), err=True)
     finally:
         if output is not None:
-            output.write_text(json.dumps(_record(done), indent=1) + "\n")
+            from data_pipeline.local_disk import disk_errors
+
+            with disk_errors(output):
+                output.write_text(json.dumps(_record(done), indent=1) + "\n")
         console().print(_table(done, report))
     wrong = [trial for trial in done if trial.problems]
     for trial in wrong:

@@ -197,3 +197,15 @@ def test_a_folder_is_made_once_for_all(tmp_path: Path) -> None:
     local_disk.make_folder(tmp_path / "a" / "b")
     local_disk.make_folder(tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b").is_dir()
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EEXIST, errno.EACCES, errno.ENOTDIR, errno.ENOSPC])
+def test_an_error_with_a_file_that_no_boundary_told_is_told_at_the_end(number: int) -> None:
+    found = local_disk.tell(OSError(number, os.strerror(number), "/some/file"))
+    assert isinstance(found, FoldtrainError)
+    assert str(found).startswith("/some/file")
+
+
+@pytest.mark.parametrize("error", [OSError("odd"), OSError(5, "odd"), BrokenPipeError(32, "Broken pipe")])
+def test_an_error_without_a_file_is_left_to_its_traceback(error: OSError) -> None:
+    assert local_disk.tell(error) is None

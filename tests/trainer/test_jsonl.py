@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from pathlib import Path
 
 import pytest
 
 from data_pipeline import storage, storage_retries
+from data_pipeline.errors import DiskError
 from trainer.jsonl import JsonlWriter, read_last_records, read_records
 
 
@@ -123,3 +125,13 @@ def test_a_line_that_is_no_record_is_left_out_and_said(tmp_path: Path, caplog: p
     path.write_text('{"step": 1}\n' + "[" * 100_000 + '\nnull\n{"step": 2}\n')
     assert read_records(str(path)) == [{"step": 1}, {"step": 2}]
     assert "2 lines left out, the first is line 2" in caplog.text
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    writer = JsonlWriter(str(path), keep=[])
+    writer._file = Path("/dev/full").open("a")  # noqa: SIM115 - the writer closes it
+    with pytest.raises(DiskError, match=rf"{path}: No space left on device: the disk is full"):
+        writer.write({"step": 1})
+    with contextlib.suppress(OSError):  # what it could not write is still in its buffer
+        writer.close()
