@@ -30,9 +30,13 @@ ReadRange = Callable[[int, int], bytes]
 """Reads (start, length) of one object."""
 
 
+def _is_async(fs: Any) -> bool:
+    return bool(getattr(fs, "async_impl", False))
+
+
 def time_limit(fs: Any, uri: str, read: int = 0) -> dict[str, float]:
     """What makes fsspec give a request up in time whose answer has so many bytes; a first one sooner."""
-    if not getattr(fs, "async_impl", False):
+    if not _is_async(fs):
         return {}
     seconds = ANSWER_SECONDS + read / SLOWEST_BYTES
     return {"timeout": seconds if was_reached(uri) else min(seconds, FIRST_CONTACT_PATIENCE)}
@@ -68,7 +72,7 @@ def object_size(fs: Any, uri: str) -> int:
         if not fs.split_path(uri)[1]:
             raise NotAFileError(f"{uri} is a bucket, and a file is expected: name the file")
         return int(_head(fs, uri, _UNEXPLAINED)["ContentLength"])
-    found = fs.size(uri, **time_limit(fs, uri))
+    found = _info(fs, uri).get("size") if _is_async(fs) else fs.size(uri)
     if found is None:
         raise UsageError(f"{uri}: the server does not say how long it is; copy it to a disk or a bucket first")
     return int(found)
@@ -77,10 +81,16 @@ def object_size(fs: Any, uri: str) -> int:
 def exists(fs: Any, uri: str) -> bool:
     """Whether there is an object or a folder.
 
-    s3fs takes every failure at the level of a bucket (a dead server, wrong credentials) for "no".
+    s3fs takes every failure at the level of a bucket (a dead server, wrong credentials) for "no", and fsspec's HTTP
+    takes every failure for it.
     """
+    if not _is_async(fs):
+        return bool(fs.exists(uri))
     if not is_s3(fs):
-        return bool(fs.exists(uri, **time_limit(fs, uri)))
+        with contextlib.suppress(FileNotFoundError):
+            _info(fs, uri)
+            return True
+        return False
     bucket, key, _ = fs.split_path(uri.rstrip("/"))
     if key:
         with contextlib.suppress(FileNotFoundError):
@@ -89,6 +99,17 @@ def exists(fs: Any, uri: str) -> bool:
     prefix = f"{key}/" if key else ""
     page = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1, **time_limit(fs, uri))
     return not key or bool(page.get("Contents") or page.get("CommonPrefixes"))
+
+
+def _info(fs: Any, uri: str) -> dict[str, Any]:
+    """What a filesystem other than s3fs says of an object. fsspec's HTTP says of any failure that there is none."""
+    try:
+        return dict(fs.info(uri, **time_limit(fs, uri)))
+    except FileNotFoundError as error:
+        cause = error.__cause__
+        if cause is None or isinstance(cause, FileNotFoundError) or getattr(cause, "status", 0) in {404, 410}:
+            raise
+        raise cause from None
 
 
 def _head(fs: Any, uri: str, unexplained: set[int]) -> Any:

@@ -334,3 +334,26 @@ def test_parts_carry_checksums_unless_they_were_switched_off(
     storage.write_bytes("s3://bucket/object", b"0123456789")
     found = [name for request in asked for name in request.headers if "checksum" in name or "trailer" in name]
     assert bool(found) == sent
+
+
+@pytest.mark.parametrize("deed", ["exists", "size", "read"])
+def test_a_web_server_that_is_away_is_not_taken_for_one_without_the_file(
+    deed: str, waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FOLDTRAIN_STORAGE_PATIENCE", "3")
+    with pytest.raises(StorageAwayError, match=r"http://127\.0\.0\.1:1/x"):
+        DEEDS[deed]("http://127.0.0.1:1/x")
+
+
+@pytest.mark.parametrize("deed", ["exists", "size", "read"])
+def test_a_web_server_that_refuses_is_told(deed: str, server: _Server) -> None:
+    server.respond = lambda _: Answer(403)
+    with pytest.raises(FoldtrainError, match="403"):
+        DEEDS[deed](f"{server.url}/x")
+
+
+def test_a_file_on_a_web_server_is_read(server: _Server) -> None:
+    server.respond = lambda request: Answer(200 if request.path == "/x" else 404, b"body")
+    assert storage.exists(f"{server.url}/x")
+    assert not storage.exists(f"{server.url}/y")
+    assert storage.size(f"{server.url}/x") == 4
