@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from cluster.terminal import console
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
+from data_pipeline.printable import printable
 
 if TYPE_CHECKING:
     from data_pipeline.inspecting import Inspection
@@ -28,13 +29,13 @@ def show_report(report: Report) -> None:
     table = Table("check", "", "found")
     for check in report.checks:
         mark = Text("ok", "green") if check.passed else Text("wrong", "bold red")
-        table.add_row(check.name, mark, Text(check.summary))
+        table.add_row(check.name, mark, Text(printable(check.summary)))
     console().print(table)
     for check in report.checks:
         more = len(check.problems) - SHOWN_PROBLEMS
         lines = [*check.problems[:SHOWN_PROBLEMS], *([f"... and {more} more (--json shows all)"] if more > 0 else [])]
         for line in lines:  # not in the table, which would break them in a narrow terminal
-            console().print(Text(f"{check.name}: {line}", "red"), soft_wrap=True)
+            console().print(Text(printable(f"{check.name}: {line}"), "red"), soft_wrap=True)
     counted = f"{report.samples:,} samples of {report.kind} in {report.shards} shards"
     if report.passed:
         console().print(f"{report.uri}: {counted} match their manifest", markup=False)
@@ -49,16 +50,16 @@ def show_inspection(found: Inspection) -> None:
     schema = Table("field", "value", title="schema")
     for name, value in found.schema.items():
         for field, text in _fields(name, value):
-            schema.add_row(field, Text(text))
+            schema.add_row(Text(printable(field)), Text(printable(text)))
     samples = Table("key", "label", "class", title="first samples")
     for sample in found.samples:
-        samples.add_row(Text(sample["key"]), str(sample["label"]), Text(sample["class"]))
+        samples.add_row(Text(printable(sample["key"])), str(sample["label"]), Text(printable(sample["class"])))
     counts = sorted(found.label_counts.items(), key=lambda item: -item[1])
     labels = Table("class", "samples", title=f"labels ({len(counts)} classes)")
     for name, count in counts[:SHOWN_CLASSES]:
-        labels.add_row(Text(name), f"{count:,}")
+        labels.add_row(Text(printable(name)), f"{count:,}")
     if len(counts) > SHOWN_CLASSES:
-        labels.add_row("...", f"down to {counts[-1][1]:,} ({counts[-1][0]})")
+        labels.add_row("...", f"down to {counts[-1][1]:,} ({printable(counts[-1][0])})")
     for table in (schema, samples, labels):
         terminal.print(table)
     if found.codebook:

@@ -14,6 +14,7 @@ from cluster.targets import Job, Target
 from cluster.targets.target import ENDED
 from cluster.terminal import duration
 from data_pipeline.errors import FoldtrainError, UsageError
+from data_pipeline.printable import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -59,7 +60,7 @@ def table(jobs: Sequence[Job], now: float | None = None) -> Table:
         grid.add_column(column, overflow="fold")
     for job in jobs:
         cells = [job.id, job.stage, job.run, *_times(job, time.time() if now is None else now)]
-        plain = [Text(cell) for cell in cells]  # a run's name is not markup
+        plain = [Text(printable(cell)) for cell in cells]  # a run's name is not markup
         grid.add_row(*plain[:3], Text(job.status, _COLORS[job.status]), *plain[3:])
     return grid
 

@@ -6,10 +6,11 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from cluster.monitor import StageView, read_run, require_run
+from cluster.monitor import Event, StageView, read_run, require_run
 from cluster.shard_ledger import slowest
 from cluster.terminal import console, duration, sparkline
 from data_pipeline.errors import FoldtrainError, StorageAwayError
+from data_pipeline.printable import printable
 from data_pipeline.storage_errors import is_transient
 from data_pipeline.storage_retries import patience
 
@@ -20,6 +21,8 @@ _COLORS = {"running": "cyan", "stalled": "yellow", "stopped": "yellow", "finishe
 _COLUMNS = ("STAGE", "STATUS", "PROGRESS", "LOSS", "", "IMAGES/S", "ETA")
 _RIGHT = {"LOSS", "IMAGES/S", "ETA"}
 _EVENTS = 6
+_LONGEST = 1000
+"""Characters of an event that are shown."""
 _LEAST_SHARE = 0.005
 """Of the wall time, below which a cause is not listed."""
 _PATIENCE_SECONDS = 5.0
@@ -106,7 +109,7 @@ class Watch:
         if not self._away:
             return frame(self._run, self._views, now, width)
         last = "nothing was seen yet" if self._seen_at is None else f"this is from {_clock('%H:%M:%S', self._seen_at)}"
-        note = Text(f"storage cannot be read, {last}; trying again. {self._away}", "yellow")
+        note = Text(f"storage cannot be read, {last}; trying again. {printable(self._away)}", "yellow")
         if self._seen_at is None:
             return Group(Text(self._run, "bold"), note)
         return Group(note, frame(self._run, self._views, self._seen_at, width))
@@ -129,14 +132,22 @@ def frame(run: str, views: Sequence[StageView], now: float, width: int) -> Rende
         grid.add_row(plain[0], Text(_status(view), _COLORS[view.status]), *plain[1:])
     notes = [Text(f"{view.name}: {note}", "yellow") for view in views if (note := _notes(view))]
     happened = sorted((event for view in views for event in view.events), key=lambda event: event.time)[-_EVENTS:]
-    notes += [Text(line, "dim") for view in views if (line := _time_line(view))]
-    notes += [Text(line, "dim") for view in views for line in _worker_lines(view, width)]
-    lines = [Text(f"{_clock('%H:%M:%S', event.time)}  {event.stage}: {event.text}", "dim") for event in happened]
+    notes += [Text(printable(line), "dim") for view in views if (line := _time_line(view))]
+    notes += [Text(printable(line), "dim") for view in views for line in _worker_lines(view, width)]
+    lines = [Text(_event_line(event), "dim") for event in happened]
     return Group(title, grid, *notes, *lines)
 
 
+def _event_line(event: Event) -> str:
+    text = event.text if len(event.text) <= _LONGEST else f"{event.text[:_LONGEST]}…"
+    return printable(f"{_clock('%H:%M:%S', event.time)}  {event.stage}: {text}")
+
+
 def _clock(form: str, seconds: float) -> str:
-    return time.strftime(form, time.localtime(seconds))
+    try:
+        return time.strftime(form, time.localtime(seconds))
+    except (OverflowError, ValueError, OSError):  # a record says so
+        return f"at {seconds:g} s"
 
 
 def _status(view: StageView) -> str:

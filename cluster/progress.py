@@ -11,6 +11,7 @@ from typing import Any
 from cluster.terminal import console, duration
 from data_pipeline import storage
 from data_pipeline.errors import FoldtrainError
+from data_pipeline.printable import printable
 from trainer.job import TrainJob
 from trainer.jsonl import read_last_records
 from trainer.record_shapes import is_metrics, is_timed_event
@@ -30,10 +31,10 @@ class ProgressLine:
         self._label, self._unit = label, unit
         self._console = console()
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}", markup=False),
+            TextColumn("{task.fields[note]}", markup=False),
             console=self._console,
         )
         self._task = self._bar.add_task(label, total=1, note="starting")
@@ -47,11 +48,11 @@ class ProgressLine:
         now, news = time.monotonic(), done != self._printed_done
         if not self._console.is_terminal and news and (done >= total or now - self._printed_at > _LINE_SECONDS):
             self._printed_at, self._printed_done = now, done
-            self._console.print(f"{self._label}: {done:.0f}/{total:.0f} {self._unit}  {note}")
+            self._console.print(printable(f"{self._label}: {done:.0f}/{total:.0f} {self._unit}  {note}"))
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
-        self._console.print(f"{self._label}: {text}")
+        self._console.print(printable(f"{self._label}: {text}"))
 
     def close(self) -> None:
         """Leave the terminal as it stands."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from data_pipeline.printable import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,19 +19,42 @@ SPARKS = "▁▂▃▄▅▆▇█"
 
 
 def console(*, stderr: bool = False) -> Console:
-    """The terminal. Text is never wrapped or coloured by guess, so that it can be searched and copied."""
-    from rich.console import Console
+    """The terminal. Text is never wrapped or coloured by guess, so that it can be searched and copied.
+
+    Whatever is printed to it, in a table or a bar too, text is text: no markup, and what is no visible character is
+    spelt out (data_pipeline/printable.py).
+    """
+    from cluster.safe_console import SafeConsole
 
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() or "COLUMNS" in os.environ else _FILE_WIDTH
-    return Console(stderr=stderr, highlight=False, soft_wrap=True, width=width)
+    return SafeConsole(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=True, width=width)
+
+
+def say(*lines: str, err: bool = False) -> None:
+    """Print each text on one line, whatever it holds."""
+    import typer
+
+    for line in lines:
+        typer.echo(printable(line), err=err)
+
+
+def say_json(record: Any, *, indent: int | None = None) -> None:
+    """Print a record as JSON that a terminal shows as it is."""
+    import json
+
+    import typer
+
+    typer.echo(printable(json.dumps(record, indent=indent, ensure_ascii=False), lines=True))
 
 
 def print_error(message: str) -> None:
-    """Say on stderr what went wrong."""
+    """Say on stderr what went wrong. Lines after the first are set in, so that none passes for another message."""
     from rich.text import Text
 
-    console(stderr=True).print(Text.assemble(("error: ", "bold red"), message))
+    first, *more = message.split("\n")
+    lines = [first, *(line if line.startswith("  ") else f"  {line}" for line in more)]
+    console(stderr=True).print(Text.assemble(("error: ", "bold red"), "\n".join(map(printable, lines))))
 
 
 def duration(seconds: float) -> str:

@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from data_pipeline.printable import printable
+
 LONG = 5.0
 """A start or a step is late after so many times the seconds of a batch: networks are built, compiled and loaded."""
 _reads: dict[tuple[int, str], float] = {}
@@ -45,7 +47,7 @@ def describe_wait(what: str, seconds: float) -> str:
 
 def print_late(wait: str) -> None:
     """On stderr, where the stacks go, too."""
-    print(wait, file=sys.stderr, flush=True)  # noqa: T201
+    print(printable(wait), file=sys.stderr, flush=True)  # noqa: T201
 
 
 class Watchdog:

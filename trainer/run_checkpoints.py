@@ -17,6 +17,7 @@ from torch import Tensor
 
 from data_pipeline import storage
 from data_pipeline.errors import StorageAwayError
+from data_pipeline.printable import printable
 from trainer.checkpoints import damage, folder, restore
 from trainer.checkpoints.agreement import Agreement
 from trainer.checkpoints.damage import DamagedCheckpointError
@@ -127,7 +128,7 @@ class RunCheckpoints:
         damage.mark(where, file, wrong)
         self._report("checkpoint_damaged", step, file=file, wrong=wrong)
         say = f"{self._job.stage}: the checkpoint of step {step} is damaged, and an older one is used: {file}: {wrong}"
-        print(say, file=sys.stderr, flush=True)  # noqa: T201 - whoever watches a start should see it
+        print(printable(say), file=sys.stderr, flush=True)  # noqa: T201 - whoever watches a start should see it
 
     def _go_on(self, step: int, read: _Read) -> Progress:
         """Take what all ranks have read (a collective)."""

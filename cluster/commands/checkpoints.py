@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from cluster.terminal import say
+
 Folder = Annotated[str, typer.Argument(metavar="FOLDER", help="Folder of a run or of one of its stages, at any URI.")]
 Step = Annotated[int | None, typer.Option("--step", help="Which one; the newest complete one if left out.")]
 
@@ -32,7 +34,7 @@ def list_checkpoints(folder: Folder) -> None:
             damages += [f"{stage} step {found.step} is damaged: {found.damage}"] if found.damage else []
     console().print(table if table.row_count else f"{folder}: no checkpoints")
     for damage in damages:
-        typer.echo(damage)
+        say(damage)
 
 
 @app.command("verify")
@@ -48,10 +50,10 @@ def verify_checkpoints(folder: Folder, step: Step = None) -> None:
         for each in written_steps(checkpoints) if step is None else [step]:
             try:
                 size = verify(checkpoints, each)
-                typer.echo(f"{stage} step {each}: {size:,} bytes are those that were written")
+                say(f"{stage} step {each}: {size:,} bytes are those that were written")
             except CorruptShardError as error:
                 damaged = True
-                typer.echo(f"{stage} step {each} is damaged: {error}", err=True)
+                say(f"{stage} step {each} is damaged: {error}", err=True)
     if damaged:
         raise typer.Exit(1)
 
@@ -76,7 +78,7 @@ def export_checkpoint(
     checkpoints = listing.only_stage(folder)
     chosen = listing.require_step(checkpoints, step)
     written = exports[kind](checkpoints, chosen, output, ema=ema)
-    typer.echo(f"{written}: {'moving average' if ema else 'weights'} of step {chosen}")
+    say(f"{written}: {'moving average' if ema else 'weights'} of step {chosen}")
 
 
 @app.command("gc")
@@ -113,7 +115,7 @@ def remove_checkpoints(
             gone += (retention.removable_damaged if dry_run else retention.remove_damaged)(checkpoints)
         stray = retention.all_strays(checkpoints, retention.strays if dry_run else retention.remove_strays)
         names = ", ".join([*map(str, gone), *stray]) or "nothing"
-        typer.echo(f"{stage}: {'would remove' if dry_run else 'removed'} {names}")
+        say(f"{stage}: {'would remove' if dry_run else 'removed'} {names}")
 
 
 def register(parent: typer.Typer) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from cluster.terminal import say, say_json
 
 if TYPE_CHECKING:
     from data_pipeline.importing.tokens import Foreign, ForeignTokens
@@ -39,7 +40,7 @@ def verify(
     with _progress("verify", "shards", quiet=as_json) as progress:
         report = check(uri, against, quick=quick, progress=progress)
     if as_json:
-        typer.echo(json.dumps(report.to_json(), indent=1))
+        say_json(report.to_json(), indent=1)
     else:
         data_view.show_report(report)
     if not report.passed:
@@ -63,7 +64,7 @@ def inspect(
     if grid is not None:
         data_view.write_grid(uri, found.schema["kind"], tokenizer, samples, grid)
     if as_json:
-        typer.echo(json.dumps(found.to_json(), indent=1, ensure_ascii=False))
+        say_json(found.to_json(), indent=1)
     else:
         data_view.show_inspection(found)
 
@@ -78,7 +79,7 @@ def export(
 
     with _progress("export", "shards") as progress:
         record = export_tokens(uri, to, export_format, progress=progress)
-    typer.echo(f"{to}: {record['tokens']['samples']:,} samples in {len(record['files'])} files, see export.json")
+    say(f"{to}: {record['tokens']['samples']:,} samples in {len(record['files'])} files, see export.json")
 
 
 @imports.command("llamagen")
@@ -131,9 +132,7 @@ def _import(source: ForeignTokens, foreign: Foreign, output: str, classes: str |
     names = read_classes(classes) if classes else None
     with _progress("import", "samples") as progress:
         manifest = import_tokens(plan, names, progress)
-    typer.echo(
-        f"{output}: {manifest.samples:,} samples, views {', '.join(manifest.views)}, {manifest.fingerprint[:16]}"
-    )
+    say(f"{output}: {manifest.samples:,} samples, views {', '.join(manifest.views)}, {manifest.fingerprint[:16]}")
 
 
 @contextmanager

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cluster.terminal import say
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -106,10 +108,10 @@ def _drill(
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))  # as Ctrl-C: all processes end first
     done: list[Trial] = []
     try:
-        with closing(run_trials(make, seeds, folder, keep=keep, say=functools.partial(typer.echo, err=True))) as drill:
+        with closing(run_trials(make, seeds, folder, keep=keep, say=functools.partial(say, err=True))) as drill:
             for trial in drill:
                 done.append(trial)
-                typer.echo(_line(trial, len(done), len(seeds), report), err=True)
+                say(_line(trial, len(done), len(seeds), report), err=True)
     finally:
         if output is not None:
             from data_pipeline.local_disk import disk_errors
@@ -119,9 +121,9 @@ def _drill(
         console().print(_table(done, report))
     wrong = [trial for trial in done if trial.problems]
     for trial in wrong:
-        typer.echo(f"\nseed {trial.seed}, {trial.subject}:\n" + "\n".join(trial.problems))
+        say("", f"seed {trial.seed}, {trial.subject}:", *trial.problems)
     summary = f"{len(seeds) - len(wrong)} of {len(seeds)} trials ended {report.good}"
-    typer.echo(summary)
+    say(*summary.split("\n"))
     if wrong:
         raise FoldtrainError(f"{summary}; repeat the first that did not with --trials 1 --seed {wrong[0].seed}")
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cluster.terminal import say
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -25,14 +27,14 @@ def collect_leftovers(
 
     found = leftovers.find_leftovers(uri, older_than)
     if not found:
-        typer.echo(f"{uri}: nothing is left over")
+        say(f"{uri}: nothing is left over")
         return
     console().print(_table(found))
     if delete:
         removed = list(leftovers.remove(found))
-        typer.echo(f"removed {_total(removed)}")
+        say(f"removed {_total(removed)}")
     else:
-        typer.echo(f"{_total(found)}; remove them with: foldtrain gc {uri} --delete --older-than {older_than:g}")
+        say(f"{_total(found)}; remove them with: foldtrain gc {uri} --delete --older-than {older_than:g}")
 
 
 def _table(found: list[Leftover]) -> Table:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cluster.commands.stages import STAGES, Config, Overrides
+from cluster.terminal import say
 
 Address = Annotated[str | None, typer.Option(help="URL of a Ray cluster's dashboard, http://HOST:8265.")]
 TargetName = Annotated[str | None, typer.Option("--target", help="local (default) or ray (needs --address).")]
@@ -34,7 +35,7 @@ def submit(
     place = open_target(target, address)
     job_id = jobs.submit(place, stage, resolved, ["quickstart", *STAGES])
     where = f" --address {address}" if address else ""
-    typer.echo(f"submitted {job_id}; follow it with: foldtrain logs -f {job_id}{where}")
+    say(f"submitted {job_id}; follow it with: foldtrain logs -f {job_id}{where}")
     if follow:
         _show_logs(job_id, target, address, follow=True)
 
@@ -81,14 +82,14 @@ def stop(job_id: JobId, target: TargetName = None, address: Address = None) -> N
     place = open_target(target, address)
     place.stop(job_id)
     job = jobs.wait_until_ended(place, job_id, _STOP_SECONDS)
-    typer.echo(f"{job_id} {job.status}")
+    say(f"{job_id} {job.status}")
 
 
 def shutdown() -> None:
     """End the local cluster that `submit` started, with the jobs and logs that it holds."""
     from cluster import local_head
 
-    typer.echo("the local cluster has ended" if local_head.shutdown() else "no local cluster is running")
+    say("the local cluster has ended" if local_head.shutdown() else "no local cluster is running")
 
 
 def register(app: typer.Typer) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
+
+from cluster.terminal import say, say_json
 
 ledger = typer.Typer(no_args_is_help=True, help="Which samples a stage has consumed.")
 
@@ -33,13 +34,16 @@ def audit(run: Run, as_json: Json = False) -> None:
             "epochs": [{"consumed": consumed, "samples": samples, "most": m} for consumed, samples, m in found.epochs],
             "problems": list(found.problems),
         }
-        typer.echo(json.dumps(record) if as_json else _lines(record))
+        if as_json:
+            say_json(record)
+        else:
+            say(*_lines(record))
         wrong += [f"{folder}: {problem}" for problem in found.problems]
     if wrong:
         raise FoldtrainError(f"{len(wrong)} problems, the first: {wrong[0]}")
 
 
-def _lines(record: dict[str, object]) -> str:
+def _lines(record: dict[str, object]) -> list[str]:
     starts, epochs, problems = record["starts"], record["epochs"], record["problems"]
     assert isinstance(starts, list)
     assert isinstance(epochs, list)
@@ -56,7 +60,7 @@ def _lines(record: dict[str, object]) -> str:
     ]
     if epochs and epochs[-1] not in whole and not problems:
         lines.append(f"  epoch {len(epochs) - 1} so far: {epochs[-1]['consumed']} samples, none twice")
-    return "\n".join([*lines, *(f"  {problem}" for problem in problems)])
+    return [*lines, *(f"  {problem}" for problem in problems)]
 
 
 @ledger.command("step")
@@ -68,7 +72,7 @@ def step(
     from data_pipeline.auditing import step_keys
 
     for key in step_keys(folder, number):
-        typer.echo(key)
+        say(key)
 
 
 def register(app: typer.Typer) -> None:

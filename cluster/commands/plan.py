@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
 
 from cluster.commands.stages import Config, Overrides
+from cluster.terminal import say_json
 
 
 def plan(
@@ -68,7 +68,7 @@ def plan(
     notes = (planning.device_note(kind, resolved.cluster.peak_tflops), classes_note)
     note = "; ".join(text for text in notes if text) or None
     if as_json:
-        typer.echo(json.dumps(plan_view.as_json(found, seen, note), indent=1))
+        say_json(plan_view.as_json(found, seen, note), indent=1)
     else:
         plan_view.show(found, seen, note)
 

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from cluster.terminal import say
+
 Run = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run, at any URI.")]
 
 
@@ -39,7 +41,7 @@ def scale(
     folder = scale.running_folder(tokens or run, "tokenize" if tokens else stage)
     scale.write_scale(folder, fewest, most)
     number = str(most) if fewest == most else f"{fewest} to {most}"
-    typer.echo(f"{folder}: {number} workers from the next shard on")
+    say(f"{folder}: {number} workers from the next shard on")
 
 
 def register(app: typer.Typer) -> None:

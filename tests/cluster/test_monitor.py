@@ -313,3 +313,13 @@ def test_ingest_and_its_workers_are_read_from_its_progress(tmp_path: Path) -> No
     assert "images: node2: 20.0 (slow) images/s" in shown("r", [view])
     storage.write_json(str(tmp_path / "images" / "progress.json"), progress | {"state": "finished"})
     assert [view.status for view in read_run(str(tmp_path), NOW)] == ["finished"]
+
+
+def test_events_that_anybody_may_have_written_are_text_of_one_line(tmp_path: Path) -> None:
+    bad = "x\x1b]0;owned\x07[red]\nerror: forged\u202e" + "y" * 100_000
+    told = [event("start", 0, 50), event("stop", 1, 40, reason=bad), {"event": bad, "step": [], "time": 1e300}]
+    out = shown("r", [stage(tmp_path, [metric(1, 9)], told)], width=3000)
+    assert r"reason x\u001b]0;owned\u0007[red]\u000aerror: forged\u202eyyy" in out
+    assert "at 1e+300 s" in out
+    assert len(out) < 20_000
+    assert not {"\x1b", "\x07", "\u202e"} & set(out)
