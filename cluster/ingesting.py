@@ -14,7 +14,7 @@ from cluster.ray_session import ray_session
 from cluster.scale import clear_scale
 from cluster.shard_pool import PoolSettings, make_shards
 from cluster.shard_worker import Advance, MakeShard
-from cluster.stage_records import record_config
+from cluster.stage_records import record_config, record_place
 from cluster.terminal import console
 from data_pipeline import storage
 from data_pipeline.ingest import (
@@ -72,6 +72,8 @@ def ingest(config: RunConfig) -> int:
             record_config(config, "images")
             with _progress(plan, left) as progress:
                 (_make_here if few else _make_on_pool)(plan, left, config, progress)
+    else:
+        record_place(config, "images")
     done = finish(plan)
     clear_scale(plan.output)
     console().print(f"ingest: {describe(plan, done)}", markup=False)

@@ -52,7 +52,9 @@ def shards_folder(run: str, stage: str) -> str:
     """
     folder = STAGES[stage]
     if run.endswith((".yaml", ".yml")):
-        return load_config(run).folder(folder)
+        config = load_config(run)  # the command may have had overrides: then the run says where the shards are
+        given = config.folder(folder)
+        return given if storage.exists(storage.join(given, PROGRESS)) else recorded_folder(config.run, folder)
     if storage.exists(storage.join(run, PROGRESS)):
         return run
     return recorded_folder(run, folder)

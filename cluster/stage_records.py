@@ -10,6 +10,7 @@ samples/samples.json and evaluation.json (cluster/results.py).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import yaml
@@ -31,12 +32,24 @@ _UNITS = {"ingest": "images", "tokenize": "images", "sample": "images", "evaluat
 
 def record_config(config: RunConfig, folder: Folder) -> None:
     """Put on record that a stage has accepted a config, and is about to make shards."""
+    own = storage.absolute(storage.join(config.run, folder))
+    _write_config(config, dict.fromkeys((storage.absolute(config.folder(folder)), own)))
+
+
+def _write_config(config: RunConfig, folders: Iterable[str]) -> None:
     from cluster.config_loading import resolved_yaml
 
     text = resolved_yaml(with_absolute_paths(config)).encode()
-    own = storage.absolute(storage.join(config.run, folder))
-    for uri in dict.fromkeys((storage.absolute(config.folder(folder)), own)):
+    for uri in folders:
         storage.write_bytes(storage.join(uri, CONFIG), text)
+
+
+def record_place(config: RunConfig, folder: Folder) -> None:
+    """Put on record where the finished shards of a run are, if they are elsewhere and the run does not say so yet."""
+    if storage.absolute(config.folder(folder)) == storage.absolute(storage.join(config.run, folder)):
+        return
+    if not storage.exists(storage.join(config.run, folder, CONFIG)):
+        _write_config(config, [storage.join(config.run, folder)])
 
 
 def recorded_folder(run: str, folder: Folder) -> str:

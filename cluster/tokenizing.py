@@ -15,7 +15,7 @@ from cluster.ray_session import ray_session, require_gpus
 from cluster.scale import clear_scale
 from cluster.shard_pool import PoolSettings, make_shards
 from cluster.shard_worker import Advance, MakeShard
-from cluster.stage_records import record_config
+from cluster.stage_records import record_config, record_place
 from data_pipeline import storage, weights
 from data_pipeline.preflight import check_images
 from data_pipeline.tokenizing import PlannedShard, TokenPlan, finish, missing, plan_tokens
@@ -79,6 +79,8 @@ def tokenize(config: RunConfig) -> int:
             require_gpus(config.cluster, min(config.tokens.min_workers, len(left)))
             record_config(config, "tokens")
             _make(TokenizeWork(plan, tokenizer, config.cluster.gpus_per_worker), left, config)
+    else:
+        record_place(config, "tokens")
     finish(plan)
     clear_scale(output)
     return sum(shard.images for shard in left)

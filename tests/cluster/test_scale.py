@@ -88,6 +88,13 @@ def test_a_run_its_config_and_its_tokens_mean_the_same_folder(small_config: Path
     assert {shards_folder(str(named), "tokenize") for named in (tmp_path / "run", path, tokens)} == {str(tokens)}
 
 
+def test_shards_that_an_override_put_elsewhere_are_found_from_the_config(small_config: Path, tmp_path: Path) -> None:
+    run = f"run={tmp_path / 'run'}"
+    small_config.write_text(f"{small_config.read_text().replace('run: runs/small', f'run: {tmp_path}/run')}")
+    record_config(load_config(small_config, [run, f"tokens.output={tmp_path}/elsewhere"]), "tokens")
+    assert shards_folder(str(small_config), "tokenize") == f"{tmp_path}/elsewhere"
+
+
 def test_the_command_scales_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs.scale(str(run), "3")
     assert read_scale(str(run / "tokens")) == (3, 3)

@@ -91,6 +91,14 @@ def test_shards_that_go_elsewhere_are_found_from_the_run(configure: Configure, t
     ).read_bytes()
 
 
+def test_a_run_says_where_images_are_that_another_run_has_made(configure: Configure, tmp_path: Path) -> None:
+    run_stage("ingest", configure("data.images=shared"))
+    shared = files(tmp_path / "shared")
+    run_stage("ingest", configure("data.images=shared", "run=runs/second"))
+    assert recorded_folder("runs/second", "images") == str(tmp_path / "shared")
+    assert files(tmp_path / "shared") == shared
+
+
 @pytest.mark.parametrize("text", [None, "", "tokens: 3", "tokens: {output: null}", "[", "[" * 5000])
 def test_without_a_record_that_says_otherwise_shards_are_in_the_run(tmp_path: Path, text: str | None) -> None:
     if text is not None:
