@@ -22,8 +22,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-import root_on_path  # noqa: F401 - finds the packages
-
 from cluster.drills.s3_server import BUCKET, S3Server
 from data_pipeline import storage
 from data_pipeline.copy_seal import SEAL_BYTES, content_bytes

@@ -27,6 +27,7 @@ from data_pipeline.ingest import (
     plan_ingest,
     write_shard,
 )
+from data_pipeline.lease import Lease, only_driver
 from data_pipeline.sources import ItemReader
 
 FEW_IMAGES = 2_000
@@ -62,17 +63,23 @@ def ingest(config: RunConfig) -> int:
 
     Raises:
         UsageError: if the source is wrong, or the output holds another data set.
+        LeaseHeldError: if another driver makes them.
         FoldtrainError: if too many images are bad, or shards failed too often.
     """
     plan = plan_ingest(config.data, storage.absolute(config.folder("images")), config.seed)
     left = missing(plan)
     if left:
         few = len(left) == 1 or sum(len(shard.items) for shard in left) < FEW_IMAGES
-        with nullcontext() if few else ray_session(config.cluster):
-            record_config(config, "images")
-            with _progress(plan, left) as progress:
-                (_make_here if few else _make_on_pool)(plan, left, config, progress)
-    else:
+        with (
+            nullcontext() if few else ray_session(config.cluster),
+            only_driver(plan.output, "ingest") as lease,
+        ):
+            left = missing(plan)  # another driver, whose end this one has waited for, may have made some
+            if left:
+                record_config(config, "images")
+                with _progress(plan, left) as progress:
+                    (_make_here if few else _make_on_pool)(plan, left, config, progress, lease)
+    if not left:
         record_place(config, "images")
     done = finish(plan)
     clear_scale(plan.output)
@@ -86,8 +93,11 @@ def _progress(plan: IngestPlan, left: list[PlannedShard]) -> PoolProgress:
     return PoolProgress("ingest", plan.output, len(plan.shards), plan.total, done, plan.total - images_left)
 
 
-def _make_here(plan: IngestPlan, left: list[PlannedShard], _config: RunConfig, progress: PoolProgress) -> None:
+def _make_here(
+    plan: IngestPlan, left: list[PlannedShard], _config: RunConfig, progress: PoolProgress, lease: Lease
+) -> None:
     for shard in left:
+        lease.require()
         record = write_shard(plan.readers[shard.split], shard, plan.output, plan.max_bad)
         progress.add(len(shard.items))
         progress.show_done()
@@ -95,13 +105,16 @@ def _make_here(plan: IngestPlan, left: list[PlannedShard], _config: RunConfig, p
             check_quarantine(plan)
 
 
-def _make_on_pool(plan: IngestPlan, left: list[PlannedShard], config: RunConfig, progress: PoolProgress) -> None:
+def _make_on_pool(
+    plan: IngestPlan, left: list[PlannedShard], config: RunConfig, progress: PoolProgress, lease: Lease
+) -> None:
     settings = PoolSettings(
         label="ingest",
         output=plan.output,
         size=PoolSize(config.data.min_workers, config.data.max_workers),
         needs=WorkerNeeds(config.cluster.cpus_per_worker, 0),
         max_attempts=config.tokens.max_attempts,
+        require=lease.require,
     )
 
     bad, looked_at = 0, -_CHECK_SECONDS

@@ -58,6 +58,8 @@ class PoolSettings:
     patience: float = 300.0
     """Seconds after which a shard may count as slow, or as hung if it got no further: longer than a batch takes, and
     than storage is waited for."""
+    require: Callable[[], object] = lambda: None
+    """Called again and again; raises if another driver has taken over."""
 
 
 def make_shards(
@@ -146,6 +148,7 @@ class _Run:
         self._pool.start_pass(list(self._left.values()), self._size)
         started, said = time.monotonic(), False
         while True:
+            self._settings.require()
             ended = self._pool.wait(_TICK_SECONDS)
             report = self._absorb()
             if ended or not self._left:

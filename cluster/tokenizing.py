@@ -17,6 +17,7 @@ from cluster.shard_pool import PoolSettings, make_shards
 from cluster.shard_worker import Advance, MakeShard
 from cluster.stage_records import record_config, record_place
 from data_pipeline import storage, weights
+from data_pipeline.lease import Lease, only_driver
 from data_pipeline.preflight import check_images
 from data_pipeline.tokenizing import PlannedShard, TokenPlan, finish, missing, plan_tokens
 
@@ -66,6 +67,7 @@ def tokenize(config: RunConfig) -> int:
 
     Raises:
         UsageError: if images or tokenizer are not there, or the output holds other tokens.
+        LeaseHeldError: if another driver makes them.
         FoldtrainError: if shards failed too often.
     """
     images = storage.absolute(storage.join(config.folder("images"), "train"))
@@ -73,20 +75,27 @@ def tokenize(config: RunConfig) -> int:
     output = storage.absolute(config.folder("tokens"))
     check_images(images)
     plan = plan_tokens(images, weights.read_card(tokenizer, "tokenizer"), config.tokens, output, config.data.fit)
-    left = [Shard(shard.name, shard.stop - shard.start, shard) for shard in missing(plan)]
+    left = _left(plan)
     if left:
         with ray_session(config.cluster):
             require_gpus(config.cluster, min(config.tokens.min_workers, len(left)))
-            record_config(config, "tokens")
-            _make(TokenizeWork(plan, tokenizer, config.cluster.gpus_per_worker), left, config)
-    else:
+            with only_driver(plan.output, "tokenize") as lease:
+                left = _left(plan)  # another driver, whose end this one has waited for, may have made some
+                if left:
+                    record_config(config, "tokens")
+                    _make(TokenizeWork(plan, tokenizer, config.cluster.gpus_per_worker), left, config, lease)
+    if not left:
         record_place(config, "tokens")
     finish(plan)
     clear_scale(output)
     return sum(shard.images for shard in left)
 
 
-def _make(work: TokenizeWork, left: list[Shard], config: RunConfig) -> None:
+def _left(plan: TokenPlan) -> list[Shard]:
+    return [Shard(shard.name, shard.stop - shard.start, shard) for shard in missing(plan)]
+
+
+def _make(work: TokenizeWork, left: list[Shard], config: RunConfig, lease: Lease) -> None:
     plan, images = work.plan, sum(shard.images for shard in left)
     settings = PoolSettings(
         label="tokenize",
@@ -95,6 +104,7 @@ def _make(work: TokenizeWork, left: list[Shard], config: RunConfig) -> None:
         needs=WorkerNeeds(config.cluster.cpus_per_worker, config.cluster.gpus_per_worker),
         max_attempts=config.tokens.max_attempts,
         patience=config.tokens.patience_seconds,
+        require=lease.require,
     )
     done = len(plan.shards) - len(left)
     progress = PoolProgress("tokenize", plan.output, len(plan.shards), plan.samples, done, plan.samples - images)

@@ -24,6 +24,7 @@ from cluster.progress import follow_training, has_ended
 from cluster.ray_session import ray_session, require_gpus
 from cluster.terminal import console
 from data_pipeline.errors import UsageError
+from data_pipeline.lease import only_driver
 from trainer.checkpoints.folder import latest_step
 from trainer.ending import Ending
 from trainer.job import TrainJob
@@ -58,6 +59,7 @@ def train(job: TrainJob, cluster: ClusterConfig) -> Trained | None:
 
     Raises:
         UsageError: if the folder holds a run with other settings, or the batch does not fit the workers.
+        LeaseHeldError: if another driver trains it.
         FoldtrainError: as a worker raised it; the workers are not started again for it, except for storage that was
             away (`max_failures` times).
     """
@@ -71,7 +73,10 @@ def train(job: TrainJob, cluster: ClusterConfig) -> Trained | None:
         console().print(f"{job.stage}: elastic, {_listed(sizes)} workers; micro batch {trainer.micro_batch}")
     with ray_session(cluster):
         require_gpus(cluster, cluster.fewest_workers)
-        return _train(job, cluster, sizes)
+        with only_driver(job.folder, f"training of {job.stage}") as lease:
+            if job.is_finished():  # by another driver, whose end this one has waited for
+                return None
+            return _train(replace(job, lease=lease.claim), cluster, sizes)
 
 
 def _listed(sizes: Sequence[int]) -> str:

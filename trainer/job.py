@@ -8,6 +8,7 @@ from typing import Any
 from data_pipeline import storage, weights
 from data_pipeline.config import ReadingConfig
 from data_pipeline.errors import UsageError
+from data_pipeline.lease import Claim
 from data_pipeline.manifest import differences
 from data_pipeline.weights import Card
 from trainer.config import ClassifierStageConfig, GeneratorStageConfig, TokenizerStageConfig, TrackingConfig
@@ -64,7 +65,7 @@ class TrainJob:
     `inputs` are URIs of what it is trained from (images, teacher, tokenizer, tokens), `lineage` their fingerprints,
     `config` the resolved config of the whole run, which is recorded and counted from, `classes` the names of the
     classes of the data, by label, `peak_tflops` what one device could do, in place of the table's. With
-    `accept_changes` a run may go on with other settings of its optimizer.
+    `accept_changes` a run may go on with other settings of its optimizer. `lease` is what the driver holds.
     """
 
     stage: str
@@ -80,6 +81,7 @@ class TrainJob:
     classes: tuple[str, ...] = ()
     peak_tflops: float | None = None
     accept_changes: bool = False
+    lease: Claim | None = None
 
     @property
     def checkpoints(self) -> str:

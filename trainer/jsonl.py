@@ -13,6 +13,7 @@ from typing import Any, TextIO
 from data_pipeline import json_records, storage
 from data_pipeline.errors import FoldtrainError
 from data_pipeline.json_records import Lines, finite, parse_lines
+from data_pipeline.lease import LeaseLostError
 from data_pipeline.local_disk import disk_errors
 from data_pipeline.storage_retries import patience
 
@@ -75,10 +76,13 @@ class JsonlWriter:
         uri: the file.
         keep: records that it begins with.
         interval: least seconds between two uploads.
+        guard: called before each upload, which puts the whole file; if it raises LeaseLostError, nothing more goes up.
     """
 
-    def __init__(self, uri: str, keep: list[dict[str, Any]], interval: float = 5.0) -> None:
-        self._uri = uri
+    def __init__(
+        self, uri: str, keep: list[dict[str, Any]], interval: float = 5.0, guard: Callable[[], object] = lambda: None
+    ) -> None:
+        self._uri, self._guard = uri, guard
         self._interval, self._pause = interval, 0.0
         self._lines = [self._encode(record) for record in keep]
         self._stored = -1  # lines that the storage is known to hold
@@ -166,28 +170,34 @@ class JsonlWriter:
                 self._changed.wait_for(self._is_urgent, self._pause)
                 last, self._wanted = self._closed, -1
                 text, lines, version = "".join(self._lines), len(self._lines), self._version
-            if lines > self._stored:
-                self._upload(text, lines, version)
+            if lines > self._stored and not self._upload(text, lines, version):
+                return
             if last:
                 return
 
     def _is_urgent(self) -> bool:
         return self._closed or self._wanted > self._stored
 
-    def _upload(self, text: str, lines: int, version: int) -> None:
+    def _upload(self, text: str, lines: int, version: int) -> bool:
+        """Put the file. Returns whether this may be done again."""
         began = time.monotonic()
         try:
             with patience(_PATIENCE):
+                self._guard()
                 storage.write_bytes(self._uri, text.encode())
+        except LeaseLostError as error:
+            _LOG.warning("%s is written no more: %s", self._uri, error)
+            return False
         except FoldtrainError as error:
             _LOG.error("%s; it is tried again later", error)
-            return
+            return True
         except Exception:
             _LOG.exception("cannot write %s; it is tried again later", self._uri)
-            return
+            return True
         finally:
             self._pause = max(self._interval, (time.monotonic() - began) / _UPLOAD_SHARE)
         with self._changed:
             if version == self._version:
                 self._stored = lines
             self._changed.notify_all()
+        return True

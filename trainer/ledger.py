@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -29,15 +30,24 @@ class Ledger:
         keys: of the data set [N].
         step: steps that were done before this start.
         device: of this rank, for the collective at each checkpoint.
+        guard: as for `JsonlWriter`.
     """
 
-    def __init__(self, folder: str, order: DataOrder, keys: Keys, step: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        folder: str,
+        order: DataOrder,
+        keys: Keys,
+        step: int,
+        device: torch.device,
+        guard: Callable[[], object] = lambda: None,
+    ) -> None:
         self._keys, self._device = keys, device
         self._file: JsonlWriter | None = None
         if dist.get_rank() == 0:
             path = storage.join(folder, FILE)
             earlier = read_records(path, is_ledger_record)
-            self._file = JsonlWriter(path, keep=earlier)
+            self._file = JsonlWriter(path, keep=earlier, guard=guard)
             if earlier:
                 _check_order(path, read_history(path, earlier).order, order)
             else:

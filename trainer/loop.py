@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from data_pipeline import storage, weights
 from data_pipeline.errors import FoldtrainError, StorageAwayError
+from data_pipeline.lease import Watch
 from data_pipeline.watchdog import LONG, Watchdog, print_late
 from model.attention import flash_refusal
 from trainer.blocks import compile_blocks, recompute_blocks
@@ -95,7 +96,8 @@ class Loop:
         self.course = Course(job.folder, job.checkpoints, self.config.spikes, self.agreement)
         self.checkpoints = RunCheckpoints(job, stage, self.engine, self.course, self.agreement, self._event)
         self.writer = self.checkpoints.writer
-        self.writer.before_commit = self._keep_records
+        self.writer.before_commit = self._before_commit
+        self.lease = Watch(job.lease) if job.lease and self.agreement.rank == 0 else None
         self.engine.before_update = self._hold
         flops = self.flops = model_flops(job, device, dist.get_world_size())
         self.meter = Meter(self.config, flops.per_step, flops.peak)
@@ -115,8 +117,14 @@ class Loop:
         elif self.agreement.rank == 0:  # before the start is on record
             append_event(self.job.folder, event, step, **details)
 
-    def _keep_records(self) -> None:
+    def _guard(self) -> None:
+        """Raise if another driver has taken this stage over: then nothing more of this one may be written."""
+        if self.lease:
+            self.lease.confirm()
+
+    def _before_commit(self) -> None:
         """A start from a checkpoint does not repeat the steps before it, so their records have to be there, too."""
+        self._guard()
         if self.records:
             self.records.keep(_RECORD_SECONDS)
 
@@ -137,7 +145,8 @@ class Loop:
                 self._open_records()
         if self.stage.samples is not None:
             keys, order = self.stage.samples.keys, self.stage.samples.order()
-            self.ledger = Ledger(self.job.folder, order, keys, self.progress.resumed_at, self.engine.device)
+            step = self.progress.resumed_at
+            self.ledger = Ledger(self.job.folder, order, keys, step, self.engine.device, self._guard)
         try:
             self._train()
         except Exception as error:
@@ -150,6 +159,8 @@ class Loop:
                 self.ledger.close()
             if self.records:
                 self.records.close()
+            if self.lease:
+                self.lease.close()
         dist.barrier()
         return self.ending is Ending.FINISHED
 
@@ -168,6 +179,8 @@ class Loop:
             last = self.step == self.config.steps
             if self.step % self.config.log_every == 0 or last:
                 self._record()
+            if self.lease and self.lease.lost:
+                raise self.lease.lost
             stopping = self._between_steps(last)
         self._checkpoint()  # if the last steps were passed over, or the run stopped at a rollback, there is none yet
         self.checkpoints.finish(self.progress)
@@ -297,7 +310,9 @@ class Loop:
         job.begin(resumed_at)
         storage.write_json(storage.join(job.folder, "environment.json"), environment(details))
         self.records = RunDirectory(
-            *(job.folder, job.stage, job.config, resumed_at, job.tracking, self._began), workers=dist.get_world_size()
+            *(job.folder, job.stage, job.config, resumed_at, job.tracking, self._began),
+            workers=dist.get_world_size(),
+            guard=self._guard,
         )
         if self.flops.left_out:
             self.records.event("no_mfu", resumed_at, reason=self.flops.left_out)
@@ -312,6 +327,7 @@ class Loop:
         self.meter.block(time.perf_counter() - began)
 
     def _export(self) -> None:
+        self._guard()
         roles = {"model": "master"} | ({"ema": "ema"} if self.engine.owned.keeps_ema else {})
         files: dict[str, dict[str, Tensor]] = {}
         for name, role in roles.items():

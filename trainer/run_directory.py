@@ -19,6 +19,7 @@ import logging
 import platform
 import socket
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
@@ -58,6 +59,7 @@ class RunDirectory:
         tracking: who is shown the metrics.
         began: unix time at which this start began; now if None.
         workers: of this start.
+        guard: as for `JsonlWriter`.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class RunDirectory:
         tracking: TrackingConfig | None = None,
         began: float | None = None,
         workers: int = 1,
+        guard: Callable[[], object] = lambda: None,
     ) -> None:
         self.uri, self._workers = uri, workers
         events = read_lines(storage.join(uri, "events.jsonl"), is_event)
@@ -76,8 +79,8 @@ class RunDirectory:
         self._history, metrics = events.records, measured.records
         self._windows = [slim(record) for record in metrics]
         kept = [record for record in metrics if record["step"] <= resume_step]
-        self._metrics = JsonlWriter(storage.join(uri, "metrics.jsonl"), keep=kept)
-        self._events = JsonlWriter(storage.join(uri, "events.jsonl"), keep=self._history)
+        self._metrics = JsonlWriter(storage.join(uri, "metrics.jsonl"), keep=kept, guard=guard)
+        self._events = JsonlWriter(storage.join(uri, "events.jsonl"), keep=self._history, guard=guard)
         self._followers = open_followers(tracking or TrackingConfig(), uri, name, config)
         self.restarts = sum(record["event"] in {"start", "resume"} for record in self._history)
         self._began = self._begin(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import threading
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
 from data_pipeline import storage, storage_retries
-from data_pipeline.errors import DiskError
+from data_pipeline.errors import DiskError, StorageAwayError
+from data_pipeline.lease import LeaseLostError
 from trainer.jsonl import JsonlWriter, read_last_records, read_records
 
 
@@ -135,3 +137,38 @@ def test_a_full_disk_is_told_with_the_file(tmp_path: Path) -> None:
         writer.write({"step": 1})
     with contextlib.suppress(OSError):  # what it could not write is still in its buffer
         writer.close()
+
+
+def test_nothing_is_put_any_more_once_another_driver_took_over() -> None:
+    uri, other = f"memory://{uuid4().hex}/ledger.jsonl", threading.Event()
+
+    def guard() -> None:
+        if other.is_set():
+            raise LeaseLostError("another driver took over")
+
+    writer = JsonlWriter(uri, keep=[], interval=0.01, guard=guard)
+    writer.write({"step": 1})
+    assert writer.flush(10)
+    storage.write_bytes(uri, b'{"of": "the other"}\n')
+    other.set()
+    writer.write({"step": 2})
+    assert not writer.flush(0.1)
+    other.clear()
+    writer.write({"step": 3})
+    writer.close()
+    assert read_records(uri) == [{"of": "the other"}]
+
+
+def test_a_guard_that_cannot_ask_is_asked_again() -> None:
+    uri, calls = f"memory://{uuid4().hex}/ledger.jsonl", list[int]()
+
+    def guard() -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            raise StorageAwayError("no answer")
+
+    writer = JsonlWriter(uri, keep=[], interval=0.01, guard=guard)
+    writer.write({"step": 1})
+    assert writer.flush(10)
+    writer.close()
+    assert read_records(uri) == [{"step": 1}]

@@ -14,8 +14,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from data_pipeline import storage
 from data_pipeline.config import ReadingConfig
 from data_pipeline.errors import FoldtrainError, UsageError
+from data_pipeline.lease import LeaseLostError, take
+from data_pipeline.lease_record import Holder
 from tests.trainer.gloo import run_gloo
 from tests.trainer.small_training import Regression, rows
 from trainer.checkpoints.folder import complete_steps
@@ -266,3 +269,33 @@ def test_a_run_whose_last_upload_does_not_end_has_failed(tmp_path: Path) -> None
     assert events(tmp_path / "run", "checkpoint_failed") == [STEPS] * 3
     assert events(tmp_path / "run", "finish") == []
     assert complete_steps(each.checkpoints) == []
+
+
+class SucceededStage(CountingStage):
+    """While it trains, another driver takes its folder over."""
+
+    def batch(self, step: int) -> Batch:
+        if step == 5 and dist.get_rank() == 0:
+            assert self.loop is not None
+            folder = self.loop.job.folder
+            storage.write_json(f"{folder}/lease/000002.json", Holder.here("another driver", 30).record())
+        return super().batch(step)
+
+
+def is_succeeded(each: TrainJob) -> str:
+    each = replace(each, lease=take(each.folder, "train", seconds=600))
+    stage = SucceededStage(None)
+    stage.loop = Loop(each, stage, torch.device("cpu"))
+    try:
+        stage.loop.run()
+    except LeaseLostError as error:
+        return str(error)
+    return "it went on"
+
+
+def test_a_run_that_another_driver_took_over_writes_no_checkpoint_and_ends(tmp_path: Path) -> None:
+    each = job(tmp_path / "run", steps=40)
+    (message,) = run_gloo(1, tmp_path, is_succeeded, each)
+    assert "another driver on" in message
+    assert complete_steps(each.checkpoints) == [4]
+    assert not (tmp_path / "run" / "export").exists()
