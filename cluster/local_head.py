@@ -1,8 +1,9 @@
 """The Ray head that foldtrain starts on this machine for jobs, and ends by the process id that it wrote down.
 
-It listens on loopback and asks for a token that only this user can read (RAY_AUTH_MODE=token): a Ray head runs whatever
-reaches its ports, which are open to every user of the machine. The mode is always set, never left to Ray: unset, `ray
-start` takes it from a file in the home directory and drivers do not, and nothing connects.
+It asks for a token that only this user can read (RAY_AUTH_MODE=token): a Ray head runs whatever reaches its ports,
+which every user of the machine can (docs/security.md). The mode is always set, never left to Ray: unset, `ray start`
+takes it from a file in the home directory and drivers do not, and nothing connects. All files of the head are in a
+folder that only this user can enter: Ray makes its own one there writable by everybody, with the code of jobs.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -25,6 +25,8 @@ from typing import Any
 
 from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_fixed
 
+from cluster.job_environment import passed_on
+from cluster.ray_folder import make_folder
 from data_pipeline.errors import FoldtrainError, UsageError
 
 _START_SECONDS = 90
@@ -49,7 +51,7 @@ class LocalHead:
     cpus: int
     """CPUs that it shares out."""
     folder: str
-    """Its session files and logs."""
+    """All of its files, in a folder of mode 0700: token, log, variables of jobs, and Ray's session files."""
 
     @property
     def headers(self) -> dict[str, str]:
@@ -117,14 +119,37 @@ def state_file() -> Path:
 def _recorded() -> LocalHead | None:
     """The head that was started last, whether or not it still runs."""
     try:
-        return LocalHead(**json.loads(state_file().read_bytes()))
+        with state_file().open("rb") as file:
+            status = os.fstat(file.fileno())
+            if status.st_uid != os.geteuid() or status.st_mode & 0o022:  # what it names is killed and removed
+                raise FoldtrainError(f"{state_file()} is not this user's alone: remove it, or set FOLDTRAIN_HOME")
+            return LocalHead(**json.load(file))
     except (FileNotFoundError, ValueError, TypeError):
         return None
 
 
+def _make_home() -> None:
+    """Make the folder of the state file, closed to others.
+
+    Raises:
+        FoldtrainError: if it is another user's, or cannot be made.
+    """
+    try:
+        home().mkdir(parents=True, exist_ok=True, mode=0o700)
+        status = home().stat()
+        if status.st_uid == os.geteuid() and status.st_mode & 0o077:
+            home().chmod(0o700)
+    except OSError as error:
+        raise FoldtrainError(
+            f"{home()} cannot be made ({error.strerror}): set FOLDTRAIN_HOME to another folder"
+        ) from error
+    if status.st_uid != os.geteuid():
+        raise FoldtrainError(f"{home()} belongs to another user: set FOLDTRAIN_HOME to a folder of your own")
+
+
 @contextlib.contextmanager
 def _locked() -> Iterator[None]:
-    home().mkdir(parents=True, exist_ok=True, mode=0o700)
+    _make_home()
     with state_file().with_suffix(".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -153,6 +178,8 @@ def _free_ports(count: int) -> list[int]:
 def _environment(token_file: Path) -> dict[str, str]:
     ours = {name: value for name, value in os.environ.items() if name not in {"RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"}}
     ours.pop("RAY_AUTH_TOKEN", None)
+    for name in passed_on(ours):
+        del ours[name]  # each job gets those of the shell that submits it
     return ours | {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token_file),
@@ -166,7 +193,7 @@ def _environment(token_file: Path) -> dict[str, str]:
 def _spawn(cpus: int) -> LocalHead:
     import psutil
 
-    folder = Path(tempfile.mkdtemp(prefix="foldtrain-"))  # short: it holds the paths of sockets, at most 107 bytes
+    folder = make_folder()
     token, token_file = secrets.token_hex(32), folder / "token"
     token_file.touch(mode=0o600)
     token_file.write_text(token)
@@ -176,7 +203,7 @@ def _spawn(cpus: int) -> LocalHead:
         *("--node-ip-address=127.0.0.1", f"--port={port}", f"--ray-client-server-port={client_port}"),
         *("--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}"),
         *(f"--dashboard-agent-listen-port={agent_port}", f"--dashboard-agent-grpc-port={agent_grpc_port}"),
-        *(f"--temp-dir={folder}", f"--num-cpus={cpus}", f"--object-store-memory={_OBJECT_STORE_BYTES}"),
+        *(f"--temp-dir={folder / 'r'}", f"--num-cpus={cpus}", f"--object-store-memory={_OBJECT_STORE_BYTES}"),
     ]
     with (folder / "head.log").open("wb") as log:
         process = subprocess.Popen(

@@ -37,7 +37,7 @@ def ray_folder() -> Iterator[Path]:
     Raises:
         FoldtrainError: if there is no place for it.
     """
-    folder = _make()
+    folder = make_folder()
     with (folder / "unlocked").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # held as long as this process lives
         Path(lock.name).rename(folder / _LOCK)
@@ -47,8 +47,12 @@ def ray_folder() -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _make() -> Path:
-    """A new folder in TMPDIR, or in a usual place if its path is too long or it cannot be written."""
+def make_folder() -> Path:
+    """A new folder of mode 0700 in TMPDIR, or in a usual place if its path is too long or it cannot be written.
+
+    Raises:
+        FoldtrainError: if there is no place for it.
+    """
     from rich.text import Text
 
     reasons = []

@@ -15,6 +15,7 @@ from typing import Any
 
 from cluster.config import ClusterConfig
 from cluster.head_watch import HeadLostError
+from cluster.job_environment import FILE_VARIABLE
 from cluster.ray_address import RayAddress, asked_address, probe
 from cluster.ray_folder import ray_folder
 from cluster.ray_processes import abandon, deaf_to_notices, without_search_path
@@ -36,7 +37,6 @@ _SPARING = {
     "RAY_gcs_rpc_server_reconnect_timeout_s": "300",
 }
 """Ray's settings for a cluster of our own, where it shares the cores with the workers. See docs/decisions.md."""
-_LOOPBACK = "127.0.0.1"
 _OBJECT_STORE_BYTES = 256 * 2**20  # only control messages pass through it: images and tokens go to storage
 
 
@@ -95,7 +95,7 @@ def require_gpus(config: ClusterConfig, workers: int) -> None:
     if there >= workers:
         return
     lack = f"cluster.gpus_per_worker is 1, which makes {workers} for as many workers; there are {there} GPUs"
-    if any(node["NodeManagerAddress"] != _LOOPBACK for node in nodes):  # others may join
+    if asked_address(config.address) is not None and FILE_VARIABLE not in os.environ:  # other nodes may join
         console().print(f"{lack} in the cluster so far: waiting for more")
         return
     raise UsageError(f"{lack} on this machine: use fewer workers, or cluster.gpus_per_worker=0 for CPUs")
@@ -178,5 +178,5 @@ def _own_cluster(config: ClusterConfig) -> dict[str, Any]:
         "num_cpus": cpus,
         "include_dashboard": False,
         "object_store_memory": _OBJECT_STORE_BYTES,
-        "_node_ip_address": _LOOPBACK,
+        "_node_ip_address": "127.0.0.1",
     }

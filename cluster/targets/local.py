@@ -6,20 +6,21 @@ import math
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
-from cluster import local_head
+from cluster import job_environment, local_head
 from cluster.config import RunConfig
 from cluster.job_paths import with_absolute_paths
 from cluster.targets.ray import RayTarget
-from cluster.targets.target import Job
+from cluster.targets.target import ENDED, Job
 from data_pipeline.errors import UsageError
-
-_PASSED_ON = ("AWS_", "WANDB_", "HF_", "OMP_NUM_THREADS")
-"""Variables of the submitting shell that a job sees; the head may be older than they are."""
 
 
 class LocalTarget:
-    """This machine. Relative paths keep their meaning, and jobs run the interpreter that submitted them."""
+    """This machine. Relative paths keep their meaning, and jobs run the interpreter that submitted them.
+
+    A job gets credentials and the like from the shell that submits it (job_environment.PASSED_ON): the head is older.
+    """
 
     name = "local"
 
@@ -35,7 +36,11 @@ class LocalTarget:
     def submit(self, stage: str, config: RunConfig) -> str:
         """See Target."""
         cpus = math.ceil(config.cluster.most_workers * config.cluster.cpus_per_worker)
-        return self._ray(local_head.start(cpus)).start(stage, with_absolute_paths(config), target=self.name)
+        head = local_head.start(cpus)
+        ray = self._ray(head)
+        running = {job.id for job in ray.jobs() if job.status not in ENDED}
+        job_environment.remove_left(_files(head), running)
+        return ray.start(stage, with_absolute_paths(config), target=self.name)
 
     def jobs(self) -> list[Job]:
         """See Target. Without a local cluster there are none."""
@@ -61,5 +66,12 @@ class LocalTarget:
         return self._ray(head)
 
     def _ray(self, head: local_head.LocalHead) -> RayTarget:
-        environment = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
-        return RayTarget(head.dashboard, python=sys.executable, headers=head.headers, environment=environment)
+        def hand_over(job_id: str) -> Path:
+            return job_environment.hand_over(_files(head), job_id, job_environment.passed_on(os.environ))
+
+        return RayTarget(head.dashboard, python=sys.executable, headers=head.headers, hand_over=hand_over)
+
+
+def _files(head: local_head.LocalHead) -> Path:
+    """Folder of the files with the variables of jobs."""
+    return Path(head.folder, "jobs")

@@ -2,6 +2,7 @@
 
 The resolved config travels as a file in the job's working directory, so nothing of it is ever read by a shell: the
 entry point is a fixed stage name between fixed words. Ray sets RAY_ADDRESS in the job, and the stage joins the cluster.
+No variable of this shell is sent: Ray writes a job's runtime_env and metadata into logs.
 """
 
 from __future__ import annotations
@@ -19,9 +20,12 @@ from uuid import uuid4
 
 from cluster.config import RunConfig
 from cluster.config_loading import resolved_yaml
+from cluster.job_environment import FILE_VARIABLE, SETUP_HOOK
 from cluster.job_paths import require_reachable
 from cluster.targets.dashboard import open_dashboard, tail_logs
+from cluster.targets.own_variables import not_sent
 from cluster.targets.target import Job, Status
+from cluster.terminal import console
 from data_pipeline.errors import FoldtrainError, UsageError
 
 _CONFIG = "config.yaml"
@@ -47,7 +51,7 @@ class RayTarget:
         *,
         python: str = "python",
         headers: Mapping[str, str] | None = None,
-        environment: Mapping[str, str] | None = None,
+        hand_over: Callable[[str], Path] | None = None,
     ) -> None:
         """Name the cluster.
 
@@ -55,7 +59,7 @@ class RayTarget:
             address: URL of its dashboard.
             python: The interpreter that has foldtrain, on its nodes.
             headers: HTTP headers that it asks for.
-            environment: Variables that jobs get.
+            hand_over: Given a job's id, writes the variables that it gets into a file on its node. Returns its path.
 
         Raises:
             UsageError: if the address is missing or is no URL.
@@ -67,25 +71,42 @@ class RayTarget:
         self.address = address
         self._python = python
         self._headers = dict(headers or {})
-        self._environment = dict(environment or {})
+        self._hand_over = hand_over
 
     def submit(self, stage: str, config: RunConfig) -> str:
         """See Target."""
         require_reachable(config)
+        from rich.text import Text
+
+        for sentence in not_sent(stage, config, os.environ):
+            console(stderr=True).print(Text(sentence))
         return self.start(stage, config, target=self.name)
 
     def start(self, stage: str, config: RunConfig, *, target: str) -> str:
         """Start a stage with a config whose paths mean the same on the cluster as here."""
         job_id = f"{stage}-{uuid4().hex[:6]}"
-        with tempfile.TemporaryDirectory(prefix="foldtrain-job-") as folder:
+        client = self._client()
+        with tempfile.TemporaryDirectory(prefix="foldtrain-job-") as folder, self._handed_over(job_id) as file:
             Path(folder, _CONFIG).write_text(resolved_yaml(config))
-            self._client().submit_job(
-                entrypoint=shlex.join([self._python, "-P", "-m", "cluster.cli", stage, _CONFIG]),
+            module = "cluster.local_job" if file else "cluster.cli"
+            client.submit_job(
+                entrypoint=shlex.join([self._python, "-P", "-m", module, stage, _CONFIG]),
                 submission_id=job_id,
-                runtime_env={"working_dir": folder, "env_vars": self._environment},
+                runtime_env={"working_dir": folder} | (_reading(file) if file else {}),
                 metadata={"foldtrain": "1", "stage": stage, "run": config.run, "target": target},
             )
         return job_id
+
+    @contextlib.contextmanager
+    def _handed_over(self, job_id: str) -> Iterator[Path | None]:
+        """The file with the variables of a job that is submitted meanwhile, if it gets any."""
+        file = self._hand_over(job_id) if self._hand_over else None
+        try:
+            yield file
+        except BaseException:
+            if file:
+                file.unlink(missing_ok=True)
+            raise
 
     def jobs(self) -> list[Job]:
         """See Target."""
@@ -141,6 +162,11 @@ def _without_ray_addresses() -> Iterator[None]:
 
 async def _tail(client: Any, job_id: str, write: Callable[[str], object]) -> None:
     await tail_logs(client, job_id, write)
+
+
+def _reading(file: Path) -> dict[str, Any]:
+    """What Ray is told of a file with variables: where it is, and to have each worker of the job read it."""
+    return {"env_vars": {FILE_VARIABLE: str(file)}, "worker_process_setup_hook": SETUP_HOOK}
 
 
 def _job(details: Any) -> Job:

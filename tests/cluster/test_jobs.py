@@ -195,7 +195,7 @@ class TestOnALocalHead:
         for name in ("cat", "dog"):
             (tmp_path / "pictures" / name).mkdir(parents=True)
             Image.new("RGB", (8, 8), (name == "cat" and "red") or "blue").save(tmp_path / "pictures" / name / "1.png")
-        hostile = "runs/a'b; touch pwned; $(touch pwned) \"c"
+        hostile = "runs/a'b; touch pwned; `touch pwned` \"c"
         submitted = foldtrain("submit", str(small_config), f"run={json.dumps(hostile)}", "--stage", "ingest")
         job_id = submitted.stdout.split()[1].strip(";")
         followed = foldtrain("logs", "-f", job_id)

@@ -12,6 +12,7 @@ import torch
 from cluster import results
 from cluster.config import ClusterConfig
 from cluster.config_loading import load_config
+from cluster.job_environment import FILE_VARIABLE
 from cluster.ray_session import require_gpus
 from cluster.tokenizing import TokenizeWork
 from cluster.training import _scaling, _worker
@@ -91,23 +92,32 @@ def test_sample_and_evaluate_use_the_cpu_and_say_so_where_workers_have_gpus_and_
     assert "no GPU is visible to this command" in capsys.readouterr().out
 
 
-def node(address: str, gpus: float) -> dict[str, Any]:
-    return {"Alive": True, "NodeManagerAddress": address, "Resources": {"CPU": 2.0} | ({"GPU": gpus} if gpus else {})}
+def node(gpus: float) -> dict[str, Any]:
+    return {"Alive": True, "Resources": {"CPU": 2.0} | ({"GPU": gpus} if gpus else {})}
 
 
 @pytest.mark.parametrize("gpus", [0, 1])
 def test_a_machine_with_too_few_gpus_is_refused_before_workers_wait_for_them(
     monkeypatch: pytest.MonkeyPatch, gpus: int
 ) -> None:
-    monkeypatch.setattr("ray.nodes", lambda: [node("127.0.0.1", gpus)])
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.nodes", lambda: [node(gpus)])
     with pytest.raises(UsageError, match=rf"gpus_per_worker is 1.* 2 .*there are {gpus} GPUs on this machine"):
         require_gpus(ClusterConfig(gpus_per_worker=1), 2)
+
+
+def test_a_job_on_the_local_head_is_on_this_machine_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setenv(FILE_VARIABLE, "/somewhere")
+    monkeypatch.setattr("ray.nodes", lambda: [node(0)])
+    with pytest.raises(UsageError, match="there are 0 GPUs on this machine"):
+        require_gpus(ClusterConfig(gpus_per_worker=1), 1)
 
 
 def test_gpus_that_are_there_or_are_not_asked_for_are_no_matter(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("ray.nodes", lambda: [node("127.0.0.1", 2)])
+    monkeypatch.setattr("ray.nodes", lambda: [node(2)])
     require_gpus(ClusterConfig(gpus_per_worker=1), 2)
     require_gpus(ClusterConfig(gpus_per_worker=0), 3)
     assert capsys.readouterr().out == ""
@@ -116,7 +126,8 @@ def test_gpus_that_are_there_or_are_not_asked_for_are_no_matter(
 def test_a_cluster_that_may_get_nodes_with_gpus_is_waited_for_and_that_is_said(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("ray.nodes", lambda: [node("10.0.0.1", 0)])
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr("ray.nodes", lambda: [node(0)])
     require_gpus(ClusterConfig(gpus_per_worker=1), 2)
     assert "there are 0 GPUs in the cluster so far: waiting for more" in capsys.readouterr().out
 
