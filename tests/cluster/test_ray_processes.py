@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import psutil
+import pytest
 
 from cluster.ray_processes import NOTICES, deaf_to_notices, end_tree, listen_again, without_search_path
 
@@ -15,6 +16,7 @@ SLEEPS = "import time; print('up', flush=True); time.sleep(600)"
 WITH_CHILD = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {SLEEPS!r}]).wait()"
 
 
+@pytest.mark.slow
 def test_what_ray_starts_and_what_that_starts_block_notices_and_end_together() -> None:
     from ray._private import services
 

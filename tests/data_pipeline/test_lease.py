@@ -150,6 +150,7 @@ def test_numbers_never_come_twice_and_only_the_last_record_stays(tmp_path: Path)
             assert list(records(tmp_path)) == [f"{number:06d}.json"]
 
 
+@pytest.mark.slow
 def test_a_killed_driver_on_this_machine_is_succeeded_at_once(tmp_path: Path, clock: Clock, said: list[str]) -> None:
     code = f"import os; from data_pipeline.lease import take; take({str(tmp_path)!r}, 'train'); os.kill(os.getpid(), 9)"
     killed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False)

@@ -364,6 +364,7 @@ def _die_while_making(folder: str) -> None:
     NodeCache(folder).open("one", 10, make)
 
 
+@pytest.mark.slow
 def test_a_killed_maker_stops_nobody_and_holds_no_room(tmp_path: Path) -> None:
     maker = spawn.Process(target=_die_while_making, args=(str(tmp_path),))
     maker.start()

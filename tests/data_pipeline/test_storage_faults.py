@@ -87,6 +87,7 @@ def test_a_hundred_objects_survive_slow_downs_and_cuts(behind: Behind, s3_uri: s
         assert storage.walk(s3_uri) == {}
 
 
+@pytest.mark.slow
 def test_objects_that_were_accepted_outlive_a_killed_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     objects = {f"s3://{BUCKET}/{n}": bytes([n]) * 10_000 for n in range(60)}
     server = S3Server(tmp_path / "weed").start()

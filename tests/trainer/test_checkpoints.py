@@ -362,6 +362,7 @@ def test_an_update_waits_for_the_copy_of_the_checkpoint_before_it_at_every_stage
             assert all(torch.equal(late[role][name], tensor) for name, tensor in tensors.items()), (stage, role)
 
 
+@pytest.mark.slow
 def test_a_process_killed_while_it_copies_leaves_the_older_checkpoint(tmp_path: Path) -> None:
     folder = str(tmp_path / "checkpoints")
     assert until_death(die_in_snapshot, tmp_path, folder) == -signal.SIGKILL
@@ -369,6 +370,7 @@ def test_a_process_killed_while_it_copies_leaves_the_older_checkpoint(tmp_path: 
     verify(folder, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 2, 3, 4, 5], ids=["file", "part of the index", "index", "state", "marker"])
 def test_a_process_killed_while_it_uploads_leaves_the_older_checkpoint(tmp_path: Path, number: int) -> None:
     folder = str(tmp_path / "checkpoints")
