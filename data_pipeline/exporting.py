@@ -13,13 +13,15 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, StringConstraints, TypeAdapter, ValidationError
 
 from data_pipeline import storage
-from data_pipeline.errors import UsageError
-from data_pipeline.manifest import ShardRecord, TokenManifest, differences
+from data_pipeline.errors import CorruptShardError, UsageError
+from data_pipeline.manifest import ShardRecord, TokenManifest, differences, first_problem
+from data_pipeline.names import Count, Sha256, ShardName, StoredName
 from data_pipeline.tar import END_OF_ARCHIVE, encode_member
 from data_pipeline.token_archive import read_token_shard
 from data_pipeline.token_shards import TokenBlock
@@ -158,17 +160,33 @@ def export_tokens(
     return record | {"files": [files[name] for name in sorted(files)], "complete": True}
 
 
+class _File(BaseModel):
+    """What export.json says of a file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Annotated[StoredName, StringConstraints(pattern=r"^[^/]+$")]
+    shard: ShardName
+    samples: Count
+    bytes: Count
+    sha256: Sha256
+
+
+_FILES: TypeAdapter[list[_File]] = TypeAdapter(list[_File])
+
+
 def _files_of(output: str, record: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The files that an earlier start of the same export wrote."""
     path = storage.join(output, EXPORT_NAME)
     try:
         found = storage.read_json(path)
-        listed = {entry["name"]: entry for entry in found.pop("files")}
+        listed = {file.name: file.model_dump() for file in _FILES.validate_python(found.pop("files"))}
         found.pop("complete")
     except FileNotFoundError:
         return {}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{path} is no record of an export: delete it, or choose another --to") from error
+    except (KeyError, TypeError, AttributeError, ValidationError) as error:
+        reason = first_problem(error) if isinstance(error, ValidationError) else error
+        raise UsageError(f"{path} is no record of an export ({reason}): delete it, or choose another --to") from None
     changed = differences(found, record)
     if changed:
         reason = "\n  ".join(changed)
@@ -183,8 +201,8 @@ def _kept_of_shard(output: str, shard: ShardRecord, kept: dict[str, dict[str, An
         return {}
     for name, entry in files.items():
         try:
-            data = storage.read_bytes(storage.join(output, name))
-        except FileNotFoundError:
+            data = storage.read_bytes(storage.join(output, name), entry["bytes"])
+        except (FileNotFoundError, CorruptShardError):
             return {}
         if storage.sha256(data) != entry["sha256"]:
             return {}

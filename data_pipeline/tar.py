@@ -32,11 +32,12 @@ def encode_member(name: str, data: bytes) -> bytes:
     """One member: its header, its data, and zeros up to the next block.
 
     Raises:
-        ValueError: if the name takes more than 100 bytes, which is all that a plain header holds.
+        ValueError: if the name takes more than 100 bytes, which is all that a plain header holds, or would lead whoever
+            unpacks the tar out of his folder.
     """
     if len(name.encode()) > MAX_NAME_BYTES:
         raise ValueError(f"tar member name of more than {MAX_NAME_BYTES} bytes: {name}")
-    info = tarfile.TarInfo(name)  # mtime, uid and gid are 0, the mode is 0644
+    info = tarfile.TarInfo(check_name(name))  # mtime, uid and gid are 0, the mode is 0644
     info.size = len(data)
     return info.tobuf(tarfile.USTAR_FORMAT, encoding="utf-8") + data + bytes(-len(data) % BLOCK)
 

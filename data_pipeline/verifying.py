@@ -30,6 +30,9 @@ from model.config import TokenizerConfig
 THREADS = 4
 """Shards that are looked at, and so held in memory, at a time."""
 
+MOST_CONFIG_BYTES = 2**20
+"""A run's config.yaml is smaller."""
+
 BESIDE = (MANIFEST_NAME, "quarantine.json", "control.json", "progress.json", "config.yaml")
 """Files of a data set beside its shards."""
 
@@ -101,7 +104,11 @@ def quarantined_keys(uri: str) -> tuple[str, ...]:
         record = storage.read_json(storage.join(uri, "quarantine.json"))
     except FileNotFoundError:
         return ()
-    return tuple(str(entry["key"]) for entry in record)
+    try:
+        return tuple(str(entry["key"]) for entry in record)
+    except (KeyError, TypeError) as error:
+        where = storage.join(uri, "quarantine.json")
+        raise UsageError(f"{where} is no list of images: restore it or run foldtrain ingest again") from error
 
 
 def find_images(tokens: str, manifest: TokenManifest) -> str | None:
@@ -118,9 +125,9 @@ def find_images(tokens: str, manifest: TokenManifest) -> str | None:
 
 def _recorded_images(tokens: str) -> str | None:
     try:
-        config = yaml.safe_load(storage.read_bytes(storage.join(tokens, "config.yaml")))
+        config = yaml.safe_load(storage.read_bytes(storage.join(tokens, "config.yaml"), MOST_CONFIG_BYTES))
         folder = config["data"]["images"] or storage.join(config["run"], "images")
-    except (OSError, FoldtrainError, yaml.YAMLError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, FoldtrainError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError, RecursionError):
         return None
     return folder if isinstance(folder, str) else None
 
@@ -258,11 +265,12 @@ def _against_check(images: Images | None, keys: Keys, labels: Labels) -> Check:
     if not problems and len(keys) == len(images.key):
         moved = np.flatnonzero(keys != images.key)
         if len(moved):
-            here, there = keys[moved[0]].decode(), images.key[moved[0]].decode()
+            here, there = (each[moved[0]].decode(errors="replace") for each in (keys, images.key))
             problems.append(f"the order differs from sample {moved[0]} on: {here} here, {there} in the images")
         elif (labels != images.label).any():
             row = int(np.flatnonzero(labels != images.label)[0])
-            problems.append(f"sample {keys[row].decode()} has label {labels[row]}, its image {images.label[row]}")
+            name = keys[row].decode(errors="replace")
+            problems.append(f"sample {name} has label {labels[row]}, its image {images.label[row]}")
     return _check("against images", f"the keys, labels and order of {images.uri}", problems)
 
 
@@ -280,11 +288,13 @@ def _quarantine_checks(
     if len(set(quarantined)) != stated:
         problems.append(f"{where}/quarantine.json lists {len(set(quarantined))} images, the manifest states {stated}")
     present = np.intersect1d(np.array([key.encode() for key in quarantined], "S"), keys)
-    problems += [f"sample {key.decode()} is quarantined and there all the same" for key in present]
+    problems += [f"sample {key.decode(errors='replace')} is quarantined and there all the same" for key in present]
     return [_check("quarantine", f"{stated} images were set aside; none of them is in a shard", problems)]
 
 
 def _histogram_check(labels: Labels, classes: tuple[str, ...]) -> Check:
+    if not classes:
+        return _check("labels", "there are no classes")
     counts = np.bincount(labels[(labels >= 0) & (labels < len(classes))], minlength=len(classes))
     empty = [name for name, count in zip(classes, counts, strict=True) if not count]
     text = f"{counts.min()} to {counts.max()} samples a class, median {np.median(counts):g}"

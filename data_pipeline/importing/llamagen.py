@@ -9,9 +9,7 @@ wrote the files, the sampler padded it: the files from the number of images on r
 
 from __future__ import annotations
 
-import io
 import re
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -19,7 +17,10 @@ import numpy.typing as npt
 
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
+from data_pipeline.npy import parse_npy
 
+MOST_BYTES = 64 * 2**20
+"""Bytes of a file: the codes of one image."""
 THREADS = 16
 """Files that are read at a time."""
 
@@ -126,10 +127,9 @@ def _load(path: str) -> npt.NDArray[np.int64]:
     Raises:
         UsageError: if it is none; it names the file.
     """
-    load: Callable[..., npt.NDArray[np.int64]] = np.load
     try:
-        array = load(io.BytesIO(storage.read_bytes(path)), allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        array = parse_npy(storage.read_bytes(path, MOST_BYTES))
+    except ValueError as error:
         raise UsageError(f"{path} is no .npy file of numbers ({error})") from error
     if array.dtype.kind not in "iu":
         raise UsageError(f"{path} holds {array.dtype}, not whole numbers")

@@ -10,15 +10,14 @@ view. The file does not name its images; the number of the first line becomes th
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import closing
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline import storage
+from data_pipeline import json_records, storage
 from data_pipeline.errors import UsageError
 
 STRIDE = 1000
@@ -83,7 +82,7 @@ class RARTokens:
         digest, places, lines, offset = hashlib.sha256(), [], 0, 0
         try:
             with storage.open_reader(self.name) as file:
-                for line in file:
+                for line in self._whole_lines(file):
                     if lines % (STRIDE * self.views) == 0:
                         places.append(offset)
                     digest.update(line)
@@ -99,11 +98,18 @@ class RARTokens:
             file.seek(self._places[sample // STRIDE])
             for _ in range(sample % STRIDE * self.views):
                 file.readline()
-            yield from file
+            yield from self._whole_lines(file)
+
+    def _whole_lines(self, file: BinaryIO) -> Iterator[bytes]:
+        """The lines of a file, none of which is longer than a line may be."""
+        while line := file.readline(json_records.MOST_LINE_BYTES + 1):
+            if len(line) > json_records.MOST_LINE_BYTES:
+                raise UsageError(f"{self.name} has a line of more than {json_records.MOST_LINE_BYTES} bytes")
+            yield line
 
     def _parse(self, line: bytes, number: int) -> tuple[int, list[Any]]:
         try:
-            record = json.loads(line)
+            record = json_records.parse(line)
             label, tokens = record["class_id"], record["tokens"]
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(f'{self.name}, line {number}: not {{"class_id": .., "tokens": [..]}} ({error})') from error

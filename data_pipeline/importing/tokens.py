@@ -23,6 +23,7 @@ from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from data_pipeline.label_text import read_text
 from data_pipeline.manifest import ShardRecord, TokenCommit, TokenizerRecord, TokenManifest
+from data_pipeline.names import MOST_CLASS_CHARACTERS
 from data_pipeline.token_archive import read_columns
 from data_pipeline.token_shards import TokenBlock, write_token_shard
 from data_pipeline.tokenizing import read_commit, record_name
@@ -238,4 +239,7 @@ def read_classes(path: str) -> tuple[str, ...]:
         raise UsageError(f"--classes {path} cannot be read ({error}): give a text file with a name per line") from error
     if not names:
         raise UsageError(f"--classes {path} is empty: give a name per line")
+    long = next((line for line, name in enumerate(names, start=1) if len(name) > MOST_CLASS_CHARACTERS), None)
+    if long is not None:
+        raise UsageError(f"--classes {path}: line {long} is longer than {MOST_CLASS_CHARACTERS} characters")
     return tuple(names)

@@ -15,7 +15,7 @@ from data_pipeline.errors import CorruptShardError, UsageError
 from data_pipeline.exporting import FORMATS, WebDatasetFormat, export_tokens
 from data_pipeline.manifest import TokenManifest
 from data_pipeline.token_archive import read_token_shard
-from data_pipeline.token_shards import TokenBlock
+from data_pipeline.token_shards import TokenBlock, write_token_shard
 from tests.data_pipeline.small_data import Images, contents, flip_byte
 
 
@@ -115,6 +115,48 @@ def test_a_folder_with_another_export_is_refused(tokens: Path, tmp_path: Path) -
     export_tokens(str(tokens), str(tmp_path / "out"), "npz")
     with pytest.raises(UsageError, match=r"format: npz -> parquet"):
         export_tokens(str(tokens), str(tmp_path / "out"), "parquet")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "../../secret"},
+        {"name": "/etc/passwd"},
+        {"name": "a/b.npz"},
+        {"shard": "../x"},
+        {"samples": -1},
+        {"sha256": "x"},
+        {"bytes": None},
+        {"more": 1},
+    ],
+)
+def test_a_record_of_files_elsewhere_is_refused_and_none_of_them_is_opened(
+    tokens: Path, tmp_path: Path, change: dict[str, object]
+) -> None:
+    export_tokens(str(tokens), str(tmp_path / "out"), "npz")
+    path = tmp_path / "out" / "export.json"
+    record = json.loads(path.read_text())
+    record["files"][0] |= change
+    path.write_text(json.dumps(record))
+    with pytest.raises(UsageError, match=r"export\.json is no record of an export \(0"):
+        export_tokens(str(tokens), str(tmp_path / "out"), "npz")
+
+
+@pytest.mark.parametrize("export_format", FORMATS)
+@pytest.mark.parametrize("key", ["../../evil", "/etc/evil", "a/../../evil"])
+def test_a_key_that_leads_elsewhere_is_not_written_to_any_export(
+    tokens: Path, tmp_path: Path, export_format: str, key: str
+) -> None:
+    manifest = TokenManifest.read(str(tokens))
+    block = read_token_shard(str(tokens), manifest.shards[0])
+    keys = np.array([key.encode(), *block.key[1:]], "S")
+    bad = TokenBlock(block.tokens_NWLF, block.label, keys)
+    shards = (write_token_shard(str(tokens), manifest.shards[0].name, bad, {}), *manifest.shards[1:])
+    fields = {name: getattr(manifest, name) for name in type(manifest).model_fields if name != "fingerprint"}
+    TokenManifest.build(**fields | {"shards": shards}).write(str(tokens))
+    with pytest.raises(CorruptShardError, match=r"tokens-00000\.tar holds a key that cannot be"):
+        export_tokens(str(tokens), str(tmp_path / "out"), export_format)
+    assert contents(tmp_path / "out") == {} if (tmp_path / "out").exists() else True
 
 
 def test_an_unknown_format_is_refused(tokens: Path, tmp_path: Path) -> None:

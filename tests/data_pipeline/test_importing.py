@@ -229,11 +229,16 @@ def test_a_file_that_was_cut_is_named(codes: Path, tmp_path: Path) -> None:
     [
         ("not json", r"line 5: not \{\"class_id\""),
         ('{"tokens": [1]}', r"line 5: not .*'class_id'"),
+        pytest.param("[" * 100_000, "line 5: .* nested deeper", id="deep"),
+        pytest.param(f'{{"class_id": 0, "tokens": [{"1, " * 400_000}1]}}', "has a line of more than", id="long"),
         ('{"class_id": "0", "tokens": [1]}', r"line 5: class_id should be a whole number"),
         ('{"class_id": 0, "tokens": [1, 2]}', r"line 5: 2 tokens, the first line has 9"),
         ('{"class_id": 0, "tokens": [1, 2, 3, 4, 5, 6, 7, 8, 1.5]}', r"line 5: tokens should be whole numbers"),
         ('{"class_id": 0, "tokens": [1, 2, 3, 4, 5, 6, 7, 8, 100]}', r"line 5: token 100 is outside 0 to 99"),
-        ('{"class_id": 0, "tokens": [1, 2, 3, 4, 5, 6, 7, 8, 99999999999999999999]}', r"line 5: .* out of range"),
+        (
+            '{"class_id": 0, "tokens": [1, 2, 3, 4, 5, 6, 7, 8, 99999999999999999999]}',
+            r"line 5: .* has more than 64 bits",
+        ),
     ],
 )
 def test_a_line_that_is_not_right_is_named(jsonl: Path, line: str, message: str, tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from data_pipeline.tar import BLOCK, read_members, write_tar
 
-names = st.lists(st.text("abcé_-/0", min_size=1).map(lambda s: s.strip("/") or "x"), max_size=5, unique=True)
+parts = st.lists(st.text("abcé_-0", min_size=1), min_size=1, max_size=4)
+names = st.lists(parts.map("/".join), max_size=5, unique=True)
 
 
 @given(names, st.data())
@@ -64,3 +65,9 @@ def test_members_are_found_from_the_headers_of_a_file(tmp_path: Path) -> None:
     archive, members = write_tar([("a.npy", b"12"), ("b.json", b"{}")])
     (tmp_path / "a.tar").write_bytes(archive)
     assert read_members(str(tmp_path / "a.tar")) == members
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a/../x", "a//b", "a\\b", "a\nb", ""])
+def test_no_tar_is_written_that_would_be_unpacked_elsewhere(name: str) -> None:
+    with pytest.raises(ValueError, match="is no name below a folder"):
+        write_tar([(name, b"")])
