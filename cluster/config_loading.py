@@ -25,6 +25,7 @@ from cluster.config_errors import COMMAND_LINE, usage_error
 from cluster.config_fields import annotations_at, is_text
 from cluster.config_files import file_layers, first_line, settled
 from data_pipeline.errors import UsageError
+from data_pipeline.places import is_utf8
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -74,6 +75,8 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     """
     values: dict[str, Any] = {}
     for override in overrides:
+        if not is_utf8(override):
+            raise UsageError(f"{override[:200]!r} is not UTF-8: a config cannot hold it; rename what it names")
         key, separator, text = override.partition("=")
         path = tuple(key.split("."))
         if not separator or not all(path) or key != key.strip() or len(path) > yaml_dialect.DEEPEST:

@@ -71,7 +71,7 @@ def list_folder(fs: Any, uri: str) -> list[str]:
     """Names directly below a folder, sorted; empty if there is no such folder."""
     if not is_s3(fs):
         try:
-            listed = patiently(uri, lambda: list(fs.ls(uri, detail=False)))
+            listed = patiently(uri, lambda: list(fs.ls(uri, detail=False, **time_limit(fs, uri, PAGE_BYTES))))
         except FileNotFoundError:
             return []
         return sorted(name.rstrip("/").rsplit("/", 1)[-1] for name in listed)
@@ -103,7 +103,8 @@ def delete_tree(fs: Any, uri: str) -> None:
 
 
 def _delete(fs: Any, bucket: str, batch: dict[str, Any]) -> None:
-    errors = fs.call_s3("delete_objects", Bucket=bucket, Delete=batch).get("Errors", [])
+    limit = time_limit(fs, f"s3://{bucket}")
+    errors = fs.call_s3("delete_objects", Bucket=bucket, Delete=batch, **limit).get("Errors", [])
     if not errors:
         return
     first = f"s3://{bucket}/{errors[0].get('Key')}: {errors[0].get('Code')} {errors[0].get('Message')}"
@@ -130,9 +131,8 @@ def abort_upload(fs: Any, uri: str, upload_id: str) -> None:
     """Give the parts of an unfinished upload back, if they are still there."""
     bucket, key, _ = fs.split_path(uri)
     try:
-        patiently(
-            uri, lambda: fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload_id), written=0
-        )
+        place = {"Bucket": bucket, "Key": key, "UploadId": upload_id, **time_limit(fs, uri)}
+        patiently(uri, lambda: fs.call_s3("abort_multipart_upload", **place), written=0)
     except FileNotFoundError:
         return
 

@@ -183,7 +183,8 @@ class _Upload:
             match = {"IfNoneMatch": "*"} if only_if_absent else {}
 
             def complete() -> None:
-                self._fs.call_s3("complete_multipart_upload", **self._target, MultipartUpload={"Parts": parts}, **match)
+                arguments = {**self._target, "MultipartUpload": {"Parts": parts}, **match, **_within(len(self._data))}
+                self._fs.call_s3("complete_multipart_upload", **arguments)
 
             done, unsure = _commit(self._uri, complete, holds, 0, only_if_absent=only_if_absent)
             done = done or _is_ours(self._fs, self._uri, token, lambda: unsure and holds())

@@ -128,7 +128,7 @@ def _check_text(text: str) -> None:
         raise ValueError(f"{text!r} holds the control character {found[0]!r}: take it out")
     if text != text.strip():
         raise ValueError(f"{text!r} begins or ends with a blank: take it out")
-    if not _is_utf8(text):
+    if not is_utf8(text):
         raise ValueError(f"{text!r} is not UTF-8, and could not be written into the run's config.yaml: rename it")
     if found := _TEMPLATE.search(text):
         raise ValueError(f"{text} holds {found[0]}, a template that nothing has filled in: write the value itself")
@@ -140,7 +140,8 @@ def _check_text(text: str) -> None:
         )
 
 
-def _is_utf8(text: str) -> bool:
+def is_utf8(text: str) -> bool:
+    """Whether a text can be written: arguments hold bytes that are no UTF-8 as lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -212,7 +212,8 @@ def remove_file(uri: str) -> None:
             local_path(uri).unlink(missing_ok=True)
         return
     with contextlib.suppress(FileNotFoundError):
-        filesystem(uri).rm_file(uri)
+        fs = filesystem(uri)
+        fs.rm_file(uri, **object_reads.time_limit(fs, uri))
 
 
 def unfinished_uploads(uri: str) -> list[UnfinishedUpload]:

@@ -162,6 +162,8 @@ def _is_foreign(error: Exception) -> bool:
 def _reason(error: Exception) -> str:
     """The server's own words where it answered, with its code."""
     response, answer = _response(error), service_code(error)
+    if isinstance(error, RecursionError):
+        return "the server sends the request to another one, and does not say to which"
     if response is None or answer is None:
         return _plain(str(error) or type(error).__name__)
     said = _plain(str(response["Error"].get("Message") or error))

@@ -62,11 +62,14 @@ def patience(seconds: float) -> Iterator[None]:
 
 
 class _Stop:
-    """Ends the retries of one operation, so many seconds after its first failure."""
+    """Ends the retries of one operation, so many seconds after its first failure.
+
+    Where storage of this kind never answered, it is after the begin: a silent server takes long to fail.
+    """
 
     def __init__(self, scheme: str) -> None:
         self.seconds = _allowed(scheme)
-        self._first: float | None = None
+        self._first = None if scheme in _answered else time.monotonic()
 
     def __call__(self, state: RetryCallState) -> bool:
         now = time.monotonic()

@@ -55,5 +55,16 @@ def join(uri: str, *parts: str) -> str:
 
 
 def absolute(uri: str) -> str:
-    """The same place, named so that a process with another working directory finds it."""
-    return uri if is_remote(uri) else str(local_path(uri).resolve())
+    """The same place, named so that a process with another working directory finds it.
+
+    Raises:
+        UsageError: if links lead in a circle, or the working directory is gone.
+    """
+    if is_remote(uri):
+        return uri
+    try:
+        return str(local_path(uri).resolve())
+    except RuntimeError as error:
+        raise UsageError(f"{uri}: its links lead in a circle; take them away") from error
+    except FileNotFoundError as error:
+        raise UsageError("the working directory was removed: change to one that is there") from error

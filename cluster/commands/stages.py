@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -63,7 +63,7 @@ def quickstart(
 ) -> None:
     """Everything, small, on this machine, in minutes: from raw images to samples and a report."""
     given = list(arguments or [])
-    with_config = bool(given) and ("=" not in given[0] or Path(given[0]).is_file())
+    with_config = bool(given) and ("=" not in given[0] or os.path.isfile(given[0]))  # noqa: PTH113 - a Path raises where a name is too long
     run("quickstart", given.pop(0) if with_config else packaged("quickstart.yaml"), given)
 
 

@@ -393,3 +393,7 @@ def test_each_number_of_the_config_is_bounded() -> None:
         and "exclusiveMaximum" not in kind
     }
     assert free <= {"ClusterConfig.workers"}  # bounded by its own validator
+
+
+def test_an_override_that_is_not_utf_8_is_refused(small_config: Path) -> None:
+    assert "is not UTF-8" in refusal(small_config, "generator.trainer.keep_best.metric=caf\udce9")

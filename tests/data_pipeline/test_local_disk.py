@@ -209,3 +209,17 @@ def test_an_error_with_a_file_that_no_boundary_told_is_told_at_the_end(number: i
 @pytest.mark.parametrize("error", [OSError("odd"), OSError(5, "odd"), BrokenPipeError(32, "Broken pipe")])
 def test_an_error_without_a_file_is_left_to_its_traceback(error: OSError) -> None:
     assert local_disk.tell(error) is None
+
+
+def test_links_in_a_circle_are_no_place(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(UsageError, match="its links lead in a circle"):
+        storage.absolute(f"{tmp_path}/loop")
+
+
+def test_a_working_directory_that_is_gone_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(UsageError, match="working directory was removed"):
+        storage.absolute("here")
