@@ -17,7 +17,7 @@ from PIL import Image
 
 from data_pipeline import storage
 from data_pipeline.config import IdxSource
-from data_pipeline.errors import UsageError
+from data_pipeline.errors import NotAFileError, UsageError
 from data_pipeline.sources.source import ItemReader, RawItem
 
 _EMBEDDED = "embedded:"
@@ -109,6 +109,8 @@ def _opened(uri: str) -> IO[bytes]:
             data = root.joinpath(*uri.removeprefix(_EMBEDDED).split("/")).read_bytes()
         else:
             data = storage.read_bytes(uri, MOST_BYTES)
+    except NotAFileError:  # it says what there is
+        raise
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise UsageError(f"there is no idx file {uri}: see data.source in the config") from None
     if data[:2] != b"\x1f\x8b":
