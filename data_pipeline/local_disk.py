@@ -156,6 +156,8 @@ def make_folder(path: Path) -> None:
             path.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
         raise NotAFileError(_wrong_kind(path)) from error
+    except FileNotFoundError as error:  # of a file system that is not for files, such as /proc
+        raise DiskError(errno.ENOENT, f"{_shown(path)}: no folder can be made there; give another place") from error
 
 
 def link(temporary: Path, path: Path) -> None:

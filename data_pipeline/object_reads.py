@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -23,7 +23,7 @@ tried again: a server at a byte a second keeps each connection alive for ever.""
 BUFFER_BYTES = 4 * 2**20
 """What an open file asks for at least."""
 
-_UNEXPLAINED = {301, 400, 403, 404}
+UNEXPLAINED = frozenset({301, 400, 403, 404})
 """Statuses with several reasons."""
 
 ReadRange = Callable[[int, int], bytes]
@@ -71,7 +71,7 @@ def object_size(fs: Any, uri: str) -> int:
     if is_s3(fs):
         if not fs.split_path(uri)[1]:
             raise NotAFileError(f"{uri} is a bucket, and a file is expected: name the file")
-        return int(_head(fs, uri, _UNEXPLAINED)["ContentLength"])
+        return int(head_object(fs, uri)["ContentLength"])
     found = _info(fs, uri).get("size") if _is_async(fs) else fs.size(uri)
     if found is None:
         raise UsageError(f"{uri}: the server does not say how long it is; copy it to a disk or a bucket first")
@@ -94,7 +94,7 @@ def exists(fs: Any, uri: str) -> bool:
     bucket, key, _ = fs.split_path(uri.rstrip("/"))
     if key:
         with contextlib.suppress(FileNotFoundError):
-            _head(fs, uri, _UNEXPLAINED - {404})  # what is missing is looked for as a folder below
+            head_object(fs, uri, UNEXPLAINED - {404})  # what is missing is looked for as a folder below
             return True
     prefix = f"{key}/" if key else ""
     page = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1, **time_limit(fs, uri))
@@ -112,7 +112,7 @@ def _info(fs: Any, uri: str) -> dict[str, Any]:
         raise cause from None
 
 
-def _head(fs: Any, uri: str, unexplained: set[int]) -> Any:
+def head_object(fs: Any, uri: str, unexplained: Set[int] = UNEXPLAINED) -> Any:
     """What the server says of an object. Its refusal of a HEAD has no body that says why, so a GET is sent after it."""
     bucket, key, _ = fs.split_path(uri)
     place = {"Bucket": bucket, "Key": key, **time_limit(fs, uri)}

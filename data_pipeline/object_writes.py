@@ -19,7 +19,7 @@ from uuid import uuid4
 from data_pipeline.errors import FoldtrainError
 from data_pipeline.object_clients import checksum_arguments, is_s3
 from data_pipeline.object_listing import abort_upload
-from data_pipeline.object_reads import time_limit
+from data_pipeline.object_reads import head_object
 from data_pipeline.storage_errors import service_code
 from data_pipeline.storage_retries import patiently
 
@@ -99,11 +99,8 @@ def _is_ours(fs: Any, uri: str, token: str | None, otherwise: Callable[[], bool]
     """
     if token is None:
         return otherwise()
-    bucket, key, _ = fs.split_path(uri)
     try:
-        found = patiently(uri, lambda: fs.call_s3("head_object", Bucket=bucket, Key=key, **time_limit(fs, uri))).get(
-            "Metadata", {}
-        )
+        found = patiently(uri, lambda: head_object(fs, uri)).get("Metadata", {})
     except FileNotFoundError:
         return False
     return bool(found[_MARK] == token) if _MARK in found else otherwise()

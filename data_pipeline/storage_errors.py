@@ -153,7 +153,7 @@ def _is_foreign(error: Exception) -> bool:
     if isinstance(error, FileNotFoundError | FileExistsError):
         return False
     botocore, aiohttp = sys.modules.get("botocore.exceptions"), sys.modules.get("aiohttp")
-    kinds: tuple[type[Exception], ...] = (OSError, ValueError, ImportError, RecursionError)
+    kinds: tuple[type[Exception], ...] = (OSError, ValueError, ImportError, RecursionError, NotImplementedError)
     kinds += (botocore.BotoCoreError, botocore.ClientError) if botocore else ()
     kinds += (aiohttp.ClientError,) if aiohttp else ()
     return isinstance(error, kinds) or type(error).__name__ in _NAMES
@@ -162,6 +162,8 @@ def _is_foreign(error: Exception) -> bool:
 def _reason(error: Exception) -> str:
     """The server's own words where it answered, with its code."""
     response, answer = _response(error), service_code(error)
+    if isinstance(error, NotImplementedError):
+        return "that storage cannot do this; it may be one that can only be read"
     if isinstance(error, RecursionError):
         return "the server sends the request to another one, and does not say to which"
     if response is None or answer is None:

@@ -374,3 +374,14 @@ def test_a_silent_server_costs_the_first_patience_once(deed: str, monkeypatch: p
             silent.accept()
         with pytest.raises(BlockingIOError):
             silent.accept()  # it was asked once
+
+
+class _ReadOnly:
+    def pipe_file(self, uri: str, data: bytes) -> None:
+        raise NotImplementedError
+
+
+def test_a_store_that_can_only_be_read_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "filesystem", lambda _: _ReadOnly())
+    with pytest.raises(FoldtrainError, match=r"zip://x: .*can only be read"):
+        storage.write_bytes("zip://x", b"x")
