@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_pipeline.errors import UsageError
+from data_pipeline.local_disk import disk_errors
 
 _Identity = tuple[int, int]
 """Device and inode: the same for every name of a folder."""
@@ -121,14 +122,15 @@ def check_file(path: Path) -> None:
 
     Raises:
         FileNotFoundError: if there is none.
-        UsageError: if it is a link to nothing, a folder, a FIFO, a device, or not readable by this user.
+        FoldtrainError: if it is a link to nothing, a folder, a FIFO, a device, or not readable by this user.
     """
     try:
         status = path.stat()
     except OSError as error:
-        if path.is_symlink():
+        if error.errno in {errno.ENOENT, errno.ELOOP} and path.is_symlink():
             raise UsageError(_bad_link(str(path), error)) from error
-        raise
+        with disk_errors(path):
+            raise
     if not stat.S_ISREG(status.st_mode):
         raise UsageError(f"{shown(str(path))} is {kind_of(status)}, not a file: name a file")
     check_readable(str(path))

@@ -53,8 +53,6 @@ def _read(reader: ItemReader, item: RawItem) -> bytes | None:
             f"{item.name} (key {item.key}) was there when the source was listed, but is gone now: {error}. "
             "Run foldtrain ingest again with a source that does not change"
         ) from error
-    except PermissionError as error:
-        raise UsageError(f"{item.name} (key {item.key}) cannot be read: {error}. Change its permissions") from error
 
 
 def screen_image(item: RawItem, data: bytes | None) -> ImageSample | Quarantined:

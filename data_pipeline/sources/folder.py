@@ -110,7 +110,7 @@ def _check_classes(config: FolderSource, tree: Tree, sizes: Mapping[str, int]) -
     empty = sorted(_classes(tree, sizes) - {_class_of(name) for name in sizes})
     if empty and not config.allow_empty_classes:
         raise UsageError(
-            f"{config.path}: {len(empty)} class folders hold no images{_ending_with(config.extensions)}: "
+            f"{config.path}: class folders without images{_ending_with(config.extensions)} ({len(empty)}): "
             f"{name_some(map(shown, empty))}. Put their images there, or remove the folders, which gives the classes "
             "after them other labels; or set data.source.allow_empty_classes=true: they keep their labels, without "
             "images"

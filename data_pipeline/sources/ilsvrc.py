@@ -114,7 +114,7 @@ def _check_images(path: str, classes: Sequence[_Class]) -> None:
     empty = sorted(one.wnid for one in classes if not one.images)
     if empty:
         raise UsageError(
-            f"{path}: {len(empty)} class tars hold no images: {name_some(f'{wnid}.tar' for wnid in empty)}. Make the "
+            f"{path}: class tars without images ({len(empty)}): {name_some(f'{wnid}.tar' for wnid in empty)}. Make the "
             "tar again with their images; or set data.source.allow_empty_classes=true: they keep their labels, without "
             "images"
         )

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from data_pipeline.label_text import is_number
+from data_pipeline.local_disk import disk_errors
 from data_pipeline.sources.skipped import OTHER_ENDING, Skipped
 from data_pipeline.sources.tree import check_all_readable, list_tree
 
@@ -100,7 +101,11 @@ def _expand_braces(pattern: str) -> Parts:
 
 
 def _is_folder(path: str) -> bool:
-    return not storage.is_remote(path) and storage.local_path(path).is_dir()
+    if storage.is_remote(path):
+        return False
+    local = storage.local_path(path)
+    with disk_errors(local):
+        return local.is_dir()
 
 
 def name_classes(where: str, classes: tuple[str, ...] | None, labels: Sequence[int]) -> tuple[str, ...]:

@@ -112,6 +112,19 @@ def test_a_file_in_a_folder_that_may_not_be_entered_is_named(tmp_path: Path) -> 
     assert f"{tmp_path}/a/file cannot be read (Permission denied)" in listed_unprivileged(tmp_path).stderr
 
 
+@AS_ROOT
+def test_a_file_that_nobody_may_look_at_is_named(tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "closed" / "a.tar").write_bytes(b"")
+    (tmp_path / "closed").chmod(0)
+    code = (
+        "from pathlib import Path; from data_pipeline.local_listing import check_file;"
+        f"check_file(Path({str(tmp_path)!r}) / 'closed' / 'a.tar')"
+    )
+    done = subprocess.run([*UNPRIVILEGED, sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert f"DiskError: {tmp_path}/closed/a.tar: Permission denied" in done.stderr.replace("data_pipeline.errors.", "")
+
+
 def test_what_is_no_file_is_told_from_one(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "link").symlink_to("fifo")

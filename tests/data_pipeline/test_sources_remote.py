@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from data_pipeline import storage
-from data_pipeline.config import DataConfig
+from data_pipeline.config import DataConfig, FolderSource
+from data_pipeline.errors import UsageError
 from data_pipeline.ingest import ingest
 from data_pipeline.sources import open_source
 from tests.data_pipeline.raw_data import every_source, upload, write_every_source
-from tests.data_pipeline.small_data import contents
+from tests.data_pipeline.small_data import contents, jpeg
 
 
 @pytest.fixture
@@ -49,3 +50,23 @@ def test_every_reader_works_in_another_process(near: Path) -> None:
         source = open_source(config)
         reader = pickle.loads(pickle.dumps(source.reader))
         assert [reader.read(item) for item in source.items] == [source.reader.read(item) for item in source.items]
+
+
+@pytest.mark.xdist_group("s3")
+def test_a_class_folder_that_is_empty_on_s3_is_named_if_it_has_an_object(s3_uri: str) -> None:
+    storage.write_bytes(f"{s3_uri}/cat/1.jpg", jpeg(1))
+    bucket, key, _ = storage.filesystem(s3_uri).split_path(f"{s3_uri}/dog/")
+    storage.filesystem(s3_uri).call_s3("put_object", Bucket=bucket, Key=key.rstrip("/") + "/", Body=b"")
+    with pytest.raises(UsageError, match=r"class folders without images \(1\): dog"):
+        open_source(FolderSource(path=s3_uri))
+    allowed = open_source(FolderSource(path=s3_uri, allow_empty_classes=True))
+    assert (allowed.classes, len(allowed.items)) == (("cat", "dog"), 1)
+
+
+@pytest.mark.xdist_group("s3")
+def test_hidden_objects_on_s3_are_counted(s3_uri: str) -> None:
+    for name in ("cat/1.jpg", "cat/._1.jpg", "cat/.DS_Store", ".cache/x/1.jpg", ".cache/y/2.jpg"):
+        storage.write_bytes(f"{s3_uri}/{name}", jpeg(1))
+    source = open_source(FolderSource(path=s3_uri))
+    assert (source.classes, len(source.items)) == (("cat",), 1)
+    assert source.skipped == {"hidden": 1, "of macOS or Windows": 2}
