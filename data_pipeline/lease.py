@@ -23,7 +23,6 @@ other may both begin; at the next beat one of them finds the other's record, and
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -34,7 +33,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from data_pipeline import storage
+from data_pipeline import json_records, storage
 from data_pipeline.errors import FoldtrainError
 from data_pipeline.lease_record import SECONDS, Holder
 from data_pipeline.storage_retries import patience
@@ -186,7 +185,7 @@ class Lease(Watch):
 
 @contextmanager
 def only_driver(
-    folder: str, command: str, seconds: float = SECONDS, say: Callable[[str], None] = print
+    folder: str, command: str, seconds: float = SECONDS, say: Callable[[str], object] = print
 ) -> Iterator[Lease]:
     """Be the only driver in a folder.
 
@@ -210,7 +209,7 @@ def only_driver(
         raise lease.lost
 
 
-def take(folder: str, command: str, seconds: float = SECONDS, say: Callable[[str], None] = print) -> Claim:
+def take(folder: str, command: str, seconds: float = SECONDS, say: Callable[[str], object] = print) -> Claim:
     """Become the holder; waits for one that may be dead. Arguments and errors as for `only_driver`."""
     watch = _Watch(folder, say)
     while True:
@@ -239,7 +238,7 @@ def seems_live(folder: str) -> Holder | None:
 class _Watch:
     """Looks at one holder until it is over, or is seen to live."""
 
-    def __init__(self, folder: str, say: Callable[[str], None]) -> None:
+    def __init__(self, folder: str, say: Callable[[str], object]) -> None:
         self._folder, self._say = folder, say
         self._end = time.monotonic() + _wait_seconds()
         self._seen: tuple[int, Holder] | None = None
@@ -282,7 +281,7 @@ def _wait_seconds() -> float:
         raise FoldtrainError(f"{WAIT_VARIABLE} is {os.environ[WAIT_VARIABLE]!r}: give a number of seconds") from None
 
 
-def _is_mine(claim: Claim, say: Callable[[str], None]) -> bool:
+def _is_mine(claim: Claim, say: Callable[[str], object]) -> bool:
     """Whether a record that was just created stays, on storage that may ignore that it must not be replaced."""
     if storage.create_bytes(_path(claim.folder, claim.number), _encode(claim.holder.next_beat())):
         say(
@@ -308,8 +307,8 @@ def _newest(folder: str) -> tuple[int, Holder | None]:
         except FileNotFoundError:  # a higher one is there by now, or the folder is gone
             continue
     try:
-        return number, Holder.parse(json.loads(data))
-    except (ValueError, TypeError, KeyError, RecursionError):
+        return number, Holder.parse(json_records.parse(data))
+    except (ValueError, TypeError, KeyError):
         return number, Holder.unknown(data)
 
 

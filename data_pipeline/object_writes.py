@@ -8,6 +8,7 @@ index or a manifest.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import sys
@@ -16,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import uuid4
 
+from data_pipeline import upload_marks
 from data_pipeline.errors import FoldtrainError
 from data_pipeline.object_clients import checksum_arguments, is_s3
 from data_pipeline.object_listing import abort_upload
@@ -176,6 +178,7 @@ class _Upload:
         self._target["UploadId"] = started["UploadId"]
         done = False
         try:
+            self._mark()
             parts = self._send_parts()
             match = {"IfNoneMatch": "*"} if only_if_absent else {}
 
@@ -191,8 +194,8 @@ class _Upload:
                 "lifecycle rule for unfinished uploads, a larger age, and run the command again"
             ) from error
         finally:
-            if not done:
-                self._abort()
+            if done or self._abort():
+                self._unmark()
         return done
 
     def _send_parts(self) -> list[dict[str, Any]]:
@@ -215,9 +218,23 @@ class _Upload:
 
         return patiently(self._uri, request, written=written)
 
-    def _abort(self) -> None:
-        """Give the parts back. What cannot be reached now is found by `foldtrain gc`."""
+    def _mark(self) -> None:
+        """Say that the upload is ours, so that `foldtrain gc` may remove what is left of it."""
+        upload_id = self._target["UploadId"]
+        put(
+            self._fs, upload_marks.place(self._uri, upload_id), upload_marks.encode(self._uri, upload_id), lambda: False
+        )
+
+    def _unmark(self) -> None:
+        mark = upload_marks.place(self._uri, self._target["UploadId"])
+        with contextlib.suppress(FoldtrainError, FileNotFoundError):  # foldtrain gc removes it
+            patiently(self._uri, lambda: self._fs.rm_file(mark), written=0)
+
+    def _abort(self) -> bool:
+        """Give the parts back; says whether they are. What cannot be reached now is found by `foldtrain gc`."""
         try:
             abort_upload(self._fs, self._uri, self._target["UploadId"])
         except FoldtrainError as error:
             _LOG.warning("%s: an unfinished upload is left behind (%s); foldtrain gc removes it", self._uri, error)
+            return False
+        return True

@@ -93,12 +93,17 @@ def remove_checkpoints(
 ) -> None:
     """Remove old checkpoints, and unfinished ones older than the newest complete one; KEEP files are respected.
 
-    In complete ones, the files of other attempts at them go.
+    In complete ones, the files of other attempts at them go. Only what foldtrain wrote in stages of its own goes, and
+    nothing where a command is at work.
 
     What stays is what the stage's own config.yaml says (keep_checkpoints, keep_every, keep_best); options go before it.
     """
+    from contextlib import nullcontext
     from dataclasses import replace
 
+    from data_pipeline.errors import UsageError
+    from data_pipeline.lease import LeaseHeldError, only_driver
+    from data_pipeline.owned_folders import refuse_foreign_stage
     from trainer.checkpoints import listing, retention
     from trainer.checkpoints.on_course import decisions_on_record
 
@@ -106,16 +111,26 @@ def remove_checkpoints(
     if keep_best is not None:
         given["mode"] = mode or "min"  # not that of the stage's own metric
     asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    refused = 0
     for stage, checkpoints in listing.stages(folder).items():
         own = checkpoints.removesuffix("/checkpoints")
-        rule = replace(retention.recorded_rule(own) or retention.Retention(2), **asked)
-        act = retention.removable if dry_run else retention.apply
-        gone = act(checkpoints, rule, decisions_on_record(own))
-        if damaged:
-            gone += (retention.removable_damaged if dry_run else retention.remove_damaged)(checkpoints)
-        stray = retention.all_strays(checkpoints, retention.strays if dry_run else retention.remove_strays)
+        try:
+            refuse_foreign_stage(own, checkpoints)
+            with nullcontext() if dry_run else only_driver(own, "checkpoint gc", say=say):
+                rule = replace(retention.recorded_rule(own) or retention.Retention(2), **asked)
+                act = retention.removable if dry_run else retention.apply
+                gone = act(checkpoints, rule, decisions_on_record(own))
+                if damaged:
+                    gone += (retention.removable_damaged if dry_run else retention.remove_damaged)(checkpoints)
+                stray = retention.all_strays(checkpoints, retention.strays if dry_run else retention.remove_strays)
+        except (UsageError, LeaseHeldError) as error:
+            refused += 1
+            say(f"{stage}: nothing is removed: {error}", err=True)
+            continue
         names = ", ".join([*map(str, gone), *stray]) or "nothing"
         say(f"{stage}: {'would remove' if dry_run else 'removed'} {names}")
+    if refused:
+        raise typer.Exit(1)
 
 
 def register(parent: typer.Typer) -> None:

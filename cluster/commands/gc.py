@@ -15,23 +15,30 @@ if TYPE_CHECKING:
 
 
 def collect_leftovers(
-    uri: Annotated[str, typer.Argument(metavar="FOLDER", help="A run, a data set or a folder of them, at any URI.")],
+    uri: Annotated[
+        str,
+        typer.Argument(metavar="FOLDER", help="A run, a data set or a folder of them, at any URI; no whole bucket."),
+    ],
     delete: Annotated[bool, typer.Option("--delete", help="Remove what is listed.")] = False,
     older_than: Annotated[
         float, typer.Option("--older-than", min=0, metavar="SECONDS", help="Leave alone what was written since.")
     ] = 3600.0,
 ) -> None:
-    """List what crashed processes left behind: unfinished files and uploads, stray shards, old checkpoints."""
+    """List what crashed processes left behind: unfinished files and uploads, stray shards, old checkpoints.
+
+    Only in runs and data sets of foldtrain, known by their records; nothing else is touched, and nothing where a
+    command is at work.
+    """
     from cluster.terminal import console
     from data_pipeline import leftovers
 
-    found = leftovers.find_leftovers(uri, older_than)
+    found = leftovers.find_leftovers(uri, older_than, say=say)
     if not found:
         say(f"{uri}: nothing is left over")
         return
     console().print(_table(found))
     if delete:
-        removed = list(leftovers.remove(found))
+        removed = list(leftovers.remove(found, say))
         say(f"removed {_total(removed)}")
     else:
         say(f"{_total(found)}; remove them with: foldtrain gc {uri} --delete --older-than {older_than:g}")

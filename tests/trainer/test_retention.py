@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline import storage
+from data_pipeline import storage, upload_marks
 from trainer.checkpoints.retention import Retention, apply, kept, recorded_rule, removable, remove_damaged
 from trainer.fragments.zero0 import even_cut
 from trainer.spikes import Rollback
@@ -104,3 +105,42 @@ def test_a_damaged_one_stays_until_it_is_asked_for_and_does_not_count_as_new(tmp
     assert apply(str(tmp_path), Retention(last=1)) == [10]
     assert remove_damaged(str(tmp_path)) == [20]
     assert names(tmp_path) == [30, 40]
+
+
+def test_a_file_of_others_stays_when_its_checkpoint_goes(tmp_path: Path) -> None:
+    checkpoint(tmp_path, 10, "COMPLETE", "index.json", "state.json", "notes.txt", "rank_notes.json")
+    checkpoint(tmp_path, 20, "COMPLETE")
+    assert apply(str(tmp_path), Retention(last=1)) == [10]
+    assert sorted(path.name for path in (tmp_path / "step_00000010").iterdir()) == ["notes.txt", "rank_notes.json"]
+
+
+def test_a_checkpoint_that_is_only_linked_to_stays(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "theirs", 10, "COMPLETE", "DAMAGED")
+    checkpoint(tmp_path / "ours", 20, "COMPLETE")
+    (tmp_path / "ours/step_00000010").symlink_to(tmp_path / "theirs/step_00000010")
+    assert apply(str(tmp_path / "ours"), Retention(last=1)) == []
+    assert remove_damaged(str(tmp_path / "ours")) == []
+    assert len(list((tmp_path / "theirs/step_00000010").iterdir())) == 3
+
+
+def test_no_link_in_a_checkpoint_is_followed(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "theirs", 10, "COMPLETE")
+    checkpoint(tmp_path / "ours", 10, "COMPLETE")
+    checkpoint(tmp_path / "ours", 20, "COMPLETE")
+    (tmp_path / "ours/step_00000010/.foldtrain-uploads").symlink_to(tmp_path / "theirs/step_00000010")
+    assert apply(str(tmp_path / "ours"), Retention(last=1)) == [10]
+    assert len(list((tmp_path / "theirs/step_00000010").iterdir())) == 2
+
+
+@pytest.mark.xdist_group("s3")
+def test_the_unfinished_uploads_of_a_checkpoint_go_with_it(s3_uri: str) -> None:
+    for step in (10, 20):
+        storage.write_bytes(f"{s3_uri}/step_{step:08d}/COMPLETE", b"")
+    uri = f"{s3_uri}/step_00000010/rank_0000-a.safetensors"
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    call = storage.filesystem(uri).call_s3
+    ours, theirs = (call("create_multipart_upload", Bucket=bucket, Key=key)["UploadId"] for _ in range(2))
+    storage.write_bytes(upload_marks.place(uri, ours), upload_marks.encode(uri, ours))
+    assert apply(s3_uri, Retention(last=1)) == [10]
+    assert [upload.upload_id for upload in storage.unfinished_uploads(s3_uri)] == [theirs]
+    assert list(storage.entries(s3_uri)) == ["step_00000020/COMPLETE"]

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
+from data_pipeline.owned_folders import CHECKPOINT_FILE, is_link, remove_checkpoint
 from trainer.checkpoints.damage import is_marked
 from trainer.checkpoints.folder import (
-    COMPLETE,
     KEEP,
     all_steps,
     complete_steps,
@@ -104,7 +104,7 @@ def removable(checkpoints: str, rule: Retention, decisions: Sequence[Rollback] =
 def removable_damaged(checkpoints: str) -> list[int]:
     """Steps of the checkpoints that a start has found damaged, but for those with a file KEEP."""
     folders = {step: step_folder(checkpoints, step) for step in damaged_steps(checkpoints)}
-    return [step for step, folder in folders.items() if not storage.exists(storage.join(folder, KEEP))]
+    return [step for step, folder in folders.items() if not _is_for_users(folder)]
 
 
 def remove_damaged(checkpoints: str) -> list[int]:
@@ -124,8 +124,10 @@ def strays(checkpoints: str, step: int, index: Index) -> list[str]:
         index: of the checkpoint, which says what is its own.
     """
     own = {name.partition(".")[0] for name in index.files}
-    names = storage.list_names(step_folder(checkpoints, step))
-    return [name for name in names if name.startswith("rank_") and name.partition(".")[0] not in own]
+    folder = step_folder(checkpoints, step)
+    names = [] if is_link(folder) else storage.list_names(folder)
+    ranks = [name for name in names if name.startswith("rank_") and CHECKPOINT_FILE.fullmatch(name)]
+    return [name for name in ranks if name.partition(".")[0] not in own]
 
 
 def remove_strays(checkpoints: str, step: int, index: Index) -> list[str]:
@@ -149,8 +151,13 @@ def all_strays(checkpoints: str, act: Callable[[str, int, Index], list[str]]) ->
 
 
 def _is_left(folder: str) -> bool:
-    """Whether only a user removes a checkpoint."""
-    return storage.exists(storage.join(folder, KEEP)) or is_marked(folder)
+    """Whether only a user, or only `--damaged`, removes a checkpoint."""
+    return _is_for_users(folder) or is_marked(folder)
+
+
+def _is_for_users(folder: str) -> bool:
+    """Whether only a user removes a checkpoint: it has a file KEEP, or lies elsewhere and is only linked to."""
+    return is_link(folder) or storage.exists(storage.join(folder, KEEP))
 
 
 def apply(checkpoints: str, rule: Retention, decisions: Sequence[Rollback] = ()) -> list[int]:
@@ -166,9 +173,7 @@ def apply(checkpoints: str, rule: Retention, decisions: Sequence[Rollback] = ())
 
 
 def _remove(checkpoints: str, step: int) -> None:
-    folder = step_folder(checkpoints, step)
-    storage.remove_file(storage.join(folder, COMPLETE))
-    storage.remove_tree(folder)
+    remove_checkpoint(step_folder(checkpoints, step))
 
 
 def _metric(checkpoints: str, step: int, name: str | None) -> float | None:
