@@ -397,3 +397,24 @@ def test_each_number_of_the_config_is_bounded() -> None:
 
 def test_an_override_that_is_not_utf_8_is_refused(small_config: Path) -> None:
     assert "is not UTF-8" in refusal(small_config, "generator.trainer.keep_best.metric=caf\udce9")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["run=pictures/a_run"], "run is pictures/a_run, in the folder pictures of data.source.path"),
+        (["data.images=pictures/images"], "data.images is pictures/images, in the folder pictures of data.source.path"),
+        (["tokens.output=./pictures"], "tokens.output is ./pictures, in the folder pictures of data.source.path"),
+        (["data.reading.cache_dir=pictures/c"], "data.reading.cache_dir is pictures/c, in the folder pictures"),
+        (["data.source.path=runs/small/images/a"], "data.source.path is runs/small/images/a, in the folder runs/small"),
+        (
+            ["data.images=x", "tokens.output=x/tokens"],
+            "data.images is x and tokens.output is x/tokens: neither",
+        ),
+        (["data.images=runs/small/tokens"], "neither may lie in the other"),
+    ],
+)
+def test_folders_that_lie_in_each_other_are_refused_by_name(
+    small_config: Path, overrides: list[str], message: str
+) -> None:
+    assert message in refusal(small_config, *overrides)

@@ -227,6 +227,14 @@ def test_hostile_headers_end_in_an_error_at_once(listed: Listed, case: str) -> N
         listed(HOSTILE[case])
 
 
+def test_the_name_and_the_size_of_a_pax_header_count(listed: Listed) -> None:
+    """As tar writes them for long names and for files of more than 8 GiB, where the plain header has no room."""
+    records = b"".join(b"%d %b\n" % (len(text) + 4, text) for text in (b"path=folder/real.jpg", b"size=700"))
+    pax = header("pax", len(records), tarfile.XHDTYPE) + records.ljust(512, b"\0")
+    data = pax + header("short", 0) + (b"7" * 700).ljust(1024, b"\0") + header("next", 0) + bytes(1024)
+    assert contents(listed(data)) == {"folder/real.jpg": b"7" * 700, "next": b""}
+
+
 def test_the_linked_images_of_a_class_are_its_images(tmp_path: Path) -> None:
     inner = {"n01": [("n01_1.JPEG", jpeg(1)), hard("n01_2.JPEG", "n01_1.JPEG")], "n02": [("n02_1.JPEG", jpeg(2))]}
     (tmp_path / "train.tar").write_bytes(tar([(f"{wnid}.tar", tar(files)) for wnid, files in inner.items()]))
