@@ -46,16 +46,23 @@ QUICKSTART = (
 )
 
 
-def run_stage(name: str, config: RunConfig) -> None:
+def run_stage(name: str, config: RunConfig, before: float = 0.0) -> bool:
     """Run one stage of a run, or "quickstart" for all of them.
+
+    Args:
+        name: of the stage.
+        config: of the run.
+        before: seconds that have passed since the command was entered, which count as a part of the stage.
+
+    Returns:
+        Whether there was anything to do.
 
     Raises:
         FoldtrainError: if something that the user can mend is wrong.
         StageStopped: if training ended on a termination notice.
     """
     if name == "quickstart":
-        _quickstart(config)
-        return
+        return _quickstart(config, before)
     stages: dict[str, Callable[[RunConfig], int]] = {
         "ingest": _ingest,
         "train-teacher": _train_teacher,
@@ -67,7 +74,7 @@ def run_stage(name: str, config: RunConfig) -> None:
         "evaluate": _evaluate,
         "report": _report,
     }
-    started = time.monotonic()
+    started = time.monotonic() - before
     try:
         done = stages[name](config)
     except StageStopped as stopped:
@@ -78,16 +85,21 @@ def run_stage(name: str, config: RunConfig) -> None:
         record_time(config.run, name, seconds, done)
     outcome = f"done in {duration(seconds)}" if done else "is finished already"
     console().print(f"{name}: {outcome}")
+    return bool(done)
 
 
-def _quickstart(config: RunConfig) -> None:
-    """All stages, on one connection to Ray."""
+def _quickstart(config: RunConfig, before: float) -> bool:
+    """All stages, on one connection to Ray. Its start is recorded with the first that does something."""
     from cluster.ray_session import ray_session
 
+    entered, worked = time.monotonic() - before, False
     with ray_session(config.cluster):
+        starting = time.monotonic() - entered
         for name in QUICKSTART:
-            if _applies(name, config):
-                run_stage(name, config)
+            if _applies(name, config) and run_stage(name, config) and not worked:
+                worked = True
+                record_time(config.run, "start", starting, 1)
+    return worked
 
 
 def _applies(name: str, config: RunConfig) -> bool:

@@ -25,9 +25,9 @@ CONFIG = "config.yaml"
 Folder = Literal["images", "tokens"]
 """Of a stage that makes shards, in a run."""
 
-_ADDING_UP = {"ingest", "tokenize"}
-"""Stages that do each of their items in one call only."""
-_UNITS = {"ingest": "images", "tokenize": "images", "sample": "images", "evaluate": "images"}
+_ADDING_UP = {"start", "ingest", "tokenize"}
+"""Stages that do each of their items in one call only; and the start of a command that runs several."""
+_UNITS = {"start": "commands", "ingest": "images", "tokenize": "images", "sample": "images", "evaluate": "images"}
 
 
 def record_config(config: RunConfig, folder: Folder) -> None:

@@ -42,11 +42,20 @@ def run(stage: str, config: str, overrides: list[str] | None) -> None:
     from cluster.pipeline import StageStopped, run_stage  # after the config is known to be right: it may import torch
 
     try:
-        run_stage(stage, resolved)
+        run_stage(stage, resolved, _seconds_since_enter())
     except StageStopped as stopped:
         from cluster.terminal import console
 
         console().print(str(stopped))
+
+
+def _seconds_since_enter() -> float:
+    """How long this process has run: starting Python and reading the config are a part of the stage."""
+    import time
+
+    import psutil
+
+    return max(0.0, time.time() - float(psutil.Process().create_time()))
 
 
 def _command(stage: str) -> Callable[..., None]:

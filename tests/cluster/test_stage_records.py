@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+from cluster import pipeline, ray_session
 from cluster.config import RunConfig
 from cluster.config_loading import load_config
 from cluster.pipeline import run_stage
@@ -118,6 +120,25 @@ def test_the_times_of_a_stage_that_was_interrupted_add_up(tmp_path: Path) -> Non
         record_time(str(tmp_path), "sample", seconds, 20)
     expected = [("tokenize", 15.0, 500), ("train-generator", 15.0, 500), ("sample", 5.0, 20)]
     assert times(tmp_path) == expected
+
+
+def test_the_time_since_the_command_was_entered_counts(configure: Configure, tmp_path: Path) -> None:
+    run_stage("ingest", configure(), 1000.0)
+    ((stage, seconds, _),) = times(tmp_path / "runs/small")
+    assert (stage, seconds > 1000) == ("ingest", True)
+
+
+def test_the_start_of_a_command_of_several_stages_counts_once_they_have_begun(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "QUICKSTART", ("ingest", "ingest"))
+    monkeypatch.setattr(ray_session, "ray_session", lambda _config: nullcontext())
+    with pytest.raises(FoldtrainError):
+        run_stage("quickstart", configure("data.source.path=nowhere"), 1000.0)
+    assert not (tmp_path / "runs").exists()
+    run_stage("quickstart", configure(), 1000.0)
+    (ingest, start) = times(tmp_path / "runs/small")
+    assert (start[0], start[1] > 1000, ingest[1] < 1000) == ("start", True, True)
 
 
 def test_a_list_of_times_that_was_edited_is_refused_by_name(tmp_path: Path) -> None:

@@ -140,6 +140,14 @@ def test_each_stage_has_its_time_throughput_and_restarts(run: Path) -> None:
     assert "tokenize 10 s 10 % 500 images 50 images/s" in words
 
 
+def test_the_time_until_the_first_step_is_shown_of_all_starts_together(run: Path) -> None:
+    happened = [{"event": "first_step", "seconds": 12.0}, {"event": "resume"}, {"event": "first_step", "seconds": 9.0}]
+    events = [{"time": 100.0, "step": 1} | event for event in happened]
+    (run / "tokenizer" / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    words = Page(build_report(collect(str(run)))).words
+    assert "while training restarts skipped steps train-tokenizer 1 min 30 s 90 % 21 s 9,000 samples" in words
+
+
 def test_the_time_of_a_training_stage_is_shown_by_cause(run: Path) -> None:
     event = {"event": "start", "time": 100, "step": 0, "began": 90}
     (run / "tokenizer" / "events.jsonl").write_text(json.dumps(event) + "\n")

@@ -34,6 +34,13 @@ class StageRecords:
         """How often something happened."""
         return sum(record.get("event") == event for record in self.events)
 
+    @property
+    def until_first_step(self) -> float | None:
+        """Seconds from the command to its first step, of all starts together; None if that is not on record."""
+        found = [record.get("seconds") for record in self.events if record.get("event") == "first_step"]
+        seconds = [each for each in found if isinstance(each, int | float) and not isinstance(each, bool)]
+        return float(sum(seconds)) if seconds else None
+
 
 @dataclass(frozen=True)
 class Evaluation:

@@ -235,6 +235,7 @@ def _stages(data: ReportData) -> list[dict[str, str]]:
                 "name": stage.stage,
                 "time": duration(stage.seconds),
                 "share": percent(stage.seconds / data.seconds if data.seconds else 0.0, 0),
+                "first_step": "" if trained.until_first_step is None else duration(trained.until_first_step),
                 "work": f"{stage.items:,} {stage.unit}",
                 "rate": f"{number(rate)} {stage.unit}/s",
                 "training_rate": f"{number(median(rates))} samples/s" if rates else "",
