@@ -18,6 +18,9 @@ MOST_HALVINGS = 3
 
 MOST_PIXELS = 89_478_485
 """A larger picture is set aside: a few bytes can ask for any number of pixels. It is what Pillow warns of."""
+MOST_SCANNED_PIXELS = 2**34
+"""A JPEG file may go over its picture as often as it likes, at 100 bytes a time; a photograph has 20 scans at most."""
+_START_OF_SCAN = b"\xff\xda"
 _STRIP_PIXELS = 2**22
 """Pixels that are converted at a time."""
 
@@ -76,6 +79,9 @@ def open_image(data: bytes) -> ImageFile:
         raise PictureTooLargeError(f"has too many pixels ({error})") from error
     if image.width * image.height > MOST_PIXELS:
         raise PictureTooLargeError(f"has {image.width} x {image.height} pixels, more than {MOST_PIXELS:,} in all")
+    scans = data.count(_START_OF_SCAN) if image.format in {"JPEG", "MPO"} else 1
+    if scans * image.width * image.height > MOST_SCANNED_PIXELS:
+        raise PictureTooLargeError(f"has {image.width} x {image.height} pixels in {scans} scans, which never end")
     return image
 
 

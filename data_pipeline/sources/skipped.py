@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 HIDDEN = "hidden"
-SYSTEM = "of macOS or Windows"
+SYSTEM = "of an operating system"
 OTHER_ENDING = "with another extension"
 NO_EXTENSION = "without an extension"
 EMPTY_TARS = "empty tars"
@@ -21,10 +21,11 @@ _SYSTEM_NAMES = {
     "desktop.ini",
     "ehthumbs.db",
     "icon\r",
+    "lost+found",
     "system volume information",
     "thumbs.db",
 }
-"""What file managers put beside people's files, in lower case."""
+"""What file managers and file systems put beside people's files, in lower case."""
 _APPLE_DOUBLE = "._"
 
 

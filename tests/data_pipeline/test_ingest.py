@@ -238,7 +238,7 @@ def test_the_last_line_accounts_for_everything_that_the_sources_hold(tmp_path: P
     assert describe(plan, done) == (
         f"19 images ({done.manifests['train'].samples} train, {done.manifests['validation'].samples} validation); "
         f"2 classes; 1 set aside (listed in {tmp_path}/images/{split}/quarantine.json); "
-        "skipped: 1 hidden, 2 of macOS or Windows"
+        "skipped: 1 hidden, 2 of an operating system"
     )
 
 

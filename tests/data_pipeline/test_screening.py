@@ -110,6 +110,18 @@ def test_a_jpeg_with_too_many_pixels_is_not_decoded_the_fast_way(monkeypatch: py
             read(jpeg(1))
 
 
+def test_a_jpeg_that_goes_over_its_picture_again_and_again_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "MOST_SCANNED_PIXELS", 90 * 90 * 500)
+    data = saved(Image.new("RGB", (90, 90)), "JPEG", progressive=True)
+    last = data[data.rindex(b"\xff\xda") : -2]
+    assert image_extension(data) == "jpg"
+    bomb = data[:-2] + last * 5000 + data[-2:]
+    assert plain_jpeg(bomb) is None
+    for read in (image_extension, decode):
+        with pytest.raises(decoding.PictureTooLargeError, match="has 90 x 90 pixels in 5010 scans"):
+            read(bomb)
+
+
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "CMYK", "I;16", "1", "PA"])
 def test_a_large_picture_is_converted_in_strips_as_a_small_one_is_at_once(
     mode: str, monkeypatch: pytest.MonkeyPatch

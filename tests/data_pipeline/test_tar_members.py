@@ -151,8 +151,12 @@ def test_folders_and_the_label_of_an_archive_are_no_files(listed: Listed) -> Non
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        *[("._1.jpg", "of macOS or Windows"), ("./a/._1.jpg", "of macOS or Windows"), (".1.jpg", "hidden")],
-        *[("__MACOSX/1.jpg", "of macOS or Windows"), ("a/Thumbs.db", "of macOS or Windows"), ("a/.b/1.jpg", "hidden")],
+        *[("._1.jpg", "of an operating system"), ("./a/._1.jpg", "of an operating system"), (".1.jpg", "hidden")],
+        *[
+            ("__MACOSX/1.jpg", "of an operating system"),
+            ("a/Thumbs.db", "of an operating system"),
+            ("a/.b/1.jpg", "hidden"),
+        ],
     ],
 )
 def test_hidden_members_are_counted(listed: Listed, name: str, kind: str) -> None:
@@ -278,7 +282,7 @@ def test_what_macos_packs_beside_class_tars_is_counted(tmp_path: Path) -> None:
     (tmp_path / "train.tar").write_bytes(tar([("./._n01.tar", b"\0\5\x16\7"), ("./n01.tar", inner)]))
     source = open_source(ILSVRCSource(path=str(tmp_path / "train.tar")))
     assert [item.key for item in source.items] == ["n01_1"]
-    assert source.skipped == {"of macOS or Windows": 2}
+    assert source.skipped == {"of an operating system": 2}
 
 
 def test_a_compressed_tar_among_others_is_named(tmp_path: Path) -> None:
@@ -294,7 +298,7 @@ def test_members_without_extension_and_empty_tars_are_counted(tmp_path: Path) ->
     (tmp_path / "b.tar").write_bytes(tar([]))
     source = open_source(WebDatasetSource(path=str(tmp_path), label=".CLS", images=(".JPG",)))
     assert [item.key for item in source.items] == ["1"]
-    assert source.skipped == {"empty tars": 1, "hidden": 1, "of macOS or Windows": 1, "without an extension": 1}
+    assert source.skipped == {"empty tars": 1, "hidden": 1, "of an operating system": 1, "without an extension": 1}
 
 
 @pytest.mark.parametrize("name", ["fifo.tar", "loop.tar", "zero.tar", "gone.tar"])
@@ -338,7 +342,7 @@ def test_images_and_what_is_set_aside_and_skipped_are_all_that_a_tar_holds(
     assert manifest.samples == 2 + count["image"] + count["hard link"] + count["symlink"]
     assert manifest.quarantined == count["damaged"]
     assert Counter(open_source(source).skipped) == Counter(
-        {"hidden": count["hidden"], "of macOS or Windows": count["._"]}
+        {"hidden": count["hidden"], "of an operating system": count["._"]}
     )
 
 
