@@ -7,7 +7,6 @@ left, from the last checkpoint. There is room for more: the workers end with a c
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 import uuid
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from cluster.config import ClusterConfig
 from cluster.elastic_sizes import same_micro_batch, usable_sizes
 from cluster.head_watch import HeadLostError, watch_head
 from cluster.progress import follow_training, has_ended
+from cluster.ray_folder import ray_folder
 from cluster.ray_session import ray_session, require_gpus
 from cluster.terminal import console
 from data_pipeline.errors import UsageError
@@ -110,9 +110,9 @@ def _train(job: TrainJob, cluster: ClusterConfig, sizes: Sequence[int]) -> Train
     notice, ending, step = Notice(key), Ending.PAUSED, 0
     watch = watch_head(lambda: notice.end_without_head(_wait_for_workers(job, since)))
     try:
-        with notice, follow_training(job, notice.news), watch:
+        with ray_folder() as folder, notice, follow_training(job, notice.news), watch:
             while ending is Ending.PAUSED and not notice.received:
-                ending, step = _fit(job, cluster, sizes, key)
+                ending, step = _fit(job, cluster, sizes, key, folder)
     except KeyboardInterrupt:
         console().print(f"{job.stage}: interrupted; the same command goes on from its last checkpoint")
         raise
@@ -145,11 +145,12 @@ def _wait_for_workers(job: TrainJob, since: float) -> HeadLostError:
     )
 
 
-def _fit(job: TrainJob, cluster: ClusterConfig, sizes: Sequence[int], key: str) -> tuple[Ending, int]:
+def _fit(job: TrainJob, cluster: ClusterConfig, sizes: Sequence[int], key: str, folder: Path) -> tuple[Ending, int]:
     """Start workers, again whenever one is lost, until all end. Returns why they did, and after which step."""
-    from ray.train.torch import TorchConfig
+    import ray
     from ray.train.v2.api.config import FailureConfig
 
+    from cluster.rendezvous import Rendezvous
     from cluster.stage_trainer import StageTrainer
     from cluster.worker_errors import fit
 
@@ -162,9 +163,13 @@ def _fit(job: TrainJob, cluster: ClusterConfig, sizes: Sequence[int], key: str) 
             "threads": max(1, int(cluster.cpus_per_worker)),
             "gpus": cluster.gpus_per_worker,
         },
-        torch_config=TorchConfig(backend="nccl" if cluster.gpus_per_worker > 0 else "gloo"),
+        torch_config=Rendezvous(
+            backend="nccl" if cluster.gpus_per_worker > 0 else "gloo",
+            folder=str(folder),
+            node=ray.get_runtime_context().get_node_id(),
+        ),
         scaling_config=_scaling(cluster),
-        run_config=_run_config(job, cluster, key),
+        run_config=_run_config(job, cluster, key, folder),
         failures=FailureConfig(max_failures=cluster.max_failures),
         sizes=sizes,
         key=key,
@@ -186,7 +191,7 @@ def _scaling(cluster: ClusterConfig) -> ScalingConfig:
     )
 
 
-def _run_config(job: TrainJob, cluster: ClusterConfig, key: str) -> RunConfig:
+def _run_config(job: TrainJob, cluster: ClusterConfig, key: str, folder: Path) -> RunConfig:
     from ray.train.v2.api.config import LoggingConfig, RunConfig
 
     from cluster.notices import ListenForSignals, TellWorkers
@@ -196,7 +201,7 @@ def _run_config(job: TrainJob, cluster: ClusterConfig, key: str) -> RunConfig:
     return RunConfig(
         # Ray's own folder holds nothing that we need: our checkpoints say where to go on.
         name=f"{job.stage}-{uuid.uuid4().hex[:8]}",
-        storage_path=str(Path(tempfile.gettempdir()) / "foldtrain-ray-train"),
+        storage_path=str(folder),
         logging_config=LoggingConfig(log_level="ERROR"),  # it says a line at each look for room
         callbacks=[EndAtUserError(), TellWorkers(key), ListenForSignals(signalled)],  # type: ignore[list-item]
     )

@@ -64,6 +64,9 @@ class TrackingConfig(Section):
     """TensorBoard event files in `tensorboard/` of each stage."""
     prometheus_port: int | None = Field(None, gt=0, lt=65536)
     """Port on the first worker's node for Prometheus; null for none. metrics.prom is written in any case."""
+    prometheus_host: str | None = None
+    """Address at which that port is opened: whoever reaches it reads the metrics. null is 127.0.0.1 where all workers
+    are on one machine, and 0.0.0.0, all interfaces of that node, where they are not."""
 
 
 class TrainerConfig(Section):

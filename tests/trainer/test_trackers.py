@@ -221,6 +221,36 @@ def test_prometheus_finds_the_newest_numbers_in_a_file(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.prom"]
 
 
+@pytest.mark.parametrize(
+    ("local", "world", "asked", "host"),
+    [
+        ("2", "2", None, "127.0.0.1"),
+        (None, None, None, "127.0.0.1"),
+        ("2", "4", None, "0.0.0.0"),
+        ("2", "4", "127.0.0.1", "127.0.0.1"),
+        ("2", "2", "0.0.0.0", "0.0.0.0"),
+    ],
+)
+def test_the_port_is_opened_on_the_loopback_device_where_all_workers_are_on_one_machine(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    local: str | None,
+    world: str | None,
+    asked: str | None,
+    host: str,
+) -> None:
+    for name, value in (("LOCAL_WORLD_SIZE", local), ("WORLD_SIZE", world)):
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    reader = PrometheusReader(str(tmp_path), "generator", 0, asked)
+    assert reader._server[0].server_address[0] == host
+    assert ("open to whoever reaches port" in caplog.text) == (host == "0.0.0.0")
+    reader.close()
+
+
 def test_prometheus_may_ask_a_port_and_a_taken_one_costs_only_that(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -26,7 +26,7 @@ def open_followers(tracking: TrackingConfig, folder: str, name: str, config: dic
         config: the resolved config of the whole run, which is only recorded.
     """
     wanted: dict[str, Callable[[], Reader]] = {
-        "prometheus": lambda: PrometheusReader(folder, name, tracking.prometheus_port)
+        "prometheus": lambda: PrometheusReader(folder, name, tracking.prometheus_port, tracking.prometheus_host)
     }
     if wandb_is_wanted(tracking.wandb):
         wanted["wandb"] = lambda: WandbReader(folder, name, config)

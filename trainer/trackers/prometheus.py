@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from typing import Any
 
@@ -11,6 +12,13 @@ from data_pipeline import storage
 _LOG = logging.getLogger(__name__)
 FILE = "metrics.prom"
 _NOT_ALLOWED = re.compile(r"[^a-zA-Z0-9_]")
+_LOOPBACK, _EVERYWHERE = "127.0.0.1", "0.0.0.0"  # noqa: S104 - where the workers' machines are several, and it is said
+
+
+def default_host() -> str:
+    """Where the port is opened by default: Ray and torchrun tell a worker how many of all are on its machine."""
+    all_here = os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
+    return _LOOPBACK if all_here else _EVERYWHERE
 
 
 class PrometheusReader:
@@ -22,27 +30,34 @@ class PrometheusReader:
     Args:
         folder: of the stage, at any URI.
         stage: its name, the label of all gauges.
-        port: where to answer HTTP requests for /metrics, on all interfaces; None for nowhere. A port that is taken
-            is said, and the file written all the same.
+        port: where to answer HTTP requests for /metrics; None for nowhere. A port that is taken is said, and the file
+            written all the same.
+        host: address at which it is opened; None for the loopback device where all workers are on this machine, else
+            for all interfaces, which is said.
     """
 
-    def __init__(self, folder: str, stage: str, port: int | None) -> None:
+    def __init__(self, folder: str, stage: str, port: int | None, host: str | None = None) -> None:
         from prometheus_client import CollectorRegistry
 
         self._path = None if storage.is_remote(folder) else str(storage.local_path(folder) / FILE)
         self._stage = stage
         self._registry = CollectorRegistry()
         self._gauges: dict[str, Any] = {}
-        self._server = None if port is None else self._serve(port)
+        self._server = None if port is None else self._serve(port, host or default_host())
 
-    def _serve(self, port: int) -> Any:
+    def _serve(self, port: int, host: str) -> Any:
         from prometheus_client import start_http_server
 
         try:
-            return start_http_server(port, registry=self._registry)
+            server = start_http_server(port, addr=host, registry=self._registry)
         except OSError as error:
-            _LOG.error("tracking.prometheus_port %d cannot be used (%s): metrics are in files only", port, error)
+            _LOG.error(
+                "tracking.prometheus_port %s:%d cannot be used (%s): metrics are in files only", host, port, error
+            )
             return None
+        if host == _EVERYWHERE:
+            _LOG.warning("metrics are open to whoever reaches port %d of this node (tracking.prometheus_host)", port)
+        return server
 
     @property
     def port(self) -> int | None:
