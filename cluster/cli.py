@@ -17,6 +17,7 @@ leave_out_working_directory()  # before what is imported below
 import typer
 
 from cluster.commands import checkpoints, configs, data, drill, gc, jobs, ledger, plan, runs, stages
+from data_pipeline.compiled_code import keep_compiled_code_private
 from data_pipeline.errors import FoldtrainError, UsageError
 from data_pipeline.local_disk import tell
 
@@ -86,6 +87,7 @@ def find_cause(error: BaseException) -> FoldtrainError | None:
 
 def main() -> None:
     """Run the command line and end the process with its exit code."""
+    keep_compiled_code_private()
     try:
         if reason := refusal():
             raise UsageError(reason)  # noqa: TRY301 - printed below, as all are

@@ -11,6 +11,7 @@ import os
 
 import torch
 
+from data_pipeline.compiled_code import keep_compiled_code_private
 from data_pipeline.errors import UsageError
 
 
@@ -28,6 +29,7 @@ def given_device(gpus: int, index: int | None = None) -> torch.device:
     Raises:
         UsageError: if a GPU was reserved, and is not to be seen.
     """
+    keep_compiled_code_private()
     if not gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         return torch.device("cpu")

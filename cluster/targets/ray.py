@@ -144,6 +144,8 @@ class RayTarget:
             raise UsageError(f"{self.address} has no job {job_id}; `foldtrain jobs` lists them") from error
 
     def _client(self) -> Any:
+        import ray.job_submission  # noqa: F401 - it sets the levels of these loggers, once
+
         for name in _CHATTY:
             logging.getLogger(name).setLevel(logging.WARNING)
         with _without_ray_addresses():

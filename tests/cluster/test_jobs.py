@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import urllib.error
@@ -11,20 +12,21 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from PIL import Image
 from rich.console import Console
 
-from cluster import jobs, local_head
+from cluster import job_environment, jobs, local_head
 from cluster.config import ClusterConfig, RunConfig
 from cluster.config_fields import sections_in
 from cluster.config_loading import load_config
 from cluster.job_paths import require_reachable, with_absolute_paths
 from cluster.targets import open_target
 from cluster.targets.local import LocalTarget
-from cluster.targets.ray import RayTarget
+from cluster.targets.ray import RayTarget, _reading
 from cluster.targets.target import Job
 from data_pipeline.config import FolderSource
 from data_pipeline.errors import FoldtrainError, UsageError
@@ -234,6 +236,18 @@ class TestOnALocalHead:
         LocalTarget().logs(job_id, lines.append, follow=True)
         assert "nodes 1" in "".join(lines)
 
+    def test_workers_of_a_job_take_over_its_variables(self, head: local_head.LocalHead, tmp_path: Path) -> None:
+        code = "import os, ray\nfrom cluster.ray_processes import without_search_path\n"
+        code += "ray.init(logging_level='ERROR', job_config=without_search_path())\n"
+        code += "print('worker', ray.get(ray.remote(lambda: os.environ.get('AWS_PROBE')).remote()))"
+        file = job_environment.hand_over(tmp_path / "jobs", "probe", {"AWS_PROBE": "is here"})
+        (tmp_path / "job").mkdir()
+        runtime_env = {"working_dir": str(tmp_path / "job")} | _reading(file)
+        job_id = self._submit_command(head, shlex.join([sys.executable, "-c", code]), runtime_env)
+        lines: list[str] = []
+        LocalTarget().logs(job_id, lines.append, follow=True)
+        assert "worker is here" in "".join(lines)
+
     def test_the_head_refuses_whoever_has_no_token(self, head: local_head.LocalHead) -> None:
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with pytest.raises(urllib.error.HTTPError) as caught:
@@ -243,6 +257,7 @@ class TestOnALocalHead:
     def test_only_this_user_reads_the_token(self, head: local_head.LocalHead) -> None:
         files = [local_head.state_file(), Path(head.folder, "token")]
         assert [file.stat().st_mode & 0o077 for file in files] == [0, 0]
+        assert Path(head.folder).stat().st_mode & 0o777 == 0o700  # around Ray's own, which it opens to everybody
 
     def test_the_next_job_uses_the_same_head(self, head: local_head.LocalHead) -> None:
         assert local_head.start(cpus=1) == head
@@ -255,8 +270,9 @@ class TestOnALocalHead:
             LocalTarget().submit("ingest", wide)
 
     @staticmethod
-    def _submit_command(head: local_head.LocalHead, command: str) -> str:
+    def _submit_command(head: local_head.LocalHead, command: str, runtime_env: dict[str, Any] | None = None) -> str:
         from ray.job_submission import JobSubmissionClient
 
         client = JobSubmissionClient(head.dashboard, headers=head.headers)
-        return str(client.submit_job(entrypoint=command, metadata={"foldtrain": "1", "stage": "ingest", "run": "r"}))
+        metadata = {"foldtrain": "1", "stage": "ingest", "run": "r"}
+        return str(client.submit_job(entrypoint=command, runtime_env=runtime_env, metadata=metadata))
