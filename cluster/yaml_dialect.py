@@ -148,8 +148,10 @@ def parse_written(text: str | bytes) -> Any:
 def _parse(text: str | bytes, loader: type[_Loader]) -> Any:
     try:
         return yaml.load(text, Loader=loader)  # noqa: S506 - both are SafeLoaders
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        # what PyYAML lets through: `!!timestamp 2026-99-99`, `!!bool x`
+    except yaml.YAMLError:
+        raise
+    except Exception as error:
+        # what PyYAML lets through: `!!timestamp 2026-99-99`, `!!bool x`, `!!float ''`
         raise yaml.constructor.ConstructorError(None, None, f"a value that does not fit its tag: {error}") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -418,3 +419,28 @@ def test_folders_that_lie_in_each_other_are_refused_by_name(
     small_config: Path, overrides: list[str], message: str
 ) -> None:
     assert message in refusal(small_config, *overrides)
+
+
+_PIECES = [
+    *("&a ", "*a", "<<: ", "{", "}", "[", "]", ": ", "- ", "\n", "  ", "'", '"', "#", "? ", "| ", "\t", "\x00", "\x85"),
+    *("!!float ", "!!bool ", "!!binary ", "!!timestamp ", "!!set ", "!!omap ", "null", "1e999", "0x", "é", "${X}"),
+    *("extends: ", "run: ", "seed: ", "data: ", "source: ", "kind: ", "folder", "path: ", "generator:\n  trainer: "),
+    *("{{ a }}", "s3://"),
+]
+_KEYS = ["run", "seed", "data.source", "data.source.kind", "data.source.path", "cluster.workers", "tokens.views", "a.b"]
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
+@example(text="run: x", key="data.source.kind", value="kind: ")
+@example(text="run: x", key="seed", value="!!float ")
+@given(
+    text=st.lists(st.sampled_from(_PIECES), max_size=12).map("".join),
+    key=st.sampled_from(_KEYS),
+    value=st.lists(st.sampled_from(_PIECES), max_size=4).map("".join),
+)
+def test_whatever_a_file_and_an_override_hold_they_load_or_are_refused(
+    small_config: Path, text: str, key: str, value: str
+) -> None:
+    path = extending(small_config.parent, "odd.yaml", f"extends: small.yaml\n{text}")
+    with contextlib.suppress(UsageError):
+        load_config(path, [f"{key}={value}"])

@@ -361,14 +361,13 @@ def test_a_file_on_a_web_server_is_read(server: _Server) -> None:
     assert storage.size(f"{server.url}/x") == 4
 
 
-@pytest.mark.parametrize("deed", ["exists", "list", "range"])
-def test_a_silent_server_costs_the_first_patience_once(deed: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage_retries, "FIRST_CONTACT_PATIENCE", 0.2)
-    monkeypatch.setattr(object_reads, "FIRST_CONTACT_PATIENCE", 0.2)
+def test_a_silent_server_costs_the_first_patience_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage_retries, "FIRST_CONTACT_PATIENCE", 1.0)
+    monkeypatch.setattr(object_reads, "FIRST_CONTACT_PATIENCE", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(StorageAwayError, match="s3://bucket/object"):
-            DEEDS[deed]("s3://bucket/object")
+            storage.exists("s3://bucket/object")
         silent.setblocking(False)
         with contextlib.suppress(BlockingIOError):  # on a busy machine the client may not have come so far
             silent.accept()
