@@ -69,6 +69,20 @@ def test_fewer_classes_than_the_data_have_are_refused(configure: Configure, jobs
     assert not jobs
 
 
+def test_settings_that_a_stage_refuses_are_nowhere_on_record(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[TrainJob] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "_train", lambda _config, job: asked.append(job) or 0)
+        pipeline.run_stage("train-teacher", configure())
+    asked[0].begin()
+    before = {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.is_file()}
+    with pytest.raises(UsageError, match=r"learning_rate: 0\.001 -> 0\.5"):
+        pipeline.run_stage("train-teacher", configure("teacher.trainer.learning_rate=0.5"))
+    assert {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.is_file()} == before
+
+
 def test_paths_of_the_recorded_config_do_not_depend_on_the_working_directory(
     configure: Configure, jobs: list[TrainJob], tmp_path: Path
 ) -> None:
