@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
+import torch
 
-from cluster import pipeline, ray_session
+from cluster import pipeline, ray_session, tokenizing
 from cluster.config import RunConfig
 from cluster.config_loading import load_config
 from cluster.pipeline import run_stage
 from cluster.stage_records import record_config, record_time, recorded_folder
 from data_pipeline.errors import FoldtrainError
+from data_pipeline.weights import write_weights
 from tests.data_pipeline.small_data import write_photos
 
 Configure = Callable[..., RunConfig]
@@ -80,6 +82,48 @@ def test_a_wrong_path_makes_no_run(configure: Configure, tmp_path: Path, stage: 
     with pytest.raises(FoldtrainError):
         run_stage(stage, configure("run=mistyped", "data.source.path=nowhere"))
     assert files(tmp_path) == before
+
+
+@pytest.fixture
+def tokenizer(configure: Configure) -> None:
+    """Images and a tokenizer, whose weights nobody looks at."""
+    config = configure()
+    run_stage("ingest", config)
+    model, files = config.tokenizer.model.model_dump(mode="json"), {"model": {"weight": torch.zeros(1)}}
+    write_weights("runs/small/tokenizer/export", "tokenizer", model, files, {})
+
+
+@pytest.mark.usefixtures("tokenizer")
+def test_a_pool_that_gets_no_workers_leaves_nothing(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def no_ray(_config: object) -> Iterator[None]:
+        raise FoldtrainError("cluster.address is wrong")
+        yield
+
+    monkeypatch.setattr(tokenizing, "ray_session", no_ray)
+    before = files(tmp_path)
+    with pytest.raises(FoldtrainError, match=r"cluster\.address"):
+        run_stage("tokenize", configure())
+    assert files(tmp_path) == before
+
+
+@pytest.mark.usefixtures("tokenizer")
+def test_what_tokenize_was_asked_is_on_record_before_its_first_shard(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Began(Exception):  # noqa: N818 - the pool is at work
+        pass
+
+    def make_shards(*_: object) -> None:
+        assert load_config(tmp_path / "runs/small/tokens/config.yaml").tokens.batch == 7
+        raise Began
+
+    monkeypatch.setattr(tokenizing, "ray_session", lambda _config: nullcontext())
+    monkeypatch.setattr(tokenizing, "make_shards", make_shards)
+    with pytest.raises(Began):
+        run_stage("tokenize", configure("tokens.batch=7"))
 
 
 def test_shards_that_go_elsewhere_are_found_from_the_run(configure: Configure, tmp_path: Path) -> None:
