@@ -19,10 +19,12 @@ from hypothesis import strategies as st
 
 from data_pipeline.config import DataConfig, ILSVRCSource, WebDatasetSource
 from data_pipeline.errors import UsageError
+from data_pipeline.image_shards import ImageShards
 from data_pipeline.ingest import ingest
-from data_pipeline.sources import open_source
+from data_pipeline.sources import open_source, safe_key
 from data_pipeline.sources.tar_listing import TarListing, list_tar
 from data_pipeline.tar import write_tar
+from data_pipeline.verifying import verify
 from tests.data_pipeline.raw_data import write_ilsvrc
 from tests.data_pipeline.small_data import jpeg
 
@@ -344,6 +346,34 @@ def test_images_and_what_is_set_aside_and_skipped_are_all_that_a_tar_holds(
     assert Counter(open_source(source).skipped) == Counter(
         {"hidden": count["hidden"], "of an operating system": count["._"]}
     )
+
+
+@pytest.mark.parametrize("form", ["gnu", "pax", "ustar"])
+def test_every_stored_image_is_the_file_that_tar_unpacks(tmp_path: Path, form: str) -> None:
+    for number, wnid in enumerate(("n01", "n02")):
+        folder = tmp_path / wnid
+        folder.mkdir()
+        (folder / f"{wnid}_a.JPEG").write_bytes(jpeg(number))
+        (folder / f"{wnid}_b.JPEG").hardlink_to(folder / f"{wnid}_a.JPEG")
+        (folder / f"{wnid}_c.JPEG").symlink_to(f"{wnid}_b.JPEG")
+        (folder / f"{wnid}_{'long' * 20}.JPEG").write_bytes(jpeg(number + 9))
+        (folder / f"._{wnid}_a.JPEG").write_bytes(b"\0\5\x16\7")
+        subprocess.run(["tar", f"--format={form}", "-cf", f"{wnid}.tar", "-C", wnid, "."], cwd=tmp_path, check=True)
+    subprocess.run(["tar", f"--format={form}", "-cf", "train.tar", "./n01.tar", "n02.tar"], cwd=tmp_path, check=True)
+    source = ILSVRCSource(path=str(tmp_path / "train.tar"))
+    ingest(DataConfig(source=source), str(tmp_path / "out"), seed=0)
+    assert verify(str(tmp_path / "out" / "train")).passed
+    shards = ImageShards(str(tmp_path / "out" / "train"))
+    stored = {shards.key(index): (int(shards.labels[index]), shards.read(index)) for index in range(shards.count)}
+    expected = {}
+    for number, wnid in enumerate(("n01", "n02")):
+        unpacked = tmp_path / "unpacked" / wnid
+        unpacked.mkdir(parents=True)
+        subprocess.run(["tar", "-xf", tmp_path / f"{wnid}.tar", "-C", unpacked], check=True)
+        images = [path for path in unpacked.iterdir() if not path.name.startswith(".")]
+        expected |= {safe_key(path.stem): (number, path.read_bytes()) for path in images}
+    assert stored == expected
+    assert len(stored) == 8
 
 
 def test_both_writers_agree(tmp_path: Path) -> None:
