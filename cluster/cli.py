@@ -7,8 +7,9 @@ is nothing to save.
 
 from __future__ import annotations
 
+import os
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 from cluster.module_path import leave_out_working_directory, refusal
 
@@ -17,6 +18,7 @@ leave_out_working_directory()  # before what is imported below
 import typer
 
 from cluster.commands import checkpoints, configs, data, drill, gc, jobs, ledger, plan, runs, stages
+from cluster.head_watch import HeadLostError
 from data_pipeline.compiled_code import keep_compiled_code_private
 from data_pipeline.errors import FoldtrainError, UsageError
 from data_pipeline.local_disk import tell
@@ -99,7 +101,16 @@ def main() -> None:
         from cluster.terminal import print_error
 
         print_error(str(known))
+        if isinstance(known, HeadLostError):
+            _end_at_once(known.exit_code)
         sys.exit(known.exit_code)
+
+
+def _end_at_once(code: int) -> NoReturn:
+    """End without Python's own end, in which threads of Ray that wait for their head crash."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -123,6 +123,12 @@ class Notice:
                     self._read = name
         return texts
 
+    def has_workers(self) -> bool:
+        """Whether the workers of the run are up."""
+        with contextlib.suppress(RayError):
+            return bool(internal_kv._internal_kv_exists(_running(self._key), namespace=_NAMESPACE))
+        return False
+
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if self._idle or self._lost is not None:
             raise SystemExit(0)  # out of Ray's call, which lets nothing else pass; __exit__ keeps it

@@ -4,22 +4,41 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from cluster.terminal import console, duration
 from data_pipeline import storage
 from data_pipeline.errors import FoldtrainError
 from data_pipeline.printable import printable
+from trainer.goodput import STARTS, Record
 from trainer.job import TrainJob
 from trainer.jsonl import read_last_records
 from trainer.record_shapes import is_metrics, is_timed_event
 
 _POLL_SECONDS = 2.0
 _LINE_SECONDS = 15.0
-_LAST_SECONDS = 5.0
+_LAST_SECONDS = 2.0
+_START_POLL_SECONDS = 1.0
+_START = {
+    "Ray": "starting Ray",
+    "workers": "starting workers",
+    "loading": "loading torch, the network and the newest checkpoint",
+    "first step": "waiting for the first step",
+}
+"""What a stage waits for, one after the other."""
 _ENDS = frozenset({"finish", "stop", "failure"})
+
+
+class Told(Protocol):
+    """A run that tells of itself."""
+
+    def news(self) -> list[str]:
+        """What there is to say of it since the last call."""
+
+    def has_workers(self) -> bool:
+        """Whether its workers are up."""
 
 
 class ProgressLine:
@@ -50,6 +69,12 @@ class ProgressLine:
             self._printed_at, self._printed_done = now, done
             self._console.print(printable(f"{self._label}: {done:.0f}/{total:.0f} {self._unit}  {note}"))
 
+    def wait(self, what: str, passed: str, *, is_new: bool) -> None:
+        """Show what is waited for before the first unit, and for how long it has been."""
+        self._bar.update(self._task, note=f"{what}, {passed}")
+        if is_new and not self._console.is_terminal:
+            self._console.print(f"{self._label}: {what} ({passed} since the start)")
+
     def say(self, text: str) -> None:
         """Print a line above the bar."""
         self._console.print(printable(f"{self._label}: {text}"))
@@ -59,40 +84,94 @@ class ProgressLine:
         self._bar.stop()
 
 
-@contextmanager
-def follow_training(job: TrainJob, news: Callable[[], Iterable[str]] = tuple) -> Iterator[None]:
-    """Show a training stage while it runs, from its metrics.jsonl and its restarts.
+class Follower:
+    """What is shown of a training stage: what it waits for until its first step, then its metrics and restarts.
 
     Args:
         job: the stage.
-        news: what else there is to say of it since the last call.
+        asked: unix time at which it was asked for, seconds.
     """
-    line = ProgressLine(job.stage, "steps")
-    stop, since = threading.Event(), time.time()
-    said = _Said()
 
-    def follow() -> None:
-        while not stop.wait(_POLL_SECONDS):
-            for text in news():
-                line.say(text)
-            said.read(job, line, since)
-            _show_newest(job, line)
+    def __init__(self, job: TrainJob, asked: float) -> None:
+        self._job, self._asked, self._since = job, asked, time.time()
+        self._line = ProgressLine(job.stage, "steps")
+        self._said = _Said()
+        self._stop, self._telling = threading.Event(), threading.Lock()
+        self._run: Told | None = None
+        self._waits_for = ""
+        self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
 
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
+    def start(self) -> None:
+        """Begin to show it."""
+        self.look()
+        self._thread.start()
+
+    def close(self) -> None:
+        """Show the newest, and leave the terminal as it stands."""
+        self._stop.set()
+        self._thread.join(_LAST_SECONDS)  # it may ask a head of Ray that no longer answers
+        _show_newest(self._job, self._line)
+        self._line.close()
+
+    @contextmanager
+    def telling(self, run: Told) -> Iterator[None]:
+        """Ask a run for its news, as long as it is entered: Ray has to be connected."""
+        self._run = run
+        try:
+            yield
+        finally:
+            self._run = None
+            if self._telling.acquire(timeout=_LAST_SECONDS):  # a question that is under way
+                self._telling.release()
+
+    def _follow(self) -> None:
+        while not self._stop.wait(_POLL_SECONDS if self._said.first_step else _START_POLL_SECONDS):
+            self.look()
+
+    def look(self) -> None:
+        """Show what there is to show now."""
+        with self._telling:
+            run = self._run
+            for text in run.news() if run else ():
+                self._line.say(text)
+            has_workers = bool(run and not self._said.started and run.has_workers())
+        self._said.read(self._job, self._line, self._since)
+        if self._said.first_step:
+            _show_newest(self._job, self._line)
+        elif self._said.started:
+            self._show_start("first step")
+        elif has_workers:
+            self._show_start("loading")
+        else:
+            self._show_start("workers" if run else "Ray")
+
+    def _show_start(self, waits_for: str) -> None:
+        """In a terminal one line that counts the seconds, elsewhere a line for each thing that it waits for."""
+        passed = duration(time.time() - self._asked)
+        self._line.wait(_START[waits_for], passed, is_new=waits_for != self._waits_for)
+        self._waits_for = waits_for
+
+
+@contextmanager
+def follow_training(job: TrainJob, asked: float) -> Iterator[Follower]:
+    """Show a training stage from its start on, as long as it is entered.
+
+    Args:
+        job: the stage.
+        asked: unix time at which it was asked for, seconds.
+    """
+    follower = Follower(job, asked)
+    follower.start()
     try:
-        yield
+        yield follower
     finally:
-        stop.set()
-        thread.join(_LAST_SECONDS)  # it may ask a head of Ray that no longer answers
-        _show_newest(job, line)
-        line.close()
+        follower.close()
 
 
 def has_ended(job: TrainJob, since: float) -> bool:
     """Whether the workers of a stage have recorded that they ended, after a unix time in seconds."""
     try:
-        events = read_last_records(storage.join(job.folder, "events.jsonl"))
+        events = read_last_records(storage.join(job.folder, "events.jsonl"), is_record=is_timed_event)
     except (OSError, FoldtrainError):
         return False
     return any(event["event"] in _ENDS and event["time"] >= since for event in events)
@@ -103,6 +182,7 @@ class _Said:
 
     def __init__(self) -> None:
         self._environment, self._restart = False, 0.0
+        self.started = self.first_step = False
 
     def read(self, job: TrainJob, line: ProgressLine, since: float) -> None:
         """Say what the stage runs on, as soon as this start of it is on record, and what each restart has cost."""
@@ -114,10 +194,23 @@ class _Said:
                 self._environment = True
         except (OSError, FoldtrainError):
             return
+        self.started = self.started or any(event["event"] in STARTS for event in events)
+        self._read_first_step(events, line)
         for event in events:
             if _is_restart(event) and event["time"] > self._restart:
                 self._restart = event["time"]
                 line.say(_restart(event))
+
+    def _read_first_step(self, events: Sequence[Record], line: ProgressLine) -> None:
+        """Say how long it took to come; a stage that has ended without one waits for none."""
+        if self.first_step:
+            return
+        for event in events:
+            if event["event"] == "first_step" and isinstance(event.get("seconds"), int | float):
+                line.say(f"first step {duration(event['seconds'])} after the start")
+                self.first_step = True
+                return
+        self.first_step = any(event["event"] in _ENDS for event in events)
 
 
 def _say_environment(found: Any, line: ProgressLine) -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from cluster.module_path import refusal
 from data_pipeline.errors import CorruptShardError, FoldtrainError, UsageError
 
 Advance = Callable[[int], None]
@@ -90,6 +91,8 @@ class ShardWorker:
         """Open the work; None once it is known that no worker can. A node that cannot, gets no shards meanwhile."""
         while True:
             try:
+                if reason := refusal():
+                    raise UsageError(f"on {self.host}: {reason}")  # noqa: TRY301 - as an error of the work
                 make = work.open(threads)
             except UsageError as error:
                 self._ask(self._ledger.refuse.remote(self.host, str(error), error))

@@ -7,6 +7,8 @@ left, from the last checkpoint. There is room for more: the workers end with a c
 from __future__ import annotations
 
 import os
+import socket
+import sys
 import time
 import uuid
 from collections.abc import Sequence
@@ -19,7 +21,8 @@ from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wa
 from cluster.config import ClusterConfig
 from cluster.elastic_sizes import same_micro_batch, usable_sizes
 from cluster.head_watch import HeadLostError, watch_head
-from cluster.progress import follow_training, has_ended
+from cluster.module_path import refusal
+from cluster.progress import Follower, follow_training, has_ended
 from cluster.ray_folder import ray_folder
 from cluster.ray_session import ray_session, require_gpus
 from cluster.terminal import console
@@ -71,12 +74,21 @@ def train(job: TrainJob, cluster: ClusterConfig) -> Trained | None:
         trainer = same_micro_batch(section.trainer, cluster.fewest_workers, cluster.most_workers)
         job = replace(job, section=section.model_copy(update={"trainer": trainer}))
         console().print(f"{job.stage}: elastic, {_listed(sizes)} workers; micro batch {trainer.micro_batch}")
-    with ray_session(cluster):
+    asked = _asked_at()
+    with follow_training(job, asked) as shown, ray_session(cluster):
         require_gpus(cluster, cluster.fewest_workers)
         with only_driver(job.folder, f"training of {job.stage}") as lease:
             if job.is_finished():  # by another driver, whose end this one has waited for
                 return None
-            return _train(replace(job, lease=lease.claim), cluster, sizes)
+            return _train(replace(job, lease=lease.claim), cluster, sizes, shown, asked)
+
+
+def _asked_at() -> float:
+    """Unix time, in seconds, at which this stage was asked for: as the command, or as a stage of a pipeline."""
+    import psutil
+
+    in_pipeline = "ray" in sys.modules and sys.modules["ray"].is_initialized()
+    return time.time() if in_pipeline else float(psutil.Process().create_time())
 
 
 def _listed(sizes: Sequence[int]) -> str:
@@ -102,7 +114,7 @@ def _sizes(job: TrainJob, cluster: ClusterConfig) -> Sequence[int]:
     )
 
 
-def _train(job: TrainJob, cluster: ClusterConfig, sizes: Sequence[int]) -> Trained:
+def _train(job: TrainJob, cluster: ClusterConfig, sizes: Sequence[int], shown: Follower, asked: float) -> Trained:
     """As `train`, on the Ray that is connected: as many trainers as there are sizes, one after the other."""
     from cluster.notices import Notice, key_of_run
 
@@ -110,9 +122,9 @@ def _train(job: TrainJob, cluster: ClusterConfig, sizes: Sequence[int]) -> Train
     notice, ending, step = Notice(key), Ending.PAUSED, 0
     watch = watch_head(lambda: notice.end_without_head(_wait_for_workers(job, since)))
     try:
-        with ray_folder() as folder, notice, follow_training(job, notice.news), watch:
+        with ray_folder() as folder, notice, shown.telling(notice), watch:
             while ending is Ending.PAUSED and not notice.received:
-                ending, step = _fit(job, cluster, sizes, key, folder)
+                ending, step = _fit(job, cluster, sizes, key, folder, asked)
     except KeyboardInterrupt:
         console().print(f"{job.stage}: interrupted; the same command goes on from its last checkpoint")
         raise
@@ -145,7 +157,9 @@ def _wait_for_workers(job: TrainJob, since: float) -> HeadLostError:
     )
 
 
-def _fit(job: TrainJob, cluster: ClusterConfig, sizes: Sequence[int], key: str, folder: Path) -> tuple[Ending, int]:
+def _fit(
+    job: TrainJob, cluster: ClusterConfig, sizes: Sequence[int], key: str, folder: Path, asked: float
+) -> tuple[Ending, int]:
     """Start workers, again whenever one is lost, until all end. Returns why they did, and after which step."""
     import ray
     from ray.train.v2.api.config import FailureConfig
@@ -160,6 +174,7 @@ def _fit(job: TrainJob, cluster: ClusterConfig, sizes: Sequence[int], key: str, 
         _worker,
         train_loop_config={
             "job": job,
+            "asked": asked,
             "threads": max(1, int(cluster.cpus_per_worker)),
             "gpus": cluster.gpus_per_worker,
         },
@@ -209,6 +224,8 @@ def _run_config(job: TrainJob, cluster: ClusterConfig, key: str, folder: Path) -
 
 def _worker(settings: dict[str, Any]) -> tuple[str, int]:
     """On each Ray Train worker: torch.distributed is there, LOCAL_RANK is set by Ray alone (ray#37212)."""
+    if reason := refusal():
+        raise UsageError(f"on {socket.gethostname()}: {reason}")
     import ray.train.torch
     import torch
 
@@ -220,5 +237,5 @@ def _worker(settings: dict[str, Any]) -> tuple[str, int]:
 
     gpus = settings["gpus"]
     device = given_device(gpus, ray.train.torch.get_device().index if gpus else None)
-    ending, step = run_worker(settings["job"], device, REQUEST)
+    ending, step = run_worker(settings["job"], device, REQUEST, settings["asked"])
     return str(ending), step

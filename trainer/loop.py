@@ -174,6 +174,8 @@ class Loop:
             batch = self._next_batch()
             waited = time.perf_counter() - began
             result = self._train_step(batch)
+            if self.records:
+                self.records.first_step(self.step)
             tokens = batch["tokens"].numel() if "tokens" in batch else 0
             self.meter.add(result, waited, time.perf_counter() - began, tokens)
             last = self.step == self.config.steps

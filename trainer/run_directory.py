@@ -5,7 +5,7 @@
     environment.json    versions, devices, the DeepSpeed settings, the attention backend
     lineage.json        fingerprints of what it was trained from
     metrics.jsonl       a record every `log_every` steps: the source of truth; trackers only read it (trackers/)
-    events.jsonl        start, resume, restart, rollback, checkpoint, checkpoint_failed,
+    events.jsonl        start, resume, restart, first_step, rollback, checkpoint, checkpoint_failed,
                         checkpoint_damaged, settings_changed, skipped_step, spike, finish, no_mfu, goodput,
                         dropped_records, lines_left_out
     metrics.prom        the newest record for Prometheus, if the folder is on this machine
@@ -57,7 +57,7 @@ class RunDirectory:
         config: the resolved config of the whole run, for trackers.
         resume_step: steps that were done before this start; records of later ones are taken back.
         tracking: who is shown the metrics.
-        began: unix time at which this start began; now if None.
+        began: unix time at which this start began: when its command was given; now if None.
         workers: of this start.
         guard: as for `JsonlWriter`.
     """
@@ -83,8 +83,9 @@ class RunDirectory:
         self._events = JsonlWriter(storage.join(uri, "events.jsonl"), keep=self._history, guard=guard)
         self._followers = open_followers(tracking or TrackingConfig(), uri, name, config)
         self.restarts = sum(record["event"] in {"start", "resume"} for record in self._history)
+        self._asked, self._is_stepping = began or time.time(), False
         self._began = self._begin(
-            "resume" if self.restarts else "start", resume_step, began=began or time.time(), workers=workers
+            "resume" if self.restarts else "start", resume_step, began=self._asked, workers=workers
         )
         for file, lines in (("events.jsonl", events), ("metrics.jsonl", measured)):
             if lines.left_out:
@@ -118,6 +119,18 @@ class RunDirectory:
         costs = {"lost_steps": self._began["lost_steps"], "seconds": round(time.time() - last, 3)}
         before = starts[-2].get("workers")  # earlier versions did not say
         self.event("restart", step, workers_before=before, workers=self._workers, **costs)
+
+    def first_step(self, step: int) -> None:
+        """Record how long the first step of a command took to come: `seconds` from when the command was given.
+
+        Args:
+            step: steps that are done; all calls but the first of a command do nothing.
+        """
+        if not self._is_stepping:
+            self._is_stepping = True
+            before = (each["time"] for each in self._history if each["event"] == "first_step")
+            if max(before, default=0.0) < self._asked:  # else workers of the same command were started again
+                self.event("first_step", step, seconds=round(time.time() - self._asked, 3))
 
     def rollback(self, step: int) -> None:
         """Record that training goes on from an earlier step; records of later ones are taken back."""

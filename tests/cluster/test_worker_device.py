@@ -50,9 +50,9 @@ def test_a_training_worker_uses_what_it_reserves(
     monkeypatch.setattr(ray.train, "get_context", lambda: SimpleNamespace(get_local_rank=lambda: 0))
     monkeypatch.setattr(ray.train.torch, "get_device", lambda: ray_says)
     monkeypatch.setattr(
-        "trainer.stages.run_worker", lambda job, device, request: (seen.append(device), (Ending.FINISHED, 3))[1]
+        "trainer.stages.run_worker", lambda job, device, request, asked: (seen.append(device), (Ending.FINISHED, 3))[1]
     )
-    assert _worker({"job": None, "threads": 1, "gpus": gpus}) == ("finished", 3)
+    assert _worker({"job": None, "asked": 0.0, "threads": 1, "gpus": gpus}) == ("finished", 3)
     assert seen == [device]
     assert two_gpus == ([device] if gpus else [])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -74,3 +75,22 @@ def test_lines_that_are_no_records_do_not_stop_a_restart_and_are_counted(tmp_pat
     told = [(event["file"], event["count"]) for event in events if event["event"] == "lines_left_out"]
     assert told == [("events.jsonl", 4), ("metrics.jsonl", 4)]
     assert [record["step"] for record in read_records(str(tmp_path / "metrics.jsonl"))] == [1]
+
+
+def test_the_first_step_of_a_command_is_recorded_once_with_the_time_since_it_was_given(tmp_path: Path) -> None:
+    given = time.time() - 100
+    for began in (given, given, given + 3600):  # workers of the same command start again, then those of a later one
+        records = RunDirectory(str(tmp_path), "generator", {}, 0, began=began)
+        records.first_step(1)
+        records.first_step(2)
+        records.close()
+    found = [event for event in read_records(str(tmp_path / "events.jsonl")) if event["event"] == "first_step"]
+    assert [(event["step"], round(event["seconds"], -2)) for event in found] == [(1, 100), (1, -3500)]
+
+
+def test_the_start_up_is_counted_from_when_the_command_was_given(tmp_path: Path) -> None:
+    records = RunDirectory(str(tmp_path), "generator", {}, 0, began=time.time() - 100)
+    records.first_step(1)
+    records.close()
+    (account,) = [event for event in read_records(str(tmp_path / "events.jsonl")) if event["event"] == "goodput"]
+    assert account["shares"]["start_up"] * account["wall_seconds"] == pytest.approx(100, abs=5)

@@ -29,13 +29,16 @@ def build_stage(job: TrainJob, device: torch.device) -> Stage:
     return ClassifierStage(job, device)
 
 
-def run_worker(job: TrainJob, device: torch.device, request: EndRequest | None = None) -> tuple[Ending, int]:
+def run_worker(
+    job: TrainJob, device: torch.device, request: EndRequest | None = None, asked: float | None = None
+) -> tuple[Ending, int]:
     """Train on this rank; torch.distributed is initialized by whoever started it.
 
     Args:
         job: what to train.
         device: of this rank (trainer.device).
         request: through which others ask for the end before the last step.
+        asked: unix time at which the command was given that trains, seconds; now if None.
 
     Returns:
         How it ended, and after which step.
@@ -46,15 +49,15 @@ def run_worker(job: TrainJob, device: torch.device, request: EndRequest | None =
 
     late = watchdog.Watchdog(job.reading.late_seconds, watchdog.print_late)
     with closing(late), late.waiting(f"{job.stage}: the start", watchdog.LONG):
-        loop = _build_loop(job, device, request)
+        loop = _build_loop(job, device, request, asked)
     loop.run()
     return loop.ending, loop.step
 
 
-def _build_loop(job: TrainJob, device: torch.device, request: EndRequest | None) -> Loop:
+def _build_loop(job: TrainJob, device: torch.device, request: EndRequest | None, asked: float | None) -> Loop:
     import time
 
-    began = time.time()  # importing torch is a part of the start
+    began = asked or time.time()  # starting workers and importing torch are a part of the start
     import torch
 
     from trainer.loop import Loop
