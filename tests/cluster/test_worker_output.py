@@ -1,0 +1,72 @@
+"""Of what Ray forwards to the terminal, workers' own words and errors are shown, and nothing of Ray's core."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from cluster.worker_output import show_workers_own_words, shown_lines
+
+WORKER = {"pid": 7, "actor_name": "RayTrainWorker", "is_err": True}
+IDLE = {"pid": 8, "actor_name": None, "task_name": None, "is_err": True}
+CONTROLLER = {"pid": 9, "actor_name": "TrainController", "is_err": True}
+RAYLET = {"pid": "raylet", "is_err": True}
+
+CORE = [
+    "[2026-11-25 14:19:24,452 E 23670 23920] rpc_client.h:204: Failed to connect to GCS within 60 seconds.",
+    "\x1b[33m[2026-11-25 14:19:24,452 C 7 7] core_worker.cc:1: Check failed",
+    "E1125 14:19:24.452000   23670 chttp2_transport.cc:1182] ping timeout",
+    "WARNING: All log messages before absl::InitializeLog() is called are written to STDERR",
+]
+ABORTED = [
+    "*** SIGABRT received at time=1795616466 on cpu 0 ***",
+    "PC: @     0x7fec1fea3f16  (unknown)  (unknown)",
+    "    @     0x7fec1fe5a050  (unknown)  (unknown)",
+    "Fatal Python error: Aborted",
+    "Thread 0x00007febaa7736c0 (most recent call first):",
+    '  File "/site-packages/ray/_private/worker.py", line 1091 in main_loop',
+    "Extension modules: msgpack._cmsgpack, psutil._psutil_linux (total: 2)",
+]
+TRACEBACK = [
+    "Traceback (most recent call last):",
+    '  File "/site-packages/trainer/loop.py", line 12, in run',
+    "    raise RuntimeError",
+    "RuntimeError: CUDA out of memory",
+]
+
+
+@pytest.mark.parametrize("batch", [WORKER, IDLE, RAYLET], ids=["worker", "idle", "raylet"])
+def test_lines_of_rays_core_are_left_out(batch: dict[str, Any]) -> None:
+    assert shown_lines({**batch, "lines": [*CORE, "a word of its own"]}) == ["a word of its own"]
+
+
+def test_a_worker_without_work_may_abort_in_silence() -> None:
+    assert shown_lines({**IDLE, "lines": ABORTED}) == []
+
+
+@pytest.mark.parametrize("lines", [TRACEBACK, ABORTED, ["Fatal Python error: Segmentation fault"]])
+def test_how_a_training_worker_dies_is_shown(lines: list[str]) -> None:
+    assert shown_lines({**WORKER, "lines": lines}) == lines
+
+
+def test_a_traceback_is_shown_wherever_it_comes_from_but_from_the_controller() -> None:
+    assert shown_lines({**IDLE, "lines": TRACEBACK}) == TRACEBACK
+    assert shown_lines({**RAYLET, "lines": ["killed due to the node running low on memory"]}) != []
+    assert shown_lines({**CONTROLLER, "lines": TRACEBACK}) == []
+
+
+def test_it_stands_before_what_prints_and_ray_can_remove_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._private import ray_logging
+
+    dispatcher = ray_logging.WorkerStandardStreamDispatcher()
+    monkeypatch.setattr(ray_logging, "global_worker_stdstream_dispatcher", dispatcher)
+    printed: list[dict[str, Any]] = []
+    dispatcher.add_handler("ray_print_logs", printed.append)
+    show_workers_own_words()
+    dispatcher.emit({**WORKER, "lines": [CORE[0], "loss 3.1"]})
+    dispatcher.emit({**WORKER, "lines": CORE})
+    assert printed == [{**WORKER, "lines": ["loss 3.1"]}]
+    dispatcher.remove_handler("ray_print_logs")
+    dispatcher.emit({**WORKER, "lines": ["later"]})
+    assert len(printed) == 1
