@@ -10,7 +10,7 @@ command (`#SBATCH --signal=B:USR1@300` and a shell that passes it on, SIGTERM fr
 (cluster/ray_processes.py), and a repetition within a second is the same notice. A node that Ray drains (a spot instance
 about to go, `ray drain-node`, SIGTERM to `ray start --block`) makes the workers pause.
 
-Without Ray's head nobody can pass anything on: each worker ends by itself then, and the command with an error.
+Without Ray's head nobody can pass anything on: the workers end by themselves then, and the command with an error.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ from trainer.ending import Ending, EndRequest
 
 _SAME_SECONDS = 1.0
 """`timeout` signals its command and then its group, a closing terminal does as much: these are one notice."""
+_WATCHERS = 4
+"""Ranks that ask whether Ray's head is there: all end if one does, and hundreds would be a load for the head."""
 _NAMESPACE = "foldtrain"
 
 
@@ -255,7 +257,8 @@ class ListenForSignals(WorkerCallback):
         for number in notices_here():
             signal.signal(number, self._on_signal)
         listen_again()
-        watch_head(REQUEST.stop).start()
+        if ray.train.get_context().get_world_rank() < _WATCHERS:
+            watch_head(REQUEST.stop).start()
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if self._first.is_second(number):

@@ -140,6 +140,7 @@ class RayPool:
         self._ray_data: Any = None
         self._pass: Any = None
         self._second: dict[str, Any] = {}
+        self._is_abandoned = False
 
     def start_pass(self, shards: Sequence[Shard], size: PoolSize) -> None:
         """Offer these shards to a pool of this size."""
@@ -196,10 +197,18 @@ class RayPool:
             ray.kill(self._ray_data)
         self._ray_data = self._pass = None
 
+    def abandon(self) -> None:
+        """Release nothing from now on: without Ray's head that cannot be done, and all ends with its cluster."""
+        self._second.clear()
+        self._ray_data = self._pass = None
+        self._is_abandoned = True
+
     def close(self) -> None:
         """Release everything."""
         import ray
 
+        if self._is_abandoned:
+            return
         self.end_pass()
         ray.kill(self.ledger)
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.head_watch import HeadLostError, HeadWatch, watch_head
 from cluster.pool_progress import PoolProgress
 from cluster.ray_pool import PoolSize, RayPool, Shard, WorkerNeeds
 from cluster.scale import read_scale
@@ -80,10 +81,12 @@ def make_shards(
 
     Raises:
         UsageError: what a worker says of something that concerns every shard.
-        FoldtrainError: if shards failed too often; all others are made then.
+        FoldtrainError: if shards failed too often; all others are made then. If Ray's head is lost.
     """
-    run = _Run(work, shards, settings, progress, on_made)
-    with contextlib.closing(run):
+    with (
+        watch_head(lambda: None) as head,
+        contextlib.closing(_Run(work, shards, settings, progress, on_made, head)) as run,
+    ):
         try:
             run.make_all()
         except (KeyboardInterrupt, SystemExit):
@@ -102,7 +105,9 @@ class _Run:
         settings: PoolSettings,
         progress: PoolProgress,
         on_made: Callable[[dict[str, Any]], None],
+        head: HeadWatch,
     ) -> None:
+        self._head = head
         self._settings, self._progress, self._on_made = settings, progress, on_made
         self._left = {shard.name: shard for shard in shards}
         self._aside: list[Result] = []
@@ -150,6 +155,8 @@ class _Run:
         while True:
             self._settings.require()
             ended = self._pool.wait(_TICK_SECONDS)
+            if self._head.lost:
+                raise self._without_head()
             report = self._absorb()
             if ended or not self._left:
                 return
@@ -159,6 +166,13 @@ class _Run:
                 said = self._say_room(report)
             if self._is_hopeless(report):
                 return
+
+    def _without_head(self) -> HeadLostError:
+        self._pool.abandon()
+        return HeadLostError(
+            f"{self._settings.label}: Ray's head (GCS) was lost, killed or cut off. What is committed stays, and the "
+            "same command makes the rest; if it joins a cluster (cluster.address, RAY_ADDRESS), start its head again."
+        )
 
     def _absorb(self) -> Report:
         """Take what was settled since the last look.

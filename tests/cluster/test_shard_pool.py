@@ -7,8 +7,10 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ import pytest
 from cluster import ingesting
 from cluster.config import ClusterConfig, RunConfig
 from cluster.config_loading import load_config
+from cluster.head_watch import HeadLostError
 from cluster.pool_progress import PoolProgress
 from cluster.ray_pool import PoolSize, Shard, WorkerNeeds
 from cluster.ray_session import ray_session
@@ -165,3 +168,14 @@ def test_ingest_on_the_pool_gives_the_bytes_of_ingest_in_one_process(
     for of_the_run in ("progress.json", "config.yaml"):
         (tmp_path / "run" / "images" / of_the_run).unlink()
     assert contents(tmp_path / "run" / "images") == contents(tmp_path / "here")
+
+
+def test_without_rays_head_a_pool_ends_at_once_and_asks_it_for_nothing(
+    make_all: MakeAll, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.shard_pool.watch_head", lambda _: nullcontext(SimpleNamespace(lost=True)))
+    killed: list[object] = []
+    monkeypatch.setattr("ray.kill", killed.append)
+    with pytest.raises(HeadLostError, match=r"^test: Ray's head .* the same command makes the rest"):
+        make_all("hangs once")
+    assert killed == []
