@@ -35,7 +35,7 @@ _SPARING = {
     "RAY_enable_metrics_collection": "0",
     "RAY_event_stats": "0",
     # Ray kills all processes that have not heard of its head for so long. Ours end by themselves (head_watch.py).
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "300",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "120",
 }
 """Ray's settings for a cluster of our own, where it shares the cores with the workers. See docs/decisions.md."""
 _OBJECT_STORE_BYTES = 256 * 2**20  # only control messages pass through it: images and tokens go to storage

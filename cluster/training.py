@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _ROOM_SECONDS = "20"
 """For the room of an elastic start, which was there when it was chosen: if a node died since, it is chosen again."""
 
-_LAST_SECONDS = 120.0
+_LAST_SECONDS = 90.0
 """How long the command waits for the last checkpoint of workers that have lost Ray's head."""
 
 
