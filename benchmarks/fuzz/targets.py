@@ -1,0 +1,247 @@
+"""What is changed, how it is made to look right, and who reads it. What the readers raise is no business of theirs."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.fuzz import mutations
+from benchmarks.fuzz.templates import RANK_FILE, STEP, Files
+from data_pipeline import storage
+
+Change = Callable[[random.Random, bytes], bytes]
+Readers = Callable[[Path], Iterator[Callable[[], object]]]
+REPAIRED = 0.8
+"""Share of the inputs whose digests are made right again."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One kind of file."""
+
+    name: str
+    file: str
+    """Which is changed."""
+    change: Change
+    readers: Readers
+    """The commands that read it, in a folder."""
+    repair: Callable[[Files, str], None] = lambda _files, _name: None
+    """Makes the digests right that cover the file."""
+    needs: tuple[str, ...] = ("",)
+    """Beginnings of the names of the files that are there."""
+
+    def make(self, rng: random.Random, files: Files) -> Files:
+        """The files of an input."""
+        there = {name: data for name, data in files.items() if name.startswith(self.needs)}
+        there[self.file] = self.change(rng, there[self.file])
+        if rng.random() < REPAIRED:
+            self.repair(there, self.file)
+        return there
+
+
+def _record(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _state_fingerprint(files: Files, name: str) -> None:
+    record = _record(files[name])
+    if isinstance(record, dict):
+        content = {key: value for key, value in record.items() if key != "fingerprint"}
+        try:
+            fingerprint = storage.fingerprint(content)
+        except (ValueError, RecursionError):
+            return
+        files[name] = json.dumps({**content, "fingerprint": fingerprint}).encode()
+
+
+def _state_shard(files: Files, name: str, **fields: Any) -> None:
+    """Put digest and size of the first shard into the manifest."""
+    manifest = f"{name.rpartition('/')[0]}/manifest.json"
+    record = json.loads(files[manifest])
+    record["shards"][0] |= fields
+    files[manifest] = json.dumps(record).encode()
+    _state_fingerprint(files, manifest)
+
+
+def _state_index(files: Files, name: str) -> None:
+    _state_shard(files, name, index_sha256=storage.sha256(files[name]))
+
+
+def _state_tokens(files: Files, name: str) -> None:
+    _state_shard(files, name, sha256=storage.sha256(files[name]), bytes=len(files[name]))
+
+
+def _state_marker(files: Files, name: str) -> None:
+    marker = json.loads(files[f"{STEP}/COMPLETE"])
+    marker[name.rpartition("/")[2]] = storage.sha256(files[name])
+    files[f"{STEP}/COMPLETE"] = json.dumps(marker).encode()
+
+
+def _state_weights(files: Files, name: str) -> None:
+    card = json.loads(files["judge/export/card.json"])
+    card["files"]["model"] = storage.sha256(files[name])
+    files["judge/export/card.json"] = json.dumps(card).encode()
+
+
+def read_images(root: Path) -> Iterator[Callable[[], object]]:
+    """verify, inspect, gc, and what training does."""
+    from data_pipeline.image_shards import ImageShards
+    from data_pipeline.inspecting import inspect_data
+    from data_pipeline.leftovers import find_leftovers
+    from data_pipeline.preflight import check_images
+    from data_pipeline.verifying import verify
+
+    uri = str(root / "images/train")
+    yield lambda: [ImageShards(uri).read(index) for index in range(6)]
+    yield lambda: list(ImageShards(uri).scan(0, 6))
+    yield lambda: show_report(verify(uri))
+    yield lambda: show_inspection(inspect_data(uri))
+    yield lambda: check_images(uri, every_byte=True)
+    yield lambda: find_leftovers(uri)
+
+
+def read_tokens(root: Path) -> Iterator[Callable[[], object]]:
+    """verify, inspect, export, and what training does."""
+    from data_pipeline.exporting import export_tokens
+    from data_pipeline.inspecting import inspect_data
+    from data_pipeline.node_cache import NodeCache
+    from data_pipeline.preflight import check_tokens
+    from data_pipeline.token_dataset import TokenShards
+    from data_pipeline.verifying import verify
+
+    uri = str(root / "tokens")
+    yield lambda: TokenShards(uri, NodeCache(str(root / "cache"), 2**26)).keys.tolist()
+    yield lambda: show_report(verify(uri))
+    yield lambda: show_report(verify(uri, quick=True))
+    yield lambda: show_inspection(inspect_data(uri))
+    yield lambda: check_tokens(uri, every_byte=True)
+    for name in ("webdataset", "npz"):
+        yield lambda name=name: export_tokens(uri, str(root / name), name)
+
+
+def read_checkpoint(root: Path) -> Iterator[Callable[[], object]]:
+    """checkpoint ls, verify, export and gc, and what a start does."""
+    from trainer.checkpoints.exporting import export_safetensors
+    from trainer.checkpoints.folder import latest_step, read_state
+    from trainer.checkpoints.listing import list_checkpoints
+    from trainer.checkpoints.on_course import decisions_on_record, steps_on_course
+    from trainer.checkpoints.reader import CheckpointReader
+    from trainer.checkpoints.retention import Retention, all_strays, removable, strays
+    from trainer.checkpoints.verifying import verify
+
+    checkpoints, folder = str(root / "generator/checkpoints"), str(root / STEP)
+    yield lambda: CheckpointReader(folder).count("optimizer_step")
+    yield lambda: verify(checkpoints, 2)
+    yield lambda: export_safetensors(checkpoints, 2, str(root / "export"), ema=False)
+    yield lambda: (latest_step(checkpoints), read_state(checkpoints, 2), list_checkpoints(checkpoints))
+    yield lambda: steps_on_course(checkpoints, decisions_on_record(str(root / "generator")))
+    yield lambda: (removable(checkpoints, Retention(1, metric="loss")), all_strays(checkpoints, strays))
+
+
+def read_export(root: Path) -> Iterator[Callable[[], object]]:
+    """What evaluation does."""
+    import torch
+
+    from data_pipeline.weights import read_card
+    from trainer.teacher import load_classifier
+
+    uri = str(root / "judge/export")
+    yield lambda: read_card(uri, "judge").fingerprint()
+    yield lambda: load_classifier(uri, "judge", torch.device("cpu"))
+
+
+def read_records(root: Path) -> Iterator[Callable[[], object]]:
+    """monitor, plan, ledger audit, and what a start does."""
+    from cluster.monitor import read_run
+    from cluster.monitor_view import frame
+    from cluster.terminal import console
+    from data_pipeline.auditing import stage_history
+    from data_pipeline.ledger import is_ledger_record, read_history
+    from trainer.checkpoints.on_course import decisions_on_record
+    from trainer.jsonl import read_records as records_of
+    from trainer.planning.measured import read_measured
+    from trainer.run_directory import RunDirectory
+
+    stage = str(root / "generator")
+
+    def show() -> None:
+        out = console()
+        with out.capture():
+            out.print(frame("run", read_run(str(root), 20.0), 20.0, 120))
+
+    def start() -> None:
+        again = RunDirectory(stage, "generator", {}, 2)
+        again.metrics({"time": 20.0, "step": 3})
+        again.rollback(2)
+        again.close()
+
+    yield show
+    yield lambda: read_measured(stage)
+    yield lambda: decisions_on_record(stage)
+    yield lambda: stage_history(stage)
+    yield lambda: read_history("ledger", records_of(f"{stage}/ledger.jsonl", is_ledger_record))
+    yield start
+
+
+def read_config(root: Path) -> Iterator[Callable[[], object]]:
+    """What every command does first."""
+    from cluster.config_loading import load_config, resolved_yaml
+
+    yield lambda: resolved_yaml(load_config(root / "config.yaml"))
+
+
+def show_report(report: Any) -> None:
+    """As verify prints it."""
+    from cluster.data_view import show_report as show
+
+    show(report)
+
+
+def show_inspection(found: Any) -> None:
+    """As inspect prints it."""
+    from cluster.data_view import show_inspection as show
+
+    show(found)
+
+
+def _change_shard(rng: random.Random, data: bytes) -> bytes:
+    def change(rng: random.Random, name: str, member: bytes) -> bytes:
+        return (mutations.change_npy if name.endswith(".npy") else mutations.change_json)(rng, member)
+
+    return mutations.change_tar(rng, data, change)
+
+
+_JSON, _LINES = mutations.change_json, mutations.change_lines
+_IMAGES, _TOKENS, _STAGE = ("images/",), ("tokens/", "images/"), ("generator/",)
+
+TARGETS = (
+    Target("image manifest", "images/train/manifest.json", _JSON, read_images, _state_fingerprint, _IMAGES),
+    Target("image index", "images/train/images-00000.index.json", _JSON, read_images, _state_index, _IMAGES),
+    Target("token manifest", "tokens/manifest.json", _JSON, read_tokens, _state_fingerprint, _TOKENS),
+    Target("token archive", "tokens/tokens-00000.tar", _change_shard, read_tokens, _state_tokens, _TOKENS),
+    Target("token commit", "tokens/tokens-00000.json", _JSON, read_tokens, needs=_TOKENS),
+    Target("checkpoint index", f"{STEP}/index.json", _JSON, read_checkpoint, _state_marker, _STAGE),
+    Target("checkpoint state", f"{STEP}/state.json", _JSON, read_checkpoint, _state_marker, _STAGE),
+    Target("checkpoint marker", f"{STEP}/COMPLETE", _JSON, read_checkpoint, needs=_STAGE),
+    Target("checkpoint file", f"{STEP}/{RANK_FILE}", mutations.change_bytes, read_checkpoint, needs=_STAGE),
+    Target("card", "judge/export/card.json", _JSON, read_export, needs=("judge/",)),
+    Target(
+        "weights",
+        "judge/export/model.safetensors",
+        mutations.change_safetensors,
+        read_export,
+        _state_weights,
+        ("judge/",),
+    ),
+    Target("metrics lines", "generator/metrics.jsonl", _LINES, read_records, needs=_STAGE),
+    Target("events lines", "generator/events.jsonl", _LINES, read_records, needs=_STAGE),
+    Target("ledger lines", "generator/ledger.jsonl", _LINES, read_records, needs=_STAGE),
+    Target("config", "config.yaml", mutations.change_yaml, read_config, needs=("config.yaml", "base.yaml")),
+)
