@@ -85,7 +85,8 @@ RAWS = (
     *("NaN", "Infinity", "-Infinity", "1e999", "-1e999", "9" * 5000, "0x10", "01", "1.", "'a'", "\\u0000", '"\\ud800"'),
     *("[" * LONG + "]" * LONG, "[" * LONG, '{"a":' * LONG, "[" * 65 + "]" * 65, "[" + "[]," * LONG + "[]]", "tru", ""),
 )
-OTHERS: tuple[Any, ...] = (None, True, False, [], {}, [[]], {"": {}}, [None] * 1000, [0] * LONG)
+OTHERS = ("null", "true", "false", "[]", "{}", "[[]]", '{"": {}}', f"[{'null,' * 999}null]", f"[{'0,' * 9999}0]")
+"""As JSON, so that each is a new one that may be changed."""
 
 
 def json_bytes(record: Any) -> bytes:
@@ -123,7 +124,7 @@ def hostile(rng: random.Random, old: Any = None) -> Any:
     if kind == 2:
         return f"{RAW}{rng.choice(RAWS)}{END}"
     if kind == 3:
-        return rng.choice(OTHERS)
+        return json.loads(rng.choice(OTHERS))
     return rng.choice(STRINGS) if kind < 6 else rng.choice(NUMBERS)
 
 

@@ -23,6 +23,8 @@ from benchmarks.fuzz.templates import Files
 from data_pipeline.errors import FoldtrainError
 
 BATCH = 200
+READERS = 2
+"""Commands that read an input, drawn anew for each, so that many inputs can be tried in the same time."""
 _PATIENCE = 3 * SECONDS
 """Seconds without a word after which a child hangs in something that takes no signal."""
 
@@ -63,12 +65,16 @@ def make_input(number: int, seed: int, target: Target, files: Files) -> Files:
     return target.make(random.Random(f"{seed}-{number}"), files)
 
 
-def try_input(target: Target, files: Files, root: Path, guard: Guard, number: int) -> tuple[bool, list[Finding]]:
+def try_input(
+    target: Target, files: Files, root: Path, guard: Guard, number: int, seed: int
+) -> tuple[bool, list[Finding]]:
     """Write an input and have it read. Says whether any reader refused it, and what was found."""
+    rng = random.Random(f"{seed}-{number}-readers")
     _write(root, files)
     refused, findings = False, []
     named = files["config.yaml"].decode("utf-8", "replace") if target.name == "config" else ""
-    for read in target.readers(root):
+    readers = list(target.readers(root))
+    for read in rng.sample(readers, min(READERS, len(readers))):
         kind, text = "", ""
         with guard.watching(root, named), contextlib.redirect_stdout(io.StringIO()):
             try:
@@ -177,6 +183,6 @@ def _child(pipe: Connection, numbers: Sequence[int], seed: int, files: Files, ta
             target = target_of(number, targets)
             began = time.monotonic()
             made = make_input(number, seed, target, files)
-            refused, findings = try_input(target, made, Path(place) / "run", guard, number)
+            refused, findings = try_input(target, made, Path(place) / "run", guard, number, seed)
             peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
             pipe.send((refused, findings, time.monotonic() - began, peak))
