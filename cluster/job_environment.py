@@ -7,11 +7,10 @@ stays for as long as the job runs: the job removes it at its end, and the next `
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import stat
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from data_pipeline.errors import FoldtrainError
@@ -71,14 +70,12 @@ def remove() -> None:
         Path(path).unlink(missing_ok=True)
 
 
-def remove_left(folder: Path, running: Collection[str]) -> None:
-    """Remove the files of jobs that no longer run.
+def remove_left(folder: Path, ended: Iterable[str]) -> None:
+    """Remove what jobs left that were killed. Those of jobs that are being submitted now are not known yet, and stay.
 
     Args:
         folder: of the files.
-        running: ids of the jobs whose files are kept.
+        ended: ids of jobs.
     """
-    with contextlib.suppress(FileNotFoundError):
-        for path in folder.iterdir():
-            if path.stem not in running:
-                path.unlink(missing_ok=True)
+    for job_id in ended:
+        (folder / f"{job_id}.json").unlink(missing_ok=True)

@@ -38,8 +38,7 @@ class LocalTarget:
         cpus = math.ceil(config.cluster.most_workers * config.cluster.cpus_per_worker)
         head = local_head.start(cpus)
         ray = self._ray(head)
-        running = {job.id for job in ray.jobs() if job.status not in ENDED}
-        job_environment.remove_left(_files(head), running)
+        job_environment.remove_left(_files(head), [job.id for job in ray.jobs() if job.status in ENDED])
         return ray.start(stage, with_absolute_paths(config), target=self.name)
 
     def jobs(self) -> list[Job]:

@@ -17,6 +17,7 @@ from cluster.config_loading import load_config
 from cluster.targets.local import LocalTarget
 from cluster.targets.own_variables import not_sent
 from cluster.targets.ray import RayTarget
+from cluster.targets.target import Job, Status
 from data_pipeline.errors import FoldtrainError
 
 SECRET = "do-not-show-51f0"
@@ -76,13 +77,17 @@ def test_a_job_that_is_not_taken_leaves_no_credentials(
     assert list(Path(head.folder, "jobs").iterdir()) == []
 
 
-def test_the_next_job_removes_the_credentials_that_a_killed_one_left(
-    client: Client, head: local_head.LocalHead, small_config: Path
+def test_the_next_job_removes_the_credentials_that_a_killed_one_left_and_no_others(
+    client: Client, head: local_head.LocalHead, small_config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    left = job_environment.hand_over(Path(head.folder, "jobs"), "ingest-killed", {"AWS_PROFILE": "old"})
+    states: dict[str, Status] = {"killed": "failed", "stopped": "stopped", "runs": "running"}
+    known = [Job(name, "ingest", "r", state, None, None, "") for name, state in states.items()]
+    monkeypatch.setattr(RayTarget, "jobs", lambda _: known)
+    for name in (*states, "is submitted by another command"):
+        job_environment.hand_over(Path(head.folder, "jobs"), name, {"AWS_PROFILE": "old"})
     job_id = LocalTarget().submit("ingest", load_config(small_config))
-    assert not left.exists()
-    assert [path.stem for path in left.parent.iterdir()] == [job_id]
+    kept = {path.stem for path in Path(head.folder, "jobs").iterdir()}
+    assert kept == {job_id, "runs", "is submitted by another command"}
 
 
 def test_a_job_on_a_cluster_is_sent_none_and_submit_says_which_are_set_here(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +13,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+SIOCGIFADDR = 0x8915
+"""Linux's question for the address of an interface."""
 
 
 class Workers:
@@ -115,3 +121,15 @@ def test_gloo_listens_on_the_loopback_device_alone(tmp_path: Path) -> None:
         assert total == 2
         assert set(addresses) <= {"127.0.0.1"}
         assert addresses
+
+
+def test_the_loopback_device_is_named_unless_the_user_named_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cluster.rendezvous import use_loopback
+
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "")
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME")
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "ib0")
+    use_loopback()
+    loopback = fcntl.ioctl(socket.socket(), SIOCGIFADDR, os.environ["GLOO_SOCKET_IFNAME"].encode().ljust(256, b"\0"))
+    assert socket.inet_ntoa(loopback[20:24]) == "127.0.0.1"
+    assert os.environ["NCCL_SOCKET_IFNAME"] == "ib0"
