@@ -12,7 +12,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Self
 import psutil
 
 from cluster.drills.victims import kill, title_of
+from cluster.ray_folder import make_folder
 from data_pipeline.errors import FoldtrainError
 
 _UP_SECONDS = 90.0
@@ -116,7 +116,7 @@ class RayNodes:
         return self._token | _SETTINGS
 
     def __enter__(self) -> Self:
-        self._folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: it holds the paths of sockets
+        self._folder = make_folder()
         self._token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         with ExitStack() as held:
             held.push(self.__exit__)
@@ -166,7 +166,7 @@ class RayNodes:
         log = self._folder / f"node-{len(self._nodes)}.log"
         command = [
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats", *arguments),
-            *("--node-ip-address=127.0.0.1", f"--temp-dir={self._folder}", f"--num-cpus={self._cpus}"),
+            *("--node-ip-address=127.0.0.1", f"--temp-dir={self._folder / 'r'}", f"--num-cpus={self._cpus}"),
             *(f"--object-store-memory={_OBJECT_STORE_BYTES}", "--min-worker-port=0", "--max-worker-port=0"),
         ]
         variables = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
