@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from cluster.config import ClusterConfig
-from cluster.ray_session import ray_session
+from cluster.ray_session import _terminable, ray_session
 
 
 @pytest.mark.xdist_group("ray")
@@ -20,3 +20,24 @@ def test_sigterm_ends_a_command_between_its_stages_in_order() -> None:
     assert ended.value.code == 128 + signal.SIGTERM
     assert not ray.is_initialized()
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_has_the_exit_code_that_shells_expect_whatever_ray_makes_of_it(number: signal.Signals) -> None:
+    with pytest.raises(SystemExit) as ended, _terminable() as listen:
+        listen()
+        try:
+            signal.raise_signal(number)
+        except SystemExit:
+            raise SystemExit(1) from None  # as a call of Ray does
+    assert ended.value.code == 128 + number
+
+
+def test_under_nohup_a_terminal_that_closes_ends_nothing() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with _terminable() as listen:
+            listen()
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
