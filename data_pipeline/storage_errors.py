@@ -22,6 +22,7 @@ _CODES = {
 _SLOW_DOWN = {"SlowDown", "ServiceUnavailable", "Throttling", "ThrottlingException", "TooManyRequests", "503", "429"}
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired", "RequestTimeTooSkewed"}
 _LOGIN_ENDED = {"SSOTokenLoadError", "UnauthorizedSSOTokenError", "TokenRetrievalError", "CredentialRetrievalError"}
+_ROTATED = {"InvalidAccessKeyId", "InvalidToken"}
 _UNSET = {"NoCredentialsError", "PartialCredentialsError"}
 _NAMES = {"IncompleteRead", "IncompleteReadError", "ClientPayloadError", "FlexibleChecksumError", "ResponseParserError"}
 """Failures whose classes lie in several libraries, some of which may not be loaded."""
@@ -107,11 +108,12 @@ def is_slow_down(error: BaseException) -> bool:
 def is_expired(error: BaseException, *, worked_before: bool) -> bool:
     """Whether the same request may succeed with credentials that are read anew.
 
-    A file of credentials that is being rewritten may have none for a moment, where there were some before.
+    Where there were some before: a file of credentials that is being rewritten may have none for a moment, and keys
+    that were rotated are unknown until it is.
     """
     answer = service_code(error)
-    name = type(error).__name__
-    return (answer is not None and answer[1] in _EXPIRED) or name in _LOGIN_ENDED or (worked_before and name in _UNSET)
+    code = answer[1] if answer else type(error).__name__
+    return code in _EXPIRED | _LOGIN_ENDED or (worked_before and code in _UNSET | _ROTATED)
 
 
 def _is_cut(error: BaseException) -> bool:

@@ -255,6 +255,23 @@ def test_refreshed_keys_are_picked_up(
     assert "Credential=new/" in asked[-1].headers["authorization"]
 
 
+def test_keys_that_are_rotated_while_a_command_works_are_picked_up(
+    serving: Serving, credentials_in_a_file: Path, waits: list[float]
+) -> None:
+    rotated: list[bool] = []
+
+    def respond(request: Request) -> Answer:
+        if rotated and "Credential=old/" in request.headers.get("authorization", ""):
+            write_credentials(credentials_in_a_file, "new")
+            return always(refusal(403, "InvalidAccessKeyId"))(request)
+        return page(["object"])
+
+    serving(respond)
+    assert storage.list_names("s3://bucket") == ["object"]
+    rotated.append(True)
+    assert storage.list_names("s3://bucket") == ["object"]
+
+
 def test_keys_that_stay_expired_are_told_with_what_renews_them(serving: Serving, waits: list[float]) -> None:
     serving(always(refusal(400, "ExpiredToken")))
     with pytest.raises(FoldtrainError, match=r"\(ExpiredToken, HTTP 400\).*aws sso login"):
@@ -321,7 +338,7 @@ def test_parts_carry_checksums_unless_they_were_switched_off(
     serving: Serving, chosen: str, sent: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", chosen)
-    monkeypatch.setattr("data_pipeline.object_writes.PART_BYTES", 4)
+    monkeypatch.setattr("data_pipeline.object_writes.PART_BYTES", 100_000)
 
     def respond(request: Request) -> Answer:
         if request.method == "POST" and "uploads" in request.query:
@@ -333,7 +350,7 @@ def test_parts_carry_checksums_unless_they_were_switched_off(
         return Answer(200, b"", {"ETag": '"e"'})
 
     asked = serving(respond)
-    storage.write_bytes("s3://bucket/object", b"0123456789")
+    storage.write_bytes("s3://bucket/object", b"x" * 250_000)
     found = [name for request in asked for name in request.headers if "checksum" in name or "trailer" in name]
     assert bool(found) == sent
 
