@@ -77,8 +77,8 @@ class ClusterConfig(Section):
     """Where and how widely stages run. Only this and the precision differ between a laptop and a cluster."""
 
     address: str | None = None
-    """HOST:PORT of a Ray cluster's head, `auto` for the one that runs on this machine, or `local` for one that the command
-    starts here and ends; null uses the one in RAY_ADDRESS, or else `local`."""
+    """HOST:PORT of a Ray cluster's head, `auto` for the one that runs on this machine, or `local` for one that the
+    command starts here and ends; null uses the one in RAY_ADDRESS, or else `local`."""
     workers: Workers = 1
     """Training workers (processes): a number, or MIN:MAX for a stage that goes on with those that are left when some
     are lost, and takes more when there is room. The global batch stays; see docs/elastic.md."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 
 import pytest
 
@@ -24,12 +25,15 @@ def test_sigterm_ends_a_command_between_its_stages_in_order() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_has_the_exit_code_that_shells_expect_whatever_ray_makes_of_it(number: signal.Signals) -> None:
-    with pytest.raises(SystemExit) as ended, _terminable() as listen:
+    def call_of_ray(listen: Callable[[], None]) -> None:
         listen()
         try:
             signal.raise_signal(number)
         except SystemExit:
-            raise SystemExit(1) from None  # as a call of Ray does
+            raise SystemExit(1) from None
+
+    with pytest.raises(SystemExit) as ended, _terminable() as listen:
+        call_of_ray(listen)
     assert ended.value.code == 128 + number
 
 
