@@ -11,10 +11,9 @@ import numpy as np
 import psutil
 import pytest
 
-from cluster.drills.victims import PATIENCE, Victim, kill, run, started, wait_for
-from data_pipeline import storage
+from cluster.drills.victims import PATIENCE, Victim, run, started, wait_for
 from data_pipeline.token_dataset import TokenShards
-from tests.cluster.drills import CHECKPOINT_EVERY, STEPS, digests, lines, write_config
+from tests.cluster.drills import digests, write_config
 
 pytestmark = [pytest.mark.drill, pytest.mark.xdist_group("drill")]
 
@@ -67,49 +66,6 @@ def test_a_stage_that_is_finished_is_not_done_again(whole: Path) -> None:
     assert digests(whole / "run" / "tokens", *TOKENS) == before
 
 
-def test_training_survives_a_killed_worker_and_a_killed_driver(whole: Path, until, tmp_path: Path) -> None:
-    stage = "tokenizer"  # it has the most to keep; test_train_drill.py has the generator
-    command = (f"train-{stage}", *until(stage))
-    records, events = tmp_path / stage / "metrics.jsonl", tmp_path / stage / "events.jsonl"
-
-    def reached(step: int) -> bool:
-        return any(record["step"] >= step for record in lines(records))
-
-    with started(*command) as driver:
-        wait_for("the first checkpoint", lambda: any(e["event"] == "checkpoint" for e in lines(events)), driver)
-        wait_for("a step after it", lambda: reached(CHECKPOINT_EVERY + 2), driver)
-        kill(driver.workers("RayTrainWorker")[-1])
-        wait_for("a resume", lambda: any(e["event"] == "resume" for e in lines(events)), driver)
-        resumed_at = next(e["step"] for e in lines(events) if e["event"] == "resume")
-        wait_for("a later checkpoint", lambda: reached(resumed_at + CHECKPOINT_EVERY + 2), driver)
-        driver.kill()
-    run(*command)
-
-    happened = lines(events)
-    checkpoints = [e["step"] for e in happened if e["event"] == "checkpoint"]
-    resumes = [e for e in happened if e["event"] == "resume"]
-    assert len(resumes) == 2
-    for resume in resumes:  # nothing that was committed is repeated
-        earlier = [e["step"] for e in happened[: happened.index(resume)] if e["event"] == "checkpoint"]
-        assert resume["step"] == max(earlier)
-    assert sorted(set(checkpoints)) == list(range(CHECKPOINT_EVERY, STEPS + 1, CHECKPOINT_EVERY))
-    assert [record["step"] for record in lines(records)] == list(range(1, STEPS + 1))
-    unbroken = [record["loss"] for record in lines(whole / "run" / stage / "metrics.jsonl")]
-    assert [record["loss"] for record in lines(records)] == unbroken
-    exports = "card.json", "*.safetensors"
-    assert digests(tmp_path / stage / "export", *exports) == digests(whole / "run" / stage / "export", *exports)
-    assert "1 whole epochs, each of 300 samples exactly once" in run("ledger", "audit", str(tmp_path / stage))
-
-
-def test_tokens_on_object_storage_have_the_same_bytes(whole: Path, until, s3_uri: str, tmp_path: Path) -> None:
-    run("tokenize", *until("tokens"), f"tokens.output={s3_uri}/tokens")
-    local = whole / "run" / "tokens"
-    names = [path.name for pattern in TOKENS for path in local.glob(pattern)]
-    assert len(names) == 121
-    for name in names:
-        assert storage.read_bytes(f"{s3_uri}/tokens/{name}") == (local / name).read_bytes(), name
-
-
 def test_a_running_pool_is_scaled_and_interrupted(until, tmp_path: Path) -> None:
     arguments = until("tokens")
     with started("tokenize", *arguments, "tokens.min_workers=1", "tokens.max_workers=1") as driver:
@@ -134,16 +90,6 @@ def interrupt(driver: Victim, number: signal.Signals) -> None:
     gone, alive = psutil.wait_procs(pool, timeout=PATIENCE)
     assert (len(gone), alive) == (len(pool), [])
     assert "the same command goes on" in driver.output()
-
-
-def test_a_pipeline_that_is_told_to_end_does_not_go_on_to_the_next_stage(until, tmp_path: Path) -> None:
-    with started("quickstart", *until("tokenizer"), "tokenizer.trainer.steps=1000000") as driver:
-        wait_for("a step", lambda: lines(tmp_path / "tokenizer" / "metrics.jsonl"), driver)
-        driver.send_signal(signal.SIGTERM)
-        assert driver.wait(timeout=PATIENCE) == 0, driver.output()
-        assert "tokenizer: stopped at step" in driver.output().splitlines()[-1]
-    assert not (tmp_path / "tokenizer" / "export").exists()
-    assert not (tmp_path / "tokens").exists()
 
 
 def test_a_generator_is_not_trained_on_tokens_of_another_tokenizer(whole: Path, tmp_path: Path, foldtrain) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -89,3 +90,19 @@ def test_paths_of_the_recorded_config_do_not_depend_on_the_working_directory(
     pipeline.run_stage("train-teacher", configure())
     assert jobs[0].config["run"] == storage.absolute(str(tmp_path / "runs/small"))
     assert jobs[0].config["data"]["images"] == storage.absolute(str(tmp_path / "images"))
+
+
+def test_a_pipeline_that_is_told_to_end_does_not_go_on_to_the_next_stage(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+
+    def train(_config: RunConfig, job: TrainJob) -> int:
+        begun.append(job.stage)
+        raise pipeline.StageStopped("stopped at step 3", 24)
+
+    monkeypatch.setattr(pipeline, "_train", train)
+    monkeypatch.setattr("cluster.ray_session.ray_session", lambda _config: nullcontext())
+    with pytest.raises(pipeline.StageStopped, match="at step 3"):
+        pipeline.run_stage("quickstart", configure())
+    assert begun == ["teacher"]

@@ -42,8 +42,8 @@ from tests.conftest import S3
 drill = [pytest.mark.drill, pytest.mark.xdist_group("train_drill")]
 
 PLACE = "bucket/run/generator"
-FIRST_SEED, TRIALS = 126, 1
-"""All workers killed when a checkpoint lacks its index, state and marker, and again while they load the one before."""
+FIRST_SEED, TRIALS = 2582, 1
+"""The driver killed while a checkpoint lacks all but its first file, then a worker while it loads the one before."""
 
 
 # ------------------------------------------------------------------------------------------------------ what is planned
@@ -57,8 +57,8 @@ def test_a_seed_decides_all_of_a_trial() -> None:
 def test_the_short_drill_strikes_an_upload_and_a_load() -> None:
     blows = plan_trial(FIRST_SEED).blows
     assert [(blow.kind, blow.moment, blow.stall) for blow in blows] == [
-        ("workers", "upload", "index.json"),
-        ("workers", "load", "rank_"),
+        ("driver", "upload", "rank_0000.json"),
+        ("worker", "load", "rank_"),
     ]
 
 
