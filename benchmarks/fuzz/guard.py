@@ -43,7 +43,7 @@ _FREE = tuple(
             "/proc/meminfo",
             "/proc/cpuinfo",
         ),
-        "/proc/filesystems",
+        *("/proc/filesystems", "/proc/stat"),
     }
 )
 """Code and its like: what imports and clocks read."""

@@ -190,6 +190,45 @@ def read_records(root: Path) -> Iterator[Callable[[], object]]:
     yield start
 
 
+def read_report(root: Path) -> Iterator[Callable[[], object]]:
+    """report."""
+    from trainer.report import build_report, collect
+
+    yield lambda: build_report(collect(str(root)))
+
+
+def read_work(root: Path) -> Iterator[Callable[[], object]]:
+    """monitor, and what a pool of workers looks at."""
+    from cluster.monitor import read_shards
+    from cluster.monitor_view import frame
+    from cluster.scale import read_scale
+    from cluster.terminal import console
+
+    uri = str(root / "images")
+
+    def show() -> None:
+        found, out = read_shards(uri, "images", 20.0), console()
+        with out.capture():
+            out.print(frame("run", [found] if found else [], 20.0, 120))
+
+    yield show
+    yield lambda: read_scale(uri)
+
+
+def read_rule(root: Path) -> Iterator[Callable[[], object]]:
+    """checkpoint gc."""
+    from trainer.checkpoints.retention import recorded_rule
+
+    yield lambda: recorded_rule(str(root / "generator"))
+
+
+def read_exported(root: Path) -> Iterator[Callable[[], object]]:
+    """export, once more."""
+    from data_pipeline.exporting import export_tokens
+
+    yield lambda: export_tokens(str(root / "tokens"), str(root / "npz"), "npz")
+
+
 def read_config(root: Path) -> Iterator[Callable[[], object]]:
     """What every command does first."""
     from cluster.config_loading import load_config, resolved_yaml
@@ -243,5 +282,12 @@ TARGETS = (
     Target("metrics lines", "generator/metrics.jsonl", _LINES, read_records, needs=_STAGE),
     Target("events lines", "generator/events.jsonl", _LINES, read_records, needs=_STAGE),
     Target("ledger lines", "generator/ledger.jsonl", _LINES, read_records, needs=_STAGE),
+    Target("evaluation", "evaluation.json", _JSON, read_report),
+    Target("stage times", "stages.json", _JSON, read_report),
+    Target("progress", "images/progress.json", _JSON, read_work, needs=("images/",)),
+    Target("control", "images/control.json", _JSON, read_work, needs=("images/",)),
+    Target("settings", "generator/settings.json", _JSON, read_rule, needs=_STAGE),
+    Target("stage config", "generator/config.yaml", mutations.change_yaml, read_rule, needs=_STAGE),
+    Target("export record", "npz/export.json", _JSON, read_exported, needs=("tokens/", "npz/")),
     Target("config", "config.yaml", mutations.change_yaml, read_config, needs=("config.yaml", "base.yaml")),
 )

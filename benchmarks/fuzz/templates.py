@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline import storage
+from data_pipeline.exporting import export_tokens
 from data_pipeline.image_shards import ImageSample, write_image_shard
 from data_pipeline.ledger import DataOrder
 from data_pipeline.manifest import ImageManifest, TokenCommit, TokenizerRecord, TokenManifest
@@ -37,6 +38,8 @@ def everything() -> Files:
         _checkpoint(str(root / STEP))
         _export(str(root / "judge/export"))
         _config(root)
+        _report(root)
+        export_tokens(str(root / "tokens"), str(root / "npz"), "npz")
         return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
@@ -126,9 +129,37 @@ def _export(uri: str) -> None:
     write_weights(uri, "judge", config.model_dump(mode="json"), {"model": state}, {}, classes=CLASSES, steps=2)
 
 
+def _report(root: Path) -> None:
+    evaluation = {
+        "reconstruction": {"mse_per_scale": [0.2, 0.1], "frechet_distance": 1.5},
+        "generation": {
+            "frechet_distance": 2.5,
+            "samples": 6,
+            "class_accuracy": 0.5,
+            "class_accuracy_per_class": [0.5] * 3,
+        },
+        "codebook_use": [[0.5, 1.0], [0.2, 0.4]],
+        "class_names": CLASSES,
+        "fingerprints": {"tokenizer": "ab", "generator": {"weights": "cd"}},
+        "sampling": {"guidance": 2.5, "classes": None},
+        "tokenizer": {"scales": [1, 2], "codebook_size": 64},
+        "files": {},
+    }
+    storage.write_json(str(root / "evaluation.json"), evaluation)
+    times = [{"stage": "train-generator", "seconds": 9.5, "items": 64, "unit": "samples"}]
+    storage.write_json(str(root / "stages.json"), times)
+    rates = [{"worker": "a", "host": "b", "images_per_second": 3.5}]
+    progress = {"time": 10.0, "state": "running", "shards_done": 1, "shards": 3, "images_per_second": 7.0, "workers": 1}
+    storage.write_json(str(root / "images/progress.json"), progress | {"eta_seconds": 5.0, "worker_rates": rates})
+    storage.write_json(str(root / "images/control.json"), {"version": 1, "workers": {"min": 1, "max": 2}})
+    storage.write_json(str(root / "generator/settings.json"), {"stage": "generator", "section": {}, "seed": 0})
+
+
 def _config(root: Path) -> None:
     import configs
 
     quickstart = Path(next(iter(configs.__path__))) / "quickstart.yaml"
     (root / "base.yaml").write_bytes(quickstart.read_bytes())
+    keeping = b"generator: {trainer: {keep_checkpoints: 2, keep_best: {metric: loss}}}\n"
+    (root / "generator/config.yaml").write_bytes(keeping)
     (root / "config.yaml").write_bytes(b"extends: base.yaml\nrun: run\nseed: 3\ngenerator:\n  trainer: {steps: 700}\n")

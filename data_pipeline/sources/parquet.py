@@ -208,6 +208,6 @@ def _hugging_face_classes(metadata: dict[bytes, bytes] | None, column: str) -> t
     try:
         features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
         names = features[column]["names"]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return None
     return tuple(str(name) for name in names) if isinstance(names, list) else None

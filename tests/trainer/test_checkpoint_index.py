@@ -90,9 +90,9 @@ def test_an_index_that_matches_its_marker_but_leads_elsewhere_is_damage_with_a_n
         [],
         *({"step": bad} for bad in (-1, "1", 1.5, None, True)),
         *({"skipped_ranges": bad} for bad in (7, [1], [[1]], [["a", "b"]], None)),
-        *({"metrics": bad} for bad in ([1], {"loss": "x"})),
+        *({"metrics": bad} for bad in ([1], {"loss": "x"}, None, 0.0, [])),
         *({"loss_scale": bad} for bad in ([1], {"a": 1}, {"value": "x", "applied_in_a_row": 1})),
-        *({"spikes": bad} for bad in ([1], {"losses": 1, "strange": []}, {"losses": ["x"], "strange": []})),
+        *({"spikes": bad} for bad in ([1], None, {}, {"losses": 1, "strange": []}, {"losses": ["x"], "strange": []})),
     ],
 )
 def test_a_state_that_cannot_be_is_damage_to_a_start_and_nothing_to_a_listing(tmp_path: Path, state: Any) -> None:

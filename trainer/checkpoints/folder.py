@@ -80,14 +80,18 @@ def _checked_state(state: Any) -> dict[str, Any]:
     pairs = isinstance(ranges, list) and all(isinstance(each, list) and len(each) == 2 for each in ranges)
     if not pairs or not all(type(end) is int for each in ranges for end in each):
         raise ValueError("skipped_ranges are no ranges of steps")
-    spikes = state.get("spikes") or {"losses": [], "strange": []}
+    spikes = state.get("spikes", {"losses": [], "strange": []})
     lists = [spikes.get(name) for name in ("losses", "strange")] if isinstance(spikes, dict) else [None]
     if not all(isinstance(each, list) and all(isinstance(v, int | float) for v in each) for each in lists):
         raise ValueError("spikes are no lists of numbers")
     for name, needed in (("metrics", set()), ("loss_scale", {"value", "applied_in_a_row"})):
-        held = state.get(name) or dict.fromkeys(needed, 0)
-        if not isinstance(held, dict) or not held.keys() >= needed or not all(map(_is_number, held.values())):
+        held = state.get(name, {})
+        if held == {} or (held is None and name == "loss_scale"):  # there is none
+            continue
+        if not isinstance(held, dict) or not all(map(_is_number, held.values())):
             raise ValueError(f"{name} holds what is no number")
+        if any(held.get(each) is None for each in needed):
+            raise ValueError(f"{name} lacks a number")
     return state
 
 

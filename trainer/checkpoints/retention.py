@@ -6,8 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from data_pipeline import storage
+from pydantic import BaseModel, Field, ValidationError
+
+from data_pipeline import json_records, storage
 from data_pipeline.errors import UsageError
+from data_pipeline.manifest import first_problem
 from data_pipeline.owned_folders import CHECKPOINT_FILE, is_link, remove_checkpoint
 from trainer.checkpoints.damage import is_marked
 from trainer.checkpoints.folder import (
@@ -47,21 +50,33 @@ def rule_of(last: int, every: int | None, best: KeepBest | None) -> Retention:
     return Retention(last, every, best.metric, best.mode) if best else Retention(last, every)
 
 
+class _Keeping(BaseModel):
+    """Of a trainer's config, what decides which checkpoints are kept."""
+
+    keep_checkpoints: int = 2
+    keep_every: int | None = Field(None, gt=0)
+    keep_best: KeepBest | None = None
+
+
 def recorded_rule(folder: str) -> Retention | None:
     """The rule of a stage's newest start, from the config.yaml in its folder; None if there is none."""
     import yaml
 
     try:
-        config: dict[str, Any] = yaml.safe_load(storage.read_bytes(storage.join(folder, "config.yaml"))) or {}
+        text = storage.read_bytes(storage.join(folder, "config.yaml"), json_records.MOST_LINE_BYTES)
+        config: dict[str, Any] = yaml.safe_load(text) or {}
         stage = storage.read_json(storage.join(folder, "settings.json"))["stage"]
+        section = (config.get("evaluation") or {}).get("judge") if stage == "judge" else config.get(stage)
+        trainer = _Keeping.model_validate(section["trainer"]) if section else None
     except FileNotFoundError:
         return None
-    section = (config.get("evaluation") or {}).get("judge") if stage == "judge" else config.get(stage)
-    if not section:
-        return None
-    trainer = section["trainer"]
-    best = KeepBest.model_validate(trainer["keep_best"]) if trainer.get("keep_best") else None
-    return rule_of(trainer.get("keep_checkpoints", 2), trainer.get("keep_every"), best)
+    except (KeyError, TypeError, AttributeError, ValueError, yaml.YAMLError, RecursionError) as error:
+        reason = first_problem(error) if isinstance(error, ValidationError) else f"{type(error).__name__}"
+        raise UsageError(
+            f"{folder}: config.yaml and settings.json do not say which checkpoints are kept ({reason}): they were cut "
+            "or edited; start the stage again, which writes them anew"
+        ) from None
+    return rule_of(trainer.keep_checkpoints, trainer.keep_every, trainer.keep_best) if trainer else None
 
 
 def kept(complete: Mapping[int, float | None], rule: Retention) -> set[int]:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
+from data_pipeline.manifest import first_problem
 from trainer.jsonl import read_records
 from trainer.record_shapes import is_event, is_metrics
 from trainer.report.belonging import notes
 from trainer.report.data import Evaluation, Record, ReportData, Samples, StageConfig, StageRecords, StageTime
 
+Checked = TypeVar("Checked", Evaluation, StageTime)
 TRAINING_STAGES = ("teacher", "judge", "tokenizer", "generator")
 _SEEN = ("data.fit", "data.reading")
 _USED = {
@@ -50,6 +53,14 @@ def collect(run_uri: str) -> ReportData:
     )
 
 
+def _checked(kind: type[Checked], **fields: Any) -> Checked:
+    """A part of the report whose fields are of their types; null and text where a number belongs are a ValueError."""
+    try:
+        return TypeAdapter(kind).validate_python(fields)
+    except ValidationError as error:
+        raise ValueError(first_problem(error)) from None
+
+
 def read_evaluation(uri: str) -> Evaluation:
     """What evaluation.json says.
 
@@ -62,7 +73,8 @@ def read_evaluation(uri: str) -> Evaluation:
         raise UsageError(f"{uri} is missing: run `foldtrain evaluate` before the report") from None
     try:
         reconstruction, generation = record["reconstruction"], record["generation"]
-        return Evaluation(
+        return _checked(
+            Evaluation,
             mse_per_scale=tuple(reconstruction["mse_per_scale"]),
             reconstruction_distance=reconstruction["frechet_distance"],
             generation_distance=generation["frechet_distance"],
@@ -119,7 +131,10 @@ def _stage_times(uri: str) -> tuple[StageTime, ...]:
     except FileNotFoundError:
         return ()
     try:
-        return tuple(StageTime(r["stage"], float(r["seconds"]), int(r["items"]), r["unit"]) for r in records)
+        return tuple(
+            _checked(StageTime, stage=r["stage"], seconds=r["seconds"], items=r["items"], unit=r["unit"])
+            for r in records
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{uri} is no list of stages with seconds, items and unit ({error!r}): delete it") from error
 
