@@ -166,6 +166,8 @@ def _reason(error: Exception) -> str:
     response, answer = _response(error), service_code(error)
     if isinstance(error, NotImplementedError):
         return "that storage cannot do this; it may be one that can only be read"
+    if isinstance(error, TimeoutError) and not str(error):
+        return "the server does not answer, or only a few bytes at a time"
     if isinstance(error, RecursionError):
         return "the server sends the request to another one, and does not say to which"
     if response is None or answer is None:
