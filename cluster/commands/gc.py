@@ -21,7 +21,8 @@ def collect_leftovers(
     ],
     delete: Annotated[bool, typer.Option("--delete", help="Remove what is listed.")] = False,
     older_than: Annotated[
-        float, typer.Option("--older-than", min=0, metavar="SECONDS", help="Leave alone what was written since.")
+        float,
+        typer.Option("--older-than", min=0, max=10**10, metavar="SECONDS", help="Leave alone what was written since."),
     ] = 3600.0,
 ) -> None:
     """List what crashed processes left behind: unfinished files and uploads, stray shards, old checkpoints.

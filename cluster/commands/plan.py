@@ -14,20 +14,24 @@ def plan(
     config: Config,
     overrides: Overrides = None,
     stage: Annotated[str, typer.Option("--stage", help="train-generator or train-tokenizer.")] = "train-generator",
-    nodes: Annotated[int | None, typer.Option(min=1, help="Nodes; cluster.workers if left out.")] = None,
-    gpus_per_node: Annotated[int | None, typer.Option(min=1, help="Devices of a node: 8 if left out.")] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, max=100_000, help="Nodes; cluster.workers if left out.")] = None,
+    gpus_per_node: Annotated[
+        int | None, typer.Option(min=1, max=1_000, help="Devices of a node: 8 if left out.")
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help='Kind of device, for instance "H100 SXM"; CPUs if left out.')
     ] = None,
     mfu: Annotated[float | None, typer.Option(help="Share of the devices' peak that is reached, 0 to 1.")] = None,
     throughput: Annotated[float | None, typer.Option(help="Samples per second in all, if it was measured.")] = None,
-    price: Annotated[float | None, typer.Option(min=0, help="USD per device and hour.")] = None,
+    price: Annotated[float | None, typer.Option(min=0, max=1_000_000, help="USD per device and hour.")] = None,
     mtbf_hours: Annotated[
         float | None, typer.Option(help="Hours between failures of a node; Llama 3's 6335 if left out.")
     ] = None,
     host_memory: Annotated[float | None, typer.Option(help="GB of a node's own memory, to compare with.")] = None,
     bandwidth: Annotated[float, typer.Option(help="GB/s from a node to storage.")] = 1.0,
-    samples: Annotated[int | None, typer.Option(min=1, help="Images in the data set, if it is not there yet.")] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, max=10**12, help="Images in the data set, if it is not there yet.")
+    ] = None,
     measured: Annotated[
         str | None, typer.Option("--measured", metavar="RUN", help="Put what this run did beside the plan.")
     ] = None,
@@ -73,6 +77,10 @@ def plan(
         plan_view.show(found, seen, note)
 
 
+SMALLEST, LARGEST = 1e-9, 1e12
+"""Of a figure on the command line: beyond these it is a slip, and what follows from it cannot be shown."""
+
+
 def _check_figures(
     mfu: float | None,
     throughput: float | None,
@@ -83,8 +91,8 @@ def _check_figures(
     figures = {"mfu": mfu, "throughput": throughput, "mtbf-hours": mtbf_hours, "bandwidth": bandwidth}
     figures["host-memory"] = host_memory
     for name, value in figures.items():
-        if value is not None and value <= 0:
-            raise typer.BadParameter(f"{value:g} is not above 0", param_hint=f"--{name}")
+        if value is not None and not SMALLEST <= value <= LARGEST:
+            raise typer.BadParameter(f"{value:g} is not between 0 and {LARGEST:g}", param_hint=f"--{name}")
     if mfu is not None and mfu > 1:
         raise typer.BadParameter(f"{mfu:g} is more than all of the peak, which is 1", param_hint="--mfu")
 

@@ -14,7 +14,7 @@ Run = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run, at any
 def monitor(
     run: Run,
     once: Annotated[bool, typer.Option("--once", help="Print it once and end.")] = False,
-    interval: Annotated[float, typer.Option(min=0.2, help="Seconds between looks.")] = 2.0,
+    interval: Annotated[float, typer.Option(min=0.2, max=86_400, help="Seconds between looks.")] = 2.0,
 ) -> None:
     """Show how the stages of a run stand, live, from its own files."""
     from cluster import monitor_view

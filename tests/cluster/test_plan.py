@@ -93,7 +93,19 @@ def test_a_batch_that_does_not_divide_is_refused() -> None:
         plan("--nodes", "3")
 
 
-@pytest.mark.parametrize("option", [("--mfu", "1.5"), ("--throughput", "0"), ("--bandwidth", "0")])
+_ODD = [
+    *[
+        ("--throughput", "inf"),
+        ("--throughput", "nan"),
+        ("--mfu", "nan"),
+        ("--bandwidth", "inf"),
+        ("--mtbf-hours", "nan"),
+    ],
+    *[("--price", "inf"), ("--nodes", "99999999999"), ("--samples", "99999999999999999999"), ("--host-memory", "nan")],
+]
+
+
+@pytest.mark.parametrize("option", [("--mfu", "1.5"), ("--throughput", "0"), ("--bandwidth", "0"), *_ODD])
 def test_a_figure_that_cannot_be_is_refused(option: tuple[str, str]) -> None:
     result = CliRunner().invoke(app, ["plan", QUICKSTART, *option])
     assert result.exit_code == 2
