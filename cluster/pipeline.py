@@ -14,6 +14,7 @@ from cluster.stage_records import record_time
 from cluster.terminal import console, duration
 from data_pipeline import storage, weights
 from data_pipeline.errors import UsageError
+from data_pipeline.manifest import ImageManifest
 from data_pipeline.preflight import check_images, check_tokens
 from data_pipeline.token_shards import check_tokenizer
 from trainer.config import ClassifierStageConfig
@@ -99,7 +100,21 @@ def _quickstart(config: RunConfig, before: float) -> bool:
             if _applies(name, config) and run_stage(name, config) and not worked:
                 worked = True
                 record_time(config.run, "start", starting, 1)
+            if name == "ingest":
+                _check_later_stages(config)
     return worked
+
+
+def _check_later_stages(config: RunConfig) -> None:
+    """Find out now, and not after hours of training, whether a later stage would refuse the classes of the data."""
+    names = ImageManifest.read(_images(config)).classes
+    sections = {"teacher": config.teacher, "evaluation.judge": config.evaluation.judge, "generator": config.generator}
+    for key, section in sections.items():
+        if section is not None:
+            _check_classes(key, section.model.with_classes(len(names)).classes, names, say=False)
+    wrong = [label for label in config.sampling.classes or () if label >= len(names)]
+    if wrong:
+        raise UsageError(f"sampling.classes: {wrong} are not among the classes of the data, 0 to {len(names) - 1}")
 
 
 def _applies(name: str, config: RunConfig) -> bool:
@@ -198,11 +213,11 @@ def _train_classifier(
     return _train(config, _job(config, stage, section, inputs, lineage, images.classes))
 
 
-def _check_classes(section: str, known: int, names: Sequence[str]) -> None:
+def _check_classes(section: str, known: int, names: Sequence[str], *, say: bool = True) -> None:
     key, present = f"{section}.model.num_classes", len(names)
     if present > known:
         raise UsageError(f"{key} is {known}, but the data have {present} classes: set it to null, which takes theirs")
-    if present < known:
+    if present < known and say:
         console().print(f"{key} is {known}, and the data have {present} classes: {known - present} are never used")
 
 

@@ -27,7 +27,9 @@ def configure(small_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """The small config of a run with images of three classes; training is only asked for."""
     monkeypatch.chdir(tmp_path)
     ingest(load_config(small_config, [f"data.source.path={write_photos(tmp_path / 'pictures', 3)}"]).data, "images", 0)
-    return lambda *overrides: load_config(small_config, ["data.images=images", TEACHER, *overrides])
+    return lambda *overrides: load_config(
+        small_config, ["data.images=images", "generator.model.num_classes=null", TEACHER, *overrides]
+    )
 
 
 @pytest.fixture
@@ -46,7 +48,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[TrainJob]:
 def test_the_number_of_classes_is_that_of_the_data_wherever_it_is_null(
     configure: Configure, jobs: list[TrainJob]
 ) -> None:
-    pipeline.run_stage("train-teacher", configure("generator.model.num_classes=null"))
+    pipeline.run_stage("train-teacher", configure())
     (job,) = jobs
     assert isinstance(job.section, ClassifierStageConfig)
     assert (job.section.model.num_classes, job.classes) == (3, ("class0", "class1", "class2"))

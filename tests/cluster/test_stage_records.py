@@ -185,6 +185,17 @@ def test_the_start_of_a_command_of_several_stages_counts_once_they_have_begun(
     assert (start[0], start[1] > 1000, ingest[1] < 1000) == ("start", True, True)
 
 
+@pytest.mark.parametrize("override", ["sampling.classes=[0, 17]", "generator.model.num_classes=1"])
+def test_classes_that_a_late_stage_would_refuse_are_refused_before_any_training(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, override: str
+) -> None:
+    monkeypatch.setattr(pipeline, "QUICKSTART", ("ingest", "train-tokenizer"))
+    monkeypatch.setattr(pipeline, "_train", lambda _config, job: pytest.fail(f"{job.stage} is trained"))
+    monkeypatch.setattr(ray_session, "ray_session", lambda _config: nullcontext())
+    with pytest.raises(FoldtrainError, match=override.partition("=")[0]):
+        run_stage("quickstart", configure(override))
+
+
 def test_a_list_of_times_that_was_edited_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "stages.json").write_text("{}")
     with pytest.raises(FoldtrainError, match=r"stages\.json"):
