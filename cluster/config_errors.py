@@ -117,6 +117,10 @@ def _explain(error: ErrorDetails, place: _Place) -> str:
             bound = error.get("ctx", {})
             most = f"at most {bound['le']:,}" if "le" in bound else f"less than {bound.get('lt'):,}"
             return f"{most} is possible, not {_shown(error['input'])}"
+        case "int_parsing_size":
+            return f"has more digits than any number here may have: {_shown(error['input'])}"
+        case "tuple_type" | "list_type":
+            return f"has to be a list, such as [{_shown(error['input'])}]"
         case "finite_number":
             return f"has to be a finite number, not {_shown(error['input'])}"
         case "string_type":

@@ -39,6 +39,14 @@ def is_text(annotation: Any) -> bool:
     return base is str
 
 
+def is_number(annotation: Any) -> bool:
+    """Whether a field holds a number, or null."""
+    if get_origin(annotation) in {Union, UnionType}:
+        return all(is_number(part) for part in get_args(annotation) if part is not type(None))
+    base = get_args(annotation)[0] if hasattr(annotation, "__metadata__") else annotation
+    return base in {int, float}
+
+
 def map_places(section: AnySection, change: Callable[[str, str], str], prefix: str = "") -> AnySection:
     """A section with `change(dotted name, place)` in place of every place in it and below it."""
     update = {

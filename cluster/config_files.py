@@ -11,7 +11,7 @@ import yaml
 
 from cluster import yaml_dialect
 from cluster.config_errors import Layer, closest
-from cluster.config_fields import annotations_at, is_text
+from cluster.config_fields import annotations_at, is_number, is_text
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from data_pipeline.places import place
@@ -36,9 +36,18 @@ def file_layers(path: str) -> list[Layer]:
 
 
 def settled(value: Any, path: tuple[str, ...] = ()) -> Any:
-    """A value of YAML as its field takes it: `2012` is text where the field is text, and a number elsewhere."""
+    """A value of YAML as its field takes it: `2012` is text where the field is text, and a number elsewhere.
+
+    Raises:
+        UsageError: if a truth value stands where a number belongs, which Python would take for 1 or 0.
+    """
     if isinstance(value, yaml_dialect.Written):
-        return value.text if any(is_text(annotation) for annotation in annotations_at(path)) else value.value
+        kinds = annotations_at(path)
+        if any(is_text(kind) for kind in kinds):
+            return value.text
+        if isinstance(value.value, bool) and kinds and all(is_number(kind) for kind in kinds):
+            raise UsageError(f"{'.'.join(path)}: has to be a number, not {value.text}")
+        return value.value
     if isinstance(value, Mapping):
         return {key: settled(item, (*path, str(key))) for key, item in value.items()}
     if isinstance(value, list):
@@ -71,7 +80,10 @@ def _gather(path: str, parents: tuple[str, ...], found: dict[str, Layer]) -> Non
         raise UsageError(f"{path}: extends: give a file name or a list of them, not {extends!r:.200}")
     for name in extends:
         _gather(_beside(path, name), (*parents, identity), found)
-    found[identity] = (path, settled(values))
+    try:
+        found[identity] = (path, settled(values))
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
 
 
 def _beside(path: str, name: str) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from model.config import MOST_CLASSES, ClassifierConfig, GeneratorConfig, Section, TokenizerConfig
 
@@ -15,6 +16,15 @@ LONGEST_WAIT = 10**7
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 ChosenClasses = Annotated[tuple[Annotated[int, Field(ge=0, lt=MOST_CLASSES)], ...], Field(min_length=1)]
+
+
+def _check_finite(value: Any) -> Any:
+    """What has no type of its own is finite, too: JSON has no infinity."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value} is no finite number")
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_finite(item)
+    return value
 
 
 class KeepBest(Section):
@@ -113,7 +123,7 @@ class TrainerConfig(Section):
     compile: bool = False
     """Compile the transformer blocks with torch.compile, which needs a C++ compiler on every node. Not with ZeRO stage
     3, which torch cannot trace, and not with activation_checkpointing."""
-    extra: dict[str, Any] = Field(default_factory=dict)
+    extra: Annotated[dict[str, Any], AfterValidator(_check_finite)] = Field(default_factory=dict)
     """Settings of DeepSpeed that are added to its JSON; the keys that follow from this config are refused."""
     checkpoint_every: int = Field(1000, gt=0, le=MOST_STEPS)
     """Steps between checkpoints. The last step always has one."""

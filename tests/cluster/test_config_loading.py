@@ -368,6 +368,9 @@ def test_a_chain_of_files_has_an_end(small_config: Path) -> None:
         *[("tokenizer.model.scales=[0, 4]", "greater than 0"), ("cluster.workers=1:999999999999", "at most 100,000")],
         *[("tokens.patience_seconds=1e12", "at most"), ("data.reading.late_seconds=.inf", "finite")],
         *[("data.max_workers=1000000000", "at most 100,000"), ("cluster.grow_seconds=1e300", "at most")],
+        *[("seed=true", "a number, not true"), ("generator.trainer.keep_every=true", "a number, not true")],
+        *[("data.validation_samples=1e30", "more digits"), ("sampling.classes=5", "a list, such as [5]")],
+        ("generator.trainer.extra={a: [{b: .inf}]}", "inf is no finite number"),
     ],
 )
 def test_a_number_beyond_its_bounds_is_refused_with_the_bound(small_config: Path, override: str, said: str) -> None:
@@ -444,3 +447,8 @@ def test_whatever_a_file_and_an_override_hold_they_load_or_are_refused(
     path = extending(small_config.parent, "odd.yaml", f"extends: small.yaml\n{text}")
     with contextlib.suppress(UsageError):
         load_config(path, [f"{key}={value}"])
+
+
+def test_a_truth_value_in_a_file_is_no_number(small_config: Path) -> None:
+    message = refusal(extending(small_config.parent, "x.yaml", "extends: small.yaml\nseed: true"))
+    assert "x.yaml: seed: has to be a number, not true" in message
