@@ -16,7 +16,7 @@ _HANDLER = "ray_print_logs"
 """Under which Ray has its own, and removes it in the end."""
 _CONTROLLER = "TrainController"
 _CORE = re.compile(
-    r"(\x1b\[[0-9;]*m)*("
+    r"\s*(\x1b\[[0-9;]*m)*\s*("  # indented, where a raylet that was killed is quoted
     r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ [A-Z] \d+ \d+\]"  # [2026-11-25 14:19:24,452 E 23670 23920] rpc_client.h:204:
     r"|[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ "  # E1125 14:19:24.452000 23670 chttp2_transport.cc:
     r"|WARNING: All log messages before absl::InitializeLog"

@@ -16,6 +16,7 @@ RAYLET = {"pid": "raylet", "is_err": True}
 CORE = [
     "[2026-11-25 14:19:24,452 E 23670 23920] rpc_client.h:204: Failed to connect to GCS within 60 seconds.",
     "\x1b[33m[2026-11-25 14:19:24,452 C 7 7] core_worker.cc:1: Check failed",
+    "    [2026-11-25 14:06:36,372 I 3607 3607] (raylet) grpc_server.cc:144: NodeManager server started",
     "E1125 14:19:24.452000   23670 chttp2_transport.cc:1182] ping timeout",
     "WARNING: All log messages before absl::InitializeLog() is called are written to STDERR",
 ]
