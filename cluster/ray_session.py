@@ -20,7 +20,7 @@ from cluster.ray_address import RayAddress, asked_address, probe
 from cluster.ray_folder import ray_folder
 from cluster.ray_processes import abandon, deaf_to_notices, without_search_path
 from cluster.terminal import console
-from cluster.worker_output import show_workers_own_words
+from cluster.worker_output import workers_own_words
 from data_pipeline.errors import FoldtrainError, UsageError
 
 _SPARING = {
@@ -68,7 +68,7 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
             os.environ.setdefault(name, value)
     import ray
 
-    with _terminable() as listen, _connected(asked, config):
+    with _terminable() as listen, workers_own_words(), _connected(asked, config):
         listen()
         try:
             yield
@@ -129,7 +129,6 @@ def _init(**options: Any) -> None:
     except (OSError, RuntimeError, ValueError, RayError) as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise FoldtrainError(f"Ray does not start ({options['address']}): {reason}") from error
-    show_workers_own_words()
 
 
 @contextmanager

@@ -9,11 +9,10 @@ Ray forwards every line that a process of the cluster prints. Left out are
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-_HANDLER = "ray_print_logs"
-"""Under which Ray has its own, and removes it in the end."""
 _CONTROLLER = "TrainController"
 _CORE = re.compile(
     r"\s*(\x1b\[[0-9;]*m)*\s*("  # indented, where a raylet that was killed is quoted
@@ -40,20 +39,25 @@ def shown_lines(batch: Mapping[str, Any]) -> list[str]:
     return [line for line in batch.get("lines", ()) if not _CORE.match(line) and not (is_idle and _ABORTED.match(line))]
 
 
-def show_workers_own_words() -> None:
-    """Put `shown_lines` before what prints the lines that Ray forwards. Ray is connected."""
-    from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
+@contextmanager
+def workers_own_words() -> Iterator[None]:
+    """What Ray prints for others is filtered as long as it is entered; Ray connects and disconnects in it."""
+    from ray._private import worker
 
-    printing = [handler for name, handler in dispatcher.handlers if name == _HANDLER]
-    dispatcher.remove_handler(_HANDLER)
-    for handler in printing:
-        dispatcher.add_handler(_HANDLER, _filtered(handler))
+    rays: Any = worker  # Ray has no setting for it
+    before = rays.print_to_stdstream
+    rays.print_to_stdstream = _filtered(before)
+    try:
+        yield
+    finally:
+        rays.print_to_stdstream = before
 
 
-def _filtered(printing: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
-    def show(batch: dict[str, Any]) -> None:
-        lines = shown_lines(batch)
+def _filtered(printing: Callable[..., None]) -> Callable[..., None]:
+    def show(batch: dict[str, Any], *arguments: Any, **options: Any) -> None:
+        single = [line for text in batch.get("lines", ()) for line in str(text).split("\n")]  # an error is one text
+        lines = shown_lines({**batch, "lines": single})
         if lines:
-            printing({**batch, "lines": lines})
+            printing({**batch, "lines": lines}, *arguments, **options)
 
     return show

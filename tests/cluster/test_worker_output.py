@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cluster.worker_output import show_workers_own_words, shown_lines
+from cluster.worker_output import shown_lines, workers_own_words
 
 WORKER = {"pid": 7, "actor_name": "RayTrainWorker", "is_err": True}
 IDLE = {"pid": 8, "actor_name": None, "task_name": None, "is_err": True}
@@ -57,17 +57,16 @@ def test_a_traceback_is_shown_wherever_it_comes_from_but_from_the_controller() -
     assert shown_lines({**CONTROLLER, "lines": TRACEBACK}) == []
 
 
-def test_it_stands_before_what_prints_and_ray_can_remove_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ray._private import ray_logging
+def test_it_stands_before_all_that_ray_prints_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._private import worker
 
-    dispatcher = ray_logging.WorkerStandardStreamDispatcher()
-    monkeypatch.setattr(ray_logging, "global_worker_stdstream_dispatcher", dispatcher)
     printed: list[dict[str, Any]] = []
-    dispatcher.add_handler("ray_print_logs", printed.append)
-    show_workers_own_words()
-    dispatcher.emit({**WORKER, "lines": [CORE[0], "loss 3.1"]})
-    dispatcher.emit({**WORKER, "lines": CORE})
-    assert printed == [{**WORKER, "lines": ["loss 3.1"]}]
-    dispatcher.remove_handler("ray_print_logs")
-    dispatcher.emit({**WORKER, "lines": ["later"]})
-    assert len(printed) == 1
+    theirs = lambda batch, ignore_prefix: printed.append(batch)  # noqa: E731 - compared below
+    monkeypatch.setattr(worker, "print_to_stdstream", theirs)
+    with workers_own_words():
+        worker.print_to_stdstream({**WORKER, "lines": [CORE[0], "loss 3.1"]}, ignore_prefix=True)
+        worker.print_to_stdstream({**WORKER, "lines": CORE}, ignore_prefix=True)
+        error = {"pid": "raylet", "is_err": False, "lines": ["\n".join(["Raylet is terminated.", *CORE])]}
+        worker.print_to_stdstream(error, ignore_prefix=False)
+    assert worker.print_to_stdstream is theirs
+    assert [batch["lines"] for batch in printed] == [["loss 3.1"], ["Raylet is terminated."]]
