@@ -157,9 +157,11 @@ def _terminable() -> Iterator[Callable[[], None]]:
         del before[signal.SIGHUP]
     try:
         yield listen
-    except SystemExit:
+    except SystemExit as ended:
         if received:  # inside of Ray's calls, which were interrupted with a code of their own
             sys.exit(128 + received)
+        if ended.code == signal.SIGTERM:  # by the handler that Ray has while it connects
+            sys.exit(128 + signal.SIGTERM)
         raise
     finally:
         for each, handler in before.items():

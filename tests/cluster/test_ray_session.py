@@ -45,3 +45,9 @@ def test_under_nohup_a_terminal_that_closes_ends_nothing() -> None:
             signal.raise_signal(signal.SIGHUP)
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_sigterm_while_ray_connects_has_the_same_exit_code() -> None:
+    with pytest.raises(SystemExit) as ended, _terminable():
+        raise SystemExit(int(signal.SIGTERM))  # as Ray's handler does
+    assert ended.value.code == 128 + signal.SIGTERM
