@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from ray.exceptions import RayError, RayTaskError
 from ray.train import ControllerError, TrainingFailedError, UserCallback, WorkerGroupError
 
 from data_pipeline.errors import FoldtrainError, StorageAwayError
@@ -51,10 +52,13 @@ def fit(trainer: Any) -> Any:
 
     Raises:
         FoldtrainError: as a worker raised it; for storage that stayed away, after the last start that Ray had left.
+            Also if Ray lost processes, or its own, too often.
         ray.train.TrainingFailedError: for all else that failed too often.
     """
     try:
         return trainer.fit().return_value
+    except RayError as lost:
+        raise (lost_process(lost) or lost) from lost
     except TrainingFailedError as failed:
         causes: list[BaseException] = []
         if isinstance(failed, ControllerError):
@@ -63,5 +67,22 @@ def fit(trainer: Any) -> Any:
             causes = list(failed.worker_failures.values())
         error = user_error(causes) or next(_own_errors(causes), None)
         if error is None:
+            error = next(filter(None, map(lost_process, causes)), None)
+        if error is None:
             raise
         raise error from None
+
+
+def lost_process(error: BaseException) -> FoldtrainError | None:
+    """What a user is told if Ray lost a process or a node; None for errors that code raised."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, RayError):
+        seen = getattr(seen, "_base_exc", None) or seen.__cause__
+    if seen is None or isinstance(seen, RayTaskError):
+        return None
+    lines = [line.strip() for line in str(seen).splitlines() if line.strip()]
+    reason = next((line for line in lines if line.startswith("The actor is dead because")), (lines or [""])[0])
+    return FoldtrainError(
+        f"Ray lost a process that the stage needs ({type(seen).__name__}): {reason or 'no reason given'}\n"
+        "It may have been killed, for instance for want of memory. The same command goes on from what is committed."
+    )

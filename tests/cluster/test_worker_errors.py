@@ -70,6 +70,45 @@ def test_storage_that_was_away_is_a_reason_to_start_again_unless_there_is_someth
         fit(Exhausted())
 
 
+class Fails:
+    """A trainer whose run ends with an error."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def fit(self) -> None:
+        raise self._error
+
+
+def test_a_process_that_ray_lost_is_told_in_a_sentence() -> None:
+    from ray.exceptions import LocalRayletDiedError, NodeDiedError
+    from ray.train import ControllerError, WorkerGroupError
+    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+
+    from cluster.worker_errors import fit
+
+    killed = NodeDiedError("its node has crashed\nmore of it")
+    in_worker = UserExceptionWithTraceback(killed, "Traceback ...")
+    for error in (killed, WorkerGroupError("lost", {1: in_worker}), ControllerError(killed)):
+        with pytest.raises(FoldtrainError, match=r"Ray lost a process .*\(NodeDiedError\): its node has crashed\n"):
+            fit(Fails(error))
+    with pytest.raises(FoldtrainError, match="LocalRayletDiedError"):
+        fit(Fails(LocalRayletDiedError()))
+
+
+def test_a_bug_in_a_task_of_ray_stays_what_it_is() -> None:
+    from ray.exceptions import RayTaskError
+    from ray.train import WorkerGroupError
+
+    from cluster.worker_errors import fit
+
+    bug = RayTaskError("run", "Traceback ...", ValueError("a bug"))
+    with pytest.raises(RayTaskError):
+        fit(Fails(bug))
+    with pytest.raises(WorkerGroupError):
+        fit(Fails(WorkerGroupError("failed", {0: ValueError("a bug")})))
+
+
 @pytest.mark.xdist_group("ray")
 def test_an_error_that_a_user_has_to_mend_is_raised_as_it_was_after_one_start(tmp_path: Path) -> None:
     # In a process of its own: Ray keeps the token of the first cluster that a process started.
