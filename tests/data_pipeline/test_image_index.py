@@ -47,7 +47,7 @@ def change(folder: Path, edit: Callable[[dict[str, Any]], object]) -> bytes:
         ("offset", [512, 514], "overlap each other, or reach beyond"),
         ("offset", [0, 2560], "overlap each other, or reach beyond"),
         ("length", [5, 2**40], "overlap each other, or reach beyond"),
-        ("length", [5, 2**70], "length.1"),
+        ("length", [5, 2**70], "has more than 64 bits"),
         ("crc32", [0, 2**32], "crc32.1"),
         ("size", -1, "size"),
         ("sha256", "../x", "sha256"),
