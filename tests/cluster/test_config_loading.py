@@ -295,7 +295,7 @@ BOMB = "a: &a [1,1,1,1,1,1,1,1,1]\n" + "".join(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (BOMB, "more than 100,000 values"),
+        (BOMB, "more than 50,000 values"),
         ("run: " + "[" * 100_000, "more than 50 levels"),
         ("run: " + "{a: " * 100_000, "more than 50 levels"),
         ("".join(" " * n + "a:\n" for n in range(100)), "more than 50 levels"),
