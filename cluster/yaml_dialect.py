@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 DEEPEST, MOST_VALUES, MOST_DIGITS = 50, 50_000, 40
-"""Most levels of nesting, values with aliases written out, and digits of a number: more than a config with the names of 21,841 classes has."""
+"""Most levels of nesting, values with aliases written out (21,841 classes may have names), and digits of a number."""
 
 _INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
