@@ -169,12 +169,16 @@ def follow_training(job: TrainJob, asked: float) -> Iterator[Follower]:
 
 
 def has_ended(job: TrainJob, since: float) -> bool:
-    """Whether the workers of a stage have recorded that they ended, after a unix time in seconds."""
+    """Whether no worker of a stage is at work: none has begun after a unix time in seconds, or all recorded an end."""
     try:
         events = read_last_records(storage.join(job.folder, "events.jsonl"), is_record=is_timed_event)
     except (OSError, FoldtrainError):
         return False
-    return any(event["event"] in _ENDS and event["time"] >= since for event in events)
+    at_work = False
+    for event in events:
+        if event["time"] >= since and event["event"] in STARTS | _ENDS:
+            at_work = event["event"] in STARTS
+    return not at_work
 
 
 class _Said:

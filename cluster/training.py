@@ -146,7 +146,7 @@ def _wait_for_workers(job: TrainJob, since: float) -> HeadLostError:
     )
     try:
         waiting(lambda: has_ended(job, since))
-        state = "the workers ended"
+        state = "no worker is at work"
     except RetryError:
         state = f"the workers did not say within {_LAST_SECONDS:.0f} s that they ended"
     step = latest_step(job.checkpoints)

@@ -161,7 +161,7 @@ def test_a_notice_to_all_or_to_a_worker_and_a_lost_head_end_all_with_a_checkpoin
         assert driver.wait(timeout=PATIENCE) == 1, driver.output()
         third = latest_step(checkpoints)
         assert (
-            f"Ray's head (GCS) was lost, killed or cut off; the workers ended, the newest checkpoint is that of "
+            f"Ray's head (GCS) was lost, killed or cut off; no worker is at work, the newest checkpoint is that of "
             f"step {third}" in driver.output()
         )
         assert "Traceback" not in driver.output()

@@ -93,8 +93,24 @@ def test_after_the_end_a_run_is_asked_for_nothing(job: FakeJob) -> None:
     shown.look()
 
 
-@pytest.mark.parametrize(("event", "ended"), [("stop", True), ("finish", True), ("failure", True), ("start", False)])
-def test_workers_have_ended_when_they_recorded_it_since(job: FakeJob, event: str, ended: bool) -> None:
-    job.record(event, at=100.0)
+@pytest.mark.parametrize(
+    ("events", "ended"),
+    [
+        ([], True),  # there is nobody to wait for
+        (["settings_changed"], True),
+        (["start"], False),
+        (["resume", "checkpoint"], False),
+        (["start", "stop"], True),
+        (["start", "stop", "resume"], False),  # paused, to go on with others
+        (["start", "failure", "resume", "stop"], True),
+        (["start", "finish"], True),
+        (["resume", "failure"], True),
+    ],
+)
+def test_workers_have_ended_when_they_recorded_it_or_have_not_begun(
+    job: FakeJob, events: list[str], ended: bool
+) -> None:
+    job.record("start", at=50.0)  # of an earlier command
+    for event in events:
+        job.record(event, at=100.0)
     assert has_ended(cast("TrainJob", job), 99.0) is ended
-    assert has_ended(cast("TrainJob", job), 101.0) is False
