@@ -203,7 +203,7 @@ def _spawn(cpus: int) -> LocalHead:
         *("--node-ip-address=127.0.0.1", f"--port={port}", f"--ray-client-server-port={client_port}"),
         *("--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}"),
         *(f"--dashboard-agent-listen-port={agent_port}", f"--dashboard-agent-grpc-port={agent_grpc_port}"),
-        *(f"--temp-dir={folder}", f"--num-cpus={cpus}", f"--object-store-memory={_OBJECT_STORE_BYTES}"),
+        *(f"--temp-dir={folder / 'r'}", f"--num-cpus={cpus}", f"--object-store-memory={_OBJECT_STORE_BYTES}"),
     ]
     with (folder / "head.log").open("wb") as log:
         process = subprocess.Popen(
