@@ -70,6 +70,7 @@ def item(data: bytes) -> RawItem:
     return RawItem("key", 0, len(data), "name")
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("case", SET_ASIDE)
 def test_what_asks_for_too_much_is_set_aside_with_the_reason(case: str) -> None:
     data, reason = SET_ASIDE[case]
