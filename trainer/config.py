@@ -137,7 +137,8 @@ class TrainerConfig(Section):
     keep_best: KeepBest | None = None
     """Keep the checkpoint with the best value of a metric, too."""
     max_failed_checkpoints: int = Field(3, gt=0, le=1_000_000)
-    """Checkpoints in a row that may fail to reach storage before the run stops."""
+    """Checkpoints in a row that may fail to reach storage before the run stops. Each is tried for as long as storage is
+    waited for."""
     checkpoint_wait_seconds: float = Field(900.0, gt=0, le=LONGEST_WAIT)
     """Seconds for which a checkpoint that is due waits for the one before. Then it counts as failed, and training goes
     on."""

@@ -1,6 +1,7 @@
 """The checkpoints of a run: what is in one, when one is due, and how a run goes on from one.
 
-A checkpoint that could not be written is tried again at the next step; at the end of a run, until it is written or
+A write that fails is tried again for as long as storage is waited for (checkpoints/retries.py). A checkpoint that could
+not be written in that time is taken anew at the next step; at the end of a run, until it is written or
 `max_failed_checkpoints` in a row have failed, which the writer raises.
 """
 

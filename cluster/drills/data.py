@@ -24,6 +24,7 @@ from cluster.drills.s3_server import S3Server
 from cluster.drills.striking import Striker, Watch
 from cluster.drills.trials import RESTARTS, Trial, until_struck
 from cluster.drills.victims import Victim, run, started, tail
+from data_pipeline import lease
 from data_pipeline.errors import FoldtrainError
 from data_pipeline.pacing import WRITES_VARIABLE
 
@@ -171,7 +172,8 @@ class DataDrill:
 
     def _data_of(self, stage: Stage, folder: str) -> dict[str, str]:
         found = self._bucket.digests(f"{folder}/{DATA[stage]}")
-        return {name: digest for name, digest in found.items() if name not in PASSING}
+        data = {name for name in found if name not in PASSING and not name.startswith(f"{lease.FOLDER}/")}
+        return {name: found[name] for name in data}
 
 
 def differences(found: dict[str, str], expected: dict[str, str]) -> list[str]:

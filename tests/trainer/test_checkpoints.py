@@ -24,6 +24,7 @@ from trainer.checkpoints import restore
 from trainer.checkpoints.folder import COMPLETE, all_steps, complete_steps, latest_step, step_folder
 from trainer.checkpoints.index import BLOCK_BYTES, Index, TensorInfo, merge
 from trainer.checkpoints.reader import CheckpointReader, Wanted
+from trainer.checkpoints.retries import Persistence
 from trainer.checkpoints.snapshot import Piece, Snapshot
 from trainer.checkpoints.verifying import verify
 
@@ -214,6 +215,7 @@ def blocked(folder: str) -> tuple[list[tuple[str, int]], str]:
     """Checkpoints whose index cannot be written, at steps 2 and 4 to 6."""
     training = Training(settings(steps=9), folder)
     rank, error = training.writer._agreement.rank, ""
+    training.writer.persistence = Persistence(0.0)
     for step in range(1, 9):
         training.advance(step)
         if step in {2, 4, 5, 6} and rank == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,9 +17,10 @@ from torch import Tensor, nn
 
 from data_pipeline import storage
 from data_pipeline.config import ReadingConfig
-from data_pipeline.errors import FoldtrainError, UsageError
+from data_pipeline.errors import DiskError, FoldtrainError, UsageError
 from data_pipeline.lease import LeaseLostError, take
 from data_pipeline.lease_record import Holder
+from data_pipeline.storage_retries import PATIENCE_VARIABLE
 from tests.trainer.gloo import run_gloo
 from tests.trainer.small_training import Regression, rows
 from trainer.checkpoints.folder import complete_steps
@@ -189,6 +191,7 @@ def test_a_checkpoint_from_other_data_is_not_continued(tmp_path: Path) -> None:
 
 def fails_at(each: TrainJob, *steps: int) -> str | None:
     """Train while checkpoints at some steps cannot be written. Returns what that failed with, if it did."""
+    os.environ[PATIENCE_VARIABLE] = "0.01"
     for step in steps:
         (Path(each.checkpoints) / f"step_{step:08d}" / "index.json").mkdir(
             parents=True, exist_ok=True
@@ -233,6 +236,7 @@ class LockedStage(CountingStage):
 
 
 def last_fails_once(each: TrainJob) -> bool:
+    os.environ[PATIENCE_VARIABLE] = "0.01"
     stage = LockedStage(Path(each.checkpoints) / f"step_{STEPS:08d}" / "index.json")
     return Loop(each, stage, torch.device("cpu")).run()
 
@@ -269,6 +273,29 @@ def test_a_run_whose_last_upload_does_not_end_has_failed(tmp_path: Path) -> None
     assert events(tmp_path / "run", "checkpoint_failed") == [STEPS] * 3
     assert events(tmp_path / "run", "finish") == []
     assert complete_steps(each.checkpoints) == []
+
+
+def mended(each: TrainJob) -> bool:
+    """Train while the disk refuses the first four writes of checkpoints."""
+    write, refused = storage.write_bytes, list[str]()
+
+    def refuse(uri: str, data: bytes) -> None:
+        if "step_" in uri and len(refused) < 4:
+            refused.append(uri)
+            raise DiskError(28, "No space left on device", uri)
+        write(uri, data)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage, "write_bytes", refuse)
+        patch.setattr("trainer.checkpoints.retries.FIRST_PAUSE", 0.001)
+        return run([(each, None)])[0][0] and len(refused) == 4
+
+
+def test_a_checkpoint_whose_writes_fail_for_a_while_has_not_failed(tmp_path: Path) -> None:
+    each = job(tmp_path / "run", checkpoint_every=100)
+    assert run_gloo(1, tmp_path, mended, each) == [True]
+    assert events(tmp_path / "run", "checkpoint_failed") == []
+    assert complete_steps(each.checkpoints) == [STEPS]
 
 
 class SucceededStage(CountingStage):

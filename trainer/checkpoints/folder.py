@@ -15,6 +15,10 @@ COMPLETE, KEEP, INDEX, STATE = "COMPLETE", "KEEP", "index.json", "state.json"
 _NAME = re.compile(r"step_(\d{8,})")
 
 
+class TakenError(FoldtrainError):
+    """Another process has committed the same checkpoint."""
+
+
 def step_folder(checkpoints: str, step: int) -> str:
     """Folder of the checkpoint at a step."""
     return storage.join(checkpoints, f"step_{step:08d}")
@@ -117,7 +121,7 @@ def commit(folder: str, index: bytes, state: dict[str, Any], attempt: str) -> No
         attempt: by whose names the files go. Of two processes that commit at once, one puts the marker.
 
     Raises:
-        FoldtrainError: if another attempt put its marker there meanwhile.
+        TakenError: if another attempt put its marker there meanwhile.
     """
     storage.remove_file(storage.join(folder, COMPLETE))  # of an earlier attempt at this step
     record = storage.canonical_json(state)
@@ -127,7 +131,7 @@ def commit(folder: str, index: bytes, state: dict[str, Any], attempt: str) -> No
     marker = {"format": FORMAT_VERSION, "attempt": attempt}
     marker |= {INDEX: storage.sha256(index), STATE: storage.sha256(record)}
     if not storage.create_bytes(storage.join(folder, COMPLETE), storage.canonical_json(marker)):
-        raise FoldtrainError(
+        raise TakenError(
             f"{storage.join(folder, COMPLETE)} was put there by another process meanwhile: does the run have a second "
             "one? End it"
         )

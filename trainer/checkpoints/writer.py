@@ -7,7 +7,8 @@
     advance  the commit is done                     ready for the next
 
 `advance` is called between steps by all ranks at once, with what they agreed on, so all ranks are always in the same
-phase. No thread ever takes part in a collective. A save that finds the last one unfinished waits for it, for a bounded
+phase. A write that fails is tried again for as long as storage is waited for (retries.py); only then has the checkpoint
+failed. No thread ever takes part in a collective. A save that finds the last one unfinished waits for it, for a bounded
 time: then the new one has failed, and the last one goes on. There is never more than one under way, and one snapshot.
 """
 
@@ -28,6 +29,7 @@ from trainer.checkpoints.agreement import Agreement
 from trainer.checkpoints.folder import commit, step_folder
 from trainer.checkpoints.index import Index, merge
 from trainer.checkpoints.retention import Retention
+from trainer.checkpoints.retries import Persistence
 from trainer.checkpoints.snapshot import Piece, Snapshot
 from trainer.spikes import Rollback
 
@@ -101,6 +103,7 @@ class CheckpointWriter:
         self._first_attempt: int = agreement.from_first(uuid4().int >> 96)
         self._attempts = 0
         self._snapshot = Snapshot()
+        self.persistence = Persistence()
         self._saving: _Saving | None = None
 
     def reserve(self, found: list[Piece]) -> None:
@@ -188,6 +191,7 @@ class CheckpointWriter:
 
     def settle(self, seconds: float) -> None:
         """Let this rank's thread end, before the process does; no other rank is asked."""
+        self.persistence.hurry()
         if self._saving and self._saving.work:
             wait([self._saving.work], timeout=seconds)
 
@@ -226,8 +230,12 @@ class CheckpointWriter:
             self._saving.copied.set()
         folder, rank = step_folder(self.checkpoints, self._saving.step), self._agreement.rank
         part = self._snapshot.index().to_bytes()  # the CRCs are of what was copied, whatever the upload does to it
-        storage.write_bytes(storage.join(folder, self._file(rank, "safetensors")), self._snapshot.data())
-        storage.write_bytes(storage.join(folder, self._file(rank, "json")), part)
+
+        def write() -> None:
+            storage.write_bytes(storage.join(folder, self._file(rank, "safetensors")), self._snapshot.data())
+            storage.write_bytes(storage.join(folder, self._file(rank, "json")), part)
+
+        self.persistence.run(folder, write)
 
     def _commit(self) -> None:
         """On rank 0's thread, when all ranks have uploaded."""
@@ -235,10 +243,16 @@ class CheckpointWriter:
         assert saving is not None
         folder = step_folder(self.checkpoints, saving.step)
         names = [self._file(rank, "json") for rank in range(self._agreement.world)]
-        self.before_commit()
-        parts = [Index.from_bytes(storage.read_bytes(storage.join(folder, name))) for name in names]
-        index = merge(parts, self._attempt)
-        commit(folder, index.to_bytes(), saving.state, self._attempt)
+        index = Index([], {})
+
+        def write() -> None:
+            nonlocal index
+            self.before_commit()
+            parts = [Index.from_bytes(storage.read_bytes(storage.join(folder, name))) for name in names]
+            index = merge(parts, self._attempt)
+            commit(folder, index.to_bytes(), saving.state, self._attempt)
+
+        self.persistence.run(folder, write)
         self._report(
             "checkpoint",
             saving.step,
