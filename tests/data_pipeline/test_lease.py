@@ -79,7 +79,7 @@ def held_lease(folder: Path, seconds: float = LONG) -> Iterator[Lease]:
 
 
 def records(folder: Path) -> dict[str, Any]:
-    return {path.name: json.loads(path.read_bytes()) for path in sorted((folder / "lease").iterdir())}
+    return {path.name: json.loads(path.read_bytes()) for path in sorted((folder / "lease").glob("[0-9]*"))}
 
 
 def overwrite(claim: Claim, **changes: Any) -> None:
