@@ -167,9 +167,13 @@ def test_a_later_process_with_the_same_number_is_not_the_holder(tmp_path: Path, 
 
 
 def test_a_process_that_only_waits_to_be_reaped_is_dead(tmp_path: Path) -> None:
-    child = subprocess.Popen([sys.executable, "-c", ""])
+    child = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+    assert child.stdin is not None
+    overwrite(take_here(tmp_path), pid=child.pid, process_start=lease_record._process_start(child.pid))
+    with pytest.raises(LeaseHeldError):
+        take_here(tmp_path)
+    child.stdin.close()
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-    overwrite(take_here(tmp_path), pid=child.pid, process_start=lease_record._process_start(os.getpid()))
     assert take_here(tmp_path).number == 2
     child.wait()
 
