@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from data_pipeline.copy_seal import SEAL_BYTES
 from data_pipeline.errors import UsageError
 from data_pipeline.image_shards import ImageShards
 from data_pipeline.node_cache import NodeCache
@@ -19,8 +20,8 @@ def open_images(job: TrainJob) -> ImageShards:
     limit, shards = job.reading.cache_bytes, images.manifest.shards
     if job.reading.cache_images and limit is not None:
         window = min(job.reading.shuffle_window or len(shards), len(shards))
-        needed = (window + 1) * max(shard.bytes for shard in shards)
-        if needed > limit and sum(shard.bytes for shard in shards) > limit:
+        needed = (window + 1) * (max(shard.bytes for shard in shards) + SEAL_BYTES)
+        if needed > limit and sum(shard.bytes + SEAL_BYTES for shard in shards) > limit:
             raise UsageError(
                 f"data.reading.cache_bytes is {limit}, but {window} shards are shuffled together, which take {needed} "
                 "bytes: raise it, set data.reading.shuffle_window lower, or set data.reading.cache_images to false"
