@@ -143,17 +143,20 @@ class Watch:
         self._thread.join(self.claim.holder.seconds)
 
     def _watch(self) -> None:
-        pause = self.claim.holder.seconds / _BEATS
+        pause, said = self.claim.holder.seconds / _BEATS, False
         while not self._ended.wait(pause):
             try:
                 with patience(pause):
                     self.confirm()
                     self._renew()
+                said = False
             except LeaseLostError as error:
                 _LOG.warning("%s", error)
                 return
             except Exception as error:  # rule 6
-                _LOG.warning("%s: its lease could not be asked for (%s); trying again", self.claim.folder, error)
+                if not said:
+                    _LOG.warning("%s: its lease cannot be renewed (%s); trying again", self.claim.folder, error)
+                said = True
 
     def _renew(self) -> None:
         """Only the holder does."""

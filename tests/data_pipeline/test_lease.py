@@ -382,3 +382,24 @@ def test_drivers_that_start_at_once_on_s3_lose_no_line_of_the_ledger(s3_uri: str
     found = trial(s3_uri, tmp_path / "diary", 4, "kill", False, 3.0)
     assert found["began"] >= 2
     assert not {words: count for words, count in found.items() if count and (words.isupper() or words == "error")}
+
+
+def test_an_outage_is_said_once_and_the_lease_is_renewed_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    newest, calls, over = lease._newest, list[int](), threading.Event()
+
+    def away(folder: str) -> tuple[int, Holder | None]:
+        calls.append(1)
+        if len(calls) <= 4:
+            raise StorageAwayError("no answer")
+        over.set()
+        return newest(folder)
+
+    claim = take_here(tmp_path, seconds=0.3)
+    monkeypatch.setattr(lease, "_newest", away)
+    held = Lease(claim)
+    assert over.wait(30)
+    held.close()
+    assert records(tmp_path)["000001.json"]["beat"] >= 1
+    assert caplog.text.count("cannot be renewed") == 1
