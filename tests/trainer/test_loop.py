@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from data_pipeline import storage
 from data_pipeline.config import ReadingConfig
-from data_pipeline.errors import DiskError, FoldtrainError, UsageError
+from data_pipeline.errors import FoldtrainError, UsageError
 from data_pipeline.lease import LeaseLostError, take
 from data_pipeline.lease_record import Holder
 from data_pipeline.storage_retries import PATIENCE_VARIABLE
@@ -282,7 +282,7 @@ def mended(each: TrainJob) -> bool:
     def refuse(uri: str, data: bytes) -> None:
         if "step_" in uri and len(refused) < 4:
             refused.append(uri)
-            raise DiskError(28, "No space left on device", uri)
+            raise OSError(28, "No space left on device", uri)
         write(uri, data)
 
     with pytest.MonkeyPatch.context() as patch:
