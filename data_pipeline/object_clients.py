@@ -51,14 +51,24 @@ def open_filesystem(uri: str) -> Any:
         require_package(scheme)
     except ValueError as error:
         raise UsageError(f"{uri}: {error}") from None
-    return _open(scheme, endpoint, os.getpid())
+    return _open(scheme, endpoint, _server(scheme, uri), os.getpid())
+
+
+def _server(scheme: str, uri: str) -> tuple[tuple[str, Any], ...]:
+    """What a filesystem has to be told of the server in a URI: host, port and user of sftp://, ftp:// and hdfs://."""
+    if scheme in S3:
+        return ()
+    from fsspec import get_filesystem_class
+
+    found = get_filesystem_class(scheme)._get_kwargs_from_urls(uri)
+    return tuple(sorted((name, value) for name, value in found.items() if name != "path"))
 
 
 @functools.cache
-def _open(protocol: str, endpoint: tuple[str, str] | None, pid: int) -> Any:  # noqa: ARG001 - one each; a fork opens its own
+def _open(protocol: str, endpoint: tuple[str, str] | None, server: tuple[tuple[str, Any], ...], pid: int) -> Any:  # noqa: ARG001 - one each; a fork opens its own
     import fsspec
 
-    options: dict[str, Any] = {}
+    options = dict(server)
     if protocol in S3:
         once = {"total_max_attempts": 1, "mode": "standard"}
         timeouts = {"connect_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS}

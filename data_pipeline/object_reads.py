@@ -81,11 +81,9 @@ def object_size(fs: Any, uri: str) -> int:
 def exists(fs: Any, uri: str) -> bool:
     """Whether there is an object or a folder.
 
-    s3fs takes every failure at the level of a bucket (a dead server, wrong credentials) for "no", and fsspec's HTTP
-    takes every failure for it.
+    s3fs takes every failure at the level of a bucket (a dead server, wrong credentials) for "no", and so does
+    fsspec's `exists` with every failure.
     """
-    if not _is_async(fs):
-        return bool(fs.exists(uri))
     if not is_s3(fs):
         with contextlib.suppress(FileNotFoundError):
             _info(fs, uri)

@@ -26,7 +26,12 @@ LONGEST_BELOW = 200
 """Most bytes of the names that a stage makes below a folder that it is given."""
 
 _S3 = frozenset({"s3", "s3a"})
-_READ_ONLY = frozenset({"http", "https", "data", "github", "git", "zip", "tar", "libarchive", "reference", "jlab"})
+_READ_ONLY = frozenset({"http", "https", "github", "git"})
+_WRAPPERS = frozenset(
+    {"local", "dir", "data", "reference", "zip", "tar", "libarchive", "generic", "asyncwrapper", "jlab", "jupyter"}
+    | {"blockcache", "filecache", "simplecache", "cached"}
+)
+"""What fsspec knows that is no storage by itself."""
 _URLS = frozenset({"http", "https"})
 """Schemes of addresses, in which an empty name or a query may stand."""
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
@@ -85,7 +90,7 @@ class PlaceRules:
             raise ValueError(f"{scheme}://{rest} can only be read, and this is written to: give s3://… or a folder")
         require_package(scheme)
         bucket, _, key = rest.partition("/")
-        if scheme in _URLS:
+        if scheme in _URLS and bucket:
             return f"{scheme}://{rest}"
         key = key.rstrip("/")
         _check_bucket(scheme, bucket, rest)
@@ -105,7 +110,7 @@ def require_package(scheme: str) -> None:
         return
     from fsspec.registry import get_filesystem_class, known_implementations
 
-    if scheme not in known_implementations:
+    if scheme not in known_implementations or scheme in _WRAPPERS:
         raise ValueError(
             f"{scheme}:// is no kind of storage that is known here: give s3://bucket/folder, or a path; a folder of "
             f"that name is written ./{scheme}:/…"
@@ -170,7 +175,8 @@ def _expanded(text: str) -> str:
 
 def _check_bucket(scheme: str, bucket: str, rest: str) -> None:
     if not bucket:
-        raise ValueError(f"{scheme}://{rest} names no bucket: write {scheme}://bucket/{rest.strip('/') or 'folder'}")
+        what = "host" if scheme in _URLS else "bucket"
+        raise ValueError(f"{scheme}://{rest} names no {what}: write {scheme}://{what}/{rest.strip('/') or 'folder'}")
     if scheme in _S3 and not _BUCKET.fullmatch(bucket) and not bucket.startswith("arn:"):
         raise ValueError(
             f"{bucket!r} is no name of a bucket: write {scheme}://bucket/folder, with letters, digits, . - _"

@@ -24,11 +24,19 @@ _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "Re
 _LOGIN_ENDED = {"SSOTokenLoadError", "UnauthorizedSSOTokenError", "TokenRetrievalError", "CredentialRetrievalError"}
 _ROTATED = {"InvalidAccessKeyId", "InvalidToken"}
 _UNSET = {"NoCredentialsError", "PartialCredentialsError"}
-_NAMES = {"IncompleteRead", "IncompleteReadError", "ClientPayloadError", "FlexibleChecksumError", "ResponseParserError"}
+_NAMES = {
+    *("ConnectError", "ConnectTimeout", "ReadError", "ReadTimeout", "WriteError", "RemoteProtocolError", "PoolTimeout"),
+    "IncompleteRead",
+    "IncompleteReadError",
+    "ClientPayloadError",
+    "FlexibleChecksumError",
+    "ResponseParserError",
+}
 """Failures whose classes lie in several libraries, some of which may not be loaded."""
 _FINAL = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError, FoldtrainError)
 _ERRNOS = {None, errno.EIO, errno.EAGAIN, errno.EBUSY}
 _LONGEST_REASON = 300
+_OURS = {"model", "data_pipeline", "trainer", "cluster", "tests"}
 
 _KEYS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE and ~/.aws/credentials"
 _FORBIDDEN = (
@@ -154,11 +162,9 @@ def _is_foreign(error: Exception) -> bool:
     """Whether an exception comes from outside, and no caller asks for it."""
     if isinstance(error, FileNotFoundError | FileExistsError):
         return False
-    botocore, aiohttp = sys.modules.get("botocore.exceptions"), sys.modules.get("aiohttp")
-    kinds: tuple[type[Exception], ...] = (OSError, ValueError, ImportError, RecursionError, NotImplementedError)
-    kinds += (botocore.BotoCoreError, botocore.ClientError) if botocore else ()
-    kinds += (aiohttp.ClientError,) if aiohttp else ()
-    return isinstance(error, kinds) or type(error).__name__ in _NAMES
+    kinds = (OSError, ValueError, ImportError, RecursionError, NotImplementedError)
+    library = type(error).__module__.partition(".")[0]
+    return isinstance(error, kinds) or library not in sys.stdlib_module_names | _OURS
 
 
 def _reason(error: Exception) -> str:

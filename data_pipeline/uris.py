@@ -7,8 +7,8 @@ from pathlib import Path
 
 from data_pipeline.errors import UsageError
 
-_WHOLE = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
-_HALF = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(.*)", re.DOTALL)
+_WHOLE = re.compile(r"([A-Za-z][A-Za-z0-9+._-]*)://(.*)", re.DOTALL)
+_HALF = re.compile(r"([A-Za-z][A-Za-z0-9+._-]*):(.*)", re.DOTALL)
 _STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "wasb", "wasbs", "oss", "hf"})
 _SCHEMES = _STORES | {"hdfs", "webhdfs", "http", "https", "sftp", "ftp", "file"}
 

@@ -41,7 +41,12 @@ def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         *[("s3://", "names no bucket: write s3://bucket/folder"), ("s3:///x", "write s3://bucket/x")],
         *[("s3:/b/x", "write s3://b/x"), ("s3:b", "write s3://b"), ("S3:/b", "write s3://b"), ("file:/x", "file:///x")],
         *[("gs:/b", "write gs://b"), ("what:/x", "./what:/x"), ("C:\\x", "neither"), ("file://x/y", "file:///x/y")],
-        *[("foo://b/x", "foo:// is no kind of storage"), ("gs://b/x", "pip install 'gcsfs'")],
+        *[
+            ("local:///x", "no kind of storage"),
+            ("http://", "write http://host/folder"),
+            ("foo://b/x", "foo:// is no kind of storage"),
+            ("gs://b/x", "pip install 'gcsfs'"),
+        ],
         *[("az://c/x", "pip install 'adlfs'"), ("sftp://h/x", "pip install 'paramiko'")],
         *[("${HOME}/r", "$HOME"), ("$HOME/r", "$HOME"), ("a/$B", "$B"), ("s3://${BUCKET}/r", "$BUCKET")],
         *[("{{ RUN }}", "a template"), ("s3://b/{{run.id}}", "{{run.id}}"), ("{% if x %}", "a template")],
@@ -66,7 +71,7 @@ def test_a_password_in_a_uri_is_refused_and_not_repeated() -> None:
     assert "hunter2" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["http://h/x", "https://h/x", "zip://a.zip"])
+@pytest.mark.parametrize("text", ["http://h/x", "https://h/x", "github://h/x"])
 def test_what_cannot_be_written_is_no_place_for_a_run(text: str) -> None:
     with pytest.raises(ValueError, match="can only be read"):
         OUTPUT(text)

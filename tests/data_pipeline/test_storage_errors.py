@@ -15,7 +15,7 @@ from data_pipeline.errors import FoldtrainError, StorageAwayError, UsageError
 from data_pipeline.storage_retries import patience
 from tests.data_pipeline.stub_s3 import Answer, Request, Respond, page, refusal, stub_s3
 
-pytestmark = pytest.mark.xdist_group("s3")
+pytestmark = pytest.mark.xdist_group("stub_s3")
 
 Serving = Callable[[Respond], list[Request]]
 
@@ -401,3 +401,34 @@ def test_a_store_that_can_only_be_read_says_so(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(storage, "filesystem", lambda _: _ReadOnly())
     with pytest.raises(FoldtrainError, match=r"zip://x: .*can only be read"):
         storage.write_bytes("zip://x", b"x")
+
+
+class _LibraryError(Exception):
+    """An error of a library that is told by none of Python's classes."""
+
+    __module__ = "somestore.client"
+
+
+class _Odd:
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def info(self, uri: str) -> None:
+        raise self.error
+
+
+def test_what_another_library_raises_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "filesystem", lambda _: _Odd(_LibraryError("no such host")))
+    with pytest.raises(FoldtrainError, match=r"gs://bucket/x: no such host\. Check the URI"):
+        storage.exists("gs://bucket/x")
+
+
+def test_a_bug_is_not_told_as_a_refusal_of_storage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "filesystem", lambda _: _Odd(AttributeError("typo")))
+    with pytest.raises(AttributeError):
+        storage.exists("gs://bucket/x")
+
+
+def test_the_server_in_a_uri_reaches_its_filesystem(waits: list[float]) -> None:
+    with pytest.raises(StorageAwayError, match=r"ftp://127\.0\.0\.1:1/x: .*Connection refused"):
+        storage.exists("ftp://127.0.0.1:1/x")
