@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from cluster.ray_session import is_connected
 from cluster.terminal import console, duration
 from data_pipeline import storage
 from data_pipeline.errors import FoldtrainError
@@ -143,7 +144,7 @@ class Follower:
         elif has_workers:
             self._show_start("loading")
         else:
-            self._show_start("workers" if run else "Ray")
+            self._show_start("workers" if run or is_connected() else "Ray")
 
     def _show_start(self, waits_for: str) -> None:
         """In a terminal one line that counts the seconds, elsewhere a line for each thing that it waits for."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import os
 import shutil
 import tempfile
@@ -53,8 +54,6 @@ def make_folder() -> Path:
     Raises:
         FoldtrainError: if there is no place for it.
     """
-    from rich.text import Text
-
     reasons = []
     for base in dict.fromkeys([os.environ.get("TMPDIR") or _USUAL[0], *_USUAL]):
         place = os.path.realpath(base)
@@ -67,7 +66,7 @@ def make_folder() -> Path:
             reasons.append(f"{base}: {error.strerror}")
             continue
         if reasons:
-            console(stderr=True).print(Text(f"{reasons[0]}: Ray's session files are in {made}"))
+            _say(f"{reasons[0]}: Ray's session files are in {base}")
         _remove_left(made.parent)
         return made
     tried = "\n  ".join(reasons)
@@ -75,6 +74,14 @@ def make_folder() -> Path:
         f"Ray needs a folder that can be written, whose path has {LONGEST_BASE} bytes at most; set TMPDIR to one. "
         f"Tried:\n  {tried}"
     )
+
+
+@functools.cache
+def _say(text: str) -> None:
+    """Print it on stderr, once in a process."""
+    from rich.text import Text
+
+    console(stderr=True).print(Text(text))
 
 
 def _remove_left(base: Path) -> None:

@@ -41,6 +41,11 @@ _SPARING = {
 _OBJECT_STORE_BYTES = 256 * 2**20  # only control messages pass through it: images and tokens go to storage
 
 
+def is_connected() -> bool:
+    """Whether this process has a connection to Ray; does not import it."""
+    return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
+
+
 @contextmanager
 def ray_session(config: ClusterConfig) -> Iterator[None]:
     """A connection to Ray, shared by all stages of a command.
@@ -52,7 +57,7 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
         UsageError: if the address has a form that Ray does not take.
         FoldtrainError: if no cluster answers there, or Ray does not start here.
     """
-    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+    if is_connected():
         yield
         return
     asked = asked_address(config.address)

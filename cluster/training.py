@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 import time
 import uuid
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from cluster.head_watch import HeadLostError, watch_head
 from cluster.module_path import refusal
 from cluster.progress import Follower, follow_training, has_ended
 from cluster.ray_folder import ray_folder
-from cluster.ray_session import ray_session, require_gpus
+from cluster.ray_session import is_connected, ray_session, require_gpus
 from cluster.terminal import console
 from data_pipeline.errors import UsageError
 from data_pipeline.lease import only_driver
@@ -87,7 +86,7 @@ def _asked_at() -> float:
     """Unix time, in seconds, at which this stage was asked for: as the command, or as a stage of a pipeline."""
     import psutil
 
-    in_pipeline = "ray" in sys.modules and sys.modules["ray"].is_initialized()
+    in_pipeline = is_connected()
     return time.time() if in_pipeline else float(psutil.Process().create_time())
 
 
