@@ -24,7 +24,7 @@ from trainer.run_directory import RunDirectory
 def test_what_is_kept_is_in_the_bucket_before_the_writers_would_put_it_there(
     s3_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(JsonlWriter.__init__, "__defaults__", (3600.0,))
+    monkeypatch.setattr(JsonlWriter.__init__, "__defaults__", (3600.0, lambda: None))
     records = RunDirectory(s3_uri, "generator", {}, 0)
     records.metrics({"step": 1, "loss": 0.5})
     assert records.keep(60)
@@ -36,7 +36,7 @@ def test_what_is_kept_is_in_the_bucket_before_the_writers_would_put_it_there(
 def stored_at_each_checkpoint(environment: dict[str, str], each: TrainJob) -> list[tuple[int, list[int]]]:
     """Steps of the checkpoints, and of the records that storage held when each was complete."""
     os.environ.update(environment)  # processes are forked from a server that may be older than the S3 server
-    JsonlWriter.__init__.__defaults__ = (3600.0,)  # longer than this run takes
+    JsonlWriter.__init__.__defaults__ = (3600.0, lambda: None)  # longer than this run takes
     found = []
 
     class Watched(Loop):
