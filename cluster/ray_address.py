@@ -26,6 +26,7 @@ _CALL_SECONDS = 4.0
 _PROBE_SECONDS = 12.0
 """For all of it; looking up a host's name has no bound of its own."""
 _HEAD_PORT = 6379
+_TOKEN = "Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the cluster's."  # noqa: S105 - a remedy, no token
 _SUBMIT = "foldtrain submit --target ray --address http://HOST:8265"
 
 
@@ -95,13 +96,13 @@ def probe(asked: RayAddress) -> str:
     if asked.text == "auto":
         asked = RayAddress(_found_here(asked), asked.setting)
     host, port = host_and_port(asked)
-    answers: list[FoldtrainError | None] = []
+    answers: list[Exception | None] = []
 
     def greet() -> None:
         try:
             _greet(asked, host, port)
             answers.append(None)
-        except FoldtrainError as error:
+        except Exception as error:  # raised below, in the caller's thread
             answers.append(error)
 
     thread = threading.Thread(target=greet, name="probe", daemon=True)
@@ -141,6 +142,7 @@ def _call(asked: RayAddress) -> None:
     """Ask the head for its versions and its nodes."""
     import grpc
     from ray._private.services import find_node_ids
+    from ray.exceptions import AuthenticationError
 
     messages, services_of_head = _protocol()
     try:
@@ -153,6 +155,9 @@ def _call(asked: RayAddress) -> None:
         )
         _check_versions(asked, json.loads(metadata.value or b"{}"))
         found = nodes.GetAllNodeInfo(messages.GetAllNodeInfoRequest(), timeout=_CALL_SECONDS)
+    except AuthenticationError as error:
+        reason = str(error).partition(". ")[0]
+        raise asked.failed(f"there is no token for it ({reason})", _TOKEN) from None
     except grpc.RpcError as error:
         raise _no_head(asked, error) from None
     here = find_node_ids()  # type: ignore[no-untyped-call]
@@ -171,21 +176,11 @@ def _protocol() -> tuple[Any, Any]:
 
 
 def head_channel(address: str) -> Any:
-    """A connection to a head, with TLS and the token that the environment names.
-
-    Raises:
-        FoldtrainError: if a token is asked for and there is none.
-    """
+    """A connection to a head, with TLS and the token that the environment names; it is made with the first call."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what fails is an exception, not a line on the terminal
     from ray._private.gcs_utils import create_gcs_channel
-    from ray.exceptions import AuthenticationError
 
-    try:
-        return create_gcs_channel(address)
-    except AuthenticationError:
-        raise FoldtrainError(
-            "RAY_AUTH_MODE is token, and there is no token: set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's"
-        ) from None
+    return create_gcs_channel(address)
 
 
 def _no_head(asked: RayAddress, error: Any) -> FoldtrainError:
@@ -197,7 +192,7 @@ def _no_head(asked: RayAddress, error: Any) -> FoldtrainError:
         has_token = os.environ.get("RAY_AUTH_MODE") == "token"
         return asked.failed(
             "the cluster does not take our token" if has_token else "the cluster asks for a token",
-            "Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the cluster's.",
+            _TOKEN,
         )
     if code is grpc.StatusCode.UNIMPLEMENTED or "http" in details.lower():
         return asked.failed(f"what answers there is not the head of a Ray cluster (by default on port {_HEAD_PORT})")

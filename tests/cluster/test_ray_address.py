@@ -206,6 +206,19 @@ def test_a_cluster_that_cannot_be_joined_says_why(head: Head, reason: str) -> No
     assert reason in str(failed.value)
 
 
+def test_a_token_that_is_not_where_it_is_said_to_be_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._raylet import AuthenticationTokenLoader
+
+    loader = AuthenticationTokenLoader.instance()
+    with monkeypatch.context() as environment:
+        environment.delenv("RAY_AUTH_TOKEN")
+        environment.setenv("RAY_AUTH_TOKEN_PATH", "/no/token")
+        loader.reset_cache()
+        with serving(Head(token="x")) as head, pytest.raises(FoldtrainError, match=r"no token for it .*/no/token"):
+            probe(at(head.address))
+    loader.reset_cache()
+
+
 def test_a_cluster_with_a_node_here_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
     from ray._private import services
 
