@@ -193,6 +193,8 @@ def _check_key(bucket: str, key: str) -> None:
 
 
 def _check_length(path: str, most: int, kind: str, part: int = LONGEST_PART) -> None:
+    if "{" in path:
+        return  # a pattern, which stands for names that are shorter
     longest = max(path.split("/"), key=lambda name: len(name.encode()))
     if len(longest.encode()) > part:
         raise ValueError(f"a name of {len(longest.encode())} bytes ({longest[:40]}…): at most {part} are possible")

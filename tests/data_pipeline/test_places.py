@@ -98,3 +98,9 @@ def test_half_a_uri_reaches_no_disk_from_an_argument_either(text: str) -> None:
 def test_an_argument_is_named_in_the_refusal() -> None:
     with pytest.raises(UsageError, match="'': is empty"):
         place("")
+
+
+@pytest.mark.parametrize("folder", ["tars", "s3://bucket/tars"])
+def test_a_pattern_may_be_longer_than_the_names_it_stands_for(folder: str) -> None:
+    pattern = f"{folder}/{{{','.join(f'n{number:08}' for number in range(1000))}}}.tar"
+    assert INPUT(pattern) == pattern
