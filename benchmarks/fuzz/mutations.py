@@ -187,7 +187,11 @@ def change_json(rng: random.Random, data: bytes) -> bytes:
     """A JSON file, changed by its structure more often than by its bytes."""
     if rng.random() < 0.2:
         return change_bytes(rng, data)
-    changed = json_bytes(change_record(rng, json.loads(data)))
+    try:
+        record = json.loads(data)
+    except (ValueError, RecursionError):  # it was changed before
+        return change_bytes(rng, data)
+    changed = json_bytes(change_record(rng, record))
     if rng.random() < 0.03:  # a key twice
         changed = changed.replace(b"{", b'{"version": 2, ', 1)
     return changed.decode().encode("utf-16") if rng.random() < 0.01 else changed
@@ -208,10 +212,7 @@ def change_lines(rng: random.Random, data: bytes) -> bytes:
             case 3:
                 lines[at] = lines[at].rstrip(b"\n")
             case _:
-                try:
-                    lines[at] = change_json(rng, lines[at]) + b"\n"
-                except ValueError:  # it was changed before
-                    continue
+                lines[at] = change_json(rng, lines[at]) + b"\n"
     return b"".join(lines)
 
 

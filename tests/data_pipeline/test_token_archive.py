@@ -95,6 +95,7 @@ def test_a_meta_that_is_no_record_is_named(
         read(str(tmp_path), put(tmp_path, with_member("meta", meta)))
 
 
+@pytest.mark.timeout(60)  # without the check it never ends
 @pytest.mark.parametrize("read", READERS)
 @pytest.mark.parametrize("size", [-512, -1024, -(2**60), 2**60])
 def test_a_size_that_cannot_be_ends_at_once(
