@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.terminal import console
 from data_pipeline.errors import FoldtrainError, UsageError
 
 _CONNECT_SECONDS = 4.0
@@ -95,6 +96,7 @@ def probe(asked: RayAddress) -> str:
     """
     if asked.text == "auto":
         asked = RayAddress(_found_here(asked), asked.setting)
+        console().print(f"{asked.setting} is auto: joins the Ray cluster at {asked.text}", markup=False)
     host, port = host_and_port(asked)
     answers: list[Exception | None] = []
 

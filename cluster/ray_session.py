@@ -73,6 +73,7 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
             os.environ.setdefault(name, value)
     import ray
 
+    logging.getLogger("ray").setLevel(logging.ERROR)  # as `_quiet` says, and before it
     with _terminable() as listen, workers_own_words(), _connected(asked, config):
         listen()
         try:

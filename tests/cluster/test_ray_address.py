@@ -227,6 +227,15 @@ def test_a_cluster_with_a_node_here_is_joined(monkeypatch: pytest.MonkeyPatch) -
         assert probe(at(head.address)) == head.address
 
 
+def test_what_auto_comes_to_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from ray._private import services
+
+    monkeypatch.setattr(services, "get_ray_address_from_environment", lambda *_: "127.0.0.1:1")
+    with pytest.raises(FoldtrainError, match="127.0.0.1:1"):
+        probe(at("auto"))
+    assert "cluster.address is auto: joins the Ray cluster at 127.0.0.1:1" in capsys.readouterr().out
+
+
 def test_a_head_is_alive_until_it_no_longer_answers() -> None:
     with serving(Head()) as head:
         alive = is_head_alive(head.address, 2.0)
