@@ -231,7 +231,7 @@ def test_what_auto_comes_to_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     from ray._private import services
 
     monkeypatch.setattr(services, "get_ray_address_from_environment", lambda *_: "127.0.0.1:1")
-    with pytest.raises(FoldtrainError, match="127.0.0.1:1"):
+    with pytest.raises(FoldtrainError, match=r"127\.0\.0\.1:1"):
         probe(at("auto"))
     assert "cluster.address is auto: joins the Ray cluster at 127.0.0.1:1" in capsys.readouterr().out
 
