@@ -152,7 +152,7 @@ def told(uri: str, error: Exception, waited: float | None) -> FoldtrainError | N
     if isinstance(error, IsADirectoryError | NotADirectoryError):
         return NotAFileError(f"{uri}: {error}: give the place of a file")
     again = "" if waited is None else f", again and again for {waited:.0f} seconds"
-    text = f"{uri}: {_reason(error)}{again}. {_remedy(uri, error)}"
+    text = f"{uri}: {reason(error)}{again}. {_remedy(uri, error)}"
     if is_transient(error):
         return StorageAwayError(text)
     return UsageError(text) if missing_bucket else FoldtrainError(text)
@@ -167,7 +167,7 @@ def _is_foreign(error: Exception) -> bool:
     return isinstance(error, kinds) or library not in sys.stdlib_module_names | _OURS
 
 
-def _reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """The server's own words where it answered, with its code."""
     response, answer = _response(error), service_code(error)
     if isinstance(error, NotImplementedError):

@@ -23,7 +23,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_e
 
 from data_pipeline.object_clients import renew_credentials
 from data_pipeline.pacing import pacer_of, positive_number
-from data_pipeline.storage_errors import is_expired, is_slow_down, is_transient, service_code, told
+from data_pipeline.storage_errors import is_expired, is_slow_down, is_transient, reason, service_code, told
 from data_pipeline.uris import is_remote
 
 PATIENCE_VARIABLE = "FOLDTRAIN_STORAGE_PATIENCE"
@@ -127,7 +127,7 @@ def patiently(uri: str, attempt: Callable[[], R], *, written: int | None = None)
         if is_slow_down(error):
             pacer.slowed()
         if state.attempt_number == 5:
-            _LOG.warning("%s: %s; trying again for %.0f seconds", uri, error, stop.seconds)
+            _LOG.warning("%s: %s; trying again for %.0f seconds", uri, reason(error), stop.seconds)
 
     retrying = Retrying(
         retry=retry_if_exception(may_pass),

@@ -432,3 +432,14 @@ def test_a_bug_is_not_told_as_a_refusal_of_storage(monkeypatch: pytest.MonkeyPat
 def test_the_server_in_a_uri_reaches_its_filesystem(waits: list[float]) -> None:
     with pytest.raises(StorageAwayError, match=r"ftp://127\.0\.0\.1:1/x: .*Connection refused"):
         storage.exists("ftp://127.0.0.1:1/x")
+
+
+def test_the_log_of_what_is_tried_again_has_no_control_characters(
+    serving: Serving, waits: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    serving(always(refusal(503, "SlowDown", "slow&#10;down")))
+    with patience(20), pytest.raises(StorageAwayError):
+        storage.list_names("s3://bucket/folder")
+    assert [record.getMessage().partition(";")[0] for record in caplog.records] == [
+        "s3://bucket/folder: slow down (SlowDown, HTTP 503)"
+    ]
