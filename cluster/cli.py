@@ -21,7 +21,7 @@ from cluster.commands import checkpoints, configs, data, drill, gc, jobs, ledger
 from cluster.head_watch import HeadLostError
 from data_pipeline.compiled_code import keep_compiled_code_private
 from data_pipeline.errors import FoldtrainError, UsageError
-from data_pipeline.local_disk import tell
+from data_pipeline.local_disk import explain_unhandled
 
 app = typer.Typer(
     name="foldtrain",
@@ -95,7 +95,7 @@ def main() -> None:
             raise UsageError(reason)  # noqa: TRY301 - printed below, as all are
         app()
     except Exception as error:
-        known = find_cause(error) or (tell(error) if isinstance(error, OSError) else None)
+        known = find_cause(error) or (explain_unhandled(error) if isinstance(error, OSError) else None)
         if known is None:
             raise
         from cluster.terminal import print_error

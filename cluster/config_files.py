@@ -35,7 +35,7 @@ def file_layers(path: str) -> list[Layer]:
     return list(found.values())
 
 
-def settled(value: Any, path: tuple[str, ...] = ()) -> Any:
+def resolve_scalars(value: Any, path: tuple[str, ...] = ()) -> Any:
     """A value of YAML as its field takes it: `2012` is text where the field is text, and a number elsewhere.
 
     Raises:
@@ -49,9 +49,9 @@ def settled(value: Any, path: tuple[str, ...] = ()) -> Any:
             raise UsageError(f"{'.'.join(path)}: has to be a number, not {value.text}")
         return value.value
     if isinstance(value, Mapping):
-        return {key: settled(item, (*path, str(key))) for key, item in value.items()}
+        return {key: resolve_scalars(item, (*path, str(key))) for key, item in value.items()}
     if isinstance(value, list):
-        return [settled(item, (*path, str(at))) for at, item in enumerate(value)]
+        return [resolve_scalars(item, (*path, str(at))) for at, item in enumerate(value)]
     return value
 
 
@@ -81,7 +81,7 @@ def _gather(path: str, parents: tuple[str, ...], found: dict[str, Layer]) -> Non
     for name in extends:
         _gather(_beside(path, name), (*parents, identity), found)
     try:
-        found[identity] = (path, settled(values))
+        found[identity] = (path, resolve_scalars(values))
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
 
@@ -115,7 +115,7 @@ def _read(path: str, parents: tuple[str, ...]) -> dict[str, Any]:
         line = f" line {mark.line + 1}" if mark else ""
         raise UsageError(f"{path}{line}: not valid YAML: {first_line(error)}") from None
     if not isinstance(values, dict):
-        shown = "empty" if values is None else f"{settled(values)!r:.200}"
+        shown = "empty" if values is None else f"{resolve_scalars(values)!r:.200}"
         raise UsageError(f"{path}: a config is a set of sections, not {shown}")
     return values
 

@@ -23,7 +23,7 @@ from cluster import yaml_dialect
 from cluster.config import RunConfig
 from cluster.config_errors import COMMAND_LINE, usage_error
 from cluster.config_fields import annotations_at, is_text
-from cluster.config_files import file_layers, first_line, settled
+from cluster.config_files import file_layers, first_line, resolve_scalars
 from data_pipeline.errors import UsageError
 from data_pipeline.places import is_utf8
 
@@ -110,7 +110,7 @@ def _override_value(override: str, path: tuple[str, ...], text: str) -> Any:
         raise UsageError(
             f"{override[:200]!r} cannot be read: {text[at:]!r} is a comment in YAML; put the value in quotes"
         )
-    return settled(value, path)
+    return resolve_scalars(value, path)
 
 
 def _is_quoted(text: str) -> bool:

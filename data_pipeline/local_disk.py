@@ -38,7 +38,7 @@ _REMEDIES = {
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Inside, what the operating system refuses is told with the path and what to do.
+    """Inside, what the operating system refuses is explained with the path and what to do.
 
     Raises:
         UsageError: if a file stands where a folder should, the reverse, or the path cannot be one.
@@ -51,13 +51,13 @@ def disk_errors(path: Path) -> Iterator[None]:
     except (IsADirectoryError, NotADirectoryError) as error:
         raise NotAFileError(_wrong_kind(path)) from error
     except OSError as error:
-        raise _told(path, error) from error
+        raise _explain(path, error) from error
     except ValueError as error:  # a NUL, or what cannot be encoded
         raise UsageError(f"{str(path)!r} is no path: {error}") from error
 
 
-def tell(error: OSError) -> FoldtrainError | None:
-    """A refusal of the operating system that no boundary has told, if it names a file: for the command line."""
+def explain_unhandled(error: OSError) -> FoldtrainError | None:
+    """A refusal of the operating system that no boundary has explained, if it names a file: for the command line."""
     if not isinstance(error.filename, str | bytes) or not error.errno:
         return None
     path = Path(os.fsdecode(error.filename))
@@ -68,11 +68,11 @@ def tell(error: OSError) -> FoldtrainError | None:
     try:
         with disk_errors(path):
             raise error
-    except FoldtrainError as told:
-        return told
+    except FoldtrainError as explained:
+        return explained
 
 
-def _told(path: Path, error: OSError) -> DiskError:
+def _explain(path: Path, error: OSError) -> DiskError:
     number = error.errno or 0
     if number in {errno.EACCES, errno.EPERM}:
         remedy = f"this user (uid {os.geteuid()}) may not. Look at `ls -ld {_existing(path)}`, or give another place"

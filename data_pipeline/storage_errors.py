@@ -137,7 +137,7 @@ def _is_cut(error: BaseException) -> bool:
     return type(error).__name__ in _NAMES
 
 
-def told(uri: str, error: Exception, waited: float | None) -> FoldtrainError | None:
+def explain(uri: str, error: Exception, waited: float | None) -> FoldtrainError | None:
     """A failure as it is told to the user; None for what the caller knows the meaning of, and for bugs.
 
     Args:

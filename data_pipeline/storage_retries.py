@@ -23,7 +23,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_e
 
 from data_pipeline.object_clients import renew_credentials
 from data_pipeline.pacing import pacer_of, positive_number
-from data_pipeline.storage_errors import is_expired, is_slow_down, is_transient, reason, service_code, told
+from data_pipeline.storage_errors import explain, is_expired, is_slow_down, is_transient, reason, service_code
 from data_pipeline.uris import is_remote
 
 PATIENCE_VARIABLE = "FOLDTRAIN_STORAGE_PATIENCE"
@@ -139,7 +139,7 @@ def patiently(uri: str, attempt: Callable[[], R], *, written: int | None = None)
     try:
         return retrying(paced)
     except Exception as error:
-        known = told(uri, error, stop.seconds if may_pass(error) else None)
+        known = explain(uri, error, stop.seconds if may_pass(error) else None)
         if known is None:
             raise
         raise known from error

@@ -1,4 +1,4 @@
-"""The client of a Ray cluster's dashboard: Ray's own, whose requests have a time limit and whose failures are told.
+"""The client of a Ray cluster's dashboard: Ray's own, with time limits, and errors that say what is wrong.
 
 Ray's client waits for an answer for ever, and its failures are RuntimeErrors and those of `requests`.
 """

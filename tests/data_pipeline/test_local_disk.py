@@ -201,14 +201,14 @@ def test_a_folder_is_made_once_for_all(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [errno.ENOENT, errno.EEXIST, errno.EACCES, errno.ENOTDIR, errno.ENOSPC])
 def test_an_error_with_a_file_that_no_boundary_told_is_told_at_the_end(number: int) -> None:
-    found = local_disk.tell(OSError(number, os.strerror(number), "/some/file"))
+    found = local_disk.explain_unhandled(OSError(number, os.strerror(number), "/some/file"))
     assert isinstance(found, FoldtrainError)
     assert str(found).startswith("/some/file")
 
 
 @pytest.mark.parametrize("error", [OSError("odd"), OSError(5, "odd"), BrokenPipeError(32, "Broken pipe")])
 def test_an_error_without_a_file_is_left_to_its_traceback(error: OSError) -> None:
-    assert local_disk.tell(error) is None
+    assert local_disk.explain_unhandled(error) is None
 
 
 def test_links_in_a_circle_are_no_place(tmp_path: Path) -> None:
