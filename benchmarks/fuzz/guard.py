@@ -32,7 +32,7 @@ _WATCHED = {
 _FREE = tuple(
     {
         *(os.path.realpath(path) for path in (sys.prefix, sys.base_prefix, sysconfig.get_path("stdlib"))),
-        *(path for path in sys.path if path.endswith(("site-packages", "dist-packages"))),
+        *(path for path in sys.path if path),
         str(Path(__file__).resolve().parents[2]),
         *("/proc/self", "/etc/localtime", "/usr/share/zoneinfo", "/dev/null", "/dev/urandom", "/etc/mime.types"),
         *(

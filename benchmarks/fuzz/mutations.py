@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import re
 import struct
 import tarfile
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import numpy as np
 
 RAW, END = "@@raw<", ">raw@@"
 """Stand around text that goes into a JSON file as it is."""
+_STANDING = re.compile(rf'"{RAW}((?:[^"\\]|\\.)*?){END}"')
 LONG = 100_000
 
 STRINGS = (
@@ -92,11 +94,8 @@ OTHERS = ("null", "true", "false", "[]", "{}", "[[]]", '{"": {}}', f"[{'null,' *
 def json_bytes(record: Any) -> bytes:
     """A record as JSON, in which raw text stands as it is."""
     text = json.dumps(record, ensure_ascii=False, default=str)
-    parts = text.split(f'"{RAW}')
-    for number, part in enumerate(parts[1:], start=1):
-        raw, _, rest = part.partition(f'{END}"')
-        parts[number] = json.loads(f'"{raw}"') + rest
-    return "".join(parts).encode("utf-8", "surrogatepass")
+    text = _STANDING.sub(lambda match: json.loads(f'"{match[1]}"'), text)
+    return text.encode("utf-8", "surrogatepass")
 
 
 def hostile(rng: random.Random, old: Any = None) -> Any:

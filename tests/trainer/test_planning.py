@@ -218,3 +218,12 @@ def test_a_folder_without_measurements_is_refused(tmp_path: Path) -> None:
 def write(folder: Path, name: str, records: list[dict[str, Any]]) -> None:
     writer = JsonlWriter(storage.join(str(folder), name), keep=records)
     writer.close()
+
+
+def test_records_that_lack_what_is_measured_are_left_out(tmp_path: Path) -> None:
+    write(tmp_path, "metrics.jsonl", [{"step": 1, "step_seconds": 2.0}])
+    with pytest.raises(UsageError, match="no measurements there"):
+        read_measured(str(tmp_path))
+    whole = {"step_seconds": 1.0, "samples_per_second": 8.0, "skipped_steps": None}
+    write(tmp_path, "metrics.jsonl", [{"step": 1, "step_seconds": 2.0}, {"step": 2} | whole])
+    assert read_measured(str(tmp_path)).samples_per_second == 8.0

@@ -37,7 +37,8 @@ def read_measured(folder: str) -> Measured:
     Raises:
         UsageError: if it has none.
     """
-    metrics = [r for r in read_records(storage.join(folder, "metrics.jsonl"), is_metrics) if r.get("step_seconds")]
+    records = read_records(storage.join(folder, "metrics.jsonl"), is_metrics)
+    metrics = [r for r in records if r.get("step_seconds") and r.get("samples_per_second") is not None]
     if not metrics:
         raise UsageError(f"{folder}: no measurements there (metrics.jsonl is missing or empty): train the stage first")
     events = read_records(storage.join(folder, "events.jsonl"), is_timed_event)
@@ -53,7 +54,7 @@ def read_measured(folder: str) -> Measured:
         checkpoint_seconds=_median(saved, "seconds"),
         checkpoint_blocked_seconds=_median(saved, "blocked_seconds"),
         checkpoint_seconds_between=statistics.median(between) if between else None,
-        skipped_steps=int(metrics[-1].get("skipped_steps", 0)),
+        skipped_steps=int(metrics[-1].get("skipped_steps") or 0),
         restarts=sum(event.get("event") == "resume" for event in events),
         device_bytes=_most(metrics, "cuda_allocated_bytes"),
         resident_bytes=_most(metrics, "memory_bytes"),
