@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Set as AbstractSet
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_pipeline.auditing import stage_history
 from data_pipeline.errors import UsageError
 from data_pipeline.ledger import DataOrder, audit, chain, is_ledger_record, read_history, step_indices
 from data_pipeline.order import step_positions
@@ -144,3 +147,12 @@ def test_a_record_that_cannot_be_is_none_of_a_ledger(bad: Record) -> None:
 def test_what_ranks_record_is_of_a_ledger() -> None:
     records = [{"event": "order", "time": 1.5} | ORDER.model_dump(), started(0, 2), segment(0, 4, 2, skipped={1})]
     assert all(map(is_ledger_record, records))
+
+
+def test_an_audit_names_a_line_that_is_no_record(tmp_path: Path) -> None:
+    order = json.dumps({"event": "order"} | ORDER.model_dump())
+    (tmp_path / "ledger.jsonl").write_text(f"{order}\n{'[' * 100_000}\n{json.dumps(started(0, 1))}\ncut")
+    with pytest.raises(UsageError, match=r"ledger\.jsonl is no ledger: line 2 is no record"):
+        stage_history(str(tmp_path))
+    (tmp_path / "ledger.jsonl").write_text(f"{order}\n{json.dumps(started(0, 1))}\ncut")
+    assert stage_history(str(tmp_path)).starts == [(0, 1)]

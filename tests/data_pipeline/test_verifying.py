@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from data_pipeline import storage
@@ -299,3 +300,17 @@ def test_a_data_set_on_s3_is_verified_where_it_is(tokens: Path, s3_uri: str) -> 
     shard[700] ^= 1
     storage.write_bytes(f"{s3_uri}/tokens-00001.tar", bytes(shard))
     assert set(failures(verify(s3_uri))) >= {"checksums", "samples"}
+
+
+@pytest.mark.parametrize("key", ["../../evil", "/etc/evil"])
+def test_a_key_that_leads_elsewhere_is_told(tokens: Path, key: str) -> None:
+    here = block(tokens, 1)
+    put(tokens, 1, TokenBlock(here.tokens_NWLF, here.label, np.array([key.encode(), *here.key[1:]], "S")))
+    assert "holds a key that cannot be" in failures(verify(str(tokens)))["samples"][0]
+
+
+@pytest.mark.parametrize("record", [7, [7], [{}], {"a": 1}])
+def test_a_quarantine_that_is_no_list_of_images_is_named(images: Images, record: object) -> None:
+    (images.folder / "quarantine.json").write_text(json.dumps(record))
+    with pytest.raises(UsageError, match=r"quarantine\.json is no list of images"):
+        verify(images.uri)
