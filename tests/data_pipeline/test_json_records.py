@@ -89,3 +89,14 @@ def test_a_record_that_is_a_pipe_or_an_endless_device_is_refused_at_once(tmp_pat
 def test_a_range_beyond_a_file_costs_no_more_than_the_file(tmp_path: Path, start: int, length: int) -> None:
     (tmp_path / "f").write_bytes(b"0123456789")
     assert storage.read_range(str(tmp_path / "f"), start, length) == b"0123456789"[start:] * (start >= 0 and length > 0)
+
+
+def test_a_remote_record_beyond_the_size_limit_is_not_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_records, "MOST_BYTES", 20)
+    storage.write_bytes("memory://records/large.json", b'"' + b"x" * 30 + b'"')
+    storage.write_bytes("memory://records/small.json", b'"x"')
+    monkeypatch.setattr(storage.object_reads, "read_pieces", lambda _read, size: b'"' + b"x" * (size - 2) + b'"')
+    assert storage.read_json("memory://records/small.json") == "x"
+    monkeypatch.setattr(storage.object_reads, "read_pieces", lambda _read, size: pytest.fail(f"{size} bytes are read"))
+    with pytest.raises(UsageError, match=r"large\.json has more than the 20 bytes"):
+        storage.read_json("memory://records/large.json")
