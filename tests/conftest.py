@@ -34,8 +34,8 @@ hypothesis.settings.register_profile("busy", deadline=None)  # how fast an examp
 hypothesis.settings.load_profile("busy")
 
 
-STARTS_RAY = {"ray", "drill", "data_drill", "train_drill", "elastic", "notices"}
-"""Groups of tests (`xdist_group`) that share a Ray, or kill what one has started."""
+SLOW_GROUPS = {"s3", "ray", "drill", "data_drill", "train_drill", "elastic", "notices"}
+"""Groups of tests (`xdist_group`) that share the S3 server or a Ray, or kill what one has started."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -43,7 +43,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         groups = {mark.args[0] for mark in item.iter_markers("xdist_group") if mark.args}
         is_drill = item.get_closest_marker("drill") is not None
-        if is_drill or groups & STARTS_RAY or "s3" in getattr(item, "fixturenames", ()):
+        if is_drill or groups & SLOW_GROUPS or "s3" in getattr(item, "fixturenames", ()):
             item.add_marker("slow")
 
 
