@@ -9,15 +9,12 @@ from typing import Any
 
 import yaml
 
-from cluster import yaml_dialect
 from cluster.config_errors import Layer, closest
 from cluster.config_fields import annotations_at, is_number, is_text
-from data_pipeline import storage
+from data_pipeline import storage, yaml_dialect
 from data_pipeline.errors import UsageError
 from data_pipeline.places import place
 
-MOST_BYTES = 2**20
-"""Of a config file."""
 MOST_FILES = 100
 """That one config may extend."""
 _PIPES = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
@@ -106,8 +103,8 @@ def _read(path: str, parents: tuple[str, ...]) -> dict[str, Any]:
         raise UsageError(f"config file {path}{by} does not exist{_similar_file(path)}") from None
     except OSError as error:
         raise UsageError(f"config file {path}{by} cannot be read: {error.strerror or error}") from error
-    if len(text) > MOST_BYTES:
-        raise UsageError(f"config file {path}{by} has more than {MOST_BYTES:,} bytes: is it a config?")
+    if len(text) > yaml_dialect.MOST_BYTES:
+        raise UsageError(f"config file {path}{by} has more than {yaml_dialect.MOST_BYTES:,} bytes: is it a config?")
     try:
         values = yaml_dialect.parse_written(text)
     except yaml.YAMLError as error:
@@ -123,14 +120,14 @@ def _read(path: str, parents: tuple[str, ...]) -> dict[str, Any]:
 def _read_bounded(path: str) -> bytes:
     """A file's first bytes, one more than a config may have."""
     if storage.is_remote(path):
-        return storage.read_range(path, 0, min(storage.size(path), MOST_BYTES + 1))
+        return storage.read_range(path, 0, min(storage.size(path), yaml_dialect.MOST_BYTES + 1))
     mode = Path(path).stat().st_mode
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(0, "it is a folder", path)
     if not stat.S_ISREG(mode) and not (stat.S_ISFIFO(mode) and path.startswith(_PIPES)):
         raise OSError(0, "it is a pipe or a device, no file", path)
     with Path(path).open("rb") as file:
-        return file.read(MOST_BYTES + 1)
+        return file.read(yaml_dialect.MOST_BYTES + 1)
 
 
 def _similar_file(path: str) -> str:

@@ -19,11 +19,11 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from cluster import yaml_dialect
 from cluster.config import RunConfig
 from cluster.config_errors import COMMAND_LINE, usage_error
 from cluster.config_fields import annotations_at, is_text
 from cluster.config_files import file_layers, first_line, resolve_scalars
+from data_pipeline import yaml_dialect
 from data_pipeline.errors import UsageError
 from data_pipeline.places import is_utf8
 

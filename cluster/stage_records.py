@@ -15,11 +15,10 @@ from typing import Any, Literal
 
 import yaml
 
-from cluster import yaml_dialect
 from cluster.config import RunConfig
 from cluster.job_paths import with_absolute_paths
-from data_pipeline import storage
-from data_pipeline.errors import FoldtrainError
+from data_pipeline import storage, yaml_dialect
+from data_pipeline.errors import CorruptShardError, FoldtrainError
 
 CONFIG = "config.yaml"
 Folder = Literal["images", "tokens"]
@@ -57,9 +56,9 @@ def recorded_folder(run: str, folder: Folder) -> str:
     inside = storage.join(run, folder)
     section, key = {"images": ("data", "images"), "tokens": ("tokens", "output")}[folder]
     try:
-        record: Any = yaml_dialect.parse(storage.read_bytes(storage.join(inside, CONFIG)))
+        record: Any = yaml_dialect.parse(storage.read_bytes(storage.join(inside, CONFIG), yaml_dialect.MOST_BYTES))
         given = record[section][key]
-    except (FileNotFoundError, NotADirectoryError, yaml.YAMLError, KeyError, TypeError, RecursionError):
+    except (FileNotFoundError, NotADirectoryError, CorruptShardError, yaml.YAMLError, KeyError, TypeError):
         return inside
     return given if isinstance(given, str) and given else inside
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import yaml
 from pydantic import ValidationError
 
-from data_pipeline import examining, storage
+from data_pipeline import examining, storage, yaml_dialect
 from data_pipeline.errors import FoldtrainError, UsageError
 from data_pipeline.examining import EXAMINERS, Findings
 from data_pipeline.image_shards import index_name, read_index
@@ -30,8 +30,6 @@ from model.config import TokenizerConfig
 THREADS = 4
 """Shards that are looked at, and so held in memory, at a time."""
 
-MOST_CONFIG_BYTES = 2**20
-"""A run's config.yaml is smaller."""
 
 BESIDE = (MANIFEST_NAME, "quarantine.json", "control.json", "progress.json", "config.yaml")
 """Files of a data set beside its shards."""
@@ -125,9 +123,9 @@ def find_images(tokens: str, manifest: TokenManifest) -> str | None:
 
 def _recorded_images(tokens: str) -> str | None:
     try:
-        config = yaml.safe_load(storage.read_bytes(storage.join(tokens, "config.yaml"), MOST_CONFIG_BYTES))
+        config = yaml_dialect.parse(storage.read_bytes(storage.join(tokens, "config.yaml"), yaml_dialect.MOST_BYTES))
         folder = config["data"]["images"] or storage.join(config["run"], "images")
-    except (OSError, FoldtrainError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError, RecursionError):
+    except (OSError, FoldtrainError, yaml.YAMLError, KeyError, TypeError, ValueError):
         return None
     return folder if isinstance(folder, str) else None
 

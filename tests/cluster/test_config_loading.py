@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from cluster import yaml_dialect
 from cluster.config import RunConfig
 from cluster.config_loading import load_config, merge, resolved_yaml
+from data_pipeline import yaml_dialect
 from data_pipeline.errors import UsageError
 from trainer.config import KeepBest
 

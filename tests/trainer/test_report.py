@@ -443,3 +443,12 @@ def test_branches_have_the_papers_names() -> None:
 
 def test_nested_records_become_dotted_rows() -> None:
     assert flatten({"a": {"b": 1, "c": {"d": "x"}}, "e": None}) == [("a.b", "1"), ("a.c.d", "x"), ("e", "all")]
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "a: &a [x]\nb: [*a" + ", *a" * 60_000 + "]", "a: !!timestamp 2026-99-99"]
+)
+def test_a_config_that_is_none_is_named_and_costs_little(run: Path, text: str) -> None:
+    (run / "tokenizer" / "config.yaml").write_text(text)
+    with pytest.raises(UsageError, match=r"tokenizer/config\.yaml is not valid YAML"):
+        write_report(str(run))

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
-from data_pipeline import json_records, storage
+from data_pipeline import storage, yaml_dialect
 from data_pipeline.errors import UsageError
 from data_pipeline.manifest import first_problem
 from data_pipeline.owned_folders import CHECKPOINT_FILE, is_link, remove_checkpoint
@@ -63,14 +63,14 @@ def recorded_rule(folder: str) -> Retention | None:
     import yaml
 
     try:
-        text = storage.read_bytes(storage.join(folder, "config.yaml"), json_records.MOST_LINE_BYTES)
-        config: dict[str, Any] = yaml.safe_load(text) or {}
+        text = storage.read_bytes(storage.join(folder, "config.yaml"), yaml_dialect.MOST_BYTES)
+        config: dict[str, Any] = yaml_dialect.parse(text) or {}
         stage = storage.read_json(storage.join(folder, "settings.json"))["stage"]
         section = (config.get("evaluation") or {}).get("judge") if stage == "judge" else config.get(stage)
         trainer = _Keeping.model_validate(section["trainer"]) if section else None
     except FileNotFoundError:
         return None
-    except (KeyError, TypeError, AttributeError, ValueError, yaml.YAMLError, RecursionError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, yaml.YAMLError) as error:
         reason = first_problem(error) if isinstance(error, ValidationError) else f"{type(error).__name__}"
         raise UsageError(
             f"{folder}: config.yaml and settings.json do not say which checkpoints are kept ({reason}): they were cut "

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from data_pipeline import storage
+from data_pipeline import storage, yaml_dialect
 from data_pipeline.errors import UsageError
 from data_pipeline.manifest import first_problem
 from trainer.jsonl import read_records
@@ -145,10 +145,10 @@ def _stage_configs(run_uri: str, records: Iterable[StageRecords]) -> Iterator[St
     for folder, sections in _USED.items():
         uri = storage.join(run_uri, folder, "config.yaml")
         try:
-            config = yaml.safe_load(storage.read_bytes(uri))
+            config = yaml_dialect.parse(storage.read_bytes(uri, yaml_dialect.MOST_BYTES))
         except FileNotFoundError:
             continue
-        except (yaml.YAMLError, RecursionError, ValueError) as error:
+        except yaml.YAMLError as error:
             raise UsageError(f"{uri} is not valid YAML: it was cut or edited; run its stage again") from error
         used: dict[str, Any] = {}
         for path in ("seed", *sections, "cluster"):

@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+MOST_BYTES = 2**20
+"""Largest config. Whoever reads one asks storage for no more."""
 DEEPEST, MOST_VALUES, MOST_DIGITS = 50, 50_000, 40
 """Most levels of nesting, values with aliases written out (21,841 classes may have names), and digits of a number."""
 
