@@ -11,7 +11,7 @@ import os
 import sys
 from typing import Annotated, NoReturn
 
-from cluster.module_path import leave_out_working_directory, refusal
+from foldtrain import leave_out_working_directory, refusal
 
 leave_out_working_directory()  # before what is imported below
 

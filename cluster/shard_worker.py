@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from cluster.module_path import refusal
 from data_pipeline.errors import CorruptShardError, FoldtrainError, UsageError
+from foldtrain import refusal
 
 Advance = Callable[[int], None]
 """Called between batches with the number of images done since the last call."""

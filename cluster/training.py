@@ -20,13 +20,13 @@ from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wa
 from cluster.config import ClusterConfig
 from cluster.elastic_sizes import same_micro_batch, usable_sizes
 from cluster.head_watch import HeadLostError, watch_head
-from cluster.module_path import refusal
 from cluster.progress import Follower, follow_training, has_ended
 from cluster.ray_folder import ray_folder
 from cluster.ray_session import is_connected, ray_session, require_gpus
 from cluster.terminal import console
 from data_pipeline.errors import UsageError
 from data_pipeline.lease import only_driver
+from foldtrain import refusal
 from trainer.checkpoints.folder import latest_step
 from trainer.ending import Ending
 from trainer.job import TrainJob

@@ -1,7 +1,8 @@
-"""Where our modules come from: from where foldtrain is installed, whatever lies in the folder of its user.
+"""The command `foldtrain`: finds its own packages, whatever lies in the folder of its user, and runs `cluster.cli`.
 
 Its users stand in the folders of other training code, with a `model.py`, a `utils.py` or a `cluster/` of its own.
-Python puts the working directory first on its path for `python -m`, and for empty entries of PYTHONPATH.
+Python puts the working directory first on its path for `python -m`, and for empty entries of PYTHONPATH. So the command
+begins in this module, whose name no other code has, and looks before it imports anything.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 OURS = ("model", "data_pipeline", "trainer", "cluster", "configs")
-_HOME = Path(__file__).resolve().parents[1]
+_HOME = Path(__file__).resolve().parent
 
 
 def leave_out_working_directory() -> None:
@@ -58,3 +59,19 @@ def refusal() -> str | None:
         f"modules of other code stand before those of foldtrain on Python's path{given}:\n  {named}\n"
         f"Take their folder off PYTHONPATH; foldtrain's own are in {_HOME}"
     )
+
+
+def main() -> None:
+    """Run the command line, unless modules of other code stand before its own."""
+    leave_out_working_directory()
+    reason = refusal()
+    if reason is not None:
+        sys.stderr.write(f"error: {reason}\n")
+        sys.exit(2)
+    from cluster.cli import main as run
+
+    run()
+
+
+if __name__ == "__main__":
+    main()

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from cluster.module_path import foreign_modules, refusal
+from foldtrain import foreign_modules, refusal
 
-HOME = Path(__file__).resolve().parents[2]
+HOME = Path(__file__).resolve().parents[1]
 FOLDTRAIN = [str(Path(sys.executable).parent / "foldtrain")]
-MODULE = [sys.executable, "-m", "cluster.cli"]
-NAMES = ("model", "trainer", "data_pipeline", "configs", "utils", "yaml", "typer", "torch", "ray")
+MODULE = [sys.executable, "-m", "foldtrain"]
+NAMES = ("cluster", "model", "trainer", "data_pipeline", "configs", "utils", "yaml", "typer", "torch", "ray")
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_what_lies_in_the_working_directory_is_not_imported(
 
 
 @pytest.mark.parametrize("kind", ["module", "package", "plain folder"])
-@pytest.mark.parametrize("name", ["model", "trainer", "configs"])
+@pytest.mark.parametrize("name", ["cluster", "model", "trainer", "configs"])
 def test_a_module_of_ours_on_the_python_path_is_refused_by_name(name: str, kind: str, tmp_path: Path) -> None:
     other, here = tmp_path / "other", tmp_path / "here"
     here.mkdir()
@@ -74,8 +74,7 @@ def test_ours_are_ours() -> None:
 
 def test_what_child_processes_import_is_not_in_the_working_directory_either(project: Path) -> None:
     code = (
-        "import os; from cluster.module_path import leave_out_working_directory as leave; leave();"
-        "print(os.environ['PYTHONPATH'])"
+        "import os; from foldtrain import leave_out_working_directory as leave; leave();print(os.environ['PYTHONPATH'])"
     )
     kept = f"{HOME}{os.pathsep}relative"
     given = f"{os.pathsep}{kept}{os.pathsep}.{os.pathsep}{project}{os.pathsep}"
