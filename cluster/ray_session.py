@@ -20,7 +20,7 @@ from cluster.ray_address import RayAddress, asked_address, probe
 from cluster.ray_folder import ray_folder
 from cluster.ray_processes import abandon, deaf_to_notices, without_search_path
 from cluster.terminal import console
-from cluster.worker_output import workers_own_words
+from cluster.worker_output import keep_own_warnings, workers_own_words
 from data_pipeline.errors import FoldtrainError, UsageError
 
 _SPARING = {
@@ -135,6 +135,7 @@ def _init(**options: Any) -> None:
     except (OSError, RuntimeError, ValueError, RayError) as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise FoldtrainError(f"Ray does not start ({options['address']}): {reason}") from error
+    keep_own_warnings()
 
 
 @contextmanager

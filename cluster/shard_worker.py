@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from cluster.worker_output import keep_own_warnings
 from data_pipeline.errors import CorruptShardError, FoldtrainError, UsageError
 from foldtrain import refusal
 
@@ -44,6 +45,7 @@ class ShardWorker:
     def __init__(self, work: ShardWork, ledger: Any, threads: int) -> None:
         import ray
 
+        keep_own_warnings()
         self._ledger, self._ask = ledger, ray.get
         self.id = str(ray.get_runtime_context().get_actor_id())[:12]
         self.host = socket.gethostname()

@@ -24,6 +24,7 @@ from cluster.progress import Follower, follow_training, has_ended
 from cluster.ray_folder import ray_folder
 from cluster.ray_session import is_connected, ray_session, require_gpus
 from cluster.terminal import console
+from cluster.worker_output import keep_own_warnings
 from data_pipeline.errors import UsageError
 from data_pipeline.lease import only_driver
 from foldtrain import refusal
@@ -225,6 +226,7 @@ def _worker(settings: dict[str, Any]) -> tuple[str, int]:
     """On each Ray Train worker: torch.distributed is there, LOCAL_RANK is set by Ray alone (ray#37212)."""
     if reason := refusal():
         raise UsageError(f"on {socket.gethostname()}: {reason}")
+    keep_own_warnings()
     import ray.train.torch
     import torch
 

@@ -8,6 +8,7 @@ Ray forwards every line that a process of the cluster prints. Left out are
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -37,6 +38,12 @@ def shown_lines(batch: Mapping[str, Any]) -> list[str]:
         return []
     is_idle = not actor and not batch.get("task_name")
     return [line for line in batch.get("lines", ()) if not _CORE.match(line) and not (is_idle and _ABORTED.match(line))]
+
+
+def keep_own_warnings() -> None:
+    """Warnings of ours are shown: Ray sets the root logger of each of its processes to errors, for its own warnings."""
+    for package in ("model", "data_pipeline", "trainer", "cluster"):
+        logging.getLogger(package).setLevel(logging.WARNING)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from collections.abc import Callable
 
@@ -20,6 +21,7 @@ def test_sigterm_ends_a_command_between_its_stages_in_order() -> None:
         signal.raise_signal(signal.SIGTERM)
     assert ended.value.code == 128 + signal.SIGTERM
     assert not ray.is_initialized()
+    assert logging.getLogger("data_pipeline.lease").isEnabledFor(logging.WARNING)  # Ray's own are not shown
     assert signal.getsignal(signal.SIGTERM) is before
 
 

@@ -165,7 +165,7 @@ def test_ingest_on_the_pool_gives_the_bytes_of_ingest_in_one_process(
     write_scale(str(tmp_path / "run" / "images"), 1, 2)
     assert ingesting.ingest(config) == 20
     assert not (tmp_path / "run" / "images" / "control.json").exists()  # it was of this run
-    for of_the_run in ("progress.json", "config.yaml"):
+    for of_the_run in ("progress.json", "config.yaml", "lease/000001.json"):
         (tmp_path / "run" / "images" / of_the_run).unlink()
     assert contents(tmp_path / "run" / "images") == contents(tmp_path / "here")
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from cluster.worker_output import shown_lines, workers_own_words
+from cluster.worker_output import keep_own_warnings, shown_lines, workers_own_words
 
 WORKER = {"pid": 7, "actor_name": "RayTrainWorker", "is_err": True}
 IDLE = {"pid": 8, "actor_name": None, "task_name": None, "is_err": True}
@@ -70,3 +72,22 @@ def test_it_stands_before_all_that_ray_prints_for_others(monkeypatch: pytest.Mon
         worker.print_to_stdstream(error, ignore_prefix=False)
     assert worker.print_to_stdstream is theirs
     assert [batch["lines"] for batch in printed] == [["loss 3.1"], ["Raylet is terminated."]]
+
+
+@pytest.fixture
+def errors_alone() -> Iterator[None]:
+    """The root logger as Ray sets it in each of its processes."""
+    root = logging.getLogger()
+    before = root.level
+    root.setLevel(logging.ERROR)
+    yield
+    root.setLevel(before)
+
+
+def test_our_own_warnings_are_heard_where_ray_wants_errors_alone(
+    errors_alone: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    keep_own_warnings()
+    for package in ("elsewhere", "model", "data_pipeline", "trainer", "cluster"):
+        logging.getLogger(f"{package}.part").warning("of %s", package)
+    assert caplog.messages == ["of model", "of data_pipeline", "of trainer", "of cluster"]
