@@ -17,7 +17,7 @@ from data_pipeline.errors import FoldtrainError
 
 PASSED_ON = (
     *("AWS_", "AZURE_", "GOOGLE_", "GCLOUD_", "FSSPEC_", "HF_", "HUGGING_FACE_", "HUGGINGFACE_", "WANDB_"),
-    *("FOLDTRAIN_STORAGE_", "OMP_NUM_THREADS"),
+    *("FOLDTRAIN_STORAGE_", "FOLDTRAIN_LEASE_", "OMP_NUM_THREADS"),
 )
 """How the names of variables begin that a job on this machine gets."""
 FILE_VARIABLE = "FOLDTRAIN_JOB_ENVIRONMENT"
