@@ -9,6 +9,7 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from uuid import uuid4
 
 import hypothesis
@@ -16,6 +17,7 @@ import pytest
 
 from cluster.drills.s3_server import BUCKET, S3Server
 
+ROOT = Path(__file__).resolve().parents[1]
 CACHE = tempfile.TemporaryDirectory(prefix="foldtrain-cache-")
 
 # Before anything imports torch, Ray, DeepSpeed or W&B; child processes inherit it.

@@ -34,7 +34,7 @@ class Victim:
     """
 
     def __init__(self, arguments: tuple[str, ...], log: Path, environment: Mapping[str, str] | None = None) -> None:
-        command = [sys.executable, "-m", "cluster.cli", *arguments]
+        command = [sys.executable, "-m", "foldtrain", *arguments]
         with log.open("wb") as output:
             self._process = subprocess.Popen(
                 command,

@@ -38,7 +38,7 @@ def foldtrain(tmp_path: Path) -> Foldtrain:
     """Runs `foldtrain ARGUMENTS...` in a folder of its own."""
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "cluster.cli", *arguments]
+        command = [sys.executable, "-m", "foldtrain", *arguments]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
 
     return run

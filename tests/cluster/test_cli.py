@@ -163,7 +163,7 @@ def test_the_schema_requires_no_key_as_a_file_may_extend_another() -> None:
 
 
 def test_an_interrupted_command_ends_with_130(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "cluster.cli", "monitor", str(tmp_path)]
+    command = [sys.executable, "-m", "foldtrain", "monitor", str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert str(tmp_path) in process.stdout.readline()

@@ -88,7 +88,7 @@ class Scene:
 
     def foldtrain(self, *arguments: str) -> str:
         """What a command prints, as the first user."""
-        done = as_first("-m", "cluster.cli", *arguments, **self.environment)
+        done = as_first("-m", "foldtrain", *arguments, **self.environment)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -257,7 +257,7 @@ def test_a_folder_for_the_state_file_that_is_the_second_users_is_refused(shared:
     as_second(
         "import os, sys\nos.mkdir(sys.argv[1])\nos.chmod(sys.argv[1], 0o777)\nprint(1)", shared / "home-of-second"
     )
-    done = as_first("-m", "cluster.cli", "shutdown", FOLDTRAIN_HOME=str(shared / "home-of-second"))
+    done = as_first("-m", "foldtrain", "shutdown", FOLDTRAIN_HOME=str(shared / "home-of-second"))
     assert done.returncode == 1
     assert "belongs to another user: set FOLDTRAIN_HOME" in done.stderr
 

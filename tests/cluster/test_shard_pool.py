@@ -27,6 +27,7 @@ from cluster.shard_pool import PoolSettings, make_shards
 from cluster.shard_worker import Advance, MakeShard
 from data_pipeline.errors import FoldtrainError, UsageError
 from data_pipeline.ingest import ingest
+from tests.conftest import ROOT
 from tests.data_pipeline.small_data import contents, write_photos
 
 pytestmark = [pytest.mark.drill, pytest.mark.xdist_group("drill")]
@@ -36,6 +37,7 @@ pytestmark = [pytest.mark.drill, pytest.mark.xdist_group("drill")]
 def cluster() -> Iterator[None]:
     """A Ray of two CPUs for all tests here."""
     before = dict(os.environ)
+    os.environ["PYTHONPATH"] = str(ROOT)  # workers have to find this file, too
     with ray_session(ClusterConfig(workers=2)):
         yield
     os.environ.clear()

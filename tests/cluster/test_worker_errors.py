@@ -12,6 +12,7 @@ import pytest
 from cluster.config import ClusterConfig
 from cluster.ray_session import ray_session
 from data_pipeline.errors import CorruptShardError, FoldtrainError, StorageAwayError
+from tests.conftest import ROOT
 
 MESSAGE = "shard images-0001.tar is damaged"
 
@@ -110,7 +111,10 @@ def test_a_bug_in_a_task_of_ray_stays_what_it_is() -> None:
 
 
 @pytest.mark.xdist_group("ray")
-def test_an_error_that_a_user_has_to_mend_is_raised_as_it_was_after_one_start(tmp_path: Path) -> None:
+def test_an_error_that_a_user_has_to_mend_is_raised_as_it_was_after_one_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # workers have to find this file, too
     # In a process of its own: Ray keeps the token of the first cluster that a process started.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         error = process.submit(train, tmp_path).exception()
