@@ -21,6 +21,8 @@ from trainer.job import TrainJob
 from trainer.loop import Loop
 from trainer.stages import build_stage, tokenizer
 
+pytestmark = pytest.mark.slow
+
 STEPS = 3
 INPUTS = {"images": "", "teacher": ""}
 LOSS = TokenizerLossConfig(feature=0.2, semantic=0.5)

@@ -14,6 +14,8 @@ import torch
 from tests.trainer.gloo import run_gloo
 from tests.trainer.small_training import resumed, states, unbroken
 
+pytestmark = pytest.mark.slow
+
 MIDDLE, LAST = 3, 6
 
 Place = tuple[int, int]

@@ -22,6 +22,8 @@ from tests.trainer.small_training import settings
 from trainer.blocks import compile_blocks, recompute_blocks
 from trainer.engine import Batch, Engine, Terms, prepare_deepspeed
 
+pytestmark = pytest.mark.slow
+
 STAGES = (0, 1, 2, 3)
 VIT = ViTConfig(width=16, depth=2, heads=2, drop_path=0.2)
 TOKENIZER = TokenizerConfig(
