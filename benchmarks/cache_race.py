@@ -24,10 +24,10 @@ from pathlib import Path
 
 from cluster.drills.s3_server import BUCKET, S3Server
 from data_pipeline import storage
-from data_pipeline.copy_seal import SEAL_BYTES, content_bytes
-from data_pipeline.image_shards import ImageSample, ImageShards, write_image_shard
-from data_pipeline.manifest import ImageManifest
-from data_pipeline.node_cache import NodeCache
+from data_pipeline.node.copy_seal import SEAL_BYTES, content_bytes
+from data_pipeline.node.node_cache import NodeCache
+from data_pipeline.shards.image_shards import ImageSample, ImageShards, write_image_shard
+from data_pipeline.shards.manifest import ImageManifest
 
 COPIES = 24
 SIZE = 40_000

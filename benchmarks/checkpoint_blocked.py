@@ -30,7 +30,7 @@ from trainer.checkpoints.retention import Retention
 from trainer.checkpoints.snapshot import pieces
 from trainer.checkpoints.writer import CheckpointWriter
 from trainer.config import TrainerConfig
-from trainer.engine import Batch, Engine, Terms, prepare_deepspeed
+from trainer.engine.deepspeed_engine import Batch, Engine, Terms, prepare_deepspeed
 
 WIDTH, ROWS, ROUNDS = 1024, 64, 4
 

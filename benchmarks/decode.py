@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.table import Table
 
-from data_pipeline.transforms import Transform, decode
+from data_pipeline.images.transforms import Transform, decode
 
 SIZES = ((500, 375), (1024, 768), (1021, 765))
 TARGET = 256

@@ -32,9 +32,10 @@ from pathlib import Path
 from uuid import uuid4
 
 from cluster.drills.s3_server import BUCKET, S3Server
-from data_pipeline import lease, lease_record, storage
+from data_pipeline import storage
 from data_pipeline.errors import FoldtrainError
-from trainer.jsonl import JsonlWriter, read_records
+from data_pipeline.leases import lease, lease_record
+from trainer.records.jsonl import JsonlWriter, read_records
 
 LINES = 5
 _SPAWN = multiprocessing.get_context("spawn")

@@ -23,11 +23,11 @@ import numpy as np
 import peers
 from report import write_report
 
-from data_pipeline.loader import TokenBatches
-from data_pipeline.manifest import TokenizerRecord, TokenManifest
-from data_pipeline.node_cache import NodeCache
-from data_pipeline.token_dataset import TokenShards
-from data_pipeline.token_shards import TokenBlock, write_token_shard
+from data_pipeline.loading.loader import TokenBatches
+from data_pipeline.node.node_cache import NodeCache
+from data_pipeline.shards.manifest import TokenizerRecord, TokenManifest
+from data_pipeline.shards.token_dataset import TokenShards
+from data_pipeline.shards.token_shards import TokenBlock, write_token_shard
 from model.layout import TokenLayout
 
 LAYOUT = TokenLayout((1, 1, 2, 3, 3, 4, 5, 6, 8, 11), branches=2, codebook_size=4096)

@@ -23,12 +23,12 @@ from report import write_report
 from torch import nn
 
 from model.config import GeneratorConfig, TokenizerConfig
-from model.generator import FoldedGenerator
+from model.generators.next_scale import FoldedGenerator
 from model.losses import folded_cross_entropy
 from tests.trainer.gloo import run_gloo
 from trainer.checkpoints.snapshot import Snapshot, pieces
 from trainer.config import TrainerConfig
-from trainer.engine import Batch, Engine, Terms, prepare_deepspeed
+from trainer.engine.deepspeed_engine import Batch, Engine, Terms, prepare_deepspeed
 from trainer.planning.activations import generator_activations
 from trainer.planning.memory import RankMemory, rank_memory
 from trainer.planning.shapes import count, generator_weights

@@ -19,12 +19,12 @@ import torch
 from report import write_report
 
 from data_pipeline.config import IdxSource
+from data_pipeline.images.transforms import Transform, to_model
+from data_pipeline.shards.weights import read_weights
 from data_pipeline.sources import open_source
-from data_pipeline.tokenizing import encoder_of
-from data_pipeline.transforms import Transform, to_model
-from data_pipeline.weights import read_weights
+from data_pipeline.tokens.tokenizing import encoder_of
 from model.config import TokenizerConfig
-from model.tokenizer import ImageFolderTokenizer
+from model.tokenizers.imagefolder import ImageFolderTokenizer
 
 SOURCE = IdxSource(
     images="embedded:fashion_mnist/t10k-images-idx3-ubyte.gz", labels="embedded:fashion_mnist/t10k-labels-idx1-ubyte.gz"

@@ -9,7 +9,7 @@ The encoder alone has the same cores: the same network, batches and precision on
 float32, in the same workers, before each shard and after the last. So a machine whose speed drifts (15 % within minutes
 were seen) favours neither. It is also measured in processes of its own with nothing of Ray's beside it, before the
 pipeline starts and after it has ended; that rate and the ratio to it are stated, too. All of them keep freed memory as
-tokenize's workers do (data_pipeline/host_memory.py). Images per second of processor time, of all threads of the
+tokenize's workers do (data_pipeline/node/host_memory.py). Images per second of processor time, of all threads of the
 workers, say how much of it is spent on anything but the encoder.
 """
 
@@ -33,22 +33,22 @@ import torch
 from decode import made_picture
 from report import write_report
 
-from cluster.config import ClusterConfig
+from cluster.config.run import ClusterConfig
 from cluster.drills.s3_server import BUCKET, S3Server
-from cluster.pool_progress import PoolProgress
-from cluster.ray_pool import PoolSize, Shard, WorkerNeeds
-from cluster.ray_session import ray_session
-from cluster.shard_pool import PoolSettings, make_shards
-from cluster.shard_worker import Advance, MakeShard
-from cluster.tokenizing import TokenizeWork
+from cluster.pool.pool_progress import PoolProgress
+from cluster.pool.ray_pool import PoolSize, Shard, WorkerNeeds
+from cluster.pool.shard_pool import PoolSettings, make_shards
+from cluster.pool.shard_worker import Advance, MakeShard
+from cluster.pool.tokenizing import TokenizeWork
+from cluster.session.ray_session import ray_session
 from data_pipeline.config import TokensConfig
-from data_pipeline.host_memory import keep_freed_memory
-from data_pipeline.image_shards import ImageSample, write_image_shard
-from data_pipeline.manifest import ImageManifest
-from data_pipeline.tokenizing import TokenPlan, encoder_of, finish, load_encoder, missing, plan_tokens
-from data_pipeline.weights import Card, write_weights
+from data_pipeline.node.host_memory import keep_freed_memory
+from data_pipeline.shards.image_shards import ImageSample, write_image_shard
+from data_pipeline.shards.manifest import ImageManifest
+from data_pipeline.shards.weights import Card, write_weights
+from data_pipeline.tokens.tokenizing import TokenPlan, encoder_of, finish, load_encoder, missing, plan_tokens
 from model.config import TokenizerConfig, ViTConfig
-from model.tokenizer import ImageFolderTokenizer
+from model.tokenizers.imagefolder import ImageFolderTokenizer
 
 ENCODER = ViTConfig(width=384, depth=8, heads=6)
 TOKENIZER = TokenizerConfig(image_size=256, patch_size=16, encoder=ENCODER, decoder=ViTConfig(depth=1))

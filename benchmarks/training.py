@@ -32,11 +32,11 @@ from training_worker import RECORD_EVERY
 from turns import Training, rates
 
 from data_pipeline.config import ReadingConfig
-from data_pipeline.manifest import TokenizerRecord, TokenManifest
-from data_pipeline.token_shards import TokenBlock, write_token_shard
-from data_pipeline.weights import Card, write_weights
+from data_pipeline.shards.manifest import TokenizerRecord, TokenManifest
+from data_pipeline.shards.token_shards import TokenBlock, write_token_shard
+from data_pipeline.shards.weights import Card, write_weights
 from model.config import GeneratorConfig, TokenizerConfig, ViTConfig
-from model.tokenizer import ImageFolderTokenizer
+from model.tokenizers.imagefolder import ImageFolderTokenizer
 from trainer.config import GeneratorStageConfig, TrackingConfig, TrainerConfig
 from trainer.job import TrainJob
 

@@ -27,10 +27,10 @@ NICENESS = int(os.environ.get("RAY_worker_niceness", "15"))  # noqa: SIM112 - Ra
 
 def bare(job: TrainJob) -> None:
     """The network, its loss, AdamW and clipping in as few lines as torch needs, on a batch that stays in memory."""
-    from model.generator import FoldedGenerator
+    from model.generators.next_scale import FoldedGenerator
     from model.losses import folded_cross_entropy
+    from trainer.engine.optimizer import parameter_groups
     from trainer.networks import load_quantizer
-    from trainer.optimizer import parameter_groups
 
     assert isinstance(job.section, GeneratorStageConfig)
     config = job.section.trainer
@@ -58,8 +58,8 @@ def bare(job: TrainJob) -> None:
 
 def under_ray(job: TrainJob, workers: int) -> None:
     """What the command does."""
-    from cluster.config import ClusterConfig
-    from cluster.training import train
+    from cluster.config.run import ClusterConfig
+    from cluster.training.stage import train
 
     train(job, ClusterConfig(workers=workers))
 
@@ -68,7 +68,7 @@ def under_torchrun(job: TrainJob) -> None:
     """What a worker does, with Ray out of it."""
     import torch.distributed as dist
 
-    from trainer.stages import run_worker
+    from trainer.loop.worker import run_worker
 
     dist.init_process_group("gloo")
     dist.barrier()

@@ -18,10 +18,10 @@ leave_out_working_directory()  # before what is imported below
 import typer
 
 from cluster.commands import checkpoints, configs, data, drill, gc, jobs, ledger, plan, runs, stages
-from cluster.head_watch import HeadLostError
-from data_pipeline.compiled_code import keep_compiled_code_private
+from cluster.session.head_watch import HeadLostError
 from data_pipeline.errors import FoldtrainError, UsageError
-from data_pipeline.local_disk import explain_unhandled
+from data_pipeline.node.compiled_code import keep_compiled_code_private
+from data_pipeline.storage.local_disk import explain_unhandled
 
 app = typer.Typer(
     name="foldtrain",
@@ -98,7 +98,7 @@ def main() -> None:
         known = find_cause(error) or (explain_unhandled(error) if isinstance(error, OSError) else None)
         if known is None:
             raise
-        from cluster.terminal import print_error
+        from cluster.terminal.output import print_error
 
         print_error(str(known))
         if isinstance(known, HeadLostError):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from cluster import cli, job_environment
+from cluster import cli
+from cluster.session import job_environment
 
 
 def main() -> None:

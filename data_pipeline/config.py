@@ -6,8 +6,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from data_pipeline.places import DiskPlace, InputPlace, OutputPlace, PackagedPlace
-from data_pipeline.views import expand_views, known_view
+from data_pipeline.images.views import expand_views, known_view
+from data_pipeline.storage.places import DiskPlace, InputPlace, OutputPlace, PackagedPlace
 from model.config import Section
 
 MOST_WORKERS = 100_000

@@ -10,8 +10,8 @@ import math
 
 from torch import Tensor, nn
 
-from model.chance import dropout
 from model.config import ClassifierConfig
+from model.layers.random_numbers import dropout
 
 
 class Classifier(nn.Module):
@@ -45,7 +45,7 @@ class Classifier(nn.Module):
         return maps_BCHW.mean((2, 3))
 
     def forward(self, image_BCHW: Tensor, seed_B: Tensor | None = None) -> Tensor:
-        """Images in [-1, 1] -> class logits [B, num_classes]; dropout in training needs seeds (`model.chance`)."""
+        """Images in [-1, 1] -> class logits [B, num_classes]; dropout in training needs seeds (`random_numbers.py`)."""
         features_BD = self.features(image_BCHW)
         if self.training and self.config.dropout:
             features_BD = dropout(features_BD, seed_B, self.config.dropout)

@@ -37,7 +37,7 @@ class KeepBest(Section):
 
 
 class SpikeConfig(Section):
-    """What to do when the loss jumps. See trainer/spikes.py for what counts as a spike."""
+    """What to do when the loss jumps. See trainer/rollback/spikes.py for what counts as a spike."""
 
     window: int = Field(128, ge=8, le=1_000_000)
     """Applied steps whose losses say what is usual."""
@@ -61,7 +61,7 @@ class SpikeConfig(Section):
 
     @property
     def rollback_distance(self) -> int:
-        """Steps from a good checkpoint to the end of a spike, at least: see trainer/spikes.py."""
+        """Steps from a good checkpoint to the end of a spike, at least: see trainer/rollback/spikes.py."""
         return max(self.skip_steps, self.window // 2 + self.steps)
 
 

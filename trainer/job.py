@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from data_pipeline import storage, weights
+from data_pipeline import storage
 from data_pipeline.config import ReadingConfig
 from data_pipeline.errors import UsageError
-from data_pipeline.lease import Claim
-from data_pipeline.manifest import differences
-from data_pipeline.weights import Card
+from data_pipeline.leases.lease import Claim
+from data_pipeline.shards import weights
+from data_pipeline.shards.manifest import differences
+from data_pipeline.shards.weights import Card
 from trainer.config import ClassifierStageConfig, GeneratorStageConfig, TokenizerStageConfig, TrackingConfig
 
 StageSection = ClassifierStageConfig | TokenizerStageConfig | GeneratorStageConfig
@@ -189,6 +190,6 @@ class TrainJob:
         except FileNotFoundError:
             return
         if found:
-            from trainer.run_directory import append_event
+            from trainer.records.run_directory import append_event
 
             append_event(self.folder, "settings_changed", step, changes=found)

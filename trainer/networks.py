@@ -5,21 +5,23 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
-from data_pipeline import weights
-from data_pipeline.weights import Card
+from data_pipeline.shards import weights
+from data_pipeline.shards.weights import Card
 from model.config import GeneratorConfig, TokenizerConfig
-from model.generator import FoldedGenerator
-from model.quantizer import FoldedQuantizer
+from model.generators.next_scale import FoldedGenerator
+from model.quantizers.multi_scale import FoldedQuantizer
 
 if TYPE_CHECKING:
     import torch
 
-    from model.tokenizer import ImageFolderTokenizer
+    from model.tokenizers.imagefolder import ImageFolderTokenizer
 
 
 def load_tokenizer(uri: str, device: torch.device) -> tuple[ImageFolderTokenizer, Card]:
     """The tokenizer with its moving-average weights, frozen, and its card."""
-    from model.tokenizer import ImageFolderTokenizer  # its backbones are seconds to import; a generator needs none
+    from model.tokenizers.imagefolder import (
+        ImageFolderTokenizer,  # its backbones are seconds to import; a generator needs none
+    )
 
     card, state = weights.read_weights(uri, "tokenizer")
     config = weights.read_config(uri, card, TokenizerConfig).without_pretraining()

@@ -92,11 +92,11 @@ def _state_weights(files: Files, name: str) -> None:
 
 def read_images(root: Path) -> Iterator[Callable[[], object]]:
     """verify, inspect, gc, and what training does."""
-    from data_pipeline.image_shards import ImageShards
-    from data_pipeline.inspecting import inspect_data
-    from data_pipeline.leftovers import find_leftovers
-    from data_pipeline.preflight import check_images
-    from data_pipeline.verifying import verify
+    from data_pipeline.shards.image_shards import ImageShards
+    from data_pipeline.tools.inspecting import inspect_data
+    from data_pipeline.tools.leftovers import find_leftovers
+    from data_pipeline.tools.preflight import check_images
+    from data_pipeline.tools.verifying import verify
 
     uri = str(root / "images/train")
     yield lambda: [ImageShards(uri).read(index) for index in range(6)]
@@ -109,12 +109,12 @@ def read_images(root: Path) -> Iterator[Callable[[], object]]:
 
 def read_tokens(root: Path) -> Iterator[Callable[[], object]]:
     """verify, inspect, export, and what training does."""
-    from data_pipeline.exporting import export_tokens
-    from data_pipeline.inspecting import inspect_data
-    from data_pipeline.node_cache import NodeCache
-    from data_pipeline.preflight import check_tokens
-    from data_pipeline.token_dataset import TokenShards
-    from data_pipeline.verifying import verify
+    from data_pipeline.node.node_cache import NodeCache
+    from data_pipeline.shards.token_dataset import TokenShards
+    from data_pipeline.tokens.exporting import export_tokens
+    from data_pipeline.tools.inspecting import inspect_data
+    from data_pipeline.tools.preflight import check_tokens
+    from data_pipeline.tools.verifying import verify
 
     uri = str(root / "tokens")
     yield lambda: TokenShards(uri, NodeCache(str(root / "cache"), 2**26)).keys.tolist()
@@ -131,10 +131,10 @@ def read_checkpoint(root: Path) -> Iterator[Callable[[], object]]:
     from trainer.checkpoints.exporting import export_safetensors
     from trainer.checkpoints.folder import latest_step, read_state
     from trainer.checkpoints.listing import list_checkpoints
-    from trainer.checkpoints.on_course import decisions_on_record, steps_on_course
     from trainer.checkpoints.reader import CheckpointReader
     from trainer.checkpoints.retention import Retention, all_strays, removable, strays
     from trainer.checkpoints.verifying import verify
+    from trainer.rollback.on_course import decisions_on_record, steps_on_course
 
     checkpoints, folder = str(root / "generator/checkpoints"), str(root / STEP)
     yield lambda: CheckpointReader(folder).count("optimizer_step")
@@ -149,8 +149,8 @@ def read_export(root: Path) -> Iterator[Callable[[], object]]:
     """What evaluation does."""
     import torch
 
-    from data_pipeline.weights import read_card
-    from trainer.teacher import load_classifier
+    from data_pipeline.shards.weights import read_card
+    from trainer.evaluation.teacher import load_classifier
 
     uri = str(root / "judge/export")
     yield lambda: read_card(uri, "judge").fingerprint()
@@ -159,15 +159,15 @@ def read_export(root: Path) -> Iterator[Callable[[], object]]:
 
 def read_records(root: Path) -> Iterator[Callable[[], object]]:
     """monitor, plan, ledger audit, and what a start does."""
-    from cluster.monitor import read_run
-    from cluster.monitor_view import frame
-    from cluster.terminal import console
-    from data_pipeline.auditing import stage_history
-    from data_pipeline.ledger import is_ledger_record, read_history
-    from trainer.checkpoints.on_course import decisions_on_record
-    from trainer.jsonl import read_records as records_of
+    from cluster.monitor.monitor_view import frame
+    from cluster.monitor.watching import read_run
+    from cluster.terminal.output import console
+    from data_pipeline.order.ledger import is_ledger_record, read_history
+    from data_pipeline.tools.auditing import stage_history
     from trainer.planning.measured import read_measured
-    from trainer.run_directory import RunDirectory
+    from trainer.records.jsonl import read_records as records_of
+    from trainer.records.run_directory import RunDirectory
+    from trainer.rollback.on_course import decisions_on_record
 
     stage = str(root / "generator")
 
@@ -199,10 +199,10 @@ def read_report(root: Path) -> Iterator[Callable[[], object]]:
 
 def read_work(root: Path) -> Iterator[Callable[[], object]]:
     """monitor, and what a pool of workers looks at."""
-    from cluster.monitor import read_shards
-    from cluster.monitor_view import frame
-    from cluster.scale import read_scale
-    from cluster.terminal import console
+    from cluster.monitor.monitor_view import frame
+    from cluster.monitor.watching import read_shards
+    from cluster.pool.scale import read_scale
+    from cluster.terminal.output import console
 
     uri = str(root / "images")
 
@@ -224,28 +224,28 @@ def read_rule(root: Path) -> Iterator[Callable[[], object]]:
 
 def read_exported(root: Path) -> Iterator[Callable[[], object]]:
     """export, once more."""
-    from data_pipeline.exporting import export_tokens
+    from data_pipeline.tokens.exporting import export_tokens
 
     yield lambda: export_tokens(str(root / "tokens"), str(root / "npz"), "npz")
 
 
 def read_config(root: Path) -> Iterator[Callable[[], object]]:
     """What every command does first."""
-    from cluster.config_loading import load_config, resolved_yaml
+    from cluster.config.loading import load_config, resolved_yaml
 
     yield lambda: resolved_yaml(load_config(root / "config.yaml"))
 
 
 def show_report(report: Any) -> None:
     """As verify prints it."""
-    from cluster.data_view import show_report as show
+    from cluster.monitor.data_view import show_report as show
 
     show(report)
 
 
 def show_inspection(found: Any) -> None:
     """As inspect prints it."""
-    from cluster.data_view import show_inspection as show
+    from cluster.monitor.data_view import show_inspection as show
 
     show(found)
 

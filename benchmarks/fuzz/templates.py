@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline import storage
-from data_pipeline.exporting import export_tokens
-from data_pipeline.image_shards import ImageSample, write_image_shard
-from data_pipeline.ledger import DataOrder
-from data_pipeline.manifest import ImageManifest, TokenCommit, TokenizerRecord, TokenManifest
-from data_pipeline.token_shards import TokenBlock, write_token_shard
-from data_pipeline.tokenizing import record_name
+from data_pipeline.order.ledger import DataOrder
+from data_pipeline.shards.image_shards import ImageSample, write_image_shard
+from data_pipeline.shards.manifest import ImageManifest, TokenCommit, TokenizerRecord, TokenManifest
+from data_pipeline.shards.token_shards import TokenBlock, write_token_shard
+from data_pipeline.tokens.exporting import export_tokens
+from data_pipeline.tokens.tokenizing import record_name
 from model.config import TokenizerConfig
 
 Files = dict[str, bytes]
@@ -120,7 +120,7 @@ def _checkpoint(folder: str) -> None:
 
 
 def _export(uri: str) -> None:
-    from data_pipeline.weights import write_weights
+    from data_pipeline.shards.weights import write_weights
     from model.classifier import Classifier
     from model.config import ClassifierConfig
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from cluster.terminal import say
+from cluster.terminal.output import say
 
 Folder = Annotated[str, typer.Argument(metavar="FOLDER", help="Folder of a run or of one of its stages, at any URI.")]
 Step = Annotated[int | None, typer.Option("--step", help="Which one; the newest complete one if left out.")]
@@ -19,7 +19,7 @@ def list_checkpoints(folder: Folder) -> None:
     """List the checkpoints of a run, unfinished and damaged ones too."""
     from rich.table import Table
 
-    from cluster.terminal import console
+    from cluster.terminal.output import console
     from trainer.checkpoints import listing
 
     table = Table("stage", "step", "state", "bytes", "workers", "ZeRO", "loss", "kept", box=None)
@@ -102,10 +102,10 @@ def remove_checkpoints(
     from dataclasses import replace
 
     from data_pipeline.errors import UsageError
-    from data_pipeline.lease import LeaseHeldError, only_driver
-    from data_pipeline.owned_folders import refuse_foreign_stage
+    from data_pipeline.leases.lease import LeaseHeldError, only_driver
+    from data_pipeline.leases.owned_folders import refuse_foreign_stage
     from trainer.checkpoints import listing, retention
-    from trainer.checkpoints.on_course import decisions_on_record
+    from trainer.rollback.on_course import decisions_on_record
 
     given = {"last": keep, "every": keep_every, "metric": keep_best, "mode": mode}
     if keep_best is not None:

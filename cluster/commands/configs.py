@@ -13,7 +13,7 @@ from cluster.commands.stages import Config, Overrides
 
 def config(config: Config, overrides: Overrides = None) -> None:
     """Print the resolved config: what `extends`, defaults and overrides come to."""
-    from cluster.config_loading import load_config, resolved_yaml
+    from cluster.config.loading import load_config, resolved_yaml
 
     typer.echo(resolved_yaml(load_config(config, overrides or [])), nl=False)
 
@@ -23,7 +23,7 @@ def json_schema() -> dict[str, Any]:
 
     No key is required in it, as a file may extend another; loading checks that the whole is complete.
     """
-    from cluster.config import RunConfig
+    from cluster.config.run import RunConfig
 
     schema = _without_required(RunConfig.model_json_schema())
     files = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
@@ -50,7 +50,7 @@ def schema(
     if output is None:
         typer.echo(text, nl=False)
     else:
-        from data_pipeline.local_disk import disk_errors
+        from data_pipeline.storage.local_disk import disk_errors
 
         with disk_errors(output):
             output.write_text(text, encoding="utf-8")

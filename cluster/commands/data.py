@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cluster.terminal import say, say_json
+from cluster.terminal.output import say, say_json
 
 if TYPE_CHECKING:
-    from data_pipeline.importing.tokens import Foreign, ForeignTokens
+    from data_pipeline.tokens.importing.tokens import Foreign, ForeignTokens
 
 Folder = Annotated[str, typer.Argument(metavar="URI", help="Folder of image shards or token shards, at any URI.")]
 Tokens = Annotated[str, typer.Argument(metavar="URI", help="Folder of token shards, at any URI.")]
@@ -33,9 +33,9 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check a data set, from its bytes to its lineage; exit code 1 if anything is wrong."""
-    from cluster import data_view
+    from cluster.monitor import data_view
     from data_pipeline.errors import FoldtrainError
-    from data_pipeline.verifying import verify as check
+    from data_pipeline.tools.verifying import verify as check
 
     with _progress("verify", "shards", quiet=as_json) as progress:
         report = check(uri, against, quick=quick, progress=progress)
@@ -57,8 +57,8 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Show what is in a data set: schema, samples, labels, how the codebooks are used."""
-    from cluster import data_view
-    from data_pipeline.inspecting import inspect_data
+    from cluster.monitor import data_view
+    from data_pipeline.tools.inspecting import inspect_data
 
     found = inspect_data(uri, samples, limit)
     if grid is not None:
@@ -75,7 +75,7 @@ def export(
     export_format: Annotated[str, typer.Option("--format", help="webdataset, npz or parquet.")],
 ) -> None:
     """Write tokens in the format of another trainer; the same command again completes it."""
-    from data_pipeline.exporting import export_tokens
+    from data_pipeline.tokens.exporting import export_tokens
 
     with _progress("export", "shards") as progress:
         record = export_tokens(uri, to, export_format, progress=progress)
@@ -98,8 +98,8 @@ def import_llamagen(
     image_size: ImageSize = None,
 ) -> None:
     """Codes and labels as .npy files, as LlamaGen's extract_codes_c2i writes them."""
-    from data_pipeline.importing.llamagen import LlamaGenCodes
-    from data_pipeline.importing.tokens import Foreign
+    from data_pipeline.tokens.importing.llamagen import LlamaGenCodes
+    from data_pipeline.tokens.importing.tokens import Foreign
 
     foreign = Foreign(codebook_size, grid, tokenizer_name, image_size)
     _import(LlamaGenCodes(folder, codes, labels, samples), foreign, output, classes)
@@ -119,14 +119,14 @@ def import_rar(
     image_size: ImageSize = None,
 ) -> None:
     """A line of JSON per view, as RAR's pretokenization writes them."""
-    from data_pipeline.importing.rar import RARTokens
-    from data_pipeline.importing.tokens import Foreign
+    from data_pipeline.tokens.importing.rar import RARTokens
+    from data_pipeline.tokens.importing.tokens import Foreign
 
     _import(RARTokens(file, views), Foreign(codebook_size, grid, tokenizer_name, image_size), output, classes)
 
 
 def _import(source: ForeignTokens, foreign: Foreign, output: str, classes: str | None) -> None:
-    from data_pipeline.importing.tokens import import_tokens, plan_import, read_classes
+    from data_pipeline.tokens.importing.tokens import import_tokens, plan_import, read_classes
 
     plan = plan_import(source, foreign, output)
     names = read_classes(classes) if classes else None
@@ -138,8 +138,8 @@ def _import(source: ForeignTokens, foreign: Foreign, output: str, classes: str |
 @contextmanager
 def _progress(label: str, unit: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], Any]]:
     """What a long step tells how far it is: a bar in a terminal, nothing elsewhere."""
-    from cluster.progress import ProgressLine
-    from cluster.terminal import console
+    from cluster.progress.training_progress import ProgressLine
+    from cluster.terminal.output import console
 
     if quiet or not console().is_terminal:
         yield lambda _done, _total: None

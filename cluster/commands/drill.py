@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cluster.terminal import say
+from cluster.terminal.output import say
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -102,7 +102,7 @@ def _drill(
         FoldtrainError: if one has problems.
     """
     from cluster.drills.trials import run_trials
-    from cluster.terminal import console
+    from cluster.terminal.output import console
     from data_pipeline.errors import FoldtrainError
 
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))  # as Ctrl-C: all processes end first
@@ -114,7 +114,7 @@ def _drill(
                 say(_line(trial, len(done), len(seeds), report), err=True)
     finally:
         if output is not None:
-            from data_pipeline.local_disk import disk_errors
+            from data_pipeline.storage.local_disk import disk_errors
 
             with disk_errors(output):
                 output.write_text(json.dumps(_record(done), indent=1) + "\n")

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cluster.terminal import say
+from cluster.terminal.output import say
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from data_pipeline.leftovers import Leftover
+    from data_pipeline.tools.leftovers import Leftover
 
 
 def collect_leftovers(
@@ -30,8 +30,8 @@ def collect_leftovers(
     Only in runs and data sets of foldtrain, known by their records; nothing else is touched, and nothing where a
     command is at work.
     """
-    from cluster.terminal import console
-    from data_pipeline import leftovers
+    from cluster.terminal.output import console
+    from data_pipeline.tools import leftovers
 
     found = leftovers.find_leftovers(uri, older_than, say=say)
     if not found:
@@ -49,7 +49,7 @@ def _table(found: list[Leftover]) -> Table:
     from rich.filesize import decimal
     from rich.table import Table
 
-    from cluster.terminal import duration
+    from cluster.terminal.output import duration
 
     table = Table("kind", "bytes", "age", "place", box=None, pad_edge=False)
     for leftover in found:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cluster.commands.stages import STAGES, Config, Overrides
-from cluster.terminal import say
+from cluster.terminal.output import say
 
 Address = Annotated[str | None, typer.Option(help="URL of a Ray cluster's dashboard, http://HOST:8265.")]
 TargetName = Annotated[str | None, typer.Option("--target", help="local (default) or ray (needs --address).")]
@@ -27,8 +27,8 @@ def submit(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Show its logs until it ends.")] = False,
 ) -> None:
     """Run a stage as a job, and return at once."""
-    from cluster import jobs
-    from cluster.config_loading import load_config
+    from cluster.config.loading import load_config
+    from cluster.jobs import submitting as jobs
     from cluster.targets import open_target
 
     resolved = load_config(config, overrides or [])
@@ -42,9 +42,9 @@ def submit(
 
 def list_jobs(target: TargetName = None, address: Address = None) -> None:
     """List the jobs of a target."""
-    from cluster import jobs
+    from cluster.jobs import submitting as jobs
     from cluster.targets import open_target
-    from cluster.terminal import console
+    from cluster.terminal.output import console
 
     found = open_target(target, address).jobs()
     console().print(jobs.table(found) if found else "no jobs")
@@ -61,7 +61,7 @@ def logs(
 
 
 def _show_logs(job_id: str, target: str | None, address: str | None, *, follow: bool) -> None:
-    from cluster import jobs
+    from cluster.jobs import submitting as jobs
     from cluster.targets import open_target
     from data_pipeline.errors import FoldtrainError
 
@@ -76,7 +76,7 @@ def _show_logs(job_id: str, target: str | None, address: str | None, *, follow: 
 
 def stop(job_id: JobId, target: TargetName = None, address: Address = None) -> None:
     """Stop a job; what it committed stays, and the same stage again goes on from there."""
-    from cluster import jobs
+    from cluster.jobs import submitting as jobs
     from cluster.targets import open_target
 
     place = open_target(target, address)
@@ -87,7 +87,7 @@ def stop(job_id: JobId, target: TargetName = None, address: Address = None) -> N
 
 def shutdown() -> None:
     """End the local cluster that `submit` started, with the jobs and logs that it holds."""
-    from cluster import local_head
+    from cluster.session import local_head
 
     say("the local cluster has ended" if local_head.shutdown() else "no local cluster is running")
 

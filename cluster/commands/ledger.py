@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cluster.terminal import say, say_json
+from cluster.terminal.output import say, say_json
 
 ledger = typer.Typer(no_args_is_help=True, help="Which samples a stage has consumed.")
 
@@ -17,8 +17,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @ledger.command("audit")
 def audit(run: Run, as_json: Json = False) -> None:
     """Prove that each sample was consumed once per epoch, over all restarts and world sizes; exit code 1 if not."""
-    from data_pipeline import auditing
     from data_pipeline.errors import FoldtrainError
+    from data_pipeline.tools import auditing
 
     wrong = []
     for folder in auditing.find_stages(run):
@@ -69,7 +69,7 @@ def step(
     number: Annotated[int, typer.Argument(metavar="STEP", help="Optimizer step, from 0.")],
 ) -> None:
     """Print the keys of the samples of a step, one a line, in their order over all ranks."""
-    from data_pipeline.auditing import step_keys
+    from data_pipeline.tools.auditing import step_keys
 
     for key in step_keys(folder, number):
         say(key)

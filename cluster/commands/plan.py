@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from cluster.commands.stages import Config, Overrides
-from cluster.terminal import say_json
+from cluster.terminal.output import say_json
 
 
 def plan(
@@ -38,8 +38,8 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what a training stage will need: memory, time, storage, failures, cost; and what does not fit."""
-    from cluster import plan_view, planning
-    from cluster.config_loading import load_config
+    from cluster.config.loading import load_config
+    from cluster.stages import plan_view, planning
     from data_pipeline import storage
     from trainer.planning.failures import LLAMA3_NODE_HOURS
     from trainer.planning.measured import read_measured

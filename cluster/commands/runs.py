@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cluster.terminal import say
+from cluster.terminal.output import say
 
 Run = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run, at any URI.")]
 
@@ -17,7 +17,7 @@ def monitor(
     interval: Annotated[float, typer.Option(min=0.2, max=86_400, help="Seconds between looks.")] = 2.0,
 ) -> None:
     """Show how the stages of a run stand, live, from its own files."""
-    from cluster import monitor_view
+    from cluster.monitor import monitor_view
 
     monitor_view.show(run, once=once, interval=interval)
 
@@ -33,7 +33,7 @@ def scale(
     tokens: Annotated[str | None, typer.Option("--tokens", help="Folder of token shards, if not in the run.")] = None,
 ) -> None:
     """Change the number of workers of a running ingest or tokenize; it takes effect with their next shards."""
-    from cluster import scale
+    from cluster.pool import scale
 
     fewest, most = scale.parse_workers(workers)
     if stage is not None and stage not in scale.STAGES:

@@ -36,15 +36,18 @@ def run(stage: str, config: str, overrides: list[str] | None) -> None:
     Raises:
         FoldtrainError: whatever the user can mend.
     """
-    from cluster.config_loading import load_config
+    from cluster.config.loading import load_config
 
     resolved = load_config(config, overrides or [])
-    from cluster.pipeline import StageStopped, run_stage  # after the config is known to be right: it may import torch
+    from cluster.stages.pipeline import (  # after the config is known to be right: it may import torch
+        StageStopped,
+        run_stage,
+    )
 
     try:
         run_stage(stage, resolved, _seconds_since_enter())
     except StageStopped as stopped:
-        from cluster.terminal import console
+        from cluster.terminal.output import console
 
         console().print(str(stopped))
 

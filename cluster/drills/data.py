@@ -4,7 +4,8 @@
     trial       one stage on an empty folder, struck at a moment; the same command is started again if it died of it
     verdict     the bytes of the reference, `foldtrain verify`, `foldtrain gc`, and no committed shard written again
 
-Writes are paced (data_pipeline/pacing.py), so that the work takes seconds and there is a middle of it to strike.
+Writes are paced (data_pipeline/storage/pacing.py), so that the work takes seconds and has a
+middle to strike.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from cluster.drills.s3_server import S3Server
 from cluster.drills.striking import Striker, Watch
 from cluster.drills.trials import RESTARTS, Trial, until_struck
 from cluster.drills.victims import Victim, run, started, tail
-from data_pipeline import lease
 from data_pipeline.errors import FoldtrainError
-from data_pipeline.pacing import WRITES_VARIABLE
+from data_pipeline.leases import lease
+from data_pipeline.storage.pacing import WRITES_VARIABLE
 
 REFERENCE = "reference"
 DATA: dict[Stage, str] = {"ingest": "images", "tokenize": "tokens"}

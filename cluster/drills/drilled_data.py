@@ -85,9 +85,9 @@ def write_tokenizer(folder: Path, seed: int) -> dict[str, Any]:
     """A tokenizer's export with weights drawn from the seed. Returns its config."""
     import torch
 
-    from data_pipeline.weights import write_weights
+    from data_pipeline.shards.weights import write_weights
     from model.config import TokenizerConfig, ViTConfig
-    from model.tokenizer import ImageFolderTokenizer
+    from model.tokenizers.imagefolder import ImageFolderTokenizer
 
     vit = ViTConfig(width=64, depth=2, heads=2)
     config = TokenizerConfig(

@@ -10,9 +10,9 @@ import yaml
 
 from cluster.drills.drilled_data import write_tokenizer
 from cluster.drills.training_blows import CHECKPOINT_EVERY, STEPS, WORKERS
-from data_pipeline.manifest import TokenizerRecord, TokenManifest
-from data_pipeline.token_shards import TokenBlock, write_token_shard
-from data_pipeline.weights import read_card
+from data_pipeline.shards.manifest import TokenizerRecord, TokenManifest
+from data_pipeline.shards.token_shards import TokenBlock, write_token_shard
+from data_pipeline.shards.weights import read_card
 from model.config import TokenizerConfig
 
 SAMPLES, SHARDS, CLASSES = 240, 3, 10

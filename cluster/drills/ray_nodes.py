@@ -20,7 +20,7 @@ from typing import Self
 import psutil
 
 from cluster.drills.victims import kill, title_of
-from cluster.ray_folder import make_folder
+from cluster.session.ray_folder import make_folder
 from data_pipeline.errors import FoldtrainError
 
 _UP_SECONDS = 90.0

@@ -11,8 +11,8 @@ from cluster.drills.blows import Blow, Kind, Pace, Situation, TrialPlan
 from cluster.drills.bucket import Bucket, Stamp, Weather
 from cluster.drills.s3_server import S3Server
 from cluster.drills.victims import Victim, kill, title_of
-from data_pipeline.image_shards import index_name
-from data_pipeline.tokenizing import record_name
+from data_pipeline.shards.image_shards import index_name
+from data_pipeline.tokens.tokenizing import record_name
 
 _LOOK_SECONDS = 0.05
 _STORM_SHARES, _STORM_SECONDS = (0.2, 0.6), (2.0, 6.0)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.drills.bucket import Bucket
-from data_pipeline.manifest import differences
+from data_pipeline.shards.manifest import differences
 from trainer.checkpoints.folder import COMPLETE, INDEX, STATE
 from trainer.checkpoints.index import Index
 

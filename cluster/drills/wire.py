@@ -1,6 +1,6 @@
 """What a training stage asks of its storage, seen by the proxy on the way: what it does, loads, and has completed.
 
-Each of these requests tells something (trainer/loop.py has them in this order):
+Each of these requests tells something (trainer/loop/training_loop.py has them in this order):
 
     GET step_N/rank_*          it loads the checkpoint of step N
     PUT environment.json       it has loaded what there is to load; its first step is next

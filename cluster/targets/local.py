@@ -8,9 +8,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from cluster import job_environment, local_head
-from cluster.config import RunConfig
-from cluster.job_paths import with_absolute_paths
+from cluster.config.absolute_paths import with_absolute_paths
+from cluster.config.run import RunConfig
+from cluster.session import job_environment, local_head
 from cluster.targets.ray import RayTarget
 from cluster.targets.target import ENDED, Job
 from data_pipeline.errors import UsageError

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from cluster.config import RunConfig
-from cluster.config_fields import map_places
-from data_pipeline import uris
+from cluster.config.fields import map_places
+from cluster.config.run import RunConfig
+from data_pipeline.storage import uris
 
 _BY_SCHEME = {
     "s3": ("AWS_",),

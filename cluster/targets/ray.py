@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from cluster.config import RunConfig
-from cluster.config_loading import resolved_yaml
-from cluster.job_environment import FILE_VARIABLE, SETUP_HOOK
-from cluster.job_paths import require_reachable
+from cluster.config.absolute_paths import require_reachable
+from cluster.config.loading import resolved_yaml
+from cluster.config.run import RunConfig
+from cluster.session.job_environment import FILE_VARIABLE, SETUP_HOOK
 from cluster.targets.dashboard import open_dashboard, tail_logs
 from cluster.targets.own_variables import not_sent
 from cluster.targets.target import Job, Status
-from cluster.terminal import console
+from cluster.terminal.output import console
 from data_pipeline.errors import FoldtrainError, UsageError
 
 _CONFIG = "config.yaml"

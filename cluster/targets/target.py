@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from cluster.config import RunConfig
+from cluster.config.run import RunConfig
 
 Status = Literal["pending", "running", "succeeded", "failed", "stopped"]
 

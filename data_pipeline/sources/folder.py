@@ -10,7 +10,6 @@ from typing import Any
 from data_pipeline import storage
 from data_pipeline.config import FolderSource
 from data_pipeline.errors import UsageError
-from data_pipeline.local_listing import shown
 from data_pipeline.sources.skipped import OTHER_ENDING
 from data_pipeline.sources.source import (
     ItemReader,
@@ -22,6 +21,7 @@ from data_pipeline.sources.source import (
     unique_items,
 )
 from data_pipeline.sources.tree import Tree, check_all_readable, list_tree
+from data_pipeline.storage.local_listing import shown
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from data_pipeline.sources.source import (
     unique_items,
 )
 from data_pipeline.sources.tar_listing import RangeReader, TarListing, in_parallel, list_tar
-from data_pipeline.tar import Member
+from data_pipeline.storage.tar import Member
 
 
 class _Class(NamedTuple):

@@ -11,11 +11,11 @@ from typing import Any
 from data_pipeline import storage
 from data_pipeline.config import ILSVRCValidationSource
 from data_pipeline.errors import UsageError
-from data_pipeline.label_text import is_number, read_text
+from data_pipeline.sources.label_text import is_number, read_text
 from data_pipeline.sources.parts import WHERE
 from data_pipeline.sources.source import ItemReader, RawItem, safe_key, unique_items
 from data_pipeline.sources.tar_listing import RangeReader, list_tar
-from data_pipeline.tar import Member
+from data_pipeline.storage.tar import Member
 
 
 class ILSVRCValidationImages:

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
-from data_pipeline.label_text import is_number
-from data_pipeline.local_disk import disk_errors
+from data_pipeline.sources.label_text import is_number
 from data_pipeline.sources.skipped import OTHER_ENDING, Skipped
 from data_pipeline.sources.tree import check_all_readable, list_tree
+from data_pipeline.storage.local_disk import disk_errors
 
 WHERE = "see data.source in the config"
 MAX_CLASSES = 1_000_000

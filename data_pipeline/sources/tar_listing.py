@@ -15,11 +15,11 @@ from typing import NamedTuple, TypeVar
 
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
-from data_pipeline.local_listing import check_file
 from data_pipeline.sources.skipped import Skipped
 from data_pipeline.sources.source import RawItem, check_length
 from data_pipeline.sources.tar_members import Members
-from data_pipeline.tar import BLOCK, Member
+from data_pipeline.storage.local_listing import check_file
+from data_pipeline.storage.tar import BLOCK, Member
 
 WINDOW_BYTES = 16 * 2**10
 """Least bytes of a read: a header, and the small members (labels) that follow it."""

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from data_pipeline.errors import UsageError
-from data_pipeline.local_listing import shown
 from data_pipeline.sources.skipped import Skipped
 from data_pipeline.sources.tree import check_name
-from data_pipeline.tar import Member
+from data_pipeline.storage.local_listing import shown
+from data_pipeline.storage.tar import Member
 
 _KINDS = {tarfile.FIFOTYPE: "a FIFO", tarfile.CHRTYPE: "a device", tarfile.BLKTYPE: "a device"}
 _WITHOUT_DATA = {tarfile.DIRTYPE, b"V", b"D"}

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
-from data_pipeline.local_listing import check_readable, kind_of, scan, shown
 from data_pipeline.sources.skipped import Skipped
+from data_pipeline.storage.local_listing import check_readable, kind_of, scan, shown
 
 
 @dataclass(frozen=True)

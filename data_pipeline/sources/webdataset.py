@@ -17,7 +17,7 @@ from data_pipeline.sources.parts import WHERE, check_label, find_parts, name_cla
 from data_pipeline.sources.skipped import EMPTY_TARS, NO_EXTENSION, Skipped
 from data_pipeline.sources.source import ItemReader, RawItem, safe_key, unique_items
 from data_pipeline.sources.tar_listing import RangeReader, in_parallel, list_tar
-from data_pipeline.tar import Member
+from data_pipeline.storage.tar import Member
 
 _Fields = dict[str, tuple[Member, bytes]]
 """A sample's members by extension, with the contents of labels."""

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from model.config import TokenizerConfig
-from model.generator import FoldedGenerator
+from model.generators.next_scale import FoldedGenerator
 from model.published import imagefolder, var
-from model.tokenizer import ImageFolderTokenizer
+from model.tokenizers.imagefolder import ImageFolderTokenizer
 
 Options = Mapping[str, object]
 State = Mapping[str, Tensor]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from model.config import TokenizerConfig, ViTConfig
-from model.tokenizer import ImageFolderTokenizer
+from model.tokenizers.imagefolder import ImageFolderTokenizer
 
 IGNORED = re.compile(
     r"(encoder|decoder)\.lvl1LC"  # which level each token has: follows from the layout

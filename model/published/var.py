@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from model.config import GeneratorConfig, TokenizerConfig
-from model.generator import FoldedGenerator
+from model.generators.next_scale import FoldedGenerator
 from model.layout import TokenLayout
 
 IGNORED = re.compile(r"lvl_1L|attn_bias_for_masking|blocks\.\d+\.attn\.zero_k_bias")

@@ -20,8 +20,8 @@ from typer.testing import CliRunner
 from cluster.cli import app, find_cause
 from cluster.commands.configs import json_schema
 from cluster.commands.stages import STAGES, packaged
-from cluster.config_loading import load_config
-from cluster.terminal import duration, sparkline
+from cluster.config.loading import load_config
+from cluster.terminal.output import duration, sparkline
 from data_pipeline.errors import FoldtrainError, UsageError
 
 Foldtrain = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -81,7 +81,7 @@ def test_a_shell_that_asks_gets_the_commands_that_begin_so() -> None:
 
 def test_neither_help_nor_a_config_imports_what_is_slow(small_config: Path) -> None:
     code = (
-        "import sys; from cluster import cli; from cluster.config_loading import load_config;"
+        "import sys; from cluster import cli; from cluster.config.loading import load_config;"
         f"load_config({str(small_config)!r}, ['seed=3']); print([name for name in {HEAVY!r} if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

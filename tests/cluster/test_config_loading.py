@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from cluster.config import RunConfig
-from cluster.config_loading import load_config, merge, resolved_yaml
-from data_pipeline import yaml_dialect
+from cluster.config.loading import load_config, merge, resolved_yaml
+from cluster.config.run import RunConfig
 from data_pipeline.errors import UsageError
+from data_pipeline.text import yaml_dialect
 from trainer.config import KeepBest
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster.commands.stages import packaged
-from cluster.config_loading import load_config
+from cluster.config.loading import load_config
 
 FOLDER = Path(str(resources.files("configs")))
 FILES = sorted(FOLDER.rglob("*.yaml"))

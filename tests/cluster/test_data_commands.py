@@ -16,14 +16,14 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from cluster.cli import app
-from cluster.data_view import write_grid
+from cluster.monitor.data_view import write_grid
 from data_pipeline.errors import FoldtrainError, UsageError
-from data_pipeline.image_shards import ImageSample, write_image_shard
-from data_pipeline.manifest import ImageManifest, TokenizerRecord, TokenManifest
-from data_pipeline.token_shards import TokenBlock, write_token_shard
-from data_pipeline.weights import write_weights
+from data_pipeline.shards.image_shards import ImageSample, write_image_shard
+from data_pipeline.shards.manifest import ImageManifest, TokenizerRecord, TokenManifest
+from data_pipeline.shards.token_shards import TokenBlock, write_token_shard
+from data_pipeline.shards.weights import write_weights
 from model.config import TokenizerConfig
-from model.tokenizer import ImageFolderTokenizer
+from model.tokenizers.imagefolder import ImageFolderTokenizer
 
 TOKENIZER = TokenizerConfig(image_size=16, patch_size=4, scales=(1, 2, 4), codebook_size=64, code_dim=8)
 CONFIG = TOKENIZER.model_dump(mode="json")
@@ -62,7 +62,7 @@ def _sample(row: int) -> ImageSample:
 @pytest.fixture
 def tokens(images: Path, export_uri: str, tmp_path: Path) -> Path:
     """Tokens of them, in two shards."""
-    from data_pipeline.weights import read_card
+    from data_pipeline.shards.weights import read_card
 
     uri = str(tmp_path / "tokens")
     made_by = {

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from cluster.drills.victims import PATIENCE, Victim, run, started, wait_for
-from data_pipeline.token_dataset import TokenShards
+from data_pipeline.shards.token_dataset import TokenShards
 from tests.cluster.drills import digests, write_config
 
 pytestmark = [pytest.mark.drill, pytest.mark.xdist_group("drill")]

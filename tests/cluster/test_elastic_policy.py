@@ -17,7 +17,7 @@ def policy(tmp_path: Path) -> Callable[[int], Lose]:
     from ray.train import WorkerGroupError
     from ray.train.v2.api.config import FailureConfig
 
-    from cluster.elastic_policy import RestartsWithoutProgress
+    from cluster.training.elastic_policy import RestartsWithoutProgress
 
     def make(max_failures: int) -> Lose:
         one = RestartsWithoutProgress(FailureConfig(max_failures=max_failures), str(tmp_path))
@@ -58,7 +58,7 @@ class Room:
     def __init__(self, patch: pytest.MonkeyPatch, sizes: tuple[int, ...]) -> None:
         from ray.train.v2.api.config import ScalingConfig
 
-        from cluster import elastic_policy
+        from cluster.training import elastic_policy
 
         self.nodes: dict[str, dict[str, float]] = {}
         self.leaving: set[str] = set()

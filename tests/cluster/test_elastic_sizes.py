@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.config import ClusterConfig
-from cluster.elastic_sizes import largest_usable, same_micro_batch, usable_sizes
+from cluster.config.run import ClusterConfig
+from cluster.training.elastic_sizes import largest_usable, same_micro_batch, usable_sizes
 from trainer.config import TrainerConfig
 
 

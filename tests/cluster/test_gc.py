@@ -10,7 +10,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from cluster.commands import checkpoints
-from data_pipeline.lease import only_driver
+from data_pipeline.leases.lease import only_driver
 from tests.cluster.conftest import Foldtrain
 
 

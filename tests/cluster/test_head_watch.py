@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from cluster import head_watch
-from cluster.head_watch import HeadWatch
+from cluster.session import head_watch
+from cluster.session.head_watch import HeadWatch
 
 LONGEST_SECONDS = head_watch._PAUSE_SECONDS + head_watch._FAILURES * (
     head_watch._ANSWER_SECONDS + head_watch._AGAIN_SECONDS

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from cluster import job_environment, local_head
-from cluster.config_loading import load_config
+from cluster.config.loading import load_config
+from cluster.session import job_environment, local_head
 from cluster.targets.local import LocalTarget
 from cluster.targets.own_variables import not_sent
 from cluster.targets.ray import RayTarget
@@ -122,7 +122,7 @@ def test_a_job_on_a_cluster_is_sent_none_and_submit_says_which_are_set_here(
 def test_only_what_a_stage_needs_is_named(
     small_config: Path, monkeypatch: pytest.MonkeyPatch, stage: str, override: str, named: list[str]
 ) -> None:
-    monkeypatch.setattr("data_pipeline.places.require_package", lambda _: None)
+    monkeypatch.setattr("data_pipeline.storage.places.require_package", lambda _: None)
     environment = dict.fromkeys(["AWS_B", "AWS_A", "HF_TOKEN", "WANDB_API_KEY", "PATH"], SECRET)
     said = " ".join(not_sent(stage, load_config(small_config, [override]), environment))
     assert sorted(name for name in environment if name in said) == named

@@ -19,18 +19,19 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from cluster import job_environment, jobs, local_head
-from cluster.config import ClusterConfig, RunConfig
-from cluster.config_fields import sections_in
-from cluster.config_loading import load_config
-from cluster.job_paths import require_reachable, with_absolute_paths
+from cluster.config.absolute_paths import require_reachable, with_absolute_paths
+from cluster.config.fields import sections_in
+from cluster.config.loading import load_config
+from cluster.config.run import ClusterConfig, RunConfig
+from cluster.jobs import submitting as jobs
+from cluster.session import job_environment, local_head
 from cluster.targets import open_target
 from cluster.targets.local import LocalTarget
 from cluster.targets.ray import RayTarget, _reading
 from cluster.targets.target import Job
 from data_pipeline.config import FolderSource
 from data_pipeline.errors import FoldtrainError, UsageError
-from data_pipeline.places import rules_of
+from data_pipeline.storage.places import rules_of
 
 Foldtrain = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -88,7 +89,7 @@ NO_PLACES = {
     *("kind", "metric", "timm", "backbone", "address", "classes", "extensions", "images", "label", "image", "views"),
     "prometheus_host",
 }
-"""Fields of text that are no places. A new field of text is added here, or given a type of data_pipeline.places."""
+"""Fields of text that are no places. A new field of text is added here, or given a type of storage/places.py."""
 
 
 def test_each_text_of_the_config_is_a_place_or_known_to_be_none() -> None:
@@ -237,7 +238,7 @@ class TestOnALocalHead:
         assert "nodes 1" in "".join(lines)
 
     def test_workers_of_a_job_take_over_its_variables(self, head: local_head.LocalHead, tmp_path: Path) -> None:
-        code = "import os, ray\nfrom cluster.ray_processes import without_search_path\n"
+        code = "import os, ray\nfrom cluster.session.ray_processes import without_search_path\n"
         code += "ray.init(logging_level='ERROR', job_config=without_search_path())\n"
         code += "print('worker', ray.get(ray.remote(lambda: os.environ.get('AWS_PROBE')).remote()))"
         file = job_environment.hand_over(tmp_path / "jobs", "probe", {"AWS_PROBE": "is here"})

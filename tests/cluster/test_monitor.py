@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from cluster import monitor_view
-from cluster.monitor import StageView, read_run, read_training, usual_gap
-from cluster.monitor_view import Watch, frame, show
-from cluster.pool_progress import PoolProgress
+from cluster.monitor import monitor_view
+from cluster.monitor.monitor_view import Watch, frame, show
+from cluster.monitor.watching import StageView, read_run, read_training, usual_gap
+from cluster.pool.pool_progress import PoolProgress
 from data_pipeline import storage
 from data_pipeline.errors import FoldtrainError, StorageAwayError, UsageError
-from trainer.jsonl import read_last_records
+from trainer.records.jsonl import read_last_records
 
 NOW = 1_000_000.0
 SLOW_NODE = ((1, "node1", 90.0), (2, "node1", 80.0), (3, "node2", 20.0))

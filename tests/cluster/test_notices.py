@@ -40,7 +40,7 @@ class Store:
 
 def test_all_that_was_said_of_a_run_is_news_once_and_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     # Here, as commands that start a cluster have to set Ray's environment before it is imported.
-    from cluster import notices
+    from cluster.training import notices
 
     monkeypatch.setattr(notices, "internal_kv", Store())
     notice, policy, nodes = notices.Notice("a run"), notices.Voice("a run"), notices.Voice("a run")
@@ -71,7 +71,7 @@ def test_all_that_was_said_of_a_run_is_news_once_and_in_order(monkeypatch: pytes
 def test_a_notice_that_comes_twice_is_one_notice_and_a_later_one_another(
     numbers: tuple[int, int], seconds: float, second: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cluster import notices
+    from cluster.training import notices
 
     times = iter((100.0, 100.0 + seconds))
     monkeypatch.setattr(notices.time, "monotonic", lambda: next(times))
@@ -81,7 +81,7 @@ def test_a_notice_that_comes_twice_is_one_notice_and_a_later_one_another(
 
 
 def test_under_nohup_a_terminal_that_closes_is_no_notice() -> None:
-    from cluster import notices
+    from cluster.training import notices
 
     assert signal.SIGHUP in notices.notices_here()
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -92,8 +92,8 @@ def test_under_nohup_a_terminal_that_closes_is_no_notice() -> None:
 
 
 def test_a_lost_head_ends_the_command_out_of_rays_call_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    from cluster import notices
-    from cluster.head_watch import HeadLostError
+    from cluster.session.head_watch import HeadLostError
+    from cluster.training import notices
 
     monkeypatch.setattr(notices, "internal_kv", None)  # nothing is asked of a head that is gone
     notice = notices.Notice("a run")

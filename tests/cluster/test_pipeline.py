@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from cluster import pipeline
-from cluster.config import RunConfig
-from cluster.config_loading import load_config
+from cluster.config.loading import load_config
+from cluster.config.run import RunConfig
+from cluster.stages import pipeline
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
-from data_pipeline.ingest import ingest
+from data_pipeline.ingest.ingesting import ingest
 from tests.data_pipeline.small_data import write_photos
 from trainer.config import ClassifierStageConfig
 from trainer.job import TrainJob
@@ -104,7 +104,7 @@ def test_a_pipeline_that_is_told_to_end_does_not_go_on_to_the_next_stage(
         raise pipeline.StageStopped("stopped at step 3", 24)
 
     monkeypatch.setattr(pipeline, "_train", train)
-    monkeypatch.setattr("cluster.ray_session.ray_session", lambda _config: nullcontext())
+    monkeypatch.setattr("cluster.session.ray_session.ray_session", lambda _config: nullcontext())
     with pytest.raises(pipeline.StageStopped, match="at step 3"):
         pipeline.run_stage("quickstart", configure())
     assert begun == ["teacher"]

@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 
 from cluster.cli import app
 from cluster.commands.stages import packaged
-from cluster.config_loading import load_config
+from cluster.config.loading import load_config
 from data_pipeline.errors import UsageError
-from data_pipeline.manifest import ImageManifest
+from data_pipeline.shards.manifest import ImageManifest
 
 QUICKSTART = packaged("quickstart.yaml")
 RECIPES = Path(packaged("imagefolder"))

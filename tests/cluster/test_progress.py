@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from cluster.progress import Follower, has_ended
+from cluster.progress.training_progress import Follower, has_ended
 from trainer.job import TrainJob
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from cluster import ray_address
-from cluster.ray_address import RayAddress, asked_address, host_and_port, is_head_alive, probe
+from cluster.session import ray_address
+from cluster.session.ray_address import RayAddress, asked_address, host_and_port, is_head_alive, probe
 from data_pipeline.errors import FoldtrainError, UsageError
 
 OUR_PYTHON = ".".join(map(str, sys.version_info[:3]))

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster import ray_folder as module
-from cluster.ray_folder import LONGEST_BASE, ray_folder
+from cluster.session import ray_folder as module
+from cluster.session.ray_folder import LONGEST_BASE, ray_folder
 from data_pipeline.errors import FoldtrainError
 
 

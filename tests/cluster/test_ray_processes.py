@@ -10,7 +10,7 @@ import sys
 import psutil
 import pytest
 
-from cluster.ray_processes import NOTICES, deaf_to_notices, end_tree, listen_again, without_search_path
+from cluster.session.ray_processes import NOTICES, deaf_to_notices, end_tree, listen_again, without_search_path
 
 SLEEPS = "import time; print('up', flush=True); time.sleep(600)"
 WITH_CHILD = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {SLEEPS!r}]).wait()"
@@ -40,7 +40,7 @@ def test_what_ray_starts_and_what_that_starts_block_notices_and_end_together() -
 
 def test_a_worker_listens_again() -> None:
     code = (
-        "import os, signal; from cluster.ray_processes import listen_again;"
+        "import os, signal; from cluster.session.ray_processes import listen_again;"
         "signal.signal(signal.SIGTERM, lambda *_: print('heard'));"
         "os.kill(os.getpid(), signal.SIGTERM); print('deaf'); listen_again()"
     )

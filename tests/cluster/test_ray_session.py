@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from cluster.config import ClusterConfig
-from cluster.ray_session import _terminable, ray_session
+from cluster.config.run import ClusterConfig
+from cluster.session.ray_session import _terminable, ray_session
 
 
 @pytest.mark.xdist_group("ray")
@@ -21,7 +21,7 @@ def test_sigterm_ends_a_command_between_its_stages_in_order() -> None:
         signal.raise_signal(signal.SIGTERM)
     assert ended.value.code == 128 + signal.SIGTERM
     assert not ray.is_initialized()
-    assert logging.getLogger("data_pipeline.lease").isEnabledFor(logging.WARNING)  # Ray's own are not shown
+    assert logging.getLogger("data_pipeline.leases.lease").isEnabledFor(logging.WARNING)  # Ray's own are not shown
     assert signal.getsignal(signal.SIGTERM) is before
 
 

@@ -45,7 +45,7 @@ def on_ray(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Ray's own way, recorded."""
     import ray
 
-    from cluster import rendezvous
+    from cluster.training import rendezvous
 
     asked: list[str] = []
     monkeypatch.setattr(ray, "get", lambda _: None)
@@ -54,7 +54,7 @@ def on_ray(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def start(workers: Workers, folder: Path) -> None:
-    from cluster.rendezvous import Rendezvous
+    from cluster.training.rendezvous import Rendezvous
 
     config = Rendezvous(backend="gloo", folder=str(folder), node="here")
     config.backend_cls().on_start(workers, config)
@@ -90,7 +90,7 @@ def test_workers_of_other_machines_meet_where_they_can_reach_each_other(
 
 
 def test_a_worker_is_not_made_to_ask_for_gpus() -> None:
-    from cluster.rendezvous import Rendezvous
+    from cluster.training.rendezvous import Rendezvous
 
     with Rendezvous().train_func_context() as nothing:
         assert nothing is None
@@ -99,7 +99,7 @@ def test_a_worker_is_not_made_to_ask_for_gpus() -> None:
 _RANK = """
 import json, os, psutil, sys
 import torch, torch.distributed as dist
-from cluster.rendezvous import use_loopback
+from cluster.training.rendezvous import use_loopback
 from ray.train.torch.config import _setup_torch_process_group
 use_loopback()
 _setup_torch_process_group("gloo", int(sys.argv[1]), 2, sys.argv[2], 60)
@@ -124,7 +124,7 @@ def test_gloo_listens_on_the_loopback_device_alone(tmp_path: Path) -> None:
 
 
 def test_the_loopback_device_is_named_unless_the_user_named_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    from cluster.rendezvous import use_loopback
+    from cluster.training.rendezvous import use_loopback
 
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "")
     monkeypatch.delenv("GLOO_SOCKET_IFNAME")

@@ -12,21 +12,21 @@ from typing import Any
 import pytest
 import torch
 
-from cluster import results
-from cluster.config import RunConfig
-from cluster.config_loading import load_config
+from cluster.config.loading import load_config
+from cluster.config.run import RunConfig
+from cluster.stages import results
 from data_pipeline import storage
 from data_pipeline.config import TokensConfig
 from data_pipeline.errors import UsageError
-from data_pipeline.image_shards import ImageShards
-from data_pipeline.ingest import ingest
-from data_pipeline.manifest import ImageManifest, TokenManifest
-from data_pipeline.tokenizing import finish, load_encoder, missing, plan_tokens, tokenize_shard
-from data_pipeline.weights import Card, write_weights
+from data_pipeline.ingest.ingesting import ingest
+from data_pipeline.shards.image_shards import ImageShards
+from data_pipeline.shards.manifest import ImageManifest, TokenManifest
+from data_pipeline.shards.weights import Card, write_weights
+from data_pipeline.tokens.tokenizing import finish, load_encoder, missing, plan_tokens, tokenize_shard
 from model.classifier import Classifier
 from model.config import ClassifierConfig, GeneratorConfig, TokenizerConfig, ViTConfig
-from model.generator import FoldedGenerator
-from model.tokenizer import ImageFolderTokenizer
+from model.generators.next_scale import FoldedGenerator
+from model.tokenizers.imagefolder import ImageFolderTokenizer
 from tests.cluster.conftest import SMALL
 from tests.data_pipeline.small_data import write_photos
 

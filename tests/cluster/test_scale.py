@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from cluster.commands import runs
-from cluster.config_loading import load_config
-from cluster.scale import clear_scale, parse_workers, read_scale, running_folder, shards_folder, write_scale
-from cluster.stage_records import record_config
+from cluster.config.loading import load_config
+from cluster.pool.scale import clear_scale, parse_workers, read_scale, running_folder, shards_folder, write_scale
+from cluster.progress.stage_records import record_config
 from data_pipeline.errors import UsageError
 
 

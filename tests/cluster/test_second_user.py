@@ -289,7 +289,7 @@ def test_a_shared_cache_takes_no_copy_of_the_second_user(shared: Path, trap: str
     )
     code = """
 import sys
-from data_pipeline.node_cache import NodeCache
+from data_pipeline.node.node_cache import NodeCache
 for _ in range(2):
     with NodeCache(sys.argv[1]).open("one", 10, lambda draft: draft.write(b"0123456789")) as file:
         print(file.read(10).decode())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.shard_ledger import ALIVE_SECONDS, PROCESS_DIED, Ledger, WorkerRate, slowest
+from cluster.pool.shard_ledger import ALIVE_SECONDS, PROCESS_DIED, Ledger, WorkerRate, slowest
 
 
 class Clock:

@@ -15,18 +15,18 @@ from typing import Any
 
 import pytest
 
-from cluster import ingesting
-from cluster.config import ClusterConfig, RunConfig
-from cluster.config_loading import load_config
-from cluster.head_watch import HeadLostError
-from cluster.pool_progress import PoolProgress
-from cluster.ray_pool import PoolSize, Shard, WorkerNeeds
-from cluster.ray_session import ray_session
-from cluster.scale import write_scale
-from cluster.shard_pool import PoolSettings, make_shards
-from cluster.shard_worker import Advance, MakeShard
+from cluster.config.loading import load_config
+from cluster.config.run import ClusterConfig, RunConfig
+from cluster.pool import ingesting
+from cluster.pool.pool_progress import PoolProgress
+from cluster.pool.ray_pool import PoolSize, Shard, WorkerNeeds
+from cluster.pool.scale import write_scale
+from cluster.pool.shard_pool import PoolSettings, make_shards
+from cluster.pool.shard_worker import Advance, MakeShard
+from cluster.session.head_watch import HeadLostError
+from cluster.session.ray_session import ray_session
 from data_pipeline.errors import FoldtrainError, UsageError
-from data_pipeline.ingest import ingest
+from data_pipeline.ingest.ingesting import ingest
 from tests.conftest import ROOT
 from tests.data_pipeline.small_data import contents, write_photos
 
@@ -175,7 +175,7 @@ def test_ingest_on_the_pool_gives_the_bytes_of_ingest_in_one_process(
 def test_without_rays_head_a_pool_ends_at_once_and_asks_it_for_nothing(
     make_all: MakeAll, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cluster.shard_pool.watch_head", lambda _: nullcontext(SimpleNamespace(lost=True)))
+    monkeypatch.setattr("cluster.pool.shard_pool.watch_head", lambda _: nullcontext(SimpleNamespace(lost=True)))
     killed: list[object] = []
     monkeypatch.setattr("ray.kill", killed.append)
     with pytest.raises(HeadLostError, match=r"^test: Ray's head .* the same command makes the rest"):

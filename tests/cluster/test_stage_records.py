@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster import pipeline, ray_session, tokenizing
-from cluster.config import RunConfig
-from cluster.config_loading import load_config
-from cluster.pipeline import run_stage
-from cluster.stage_records import record_config, record_time, recorded_folder
+from cluster.config.loading import load_config
+from cluster.config.run import RunConfig
+from cluster.pool import tokenizing
+from cluster.progress.stage_records import record_config, record_time, recorded_folder
+from cluster.session import ray_session
+from cluster.stages import pipeline
+from cluster.stages.pipeline import run_stage
 from data_pipeline.errors import FoldtrainError
-from data_pipeline.weights import write_weights
+from data_pipeline.shards.weights import write_weights
 from tests.data_pipeline.small_data import write_photos
 
 Configure = Callable[..., RunConfig]

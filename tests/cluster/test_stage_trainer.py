@@ -13,7 +13,7 @@ def trainer(tmp_path: Path) -> Any:
     # Here, as tests that start a cluster have to set Ray's environment before it is imported.
     from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 
-    from cluster.stage_trainer import StageTrainer
+    from cluster.training.stage_trainer import StageTrainer
 
     return StageTrainer(
         print,

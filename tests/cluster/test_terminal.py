@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 import cluster
-from cluster.progress import ProgressLine
-from cluster.terminal import console, print_error, say, say_json
-from data_pipeline.printable import printable
+from cluster.progress.training_progress import ProgressLine
+from cluster.terminal.output import console, print_error, say, say_json
+from data_pipeline.text.printable import printable
 
 HOSTILE = "a\x1b]52;c;cm0=b\x1b[2Jc\x9b31md\u202ee\u2028f\ufeffg[red]h[/red]\x7f:smile:"
 SPELT = r"a\u001b]52;c;cm0=b\u001b[2Jc\u009b31md\u202ee\u2028f\ufeffg[red]h[/red]\u007f:smile:"

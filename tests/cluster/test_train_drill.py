@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cluster.config_loading import load_config
+from cluster.config.loading import load_config
 from cluster.drills.drilled_training import SAMPLES, write_training
 from cluster.drills.fault_proxy import Fault, FaultProxy
 from cluster.drills.s3_server import BUCKET
@@ -33,9 +33,9 @@ from cluster.drills.trials import MISSES, Trial, until_struck
 from cluster.drills.victims import PATIENCE, Victim, started, tail
 from cluster.drills.wire import Start, Wire
 from data_pipeline import storage
-from data_pipeline.preflight import check_tokens
-from data_pipeline.token_shards import check_tokenizer
-from data_pipeline.weights import read_card
+from data_pipeline.shards.token_shards import check_tokenizer
+from data_pipeline.shards.weights import read_card
+from data_pipeline.tools.preflight import check_tokens
 from tests.cluster.conftest import Foldtrain
 from tests.conftest import S3
 

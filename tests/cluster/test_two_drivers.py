@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from cluster import tokenizing, training
-from cluster.config_loading import load_config
-from cluster.pipeline import run_stage
-from data_pipeline.lease import LeaseHeldError, only_driver
-from data_pipeline.lease_record import Holder
+from cluster.config.loading import load_config
+from cluster.pool import tokenizing
+from cluster.stages.pipeline import run_stage
+from cluster.training import stage as training
+from data_pipeline.leases.lease import LeaseHeldError, only_driver
+from data_pipeline.leases.lease_record import Holder
 from tests.data_pipeline.small_data import write_photos
 
 
@@ -89,9 +90,9 @@ def test_a_second_tokenize_is_refused_and_changes_nothing(
 def test_an_ingest_that_another_driver_took_over_ends(
     run: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cluster import ingesting
+    from cluster.pool import ingesting
     from data_pipeline import storage
-    from data_pipeline.lease import LeaseLostError
+    from data_pipeline.leases.lease import LeaseLostError
 
     images = tmp_path / "runs/small/images"
     write, written = ingesting.write_shard, list[str]()

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from cluster import results
-from cluster.config import ClusterConfig
-from cluster.config_loading import load_config
-from cluster.job_environment import FILE_VARIABLE
-from cluster.ray_session import require_gpus
-from cluster.tokenizing import TokenizeWork
-from cluster.training import _scaling, _worker
+from cluster.config.loading import load_config
+from cluster.config.run import ClusterConfig
+from cluster.pool.tokenizing import TokenizeWork
+from cluster.session.job_environment import FILE_VARIABLE
+from cluster.session.ray_session import require_gpus
+from cluster.stages import results
+from cluster.training.stage import _scaling, _worker
 from data_pipeline.errors import UsageError
-from trainer.ending import Ending
+from trainer.loop.ending import Ending
 
 CPU, SECOND = torch.device("cpu"), torch.device("cuda", 1)
 
@@ -50,7 +50,8 @@ def test_a_training_worker_uses_what_it_reserves(
     monkeypatch.setattr(ray.train, "get_context", lambda: SimpleNamespace(get_local_rank=lambda: 0))
     monkeypatch.setattr(ray.train.torch, "get_device", lambda: ray_says)
     monkeypatch.setattr(
-        "trainer.stages.run_worker", lambda job, device, request, asked: (seen.append(device), (Ending.FINISHED, 3))[1]
+        "trainer.loop.worker.run_worker",
+        lambda job, device, request, asked: (seen.append(device), (Ending.FINISHED, 3))[1],
     )
     assert _worker({"job": None, "asked": 0.0, "threads": 1, "gpus": gpus}) == ("finished", 3)
     assert seen == [device]
@@ -66,9 +67,11 @@ def test_a_training_worker_reserves_the_gpus_of_the_config(gpus: int, resources:
 @pytest.mark.parametrize(("gpus", "device"), [(0, "cpu"), (1, "cuda:0")])
 def test_a_tokenize_worker_uses_what_it_reserves(monkeypatch: pytest.MonkeyPatch, gpus: int, device: str) -> None:
     seen: list[str] = []
-    monkeypatch.setattr("data_pipeline.image_shards.ImageShards", lambda _: None)
-    monkeypatch.setattr("data_pipeline.host_memory.keep_freed_memory", lambda: seen.append("memory is kept"))
-    monkeypatch.setattr("data_pipeline.tokenizing.load_encoder", lambda plan, tokenizer, device: seen.append(device))
+    monkeypatch.setattr("data_pipeline.shards.image_shards.ImageShards", lambda _: None)
+    monkeypatch.setattr("data_pipeline.node.host_memory.keep_freed_memory", lambda: seen.append("memory is kept"))
+    monkeypatch.setattr(
+        "data_pipeline.tokens.tokenizing.load_encoder", lambda plan, tokenizer, device: seen.append(device)
+    )
     plan: Any = SimpleNamespace(images="")
     TokenizeWork(plan, "", gpus).open(1)
     assert seen == (["memory is kept"] if gpus == 0 else []) + [device]

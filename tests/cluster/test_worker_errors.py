@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from cluster.config import ClusterConfig
-from cluster.ray_session import ray_session
+from cluster.config.run import ClusterConfig
+from cluster.session.ray_session import ray_session
 from data_pipeline.errors import CorruptShardError, FoldtrainError, StorageAwayError
 from tests.conftest import ROOT
 
@@ -37,7 +37,7 @@ def train(folder: Path) -> None:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
-        from cluster.worker_errors import EndAtUserError, fit
+        from cluster.session.worker_errors import EndAtUserError, fit
 
         trainer = TorchTrainer(
             fails_on_one_rank,
@@ -56,7 +56,7 @@ def train(folder: Path) -> None:
 def test_storage_that_was_away_is_a_reason_to_start_again_unless_there_is_something_to_mend() -> None:
     from ray.train import WorkerGroupError
 
-    from cluster.worker_errors import EndAtUserError, fit
+    from cluster.session.worker_errors import EndAtUserError, fit
 
     away, damaged = StorageAwayError("s3://bucket: timed out"), CorruptShardError(MESSAGE)
     EndAtUserError().after_exception(None, {0: RuntimeError("lost a peer"), 1: away})
@@ -86,7 +86,7 @@ def test_a_process_that_ray_lost_is_told_in_a_sentence() -> None:
     from ray.train import ControllerError, WorkerGroupError
     from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 
-    from cluster.worker_errors import fit
+    from cluster.session.worker_errors import fit
 
     killed = NodeDiedError("its node has crashed\nmore of it")
     in_worker = UserExceptionWithTraceback(killed, "Traceback ...")
@@ -101,7 +101,7 @@ def test_a_bug_in_a_task_of_ray_stays_what_it_is() -> None:
     from ray.exceptions import RayTaskError
     from ray.train import WorkerGroupError
 
-    from cluster.worker_errors import fit
+    from cluster.session.worker_errors import fit
 
     bug = RayTaskError("run", "Traceback ...", ValueError("a bug"))
     with pytest.raises(RayTaskError):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cluster.worker_output import keep_own_warnings, shown_lines, workers_own_words
+from cluster.session.worker_output import keep_own_warnings, shown_lines, workers_own_words
 
 WORKER = {"pid": 7, "actor_name": "RayTrainWorker", "is_err": True}
 IDLE = {"pid": 8, "actor_name": None, "task_name": None, "is_err": True}

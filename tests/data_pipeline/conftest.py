@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.config import DataConfig, FolderSource, TokensConfig
-from data_pipeline.ingest import ingest
-from data_pipeline.tokenizing import TokenPlan, plan_tokens
-from data_pipeline.weights import Card
+from data_pipeline.ingest.ingesting import ingest
+from data_pipeline.shards.weights import Card
+from data_pipeline.tokens.tokenizing import TokenPlan, plan_tokens
 from tests.data_pipeline.small_data import Images, tokenize_all, tokenizer_card, write_photos
 
 

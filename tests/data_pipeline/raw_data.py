@@ -19,7 +19,7 @@ from data_pipeline.config import (
     Source,
     WebDatasetSource,
 )
-from data_pipeline.tar import write_tar
+from data_pipeline.storage.tar import write_tar
 from tests.data_pipeline.small_data import contents, jpeg, write_photos
 
 Files = Sequence[tuple[str, bytes]]

@@ -11,9 +11,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from data_pipeline.config import DataConfig
-from data_pipeline.image_shards import ImageShards
-from data_pipeline.tokenizing import TokenPlan, finish, missing, tokenize_shard
-from data_pipeline.weights import Card
+from data_pipeline.shards.image_shards import ImageShards
+from data_pipeline.shards.weights import Card
+from data_pipeline.tokens.tokenizing import TokenPlan, finish, missing, tokenize_shard
 from model.config import TokenizerConfig
 
 TOKENIZER = TokenizerConfig(image_size=16, patch_size=4, scales=(1, 2, 4), codebook_size=64, code_dim=8)

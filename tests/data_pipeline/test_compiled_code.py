@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.compiled_code import keep_compiled_code_private
+from data_pipeline.node.compiled_code import keep_compiled_code_private
 
 
 @pytest.fixture
@@ -57,6 +57,6 @@ def test_a_file_under_torchs_name_in_the_folder_of_all_ends_no_import(cache: Pat
     (tmp_path / "tmp").mkdir()
     (tmp_path / "tmp" / "torchinductor_taken").touch()
     variables = os.environ | {"TMPDIR": str(tmp_path / "tmp"), "LOGNAME": "taken"}
-    code = "from trainer.device import given_device; given_device(0); import timm"
+    code = "from trainer.engine.device import given_device; given_device(0); import timm"
     subprocess.run([sys.executable, "-c", code], env=variables, check=True)
     assert [path.name for path in (tmp_path / "tmp").iterdir()] == ["torchinductor_taken"]

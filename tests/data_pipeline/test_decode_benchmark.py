@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.decode import main, psnr
-from data_pipeline.transforms import decode
+from data_pipeline.images.transforms import decode
 from tests.data_pipeline.small_data import jpeg
 
 

@@ -11,8 +11,8 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from data_pipeline.decoding import JpegHeader, decode, decode_jpeg, plain_jpeg
-from data_pipeline.transforms import Transform
+from data_pipeline.images.decoding import JpegHeader, decode, decode_jpeg, plain_jpeg
+from data_pipeline.images.transforms import Transform
 from tests.data_pipeline.small_data import jpeg
 
 MODES = ["exact", "fast"]

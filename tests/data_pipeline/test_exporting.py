@@ -12,10 +12,10 @@ import webdataset
 
 from data_pipeline import storage
 from data_pipeline.errors import CorruptShardError, UsageError
-from data_pipeline.exporting import FORMATS, WebDatasetFormat, export_tokens
-from data_pipeline.manifest import TokenManifest
-from data_pipeline.token_archive import read_token_shard
-from data_pipeline.token_shards import TokenBlock, write_token_shard
+from data_pipeline.shards.manifest import TokenManifest
+from data_pipeline.shards.token_archive import read_token_shard
+from data_pipeline.shards.token_shards import TokenBlock, write_token_shard
+from data_pipeline.tokens.exporting import FORMATS, WebDatasetFormat, export_tokens
 from tests.data_pipeline.small_data import Images, contents, flip_byte
 
 

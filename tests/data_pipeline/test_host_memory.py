@@ -8,7 +8,7 @@ import sys
 FAULTS = """
 import resource
 import torch
-from data_pipeline.host_memory import keep_freed_memory
+from data_pipeline.node.host_memory import keep_freed_memory
 
 torch.set_num_threads(1)
 if {keep}:

@@ -11,8 +11,15 @@ import pytest
 
 from data_pipeline import storage
 from data_pipeline.errors import CorruptShardError
-from data_pipeline.image_shards import ImageSample, ImageShards, index_name, parse_index, read_index, write_image_shard
-from data_pipeline.manifest import ImageManifest, ImageShardRecord
+from data_pipeline.shards.image_shards import (
+    ImageSample,
+    ImageShards,
+    index_name,
+    parse_index,
+    read_index,
+    write_image_shard,
+)
+from data_pipeline.shards.manifest import ImageManifest, ImageShardRecord
 
 NAME = "images-00000.tar"
 SAMPLES = [ImageSample("c/a", 0, "jpg", b"12345"), ImageSample("c/b", 1, "png", b"67")]

@@ -10,8 +10,8 @@ import fsspec
 import pytest
 
 from data_pipeline.errors import CorruptShardError, FoldtrainError
-from data_pipeline.image_shards import ImageShards
-from data_pipeline.node_cache import NodeCache
+from data_pipeline.node.node_cache import NodeCache
+from data_pipeline.shards.image_shards import ImageShards
 from tests.data_pipeline.small_data import Images, flip_byte
 
 

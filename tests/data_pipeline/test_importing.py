@@ -11,15 +11,15 @@ import pytest
 
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
-from data_pipeline.importing.llamagen import LlamaGenCodes
-from data_pipeline.importing.rar import RARTokens
-from data_pipeline.importing.tokens import Foreign, ForeignTokens, import_tokens, plan_import, read_classes
-from data_pipeline.loader import TokenBatches
-from data_pipeline.manifest import TokenManifest
-from data_pipeline.token_archive import read_token_shard
-from data_pipeline.token_dataset import TokenShards
-from data_pipeline.token_shards import TokenBlock, check_tokenizer
-from data_pipeline.verifying import verify
+from data_pipeline.loading.loader import TokenBatches
+from data_pipeline.shards.manifest import TokenManifest
+from data_pipeline.shards.token_archive import read_token_shard
+from data_pipeline.shards.token_dataset import TokenShards
+from data_pipeline.shards.token_shards import TokenBlock, check_tokenizer
+from data_pipeline.tokens.importing.llamagen import LlamaGenCodes
+from data_pipeline.tokens.importing.rar import RARTokens
+from data_pipeline.tokens.importing.tokens import Foreign, ForeignTokens, import_tokens, plan_import, read_classes
+from data_pipeline.tools.verifying import verify
 from model.layout import TokenLayout
 from tests.data_pipeline.small_data import contents, tokenizer_card
 

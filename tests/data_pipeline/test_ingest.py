@@ -12,8 +12,8 @@ import webdataset
 
 from data_pipeline.config import DataConfig, FolderSource
 from data_pipeline.errors import FoldtrainError, UsageError
-from data_pipeline.image_shards import ImageShards
-from data_pipeline.ingest import describe, finish, ingest, missing, plan_ingest, write_shard
+from data_pipeline.ingest.ingesting import describe, finish, ingest, missing, plan_ingest, write_shard
+from data_pipeline.shards.image_shards import ImageShards
 from tests.data_pipeline.raw_data import idx, tiny_png, write_idx, write_ilsvrc, write_ilsvrc_validation, write_parquet
 from tests.data_pipeline.small_data import Images, contents, jpeg, write_photos
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline.errors import UsageError
-from data_pipeline.ingest_plan import PlannedShard, plan_shards, shuffle_items, split_items
+from data_pipeline.ingest.plan import PlannedShard, plan_shards, shuffle_items, split_items
 from data_pipeline.sources import ItemReader, RawItem
 
 

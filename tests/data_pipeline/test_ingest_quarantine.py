@@ -12,12 +12,12 @@ import pytest
 from data_pipeline import storage
 from data_pipeline.config import DataConfig, FolderSource
 from data_pipeline.errors import FoldtrainError
-from data_pipeline.image_shards import ImageShards, parse_index
-from data_pipeline.ingest import check_quarantine, finish, ingest, missing, plan_ingest, write_shard
-from data_pipeline.manifest import ImageManifest
-from data_pipeline.preflight import check_images
-from data_pipeline.tar import read_members
-from data_pipeline.transforms import decode
+from data_pipeline.images.transforms import decode
+from data_pipeline.ingest.ingesting import check_quarantine, finish, ingest, missing, plan_ingest, write_shard
+from data_pipeline.shards.image_shards import ImageShards, parse_index
+from data_pipeline.shards.manifest import ImageManifest
+from data_pipeline.storage.tar import read_members
+from data_pipeline.tools.preflight import check_images
 from tests.data_pipeline.odd_images import ODD
 from tests.data_pipeline.raw_data import upload, write_parquet
 from tests.data_pipeline.small_data import contents, jpeg, write_photos

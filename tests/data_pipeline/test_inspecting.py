@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline.errors import CorruptShardError, UsageError
-from data_pipeline.inspecting import decoded_samples, inspect_data, perplexity, reconstructed_samples
-from data_pipeline.manifest import TokenManifest
-from data_pipeline.token_archive import read_token_shard
-from data_pipeline.tokenizing import TokenPlan
-from data_pipeline.weights import write_weights
-from model.tokenizer import ImageFolderTokenizer
+from data_pipeline.shards.manifest import TokenManifest
+from data_pipeline.shards.token_archive import read_token_shard
+from data_pipeline.shards.weights import write_weights
+from data_pipeline.tokens.tokenizing import TokenPlan
+from data_pipeline.tools.inspecting import decoded_samples, inspect_data, perplexity, reconstructed_samples
+from model.tokenizers.imagefolder import ImageFolderTokenizer
 from tests.data_pipeline.small_data import TOKENIZER, Images, flip_byte, tokenize_all
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline import json_records, storage
+from data_pipeline import storage
 from data_pipeline.errors import FoldtrainError, UsageError
+from data_pipeline.text import json_records
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ import pytest
 
 from data_pipeline.config import WebDatasetSource
 from data_pipeline.errors import UsageError
-from data_pipeline.importing.tokens import read_classes
-from data_pipeline.label_text import is_number, read_text
 from data_pipeline.sources import open_source
+from data_pipeline.sources.label_text import is_number, read_text
+from data_pipeline.tokens.importing.tokens import read_classes
 from tests.data_pipeline.raw_data import write_ilsvrc_validation, write_webdataset
 from tests.data_pipeline.small_data import jpeg
 

@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 
 from benchmarks.double_submit import trial
-from data_pipeline import lease, lease_record, storage
+from data_pipeline import storage
 from data_pipeline.errors import FoldtrainError, StorageAwayError
-from data_pipeline.lease import Claim, Lease, LeaseHeldError, LeaseLostError, only_driver, take
-from data_pipeline.lease_record import Holder
+from data_pipeline.leases import lease, lease_record
+from data_pipeline.leases.lease import Claim, Lease, LeaseHeldError, LeaseLostError, only_driver, take
+from data_pipeline.leases.lease_record import Holder
 
 ROOT = Path(__file__).parents[2]
 LONG = 600.0
@@ -152,7 +153,9 @@ def test_numbers_never_come_twice_and_only_the_last_record_stays(tmp_path: Path)
 
 @pytest.mark.slow
 def test_a_killed_driver_on_this_machine_is_succeeded_at_once(tmp_path: Path, clock: Clock, said: list[str]) -> None:
-    code = f"import os; from data_pipeline.lease import take; take({str(tmp_path)!r}, 'train'); os.kill(os.getpid(), 9)"
+    code = (
+        f"import os; from data_pipeline.leases.lease import take; take({str(tmp_path)!r}, 'x'); os.kill(os.getpid(), 9)"
+    )
     killed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False)
     assert killed.returncode == -9
     assert take_here(tmp_path, say=said.append).number == 2

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline.auditing import stage_history
 from data_pipeline.errors import UsageError
-from data_pipeline.ledger import DataOrder, audit, chain, is_ledger_record, read_history, step_indices
-from data_pipeline.order import step_positions
+from data_pipeline.order.ledger import DataOrder, audit, chain, is_ledger_record, read_history, step_indices
+from data_pipeline.order.permutations import step_positions
+from data_pipeline.tools.auditing import stage_history
 
 SHARDS = (7, 3, 10)
 KEYS = np.array([f"image{number}" for number in range(20)], "S")

@@ -9,15 +9,17 @@ from pathlib import Path
 import pytest
 
 from cluster.drills.s3_server import BUCKET
-from data_pipeline import lease_record, object_writes, storage, upload_marks
+from data_pipeline import storage
 from data_pipeline.config import DataConfig, FolderSource
 from data_pipeline.errors import UsageError
-from data_pipeline.ingest import ingest
-from data_pipeline.lease import LeaseHeldError, only_driver, take
-from data_pipeline.leftovers import Leftover, find_leftovers, remove
-from data_pipeline.manifest import ImageManifest, ImageShardRecord
-from data_pipeline.preflight import check_tokens
-from data_pipeline.tokenizing import TokenPlan
+from data_pipeline.ingest.ingesting import ingest
+from data_pipeline.leases import lease_record
+from data_pipeline.leases.lease import LeaseHeldError, only_driver, take
+from data_pipeline.shards.manifest import ImageManifest, ImageShardRecord
+from data_pipeline.storage import object_writes, upload_marks
+from data_pipeline.tokens.tokenizing import TokenPlan
+from data_pipeline.tools.leftovers import Leftover, find_leftovers, remove
+from data_pipeline.tools.preflight import check_tokens
 from tests.data_pipeline.small_data import contents, write_photos
 
 pytestmark = pytest.mark.xdist_group("s3")

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from data_pipeline.config import ReadingConfig
 from data_pipeline.errors import CorruptShardError
-from data_pipeline.image_shards import ImageShards
-from data_pipeline.loader import ImageBatches, TokenBatches, decode_all
-from data_pipeline.order import SampleOrder
-from data_pipeline.token_dataset import TokenShards
-from data_pipeline.transforms import Transform
+from data_pipeline.images.transforms import Transform
+from data_pipeline.loading.loader import ImageBatches, TokenBatches, decode_all
+from data_pipeline.order.permutations import SampleOrder
+from data_pipeline.shards.image_shards import ImageShards
+from data_pipeline.shards.token_dataset import TokenShards
 from tests.data_pipeline.small_data import Images, flip_byte
 
 same_files = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=30)

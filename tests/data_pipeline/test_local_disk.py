@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline import local_disk, storage
+from data_pipeline import storage
 from data_pipeline.errors import DiskError, FoldtrainError, NotAFileError, UsageError
+from data_pipeline.storage import local_disk
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system, or gives root's rights up: needs root")
 

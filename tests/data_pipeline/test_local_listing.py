@@ -12,7 +12,7 @@ import pytest
 
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
-from data_pipeline.local_listing import check_file, scan
+from data_pipeline.storage.local_listing import check_file, scan
 
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give up root's right to read everything")
 UNPRIVILEGED = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
@@ -118,7 +118,7 @@ def test_a_file_that_nobody_may_look_at_is_named(tmp_path: Path) -> None:
     (tmp_path / "closed" / "a.tar").write_bytes(b"")
     (tmp_path / "closed").chmod(0)
     code = (
-        "from pathlib import Path; from data_pipeline.local_listing import check_file;"
+        "from pathlib import Path; from data_pipeline.storage.local_listing import check_file;"
         f"check_file(Path({str(tmp_path)!r}) / 'closed' / 'a.tar')"
     )
     done = subprocess.run([*UNPRIVILEGED, sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -11,7 +11,7 @@ import pytest
 
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
-from data_pipeline.manifest import (
+from data_pipeline.shards.manifest import (
     ImageManifest,
     ImageShardRecord,
     ShardRecord,

@@ -16,8 +16,8 @@ from data_pipeline.config import (
     WebDatasetSource,
 )
 from data_pipeline.errors import UsageError
-from data_pipeline.ingest import plan_ingest
-from data_pipeline.nesting import refuse_nesting, refuse_overlap
+from data_pipeline.ingest.ingesting import plan_ingest
+from data_pipeline.sources.nesting import refuse_nesting, refuse_overlap
 from tests.data_pipeline.small_data import write_photos
 
 

@@ -13,10 +13,10 @@ from typing import BinaryIO
 
 import pytest
 
-from data_pipeline.copy_seal import SEAL_BYTES, content_bytes
 from data_pipeline.errors import FoldtrainError, UsageError
-from data_pipeline.node_cache import NodeCache
-from data_pipeline.private_folder import private_folder
+from data_pipeline.node.copy_seal import SEAL_BYTES, content_bytes
+from data_pipeline.node.node_cache import NodeCache
+from data_pipeline.node.private_folder import private_folder
 
 spawn = multiprocessing.get_context("spawn")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="files of another user can only be made by root")
@@ -217,7 +217,7 @@ def test_a_damaged_copy_is_made_again_and_counted(
 def test_every_byte_is_compared_once_for_a_process_and_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read(NodeCache(str(tmp_path)))
     cache, looked = NodeCache(str(tmp_path)), []
-    import data_pipeline.node_cache as module
+    import data_pipeline.node.node_cache as module
 
     find = module.find_damage
 

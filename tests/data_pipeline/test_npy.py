@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_pipeline.npy import parse_npy
+from data_pipeline.text.npy import parse_npy
 
 
 def written(array: Any, **options: Any) -> bytes:

@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline.order import SampleOrder, keyed_uniform, permutation, step_positions, windowed_permutation
+from data_pipeline.order.permutations import (
+    SampleOrder,
+    keyed_uniform,
+    permutation,
+    step_positions,
+    windowed_permutation,
+)
 
 seeds = st.integers(0, 2**31)
 

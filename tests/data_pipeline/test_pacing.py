@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline.errors import UsageError
-from data_pipeline.pacing import SLOWEST, Pacer, TokenBucket, pacer_of
+from data_pipeline.storage.pacing import SLOWEST, Pacer, TokenBucket, pacer_of
 
 
 class Clock:

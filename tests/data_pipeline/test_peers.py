@@ -13,9 +13,9 @@ import webdataset
 from PIL import Image
 
 from data_pipeline import storage
-from data_pipeline.image_shards import read_index
-from data_pipeline.manifest import ImageManifest, TokenManifest
-from data_pipeline.token_archive import read_token_shard
+from data_pipeline.shards.image_shards import read_index
+from data_pipeline.shards.manifest import ImageManifest, TokenManifest
+from data_pipeline.shards.token_archive import read_token_shard
 from tests.data_pipeline.small_data import Images
 
 

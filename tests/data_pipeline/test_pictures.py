@@ -10,9 +10,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_pipeline import pictures
-from data_pipeline.decoding import Pixels
-from data_pipeline.pictures import DECODERS, ExactPicture, FastPicture, Picture, Square, halvings, resized_size
+from data_pipeline.images import pictures
+from data_pipeline.images.decoding import Pixels
+from data_pipeline.images.pictures import DECODERS, ExactPicture, FastPicture, Picture, Square, halvings, resized_size
 from tests.data_pipeline.small_data import jpeg
 
 

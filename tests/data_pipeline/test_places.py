@@ -9,7 +9,7 @@ import pytest
 
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
-from data_pipeline.places import INPUT, OUTPUT, PlaceRules, place
+from data_pipeline.storage.places import INPUT, OUTPUT, PlaceRules, place
 
 DISK = PlaceRules(written=True, local=True)
 PACKAGED = PlaceRules(embedded=True)

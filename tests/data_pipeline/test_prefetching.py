@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from data_pipeline.prefetching import prefetch
+from data_pipeline.loading.prefetching import prefetch
 
 
 def test_items_arrive_in_order() -> None:

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline import preflight
 from data_pipeline.errors import CorruptShardError, UsageError
-from data_pipeline.image_shards import ImageShards
-from data_pipeline.ingest import ingest
-from data_pipeline.manifest import ImageManifest
-from data_pipeline.preflight import check_images, check_tokens
-from data_pipeline.tar import read_members
-from data_pipeline.token_dataset import TokenShards
+from data_pipeline.ingest.ingesting import ingest
+from data_pipeline.shards.image_shards import ImageShards
+from data_pipeline.shards.manifest import ImageManifest
+from data_pipeline.shards.token_dataset import TokenShards
+from data_pipeline.storage.tar import read_members
+from data_pipeline.tools import preflight
+from data_pipeline.tools.preflight import check_images, check_tokens
 from tests.data_pipeline.small_data import Images, contents, flip_byte
 
 
@@ -119,5 +119,8 @@ def test_large_sets_are_compared_by_size_alone(images: Images, monkeypatch: pyte
 
 
 def test_the_checks_import_neither_torch_nor_ray() -> None:
-    code = "import sys, data_pipeline.preflight, data_pipeline.ingest; assert not {'torch', 'ray'} & set(sys.modules)"
+    code = (
+        "import sys, data_pipeline.tools.preflight, data_pipeline.ingest.ingesting\n"
+        "assert not {'torch', 'ray'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

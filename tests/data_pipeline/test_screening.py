@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipeline import decoding, screening
 from data_pipeline.config import DataConfig, FolderSource
-from data_pipeline.decoding import decode, image_extension, plain_jpeg
-from data_pipeline.ingest import ingest
-from data_pipeline.screening import screen_image
+from data_pipeline.images import decoding
+from data_pipeline.images.decoding import decode, image_extension, plain_jpeg
+from data_pipeline.ingest import screening
+from data_pipeline.ingest.ingesting import ingest
+from data_pipeline.ingest.screening import screen_image
 from data_pipeline.sources import RawItem
 from tests.data_pipeline.odd_images import saved
 from tests.data_pipeline.small_data import jpeg, write_photos
@@ -85,8 +86,8 @@ def test_all_of_them_together_take_little_memory(tmp_path: Path) -> None:
     (tmp_path / "files").write_bytes(pickle.dumps([*READ.values(), *(data for data, _ in SET_ASIDE.values())]))
     code = f"""
 import pickle, resource
-from data_pipeline.screening import ImageSample, RawItem, screen_image
-from data_pipeline.transforms import Transform
+from data_pipeline.ingest.screening import ImageSample, RawItem, screen_image
+from data_pipeline.images.transforms import Transform
 with open({str(tmp_path / "files")!r}, "rb") as file:
     files = pickle.load(file)
 with open("/proc/self/statm") as file:

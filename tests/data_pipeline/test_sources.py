@@ -20,10 +20,10 @@ from data_pipeline.config import (
     Source,
     WebDatasetSource,
 )
-from data_pipeline.decoding import image_extension
 from data_pipeline.errors import UsageError
+from data_pipeline.images.decoding import image_extension
 from data_pipeline.sources import open_source, safe_key
-from data_pipeline.tar import write_tar
+from data_pipeline.storage.tar import write_tar
 from tests.data_pipeline.raw_data import idx, write_idx, write_ilsvrc
 from tests.data_pipeline.small_data import jpeg, write_photos
 

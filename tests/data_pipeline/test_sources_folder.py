@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from data_pipeline import storage
 from data_pipeline.config import DataConfig, FolderSource
 from data_pipeline.errors import UsageError
-from data_pipeline.ingest import ingest
+from data_pipeline.ingest.ingesting import ingest
 from data_pipeline.sources import open_source, safe_key
 from tests.data_pipeline.small_data import jpeg, write_photos
 from tests.data_pipeline.test_local_listing import AS_ROOT, UNPRIVILEGED

@@ -10,7 +10,7 @@ import pytest
 from data_pipeline import storage
 from data_pipeline.config import DataConfig, FolderSource
 from data_pipeline.errors import UsageError
-from data_pipeline.ingest import ingest
+from data_pipeline.ingest.ingesting import ingest
 from data_pipeline.sources import open_source
 from tests.data_pipeline.raw_data import every_source, upload, write_every_source
 from tests.data_pipeline.small_data import contents, jpeg

@@ -16,7 +16,7 @@ from data_pipeline.errors import UsageError
 from data_pipeline.sources import open_source
 from data_pipeline.sources.parts import find_parts
 from data_pipeline.sources.tar_listing import Window, list_tar
-from data_pipeline.tar import write_tar
+from data_pipeline.storage.tar import write_tar
 from tests.data_pipeline.raw_data import write_ilsvrc, write_ilsvrc_validation, write_webdataset
 from tests.data_pipeline.small_data import jpeg
 

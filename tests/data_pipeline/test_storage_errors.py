@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline import object_clients, object_reads, storage, storage_retries
+from data_pipeline import storage
 from data_pipeline.errors import FoldtrainError, StorageAwayError, UsageError
-from data_pipeline.storage_retries import patience
+from data_pipeline.storage import object_clients, object_reads
+from data_pipeline.storage import retries as storage_retries
+from data_pipeline.storage.retries import patience
 from tests.data_pipeline.stub_s3 import Answer, Request, Respond, page, refusal, stub_s3
 
 pytestmark = pytest.mark.xdist_group("stub_s3")
@@ -300,7 +302,7 @@ def no_token(request: Request) -> Answer:
 def test_a_listing_without_an_end_is_given_up(
     serving: Serving, respond: Respond, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("data_pipeline.object_listing.MOST_EMPTY_PAGES", 20)
+    monkeypatch.setattr("data_pipeline.storage.object_listing.MOST_EMPTY_PAGES", 20)
     serving(respond)
     with pytest.raises(FoldtrainError, match=r"s3://bucket/folder: the server's listing does not come to an end"):
         storage.walk("s3://bucket/folder")
@@ -338,7 +340,7 @@ def test_parts_carry_checksums_unless_they_were_switched_off(
     serving: Serving, chosen: str, sent: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", chosen)
-    monkeypatch.setattr("data_pipeline.object_writes.PART_BYTES", 100_000)
+    monkeypatch.setattr("data_pipeline.storage.object_writes.PART_BYTES", 100_000)
 
     def respond(request: Request) -> Answer:
         if request.method == "POST" and "uploads" in request.query:

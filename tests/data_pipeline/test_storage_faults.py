@@ -15,10 +15,11 @@ import pytest
 
 from cluster.drills.fault_proxy import Fault, FaultProxy, Rule
 from cluster.drills.s3_server import BUCKET, S3Server
-from data_pipeline import object_clients, object_writes, pacing, storage
+from data_pipeline import storage
 from data_pipeline.errors import FoldtrainError, StorageAwayError, UsageError
-from data_pipeline.storage_errors import is_transient
-from data_pipeline.storage_retries import ShortReadError, patience
+from data_pipeline.storage import object_clients, object_writes, pacing
+from data_pipeline.storage.outside_errors import is_transient
+from data_pipeline.storage.retries import ShortReadError, patience
 from tests.conftest import S3
 
 pytestmark = pytest.mark.xdist_group("s3")
@@ -262,7 +263,7 @@ def test_an_upload_that_fails_gives_its_parts_back(
 
 
 def test_a_large_object_is_read_in_pieces(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data_pipeline.object_reads.PIECE_BYTES", 1000)
+    monkeypatch.setattr("data_pipeline.storage.object_reads.PIECE_BYTES", 1000)
     data = random.Random(8).randbytes(3500)
     storage.write_bytes(f"{s3_uri}/object", data)
     assert storage.read_bytes(f"{s3_uri}/object") == data

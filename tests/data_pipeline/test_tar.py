@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline.tar import BLOCK, read_members, write_tar
+from data_pipeline.storage.tar import BLOCK, read_members, write_tar
 
 parts = st.lists(st.text("abcé_-0", min_size=1), min_size=1, max_size=4)
 names = st.lists(parts.map("/".join), max_size=5, unique=True)

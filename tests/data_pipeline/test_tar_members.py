@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 
 from data_pipeline.config import DataConfig, ILSVRCSource, WebDatasetSource
 from data_pipeline.errors import UsageError
-from data_pipeline.image_shards import ImageShards
-from data_pipeline.ingest import ingest
+from data_pipeline.ingest.ingesting import ingest
+from data_pipeline.shards.image_shards import ImageShards
 from data_pipeline.sources import open_source, safe_key
 from data_pipeline.sources.tar_listing import TarListing, list_tar
-from data_pipeline.tar import write_tar
-from data_pipeline.verifying import verify
+from data_pipeline.storage.tar import write_tar
+from data_pipeline.tools.verifying import verify
 from tests.data_pipeline.raw_data import write_ilsvrc
 from tests.data_pipeline.small_data import jpeg
 

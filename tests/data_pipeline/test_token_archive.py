@@ -13,10 +13,10 @@ import pytest
 
 from data_pipeline import storage
 from data_pipeline.errors import CorruptShardError
-from data_pipeline.manifest import ShardRecord
-from data_pipeline.tar import list_members, write_tar
-from data_pipeline.token_archive import check_labels, read_columns, read_token_shard
-from data_pipeline.token_shards import TokenBlock, encode_token_shard
+from data_pipeline.shards.manifest import ShardRecord
+from data_pipeline.shards.token_archive import check_labels, read_columns, read_token_shard
+from data_pipeline.shards.token_shards import TokenBlock, encode_token_shard
+from data_pipeline.storage.tar import list_members, write_tar
 
 NAME = "tokens-00000.tar"
 

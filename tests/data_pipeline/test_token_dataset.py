@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import CorruptShardError, UsageError
-from data_pipeline.manifest import TokenManifest
-from data_pipeline.node_cache import NodeCache
-from data_pipeline.token_dataset import TokenShards
-from data_pipeline.token_shards import read_arrays
+from data_pipeline.node.node_cache import NodeCache
+from data_pipeline.shards.manifest import TokenManifest
+from data_pipeline.shards.token_dataset import TokenShards
+from data_pipeline.shards.token_shards import read_arrays
 from model.layout import TokenLayout
 from tests.data_pipeline.small_data import TOKENIZER, flip_byte
 

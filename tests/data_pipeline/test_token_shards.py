@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline.errors import UsageError
-from data_pipeline.manifest import TokenManifest
-from data_pipeline.token_dataset import TokenShards
-from data_pipeline.token_shards import TokenBlock, check_tokenizer, encode_token_shard
+from data_pipeline.shards.manifest import TokenManifest
+from data_pipeline.shards.token_dataset import TokenShards
+from data_pipeline.shards.token_shards import TokenBlock, check_tokenizer, encode_token_shard
 from tests.data_pipeline.small_data import TOKENIZER
 
 

@@ -15,11 +15,13 @@ import torch
 from data_pipeline import storage
 from data_pipeline.config import TokensConfig
 from data_pipeline.errors import CorruptShardError, FoldtrainError, UsageError
-from data_pipeline.image_shards import ImageShards
-from data_pipeline.manifest import TokenManifest
-from data_pipeline.token_dataset import TokenShards
-from data_pipeline.token_shards import Tokens
-from data_pipeline.tokenizing import (
+from data_pipeline.images.transforms import Transform, flip, to_model
+from data_pipeline.shards.image_shards import ImageShards
+from data_pipeline.shards.manifest import TokenManifest
+from data_pipeline.shards.token_dataset import TokenShards
+from data_pipeline.shards.token_shards import Tokens
+from data_pipeline.shards.weights import Card, write_weights
+from data_pipeline.tokens.tokenizing import (
     SOFTWARE,
     TokenPlan,
     encoder_of,
@@ -30,10 +32,8 @@ from data_pipeline.tokenizing import (
     record_name,
     tokenize_shard,
 )
-from data_pipeline.tokenizing import Images as ImageBatch
-from data_pipeline.transforms import Transform, flip, to_model
-from data_pipeline.weights import Card, write_weights
-from model.tokenizer import ImageFolderTokenizer
+from data_pipeline.tokens.tokenizing import Images as ImageBatch
+from model.tokenizers.imagefolder import ImageFolderTokenizer
 from tests.data_pipeline.small_data import TOKENIZER, Images, contents, encode, flip_byte, tokenize_all, tokenizer_card
 
 Plans = Callable[..., TokenPlan]

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_pipeline import pictures
-from data_pipeline.transforms import (
+from data_pipeline.images import pictures
+from data_pipeline.images.transforms import (
     VIEWS,
     Transform,
     center_crop,

@@ -11,12 +11,12 @@ import pytest
 
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
-from data_pipeline.image_shards import read_index
-from data_pipeline.manifest import ImageManifest, TokenManifest
-from data_pipeline.tar import read_members
-from data_pipeline.token_archive import parse_token_shard
-from data_pipeline.token_shards import TokenBlock, write_token_shard
-from data_pipeline.verifying import Report, find_images, verify
+from data_pipeline.shards.image_shards import read_index
+from data_pipeline.shards.manifest import ImageManifest, TokenManifest
+from data_pipeline.shards.token_archive import parse_token_shard
+from data_pipeline.shards.token_shards import TokenBlock, write_token_shard
+from data_pipeline.storage.tar import read_members
+from data_pipeline.tools.verifying import Report, find_images, verify
 from tests.data_pipeline.small_data import Images, flip_byte
 
 

@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from data_pipeline.config import TokensConfig
-from data_pipeline.views import VIEWS, check_fit, expand_views
+from data_pipeline.images.views import VIEWS, check_fit, expand_views
 
 TEN = tuple(f"ten_crop_{number}" for number in range(10))
 

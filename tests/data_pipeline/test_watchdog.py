@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 
-from data_pipeline.watchdog import Watchdog, describe_wait, pending_reads, reading
+from data_pipeline.storage.watchdog import Watchdog, describe_wait, pending_reads, reading
 
 
 def test_a_report_names_what_is_being_read() -> None:

@@ -12,9 +12,10 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
-from data_pipeline import storage, weights
+from data_pipeline import storage
 from data_pipeline.errors import CorruptShardError, UsageError
-from data_pipeline.safetensors_header import check_safetensors
+from data_pipeline.shards import weights
+from data_pipeline.shards.safetensors_header import check_safetensors
 
 
 class Sizes(BaseModel):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model.attention import BACKENDS, GroupCausal, attend, attention_backend, flash_refusal
+from model.layers.attention import BACKENDS, GroupCausal, attend, attention_backend, flash_refusal
 
 GROUPS = [GroupCausal((1, 4, 9)), GroupCausal.next_token(7), GroupCausal.everything(6), GroupCausal((2, 2, 1, 3))]
 

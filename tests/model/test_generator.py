@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from model.config import GeneratorConfig, TokenizerConfig
-from model.generator import FoldedGenerator
+from model.generators.next_scale import FoldedGenerator
 from model.layout import TokenLayout
 
 SCALES = (1, 2, 3)

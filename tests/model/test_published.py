@@ -20,7 +20,7 @@ from model.config import TokenizerConfig, ViTConfig
 from model.published.containers import unwrap
 from model.published.families import GeneratorFamily, TokenizerFamily, find_family
 from model.published.imagefolder import load_tokenizer, published_name
-from model.tokenizer import ImageFolderTokenizer
+from model.tokenizers.imagefolder import ImageFolderTokenizer
 
 GIVEN = os.environ.get("FOLDTRAIN_PARITY_DIR")
 DIRECTORY = Path(GIVEN) if GIVEN else Path(__file__).parents[1] / "parity"

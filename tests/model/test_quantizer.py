@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from model.config import TokenizerConfig
-from model.quantizer import FoldedQuantizer, Quantized, area_resize, conv_of_scale
+from model.quantizers.multi_scale import FoldedQuantizer, Quantized, area_resize, conv_of_scale
 
 SCALES = (1, 2, 3, 5)
 

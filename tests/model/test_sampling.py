@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from model.config import GeneratorConfig, TokenizerConfig
-from model.generator import FoldedGenerator
-from model.quantizer import FoldedQuantizer
-from model.sampling import draw, generate, guidance_ramp, truncate
+from model.generators.next_scale import FoldedGenerator
+from model.generators.sampling import draw, generate, guidance_ramp, truncate
+from model.quantizers.multi_scale import FoldedQuantizer
 
 LOGITS = st.lists(st.floats(-8, 8, width=32), min_size=2, max_size=12, unique=True)
 

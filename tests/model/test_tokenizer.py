@@ -11,10 +11,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 import configs
-from cluster.config import RunConfig
+from cluster.config.run import RunConfig
 from model.config import TokenizerConfig, ViTConfig
-from model.tokenizer import ImageFolderTokenizer, TokenizerOutput
-from model.vit import build_trunk, resize_positions
+from model.layers.vit import build_trunk, resize_positions
+from model.tokenizers.imagefolder import ImageFolderTokenizer, TokenizerOutput
 
 DROPPING = {"width": 24, "depth": 2, "heads": 2, "drop_path": 0.5, "layer_scale": None}
 PAPER = Path(configs.__file__).parent / "tokenizer" / "imagefolder-msvr10p2-4096.yaml"

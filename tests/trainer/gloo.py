@@ -14,7 +14,7 @@ PRELOADED = [
     "deepspeed.ops.adam",
     "deepspeed.runtime.zero.muon.muon_optimizer",
     "deepspeed.ops.lion",
-    "trainer.engine",
+    "trainer.engine.deepspeed_engine",
 ]
 """Imported once, before processes are forked: together these take longer than a test."""
 

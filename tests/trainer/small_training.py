@@ -17,9 +17,9 @@ from trainer.checkpoints.retention import Retention
 from trainer.checkpoints.snapshot import pieces
 from trainer.checkpoints.writer import CheckpointWriter
 from trainer.config import TrainerConfig
-from trainer.engine import Batch, Engine, Terms, prepare_deepspeed, split_batch
-from trainer.loop import NUMBER_FORMATS
-from trainer.schedule import learning_rate
+from trainer.engine.deepspeed_engine import Batch, Engine, Terms, prepare_deepspeed, split_batch
+from trainer.engine.schedule import learning_rate
+from trainer.loop.training_loop import NUMBER_FORMATS
 
 BATCH, WIDTH = 8, 6
 ROLES = ("master", "exp_avg", "exp_avg_sq", "ema")

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from data_pipeline.errors import DiskError, FoldtrainError, StorageAwayError
-from data_pipeline.lease import LeaseLostError
-from data_pipeline.storage_retries import DEFAULT_PATIENCE, PATIENCE_VARIABLE
+from data_pipeline.leases.lease import LeaseLostError
+from data_pipeline.storage.retries import DEFAULT_PATIENCE, PATIENCE_VARIABLE
 from trainer.checkpoints import retries
 from trainer.checkpoints.folder import TakenError
 from trainer.checkpoints.retries import Persistence

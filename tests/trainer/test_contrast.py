@@ -16,9 +16,9 @@ from model.losses import carry_gradients, contrastive_gradients, contrastive_los
 from tests.trainer.gloo import run_gloo
 from tests.trainer.test_random_numbers import BATCH, FAKES, SIZE, TOKENIZER, Changes, section
 from trainer.config import TokenizerLossConfig, TokenizerStageConfig
-from trainer.engine import INDEX, prepare_deepspeed
+from trainer.engine.deepspeed_engine import INDEX, prepare_deepspeed
 from trainer.job import TrainJob
-from trainer.loop import Loop
+from trainer.loop.training_loop import Loop
 from trainer.stages import build_stage, tokenizer
 
 pytestmark = pytest.mark.slow

@@ -27,9 +27,9 @@ from trainer.checkpoints.damage import DAMAGED, DamagedCheckpointError
 from trainer.checkpoints.folder import COMPLETE, commit, complete_steps, read_committed, step_folder
 from trainer.checkpoints.index import Index
 from trainer.checkpoints.verifying import verify
-from trainer.course import Course
 from trainer.job import TrainJob
-from trainer.loop import Loop
+from trainer.loop.training_loop import Loop
+from trainer.rollback.course import Course
 
 
 def the(step: Path, pattern: str) -> Path:

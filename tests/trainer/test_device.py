@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from data_pipeline.errors import UsageError
-from trainer.device import driver_device, given_device
+from trainer.engine.device import driver_device, given_device
 
 ROOT = Path(__file__).resolve().parents[2]
 _ASKED = {"is_available", "device_count", "current_device", "set_device"}
@@ -103,7 +103,7 @@ def test_only_one_file_asks_for_gpus(package: str) -> None:
         for path in (ROOT / package).rglob("*.py")
         if (lines := list(_asks(ast.parse(path.read_text()))))
     }
-    assert set(asking) == ({Path("trainer/device.py")} if package == "trainer" else set()), asking
+    assert set(asking) == ({Path("trainer/engine/device.py")} if package == "trainer" else set()), asking
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}/rendezvous", 
 from pathlib import Path
 from tests.trainer.test_loop import CountingStage, job
 from trainer import stages
-from trainer.device import given_device
+from trainer.engine.device import given_device
 
 with mock.patch.object(stages, "build_stage", lambda job, device: CountingStage(None)):
     ending, step = stages.run_worker(job(Path(sys.argv[1], "run"), zero_stage=1), given_device(0))

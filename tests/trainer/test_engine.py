@@ -13,8 +13,8 @@ from tests.trainer.gloo import run_gloo
 from tests.trainer.small_training import WIDTH, Training, rows, settings
 from trainer.checkpoints import restore
 from trainer.config import TrainerConfig
-from trainer.deepspeed_settings import deepspeed_config
-from trainer.engine import split_batch
+from trainer.engine.deepspeed_engine import split_batch
+from trainer.engine.settings import deepspeed_config
 
 STAGES = (0, 1, 2, 3)
 

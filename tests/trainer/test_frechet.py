@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import sqrtm
 
-from trainer.frechet import FeatureStatistics, frechet_distance
+from trainer.evaluation.frechet import FeatureStatistics, frechet_distance
 
 
 def gaussian(mean: list[float], covariance: list[list[float]]) -> FeatureStatistics:

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.goodput import CAUSES, goodput
-from trainer.jsonl import read_records
-from trainer.run_directory import RunDirectory
+from trainer.records.goodput import CAUSES, goodput
+from trainer.records.jsonl import read_records
+from trainer.records.run_directory import RunDirectory
 
 Record = dict[str, Any]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer.images import image_grid, to_png, to_uint8
+from trainer.evaluation.images import image_grid, to_png, to_uint8
 
 
 def squares(count: int, side: int = 4, channels: int = 3) -> np.ndarray:

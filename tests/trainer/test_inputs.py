@@ -8,12 +8,12 @@ from typing import Any, cast
 import pytest
 
 from data_pipeline.config import DataConfig, FolderSource, ReadingConfig
-from data_pipeline.copy_seal import SEAL_BYTES
 from data_pipeline.errors import UsageError
-from data_pipeline.ingest import ingest
-from data_pipeline.manifest import ImageManifest
+from data_pipeline.ingest.ingesting import ingest
+from data_pipeline.node.copy_seal import SEAL_BYTES
+from data_pipeline.shards.manifest import ImageManifest
 from tests.data_pipeline.small_data import write_photos
-from trainer.inputs import open_images
+from trainer.stages.inputs import open_images
 
 
 class Job:

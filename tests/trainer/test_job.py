@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-import trainer.stages
-from data_pipeline import storage, watchdog, weights
+import trainer.loop.worker
+from data_pipeline import storage
 from data_pipeline.config import ReadingConfig
 from data_pipeline.errors import UsageError
+from data_pipeline.shards import weights
+from data_pipeline.storage import watchdog
 from trainer.config import ClassifierStageConfig, TrainerConfig
 from trainer.job import TrainJob
-from trainer.jsonl import read_records
+from trainer.records.jsonl import read_records
 
 
 def job(
@@ -142,6 +144,6 @@ def test_a_start_that_hangs_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         raise Built(reports.get(timeout=60))
 
     monkeypatch.setattr(watchdog, "print_late", reports.put)
-    monkeypatch.setattr(trainer.stages, "_build_loop", build)
+    monkeypatch.setattr(trainer.loop.worker, "_build_loop", build)
     with pytest.raises(Built, match=r"teacher: the start is late: .*; being read: nothing"):
-        trainer.stages.run_worker(job(tmp_path, reading={"late_seconds": 0.001}), torch.device("cpu"))
+        trainer.loop.worker.run_worker(job(tmp_path, reading={"late_seconds": 0.001}), torch.device("cpu"))

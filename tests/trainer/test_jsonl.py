@@ -9,10 +9,11 @@ from uuid import uuid4
 
 import pytest
 
-from data_pipeline import storage, storage_retries
+from data_pipeline import storage
 from data_pipeline.errors import DiskError, StorageAwayError
-from data_pipeline.lease import LeaseLostError
-from trainer.jsonl import JsonlWriter, read_last_records, read_records
+from data_pipeline.leases.lease import LeaseLostError
+from data_pipeline.storage import retries as storage_retries
+from trainer.records.jsonl import JsonlWriter, read_last_records, read_records
 
 
 def test_a_record_is_on_disk_as_soon_as_it_is_written(tmp_path: Path) -> None:

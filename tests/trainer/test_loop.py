@@ -18,17 +18,17 @@ from torch import Tensor, nn
 from data_pipeline import storage
 from data_pipeline.config import ReadingConfig
 from data_pipeline.errors import FoldtrainError, UsageError
-from data_pipeline.lease import LeaseLostError, take
-from data_pipeline.lease_record import Holder
-from data_pipeline.storage_retries import PATIENCE_VARIABLE
+from data_pipeline.leases.lease import LeaseLostError, take
+from data_pipeline.leases.lease_record import Holder
+from data_pipeline.storage.retries import PATIENCE_VARIABLE
 from tests.trainer.gloo import run_gloo
 from tests.trainer.small_training import Regression, rows
 from trainer.checkpoints.folder import complete_steps
 from trainer.checkpoints.index import Index
 from trainer.config import ClassifierStageConfig, TrainerConfig
-from trainer.engine import Batch, Engine, Terms
+from trainer.engine.deepspeed_engine import Batch, Engine, Terms
 from trainer.job import TrainJob
-from trainer.loop import Loop
+from trainer.loop.training_loop import Loop
 from trainer.stages.stage import Look
 
 STEPS = 10
@@ -259,7 +259,7 @@ def never_uploaded(each: TrainJob) -> tuple[str, str]:
 
     loop.writer._snapshot.index = waiting  # type: ignore[method-assign] # called when all is copied
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trainer.loop._SETTLE_SECONDS", 0.0)
+        patch.setattr("trainer.loop.training_loop._SETTLE_SECONDS", 0.0)
         with pytest.raises(FoldtrainError) as failed:
             loop.run()
     return type(failed.value).__name__, str(failed.value)

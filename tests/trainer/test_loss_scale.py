@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.loss_scale import SMALLEST, LossScale
+from trainer.engine.loss_scale import SMALLEST, LossScale
 
 STEPS = st.lists(st.booleans(), max_size=60)
 

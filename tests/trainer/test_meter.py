@@ -11,17 +11,17 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.config_loading import load_config
-from cluster.planning import stage_configs
+from cluster.config.loading import load_config
+from cluster.stages.planning import stage_configs
 from data_pipeline.config import ReadingConfig
 from tests.trainer.gloo import run_gloo
 from trainer.config import ClassifierStageConfig, TrainerConfig
-from trainer.engine import StepResult
+from trainer.engine.deepspeed_engine import StepResult
 from trainer.job import StageSection, TrainJob
-from trainer.meter import Meter, percentile
-from trainer.model_flops import model_flops
 from trainer.planning.devices import peak_flops
+from trainer.planning.model_flops import model_flops
 from trainer.planning.plan import DataFacts, Request, make_plan
+from trainer.records.meter import Meter, percentile
 
 CONFIG = TrainerConfig(steps=100, global_batch=8)
 

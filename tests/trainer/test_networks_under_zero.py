@@ -14,13 +14,13 @@ from torch import nn
 from data_pipeline.errors import UsageError
 from model.classifier import Classifier
 from model.config import ClassifierConfig, GeneratorConfig, TokenizerConfig, ViTConfig
-from model.generator import FoldedGenerator
+from model.generators.next_scale import FoldedGenerator
 from model.losses import contrastive_loss, folded_cross_entropy
-from model.tokenizer import ImageFolderTokenizer
+from model.tokenizers.imagefolder import ImageFolderTokenizer
 from tests.trainer.gloo import run_gloo
 from tests.trainer.small_training import settings
-from trainer.blocks import compile_blocks, recompute_blocks
-from trainer.engine import Batch, Engine, Terms, prepare_deepspeed
+from trainer.engine.blocks import compile_blocks, recompute_blocks
+from trainer.engine.deepspeed_engine import Batch, Engine, Terms, prepare_deepspeed
 
 pytestmark = pytest.mark.slow
 

@@ -14,13 +14,13 @@ from data_pipeline.config import ReadingConfig, TokensConfig
 from data_pipeline.errors import UsageError
 from model.config import GeneratorConfig, TokenizerConfig, ViTConfig
 from trainer.config import GeneratorStageConfig, TokenizerLossConfig, TokenizerStageConfig, TrainerConfig
-from trainer.jsonl import JsonlWriter
 from trainer.planning.failures import best_interval, expect_failures, lost_seconds
 from trainer.planning.fitting import BASE_BYTES, MARGIN, PROCESS_BYTES, cheapest_remedy, on_device
 from trainer.planning.measured import read_measured
 from trainer.planning.plan import DataFacts, Request, make_plan
 from trainer.planning.storage import checkpoint_cost, read_images, read_tokens, token_bytes
 from trainer.planning.workload import StageConfigs, workload
+from trainer.records.jsonl import JsonlWriter
 
 SMALL_VIT = ViTConfig(width=64, depth=2, heads=4)
 

@@ -7,12 +7,13 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from model import attention, losses
+from model import losses
 from model.classifier import Classifier
 from model.config import ClassifierConfig, GeneratorConfig, TokenizerConfig, ViTConfig
-from model.generator import FoldedGenerator
-from model.quantizer import FoldedQuantizer
-from model.tokenizer import ImageFolderTokenizer
+from model.generators.next_scale import FoldedGenerator
+from model.layers import attention
+from model.quantizers.multi_scale import FoldedQuantizer
+from model.tokenizers.imagefolder import ImageFolderTokenizer
 from trainer.planning.devices import DEVICES, find_device, mfu, peak_flops
 from trainer.planning.flops import classifier_forward, generator_flops, tokenizer_flops, visible_pairs
 from trainer.planning.frozen import frozen_teacher

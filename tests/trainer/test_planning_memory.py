@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from model.config import GeneratorConfig, TokenizerConfig, ViTConfig
-from model.generator import FoldedGenerator
+from model.generators.next_scale import FoldedGenerator
 from model.losses import folded_cross_entropy
-from model.quantizer import FoldedQuantizer
-from model.tokenizer import ImageFolderTokenizer
+from model.quantizers.multi_scale import FoldedQuantizer
+from model.tokenizers.imagefolder import ImageFolderTokenizer
 from trainer.config import TrainerConfig
 from trainer.planning.activations import Activations, generator_activations, tokenizer_activations
 from trainer.planning.memory import Buckets, rank_memory, snapshot_bytes

@@ -11,13 +11,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from data_pipeline.config import ReadingConfig
-from data_pipeline.loader import ImageBatch, TokenBatch
-from data_pipeline.order import network_seeds, step_positions
+from data_pipeline.loading.loader import ImageBatch, TokenBatch
+from data_pipeline.order.permutations import network_seeds, step_positions
 from model.config import ClassifierConfig, GeneratorConfig, TokenizerConfig, ViTConfig
-from model.generator import FoldedGenerator
-from model.quantizer import FoldedQuantizer
+from model.generators.next_scale import FoldedGenerator
+from model.quantizers.multi_scale import FoldedQuantizer
 from tests.trainer.gloo import run_gloo
-from trainer.blocks import recompute_blocks
 from trainer.config import (
     ClassifierStageConfig,
     GeneratorStageConfig,
@@ -25,7 +24,8 @@ from trainer.config import (
     TokenizerStageConfig,
     TrainerConfig,
 )
-from trainer.engine import INDEX, Batch, Engine, Terms, prepare_deepspeed, split_batch
+from trainer.engine.blocks import recompute_blocks
+from trainer.engine.deepspeed_engine import INDEX, Batch, Engine, Terms, prepare_deepspeed, split_batch
 from trainer.job import StageSection, TrainJob
 from trainer.stages import build_stage, classifier, generator, tokenizer
 from trainer.stages.stage import Stage

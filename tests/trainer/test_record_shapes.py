@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from trainer.goodput import goodput, slim
-from trainer.record_shapes import is_event, is_metrics, is_timed_event
-from trainer.spikes import recorded
+from trainer.records.goodput import goodput, slim
+from trainer.records.record_shapes import is_event, is_metrics, is_timed_event
+from trainer.rollback.spikes import recorded
 
 WINDOW = {"time": 5.0, "step": 1, "window_seconds": 2.0, "window_steps": 1, "loss": None, "note": "x"}
 ROLLBACK = {"time": 1.0, "event": "spike", "step": 9, "action": "rollback", "back_to": 5, "skip": [6, 9]}

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline import storage, upload_marks
+from data_pipeline import storage
+from data_pipeline.storage import upload_marks
 from trainer.checkpoints.retention import Retention, apply, kept, recorded_rule, removable, remove_damaged
-from trainer.fragments.zero0 import even_cut
-from trainer.spikes import Rollback
+from trainer.engine.fragments.zero0 import even_cut
+from trainer.rollback.spikes import Rollback
 
 VALUES = st.dictionaries(st.integers(1, 200), st.none() | st.floats(-9, 9), max_size=12)
 

@@ -15,9 +15,9 @@ from tests.trainer.gloo import run_gloo
 from tests.trainer.test_loop import CountingStage, job
 from trainer.checkpoints.folder import is_complete
 from trainer.job import TrainJob
-from trainer.jsonl import JsonlWriter, read_records
-from trainer.loop import Loop
-from trainer.run_directory import RunDirectory
+from trainer.loop.training_loop import Loop
+from trainer.records.jsonl import JsonlWriter, read_records
+from trainer.records.run_directory import RunDirectory
 
 
 @pytest.mark.xdist_group("s3")

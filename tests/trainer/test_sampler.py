@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_pipeline import weights
 from data_pipeline.errors import UsageError
+from data_pipeline.shards import weights
 from model.config import GeneratorConfig, TokenizerConfig, ViTConfig
-from model.generator import FoldedGenerator
-from model.tokenizer import ImageFolderTokenizer
+from model.generators.next_scale import FoldedGenerator
+from model.tokenizers.imagefolder import ImageFolderTokenizer
 from trainer.config import SamplingConfig
-from trainer.sampler import Sampler
+from trainer.evaluation.sampler import Sampler
 
 VIT = ViTConfig(width=16, depth=1, heads=2)
 TOKENIZER = TokenizerConfig(

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from trainer.config import TrainerConfig
-from trainer.schedule import learning_rate
+from trainer.engine.schedule import learning_rate
 
 
 def config(**changes: float | str) -> TrainerConfig:

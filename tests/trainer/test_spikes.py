@@ -17,17 +17,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline.errors import FoldtrainError, StorageAwayError
-from data_pipeline.ledger import Audit, DataOrder, audit, read_history, step_indices
-from data_pipeline.order import step_positions
+from data_pipeline.order.ledger import Audit, DataOrder, audit, read_history, step_indices
+from data_pipeline.order.permutations import step_positions
 from tests.trainer.gloo import run_gloo
 from tests.trainer.small_training import rows
 from tests.trainer.test_loop import CountingStage, events, job
 from trainer.checkpoints.folder import complete_steps, step_folder
-from trainer.engine import INDEX, Batch
+from trainer.engine.deepspeed_engine import INDEX, Batch
 from trainer.job import TrainJob
-from trainer.loop import Loop
-from trainer.run_directory import RunDirectory
-from trainer.spikes import (
+from trainer.loop.training_loop import Loop
+from trainer.records.run_directory import RunDirectory
+from trainer.rollback.spikes import (
     Rollback,
     Spike,
     SpikeDetector,

@@ -14,9 +14,9 @@ from data_pipeline.config import ReadingConfig
 from model.config import TokenizerConfig, ViTConfig
 from tests.trainer.gloo import run_gloo
 from trainer.config import TokenizerLossConfig, TokenizerStageConfig, TrainerConfig
-from trainer.dead_codes import replacements
 from trainer.job import TrainJob
 from trainer.stages import tokenizer
+from trainer.stages.dead_codes import replacements
 from trainer.stages.tokenizer import kept_scales
 
 SMALL = ViTConfig(width=8, depth=1, heads=2)

@@ -13,14 +13,14 @@ import pytest
 import wandb
 
 from data_pipeline import storage
-from trainer import run_directory
 from trainer.config import TrackingConfig
-from trainer.jsonl import read_records
-from trainer.run_directory import RunDirectory
-from trainer.trackers import close_followers, open_followers
-from trainer.trackers.follower import Follower, Reader
-from trainer.trackers.prometheus import PrometheusReader
-from trainer.trackers.tensorboard import TensorBoardReader
+from trainer.records import run_directory
+from trainer.records.jsonl import read_records
+from trainer.records.run_directory import RunDirectory
+from trainer.records.trackers import close_followers, open_followers
+from trainer.records.trackers.follower import Follower, Reader
+from trainer.records.trackers.prometheus import PrometheusReader
+from trainer.records.trackers.tensorboard import TensorBoardReader
 
 Record = dict[str, Any]
 

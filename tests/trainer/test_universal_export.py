@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from tests.trainer.gloo import run_gloo
 from tests.trainer.small_training import WIDTH, Training, settings, states
 from trainer.checkpoints.exporting import export_deepspeed
-from trainer.engine import prepare_deepspeed
-from trainer.fragments import MOMENTS
+from trainer.engine.deepspeed_engine import prepare_deepspeed
+from trainer.engine.fragments import MOMENTS
 
 STEP = 3
 STAGES = (1, 2, 3)

@@ -15,7 +15,7 @@ from trainer.checkpoints.folder import step_folder
 from trainer.checkpoints.reader import CheckpointReader
 from trainer.checkpoints.restore import assemble
 from trainer.checkpoints.snapshot import BUFFER
-from trainer.fragments import MOMENTS
+from trainer.engine.fragments import MOMENTS
 
 _PREFIX = "network."  # the trainee holds the network under this name
 

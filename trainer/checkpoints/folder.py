@@ -6,8 +6,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from data_pipeline import json_records, storage
+from data_pipeline import storage
 from data_pipeline.errors import FoldtrainError, UsageError
+from data_pipeline.text import json_records
 from trainer.checkpoints.damage import DamagedCheckpointError, is_marked, unmark
 
 FORMAT_VERSION = 2

@@ -21,10 +21,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from data_pipeline import json_records
-from data_pipeline.manifest import first_problem
-from data_pipeline.names import CheckpointFileName, Count, TensorName
-from data_pipeline.safetensors_header import ITEM_BYTES
+from data_pipeline.shards.manifest import first_problem
+from data_pipeline.shards.safetensors_header import ITEM_BYTES
+from data_pipeline.text import json_records
+from data_pipeline.text.names import CheckpointFileName, Count, TensorName
 from trainer.checkpoints.folder import FORMAT_VERSION
 
 BLOCK_BYTES = 2**20

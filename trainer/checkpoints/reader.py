@@ -16,7 +16,7 @@ from torch import Tensor
 
 from data_pipeline import storage
 from data_pipeline.errors import CorruptShardError
-from data_pipeline.safetensors_header import ITEM_BYTES
+from data_pipeline.shards.safetensors_header import ITEM_BYTES
 from trainer.checkpoints.damage import DamagedCheckpointError
 from trainer.checkpoints.folder import INDEX, STATE, Committed, read_committed
 from trainer.checkpoints.index import BLOCK_BYTES, Entry, Index

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from data_pipeline import storage
 from data_pipeline.errors import CorruptShardError, UsageError
-from data_pipeline.manifest import differences
+from data_pipeline.shards.manifest import differences
 from trainer.checkpoints.damage import DamagedCheckpointError
 from trainer.checkpoints.folder import step_folder
 from trainer.checkpoints.index import Entry
 from trainer.checkpoints.reader import CheckpointReader, Wanted
 from trainer.checkpoints.snapshot import BUFFER, DTYPES, STAGE
-from trainer.fragments import OwnedState
+from trainer.engine.fragments import OwnedState
 
 
 def load_checkpoint(reader: CheckpointReader, module: nn.Module, owned: OwnedState) -> None:

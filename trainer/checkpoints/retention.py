@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
-from data_pipeline import storage, yaml_dialect
+from data_pipeline import storage
 from data_pipeline.errors import UsageError
-from data_pipeline.manifest import first_problem
-from data_pipeline.owned_folders import CHECKPOINT_FILE, is_link, remove_checkpoint
+from data_pipeline.leases.owned_folders import CHECKPOINT_FILE, is_link, remove_checkpoint
+from data_pipeline.shards.manifest import first_problem
+from data_pipeline.text import yaml_dialect
 from trainer.checkpoints.damage import is_marked
 from trainer.checkpoints.folder import (
     KEEP,
@@ -23,9 +24,9 @@ from trainer.checkpoints.folder import (
     step_folder,
 )
 from trainer.checkpoints.index import Index
-from trainer.checkpoints.on_course import steps_on_course
 from trainer.config import KeepBest
-from trainer.spikes import Rollback
+from trainer.rollback.on_course import steps_on_course
+from trainer.rollback.spikes import Rollback
 
 
 @dataclass(frozen=True)

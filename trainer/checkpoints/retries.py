@@ -1,6 +1,6 @@
 """Writing a checkpoint again and again, for as long as storage is waited for, before it counts as failed.
 
-Storage that is away is waited for by each request itself (data_pipeline/storage_retries.py). This is for what a request
+Storage that is away is waited for by each request itself (data_pipeline/storage/retries.py). This is for what a request
 gives up at once, and what may pass all the same: a full disk, a permission or a key that is being mended, a mount that
 hangs. The pauses grow from a fraction of a second to ten seconds.
 """
@@ -16,9 +16,9 @@ from collections.abc import Callable
 from tenacity import RetryCallState, Retrying, retry_if_exception, sleep_using_event, wait_random_exponential
 
 from data_pipeline.errors import FoldtrainError
-from data_pipeline.lease import LeaseLostError
-from data_pipeline.pacing import positive_number
-from data_pipeline.storage_retries import DEFAULT_PATIENCE, LONGEST_WAIT, PATIENCE_VARIABLE
+from data_pipeline.leases.lease import LeaseLostError
+from data_pipeline.storage.pacing import positive_number
+from data_pipeline.storage.retries import DEFAULT_PATIENCE, LONGEST_WAIT, PATIENCE_VARIABLE
 from trainer.checkpoints.folder import TakenError
 
 FIRST_PAUSE = 0.2

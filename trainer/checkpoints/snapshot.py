@@ -17,9 +17,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from data_pipeline.safetensors_header import ITEM_BYTES
+from data_pipeline.shards.safetensors_header import ITEM_BYTES
 from trainer.checkpoints.index import BLOCK_BYTES, Entry, Index, TensorInfo
-from trainer.fragments import OwnedState
+from trainer.engine.fragments import OwnedState
 
 BUFFER, STAGE = "buffer", "stage"
 DTYPES = {

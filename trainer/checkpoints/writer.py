@@ -31,7 +31,7 @@ from trainer.checkpoints.index import Index, merge
 from trainer.checkpoints.retention import Retention
 from trainer.checkpoints.retries import Persistence
 from trainer.checkpoints.snapshot import Piece, Snapshot
-from trainer.spikes import Rollback
+from trainer.rollback.spikes import Rollback
 
 _LOOK_SECONDS = 10.0
 """Longest time between two looks of all ranks at whether one of them still waits."""

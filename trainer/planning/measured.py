@@ -9,8 +9,8 @@ from typing import Any
 
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
-from trainer.jsonl import read_records
-from trainer.record_shapes import is_metrics, is_timed_event
+from trainer.records.jsonl import read_records
+from trainer.records.record_shapes import is_metrics, is_timed_event
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from trainer.config import TrainerConfig
-from trainer.deepspeed_settings import deepspeed_config
+from trainer.engine.settings import deepspeed_config
 from trainer.planning.activations import Activations
 from trainer.planning.shapes import Weights, count
 

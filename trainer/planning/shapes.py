@@ -68,7 +68,7 @@ def _named_trunk(backbone: str, image_size: int, patch_size: int) -> Trunk:
     from timm.layers.mlp import Mlp
     from torch import nn
 
-    from model.vit import build_trunk
+    from model.layers.vit import build_trunk
 
     with torch.device("meta"):
         trunk = build_trunk(ViTConfig(backbone=backbone), image_size, patch_size)

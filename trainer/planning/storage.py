@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from data_pipeline.object_reads import PIECE_BYTES
-from data_pipeline.object_writes import VIEW_PART_BYTES
+from data_pipeline.storage.object_reads import PIECE_BYTES
+from data_pipeline.storage.object_writes import VIEW_PART_BYTES
 from model.layout import TokenLayout
 
 _ROW = 4 + 4 + 48

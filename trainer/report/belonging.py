@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from data_pipeline import storage, weights
+from data_pipeline import storage
 from data_pipeline.errors import UsageError
-from data_pipeline.weights import Card
+from data_pipeline.shards import weights
+from data_pipeline.shards.weights import Card
 from trainer.report.data import Evaluation, Samples, StageRecords
 
 _DECIDING = ("guidance", "top_k", "top_p", "ema", "seed")

@@ -9,11 +9,12 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from data_pipeline import storage, yaml_dialect
+from data_pipeline import storage
 from data_pipeline.errors import UsageError
-from data_pipeline.manifest import first_problem
-from trainer.jsonl import read_records
-from trainer.record_shapes import is_event, is_metrics
+from data_pipeline.shards.manifest import first_problem
+from data_pipeline.text import yaml_dialect
+from trainer.records.jsonl import read_records
+from trainer.records.record_shapes import is_event, is_metrics
 from trainer.report.belonging import notes
 from trainer.report.data import Evaluation, Record, ReportData, Samples, StageConfig, StageRecords, StageTime
 

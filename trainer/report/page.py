@@ -12,7 +12,7 @@ from typing import Any, TypeGuard
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from trainer.goodput import CAUSES, goodput
+from trainer.records.goodput import CAUSES, goodput
 from trainer.report.charts import COLOURS, Line, column_chart, line_chart, number, smoothed, stacked_bar
 from trainer.report.data import Evaluation, ReportData, StageRecords
 

@@ -11,13 +11,13 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from data_pipeline.loader import ImageBatches
-from data_pipeline.order import network_seeds
+from data_pipeline.loading.loader import ImageBatches
+from data_pipeline.order.permutations import network_seeds
 from model.classifier import Classifier
 from trainer.config import ClassifierStageConfig
-from trainer.engine import INDEX, SEED, Batch, Engine, Terms
-from trainer.inputs import open_images
+from trainer.engine.deepspeed_engine import INDEX, SEED, Batch, Engine, Terms
 from trainer.job import TrainJob
+from trainer.stages.inputs import open_images
 from trainer.stages.stage import Look
 
 

@@ -7,7 +7,7 @@ computed as GradCache does (arXiv 2101.06983):
 2. the vectors of all micro-batches and workers give the loss, and its gradients to this rank's vectors
 3. each micro-batch carries the gradients of its own vectors through the network, in its ordinary pass
 
-The second pass makes the same vectors as the first: the network draws by each sample's seed (model.chance).
+The second pass makes the same vectors as the first: the network draws by each sample's seed (random_numbers.py).
 
 Shapes: B samples of a micro-batch, R of this rank, N of the global batch, C channels of a code, D of the teacher.
 """
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from model.losses import carry_gradients, contrastive_gradients, contrastive_loss
 from trainer.config import TokenizerLossConfig
-from trainer.engine import Batch
+from trainer.engine.deepspeed_engine import Batch
 from trainer.stages.stage import Look
 
 LOOK = "look"

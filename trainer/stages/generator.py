@@ -10,15 +10,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from data_pipeline.loader import TokenBatches
-from data_pipeline.order import keyed_uniform, network_seeds
-from model.generator import FoldedGenerator
+from data_pipeline.loading.loader import TokenBatches
+from data_pipeline.order.permutations import keyed_uniform, network_seeds
+from model.generators.next_scale import FoldedGenerator
 from model.losses import folded_cross_entropy, loss_of_scales
 from trainer.config import GeneratorStageConfig
-from trainer.engine import INDEX, SEED, Batch, Engine, Terms
-from trainer.inputs import open_tokens
+from trainer.engine.deepspeed_engine import INDEX, SEED, Batch, Engine, Terms
 from trainer.job import TrainJob
 from trainer.networks import load_quantizer
+from trainer.stages.inputs import open_tokens
 from trainer.stages.stage import Look
 
 

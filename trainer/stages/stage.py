@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
-from data_pipeline.ledger import DataOrder
-from trainer.engine import Batch, Engine, Terms
+from data_pipeline.order.ledger import DataOrder
+from trainer.engine.deepspeed_engine import Batch, Engine, Terms
 
 Look = Callable[[Batch], Terms]
 """The stage's `terms` of a micro-batch without gradients, where weights may be sharded (a collective)."""

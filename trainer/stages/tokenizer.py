@@ -12,18 +12,18 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from data_pipeline.loader import ImageBatches
-from data_pipeline.order import Positions, keyed_uniform, network_seeds, step_positions
+from data_pipeline.loading.loader import ImageBatches
+from data_pipeline.order.permutations import Positions, keyed_uniform, network_seeds, step_positions
 from model.config import TokenizerConfig
-from model.tokenizer import ImageFolderTokenizer, TokenizerOutput
+from model.tokenizers.imagefolder import ImageFolderTokenizer, TokenizerOutput
 from trainer.config import TokenizerStageConfig
-from trainer.dead_codes import replacements
-from trainer.engine import INDEX, SEED, Batch, Engine, Terms
-from trainer.inputs import open_images
+from trainer.engine.deepspeed_engine import INDEX, SEED, Batch, Engine, Terms
+from trainer.evaluation.teacher import load_teacher
 from trainer.job import TrainJob
 from trainer.stages import contrast
+from trainer.stages.dead_codes import replacements
+from trainer.stages.inputs import open_images
 from trainer.stages.stage import Look
-from trainer.teacher import load_teacher
 
 _LAST_RESTART = 0.9  # share of the steps after which no code is restarted
 _NOT_DECAYED = re.compile(r"pos_embed|codebook|queries|level|token")

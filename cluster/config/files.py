@@ -1,0 +1,140 @@
+"""A config's file, and those that it extends, each read once: bounded in size, in number and in depth."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cluster.config.errors import Layer, closest
+from cluster.config.fields import annotations_at, is_number, is_text
+from data_pipeline import storage
+from data_pipeline.errors import UsageError
+from data_pipeline.storage.places import place
+from data_pipeline.text import yaml_dialect
+
+MOST_FILES = 100
+"""That one config may extend."""
+_PIPES = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
+"""Where a shell shows a command's output as a file: <(envsubst < config.yaml)."""
+
+
+def file_layers(path: str) -> list[Layer]:
+    """A file and those that it extends, in the order in which they apply. Each applies once, at its first place.
+
+    Raises:
+        UsageError: if a file is missing, is no YAML, or too large, or if files extend each other in a circle.
+    """
+    found: dict[str, Layer] = {}
+    _gather(path if path.startswith(_PIPES) else place(path), (), found)
+    return list(found.values())
+
+
+def resolve_scalars(value: Any, path: tuple[str, ...] = ()) -> Any:
+    """A value of YAML as its field takes it: `2012` is text where the field is text, and a number elsewhere.
+
+    Raises:
+        UsageError: if a truth value stands where a number belongs, which Python would take for 1 or 0.
+    """
+    if isinstance(value, yaml_dialect.Written):
+        kinds = annotations_at(path)
+        if any(is_text(kind) for kind in kinds):
+            return value.text
+        if isinstance(value.value, bool) and kinds and all(is_number(kind) for kind in kinds):
+            raise UsageError(f"{'.'.join(path)}: has to be a number, not {value.text}")
+        return value.value
+    if isinstance(value, Mapping):
+        return {key: resolve_scalars(item, (*path, str(key))) for key, item in value.items()}
+    if isinstance(value, list):
+        return [resolve_scalars(item, (*path, str(at))) for at, item in enumerate(value)]
+    return value
+
+
+def first_line(error: Exception) -> str:
+    """What is wrong with a text that is no YAML, in one line."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem:
+        return error.problem
+    return str(error).partition("\n")[0]
+
+
+def _gather(path: str, parents: tuple[str, ...], found: dict[str, Layer]) -> None:
+    """Add a file to `found`, after those that it extends."""
+    identity = storage.absolute(path)
+    if identity in parents:
+        chain = " → ".join([*parents[parents.index(identity) :], identity])
+        raise UsageError(f"{path} extends itself: {chain}; take one of these `extends` out")
+    if identity in found:
+        return
+    if len(found) + len(parents) >= MOST_FILES:
+        raise UsageError(f"{parents[0]} extends more than {MOST_FILES} files; write them as one")
+    values = _read(path, parents)
+    extends = values.pop("extends", None) or []
+    if isinstance(extends, str):
+        extends = [extends]
+    if not isinstance(extends, list) or not all(isinstance(name, str) for name in extends):
+        raise UsageError(f"{path}: extends: give a file name or a list of them, not {extends!r:.200}")
+    for name in extends:
+        _gather(_beside(path, name), (*parents, identity), found)
+    try:
+        found[identity] = (path, resolve_scalars(values))
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+
+
+def _beside(path: str, name: str) -> str:
+    """The file that `name` means in the file at `path`."""
+    try:
+        name = place(name)
+    except UsageError as error:
+        raise UsageError(f"{path}: extends: {error}") from None
+    if storage.is_remote(name) or name.startswith("/"):
+        return name
+    folder, slash, _ = path.rpartition("/")
+    return f"{folder}{slash}{name}"
+
+
+def _read(path: str, parents: tuple[str, ...]) -> dict[str, Any]:
+    by = f", which {parents[-1]} extends," if parents else ""
+    try:
+        text = _read_bounded(path)
+    except FileNotFoundError:
+        raise UsageError(f"config file {path}{by} does not exist{_similar_file(path)}") from None
+    except OSError as error:
+        raise UsageError(f"config file {path}{by} cannot be read: {error.strerror or error}") from error
+    if len(text) > yaml_dialect.MOST_BYTES:
+        raise UsageError(f"config file {path}{by} has more than {yaml_dialect.MOST_BYTES:,} bytes: is it a config?")
+    try:
+        values = yaml_dialect.parse_written(text)
+    except yaml.YAMLError as error:
+        mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+        line = f" line {mark.line + 1}" if mark else ""
+        raise UsageError(f"{path}{line}: not valid YAML: {first_line(error)}") from None
+    if not isinstance(values, dict):
+        shown = "empty" if values is None else f"{resolve_scalars(values)!r:.200}"
+        raise UsageError(f"{path}: a config is a set of sections, not {shown}")
+    return values
+
+
+def _read_bounded(path: str) -> bytes:
+    """A file's first bytes, one more than a config may have."""
+    if storage.is_remote(path):
+        return storage.read_range(path, 0, min(storage.size(path), yaml_dialect.MOST_BYTES + 1))
+    mode = Path(path).stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(0, "it is a folder", path)
+    if not stat.S_ISREG(mode) and not (stat.S_ISFIFO(mode) and path.startswith(_PIPES)):
+        raise OSError(0, "it is a pipe or a device, no file", path)
+    with Path(path).open("rb") as file:
+        return file.read(yaml_dialect.MOST_BYTES + 1)
+
+
+def _similar_file(path: str) -> str:
+    if storage.is_remote(path):
+        return ""
+    folder = storage.local_path(path).parent
+    names = {file.stem: file for file in folder.glob("*.y*ml")} if folder.is_dir() else {}
+    near = closest(storage.local_path(path).stem, list(names))
+    return f"; did you mean {names[near]}?" if near else f" (looked in {folder.resolve()})"

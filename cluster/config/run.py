@@ -1,0 +1,180 @@
+"""The whole config of a run, section by section."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Self
+
+from pydantic import Field, PlainSerializer, PlainValidator, WithJsonSchema, model_validator
+
+from data_pipeline import storage
+from data_pipeline.config import MOST_WORKERS, DataConfig, TokensConfig
+from data_pipeline.images.views import check_fit
+from data_pipeline.sources.nesting import refuse_nesting, refuse_overlap
+from data_pipeline.storage.places import OutputPlace
+from model.config import Section
+from trainer.config import (
+    LONGEST_WAIT,
+    EvaluationConfig,
+    GeneratorStageConfig,
+    SamplingConfig,
+    TeacherConfig,
+    TokenizerStageConfig,
+    TrackingConfig,
+)
+
+LONGEST_NUMBER = 9
+"""Most digits of a number of workers."""
+
+
+def _read_workers(value: Any) -> int | tuple[int, int]:
+    """A number of workers, or the fewest and the most, as MIN:MAX or [MIN, MAX]."""
+    parts = value.split(":") if isinstance(value, str) else list(value) if isinstance(value, list | tuple) else [value]
+    if not 1 <= len(parts) <= 2 or not all(_is_number(part) for part in parts):
+        raise ValueError(f"{value} workers: give a whole number from 1 on, or two of them as MIN:MAX")
+    if any(len(str(part)) > LONGEST_NUMBER for part in parts) or int(parts[-1]) > MOST_WORKERS:
+        raise ValueError(f"{value!r:.40} workers: at most {MOST_WORKERS:,} are possible")
+    fewest, most = int(parts[0]), int(parts[-1])
+    if fewest > most:
+        raise ValueError(f"{value} workers: the fewest are more than the most; give MIN:MAX")
+    return most if fewest == most else (fewest, most)
+
+
+def _write_workers(value: int | tuple[int, int]) -> int | list[int]:
+    return value if isinstance(value, int) else list(value)
+
+
+def _is_number(part: Any) -> bool:
+    if isinstance(part, str):
+        return part.isascii() and part.isdigit() and part.strip("0") != ""
+    return isinstance(part, int) and not isinstance(part, bool) and part > 0
+
+
+_NUMBER: dict[str, Any] = {"type": "integer", "exclusiveMinimum": 0}
+_RANGE = {"type": "array", "items": _NUMBER, "minItems": 2, "maxItems": 2}
+_TEXT = {"type": "string", "pattern": "^[0-9]+(:[0-9]+)?$"}
+Workers = Annotated[
+    int | tuple[int, int],
+    PlainValidator(_read_workers),
+    PlainSerializer(_write_workers, when_used="json"),
+    WithJsonSchema({"anyOf": [_NUMBER, _TEXT, _RANGE]}),
+]
+
+
+def _read_gpus(value: Any) -> int:
+    """The GPUs of a worker: none or one."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or value not in {0, 1}:
+        raise ValueError(
+            f"{value} GPUs per worker: give 1, or 0 for CPUs. A worker has its GPU for itself; for more GPUs give more "
+            "workers (cluster.workers for training, tokens.max_workers for tokenize)"
+        )
+    return int(value)
+
+
+Gpus = Annotated[int, PlainValidator(_read_gpus), WithJsonSchema({"enum": [0, 1]})]
+
+
+class ClusterConfig(Section):
+    """Where and how widely stages run. Only this and the precision differ between a laptop and a cluster."""
+
+    address: str | None = None
+    """HOST:PORT of a Ray cluster's head, `auto` for the one that runs on this machine, or `local` for one that the
+    command starts here and ends; null uses the one in RAY_ADDRESS, or else `local`."""
+    workers: Workers = 1
+    """Training workers (processes): a number, or MIN:MAX for a stage that goes on with those that are left when some
+    are lost, and takes more when there is room. The global batch stays; see docs/elastic.md."""
+    grow_seconds: float = Field(60, gt=0, le=LONGEST_WAIT)
+    """With MIN:MAX: seconds between looks for room for more workers."""
+    cpus_per_worker: float = Field(1, gt=0, le=4_096)
+    """CPUs that each worker reserves; each uses as many threads."""
+    gpus_per_worker: Gpus = 0
+    """GPUs that each worker of training and of tokenize reserves: 0 for CPUs, also where the machine has GPUs, or 1.
+    More GPUs are more workers. `sample` and `evaluate` use a GPU if this is 1 and they see one."""
+    peak_tflops: float | None = Field(None, gt=0, le=1_000_000)
+    """TFLOP/s that one device could do in the precision of training, for MFU; null takes a known device's from a table.
+    Without either, MFU is left out."""
+    max_failures: int = Field(3, ge=-1, le=1_000_000)
+    """Times that Ray restarts a stage whose worker died, without a new checkpoint in between; -1 for no limit."""
+
+    @property
+    def fewest_workers(self) -> int:
+        """The number of workers, or the least of them."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        """The number of workers, or the most of them."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the number may change while a stage runs."""
+        return not isinstance(self.workers, int)
+
+
+FOLDERS = ("images", "teacher", "judge", "tokenizer", "tokens", "generator", "samples")
+"""What a run makes, each in a folder of its own."""
+
+
+class RunConfig(Section):
+    """A run: from raw images to generated ones."""
+
+    run: OutputPlace
+    """Folder of the run, at any URI. Each stage has its own folder below it."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    """Of everything that is random."""
+    data: DataConfig
+    """From raw images to image shards."""
+    teacher: TeacherConfig | None = None
+    """The frozen teacher."""
+    tokenizer: TokenizerStageConfig
+    """The image tokenizer."""
+    tokens: TokensConfig = TokensConfig()
+    """From image shards to token shards."""
+    generator: GeneratorStageConfig
+    """The generator."""
+    sampling: SamplingConfig = SamplingConfig()
+    """How images are drawn."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """How the result is judged."""
+    tracking: TrackingConfig = TrackingConfig()
+    """Who is shown its metrics."""
+    cluster: ClusterConfig = ClusterConfig()
+    """Where it runs."""
+    accept_changes: bool = False
+    """Let a stage go on with other settings of its optimizer than it was begun with: learning rate and its schedule,
+    steps, decay, clipping, precision, spikes. A finished stage goes on only with more steps, from its last checkpoint.
+    What has changed, and at which step, is an event in events.jsonl."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        loss = self.tokenizer.loss
+        if self.teacher is None and (loss.semantic > 0 or loss.feature > 0):
+            raise ValueError("tokenizer.loss.semantic and .feature need a teacher: add that section, or set both to 0")
+        check_fit(self.data.fit, self.tokens.views)
+        self._check_places()
+        return self
+
+    def with_classes(self, present: int) -> RunConfig:
+        """The same with the number of classes of the data, wherever `num_classes` is null."""
+
+        def filled(section: Any) -> Any:
+            return section and section.model_copy(update={"model": section.model.with_classes(present)})
+
+        judged = self.evaluation.model_copy(update={"judge": filled(self.evaluation.judge)})
+        found = {"teacher": filled(self.teacher), "generator": filled(self.generator), "evaluation": judged}
+        return self.model_copy(update=found)
+
+    def _check_places(self) -> None:
+        """No data set lies in another, or in a source."""
+        written = {name: self.folder(name) for name in FOLDERS}
+        named = {"images": "data.images", "tokens": "tokens.output"}
+        given = {"images": self.data.images, "tokens": self.tokens.output}
+        written = {named[name] if given.get(name) else f"{name} of the run": uri for name, uri in written.items()}
+        refuse_overlap(written)
+        cache = self.data.reading.cache_dir
+        refuse_nesting(self.data, written, {"run": self.run} | ({"data.reading.cache_dir": cache} if cache else {}))
+
+    def folder(self, name: str) -> str:
+        """URI of a folder of this run: images, teacher, judge, tokenizer, tokens, generator, samples."""
+        given = {"images": self.data.images, "tokens": self.tokens.output}.get(name)
+        return given or storage.join(self.run, name)

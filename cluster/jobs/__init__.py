@@ -1,0 +1,1 @@
+"""A stage as a job on a cluster."""

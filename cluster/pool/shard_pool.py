@@ -1,0 +1,323 @@
+"""One pool of workers that makes planned shards, for ingest and for tokenize: what its driver decides.
+
+    pass: every shard that is left is offered to a pool of the size that is asked for (cluster/pool/ray_pool.py)
+    a shard that fails is tried again in the next pass, by another worker; after max_attempts failures it is set aside
+    a shard that takes far longer than the others, when nothing else is left to begin, is given to a second worker, too
+    `foldtrain scale` makes workers hand back what they have not begun, and the next pass has the new size
+
+Shards are functions of the plan and commits are atomic, so it does no harm to make one twice. What is committed decides
+what is left, so a driver may be killed at any instant.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.pool.pool_progress import PoolProgress
+from cluster.pool.ray_pool import PoolSize, RayPool, Shard, WorkerNeeds
+from cluster.pool.scale import read_scale
+from cluster.pool.shard_ledger import InFlight, Report, Result
+from cluster.pool.shard_worker import ShardWork
+from cluster.session.head_watch import HeadLostError, HeadWatch, watch_head
+from data_pipeline import storage
+from data_pipeline.errors import FoldtrainError
+from data_pipeline.storage.retries import patience
+
+QUARANTINE = "quarantine"
+"""Folder of the records of shards that were set aside, beside the shards."""
+
+_TICK_SECONDS = 0.5
+_ASIDE_SECONDS = 5.0
+"""How long storage is waited for where the run does not depend on it."""
+_CONTROL_SECONDS = 2.0
+_SLOW_TIMES = 4
+"""A shard is slow when it takes so many times the median, and `patience`."""
+_ROOM_SECONDS = 60.0
+"""After so long without the fewest workers, the reason is said."""
+_BROKEN_PASSES = 3
+"""Failures of Ray Data itself, one after the other, that end the run."""
+
+
+@dataclass(frozen=True)
+class PoolSettings:
+    """How a pool works."""
+
+    label: str
+    """The stage, for messages."""
+    output: str
+    """URI of the folder where control.json, progress.json and quarantine/ are."""
+    size: PoolSize
+    """Unless control.json asks for another."""
+    needs: WorkerNeeds
+    max_attempts: int = 3
+    """Failures after which a shard is set aside."""
+    patience: float = 300.0
+    """Seconds after which a shard may count as slow, or as hung if it got no further: longer than a batch takes, and
+    than storage is waited for."""
+    require: Callable[[], object] = lambda: None
+    """Called again and again; raises if another driver has taken over."""
+
+
+def make_shards(
+    work: ShardWork,
+    shards: Sequence[Shard],
+    settings: PoolSettings,
+    progress: PoolProgress,
+    on_made: Callable[[dict[str, Any]], None] = lambda _facts: None,
+) -> None:
+    """Make all shards, on the Ray cluster that this process is connected to.
+
+    Args:
+        work: what workers do.
+        shards: what is left of the plan.
+        settings: size and patience.
+        progress: where it is shown.
+        on_made: called here with what making a shard gave; it may raise to stop the run.
+
+    Raises:
+        UsageError: what a worker says of something that concerns every shard.
+        FoldtrainError: if shards failed too often; all others are made then. If Ray's head is lost.
+    """
+    with (
+        watch_head(lambda: None) as head,
+        contextlib.closing(_Run(work, shards, settings, progress, on_made, head)) as run,
+    ):
+        try:
+            run.make_all()
+        except (KeyboardInterrupt, SystemExit):
+            with contextlib.suppress(Exception):
+                run.count_made()
+            raise
+
+
+class _Run:
+    """The driver's side of a run."""
+
+    def __init__(
+        self,
+        work: ShardWork,
+        shards: Sequence[Shard],
+        settings: PoolSettings,
+        progress: PoolProgress,
+        on_made: Callable[[dict[str, Any]], None],
+        head: HeadWatch,
+    ) -> None:
+        self._head = head
+        self._settings, self._progress, self._on_made = settings, progress, on_made
+        self._left = {shard.name: shard for shard in shards}
+        self._aside: list[Result] = []
+        self._known, self._ledger_made_at = 0, -1.0
+        self._size = settings.size
+        self._looked_at = 0.0
+        self._draining = False
+        self._complaint = ""
+        self._pool = RayPool(work, settings.needs, settings.max_attempts)
+        self._old_records = set(storage.list_names(storage.join(settings.output, QUARANTINE)))
+
+    def make_all(self) -> None:
+        """Pass by pass, until every shard is made or set aside."""
+        broken = 0
+        while self._left:
+            before = len(self._left)
+            try:
+                self._pass()
+            except _ray_error() as error:
+                broken = broken + 1 if len(self._left) == before else 0
+                self._progress.say(f"the pool broke ({type(error).__name__}); starting another")
+                if broken == _BROKEN_PASSES:
+                    from cluster.session.worker_errors import lost_process  # it imports Ray Train
+
+                    raise (lost_process(error) or error) from error
+            finally:
+                self._pool.end_pass()
+        if self._aside:
+            raise self._failure()
+
+    def count_made(self) -> None:
+        """Take what was settled since the last look, so that the last word on progress is right."""
+        self._absorb()
+
+    def close(self) -> None:
+        """Release the pool."""
+        self._pool.close()
+
+    def _pass(self) -> None:
+        self._size, self._draining = self._asked_size(), False
+        if self._size != self._settings.size:
+            self._progress.say(
+                f"{self._size} workers, as `foldtrain scale` asked; the config says {self._settings.size}"
+            )
+        self._pool.start_pass(list(self._left.values()), self._size)
+        started, said = time.monotonic(), False
+        while True:
+            self._settings.require()
+            ended = self._pool.wait(_TICK_SECONDS)
+            if self._head.lost:
+                raise self._without_head()
+            report = self._absorb()
+            if ended or not self._left:
+                return
+            self._progress.show(report)
+            self._obey_control()
+            if not said and time.monotonic() - started > _ROOM_SECONDS:
+                said = self._say_room(report)
+            if self._is_hopeless(report):
+                return
+
+    def _without_head(self) -> HeadLostError:
+        self._pool.abandon()
+        return HeadLostError(
+            f"{self._settings.label}: Ray's head (GCS) was lost, killed or cut off. What is committed stays, and the "
+            "same command makes the rest; if it joins a cluster (cluster.address, RAY_ADDRESS), start its head again."
+        )
+
+    def _absorb(self) -> Report:
+        """Take what was settled since the last look.
+
+        Raises:
+            FoldtrainError: an error of the user that concerns every shard.
+        """
+        import ray
+
+        report: Report = ray.get(self._pool.ledger.report.remote(self._known))
+        if report.ledger != self._ledger_made_at:  # a ledger that Ray restarted counts from nothing
+            self._ledger_made_at, self._known = report.ledger, 0
+            report = ray.get(self._pool.ledger.report.remote(0))
+        if report.fatal is not None:
+            raise report.fatal
+        if not report.opened and report.refused >= self._settings.max_attempts:
+            reasons = "\n".join(f"  {reason}" for reason in report.refusals)
+            raise FoldtrainError(f"{self._settings.label}: no worker can start:\n{reasons}")
+        self._known += len(report.results)
+        for result in report.results:
+            self._settle(result)
+        return report
+
+    def _settle(self, result: Result) -> None:
+        shard = self._left.pop(result.name, None)
+        self._pool.end_second_try(result.name)
+        if shard is None:
+            return
+        record = _record_name(result.name)
+        uri = storage.join(self._settings.output, QUARANTINE, record)
+        if not result.made:
+            self._aside.append(result)
+            facts = {"shard": result.name, "reason": result.reasons[-1], "reasons": list(result.reasons)}
+            storage.write_json(uri, facts | {"attempts": len(result.reasons), "host": result.host})
+            self._progress.say(f"{result.name} is set aside after {len(result.reasons)} tries: {result.reasons[-1]}")
+            return
+        if record in self._old_records:
+            storage.remove_file(uri)
+        self._progress.add(shard.images)
+        self._on_made(result.facts)
+
+    def _asked_size(self) -> PoolSize:
+        with patience(_ASIDE_SECONDS):
+            asked = read_scale(self._settings.output)
+        return PoolSize(*asked) if asked else self._settings.size
+
+    def _obey_control(self) -> None:
+        """Look now and then whether `foldtrain scale` asks for another size; if so, let the pass run out."""
+        now = time.monotonic()
+        if self._draining or now - self._looked_at < _CONTROL_SECONDS:
+            return
+        self._looked_at = now
+        try:
+            asked = self._asked_size()
+        except (OSError, FoldtrainError) as error:  # storage that is away, or a file that was edited, stops no run
+            if str(error) != self._complaint:
+                self._progress.say(str(error))
+            self._complaint = str(error)
+            return
+        if asked != self._size:
+            self._draining = True
+            self._pool.ledger.drain.remote()
+            self._progress.say(f"scaling to {asked} workers when the shards in hand are done")
+
+    def _say_room(self, report: Report) -> bool:
+        fewest = min(self._size.fewest, len(self._left))
+        if len(report.workers) < fewest:
+            going_on = f"going on with {len(report.workers)}" if report.workers else "waiting for room"
+            self._progress.say(
+                f"{self._size} workers are asked for ({self._settings.needs.against_cluster()}); {going_on}"
+            )
+        return True
+
+    # --------------------------------------------------------------------------------------------- slow or hung workers
+
+    def _is_hopeless(self, report: Report) -> bool:
+        """Give shards of slow or hung workers to others. Returns whether the pass is to be ended, since all hang."""
+        tries, limit = self._pool.second_tries, self._settings.patience
+        hung = [shard for shard in report.in_flight if report.now - shard.advanced > limit]
+        if self._draining:  # nothing is begun any more, by a second worker neither
+            all_hang = bool(hung) and len(hung) == len(report.in_flight)
+            return all_hang and self._give_up(hung, {shard.name for shard in hung}, report)
+        alone = [name for name in self._overdue(report) if name not in tries]
+        for name in alone[: self._size.most - len(tries)]:
+            self._progress.say(f"{name} takes long: a second worker tries it, too")
+            self._pool.try_again(self._left[name])
+        waited = {name for name, since in tries.items() if time.monotonic() - since > limit}
+        advancing = {shard.name for shard in report.in_flight} - {shard.name for shard in hung}
+        stuck = waited - advancing
+        if not stuck or advancing or report.waiting > len(stuck):
+            return False
+        return self._give_up(hung, stuck, report)
+
+    def _give_up(self, hung: Sequence[InFlight], stuck: set[str], report: Report) -> bool:
+        """Count a failure of each shard that hangs, and end the pass."""
+        import ray
+
+        limit = self._settings.patience
+        for shard in {shard.name: shard for shard in hung}.values():  # one failure each, however many workers tried
+            reason = f"it got no further for {report.now - shard.advanced:.0f} s (a batch may take {limit:.0f} s)"
+            ray.get(self._pool.ledger.fail.remote(shard.name, shard.worker, shard.host, reason))
+        self._progress.say(f"{', '.join(sorted(stuck))}: no worker gets any further; starting another pool")
+        self._absorb()
+        return True
+
+    def _overdue(self, report: Report) -> list[str]:
+        """Shards that a second worker should try: nothing else is left to begin, and they are late."""
+        limit = self._settings.patience
+        if report.waiting:  # normal, unless the workers that should begin them hang
+            quiet = report.opened and report.now - max([report.last_begin, *_advances(report)]) > limit
+            begun = {shard.name for shard in report.in_flight}
+            return [name for name in self._left if name not in begun] if quiet else []
+        slow = max(limit, _SLOW_TIMES * report.median_seconds) if report.median_seconds is not None else math.inf
+        late = [
+            shard.name
+            for shard in report.in_flight
+            if report.now - shard.advanced > limit or report.now - shard.began > slow
+        ]
+        return list(dict.fromkeys(name for name in late if name in self._left))
+
+    def _failure(self) -> FoldtrainError:
+        named = "\n".join(
+            f"  {result.name} ({len(result.reasons)} tries, the last on {result.host}): {result.reasons[-1]}"
+            for result in self._aside
+        )
+        count = len(self._aside)
+        return FoldtrainError(
+            f"{self._settings.label}: {count} shard{'' if count == 1 else 's'} could not be made; all others are "
+            f"committed:\n{named}\nThe records are in {storage.join(self._settings.output, QUARANTINE)}. Mend the "
+            f"cause and run the same command again: it makes only what is missing"
+        )
+
+
+def _advances(report: Report) -> Iterator[float]:
+    return (shard.advanced for shard in report.in_flight)
+
+
+def _record_name(shard: str) -> str:
+    return shard.removesuffix(".tar").replace("/", "-") + ".json"
+
+
+def _ray_error() -> type[Exception]:
+    from ray.exceptions import RayError
+
+    error: type[Exception] = RayError
+    return error

@@ -1,0 +1,106 @@
+"""From a config and options to what `foldtrain plan` is asked: ranks, devices, what is known of the data."""
+
+from __future__ import annotations
+
+from cluster.config.run import RunConfig
+from data_pipeline import storage
+from data_pipeline.errors import UsageError
+from data_pipeline.shards.manifest import MANIFEST_NAME, read_manifest
+from trainer.planning.devices import DEVICES, find_device
+from trainer.planning.plan import DataFacts
+from trainer.planning.workload import StageConfigs
+
+_STAGE_FOLDERS = {"train-tokenizer": "tokenizer", "train-generator": "generator"}
+
+
+def stage_folder(stage: str) -> str:
+    """Name of a stage's folder in a run.
+
+    Raises:
+        UsageError: if it is no stage that can be planned.
+    """
+    if stage not in _STAGE_FOLDERS:
+        raise UsageError(f"--stage {stage}: only {' and '.join(_STAGE_FOLDERS)} can be planned")
+    return _STAGE_FOLDERS[stage]
+
+
+ASSUMED_CLASSES = 1000
+"""Of data that are not there yet, where the config leaves their number to them: as many as ImageNet has."""
+
+
+def known_classes(config: RunConfig, stage: str) -> tuple[RunConfig, str | None]:
+    """The config with a number for each `num_classes` that is null, and a note if that had to be assumed."""
+    resolved = config.with_classes(ASSUMED_CLASSES)
+    if resolved == config:
+        return config, None
+    images = storage.join(config.folder("images"), "train")
+    for folder in (config.folder("tokens"), images):
+        if _is_there(folder):
+            return config.with_classes(len(read_manifest(folder).classes)), None
+    if stage == "train-generator" and config.generator.model.num_classes is None:
+        return resolved, f"the data are not there yet: generator.model.num_classes is taken to be {ASSUMED_CLASSES}"
+    return resolved, None
+
+
+def stage_configs(config: RunConfig) -> StageConfigs:
+    """The sections that a plan looks at."""
+    return StageConfigs(config.tokenizer, config.generator, config.teacher, config.tokens, config.data.reading)
+
+
+def ranks(config: RunConfig, nodes: int | None, per_node: int | None) -> tuple[int, int]:
+    """Nodes, and ranks on each. Without options, `cluster.workers` on nodes of 8 devices (on one, if there are none).
+
+    Raises:
+        UsageError: if the workers do not fill such nodes.
+    """
+    workers = config.cluster.most_workers
+    if nodes is not None:
+        return nodes, per_node or 8
+    if config.cluster.gpus_per_worker == 0:
+        return 1, per_node or workers
+    each = per_node or min(8, workers)
+    if workers % each:
+        raise UsageError(f"cluster.workers {workers} do not fill nodes of {each}: give --nodes and --gpus-per-node")
+    return workers // each, each
+
+
+def check_device(name: str | None) -> str | None:
+    """The device's name; None for CPUs. An unknown one is kept, but has no memory and no peak."""
+    return None if name is None or name.lower() == "cpu" else name
+
+
+def known_devices() -> str:
+    """The names of the table, for messages."""
+    return ", ".join(device.name for device in DEVICES)
+
+
+def device_note(name: str | None, peak_tflops: float | None) -> str | None:
+    """What cannot be said of a device, in words; None if all can."""
+    if name is None or find_device(name) is not None:
+        return None
+    peak = "" if peak_tflops is not None else "its peak and "
+    return f"{name} is not in the table ({known_devices()}): {peak}its memory are not known, and are left out"
+
+
+def find_data(config: RunConfig, stage: str, samples: int | None) -> DataFacts:
+    """What the manifest of the stage's data says, else that of the images, else `samples`."""
+    if samples is not None:
+        return DataFacts(samples, known_from="--samples")
+    images = storage.join(config.folder("images"), "train")
+    folders = [config.folder("tokens"), images] if stage == "train-generator" else [images]
+    for folder in folders:
+        if not _is_there(folder):
+            continue
+        manifest = read_manifest(folder)
+        own = folder == folders[0]
+        size = sum(shard.bytes for shard in manifest.shards) if own else None
+        return DataFacts(manifest.samples, size, len(manifest.shards) if own else None, folder)
+    return DataFacts(None)
+
+
+def _is_there(folder: str) -> bool:
+    """Whether a data set can be seen from here; a bucket that cannot be reached from a laptop is no error."""
+    try:
+        return storage.exists(storage.join(folder, MANIFEST_NAME))
+    except Exception:
+        return False

@@ -1,0 +1,214 @@
+"""What comes of a run: samples, an evaluation, a report.
+
+Everything is checked before anything is loaded, and what was asked is recorded beside what came of it:
+
+samples/samples.json    what samples/grid.png was drawn with, and by which networks
+evaluation.json         the same of the samples that were judged; and what samples/reconstructions.png shows
+
+An older record is removed before its picture is replaced, and names the picture's sha256: so a record that is there
+belongs to the picture beside it.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cluster.config.run import RunConfig
+from cluster.terminal.output import console
+from data_pipeline import storage
+from data_pipeline.errors import UsageError
+from data_pipeline.shards import weights
+from data_pipeline.shards.token_shards import check_tokenizer
+from data_pipeline.tools.preflight import check_images, check_tokens
+from trainer.evaluation.sampler import Sampler, asked_classes, class_names, read_cards
+
+if TYPE_CHECKING:
+    import torch
+
+    from data_pipeline.node.node_cache import NodeCache
+    from data_pipeline.shards.manifest import ImageManifest, TokenManifest
+    from data_pipeline.shards.weights import Card
+    from trainer.evaluation.judging import RealImages
+
+_PIXELS_WIDE = 96  # of a sample in a grid, so that small images can be judged
+_RECONSTRUCTED = 12
+
+
+def _device(config: RunConfig) -> torch.device:
+    import torch
+
+    from trainer.engine.device import driver_device
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    device, note = driver_device(config.cluster.gpus_per_worker)
+    if note:
+        console().print(note)
+    return device
+
+
+def _export(config: RunConfig, stage: str) -> str:
+    return storage.join(config.folder(stage), "export")
+
+
+def _read_cards(config: RunConfig) -> dict[str, Card]:
+    return read_cards(_export(config, "generator"), _export(config, "tokenizer"))
+
+
+def _sampler(config: RunConfig, device: torch.device) -> Sampler:
+    return Sampler.load(
+        _export(config, "generator"), _export(config, "tokenizer"), config.sampling, config.seed, device
+    )
+
+
+def _asked(config: RunConfig) -> dict[str, Any]:
+    return config.sampling.model_dump(mode="json") | {"seed": config.seed}
+
+
+def _fingerprints(cards: dict[str, Card]) -> dict[str, str]:
+    return {name: card.fingerprint() for name, card in cards.items()}
+
+
+def _commit(run: str, name: str, record: dict[str, Any], picture: str, png: bytes) -> None:
+    """Write a picture, and then the record of it."""
+    storage.remove_file(storage.join(run, name))
+    storage.write_bytes(storage.join(run, picture), png)
+    storage.write_json(storage.join(run, name), record | {"files": {picture: storage.sha256(png)}})
+
+
+def sample(config: RunConfig) -> int:
+    """Draw `samples_per_class` images of each class into samples/grid.png. Returns their number.
+
+    Raises:
+        UsageError: if there is no generator yet, it does not belong to the tokenizer, or does not know a class.
+    """
+    cards = _read_cards(config)
+    classes, each = asked_classes(cards["generator"], config.sampling), config.sampling.samples_per_class
+    names = [class_names(cards["generator"])[label] for label in classes]
+    import torch
+
+    from trainer.evaluation.images import image_grid, to_png, to_uint8
+
+    sampler = _sampler(config, _device(config))
+    label_N = torch.tensor(classes).repeat_interleave(each)
+    pixels = np.concatenate([to_uint8(part) for part in sampler.draw(label_N)])
+    grid = image_grid(pixels, each, upscale=max(1, _PIXELS_WIDE // pixels.shape[1]), row_labels=names)
+    record = {"sampling": _asked(config), "class_names": names, "fingerprints": _fingerprints(sampler.cards)}
+    _commit(config.run, "samples/samples.json", record, "samples/grid.png", to_png(grid))
+    console().print(f"sample: {len(pixels)} images in {storage.join(config.run, 'samples', 'grid.png')}")
+    return len(pixels)
+
+
+def _cache(config: RunConfig) -> NodeCache:
+    from data_pipeline.node.node_cache import NodeCache
+
+    return NodeCache(config.data.reading.cache_dir, config.data.reading.cache_bytes)
+
+
+def _check_inputs(config: RunConfig, held_out: str) -> tuple[dict[str, Card], ImageManifest, TokenManifest]:
+    """What is needed to judge a run: the cards of its networks, real images, tokens; all of the same classes."""
+    cards = _read_cards(config)
+    names = class_names(cards["generator"])
+    if config.teacher is not None and config.teacher.timm is None:
+        cards["teacher"] = weights.read_card(_export(config, "teacher"), "teacher")
+    if config.evaluation.judge is not None:
+        cards["judge"] = weights.read_card(_export(config, "judge"), "judge")
+        _check_classes("the judge", _export(config, "judge"), cards["judge"].classes or names, names)
+    images, tokens = check_images(held_out), check_tokens(config.folder("tokens"))
+    check_tokenizer(tokens, cards["tokenizer"].fingerprint(), cards["tokenizer"].config)
+    if cards["generator"].classes:
+        _check_classes("the real images", held_out, images.classes, names)
+    return cards, images, tokens
+
+
+def _check_classes(what: str, where: str, found: tuple[str, ...], names: tuple[str, ...]) -> None:
+    if found == names:
+        return
+    label = next((n for n, (one, other) in enumerate(zip(found, names, strict=False)) if one != other), None)
+    number = f"{len(found)} and not {len(names)}"
+    difference = number if label is None else f"label {label} is {found[label]!r} and not {names[label]!r}"
+    raise UsageError(
+        f"{what} at {where} have other classes than the generator was trained on ({difference}): "
+        "they cannot be compared; use the images of this run, and train the judge on them"
+    )
+
+
+def evaluate(config: RunConfig, held_out: str) -> int:
+    """Write evaluation.json and samples/reconstructions.png. Returns the number of samples judged.
+
+    Raises:
+        UsageError: if something that is needed is not there, or does not belong to the rest.
+    """
+    cards, images, tokens = _check_inputs(config, held_out)
+    from data_pipeline.shards.token_dataset import TokenShards
+    from trainer.evaluation import judging as evaluation
+    from trainer.evaluation.teacher import load_classifier, load_teacher
+
+    device = _device(config)
+    sampler = _sampler(config, device)
+    size, samples = cards["tokenizer"].config["image_size"], config.evaluation.samples
+    real = evaluation.RealImages.load(held_out, size, config.data.fit, samples, device)
+    timm = config.teacher.timm if config.teacher else None
+    teacher = load_teacher(timm, _export(config, "teacher"), device) if config.teacher else None
+    judge = load_classifier(_export(config, "judge"), "judge", device) if config.evaluation.judge else None
+    layout = sampler.tokenizer.layout
+    record: dict[str, Any] = {
+        "reconstruction": evaluation.evaluate_tokenizer(sampler.tokenizer, teacher, real),
+        "generation": evaluation.evaluate_generator(sampler, teacher, judge, real, samples),
+        "codebook_use": evaluation.codebook_use(TokenShards(config.folder("tokens"), _cache(config))),
+        "class_names": list(sampler.class_names),
+        "fingerprints": _fingerprints(cards | sampler.cards)
+        | ({"teacher": timm} if timm else {})
+        | {"tokens": tokens.fingerprint, "real_images": images.fingerprint},
+        "sampling": _asked(config),
+        "tokenizer": {"scales": list(layout.scales), "codebook_size": layout.codebook_size},
+        "real_images": {"samples": len(real.image_NCHW), "fit": config.data.fit},
+    }
+    _commit(config.run, "evaluation.json", record, "samples/reconstructions.png", _reconstructions(sampler, real))
+    _print_summary(record)
+    return samples
+
+
+def _reconstructions(sampler: Sampler, real: RealImages) -> bytes:
+    """A PNG of some originals beside what any number of scales makes of them."""
+    import torch
+
+    from trainer.evaluation.images import image_grid, to_png, to_uint8
+
+    originals = real.image_NCHW[:_RECONSTRUCTED]
+    scales = len(sampler.tokenizer.layout.scales)
+    with torch.inference_mode():
+        tokens_BLF = sampler.tokenizer.tokenize(originals)
+        columns = [originals] + [sampler.tokenizer.reconstruct(tokens_BLF, n + 1) for n in range(scales)]
+    pixels = to_uint8(torch.stack(columns, 1).flatten(0, 1))
+    labels = ["original"] + [f"{n} scale{'s' * (n > 1)}" for n in range(1, scales + 1)]
+    grid = image_grid(pixels, len(columns), upscale=max(1, _PIXELS_WIDE // pixels.shape[1]), column_labels=labels)
+    return to_png(grid)
+
+
+def _print_summary(record: dict[str, Any]) -> None:
+    reconstruction, generation = record["reconstruction"], record["generation"]
+    errors = ", ".join(f"{error:.4f}" for error in reconstruction["mse_per_scale"])
+    finest = ", ".join(f"{branch[-1]:.0%}" for branch in record["codebook_use"])
+    lines = [f"reconstruction error per number of scales: {errors}", f"codebook use at the finest scale: {finest}"]
+    if generation["frechet_distance"] is not None:
+        lines.append(
+            "Fréchet distance in the teacher's feature space: "
+            f"reconstruction {reconstruction['frechet_distance']:.3f}, generation {generation['frechet_distance']:.3f}"
+        )
+    if generation["class_accuracy"] is not None:
+        lines.append(
+            f"judge: {generation['class_accuracy']:.1%} of {generation['samples']} samples are of the asked class "
+            f"(it is right on {generation['judge_accuracy_on_real']:.1%} of real images)"
+        )
+    console().print("\n".join(lines))
+
+
+def report(config: RunConfig) -> int:
+    """Write report.html. Returns 1, the pages written."""
+    from trainer.report import write_report
+
+    console().print(f"report: {write_report(config.run)}")
+    return 1

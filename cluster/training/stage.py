@@ -1,0 +1,242 @@
+"""A training stage on Ray Train: workers that find each other, and are started again when one dies.
+
+`cluster.workers: MIN:MAX` makes it elastic. A worker or a node is lost: Ray Train starts again with those that are
+left, from the last checkpoint. There is room for more: the workers end with a checkpoint, and it starts again with all.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_fixed
+
+from cluster.config.run import ClusterConfig
+from cluster.progress.training_progress import Follower, follow_training, has_ended
+from cluster.session.head_watch import HeadLostError, watch_head
+from cluster.session.ray_folder import ray_folder
+from cluster.session.ray_session import is_connected, ray_session, require_gpus
+from cluster.session.worker_output import keep_own_warnings
+from cluster.terminal.output import console
+from cluster.training.elastic_sizes import same_micro_batch, usable_sizes
+from data_pipeline.errors import UsageError
+from data_pipeline.leases.lease import only_driver
+from foldtrain import refusal
+from trainer.checkpoints.folder import latest_step
+from trainer.job import TrainJob
+from trainer.loop.ending import Ending
+
+if TYPE_CHECKING:
+    from ray.train.v2.api.config import RunConfig, ScalingConfig
+
+_ROOM_SECONDS = "20"
+"""For the room of an elastic start, which was there when it was chosen: if a node died since, it is chosen again."""
+
+_LAST_SECONDS = 90.0
+"""How long the command waits for the last checkpoint of workers that have lost Ray's head."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a call of `train` came to."""
+
+    step: int
+    """Steps that are done."""
+    ending: Ending
+    """Finished or stopped."""
+    noticed: bool
+    """Whether the command was told to end."""
+
+
+def train(job: TrainJob, cluster: ClusterConfig) -> Trained | None:
+    """Train what the job names, from its newest checkpoint on, until it is finished or told to stop.
+
+    Returns:
+        What it came to; None if the stage is finished already.
+
+    Raises:
+        UsageError: if the folder holds a run with other settings, or the batch does not fit the workers.
+        LeaseHeldError: if another driver trains it.
+        FoldtrainError: as a worker raised it; the workers are not started again for it, except for storage that was
+            away (`max_failures` times).
+    """
+    if job.is_finished():
+        return None
+    sizes = _sizes(job, cluster)
+    if cluster.is_elastic:
+        section = job.section
+        trainer = same_micro_batch(section.trainer, cluster.fewest_workers, cluster.most_workers)
+        job = replace(job, section=section.model_copy(update={"trainer": trainer}))
+        console().print(f"{job.stage}: elastic, {_listed(sizes)} workers; micro batch {trainer.micro_batch}")
+    asked = _asked_at()
+    with follow_training(job, asked) as shown, ray_session(cluster):
+        require_gpus(cluster, cluster.fewest_workers)
+        with only_driver(job.folder, f"training of {job.stage}") as lease:
+            if job.is_finished():  # by another driver, whose end this one has waited for
+                return None
+            return _train(replace(job, lease=lease.claim), cluster, sizes, shown, asked)
+
+
+def _asked_at() -> float:
+    """Unix time, in seconds, at which this stage was asked for: as the command, or as a stage of a pipeline."""
+    import psutil
+
+    in_pipeline = is_connected()
+    return time.time() if in_pipeline else float(psutil.Process().create_time())
+
+
+def _listed(sizes: Sequence[int]) -> str:
+    *others, last = map(str, sizes)
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _sizes(job: TrainJob, cluster: ClusterConfig) -> Sequence[int]:
+    """Numbers of workers that can be used."""
+    trainer, fewest, most = job.section.trainer, cluster.fewest_workers, cluster.most_workers
+    sizes = usable_sizes(trainer, fewest, most)
+    if sizes:
+        return sizes
+    if not cluster.is_elastic:
+        try:
+            trainer.split_over(most)
+        except ValueError as error:
+            raise UsageError(f"{job.stage}: {error} (cluster.workers)") from None
+    micro = f" in micro batches of {trainer.micro_batch}" if trainer.micro_batch else ""
+    raise UsageError(
+        f"{job.stage}: trainer.global_batch {trainer.global_batch} cannot be cut{micro} over any number of workers "
+        f"from {fewest} to {most} (cluster.workers)"
+    )
+
+
+def _train(job: TrainJob, cluster: ClusterConfig, sizes: Sequence[int], shown: Follower, asked: float) -> Trained:
+    """As `train`, on the Ray that is connected: as many trainers as there are sizes, one after the other."""
+    from cluster.training.notices import Notice, key_of_run
+
+    key, since = key_of_run(), time.time()
+    notice, ending, step = Notice(key), Ending.PAUSED, 0
+    watch = watch_head(lambda: notice.end_without_head(_wait_for_workers(job, since)))
+    try:
+        with ray_folder() as folder, notice, shown.telling(notice), watch:
+            while ending is Ending.PAUSED and not notice.received:
+                ending, step = _fit(job, cluster, sizes, key, folder, asked)
+    except KeyboardInterrupt:
+        console().print(f"{job.stage}: interrupted; the same command goes on from its last checkpoint")
+        raise
+    if ending is Ending.FINISHED:
+        return Trained(step, ending, notice.received)
+    return Trained(latest_step(job.checkpoints) or 0, Ending.STOPPED, noticed=True)
+
+
+def _wait_for_workers(job: TrainJob, since: float) -> HeadLostError:
+    """Wait until the workers have ended by themselves, as they do without Ray's head. Returns what there is to say.
+
+    Args:
+        job: the stage.
+        since: unix time at which it was started here, seconds.
+    """
+    console().print(f"{job.stage}: Ray's head (GCS) no longer answers: the workers save a checkpoint and end")
+    waiting = Retrying(
+        retry=retry_if_result(lambda ended: not ended), stop=stop_after_delay(_LAST_SECONDS), wait=wait_fixed(0.5)
+    )
+    try:
+        waiting(lambda: has_ended(job, since))
+        state = "no worker is at work"
+    except RetryError:
+        state = f"the workers did not say within {_LAST_SECONDS:.0f} s that they ended"
+    step = latest_step(job.checkpoints)
+    newest = "there is no checkpoint" if step is None else f"the newest checkpoint is that of step {step}"
+    return HeadLostError(
+        f"{job.stage}: Ray's head (GCS) was lost, killed or cut off; {state}, {newest}. The same command goes on from "
+        "there; if it joins a cluster (cluster.address, RAY_ADDRESS), start that cluster's head again first."
+    )
+
+
+def _fit(
+    job: TrainJob, cluster: ClusterConfig, sizes: Sequence[int], key: str, folder: Path, asked: float
+) -> tuple[Ending, int]:
+    """Start workers, again whenever one is lost, until all end. Returns why they did, and after which step."""
+    import ray
+    from ray.train.v2.api.config import FailureConfig
+
+    from cluster.session.worker_errors import fit
+    from cluster.training.rendezvous import Rendezvous
+    from cluster.training.stage_trainer import StageTrainer
+
+    if cluster.is_elastic:
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", _ROOM_SECONDS)
+    trainer = StageTrainer(
+        _worker,
+        train_loop_config={
+            "job": job,
+            "asked": asked,
+            "threads": max(1, int(cluster.cpus_per_worker)),
+            "gpus": cluster.gpus_per_worker,
+        },
+        torch_config=Rendezvous(
+            backend="nccl" if cluster.gpus_per_worker > 0 else "gloo",
+            folder=str(folder),
+            node=ray.get_runtime_context().get_node_id(),
+        ),
+        scaling_config=_scaling(cluster),
+        run_config=_run_config(job, cluster, key, folder),
+        failures=FailureConfig(max_failures=cluster.max_failures),
+        sizes=sizes,
+        key=key,
+        checkpoints=job.checkpoints,
+    )
+    ending, step = fit(trainer)
+    return Ending(ending), step
+
+
+def _scaling(cluster: ClusterConfig) -> ScalingConfig:
+    from ray.train.v2.api.config import ScalingConfig  # the one with (min, max); ray.train has its types wrong
+
+    gpu = cluster.gpus_per_worker > 0
+    return ScalingConfig(
+        num_workers=(cluster.fewest_workers, cluster.most_workers) if cluster.is_elastic else cluster.most_workers,
+        use_gpu=gpu,
+        resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": cluster.gpus_per_worker} if gpu else {}),
+        elastic_resize_monitor_interval_s=cluster.grow_seconds,
+    )
+
+
+def _run_config(job: TrainJob, cluster: ClusterConfig, key: str, folder: Path) -> RunConfig:
+    from ray.train.v2.api.config import LoggingConfig, RunConfig
+
+    from cluster.session.worker_errors import EndAtUserError
+    from cluster.training.notices import ListenForSignals, TellWorkers
+
+    signalled = Ending.PAUSED if cluster.is_elastic else Ending.STOPPED
+    return RunConfig(
+        # Ray's own folder holds nothing that we need: our checkpoints say where to go on.
+        name=f"{job.stage}-{uuid.uuid4().hex[:8]}",
+        storage_path=str(folder),
+        logging_config=LoggingConfig(log_level="ERROR"),  # it says a line at each look for room
+        callbacks=[EndAtUserError(), TellWorkers(key), ListenForSignals(signalled)],  # type: ignore[list-item]
+    )
+
+
+def _worker(settings: dict[str, Any]) -> tuple[str, int]:
+    """On each Ray Train worker: torch.distributed is there, LOCAL_RANK is set by Ray alone (ray#37212)."""
+    if reason := refusal():
+        raise UsageError(f"on {socket.gethostname()}: {reason}")
+    keep_own_warnings()
+    import ray.train.torch
+    import torch
+
+    os.environ.setdefault("LOCAL_RANK", str(ray.train.get_context().get_local_rank()))
+    torch.set_num_threads(settings["threads"])
+    from cluster.training.notices import REQUEST
+    from trainer.engine.device import given_device
+    from trainer.loop.worker import run_worker
+
+    gpus = settings["gpus"]
+    device = given_device(gpus, ray.train.torch.get_device().index if gpus else None)
+    ending, step = run_worker(settings["job"], device, REQUEST, settings["asked"])
+    return str(ending), step

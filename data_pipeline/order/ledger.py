@@ -1,0 +1,238 @@
+"""Which samples a training stage has consumed, and the proof that it was each of them once per epoch.
+
+A stage appends to ledger.jsonl in its folder (trainer/loop/ledger_writer.py):
+
+    {"event": "order", ...}      what the order of its data follows from (`DataOrder`), once
+    {"event": "start", "step": s, "world": w}      training began, or went on after step s, with w ranks
+    {"event": "segment", "first": a, "stop": b, "world": w, "crc": [...]}      steps a to b - 1 were consumed: for each
+        rank the CRC-32 over the keys of its samples, as they came out of the loader, in their order. "skipped", if it
+        is there, lists ranges [c, d) of steps among them that were passed over (trainer/rollback/spikes.py)
+
+A segment ends with each checkpoint. What was consumed after the checkpoint that a later start went on from was thrown
+away with the weights that it made, so it does not count; the audit says how many steps that were.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict
+
+from data_pipeline.errors import UsageError
+from data_pipeline.order.permutations import SampleOrder, step_positions
+
+Keys = npt.NDArray[np.bytes_]
+
+FILE = "ledger.jsonl"
+MOST_STEPS = 10**8
+"""Steps of a segment, which ends with each checkpoint."""
+
+
+class DataOrder(BaseModel):
+    """What the order of a stage's samples follows from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data: str
+    """URI of the data set."""
+    kind: str
+    """images or tokens."""
+    fingerprint: str
+    """Of the data set."""
+    seed: int
+    """Of the permutations."""
+    window: int | None
+    """Shards that are shuffled together."""
+    global_batch: int
+    """Samples of a step."""
+    check: int
+    """CRC-32 over the first indices. numpy does not promise that its shuffle stays the same in all versions."""
+
+    def samples(self, shards: tuple[int, ...]) -> SampleOrder:
+        """The order of a data set with shards of these sizes."""
+        return SampleOrder(self.seed, shards, self.window)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Steps `first` to `stop` - 1, consumed by `world` ranks."""
+
+    first: int
+    stop: int
+    world: int
+    crc: tuple[int, ...]
+    skipped: tuple[tuple[int, int], ...] = ()
+    """Ranges of steps that were passed over."""
+
+    def steps(self) -> list[int]:
+        """The steps that were consumed."""
+        passed = {step for first, stop in self.skipped for step in range(first, stop)}
+        return [step for step in range(self.first, self.stop) if step not in passed]
+
+    @classmethod
+    def parse(cls, record: dict[str, Any]) -> Segment:
+        """A record of the ledger."""
+        first, stop, world = (int(record[name]) for name in ("first", "stop", "world"))
+        skipped = tuple((int(a), int(b)) for a, b in record.get("skipped", []))
+        if not 0 <= first < stop <= min(first + MOST_STEPS, 2**53) or world < 1:
+            raise ValueError(f"no segment has the steps {first} to {stop - 1} of {world} ranks")
+        if any(not first <= a <= b <= stop for a, b in skipped):
+            raise ValueError(f"steps that are passed over lie outside of {first} to {stop - 1}")
+        return cls(first, stop, world, tuple(int(crc) for crc in record["crc"]), skipped)
+
+
+@dataclass
+class History:
+    """What ledger.jsonl comes to."""
+
+    order: DataOrder
+    segments: list[Segment] = field(default_factory=list)
+    """What counts: consecutive steps from 0 on."""
+    starts: list[tuple[int, int]] = field(default_factory=list)
+    """(step, world size) of every start."""
+    repeated_steps: int = 0
+    """Steps on record that were consumed again after a restart."""
+
+    @property
+    def steps(self) -> int:
+        """Steps that are on record."""
+        return self.segments[-1].stop if self.segments else 0
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What an audit found."""
+
+    history: History
+    problems: tuple[str, ...]
+    epochs: tuple[tuple[int, int, int], ...]
+    """For each epoch: samples that were consumed, samples of the data set, most times that one of them was consumed."""
+
+
+def read_history(path: str, records: Sequence[dict[str, Any]]) -> History:
+    """The history that the records of a ledger tell.
+
+    Raises:
+        UsageError: if they are no ledger's; it names the file.
+    """
+    history = None
+    for number, record in enumerate(records, start=1):
+        try:
+            parsed = _parse(record)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise UsageError(f"{path} is no ledger (record {number}: {error})") from error
+        if isinstance(parsed, DataOrder):
+            history = history or History(parsed)
+        elif history is None:
+            raise UsageError(f"{path} is no ledger: it has a record {record.get('event')!r} where none belongs")
+        elif isinstance(parsed, Segment):
+            history.segments.append(parsed)
+        else:
+            _restart(history, *parsed)
+    if history is None:
+        raise UsageError(f"{path} is empty: the stage has not begun")
+    return history
+
+
+def is_ledger_record(record: dict[str, Any]) -> bool:
+    """Whether an object is a record of a ledger, by itself."""
+    try:
+        _parse(record)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return False
+    return True
+
+
+def _parse(record: dict[str, Any]) -> DataOrder | Segment | tuple[int, int]:
+    """An order, a segment, or the step and the world size of a start."""
+    match record.get("event"):
+        case "order":
+            return DataOrder.model_validate(_without_event(record))
+        case "segment":
+            return Segment.parse(record)
+        case "start":
+            step, world = int(record["step"]), int(record["world"])
+            if step < 0 or world < 1:
+                raise ValueError(f"nothing starts at step {step} with {world} ranks")
+            return step, world
+        case other:
+            raise ValueError(f"there is no event {other!r}")
+
+
+def _without_event(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name not in {"event", "time"}}
+
+
+def _restart(history: History, step: int, world: int) -> None:
+    history.repeated_steps += max(0, history.steps - step)
+    while history.segments and history.segments[-1].stop > step:
+        history.segments.pop()
+    history.starts.append((step, world))
+
+
+def step_indices(order: DataOrder, shards: tuple[int, ...], step: int) -> npt.NDArray[np.int64]:
+    """The samples of a step by number, in their order over all ranks, int64 [global_batch]."""
+    return order.samples(shards).indices(step_positions(step, order.global_batch))
+
+
+def chain(crc: int, keys: Keys) -> int:
+    """The CRC-32 over the keys of a batch, carried on from the batches before."""
+    return zlib.crc32(keys.tobytes(), crc)
+
+
+def audit(history: History, keys: Keys, shards: tuple[int, ...]) -> Audit:
+    """Compare what was consumed with what should have been, and count every sample.
+
+    Args:
+        history: of the stage.
+        keys: of the data set, in its order [N].
+        shards: samples of each of its shards.
+    """
+    problems: list[str] = []
+    order, end = history.order.samples(shards), 0
+    for segment in history.segments:
+        if segment.first != end:
+            problems.append(f"steps {end} to {segment.first - 1} are not on record")
+        problems += _check_segment(segment, history.order, order, keys)
+        end = segment.stop
+    passed = {step for segment in history.segments for first, stop in segment.skipped for step in range(first, stop)}
+    epochs = []
+    for first in range(0, end * history.order.global_batch, len(keys)):
+        positions = np.arange(first, min(first + len(keys), end * history.order.global_batch))
+        if passed:
+            positions = positions[~np.isin(positions // history.order.global_batch, list(passed))]
+        times = np.bincount(order.indices(positions), minlength=len(keys))
+        epochs.append((len(positions), len(keys), int(times.max())))
+        if times.max() > 1:
+            name = bytes(keys[int(times.argmax())]).decode(errors="replace")
+            problems.append(f"epoch {first // len(keys)} has sample {name} {times.max()} times")
+    return Audit(history, tuple(problems), tuple(epochs))
+
+
+def _check_segment(segment: Segment, data: DataOrder, order: SampleOrder, keys: Keys) -> list[str]:
+    problems = []
+    if len(segment.crc) != segment.world:
+        return [f"steps {segment.first} to {segment.stop - 1}: {len(segment.crc)} of {segment.world} ranks on record"]
+    for rank, found in enumerate(segment.crc):
+        crc = 0
+        for first, stop in _runs(segment.steps()):
+            positions = step_positions(first, data.global_batch, rank, segment.world, stop - first)
+            crc = chain(crc, keys[order.indices(positions)])
+        if crc != found:
+            problems.append(
+                f"steps {segment.first} to {segment.stop - 1}: rank {rank} of {segment.world} consumed other samples"
+            )
+    return problems
+
+
+def _runs(steps: Sequence[int]) -> list[tuple[int, int]]:
+    """Ascending numbers as ranges [first, stop)."""
+    cuts = [i for i in range(len(steps)) if i == 0 or steps[i] != steps[i - 1] + 1]
+    return [
+        (steps[a], steps[b - 1] + 1) for a, b in zip(cuts, [*cuts[1:], len(steps)], strict=False)
+    ]  # no cut: no range

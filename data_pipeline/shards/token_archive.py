@@ -1,0 +1,156 @@
+"""What is in a token shard, from its bytes or from a few range reads; for tools that look at one shard at a time.
+
+Training maps a copy of the whole data set instead (data_pipeline.shards.token_dataset).
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from data_pipeline import storage
+from data_pipeline.errors import CorruptShardError
+from data_pipeline.shards.manifest import ShardRecord
+from data_pipeline.shards.token_shards import (
+    FIELDS,
+    REMEDY,
+    TokenBlock,
+    check_field,
+    check_lengths,
+    first_damage,
+    read_arrays,
+)
+from data_pipeline.storage.tar import Member, list_members, walk_headers
+from data_pipeline.storage.watchdog import reading
+from data_pipeline.text import json_records
+from data_pipeline.text.names import check_keys
+
+_MEMBERS = len(FIELDS) + 1
+"""Files of a shard: its arrays and its meta.json."""
+
+
+class TokenArchive(NamedTuple):
+    """A shard that was read whole."""
+
+    block: TokenBlock
+    crc: npt.NDArray[np.uint32]
+    """CRC-32 of each sample as it was committed."""
+    meta: dict[str, Any]
+    """Its meta.json."""
+
+
+class TokenColumns(NamedTuple):
+    """What a shard says of its samples, without their tokens."""
+
+    label: npt.NDArray[np.int32]
+    key: npt.NDArray[np.bytes_]
+    meta: dict[str, Any]
+
+
+def read_token_shard(uri: str, shard: ShardRecord) -> TokenBlock:
+    """The samples of one shard of the data set at `uri`.
+
+    Raises:
+        CorruptShardError: if it is missing or is not what the manifest names; it names the shard and the first bad key.
+    """
+    path = storage.join(uri, shard.name)
+    try:
+        with reading(path):
+            archive = storage.read_bytes(path, shard.bytes)
+    except FileNotFoundError:
+        raise CorruptShardError(f"{path} is missing; {REMEDY}") from None
+    if storage.sha256(archive) != shard.sha256:
+        raise CorruptShardError(f"{path}: {first_damage(shard.name, archive)}; {REMEDY}")
+    block = parse_token_shard(path, archive).block
+    check_sample_keys(path, block.key)
+    _check_samples(path, len(block.key), shard)
+    return block
+
+
+def parse_token_shard(path: str, archive: bytes) -> TokenArchive:
+    """The content of a shard's tar; `path` ends with its name.
+
+    Raises:
+        CorruptShardError: if it is not a tar with the members that belong to it.
+    """
+    stem = path.rpartition("/")[2].removesuffix(".tar")
+    try:
+        fields = read_arrays(f"{stem}.tar", archive)
+        members = {member.name: member for member in list_members(archive)}
+        place = members.pop(f"{stem}.meta.json")
+        meta = _parse_meta(archive[place.offset : place.offset + place.length])
+    except (tarfile.TarError, KeyError, ValueError, EOFError) as error:
+        raise CorruptShardError(f"{path} is cut or its headers are corrupt ({error}); {REMEDY}") from error
+    stray = members.keys() - {f"{stem}.{field}.npy" for field in FIELDS}
+    if stray:
+        raise CorruptShardError(f"{path} holds members that are none of a token shard ({', '.join(stray)}); {REMEDY}")
+    return TokenArchive(TokenBlock(fields["tokens"], fields["label"], fields["key"]), fields["crc"], meta)
+
+
+def read_columns(uri: str, shard: ShardRecord) -> TokenColumns:
+    """Labels, keys and meta.json of a shard by a few range reads; not checked against its digest.
+
+    Raises:
+        CorruptShardError: as `parse_token_shard`, or if it is missing.
+    """
+    path = storage.join(uri, shard.name)
+    stem = shard.name.removesuffix(".tar")
+    try:
+        places = {member.name: member for member in islice(_members(path, shard.bytes), _MEMBERS)}
+        wanted = (f"{stem}.label.npy", f"{stem}.key.npy", f"{stem}.meta.json")
+        label, key, meta = (storage.read_range(path, places[name].offset, places[name].length) for name in wanted)
+        arrays = {"label": check_field("label", label), "key": check_field("key", key)}
+        check_lengths(arrays)
+        columns = TokenColumns(arrays["label"], arrays["key"], _parse_meta(meta))
+    except FileNotFoundError:
+        raise CorruptShardError(f"{path} is missing; {REMEDY}") from None
+    except (tarfile.TarError, KeyError, ValueError, EOFError) as error:
+        raise CorruptShardError(f"{path} is cut or its headers are corrupt ({error}); {REMEDY}") from error
+    check_sample_keys(path, columns.key)
+    _check_samples(path, len(columns.key), shard)
+    return columns
+
+
+def check_sample_keys(path: str, key: npt.NDArray[np.bytes_]) -> None:
+    """The keys of a shard are names below a folder: an export makes files of them.
+
+    Raises:
+        CorruptShardError: if one is not; it names the shard and the key.
+    """
+    try:
+        check_keys([name.decode() for name in key.tolist()])
+    except ValueError as error:
+        raise CorruptShardError(f"{path} holds a key that cannot be: {error}; {REMEDY}") from error
+
+
+def _check_samples(path: str, found: int, shard: ShardRecord) -> None:
+    if found != shard.samples:
+        raise CorruptShardError(f"{path} holds {found} samples, but its manifest says {shard.samples}; {REMEDY}")
+
+
+def check_labels(path: str, label: npt.NDArray[np.int32], classes: int) -> None:
+    """Each label of a shard names a class.
+
+    Raises:
+        CorruptShardError: if one does not.
+    """
+    if len(label) and (label.min() < 0 or label.max() >= classes):
+        bad = label[(label < 0) | (label >= classes)][0]
+        raise CorruptShardError(f"{path} holds the label {bad}, but there are {classes} classes; {REMEDY}")
+
+
+def _members(path: str, size: int) -> Iterator[Member]:
+    """The members of a tar, from its headers alone, wherever it is."""
+    return walk_headers(lambda offset, length: storage.read_range(path, offset, length), size)
+
+
+def _parse_meta(data: bytes) -> dict[str, Any]:
+    meta = json_records.parse(data)
+    if not isinstance(meta, dict):
+        raise ValueError("its meta.json holds no object")  # noqa: TRY004 - as for any other damage
+    return meta

@@ -1,0 +1,202 @@
+"""Finished networks: safetensors beside a card that says what they are. No pickle.
+
+<uri>/model.safetensors   the weights as trained
+<uri>/ema.safetensors     their moving average, if the run kept one
+<uri>/card.json           kind, config, sha256 of both, lineage, the names of the classes and the steps of training;
+                          written last: its presence means complete
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+
+from data_pipeline import storage
+from data_pipeline.errors import CorruptShardError, UsageError
+from data_pipeline.shards.manifest import first_problem
+from data_pipeline.shards.safetensors_header import check_safetensors
+from data_pipeline.text.names import ClassName, Count, Sha256
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Config = TypeVar("Config", bound=BaseModel)
+Network = TypeVar("Network", bound="nn.Module")
+
+CARD_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a network is. `fingerprint` names exactly these weights with this config."""
+
+    kind: str
+    config: dict[str, Any]
+    files: dict[str, str]
+    lineage: dict[str, Any]
+    classes: tuple[str, ...] = ()
+    """Names of the classes that the data had, by label; none if it has to do with none."""
+    steps: int | None = None
+    """Optimizer steps that it was trained for; None if they are not known."""
+
+    def weights(self, ema: bool) -> str:
+        """Name of the file to use: the moving average if asked for and kept, else the weights as trained."""
+        return "ema" if ema and "ema" in self.files else "model"
+
+    def fingerprint(self, ema: bool = True) -> str:
+        """sha256 over kind, config and the bytes of the weights."""
+        return storage.fingerprint([self.kind, self.config, self.files[self.weights(ema)]])
+
+
+def write_weights(
+    uri: str,
+    kind: str,
+    config: dict[str, Any],
+    files: dict[str, dict[str, Tensor]],
+    lineage: dict[str, Any],
+    *,
+    classes: Sequence[str] = (),
+    steps: int | None = None,
+) -> Card:
+    """Commit a network: `files` maps "model" (and "ema") to state dicts. What was there is gone before it changes."""
+    from safetensors.torch import save
+
+    digests = {}
+    storage.remove_file(storage.join(uri, "card.json"))
+    for name, tensors in files.items():
+        data = save({key: tensor.detach().cpu().contiguous() for key, tensor in sorted(tensors.items())})
+        storage.write_bytes(storage.join(uri, f"{name}.safetensors"), data)
+        digests[name] = storage.sha256(data)
+    card = Card(kind, config, digests, lineage, tuple(classes), steps)
+    record = {"version": CARD_VERSION, "kind": kind, "config": config, "files": digests, "lineage": lineage}
+    record |= {"classes": list(classes), "steps": steps}
+    storage.write_json(storage.join(uri, "card.json"), record)
+    return card
+
+
+class _Record(BaseModel):
+    """The JSON of a card."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: int
+    kind: str
+    config: dict[str, Any]
+    files: dict[Literal["model", "ema"], Sha256]
+    lineage: dict[str, Any]
+    classes: list[ClassName] | None = None
+    steps: Count | None = None
+
+    @field_validator("files")
+    @classmethod
+    def _check_files(cls, files: dict[str, str]) -> dict[str, str]:
+        if "model" not in files:
+            raise ValueError("there is no model")
+        return files
+
+
+def read_card(uri: str, kind: str) -> Card:
+    """What the network at `uri` is, without its weights and without torch.
+
+    Raises:
+        UsageError: if there is none, it is not finished, or it is of another kind.
+    """
+    path = storage.join(uri, "card.json")
+    try:
+        record = storage.read_json(path)
+    except FileNotFoundError:
+        raise UsageError(f"no finished {kind} at {uri} (card.json is missing): run train-{kind} first") from None
+    found = (record.get("version"), record.get("kind")) if isinstance(record, dict) else (None, None)
+    if found != (CARD_VERSION, kind):
+        raise UsageError(
+            f"{path} holds a {found[1]!r} of version {found[0]}, "
+            f"but a {kind!r} of version {CARD_VERSION} is needed here"
+        )
+    try:
+        card = _Record.model_validate(record)
+    except ValidationError as error:
+        raise UsageError(f"{path} is no card ({first_problem(error)}): restore it or train again") from None
+    files: dict[str, str] = {str(name): digest for name, digest in card.files.items()}
+    return Card(card.kind, card.config, files, card.lineage, tuple(card.classes or ()), card.steps)
+
+
+def read_config(uri: str, card: Card, model: type[Config], section: str | None = None) -> Config:
+    """A network's config from its card, as the type that it is.
+
+    Args:
+        uri: of the network, for the error.
+        card: of it.
+        model: the type.
+        section: of the card's config; None for all of it.
+
+    Raises:
+        UsageError: if it is none; it names the card and the field.
+    """
+    try:
+        return model.model_validate(card.config if section is None else card.config.get(section))
+    except ValidationError as error:
+        where = storage.join(uri, "card.json")
+        raise UsageError(
+            f"{where} has a config that cannot be ({first_problem(error)}): restore it or train again"
+        ) from None
+
+
+def read_weights(uri: str, kind: str, ema: bool = True) -> tuple[Card, dict[str, Tensor]]:
+    """A network's card and state dict.
+
+    Raises:
+        UsageError: as `read_card`.
+        CorruptShardError: if the bytes are not those that were committed, or no weights.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    card = read_card(uri, kind)
+    name = card.weights(ema)
+    path = storage.join(uri, f"{name}.safetensors")
+    try:
+        data = storage.read_bytes(path)
+    except FileNotFoundError:
+        raise CorruptShardError(f"{path} is missing: copy it again or train again") from None
+    if storage.sha256(data) != card.files[name]:
+        raise CorruptShardError(f"{path} does not have the sha256 of its card.json: copy it again or train again")
+    try:
+        check_safetensors(data)
+        return card, dict(load(data))
+    except (ValueError, SafetensorError) as error:
+        raise CorruptShardError(f"{path} is no safetensors file ({error}): copy it again or train again") from None
+
+
+def restore(uri: str, state: dict[str, Tensor], make: Callable[[], Network]) -> Network:
+    """A network with its weights. It is made without memory first, so that a config beyond its weights costs nothing.
+
+    Args:
+        uri: of the network, for the error.
+        state: its weights.
+        make: makes it from its config.
+
+    Raises:
+        CorruptShardError: if the weights are not those of such a network; it names the first that differs.
+    """
+    import torch
+
+    card = storage.join(uri, "card.json")
+    try:
+        with torch.device("meta"):
+            needed = {name: tuple(tensor.shape) for name, tensor in make().state_dict().items()}
+    except (ValueError, RuntimeError, AssertionError) as error:
+        raise CorruptShardError(f"{card} describes no network ({error}): restore it or train again") from error
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    differs = sorted(name for name in needed.keys() | found.keys() if needed.get(name) != found.get(name))
+    if differs:
+        name = differs[0]
+        raise CorruptShardError(
+            f"{card} and the weights beside it are of different networks: {name} is {found.get(name, 'missing')}, the "
+            f"config needs {needed.get(name, 'none')} (and {len(differs) - 1} more): restore them or train again"
+        )
+    network = make()
+    network.load_state_dict(state)
+    return network

@@ -1,0 +1,108 @@
+"""The clients of remote storage: one for each process, scheme and endpoint, opened again when its credentials change.
+
+A filesystem is opened in the process that uses it: s3fs does not survive a fork (s3fs#369). It does not retry.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+import time
+from typing import Any
+
+from data_pipeline.errors import UsageError
+
+CONNECT_SECONDS, READ_SECONDS = 10, 60
+"""A connection that is not made, or on which nothing arrives, for so long is given up and tried again."""
+RENEWAL_SECONDS = 5.0
+"""Seconds between two readings of the credentials, at least: many threads fail at once."""
+S3 = frozenset({"s3", "s3a"})
+
+_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+_renewed: dict[int, float] = {}
+_lock = threading.Lock()
+
+
+def endpoint_variable() -> tuple[str, str] | None:
+    """Name and value of the environment variable that names the S3 server; None if none does."""
+    return next(((name, os.environ[name]) for name in _ENDPOINTS if os.environ.get(name)), None)
+
+
+def open_filesystem(uri: str) -> Any:
+    """The fsspec filesystem of a remote URI.
+
+    Raises:
+        UsageError: if there is none for its scheme, it names no bucket, or the environment names no server.
+    """
+    from data_pipeline.storage.places import require_package  # it needs pydantic, which an opened one does not
+
+    scheme, _, rest = uri.partition("://")
+    if scheme != scheme.lower():
+        raise UsageError(f"{uri}: write {scheme.lower()}://{rest}")
+    endpoint = None
+    if scheme in S3:
+        if not rest.partition("/")[0]:
+            raise UsageError(f"{uri} names no bucket: write {scheme}://bucket/folder")
+        endpoint = endpoint_variable()
+        if endpoint and not endpoint[1].startswith(("http://", "https://")):
+            raise UsageError(f"{endpoint[0]} is {endpoint[1]!r}: write it with its scheme, http://{endpoint[1]}")
+    try:
+        require_package(scheme)
+    except ValueError as error:
+        raise UsageError(f"{uri}: {error}") from None
+    return _open(scheme, endpoint, _server(scheme, uri), os.getpid())
+
+
+def _server(scheme: str, uri: str) -> tuple[tuple[str, Any], ...]:
+    """What a filesystem has to be told of the server in a URI: host, port and user of sftp://, ftp:// and hdfs://."""
+    if scheme in S3:
+        return ()
+    from fsspec import get_filesystem_class
+
+    found = get_filesystem_class(scheme)._get_kwargs_from_urls(uri)
+    return tuple(sorted((name, value) for name, value in found.items() if name != "path"))
+
+
+@functools.cache
+def _open(protocol: str, endpoint: tuple[str, str] | None, server: tuple[tuple[str, Any], ...], pid: int) -> Any:  # noqa: ARG001 - one each; a fork opens its own
+    import fsspec
+
+    options = dict(server)
+    if protocol in S3:
+        once = {"total_max_attempts": 1, "mode": "standard"}
+        timeouts = {"connect_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS}
+        options["config_kwargs"] = {"retries": once, "max_pool_connections": 50, **timeouts}
+    fs = fsspec.filesystem(protocol, use_listings_cache=False, skip_instance_cache=True, **options)
+    if protocol in S3:
+        fs.retries = 1  # storage_retries has the retries of all layers
+    return fs
+
+
+def renew_credentials(uri: str) -> None:
+    """Have the next request read the chain of credentials again (~/.aws, container, instance), for S3."""
+    if uri.partition("://")[0] not in S3:
+        return
+    fs = open_filesystem(uri)
+    with _lock:
+        now = time.monotonic()
+        if now - _renewed.get(id(fs), -RENEWAL_SECONDS) < RENEWAL_SECONDS:
+            return
+        _renewed[id(fs)] = now
+    fs.connect(refresh=True)
+
+
+def is_s3(fs: Any) -> bool:
+    """Whether an fsspec filesystem is s3fs."""
+    protocol = getattr(fs, "protocol", "")
+    return "s3" in ((protocol,) if isinstance(protocol, str) else protocol)
+
+
+def checksum_arguments(fs: Any) -> dict[str, str]:
+    """What has each part of an upload carry a checksum, unless the user switched them off.
+
+    AWS_REQUEST_CHECKSUM_CALCULATION=when_required, or request_checksum_calculation in ~/.aws/config, is for servers
+    that do not know them.
+    """
+    chosen = getattr(fs.s3.meta.config, "request_checksum_calculation", None)
+    return {} if chosen == "when_required" else {"ChecksumAlgorithm": "CRC32"}

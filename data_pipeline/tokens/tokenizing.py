@@ -1,0 +1,389 @@
+"""Image shards to token shards: a plan, and what is done for one planned shard. Its driver may be killed at any time.
+
+    1. plan: consecutive images are cut into shards of `tokens.shard_samples`; the plan states all that decides bytes
+    2. missing: the shards of the plan that have no commit record yet
+    3. tokenize_shard: read, decode and cut views in threads, encode in batches cut from the shard's start; commit the
+       tar, then its record
+    4. finish: manifest.json, from the records
+
+A shard's bytes are a function of the plan: it does not matter which process makes it, how often, or in what order.
+Shape suffixes: N samples, W views, B batch, L positions, F folds, C channels, H height, W width (in WHWC, the first W).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ValidationError
+
+from data_pipeline import storage
+from data_pipeline.config import TokensConfig
+from data_pipeline.errors import CorruptShardError, FoldtrainError, UsageError
+from data_pipeline.images.transforms import Pixels, Transform, to_model
+from data_pipeline.images.views import check_fit
+from data_pipeline.loading.prefetching import prefetch
+from data_pipeline.shards.image_shards import ImageShards
+from data_pipeline.shards.manifest import (
+    ImageManifest,
+    ShardRecord,
+    TokenCommit,
+    TokenizerRecord,
+    TokenManifest,
+    differences,
+)
+from data_pipeline.shards.token_archive import parse_token_shard
+from data_pipeline.shards.token_shards import TokenBlock, Tokens, encode_token_shard
+from data_pipeline.shards.weights import Card, read_config, read_weights, restore
+from model.config import TokenizerConfig
+from model.layout import TokenLayout
+
+if TYPE_CHECKING:
+    from model.tokenizers.imagefolder import ImageFolderTokenizer
+
+Images = npt.NDArray[np.float32]
+"""A batch of one view, [B, C, H, W] in [-1, 1]."""
+Encode = Callable[[Images], Tokens]
+"""Images to tokens, uint16 [B, L, F]."""
+
+SOFTWARE = ("cykooz-resizer", "foldtrain", "numpy", "pillow", "simplejpeg", "torch")
+"""Packages whose versions are recorded with the tokens."""
+
+_BATCHES_AHEAD = 2
+"""Batches that are decoded while one is encoded."""
+
+
+@dataclass(frozen=True)
+class PlannedShard:
+    """One token shard before it is written: images `start` to `stop` of the image data set."""
+
+    name: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class TokenPlan:
+    """All that is to be done. It is plain data: it can be sent to any process."""
+
+    images: str
+    """URI of the image shards."""
+    output: str
+    """URI of the token shards."""
+    classes: tuple[str, ...]
+    source: str
+    """Fingerprint of the image data set."""
+    tokenizer: TokenizerRecord
+    layout: TokenLayout
+    views: tuple[str, ...]
+    transform: Transform
+    batch: int
+    """Images per forward pass."""
+    precision: str
+    """Number format of the forward pass: fp32 or bf16."""
+    software: dict[str, str]
+    shards: tuple[PlannedShard, ...]
+
+    @property
+    def samples(self) -> int:
+        """Images in all."""
+        return self.shards[-1].stop
+
+    def made_by(self) -> dict[str, Any]:
+        """What every token follows from. It stands in each shard and each commit record, beside the software."""
+        return {
+            "tokenizer": self.tokenizer.model_dump(mode="json"),
+            "layout": self.layout.to_json(),
+            "views": list(self.views),
+            "image_size": self.transform.size,
+            "fit": self.transform.fit,
+            "decode": self.transform.decode,
+            "precision": self.precision,
+            "batch": self.batch,
+            "source": self.source,
+            "shard_samples": self.shards[0].stop,
+        }
+
+
+def plan_tokens(images: str, tokenizer: Card, config: TokensConfig, output: str, fit: str) -> TokenPlan:
+    """Cut an image data set into token shards.
+
+    Args:
+        images: URI of the image shards.
+        tokenizer: the tokenizer's card; its moving average is used if it has one.
+        config: how tokens are cut and computed.
+        output: URI of the token shards.
+        fit: how images become squares (`data.fit`).
+
+    Raises:
+        UsageError: if the images are not complete, or cannot be seen as the views ask for.
+    """
+    manifest = ImageManifest.read(images)
+    if not manifest.samples:
+        raise UsageError(f"{images} holds no images: run foldtrain ingest on a source that has some")
+    try:
+        check_fit(fit, config.views)
+    except ValueError as error:
+        raise UsageError(f"tokens.views: {error}") from error
+    model = read_config("the tokenizer", tokenizer, TokenizerConfig)
+    starts = range(0, manifest.samples, config.shard_samples)
+    return TokenPlan(
+        images=images,
+        output=output,
+        classes=manifest.classes,
+        source=manifest.fingerprint,
+        tokenizer=TokenizerRecord(fingerprint=tokenizer.fingerprint(), config=tokenizer.config),
+        layout=model.layout,
+        views=config.views,
+        transform=Transform(model.image_size, fit, config.decode),
+        batch=config.batch,
+        precision=config.precision,
+        software={name: _version(name) for name in SOFTWARE},
+        shards=tuple(
+            PlannedShard(f"tokens-{number:05d}.tar", start, min(start + config.shard_samples, manifest.samples))
+            for number, start in enumerate(starts)
+        ),
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def record_name(shard: str) -> str:
+    """The commit record of a shard."""
+    return shard.removesuffix(".tar") + ".json"
+
+
+def missing(plan: TokenPlan) -> list[PlannedShard]:
+    """The shards that are still to be made.
+
+    Raises:
+        UsageError: if the output holds tokens that this plan would not make; it says what differs.
+    """
+    sizes = storage.walk(plan.output)
+    committed = {}
+    for name in sizes:
+        if name.startswith("tokens-") and name.endswith(".json"):
+            commit = _read_commit(plan, name)
+            committed[commit.shard.name] = commit.shard.bytes
+    return [shard for shard in plan.shards if committed.get(shard.name, -1) != sizes.get(shard.name)]
+
+
+def read_commit(path: str, made_by: dict[str, Any], setting: str) -> TokenCommit:
+    """The commit record of a token shard.
+
+    Args:
+        path: URI of the record.
+        made_by: what its tokens have to follow from.
+        setting: that names the folder, for the error.
+
+    Raises:
+        UsageError: if it is damaged, or of other tokens; it says what differs.
+    """
+    try:
+        commit = TokenCommit.model_validate(storage.read_json(path))
+    except ValidationError as error:
+        raise UsageError(f"{path} is no commit record of a token shard: delete it and run again") from error
+    found = differences(commit.made_by, made_by)
+    if found:
+        raise UsageError(
+            f"{path} belongs to tokens that were made otherwise (there -> now):\n  "
+            + "\n  ".join(found)
+            + f"\nChoose another {setting}, or delete that folder."
+        )
+    return commit
+
+
+def _read_commit(plan: TokenPlan, name: str) -> TokenCommit:
+    return read_commit(storage.join(plan.output, name), plan.made_by(), "tokens.output")
+
+
+def tokenize_shard(
+    plan: TokenPlan,
+    shard: PlannedShard,
+    images: ImageShards,
+    encode: Encode,
+    progress: Callable[[int], None] = lambda _images: None,
+    threads: int = 1,
+) -> ShardRecord:
+    """Make and commit one shard: the tar first, then the record that says that it is complete.
+
+    Args:
+        plan: what the shard is part of.
+        shard: which one.
+        images: the data set at `plan.images`.
+        encode: the tokenizer (`load_encoder`).
+        progress: called with the number of images done, after every batch; what it raises ends the work.
+        threads: that decode images while others are encoded. They decide nothing of the bytes.
+
+    Raises:
+        CorruptShardError: if an image is damaged or cannot be decoded; it names shard and key.
+    """
+    layout = plan.layout
+    tokens_NWLF = np.empty((shard.stop - shard.start, len(plan.views), layout.positions, layout.folds), np.uint16)
+    done = 0
+    for views in prefetch(_decoded_batches(plan, shard, images, threads), depth=1):
+        count = len(views[0])
+        for number, image_BCHW in enumerate(views):
+            tokens_NWLF[done : done + count, number] = _checked(encode(image_BCHW), layout)
+        done += count
+        progress(count)
+    here = slice(shard.start, shard.stop)
+    return _commit(plan, shard, TokenBlock(tokens_NWLF, images.labels[here], images.keys[here]))
+
+
+def _commit(plan: TokenPlan, shard: PlannedShard, block: TokenBlock) -> ShardRecord:
+    """Put the tar, then the record.
+
+    Another process may have put this shard's tar meanwhile. Its bytes are the same on like hardware; on another kind of
+    processor a few tokens may differ, where two codes are almost equally near. So what is there stays, if it is whole
+    and of this plan, and the record describes it: no order of two processes' writes can leave a record beside another
+    tar.
+    """
+    archive = encode_token_shard(shard.name, block, plan.made_by() | {"software": plan.software})
+    software = plan.software
+    path = storage.join(plan.output, shard.name)
+    if not storage.create_bytes(path, archive):
+        there = storage.read_bytes(path)
+        found = _software_of(plan, path, there)
+        if found is None:
+            storage.write_bytes(path, archive)
+        else:
+            archive, software = there, found
+    record = ShardRecord(name=shard.name, samples=len(block.label), bytes=len(archive), sha256=storage.sha256(archive))
+    commit = TokenCommit(shard=record, made_by=plan.made_by(), software=software)
+    record_bytes = storage.canonical_json(commit.model_dump(mode="json"))
+    storage.commit_bytes(storage.join(plan.output, record_name(shard.name)), record_bytes)
+    return record
+
+
+def _software_of(plan: TokenPlan, path: str, archive: bytes) -> dict[str, str] | None:
+    """What made a shard that is there already; None if it is damaged or of another plan."""
+    try:
+        shard = parse_token_shard(path, archive)
+    except CorruptShardError:
+        return None
+    made_by = {name: value for name, value in shard.meta.items() if name != "software"}
+    whole = np.array_equal(shard.block.crc32(), shard.crc)
+    software: dict[str, str] = shard.meta.get("software", {})
+    return software if whole and made_by == plan.made_by() else None
+
+
+def _decoded_batches(plan: TokenPlan, shard: PlannedShard, images: ImageShards, threads: int) -> Iterator[list[Images]]:
+    """The shard's images in batches, each view by itself.
+
+    Batches are counted from the shard's start, so that their bounds follow from the plan alone. Files are read ahead of
+    the threads that decode, and these work ahead of the batch that is asked for.
+    """
+
+    def see(index: int, data: bytes) -> Pixels:
+        try:
+            return plan.transform.views(data, plan.views)
+        except ValueError as error:
+            raise CorruptShardError(f"{images.where(index)} {error}") from error
+
+    files = prefetch(images.scan(shard.start, shard.stop), depth=_BATCHES_AHEAD * plan.batch)
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+    ahead: deque[list[Future[Pixels]]] = deque()
+    try:
+        for start in range(shard.start, shard.stop, plan.batch):
+            numbers = range(start, min(start + plan.batch, shard.stop))
+            ahead.append([pool.submit(see, index, next(files)) for index in numbers])
+            if len(ahead) > _BATCHES_AHEAD:
+                yield _by_view(ahead.popleft())
+        while ahead:
+            yield _by_view(ahead.popleft())
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _by_view(seen: list[Future[Pixels]]) -> list[Images]:
+    pixels_BWHWC = [future.result() for future in seen]
+    return [to_model([view[number] for view in pixels_BWHWC]) for number in range(len(pixels_BWHWC[0]))]
+
+
+def _checked(tokens_BLF: Tokens, layout: TokenLayout) -> Tokens:
+    assert tokens_BLF.dtype == np.uint16, tokens_BLF.dtype
+    if tokens_BLF.max() >= layout.codebook_size:
+        raise FoldtrainError(
+            f"the tokenizer gave token {tokens_BLF.max()}, but its codebook has {layout.codebook_size}"
+        )
+    return tokens_BLF
+
+
+def finish(plan: TokenPlan) -> TokenManifest:
+    """Complete the data set, once no shard is missing.
+
+    Raises:
+        FoldtrainError: if a shard is missing.
+    """
+    left = missing(plan)
+    if left:
+        raise FoldtrainError(f"{plan.output} still misses {left[0].name} ({len(left)} of {len(plan.shards)} shards)")
+    commits = [_read_commit(plan, record_name(shard.name)) for shard in plan.shards]
+    manifest = TokenManifest.build(
+        samples=plan.samples,
+        classes=plan.classes,
+        layout=plan.layout,
+        views=plan.views,
+        image_size=plan.transform.size,
+        fit=plan.transform.fit,
+        tokenizer=plan.tokenizer,
+        source=plan.source,
+        decode=plan.transform.decode,
+        precision=plan.precision,
+        software={
+            name: sorted({commit.software.get(name, "not recorded") for commit in commits}) for name in plan.software
+        },
+        shards=tuple(commit.shard for commit in commits),
+    )
+    assert sum(shard.samples for shard in manifest.shards) == plan.samples, plan.output
+    manifest.write(plan.output)
+    return manifest
+
+
+def load_encoder(plan: TokenPlan, tokenizer: str, device: str = "cpu") -> Encode:
+    """The tokenizer at a URI, in the plan's precision.
+
+    In bf16 the whole network runs under autocast, but the quantizer, which looks for the nearest codes, is always
+    float32. Near codes change places all the same, since the latents are rounded (benchmarks/precision.py).
+
+    Raises:
+        UsageError: if it is not the one that the plan was made for.
+    """
+    import torch
+
+    from model.tokenizers.imagefolder import ImageFolderTokenizer
+
+    card, state = read_weights(tokenizer, "tokenizer")
+    if card.fingerprint() != plan.tokenizer.fingerprint:
+        raise UsageError(
+            f"{tokenizer} holds tokenizer {card.fingerprint()[:16]}, but the plan was made for "
+            f"{plan.tokenizer.fingerprint[:16]}: it was trained again meanwhile; run foldtrain tokenize again"
+        )
+    config = read_config(tokenizer, card, TokenizerConfig).without_pretraining()
+    network = restore(tokenizer, state, lambda: ImageFolderTokenizer(config))
+    return encoder_of(network.to(device, torch.float32).eval(), plan.precision, device)
+
+
+def encoder_of(network: ImageFolderTokenizer, precision: str, device: str) -> Encode:
+    """A network on a device as a function of batches."""
+    import torch
+
+    def encode(image_BCHW: Images) -> Tokens:
+        mixed = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
+        with torch.inference_mode(), mixed:
+            tokens_BLF = network.tokenize(torch.from_numpy(image_BCHW).to(device))
+        return tokens_BLF.cpu().numpy().astype(np.uint16)
+
+    return encode

@@ -1,0 +1,1 @@
+"""Looking at data sets: verify, inspect, audit, and what interrupted runs left behind."""

@@ -1,0 +1,188 @@
+"""What is in a data set: its schema, some samples, its labels, how its codebooks are used.
+
+Shapes: N samples, W views, L positions, F folds, V codebook size, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from data_pipeline.errors import UsageError
+from data_pipeline.images.transforms import Pixels, center_crop, decode
+from data_pipeline.shards import weights
+from data_pipeline.shards.image_shards import ImageShards
+from data_pipeline.shards.manifest import ImageManifest, TokenManifest, read_manifest
+from data_pipeline.shards.token_archive import check_labels, read_columns, read_token_shard
+from data_pipeline.shards.token_shards import Tokens, check_tokenizer
+from model.config import TokenizerConfig
+
+MOST_PIXELS = 256
+"""Largest side of an image of a grid."""
+
+
+@dataclass(frozen=True)
+class CodebookUse:
+    """How one branch's codes are used at one scale."""
+
+    branch: int
+    scale: int
+    side: int
+    """Side of the scale's grid."""
+    share: float
+    """Of the codes, those that occur."""
+    perplexity: float
+    """exp of the entropy of the codes: the number of codes, were they used evenly."""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is in a data set."""
+
+    schema: dict[str, Any]
+    """Its manifest without the list of shards, and the numbers of shards and bytes."""
+    samples: list[dict[str, Any]]
+    """Key, label and class of the first few samples."""
+    label_counts: dict[str, int]
+    """Samples by class name."""
+    codebook: list[CodebookUse]
+    """Empty for images."""
+    codebook_samples: int
+    """Samples that `codebook` was counted over."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As a record."""
+        return asdict(self)
+
+
+def inspect_data(uri: str, samples: int = 16, limit: int | None = None) -> Inspection:
+    """Look at a data set of images or tokens.
+
+    Args:
+        uri: of the data set.
+        samples: how many are listed.
+        limit: count codes over whole shards, until there are so many samples; None for all of them.
+
+    Raises:
+        UsageError: if there is no complete data set.
+        CorruptShardError: if a shard is damaged; it names shard and key.
+    """
+    manifest = read_manifest(uri)
+    keys, labels = _columns(uri, manifest)
+    codebook, counted = _codebook(uri, manifest, limit) if isinstance(manifest, TokenManifest) else ([], 0)
+    names = manifest.classes
+    listed = [
+        {"key": bytes(key).decode(errors="replace"), "label": int(label), "class": names[label]}
+        for key, label in zip(keys[:samples], labels[:samples], strict=True)
+    ]
+    counts = np.bincount(labels, minlength=len(names))
+    by_class: dict[str, int] = {}
+    for name, count in zip(names, counts, strict=True):
+        by_class[name] = by_class.get(name, 0) + int(count)
+    return Inspection(_schema(uri, manifest), listed, by_class, codebook, counted)
+
+
+def _schema(uri: str, manifest: ImageManifest | TokenManifest) -> dict[str, Any]:
+    record = {"uri": uri, **manifest.model_dump(mode="json")}
+    shards = record.pop("shards")
+    return record | {"classes": len(manifest.classes), "shards": len(shards), "bytes": sum(s["bytes"] for s in shards)}
+
+
+def _columns(uri: str, manifest: ImageManifest | TokenManifest) -> tuple[npt.NDArray[np.bytes_], npt.NDArray[np.int32]]:
+    """Keys and labels, without images or tokens."""
+    if isinstance(manifest, ImageManifest):
+        images = ImageShards(uri, manifest)
+        return images.keys, images.labels
+    parts = [read_columns(uri, shard) for shard in manifest.shards]
+    if not parts:
+        return np.array([], "S1"), np.array([], np.int32)
+    for shard, part in zip(manifest.shards, parts, strict=True):
+        check_labels(f"{uri}/{shard.name}", part.label, len(manifest.classes))
+    return np.concatenate([part.key for part in parts]), np.concatenate([part.label for part in parts])
+
+
+def _codebook(uri: str, manifest: TokenManifest, limit: int | None) -> tuple[list[CodebookUse], int]:
+    layout = manifest.layout
+    counts = np.zeros((layout.folds, len(layout.scales), layout.codebook_size), np.int64)
+    counted = 0
+    for shard in manifest.shards:
+        if limit is not None and counted >= limit:
+            break
+        tokens_NWLF = read_token_shard(uri, shard).tokens_NWLF
+        counted += len(tokens_NWLF)
+        for fold in range(layout.folds):
+            for scale in range(len(layout.scales)):
+                codes = tokens_NWLF[:, :, layout.span(scale), fold].ravel()
+                counts[fold, scale] += np.bincount(codes, minlength=layout.codebook_size)[: layout.codebook_size]
+    use = [
+        CodebookUse(fold, scale, side, float((count > 0).mean()), perplexity(count))
+        for fold, row in enumerate(counts)
+        for scale, (side, count) in enumerate(zip(layout.scales, row, strict=True))
+    ]
+    return use, counted
+
+
+def perplexity(count_V: npt.NDArray[np.int64]) -> float:
+    """The exponential of a histogram's entropy; 0 if it is empty."""
+    if not count_V.sum():
+        return 0.0
+    share = count_V[count_V > 0] / count_V.sum()
+    return float(np.exp(-(share * np.log(share)).sum()))
+
+
+def decoded_samples(uri: str, samples: int) -> Pixels:
+    """The first images of a data set as squares of one size, uint8 [N, H, W, 3]; nothing is enlarged but the smallest.
+
+    Raises:
+        CorruptShardError: if one is damaged; it names shard and key.
+    """
+    images = ImageShards(uri)
+    files = [(images.read(index), images.where(index)) for index in range(min(samples, images.count))]
+    pictures = []
+    for data, where in files:
+        try:
+            pictures.append(decode(data))
+        except ValueError as error:
+            raise UsageError(f"{where} {error}") from error
+    side = min(MOST_PIXELS, *(min(picture.size) for picture in pictures))
+    return np.stack([np.asarray(center_crop(picture, side)) for picture in pictures])
+
+
+def reconstructed_samples(uri: str, tokenizer: str, samples: int) -> npt.NDArray[np.float32]:
+    """The first images of a token data set, through the tokenizer that made it: float32 [N, C, H, W] in [-1, 1].
+
+    Args:
+        uri: of the token data set.
+        tokenizer: folder with the tokenizer's export.
+        samples: how many; the first view of each.
+
+    Raises:
+        UsageError: if another tokenizer made the tokens.
+        CorruptShardError: if a shard is damaged; it names shard and key.
+    """
+    manifest = TokenManifest.read(uri)
+    card = weights.read_card(tokenizer, "tokenizer")
+    check_tokenizer(manifest, card.fingerprint(), card.config)
+    tokens_NLF = _first_tokens(uri, manifest, samples)
+    import torch
+
+    from model.tokenizers.imagefolder import ImageFolderTokenizer
+
+    config = weights.read_config(tokenizer, card, TokenizerConfig).without_pretraining()
+    state = weights.read_weights(tokenizer, "tokenizer")[1]
+    network = weights.restore(tokenizer, state, lambda: ImageFolderTokenizer(config))
+    with torch.inference_mode():
+        images = network.eval().reconstruct(torch.from_numpy(tokens_NLF.astype(np.int64)))
+    return np.asarray(images.numpy(), np.float32)
+
+
+def _first_tokens(uri: str, manifest: TokenManifest, samples: int) -> Tokens:
+    parts: list[Tokens] = []
+    for shard in manifest.shards:
+        if sum(map(len, parts)) >= samples:
+            break
+        parts.append(read_token_shard(uri, shard).tokens_NWLF[:, 0])
+    return np.concatenate(parts)[:samples]

@@ -1,0 +1,88 @@
+"""Is a data set what its manifest says? Asked by every command before it starts work; imports no torch.
+
+Sizes are always compared. Digests are compared too where that takes less than a moment: on local data sets up to 1 GiB.
+`foldtrain verify` asks for more (data_pipeline.tools.verifying).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from data_pipeline import storage
+from data_pipeline.errors import CorruptShardError
+from data_pipeline.shards import image_shards, token_shards
+from data_pipeline.shards.manifest import ImageManifest, ImageShardRecord, ShardRecord, TokenManifest
+
+DIGEST_LIMIT = 2**30
+"""Bytes up to which a local data set is read in full."""
+_THREADS = 8
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What differs between shards of images and of tokens."""
+
+    sidecar: Callable[[str, Any], object]
+    """Reads what lies beside a shard, given the data set's URI and the shard's record; raises if it is not right."""
+    damage: Callable[[str, Any, bytes], str]
+    """Says what is wrong with the bytes of a shard, given URI and record."""
+    remedy: str
+    """What to do about it."""
+
+
+def _image_damage(uri: str, shard: ImageShardRecord, archive: bytes) -> str:
+    return image_shards.first_damage(image_shards.read_index(uri, shard), archive)
+
+
+def _token_damage(_uri: str, shard: ShardRecord, archive: bytes) -> str:
+    return token_shards.first_damage(shard.name, archive)
+
+
+_IMAGES = _Kind(image_shards.read_index, _image_damage, image_shards.REMEDY)
+_TOKENS = _Kind(lambda _uri, _shard: None, _token_damage, token_shards.REMEDY)
+
+
+def check_images(uri: str, *, every_byte: bool = False) -> ImageManifest:
+    """The manifest of the image shards at `uri`, once they are found to match it.
+
+    Args:
+        uri: of the data set.
+        every_byte: compare digests wherever and however large it is.
+
+    Raises:
+        UsageError: if there is no complete data set.
+        CorruptShardError: if a shard is missing or damaged; it names the shard and the first bad key.
+    """
+    manifest = ImageManifest.read(uri)
+    _check(uri, manifest, _IMAGES, every_byte)
+    return manifest
+
+
+def check_tokens(uri: str, *, every_byte: bool = False) -> TokenManifest:
+    """The manifest of the token shards at `uri`, once they are found to match it; otherwise as `check_images`."""
+    manifest = TokenManifest.read(uri)
+    _check(uri, manifest, _TOKENS, every_byte)
+    return manifest
+
+
+def _check(uri: str, manifest: ImageManifest | TokenManifest, kind: _Kind, every_byte: bool) -> None:
+    sizes = storage.walk(uri)
+    total = sum(shard.bytes for shard in manifest.shards)
+    digest = every_byte or (not storage.is_remote(uri) and total <= DIGEST_LIMIT)
+
+    def check(shard: Any) -> None:
+        path = storage.join(uri, shard.name)
+        if shard.name not in sizes:
+            raise CorruptShardError(f"{path} is missing; {kind.remedy.partition(' and ')[2]}")
+        if sizes[shard.name] != shard.bytes or digest:
+            archive = storage.read_bytes(path, max(2 * shard.bytes, DIGEST_LIMIT))
+            if len(archive) != shard.bytes or storage.sha256(archive) != shard.sha256:
+                raise CorruptShardError(f"{path}: {kind.damage(uri, shard, archive)}; {kind.remedy}")
+        kind.sidecar(uri, shard)
+
+    with ThreadPoolExecutor(_THREADS, "check") as pool:
+        for _ in pool.map(check, manifest.shards):
+            pass

@@ -1,0 +1,305 @@
+"""The folded next-scale transformer: VAR (arXiv 2404.02905) that predicts the tokens of all branches at a position.
+
+    label ─ class_embed ─┬─ + start_embed ──────────────────────┐
+                         │                                      ├─ + position + level ─ blocks ─ head ─ logits_BLFV
+    input_BMC ── input ──┼──────────────────────────────────────┘
+                         └─ AdaLN condition of every block and of the head
+
+The input of scale s + 1 is the quantizer's sum over scales 1..s, resized to the side of scale s + 1, the branches
+joined on channels (ImageFolder, arXiv 2410.01756, section 3.3). The first scale's input is the class.
+
+Shape suffixes: B batch, L positions, M positions after the first scale, C channels, F folds, V codebook size,
+H heads, D channels of a head, N blocks.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import GeneratorConfig
+from model.layers.attention import GroupCausal, attend
+from model.layers.random_numbers import block_chances, drop_path
+from model.layout import TokenLayout
+
+NORM_EPS = 1e-6
+MAX_LOG_TEMPERATURE = math.log(100)
+
+
+@dataclass
+class SamplingState:
+    """What incremental sampling keeps between scales: the condition's projections, and all keys and values so far."""
+
+    start_BLC: Tensor
+    modulations: list[tuple[Tensor, ...]]
+    head_modulation: tuple[Tensor, ...]
+    keys_NBLHD: Tensor
+    values_NBLHD: Tensor
+    scale: int = 0
+
+
+class Attention(nn.Module):
+    """Self-attention with biases on queries and values only; queries and keys normalised to length one, or not."""
+
+    def __init__(self, width: int, heads: int, qk_norm: bool) -> None:
+        super().__init__()
+        self.heads, self.head_dim = heads, width // heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(width))
+        self.v_bias = nn.Parameter(torch.zeros(width))
+        self.proj = nn.Linear(width, width)
+        self.log_temperature = nn.Parameter(torch.full((heads,), math.log(4))) if qk_norm else None
+
+    def project(self, x_BLC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values `[B, L, H, D]` of one dtype; the queries carry the learned temperature."""
+        bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
+        qkv = F.linear(x_BLC, self.qkv.weight, bias)
+        q_and_k, v_BL1HD = torch.split(qkv.view(*x_BLC.shape[:2], 3, self.heads, self.head_dim), [2, 1], dim=2)
+        if self.log_temperature is not None:
+            # Both at once, and one factor for length and temperature: half the time of two calls of F.normalize.
+            temperature_H = self.log_temperature.float().clamp(max=MAX_LOG_TEMPERATURE).exp()
+            length = q_and_k.float().norm(dim=-1, keepdim=True).clamp(min=1e-12)
+            factor = torch.stack((temperature_H, torch.ones_like(temperature_H)))[..., None] / length
+            q_and_k = (q_and_k * factor).to(qkv.dtype)
+        q_BLHD, k_BLHD = q_and_k.unbind(2)
+        return q_BLHD, k_BLHD, v_BL1HD.squeeze(2)
+
+    def mix(self, q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, groups: GroupCausal | None) -> Tensor:
+        """Attention over the given keys and the output projection: `[B, L, C]`."""
+        # The published models without normalised queries use a quarter of the usual 1 / sqrt(D).
+        scale = 1.0 if self.log_temperature is not None else 0.25 / math.sqrt(self.head_dim)
+        out: Tensor = self.proj(attend(q_BLHD, k_BLHD, v_BLHD, groups, scale=scale).flatten(2))
+        return out
+
+
+class Block(nn.Module):
+    """Attention and MLP, each behind an affine-free LayerNorm that the condition scales, shifts and gates."""
+
+    def __init__(self, config: GeneratorConfig, drop_path: float) -> None:
+        super().__init__()
+        width, hidden = config.width, round(config.width * config.mlp_ratio)
+        self.drop_path = drop_path
+        self.attention = Attention(width, config.heads, config.qk_norm)
+        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.adaln = None if config.shared_adaln else nn.Linear(width, 6 * width)
+        self.adaln_offset = nn.Parameter(torch.zeros(6, width)) if config.shared_adaln else None
+
+    def modulation(self, condition_BC: Tensor, shared: nn.Linear | None) -> tuple[Tensor, ...]:
+        """Two gates, two scales (with 1 added) and two shifts, each `[B, 1, C]`."""
+        projection = self.adaln if self.adaln is not None else shared
+        assert projection is not None
+        rows = projection(condition_BC).float().view(len(condition_BC), 1, 6, -1)
+        if self.adaln_offset is not None:
+            rows = rows + self.adaln_offset
+        gate1, gate2, scale1, scale2, shift1, shift2 = rows.unbind(2)
+        return gate1, gate2, scale1 + 1, scale2 + 1, shift1, shift2
+
+    def forward(
+        self,
+        x_BLC: Tensor,
+        modulation: tuple[Tensor, ...],
+        groups: GroupCausal | None,
+        cache: tuple[Tensor, Tensor, slice] | None = None,
+        chance_2B: Tensor | None = None,
+    ) -> Tensor:
+        """One block. With a cache (keys, values, span) the new keys are stored at `span`, and seen up to its end.
+
+        `chance_2B` says by stochastic depth which samples miss attention and MLP (`random_numbers.py`).
+        """
+        attention_B, mlp_B = (None, None) if chance_2B is None else chance_2B.unbind()
+        gate1, gate2, scale1, scale2, shift1, shift2 = modulation
+        dtype = compute_dtype(self.fc1.weight)
+        q, k, v = self.attention.project(_normalize(x_BLC, scale1, shift1).to(dtype))
+        if cache is not None:
+            keys_BLHD, values_BLHD, span = cache
+            keys_BLHD[:, span], values_BLHD[:, span] = k, v
+            k, v = keys_BLHD[:, : span.stop], values_BLHD[:, : span.stop]
+        x_BLC = x_BLC + self._drop(gate1 * self.attention.mix(q, k, v, groups), attention_B)
+        hidden = F.gelu(self.fc1(_normalize(x_BLC, scale2, shift2).to(dtype)), approximate="tanh")
+        return x_BLC + self._drop(gate2 * self.fc2(hidden), mlp_B)
+
+    def _drop(self, x_BLC: Tensor, chance_B: Tensor | None) -> Tensor:
+        return drop_path(x_BLC, chance_B, self.drop_path) if self.training and self.drop_path else x_BLC
+
+
+class FoldedGenerator(nn.Module):
+    """Predicts the F tokens of every position from the class and the earlier scales.
+
+    The residual stream, the input layer and the head are float32 in any case; the rest follows autocast or the
+    weights' dtype.
+
+    Args:
+        config: sizes of the transformer.
+        layout: scales, branches and codebook size of the tokens.
+        code_dim: channels of one branch's code; the input has `layout.branches` times as many.
+    """
+
+    def __init__(self, config: GeneratorConfig, layout: TokenLayout, code_dim: int) -> None:
+        super().__init__()
+        self.config, self.layout, self.code_dim = config, layout, code_dim
+        self.groups = GroupCausal(layout.group_sizes)
+        width = config.width
+        self.class_embed = nn.Embedding(config.classes + 1, width)
+        self.start_embed = nn.Parameter(torch.empty(layout.group_sizes[0], width))
+        self.position_embed = nn.Parameter(torch.empty(layout.positions, width))
+        self.level_embed = nn.Parameter(torch.empty(len(layout.scales), width))
+        self.input = nn.Linear(layout.folds * code_dim, width)
+        rates = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
+        self.blocks = nn.ModuleList([Block(config, rate) for rate in rates])
+        self.shared_adaln = nn.Linear(width, 6 * width) if config.shared_adaln else None
+        self.head_adaln = nn.Linear(width, 2 * width)
+        self.head = nn.Linear(width, layout.folds * layout.codebook_size)
+        self.reset_parameters()
+
+    @property
+    def null_class(self) -> int:
+        """The label that means "no class"."""
+        return self.config.classes
+
+    def reset_parameters(self) -> None:
+        """VAR's initialization: all projections alike, then gates near zero, and a small head."""
+        width, depth = self.config.width, self.config.depth
+        std = math.sqrt(1 / (3 * width))
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.trunc_normal_(module.weight, std=std)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        for table in (self.start_embed, self.position_embed, self.level_embed):
+            nn.init.trunc_normal_(table, std=std)
+        with torch.no_grad():
+            self.head.weight.mul_(0.02)
+            self.head_adaln.weight.mul_(0.5)
+            if self.shared_adaln is not None:
+                self._scale_adaln(self.shared_adaln.weight, 2 * width)
+            for block in self._blocks():
+                block.attention.proj.weight.div_(math.sqrt(2 * depth))
+                block.fc2.weight.div_(math.sqrt(2 * depth))
+                if block.adaln is not None:
+                    self._scale_adaln(block.adaln.weight, 2 * width)
+                if block.adaln_offset is not None:
+                    nn.init.normal_(block.adaln_offset, std=width**-0.5)
+                    self._scale_adaln(block.adaln_offset, 2)
+
+    def _scale_adaln(self, weight: Tensor, gates: int) -> None:
+        weight[:gates].mul_(self.config.adaln_gamma_init)
+        weight[gates:].mul_(0.5)
+
+    def _blocks(self) -> list[Block]:
+        return [block for block in self.blocks if isinstance(block, Block)]
+
+    def no_decay_parameters(self) -> set[str]:
+        """Names of the parameters without weight decay: vectors, and the tables of positions, levels and offsets."""
+        tables = ("start_embed", "position_embed", "level_embed", "adaln_offset")
+        return {name for name, p in self.named_parameters() if p.ndim < 2 or name.rsplit(".", 1)[-1] in tables}
+
+    def forward(self, label_B: Tensor, input_BMC: Tensor, seed_B: Tensor | None = None) -> Tensor:
+        """Logits of all positions from the true tokens of the earlier scales (teacher forcing).
+
+        Args:
+            label_B: classes; `null_class` for none.
+            input_BMC: the quantizer's `generator_input`, for all positions after the first scale.
+            seed_B: int64, a random number per sample, which stochastic depth in training needs (`random_numbers.py`).
+
+        Returns:
+            `logits_BLFV`, float32.
+
+        Raises:
+            ValueError: if the input has not the layout's shape, or there is no seed where one is needed.
+        """
+        expected = (len(label_B), self.layout.positions - self.layout.group_sizes[0], self.input.in_features)
+        if tuple(input_BMC.shape) != expected:
+            raise ValueError(f"generator input is {list(input_BMC.shape)}, but this layout needs {list(expected)}")
+        condition_BC = self.class_embed(label_B).float()
+        x_BLC = torch.cat((condition_BC[:, None] + self.start_embed, linear_fp32(self.input, input_BMC)), dim=1)
+        x_BLC = x_BLC + self._places(slice(0, self.layout.positions))
+        modulations, head_modulation = self._condition(condition_BC)
+        chances = block_chances(seed_B, len(modulations))
+        for block, modulation, chance_2B in zip(self._blocks(), modulations, chances, strict=True):
+            x_BLC = block(x_BLC, modulation, self.groups, chance_2B=chance_2B)
+        return self._logits(x_BLC, head_modulation)
+
+    def start(self, label_B: Tensor) -> SamplingState:
+        """Begin to sample images of these classes: project the condition once, and reserve the KV cache."""
+        condition_BC = self.class_embed(label_B).float()
+        modulations, head_modulation = self._condition(condition_BC)
+        config = self.config
+        shape = (config.depth, len(label_B), self.layout.positions, config.heads, config.width // config.heads)
+        dtype = compute_dtype(self.head.weight)
+        keys, values = (torch.empty(shape, dtype=dtype, device=label_B.device) for _ in range(2))
+        return SamplingState(condition_BC[:, None] + self.start_embed, modulations, head_modulation, keys, values)
+
+    def step(self, state: SamplingState, input_BLC: Tensor | None) -> Tensor:
+        """Logits of the next scale, whose keys and values join the cache. Call without gradients.
+
+        Args:
+            state: from `start`; it moves on by one scale.
+            input_BLC: the quantizer's input for this scale; None for the first.
+
+        Returns:
+            logits `[B, k * k, F, V]`, float32.
+
+        Raises:
+            ValueError: if an input is missing, or given at the first scale, or all scales are done.
+        """
+        if state.scale >= len(self.layout.scales):
+            raise ValueError(f"all {len(self.layout.scales)} scales are sampled already")
+        if (input_BLC is None) != (state.scale == 0):
+            raise ValueError(f"scale {state.scale} takes {'no' if state.scale == 0 else 'an'} input")
+        span = self.layout.span(state.scale)
+        x_BLC = state.start_BLC if input_BLC is None else linear_fp32(self.input, input_BLC)
+        x_BLC = x_BLC + self._places(span)
+        for i, block in enumerate(self._blocks()):
+            cache = (state.keys_NBLHD[i], state.values_NBLHD[i], span)
+            x_BLC = block(x_BLC, state.modulations[i], None, cache)
+        state.scale += 1
+        return self._logits(x_BLC, state.head_modulation)
+
+    def _places(self, span: slice) -> Tensor:
+        """Position and level embeddings of a range of positions, `[L, C]`."""
+        levels_L = _levels(self.layout.group_sizes, self.level_embed.device)[span]
+        return self.position_embed[span] + F.embedding(levels_L, self.level_embed)
+
+    def _condition(self, condition_BC: Tensor) -> tuple[list[tuple[Tensor, ...]], tuple[Tensor, ...]]:
+        """What the class does to each block, and to the head."""
+        activated_BC = F.silu(condition_BC).to(compute_dtype(self.head_adaln.weight))
+        modulations = [block.modulation(activated_BC, self.shared_adaln) for block in self._blocks()]
+        scale, shift = self.head_adaln(activated_BC).float().view(len(condition_BC), 1, 2, -1).unbind(2)
+        return modulations, (scale + 1, shift)
+
+    def _logits(self, x_BLC: Tensor, head_modulation: tuple[Tensor, ...]) -> Tensor:
+        """The head in float32, its output split into branches (the first is detail, the last semantic)."""
+        logits = linear_fp32(self.head, _normalize(x_BLC, *head_modulation))
+        return logits.view(*x_BLC.shape[:2], self.layout.folds, self.layout.codebook_size)
+
+
+def _normalize(x_BLC: Tensor, scale_B1C: Tensor, shift_B1C: Tensor) -> Tensor:
+    """LayerNorm without weights of its own, then the condition's scale and shift."""
+    return torch.addcmul(shift_B1C, F.layer_norm(x_BLC, x_BLC.shape[-1:], eps=NORM_EPS), scale_B1C)
+
+
+def compute_dtype(weight: Tensor) -> torch.dtype:
+    """The dtype in which a layer with this weight computes: autocast's where that is on, else the weight's own."""
+    kind = weight.device.type
+    if kind != "meta" and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return weight.dtype
+
+
+def linear_fp32(layer: nn.Linear, x: Tensor) -> Tensor:
+    """A linear layer in float32 whatever the weights' dtype and autocast: for inputs and logits."""
+    with torch.autocast(x.device.type, enabled=False):
+        bias = None if layer.bias is None else layer.bias.float()
+        return F.linear(x.float(), layer.weight.float(), bias)
+
+
+@lru_cache(maxsize=32)
+def _levels(group_sizes: tuple[int, ...], device: torch.device) -> Tensor:
+    """The scale of each position, `[L]`. Cached, hence never born in inference mode, which would forbid training."""
+    with torch.inference_mode(False):
+        return torch.arange(len(group_sizes)).repeat_interleave(torch.tensor(group_sizes)).to(device)

@@ -1,0 +1,131 @@
+"""Draws tokens scale by scale from a folded generator, with classifier-free guidance and top-k/top-p.
+
+The random numbers come in as an argument, one for each token, so that an image depends on its own numbers alone: not on
+its batch, its rank or the device's random generator.
+
+Shape suffixes: B batch, L positions (K of one scale), F folds, V codebook size, P branches, C channels, H height,
+W width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from model.generators.next_scale import FoldedGenerator, SamplingState
+from model.quantizers.multi_scale import FoldedQuantizer
+
+
+@torch.no_grad()
+def generate(
+    generator: FoldedGenerator,
+    quantizer: FoldedQuantizer,
+    label_B: Tensor,
+    uniform_BLF: Tensor,
+    guidance: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    kept: Tensor | None = None,
+) -> Tensor:
+    """Sample the tokens of one image per label.
+
+    Args:
+        generator: in eval mode.
+        quantizer: of the tokenizer whose tokens the generator was trained on.
+        label_B: classes, int64.
+        uniform_BLF: a number in [0, 1) for each token; equal numbers give equal images.
+        guidance: classifier-free guidance at the last scale; it grows linearly with the scale from 0 at the first.
+            0 leaves the unconditional half out.
+        top_k: draw from the k likeliest tokens; 0 for all.
+        top_p: draw from the likeliest tokens that hold this much probability.
+        kept: tokens `[B, L, F]` to keep as they are; those that are negative are drawn. None draws all.
+
+    Returns:
+        `tokens_BLF`, int64.
+
+    Raises:
+        ValueError: if shapes or layouts do not fit, or the generator is in training mode.
+    """
+    layout = generator.layout
+    _check(generator, quantizer, label_B, uniform_BLF, kept)
+    latent_BPCHW = uniform_BLF.new_zeros(
+        len(label_B), layout.branches, generator.code_dim, layout.grid, layout.grid, dtype=torch.float32
+    )
+    null_B = torch.full_like(label_B, generator.null_class)
+    state = generator.start(torch.cat((label_B, null_B)) if guidance else label_B)
+    input_BKC: Tensor | None = None
+    tokens = []
+    for scale, ramp in enumerate(guidance_ramp(guidance, len(layout.scales))):
+        span = layout.span(scale)
+        logits_BKFV = _guided(generator, state, input_BKC, ramp if guidance else None)
+        tokens_BKF = draw(truncate(logits_BKFV, top_k, top_p), uniform_BLF[:, span])
+        if kept is not None:
+            tokens_BKF = torch.where(kept[:, span] >= 0, kept[:, span].long(), tokens_BKF)
+        tokens.append(tokens_BKF)
+        latent_BPCHW, input_BKC = quantizer.next_scale(latent_BPCHW, tokens_BKF, scale)
+    return torch.cat(tokens, dim=1)
+
+
+def guidance_ramp(guidance: float, scales: int) -> list[float]:
+    """Guidance of each scale: linear from 0 at the first to all at the last (VAR's `cfg * i / (S - 1)`)."""
+    return [guidance * i / (scales - 1) for i in range(scales)] if scales > 1 else [guidance]
+
+
+def truncate(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+    """Set the logits of unlikely tokens to -inf, along the last dimension.
+
+    Top-k keeps what is not below the k-th largest. Top-p then drops the tokens, least likely first, while the
+    probability dropped stays within 1 - p; the likeliest is always kept, and equal logits share one fate.
+    """
+    if 0 < top_k < logits.shape[-1]:
+        kth = logits.topk(top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < kth, float("-inf"))
+    if top_p < 1:
+        ascending = logits.sort(dim=-1).values
+        dropped = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
+        first_kept = dropped.sum(dim=-1, keepdim=True).clamp(max=logits.shape[-1] - 1)
+        logits = logits.masked_fill(logits < ascending.gather(-1, first_kept), float("-inf"))
+    return logits
+
+
+def draw(logits: Tensor, uniform: Tensor) -> Tensor:
+    """The token at which the cumulative probability passes the uniform number (inverse CDF).
+
+    Args:
+        logits: `[..., V]`; -inf for tokens that must not be drawn.
+        uniform: `[...]` in [0, 1).
+
+    Returns:
+        tokens `[...]`, int64.
+    """
+    # float64 and a threshold below the total: a token without probability is never reached.
+    cumulative = logits.softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
+    total = cumulative[..., -1:]
+    threshold = (uniform.double().unsqueeze(-1) * total).minimum(torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
+
+
+def _guided(
+    generator: FoldedGenerator, state: SamplingState, input_BKC: Tensor | None, guidance: float | None
+) -> Tensor:
+    """Logits of the next scale; with guidance the state holds the conditional and the unconditional half."""
+    if guidance is None:
+        return generator.step(state, input_BKC)
+    doubled = None if input_BKC is None else torch.cat((input_BKC, input_BKC))
+    conditional, unconditional = generator.step(state, doubled).chunk(2)
+    return (1 + guidance) * conditional - guidance * unconditional
+
+
+def _check(
+    generator: FoldedGenerator, quantizer: FoldedQuantizer, label_B: Tensor, uniform_BLF: Tensor, kept: Tensor | None
+) -> None:
+    layout = generator.layout
+    if generator.training:
+        raise ValueError("the generator is in training mode: call eval() before sampling")
+    if quantizer.layout != layout:
+        raise ValueError(f"the quantizer's layout {quantizer.layout} is not the generator's {layout}")
+    expected = (len(label_B), layout.positions, layout.folds)
+    if tuple(uniform_BLF.shape) != expected:
+        raise ValueError(f"uniform numbers are {list(uniform_BLF.shape)}, but this needs {list(expected)}")
+    if kept is not None and tuple(kept.shape) != expected:
+        raise ValueError(f"kept tokens are {list(kept.shape)}, but this needs {list(expected)}")

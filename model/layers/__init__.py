@@ -1,0 +1,1 @@
+"""Parts that networks share: attention, random masks that follow from seeds, vision transformers."""

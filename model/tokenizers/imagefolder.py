@@ -1,0 +1,113 @@
+"""ImageFolder's tokenizer: images to folded tokens and back (arXiv 2410.01756).
+
+Shapes: B batch, P branches, C channels of a code (of the image, in image_BCHW), H = W side, L positions, F folds (= P),
+D width of a transformer or of the teacher's features, K latent positions of one branch.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from model.config import TokenizerConfig
+from model.layers.random_numbers import split_seed
+from model.layers.vit import ImageDecoder, ImageEncoder
+from model.layout import TokenLayout
+from model.quantizers.multi_scale import FoldedQuantizer, Quantized
+
+
+class TokenizerOutput(NamedTuple):
+    """What a training step of the tokenizer gives to its losses."""
+
+    reconstruction_BCHW: Tensor
+    """The image from the quantized latent, not clamped; of no samples where decoding was left out."""
+    quantized: Quantized
+    """The quantized latent with its losses."""
+    semantic_BC: Tensor
+    """Spatial mean of the last branch's quantized latent, float32: the student of the semantic regularization."""
+
+
+class ImageFolderTokenizer(nn.Module):
+    """Encoder, one multi-scale quantizer per branch, decoder."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.layout: TokenLayout = config.layout
+        grid, size, patch = self.layout.grid, config.image_size, config.patch_size
+        self.encoder = ImageEncoder(config.encoder, size, patch, grid, config.branches)
+        self.decoder = ImageDecoder(config.decoder, size, patch, grid)
+        self.to_latent = nn.Linear(self.encoder.width, config.code_dim)
+        self.from_latent = nn.Linear(config.branches * config.code_dim, self.decoder.width)
+        self.quantizer = FoldedQuantizer(config)
+        wide = config.teacher_width
+        self.teacher_projection = None if wide is None else nn.Linear(wide, config.code_dim)
+
+    def encode(self, image_BCHW: Tensor, seed_B: Tensor | None = None) -> Tensor:
+        """Images in [-1, 1] -> latent before quantization, [B, P, C, H, W].
+
+        Stochastic depth in training needs seeds (`random_numbers.py`).
+
+        Raises:
+            ValueError: if the images are not of the tokenizer's size.
+        """
+        size = self.config.image_size
+        if image_BCHW.shape[1:] != (3, size, size):
+            raise ValueError(f"image of shape {list(image_BCHW.shape[1:])}: this tokenizer takes [3, {size}, {size}]")
+        latent_BQC: Tensor = self.to_latent(self.encoder(image_BCHW, seed_B))
+        grid = self.layout.grid
+        return latent_BQC.view(len(latent_BQC), self.layout.branches, grid, grid, -1).permute(0, 1, 4, 2, 3)
+
+    def tokenize(self, image_BCHW: Tensor) -> Tensor:
+        """Images in [-1, 1] -> token ids [B, L, F], int64."""
+        return self.quantizer.tokenize(self.encode(image_BCHW))
+
+    def decode(self, latent_BPCHW: Tensor, seed_B: Tensor | None = None) -> Tensor:
+        """Quantized latent [B, P, C, H, W] -> images, not clamped; stochastic depth in training needs seeds."""
+        latent_BKC = latent_BPCHW.flatten(3).permute(0, 3, 1, 2).flatten(2)
+        image_BCHW: Tensor = self.decoder(self.from_latent(latent_BKC.to(self.from_latent.weight.dtype)), seed_B)
+        return image_BCHW
+
+    def reconstruct(self, tokens_BLF: Tensor, scales: int | None = None) -> Tensor:
+        """Tokens of the first `scales` scales (None: of all) -> images clamped to [-1, 1], float32."""
+        return self.decode(self.quantizer.dequantize(tokens_BLF, scales)).float().clamp(-1, 1)
+
+    def forward(
+        self,
+        image_BCHW: Tensor,
+        kept_scales_B: Tensor | None = None,
+        kept_mean_S: Tensor | None = None,
+        seed_B: Tensor | None = None,
+        *,
+        decode: bool = True,
+    ) -> TokenizerOutput:
+        """One training pass.
+
+        `kept_scales_B` and `kept_mean_S` are quantizer dropout's (see FoldedQuantizer); `seed_B`, int64, is a random
+        number per sample, which stochastic depth needs. Without `decode` there is no reconstruction.
+        """
+        of_encoder, of_decoder = (None, None) if seed_B is None else split_seed(seed_B, 2).unbind()
+        quantized: Quantized = self.quantizer(self.encode(image_BCHW, of_encoder), kept_scales_B, kept_mean_S)
+        latent_BPCHW = quantized.latent_BPCHW
+        seen_BCHW = self.decode(latent_BPCHW, of_decoder) if decode else image_BCHW[:0]
+        return TokenizerOutput(seen_BCHW, quantized, latent_BPCHW[:, -1].mean((2, 3)))
+
+    def project_teacher(self, feature_BD: Tensor) -> Tensor:
+        """The frozen teacher's features -> [B, C], to be compared with `semantic_BC`; gradients reach the projection.
+
+        As published, this is the projection that the encoder's own features go through. A teacher of another width has
+        one of its own (`teacher_width`).
+
+        Raises:
+            ValueError: if the features' width is not the one that the config promises.
+        """
+        projection = self.to_latent if self.teacher_projection is None else self.teacher_projection
+        if feature_BD.shape[-1] != projection.in_features:
+            raise ValueError(
+                f"the teacher's features are {feature_BD.shape[-1]} wide and the tokenizer takes "
+                f"{projection.in_features}: set tokenizer.model.teacher_width to {feature_BD.shape[-1]}"
+            )
+        projected: Tensor = projection(feature_BD.to(projection.weight.dtype))
+        return projected.to(torch.float32)

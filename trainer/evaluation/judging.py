@@ -1,0 +1,110 @@
+"""How good a tokenizer and a generator are: errors, Fréchet distances in the teacher's feature space, class accuracy.
+
+The distances are not FID: FID means Inception features by the ADM protocol. They compare runs that share a teacher.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_pipeline.images.transforms import Transform, to_model
+from data_pipeline.loading.loader import decode_all
+from data_pipeline.shards.image_shards import ImageShards
+from data_pipeline.shards.token_dataset import TokenShards
+from model.classifier import Classifier
+from model.tokenizers.imagefolder import ImageFolderTokenizer
+from trainer.evaluation.frechet import FeatureStatistics, frechet_distance
+from trainer.evaluation.sampler import Sampler
+from trainer.evaluation.teacher import Teacher
+
+_BATCH = 250
+
+
+@dataclass(frozen=True)
+class RealImages:
+    """Images in [-1, 1] with their classes: [N, 3, H, W] and [N]."""
+
+    image_NCHW: Tensor
+    label_N: Tensor
+
+    @classmethod
+    def load(cls, uri: str, size: int, fit: str, most: int, device: torch.device) -> RealImages:
+        """The first `most` images of a data set (shards are in shuffled order); images on the device, classes not."""
+        shards = ImageShards(uri)
+        pixels = decode_all(shards, Transform(size, fit), most)
+        labels = torch.from_numpy(np.asarray(shards.labels[: len(pixels)], dtype=np.int64))
+        return cls(torch.from_numpy(to_model(pixels)).to(device), labels)
+
+
+def statistics(teacher: Teacher, image_NCHW: Tensor) -> FeatureStatistics:
+    """The Gaussian of the teacher's features of some images."""
+    with torch.inference_mode():
+        features = torch.cat([teacher.features(part).float().cpu() for part in torch.split(image_NCHW, _BATCH)])
+    return FeatureStatistics.from_features(features)
+
+
+def evaluate_tokenizer(tokenizer: ImageFolderTokenizer, teacher: Teacher | None, real: RealImages) -> dict[str, Any]:
+    """Squared error of reconstructions by scales kept, and the distance of the full ones from the originals."""
+    scales = len(tokenizer.layout.scales)
+    errors = np.zeros(scales)
+    full = []
+    with torch.inference_mode():
+        for image_BCHW in torch.split(real.image_NCHW, _BATCH):
+            tokens_BLF = tokenizer.tokenize(image_BCHW)
+            parts = [tokenizer.reconstruct(tokens_BLF, count) for count in range(1, scales + 1)]
+            errors += [float((part - image_BCHW).square().mean((1, 2, 3)).sum()) for part in parts]
+            full.append(parts[-1])
+    distance = None
+    if teacher is not None:
+        distance = frechet_distance(statistics(teacher, torch.cat(full)), statistics(teacher, real.image_NCHW))
+    return {"mse_per_scale": (errors / len(real.image_NCHW)).tolist(), "frechet_distance": distance}
+
+
+def codebook_use(tokens: TokenShards) -> list[list[float]]:
+    """Share of each branch's codebook that occurs at each scale of a token data set, [branches][scales]."""
+    layout = tokens.layout
+    seen = np.zeros((layout.branches, len(layout.scales), layout.codebook_size), dtype=bool)
+    for first in range(0, tokens.count, 4096):
+        part = tokens.tokens(np.arange(first, min(first + 4096, tokens.count), dtype=np.int64))
+        for branch in range(layout.branches):
+            for scale in range(len(layout.scales)):
+                seen[branch, scale, part[:, :, layout.span(scale), branch].ravel()] = True
+    return [[float(share) for share in row] for row in seen.mean(2)]
+
+
+def evaluate_generator(
+    sampler: Sampler, teacher: Teacher | None, judge: Classifier | None, real: RealImages, count: int
+) -> dict[str, Any]:
+    """Draw `count` images spread evenly over the classes that the generator was trained on, and judge them.
+
+    A class of which no image was drawn has None as its accuracy. `judge_accuracy_on_real` says how far the judge itself
+    can be trusted.
+    """
+    classes = len(sampler.class_names)
+    label_N = torch.arange(count) % classes
+    with torch.inference_mode():
+        image_NCHW = torch.cat(list(sampler.draw(label_N)))
+    result: dict[str, Any] = {"samples": count, "frechet_distance": None, "class_accuracy": None}
+    result |= {"class_accuracy_per_class": None, "judge_accuracy_on_real": None}
+    if teacher is not None:
+        result["frechet_distance"] = frechet_distance(
+            statistics(teacher, image_NCHW), statistics(teacher, real.image_NCHW)
+        )
+    if judge is not None:
+        right_N = predict(judge, image_NCHW) == label_N
+        per_class = [float(right_N[label_N == c].float().mean()) if c < count else None for c in range(classes)]
+        on_real = float((predict(judge, real.image_NCHW) == real.label_N).float().mean())
+        result |= {"class_accuracy": float(right_N.float().mean()), "class_accuracy_per_class": per_class}
+        result["judge_accuracy_on_real"] = on_real
+    return result
+
+
+def predict(judge: Classifier, image_NCHW: Tensor) -> Tensor:
+    """The class that the judge sees in each image, int64 [N]."""
+    with torch.inference_mode():
+        return torch.cat([judge(part).argmax(1).cpu() for part in torch.split(image_NCHW, _BATCH)])

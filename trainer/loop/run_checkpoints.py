@@ -1,0 +1,215 @@
+"""The checkpoints of a run: what is in one, when one is due, and how a run goes on from one.
+
+A write that fails is tried again for as long as storage is waited for (checkpoints/retries.py). A checkpoint that could
+not be written in that time is taken anew at the next step; at the end of a run, until it is written or
+`max_failed_checkpoints` in a row have failed, which the writer raises.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+from data_pipeline import storage
+from data_pipeline.errors import StorageAwayError
+from data_pipeline.text.printable import printable
+from trainer.checkpoints import damage, folder, restore
+from trainer.checkpoints.agreement import Agreement
+from trainer.checkpoints.damage import DamagedCheckpointError
+from trainer.checkpoints.reader import CheckpointReader
+from trainer.checkpoints.retention import rule_of
+from trainer.checkpoints.snapshot import pieces
+from trainer.checkpoints.writer import CheckpointWriter, Report
+from trainer.engine.deepspeed_engine import Engine
+from trainer.job import TrainJob
+from trainer.rollback.course import Course
+from trainer.stages.stage import Stage
+
+
+@dataclass
+class Progress:
+    """How far a run is, equal on all ranks."""
+
+    step: int = 0
+    """Steps that were done or passed over."""
+    resumed_at: int = 0
+    """Step of the checkpoint that it went on from; 0 if from none."""
+    skipped: int = 0
+    """Optimizer steps that were not applied."""
+    skipped_in_a_row: int = 0
+    """Of these, the last ones."""
+    numbers: dict[str, Any] = field(default_factory=dict)
+    """Of the last record since then."""
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What a rank has read of a checkpoint, besides what went into masters, moments and average."""
+
+    reader: CheckpointReader
+    buffers: dict[str, Tensor]
+    stage: dict[str, Tensor]
+    """The stage's own tensors; on other ranks than the first none."""
+
+
+class RunCheckpoints:
+    """Saves and restores the state of one stage on one rank.
+
+    Args:
+        job: what is trained.
+        stage: the network and its own state.
+        engine: that trains it; its updates are held while it is copied.
+        course: of the run.
+        agreement: of all ranks.
+        report: is told of each checkpoint, as `CheckpointWriter` does.
+    """
+
+    def __init__(
+        self, job: TrainJob, stage: Stage, engine: Engine, course: Course, agreement: Agreement, report: Report
+    ) -> None:
+        self._job, self._stage, self._engine, self._course = job, stage, engine, course
+        self._agreement, self._report = agreement, report
+        config = self._config = job.section.trainer
+        keep = rule_of(config.keep_checkpoints, config.keep_every, config.keep_best)
+        self.writer = CheckpointWriter(
+            *(job.checkpoints, agreement, keep, config.max_failed_checkpoints, report), config.checkpoint_wait_seconds
+        )
+        self.writer.decisions = lambda: course.decisions
+        self._saved_time = time.monotonic()
+
+    def reserve(self) -> None:
+        """Allocate the host memory for them."""
+        self.writer.reserve(pieces(self._engine.module, self._engine.owned, {}))
+
+    def resume(self) -> Progress:
+        """Go on from the newest checkpoint that keeps to what was decided about spikes, if there is any (a collective).
+
+        One that any rank finds damaged is marked, named in an event and on the terminal, and left where it is; all
+        ranks go on to the next older one together. What was read of it by then is overwritten.
+
+        Raises:
+            UsageError: if it was trained from something else.
+            FoldtrainError: if a rollback was decided, and there is no checkpoint that keeps to it; or if there are
+                checkpoints, and all are damaged.
+            StorageAwayError: if storage stays away, which is no damage.
+        """
+        while (step := self._course.checkpoint()) is not None:
+            read, wrong = self._read(step)
+            told = next((each for each in self._agreement.gather(wrong) if each), None)
+            if told is None:
+                assert read is not None
+                return self._go_on(step, read)
+            if self._agreement.rank == 0:
+                self._set_aside(step, *told)
+        self._course.load({})
+        return Progress()
+
+    def _read(self, step: int) -> tuple[_Read | None, tuple[str, str] | None]:
+        """Read what this rank needs of a checkpoint, or find which file is damaged, and how; asks no other rank."""
+        try:
+            reader = CheckpointReader(folder.step_folder(self._job.checkpoints, step))
+            restore.check_origin(reader, self._origin())
+            buffers = restore.read_own(reader, self._engine.module, self._engine.owned)
+            stage = restore.load_stage_state(reader) if self._agreement.rank == 0 else {}
+        except DamagedCheckpointError as error:
+            return None, (error.file, error.wrong)
+        return _Read(reader, buffers, stage), None
+
+    def _set_aside(self, step: int, file: str, wrong: str) -> None:
+        """On rank 0: have no start choose a checkpoint again, and say why."""
+        where = folder.step_folder(self._job.checkpoints, step)
+        if not storage.exists(storage.join(where, folder.COMPLETE)):
+            return  # another process was removing it while it was read
+        damage.mark(where, file, wrong)
+        self._report("checkpoint_damaged", step, file=file, wrong=wrong)
+        say = f"{self._job.stage}: the checkpoint of step {step} is damaged, and an older one is used: {file}: {wrong}"
+        print(printable(say), file=sys.stderr, flush=True)  # noqa: T201 - whoever watches a start should see it
+
+    def _go_on(self, step: int, read: _Read) -> Progress:
+        """Take what all ranks have read (a collective)."""
+        restore.adopt(read.reader, self._engine.module, self._engine.owned, read.buffers)
+        self._stage.load_state(read.stage)
+        state = read.reader.state
+        self._course.load(state)
+        if self._engine.loss_scale and state.get("loss_scale"):  # a run may have gone over to fp16
+            self._engine.loss_scale.load_state(state["loss_scale"])
+        self.writer.saved = step
+        skipped, in_a_row = (read.reader.count(name) for name in ("skipped_steps", "skipped_in_a_row"))
+        return Progress(self._course.next_step(step), step, skipped, in_a_row)
+
+    def is_due(self) -> bool:
+        """Whether rank 0's clock asks for one."""
+        minutes = self._config.checkpoint_minutes
+        if minutes is None or dist.get_rank() > 0:
+            return False
+        return time.monotonic() - self._saved_time >= minutes * 60
+
+    @property
+    def failed(self) -> bool:
+        """Whether the last one could not be written, and no other is under way; equal on all ranks."""
+        return self.writer.failures > 0 and self.writer.under_way is None
+
+    def has(self, step: int) -> bool:
+        """Whether the state at a step is saved, or about to be; equal on all ranks."""
+        return step in {self.writer.saved, self.writer.under_way}
+
+    def save(self, progress: Progress) -> None:
+        """Begin one, unless the last one does not end (a collective)."""
+        found = pieces(self._engine.module, self._engine.owned, self._stage.state())
+        self.writer.save(progress.step, found, self._state(progress))
+        self._saved_time = time.monotonic()
+
+    def finish(self, progress: Progress) -> None:
+        """Wait for the last one, with which the run ends or is continued (a collective).
+
+        Raises:
+            FoldtrainError: if it failed so often that the writer gives up.
+        """
+        self.writer.finish()
+        while self.writer.saved != progress.step:
+            if self.writer.under_way is None:
+                self.save(progress)
+            self.writer.finish()
+
+    def settle(self) -> None:
+        """Wait for the one under way, from which the run may have to go on (a collective).
+
+        Raises:
+            StorageAwayError: if it does not end.
+        """
+        if not self.writer.finish():
+            raise StorageAwayError(
+                f"{self._job.checkpoints}: the checkpoint of step {self.writer.under_way} has been under way for more "
+                f"than {self._config.checkpoint_wait_seconds:.0f} s (trainer.checkpoint_wait_seconds), and the run has "
+                "to go back to it, or to one before. Mend the storage and start the same command again."
+            )
+
+    def _origin(self) -> dict[str, Any]:
+        """What the weights were made from, besides the settings."""
+        return {"stage": self._job.stage, "seed": self._job.seed, "lineage": self._job.lineage}
+
+    def _state(self, progress: Progress) -> dict[str, Any]:
+        """All that is saved besides tensors. Random numbers need none: they are functions of seed and position."""
+        scale = self._engine.loss_scale
+        return {
+            "step": progress.step,
+            "optimizer_step": self._engine.owned.optimizer_step,
+            "skipped_steps": progress.skipped,
+            "skipped_in_a_row": progress.skipped_in_a_row,
+            "position": progress.step * self._config.global_batch,
+            "random_numbers": "functions of the seed and of each sample's position",
+            **self._course.state(),
+            "origin": self._origin(),
+            "metrics": progress.numbers,
+            "world_size": dist.get_world_size(),
+            "zero_stage": self._config.zero_stage,
+            "precision": self._config.precision,
+            "loss_scale": scale.state() if scale else None,
+            "versions": {name: version(name) for name in ("foldtrain", "torch", "deepspeed")},
+        }

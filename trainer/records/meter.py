@@ -1,0 +1,142 @@
+"""Measurements of the steps since the last record of metrics.jsonl.
+
+    window_steps, window_seconds    steps of this record, and the time from the last record to this one
+    step_seconds                    window_seconds by step; _p50, _p95 and _max are of the steps alone, on rank 0
+    data_wait_share                 of window_seconds, waited for batches, mean over ranks
+    checkpoint_seconds              of window_seconds, blocked by checkpoints, on the rank that waited longest
+    samples_per_second, tokens_per_second    over all ranks; tokens where a batch has any
+    mfu                             floating-point operations of the model's steps, as a share of the devices' peak
+    loss_scale                      of the last step, in fp16
+    memory_bytes                    resident memory of the process; cuda_*_bytes largest since the last record; both
+                                    of the rank that has most
+    skipped_steps                   optimizer steps that were not applied, since the run began
+    passed_over_steps               steps that rollbacks skipped, since the run began
+
+Losses stay on the device until a record is due, when two small collectives average them.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from trainer.config import TrainerConfig
+from trainer.engine.deepspeed_engine import StepResult, Terms
+from trainer.engine.schedule import learning_rate
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The smallest of the values that at least this share of them does not exceed (nearest rank)."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+
+
+class Meter:
+    """Measures the steps of one rank.
+
+    Args:
+        config: of the trainer.
+        flops_per_step: floating-point operations of one optimizer step, over all ranks; None if unknown.
+        peak_flops: floating-point operations per second that one rank's device can do; None if unknown.
+    """
+
+    def __init__(
+        self, config: TrainerConfig, flops_per_step: float | None = None, peak_flops: float | None = None
+    ) -> None:
+        self._config = config
+        self._flops, self._peak = flops_per_step, peak_flops
+        self.start()
+
+    def start(self) -> None:
+        """Begin a window: nothing is measured yet."""
+        self._began = time.perf_counter()
+        self._steps: list[float] = []
+        self._waited = self._blocked = self._grad_norm = 0.0
+        self._tokens = 0
+        self._loss_scale = 1.0
+        self._terms: Terms = {}
+
+    def add(self, result: StepResult, waited: float, seconds: float, tokens: int = 0) -> None:
+        """Account for a step.
+
+        Args:
+            result: of the step.
+            waited: seconds that it waited for its batch.
+            seconds: that it took in all.
+            tokens: of this rank's batch.
+        """
+        self._steps.append(seconds)
+        self._waited += waited
+        self._tokens += tokens
+        self._grad_norm += result.grad_norm
+        self._loss_scale = result.loss_scale
+        for name, value in result.terms.items():
+            self._terms[name] = self._terms.get(name, 0) + value
+
+    def block(self, seconds: float) -> None:
+        """Account for time that a checkpoint took from training."""
+        self._blocked += seconds
+
+    def record(self, step: int, skipped: int, passed_over: int = 0) -> dict[str, Any]:
+        """The record of the steps up to `step` (a collective), and a new window.
+
+        Args:
+            step: steps that were done or passed over.
+            skipped: optimizer steps that were not applied.
+            passed_over: steps that rollbacks skipped.
+        """
+        seconds, count = time.perf_counter() - self._began, len(self._steps)
+        means, most = self._over_ranks(seconds)
+        numbers = means | {
+            "learning_rate": learning_rate(self._config, step - 1),
+            "grad_norm": self._grad_norm / count,
+            "samples_per_second": count * self._config.global_batch / seconds,
+            "step_seconds": seconds / count,
+            "step_seconds_p50": percentile(self._steps, 0.5),
+            "step_seconds_p95": percentile(self._steps, 0.95),
+            "step_seconds_max": max(self._steps),
+            "window_steps": count,
+            "window_seconds": seconds,
+            "eta_seconds": (self._config.steps - step) * seconds / count,
+        }
+        if self._config.precision == "fp16":
+            numbers["loss_scale"] = self._loss_scale
+        if self._tokens:
+            numbers["tokens_per_second"] = self._tokens * dist.get_world_size() / seconds
+        if self._flops and self._peak:
+            numbers["mfu"] = self._flops * count / (seconds * self._peak * dist.get_world_size())
+        finite = {name: value if math.isfinite(value) else None for name, value in (numbers | most).items()}
+        self.start()
+        samples = (step - passed_over) * self._config.global_batch
+        head = {"time": time.time(), "step": step, "steps": self._config.steps, "samples": samples}
+        return head | finite | {"skipped_steps": skipped, "passed_over_steps": passed_over}
+
+    def _over_ranks(self, seconds: float) -> tuple[dict[str, float], dict[str, float]]:
+        """Means of the terms and of the wait over all ranks; the largest memory and time blocked."""
+        terms = {name: value.float() / len(self._steps) for name, value in sorted(self._terms.items())}
+        device = next(iter(terms.values())).device
+        sums = torch.stack([*terms.values(), torch.tensor(self._waited / seconds, device=device)])
+        dist.all_reduce(sums)
+        means = dict(zip([*terms, "data_wait_share"], (sums / dist.get_world_size()).tolist(), strict=True))
+        most = memory(device) | {"checkpoint_seconds": self._blocked}
+        largest = torch.tensor(list(most.values()), dtype=torch.float64, device=device)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        found = dict(zip(most, largest.tolist(), strict=True))
+        return means, {name: int(value) if name.endswith("_bytes") else value for name, value in found.items()}
+
+
+def memory(device: torch.device) -> dict[str, float]:
+    """Bytes that this process holds; on CUDA also the most that tensors took since the last call, and torch kept."""
+    import psutil
+
+    found = {"memory_bytes": float(psutil.Process().memory_info().rss)}
+    if device.type == "cuda":
+        found["cuda_allocated_bytes"] = float(torch.cuda.max_memory_allocated(device))
+        found["cuda_reserved_bytes"] = float(torch.cuda.max_memory_reserved(device))
+        torch.cuda.reset_peak_memory_stats(device)
+    return found

@@ -1,0 +1,38 @@
+"""The data sets that a stage is trained from, opened as `data.reading` says."""
+
+from __future__ import annotations
+
+from data_pipeline.errors import UsageError
+from data_pipeline.node.copy_seal import SEAL_BYTES
+from data_pipeline.node.node_cache import NodeCache
+from data_pipeline.shards.image_shards import ImageShards
+from data_pipeline.shards.token_dataset import TokenShards
+from trainer.job import TrainJob
+
+
+def open_images(job: TrainJob) -> ImageShards:
+    """The images, by range reads or through copies on this node.
+
+    Raises:
+        UsageError: if a copy of every shard would be thrown away before its samples are used up.
+    """
+    images = ImageShards(job.inputs["images"], cache=_cache(job) if job.reading.cache_images else None)
+    limit, shards = job.reading.cache_bytes, images.manifest.shards
+    if job.reading.cache_images and limit is not None:
+        window = min(job.reading.shuffle_window or len(shards), len(shards))
+        needed = (window + 1) * (max(shard.bytes for shard in shards) + SEAL_BYTES)
+        if needed > limit and sum(shard.bytes + SEAL_BYTES for shard in shards) > limit:
+            raise UsageError(
+                f"data.reading.cache_bytes is {limit}, but {window} shards are shuffled together, which take {needed} "
+                "bytes: raise it, set data.reading.shuffle_window lower, or set data.reading.cache_images to false"
+            )
+    return images
+
+
+def open_tokens(job: TrainJob) -> TokenShards:
+    """The tokens, through this node's copy."""
+    return TokenShards(job.inputs["tokens"], _cache(job))
+
+
+def _cache(job: TrainJob) -> NodeCache:
+    return NodeCache(job.reading.cache_dir, job.reading.cache_bytes)
