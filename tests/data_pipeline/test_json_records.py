@@ -96,8 +96,10 @@ def test_a_remote_record_beyond_the_size_limit_is_not_fetched(monkeypatch: pytes
     monkeypatch.setattr(json_records, "MOST_BYTES", 20)
     storage.write_bytes("memory://records/large.json", b'"' + b"x" * 30 + b'"')
     storage.write_bytes("memory://records/small.json", b'"x"')
-    monkeypatch.setattr(storage.object_reads, "read_pieces", lambda _read, size: b'"' + b"x" * (size - 2) + b'"')
+    monkeypatch.setattr(storage.files.object_reads, "read_pieces", lambda _read, size: b'"' + b"x" * (size - 2) + b'"')
     assert storage.read_json("memory://records/small.json") == "x"
-    monkeypatch.setattr(storage.object_reads, "read_pieces", lambda _read, size: pytest.fail(f"{size} bytes are read"))
+    monkeypatch.setattr(
+        storage.files.object_reads, "read_pieces", lambda _, size: pytest.fail(f"{size} bytes are read")
+    )
     with pytest.raises(UsageError, match=r"large\.json has more than the 20 bytes"):
         storage.read_json("memory://records/large.json")

@@ -143,7 +143,7 @@ def test_reads_as_a_seekable_file(folder: str) -> None:
 
 def test_a_wrong_secret_names_the_uri_and_what_to_check(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    monkeypatch.setattr(storage, "filesystem", lambda uri: fsspec.filesystem("s3", skip_instance_cache=True))
+    monkeypatch.setattr(storage.files, "filesystem", lambda uri: fsspec.filesystem("s3", skip_instance_cache=True))
     with pytest.raises(FoldtrainError, match=rf"{s3_uri}/object.*AWS_SECRET_ACCESS_KEY"):
         storage.read_bytes(f"{s3_uri}/object")
 
@@ -156,7 +156,7 @@ def test_a_server_that_does_not_answer_is_tried_again_and_then_named(monkeypatch
         raise botocore.exceptions.EndpointConnectionError(endpoint_url="http://127.0.0.1:1")
 
     waits: list[float] = []
-    monkeypatch.setattr(storage, "filesystem", unreachable)
+    monkeypatch.setattr(storage.files, "filesystem", unreachable)
     monkeypatch.setattr("tenacity.nap.time.sleep", waits.append)
     monkeypatch.setenv("FOLDTRAIN_STORAGE_PATIENCE", "20")
     with pytest.raises(FoldtrainError, match=r"s3://bucket/object: .*127\.0\.0\.1:1.*AWS_ENDPOINT_URL"):

@@ -400,7 +400,7 @@ class _ReadOnly:
 
 
 def test_a_store_that_can_only_be_read_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "filesystem", lambda _: _ReadOnly())
+    monkeypatch.setattr(storage.files, "filesystem", lambda _: _ReadOnly())
     with pytest.raises(FoldtrainError, match=r"zip://x: .*can only be read"):
         storage.write_bytes("zip://x", b"x")
 
@@ -420,13 +420,13 @@ class _Odd:
 
 
 def test_what_another_library_raises_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "filesystem", lambda _: _Odd(_LibraryError("no such host")))
+    monkeypatch.setattr(storage.files, "filesystem", lambda _: _Odd(_LibraryError("no such host")))
     with pytest.raises(FoldtrainError, match=r"gs://bucket/x: no such host\. Check the URI"):
         storage.exists("gs://bucket/x")
 
 
 def test_a_bug_is_not_told_as_a_refusal_of_storage(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "filesystem", lambda _: _Odd(AttributeError("typo")))
+    monkeypatch.setattr(storage.files, "filesystem", lambda _: _Odd(AttributeError("typo")))
     with pytest.raises(AttributeError):
         storage.exists("gs://bucket/x")
 

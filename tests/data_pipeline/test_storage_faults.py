@@ -302,7 +302,7 @@ def test_a_read_that_is_silently_short_is_done_again(
     read: Callable[[str], bytes], expected: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short = ShortOnce(b"0123456789")
-    monkeypatch.setattr(storage, "filesystem", lambda uri: short)
+    monkeypatch.setattr(storage.files, "filesystem", lambda uri: short)
     assert read("s3://bucket/object") == expected
     assert short.reads == 2
 
