@@ -13,6 +13,7 @@ from data_pipeline.shards import weights
 from data_pipeline.shards.manifest import differences
 from data_pipeline.shards.weights import Card
 from trainer.config import ClassifierStageConfig, GeneratorStageConfig, TokenizerStageConfig, TrackingConfig
+from trainer.registry import trained_in
 
 StageSection = ClassifierStageConfig | TokenizerStageConfig | GeneratorStageConfig
 
@@ -51,9 +52,6 @@ _CHANGEABLE = {
     "spikes",
     "extra",
 }
-
-_SECTIONS = {"judge": "evaluation.judge"}
-"""Where a stage's section is in the config, if it does not have the stage's name."""
 
 # Settings of `data.reading` that decide what is seen, and in which order.
 _SEEN = {"decode", "crop", "shuffle_window"}
@@ -154,7 +152,7 @@ class TrainJob:
         if can:
             return ", or set accept_changes=true to go on from the newest checkpoint with these"
         if allowed and card is not None and card.steps is not None:
-            key = f"{_SECTIONS.get(self.stage, self.stage)}.trainer.steps"
+            key = f"{trained_in(self.stage).section}.trainer.steps"
             return f", or set {key} above {card.steps} and accept_changes=true to train it further with these"
         return ""
 

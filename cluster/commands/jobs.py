@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from cluster.commands.stages import STAGES, Config, Overrides
+from cluster.commands.stages import Config, Overrides
 from cluster.terminal.output import say
+from trainer.registry import QUICKSTART, STAGES
 
 Address = Annotated[str | None, typer.Option(help="URL of a Ray cluster's dashboard, http://HOST:8265.")]
 TargetName = Annotated[str | None, typer.Option("--target", help="local (default) or ray (needs --address).")]
@@ -33,7 +34,7 @@ def submit(
 
     resolved = load_config(config, overrides or [])
     place = open_target(target, address)
-    job_id = jobs.submit(place, stage, resolved, ["quickstart", *STAGES])
+    job_id = jobs.submit(place, stage, resolved, [QUICKSTART, *(each.command for each in STAGES)])
     where = f" --address {address}" if address else ""
     say(f"submitted {job_id}; follow it with: foldtrain logs -f {job_id}{where}")
     if follow:

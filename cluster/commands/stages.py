@@ -8,18 +8,7 @@ from typing import Annotated
 
 import typer
 
-STAGES = {
-    "ingest": "Raw images → image shards.",
-    "train-teacher": "Train the frozen teacher, a small classifier.",
-    "train-judge": "Train the independent classifier that judges samples.",
-    "train-tokenizer": "Image shards → tokenizer.",
-    "tokenize": "Image shards and tokenizer → token shards, to disk or s3://.",
-    "train-generator": "Token shards → generator.",
-    "sample": "Draw images from the generator.",
-    "evaluate": "Fréchet distances and class accuracy.",
-    "report": "Write report.html into the run.",
-}
-"""What each stage does, in the order in which they follow each other."""
+from trainer.registry import QUICKSTART, STAGES
 
 Config = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML config: a path or a URI.")]
 Overrides = Annotated[
@@ -76,7 +65,7 @@ def quickstart(
     """Everything, small, on this machine, in minutes: from raw images to samples and a report."""
     given = list(arguments or [])
     with_config = bool(given) and ("=" not in given[0] or os.path.isfile(given[0]))  # noqa: PTH113 - a Path raises where a name is too long
-    run("quickstart", given.pop(0) if with_config else packaged("quickstart.yaml"), given)
+    run(QUICKSTART, given.pop(0) if with_config else packaged("quickstart.yaml"), given)
 
 
 def packaged(name: str) -> str:
@@ -88,6 +77,6 @@ def packaged(name: str) -> str:
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this file."""
-    app.command("quickstart", rich_help_panel="Stages")(quickstart)
-    for stage, text in STAGES.items():
-        app.command(stage, help=text, rich_help_panel="Stages")(_command(stage))
+    app.command(QUICKSTART, rich_help_panel="Stages")(quickstart)
+    for stage in STAGES:
+        app.command(stage.command, help=stage.help, rich_help_panel="Stages")(_command(stage.command))

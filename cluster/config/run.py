@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from typing import Annotated, Any, Self
 
 from pydantic import Field, PlainSerializer, PlainValidator, WithJsonSchema, model_validator
@@ -21,6 +23,7 @@ from trainer.config import (
     TokenizerStageConfig,
     TrackingConfig,
 )
+from trainer.registry import FOLDERS, TRAINING, stage_in
 
 LONGEST_NUMBER = 9
 """Most digits of a number of workers."""
@@ -111,10 +114,6 @@ class ClusterConfig(Section):
         return not isinstance(self.workers, int)
 
 
-FOLDERS = ("images", "teacher", "judge", "tokenizer", "tokens", "generator", "samples")
-"""What a run makes, each in a folder of its own."""
-
-
 class RunConfig(Section):
     """A run: from raw images to generated ones."""
 
@@ -156,25 +155,43 @@ class RunConfig(Section):
 
     def with_classes(self, present: int) -> RunConfig:
         """The same with the number of classes of the data, wherever `num_classes` is null."""
+        config = self
+        for path, section in self.class_sections().items():
+            model = section.model.with_classes(present)
+            config = _replaced(config, path.split("."), section.model_copy(update={"model": model}))
+        return config
 
-        def filled(section: Any) -> Any:
-            return section and section.model_copy(update={"model": section.model.with_classes(present)})
+    def class_sections(self) -> dict[str, Any]:
+        """The sections, by their dotted paths, of the networks that know the classes of the data."""
+        found = {stage.section: self.section(stage.section) for stage in TRAINING}
+        return {path: section for path, section in found.items() if section and hasattr(section.model, "with_classes")}
 
-        judged = self.evaluation.model_copy(update={"judge": filled(self.evaluation.judge)})
-        found = {"teacher": filled(self.teacher), "generator": filled(self.generator), "evaluation": judged}
-        return self.model_copy(update=found)
+    def section(self, path: str) -> Any:
+        """The section at a dotted path; None if this config has none."""
+        return functools.reduce(lambda at, key: at and getattr(at, key), path.split("."), self)
 
     def _check_places(self) -> None:
         """No data set lies in another, or in a source."""
         written = {name: self.folder(name) for name in FOLDERS}
-        named = {"images": "data.images", "tokens": "tokens.output"}
-        given = {"images": self.data.images, "tokens": self.tokens.output}
-        written = {named[name] if given.get(name) else f"{name} of the run": uri for name, uri in written.items()}
+        written = {self._place_name(name): uri for name, uri in written.items()}
         refuse_overlap(written)
         cache = self.data.reading.cache_dir
         refuse_nesting(self.data, written, {"run": self.run} | ({"data.reading.cache_dir": cache} if cache else {}))
 
     def folder(self, name: str) -> str:
-        """URI of a folder of this run: images, teacher, judge, tokenizer, tokens, generator, samples."""
-        given = {"images": self.data.images, "tokens": self.tokens.output}.get(name)
-        return given or storage.join(self.run, name)
+        """URI of a folder of this run (`trainer.registry.FOLDERS`)."""
+        return self._place(name) or storage.join(self.run, name)
+
+    def _place_name(self, name: str) -> str:
+        return stage_in(name).place if self._place(name) else f"{name} of the run"
+
+    def _place(self, name: str) -> str | None:
+        """Where the config puts what belongs in a folder of the run, if elsewhere."""
+        path = stage_in(name).place
+        return self.section(path) if path else None
+
+
+def _replaced(section: Any, path: Sequence[str], value: Any) -> Any:
+    """A section with another value at a path."""
+    key, *rest = path
+    return section.model_copy(update={key: _replaced(getattr(section, key), rest, value) if rest else value})

@@ -15,18 +15,18 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from cluster.config.errors import closest
-from cluster.pool.scale import PROGRESS, STAGES
+from cluster.pool.scale import PROGRESS
 from cluster.pool.shard_ledger import WorkerRate
 from cluster.progress.stage_records import recorded_folder
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from trainer.records.jsonl import read_last_records
+from trainer.registry import FOLDERS, STAGES
 
 Record = dict[str, Any]
 Status = Literal["running", "stalled", "stopped", "finished", "failed"]
 
-TRAINING_STAGES = ("teacher", "judge", "tokenizer", "generator")
-_PARTS = {"images", *TRAINING_STAGES, "tokens", "samples", "evaluation.json", "stages.json", "report.html"}
+_PARTS = {*FOLDERS, "evaluation.json", "stages.json", "report.html"}
 """What stages leave in a run."""
 _MOST_CHILDREN = 50
 """Folders that are looked into for a run that may have been meant."""
@@ -95,12 +95,17 @@ class StageView:
 
 def read_run(run: str, now: float) -> list[StageView]:
     """The stages of a run that have begun, in their order. `now` is a unix time in seconds."""
-    views: dict[str, StageView | None] = {
-        name: read_training(storage.join(run, name), name, now) for name in TRAINING_STAGES
-    }
-    views |= {name: read_shards(recorded_folder(run, name), name, now) for name in STAGES.values()}
-    order = ("images", "teacher", "judge", "tokenizer", "tokens", "generator")
-    return [view for name in order if (view := views[name]) is not None]
+    readers = {"network": _read_network, "shards": _read_data_set}
+    views = (readers[stage.product](run, stage.folder, now) for stage in STAGES if stage.product in readers)
+    return [view for view in views if view is not None]
+
+
+def _read_network(run: str, folder: str, now: float) -> StageView | None:
+    return read_training(storage.join(run, folder), folder, now)
+
+
+def _read_data_set(run: str, folder: str, now: float) -> StageView | None:
+    return read_shards(recorded_folder(run, folder), folder, now)
 
 
 def require_run(run: str) -> None:

@@ -9,14 +9,15 @@ from __future__ import annotations
 from typing import Any
 
 from cluster.config.loading import load_config
-from cluster.progress.stage_records import Folder, recorded_folder
+from cluster.progress.stage_records import recorded_folder
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
+from trainer.registry import SHARDS
 
 PROGRESS = "progress.json"
 """How far a pool has come; it writes this beside its shards."""
 
-STAGES: dict[str, Folder] = {"ingest": "images", "tokenize": "tokens"}
+STAGES = {stage.command: stage.folder for stage in SHARDS}
 """The stages that have a pool, and the folders of their shards."""
 
 _FILE = "control.json"

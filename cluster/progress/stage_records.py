@@ -11,7 +11,7 @@ asked is in samples/samples.json and evaluation.json (cluster/stages/results.py)
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
@@ -20,17 +20,14 @@ from cluster.config.run import RunConfig
 from data_pipeline import storage
 from data_pipeline.errors import CorruptShardError, FoldtrainError
 from data_pipeline.text import yaml_dialect
+from trainer.registry import stage_in, stage_named, value_at
 
 CONFIG = "config.yaml"
-Folder = Literal["images", "tokens"]
-"""Of a stage that makes shards, in a run."""
-
-_ADDING_UP = {"start", "ingest", "tokenize"}
-"""Stages that do each of their items in one call only; and the start of a command that runs several."""
-_UNITS = {"start": "commands", "ingest": "images", "tokenize": "images", "sample": "images", "evaluate": "images"}
+START = "start"
+"""In place of a stage: starting a command that runs several."""
 
 
-def record_config(config: RunConfig, folder: Folder) -> None:
+def record_config(config: RunConfig, folder: str) -> None:
     """Put on record that a stage has accepted a config, and is about to make shards."""
     own = storage.absolute(storage.join(config.run, folder))
     _write_config(config, dict.fromkeys((storage.absolute(config.folder(folder)), own)))
@@ -44,7 +41,7 @@ def _write_config(config: RunConfig, folders: Iterable[str]) -> None:
         storage.write_bytes(storage.join(uri, CONFIG), text)
 
 
-def record_place(config: RunConfig, folder: Folder) -> None:
+def record_place(config: RunConfig, folder: str) -> None:
     """Put on record where the finished shards of a run are, if they are elsewhere and the run does not say so yet."""
     if storage.absolute(config.folder(folder)) == storage.absolute(storage.join(config.run, folder)):
         return
@@ -52,13 +49,12 @@ def record_place(config: RunConfig, folder: Folder) -> None:
         _write_config(config, [storage.join(config.run, folder)])
 
 
-def recorded_folder(run: str, folder: Folder) -> str:
+def recorded_folder(run: str, folder: str) -> str:
     """Where the shards of a run are, as its stage has recorded it; in the run, if there is no record that says so."""
     inside = storage.join(run, folder)
-    section, key = {"images": ("data", "images"), "tokens": ("tokens", "output")}[folder]
     try:
         record: Any = yaml_dialect.parse(storage.read_bytes(storage.join(inside, CONFIG), yaml_dialect.MOST_BYTES))
-        given = record[section][key]
+        given = value_at(record, stage_in(folder).place)
     except (FileNotFoundError, NotADirectoryError, CorruptShardError, yaml.YAMLError, KeyError, TypeError):
         return inside
     return given if isinstance(given, str) and given else inside
@@ -69,7 +65,7 @@ def record_time(run: str, stage: str, seconds: float, items: int) -> None:
 
     Args:
         run: URI of the run.
-        stage: its name.
+        stage: its command, or `START`.
         seconds: wall-clock time of this call.
         items: what it worked through: images of this call; of training, samples so far.
     """
@@ -82,9 +78,11 @@ def record_time(run: str, stage: str, seconds: float, items: int) -> None:
         raise FoldtrainError(f"{uri} is no list of stages: it was edited; delete it")
     known = next((entry for entry in entries if isinstance(entry, dict) and entry.get("stage") == stage), None)
     if known is None:
-        known = {"stage": stage, "seconds": 0.0, "items": 0, "unit": _UNITS.get(stage, "samples")}
+        unit = "commands" if stage == START else stage_named(stage).unit
+        known = {"stage": stage, "seconds": 0.0, "items": 0, "unit": unit}
         entries.append(known)
-    replaced = stage in _UNITS and stage not in _ADDING_UP
+    adds_up = stage == START or stage_named(stage).adds_up
+    replaced = not adds_up and stage_named(stage).product == "results"
     known["seconds"] = seconds if replaced else known["seconds"] + seconds
-    known["items"] = known["items"] + items if stage in _ADDING_UP else items
+    known["items"] = known["items"] + items if adds_up else items
     storage.write_json(uri, entries)

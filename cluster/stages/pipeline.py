@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from cluster.config.absolute_paths import with_absolute_paths
 from cluster.config.run import RunConfig
-from cluster.progress.stage_records import record_time
+from cluster.progress.stage_records import START, record_time
 from cluster.terminal.output import console, duration
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
@@ -18,8 +19,9 @@ from data_pipeline.shards import weights
 from data_pipeline.shards.manifest import ImageManifest
 from data_pipeline.shards.token_shards import check_tokenizer
 from data_pipeline.tools.preflight import check_images, check_tokens
-from trainer.config import ClassifierStageConfig
+from trainer.config import TeacherConfig
 from trainer.job import StageSection, TrainJob
+from trainer.registry import QUICKSTART, STAGES, RunStage, stage_named
 
 
 class StageStopped(Exception):  # noqa: N818 - it is no error
@@ -35,17 +37,21 @@ class StageStopped(Exception):  # noqa: N818 - it is no error
         self.done = done
 
 
-QUICKSTART = (
-    "ingest",
-    "train-teacher",
-    "train-judge",
-    "train-tokenizer",
-    "tokenize",
-    "train-generator",
-    "evaluate",
-    "sample",
-    "report",
-)
+Work = Callable[[RunConfig], int]
+"""Does a stage, and returns what it worked through; 0 if it was finished already."""
+
+_WORK: dict[str, Work] = {}
+"""What each stage does that trains nothing."""
+
+
+def _does(command: str) -> Callable[[Work], Work]:
+    """Say which stage a function does."""
+
+    def add(work: Work) -> Work:
+        _WORK[stage_named(command).command] = work
+        return work
+
+    return add
 
 
 def run_stage(name: str, config: RunConfig, before: float = 0.0) -> bool:
@@ -63,27 +69,17 @@ def run_stage(name: str, config: RunConfig, before: float = 0.0) -> bool:
         FoldtrainError: if something that the user can mend is wrong.
         StageStopped: if training ended on a termination notice.
     """
-    if name == "quickstart":
+    if name == QUICKSTART:
         return _quickstart(config, before)
-    stages: dict[str, Callable[[RunConfig], int]] = {
-        "ingest": _ingest,
-        "train-teacher": _train_teacher,
-        "train-judge": _train_judge,
-        "train-tokenizer": _train_tokenizer,
-        "tokenize": _tokenize,
-        "train-generator": _train_generator,
-        "sample": _sample,
-        "evaluate": _evaluate,
-        "report": _report,
-    }
+    stage = stage_named(name)
     started = time.monotonic() - before
     try:
-        done = stages[name](config)
+        done = _train_stage(config, stage) if stage.trains else _WORK[name](config)
     except StageStopped as stopped:
         record_time(config.run, name, time.monotonic() - started, stopped.done)
         raise
     seconds = time.monotonic() - started
-    if done and name != "report":  # which only reads, but for its page
+    if done and stage.unit != "pages":  # the report only reads, but for its page
         record_time(config.run, name, seconds, done)
     outcome = f"done in {duration(seconds)}" if done else "is finished already"
     console().print(f"{name}: {outcome}")
@@ -97,11 +93,11 @@ def _quickstart(config: RunConfig, before: float) -> bool:
     entered, worked = time.monotonic() - before, False
     with ray_session(config.cluster):
         starting = time.monotonic() - entered
-        for name in QUICKSTART:
-            if _applies(name, config) and run_stage(name, config) and not worked:
+        for stage in STAGES:
+            if _applies(stage, config) and run_stage(stage.command, config) and not worked:
                 worked = True
-                record_time(config.run, "start", starting, 1)
-            if name == "ingest":
+                record_time(config.run, START, starting, 1)
+            if stage.folder == "images":
                 _check_later_stages(config)
     return worked
 
@@ -109,20 +105,22 @@ def _quickstart(config: RunConfig, before: float) -> bool:
 def _check_later_stages(config: RunConfig) -> None:
     """Find out now, and not after hours of training, whether a later stage would refuse the classes of the data."""
     names = ImageManifest.read(_images(config)).classes
-    sections = {"teacher": config.teacher, "evaluation.judge": config.evaluation.judge, "generator": config.generator}
-    for key, section in sections.items():
-        if section is not None:
-            _check_classes(key, section.model.with_classes(len(names)).classes, names, say=False)
+    for key, section in config.with_classes(len(names)).class_sections().items():
+        _check_classes(key, section.model.classes, names, say=False)
     wrong = [label for label in config.sampling.classes or () if label >= len(names)]
     if wrong:
         raise UsageError(f"sampling.classes: {wrong} are not among the classes of the data, 0 to {len(names) - 1}")
 
 
-def _applies(name: str, config: RunConfig) -> bool:
+def _applies(stage: RunStage, config: RunConfig) -> bool:
     """Whether a stage has anything to do in this config."""
-    if name == "train-teacher":
-        return config.teacher is not None and config.teacher.timm is None
-    return name != "train-judge" or config.evaluation.judge is not None
+    section = config.section(stage.section) if stage.optional else None
+    return not stage.optional or (section is not None and not _is_pretrained(section))
+
+
+def _is_pretrained(section: Any) -> bool:
+    """Whether a section names a network with published weights, in place of one to train."""
+    return isinstance(section, TeacherConfig) and section.timm is not None
 
 
 def _folder(config: RunConfig, *parts: str) -> str:
@@ -142,12 +140,14 @@ def _held_out(config: RunConfig) -> str:
 # ---------------------------------------------------------------------------------------------------------------- data
 
 
+@_does("ingest")
 def _ingest(config: RunConfig) -> int:
     from cluster.pool.ingesting import ingest
 
     return ingest(config)
 
 
+@_does("tokenize")
 def _tokenize(config: RunConfig) -> int:
     from cluster.pool.tokenizing import tokenize
 
@@ -168,7 +168,15 @@ def _job(
     record = with_absolute_paths(config).model_dump(mode="json")
     data = config.data
     return TrainJob(
-        *(stage, _folder(config, stage), section, config.seed, data.fit, data.reading, inputs, lineage, record),
+        stage=stage,
+        folder=_folder(config, stage),
+        section=section,
+        seed=config.seed,
+        fit=data.fit,
+        reading=data.reading,
+        inputs=inputs,
+        lineage=lineage,
+        config=record,
         classes=tuple(classes),
         tracking=config.tracking,
         peak_tflops=config.cluster.peak_tflops,
@@ -190,28 +198,43 @@ def _train(config: RunConfig, job: TrainJob) -> int:
     return trainer.steps * trainer.global_batch if trained else 0
 
 
-def _train_teacher(config: RunConfig) -> int:
-    if config.teacher is None or config.teacher.timm:
-        raise UsageError("this config has no teacher to train: teacher is null, or teacher.timm names a pretrained one")
-    return _train_classifier(config, "teacher", lambda known: known.teacher)
+def _train_stage(config: RunConfig, stage: RunStage) -> int:
+    """Find and check what a network is trained from, and train it."""
+    section = config.section(stage.section)
+    if section is None or _is_pretrained(section):
+        reason = f"{stage.section} is null" if section is None else f"{stage.section}.timm names a pretrained one"
+        raise UsageError(f"this config has no {stage.folder} to train: {reason}")
+    inputs, lineage, classes = (_token_inputs if "tokens" in stage.needs else _image_inputs)(config, stage)
+    config = config.with_classes(len(classes))
+    section = config.section(stage.section)
+    knows_classes = stage.section in config.class_sections()
+    if knows_classes:
+        _check_classes(stage.section, section.model.classes, classes)
+    return _train(config, _job(config, stage.folder, section, inputs, lineage, classes if knows_classes else ()))
 
 
-def _train_judge(config: RunConfig) -> int:
-    if config.evaluation.judge is None:
-        raise UsageError("this config has no judge to train: evaluation.judge is null")
-    return _train_classifier(config, "judge", lambda known: known.evaluation.judge)
+_Inputs = tuple[dict[str, str], dict[str, str], tuple[str, ...]]
+"""URIs of what a stage is trained from, their fingerprints, and the names of the classes."""
 
 
-def _train_classifier(
-    config: RunConfig, stage: str, section_of: Callable[[RunConfig], ClassifierStageConfig | None]
-) -> int:
+def _image_inputs(config: RunConfig, stage: RunStage) -> _Inputs:
     images = check_images(_images(config))
-    config = config.with_classes(len(images.classes))
-    section = section_of(config)
-    assert section is not None
-    _check_classes("evaluation.judge" if stage == "judge" else stage, section.model.classes, images.classes)
     inputs, lineage = {"images": _images(config)}, {"images": images.fingerprint}
-    return _train(config, _job(config, stage, section, inputs, lineage, images.classes))
+    if "teacher" in stage.needs and config.teacher is not None:
+        inputs["teacher"] = _folder(config, "teacher", "export")
+        if config.teacher.timm:
+            inputs["teacher_timm"] = lineage["teacher"] = config.teacher.timm
+        else:
+            lineage["teacher"] = weights.read_card(inputs["teacher"], "teacher").fingerprint()
+    return inputs, lineage, images.classes
+
+
+def _token_inputs(config: RunConfig, _stage: RunStage) -> _Inputs:
+    inputs = {"tokens": _folder(config, "tokens"), "tokenizer": _folder(config, "tokenizer", "export")}
+    card = weights.read_card(inputs["tokenizer"], "tokenizer")
+    tokens = check_tokens(inputs["tokens"])
+    check_tokenizer(tokens, card.fingerprint(), card.config)
+    return inputs, {"tokens": tokens.fingerprint, "tokenizer": card.fingerprint()}, tokens.classes
 
 
 def _check_classes(section: str, known: int, names: Sequence[str], *, say: bool = True) -> None:
@@ -222,45 +245,24 @@ def _check_classes(section: str, known: int, names: Sequence[str], *, say: bool 
         console().print(f"{key} is {known}, and the data have {present} classes: {known - present} are never used")
 
 
-def _train_tokenizer(config: RunConfig) -> int:
-    images = check_images(_images(config))
-    config = config.with_classes(len(images.classes))
-    inputs, lineage = {"images": _images(config)}, {"images": images.fingerprint}
-    if config.teacher is not None:
-        inputs["teacher"] = _folder(config, "teacher", "export")
-        if config.teacher.timm:
-            inputs["teacher_timm"] = lineage["teacher"] = config.teacher.timm
-        else:
-            lineage["teacher"] = weights.read_card(inputs["teacher"], "teacher").fingerprint()
-    return _train(config, _job(config, "tokenizer", config.tokenizer, inputs, lineage))
-
-
-def _train_generator(config: RunConfig) -> int:
-    inputs = {"tokens": _folder(config, "tokens"), "tokenizer": _folder(config, "tokenizer", "export")}
-    card = weights.read_card(inputs["tokenizer"], "tokenizer")
-    tokens = check_tokens(inputs["tokens"])
-    check_tokenizer(tokens, card.fingerprint(), card.config)
-    config = config.with_classes(len(tokens.classes))
-    _check_classes("generator", config.generator.model.classes, tokens.classes)
-    lineage = {"tokens": tokens.fingerprint, "tokenizer": card.fingerprint()}
-    return _train(config, _job(config, "generator", config.generator, inputs, lineage, tokens.classes))
-
-
 # ------------------------------------------------------------------------------------------------------ what came of it
 
 
+@_does("sample")
 def _sample(config: RunConfig) -> int:
     from cluster.stages.results import sample
 
     return sample(config)
 
 
+@_does("evaluate")
 def _evaluate(config: RunConfig) -> int:
     from cluster.stages.results import evaluate
 
     return evaluate(config, _held_out(config))
 
 
+@_does("report")
 def _report(config: RunConfig) -> int:
     from cluster.stages.results import report
 

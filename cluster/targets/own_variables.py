@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from cluster.config.fields import map_places
 from cluster.config.run import RunConfig
 from data_pipeline.storage import uris
+from trainer.registry import QUICKSTART, stage_named
 
 _BY_SCHEME = {
     "s3": ("AWS_",),
@@ -19,7 +20,6 @@ _BY_SCHEME = {
     "hf": ("HF_", "HUGGING_FACE_", "HUGGINGFACE_"),
 }
 """How the names of variables begin that a kind of storage reads."""
-_TRAINING = ("quickstart", "train-teacher", "train-judge", "train-tokenizer", "train-generator")
 
 
 def not_sent(stage: str, config: RunConfig, environment: Mapping[str, str]) -> list[str]:
@@ -33,7 +33,7 @@ def not_sent(stage: str, config: RunConfig, environment: Mapping[str, str]) -> l
         return place
 
     map_places(config, see)
-    if config.tracking.wandb == "auto" and stage in _TRAINING:
+    if config.tracking.wandb == "auto" and (stage == QUICKSTART or stage_named(stage).trains):
         purposes["Weights & Biases"] = ("WANDB_",)
     if config.teacher is not None and config.teacher.timm:
         purposes[f"the pretrained teacher {config.teacher.timm}"] = _BY_SCHEME["hf"]

@@ -28,7 +28,6 @@ from data_pipeline.shards.manifest import MANIFEST_NAME
 from data_pipeline.storage import upload_marks
 
 SETTINGS, CARD, STAGES = "settings.json", "export/card.json", "stages.json"
-_STAGES = ("teacher", "judge", "tokenizer", "generator")
 _DATA_SETS = ("images", "tokens")
 _LEASE = re.compile(r"(?:(.+)/)?lease/\d{6,12}\.json")
 
@@ -226,11 +225,15 @@ def read(path: str) -> Any:
 
 
 def _is_settings(record: Any) -> bool:
-    return isinstance(record, dict) and record.get("stage") in _STAGES and {"section", "lineage"} <= record.keys()
+    """Whether a record is what a training stage of any name was begun with (trainer/job.py)."""
+    fields = {"stage": str, "section": dict, "seed": int, "data": dict, "lineage": dict}
+    return isinstance(record, dict) and all(isinstance(record.get(key), kind) for key, kind in fields.items())
 
 
 def _is_card(record: Any) -> bool:
-    return isinstance(record, dict) and record.get("kind") in _STAGES and "config" in record
+    """Whether a record is the card of a network of any kind (data_pipeline/shards/weights.py)."""
+    fields = {"kind": str, "config": dict}
+    return isinstance(record, dict) and all(isinstance(record.get(key), kind) for key, kind in fields.items())
 
 
 def _is_times(record: Any) -> bool:

@@ -19,13 +19,15 @@ from typer.testing import CliRunner
 
 from cluster.cli import app, find_cause
 from cluster.commands.configs import json_schema
-from cluster.commands.stages import STAGES, packaged
+from cluster.commands.stages import packaged
 from cluster.config.loading import load_config
 from cluster.terminal.output import duration, sparkline
 from data_pipeline.errors import FoldtrainError, UsageError
+from trainer.registry import STAGES
 
 Foldtrain = Callable[..., "subprocess.CompletedProcess[str]"]
 
+COMMANDS = tuple(stage.command for stage in STAGES)
 HEAVY = ("torch", "ray", "deepspeed", "timm", "pandas", "pyarrow")
 
 
@@ -45,7 +47,7 @@ def test_help_names_every_command(foldtrain: Foldtrain) -> None:
         "monitor",
         "verify",
     )
-    assert [name for name in (*STAGES, *others) if f"│ {name} " not in done.stdout] == []
+    assert [name for name in (*COMMANDS, *others) if f"│ {name} " not in done.stdout] == []
 
 
 def commands() -> list[tuple[str, ...]]:
@@ -76,7 +78,7 @@ def test_a_shell_that_asks_gets_the_commands_that_begin_so() -> None:
     asked = {"_FOLDTRAIN_COMPLETE": "complete_bash", "COMP_WORDS": "foldtrain train-", "COMP_CWORD": "1"}
     command = [str(Path(sys.executable).parent / "foldtrain")]
     done = subprocess.run(command, env={**os.environ, **asked}, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [stage for stage in STAGES if stage.startswith("train-")]
+    assert done.stdout.split() == [name for name in COMMANDS if name.startswith("train-")]
 
 
 def test_neither_help_nor_a_config_imports_what_is_slow(small_config: Path) -> None:

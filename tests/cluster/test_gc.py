@@ -18,7 +18,9 @@ def leave_a_file(folder: Path) -> Path:
     path = folder / "run" / f".tmp-{'0' * 32}-images-00000.tar"
     path.parent.mkdir()
     path.write_bytes(bytes(2000))
-    (folder / "run" / "settings.json").write_text('{"stage": "generator", "section": {}, "lineage": {}}')
+    (folder / "run" / "settings.json").write_text(
+        '{"stage": "generator", "section": {}, "seed": 0, "data": {}, "lineage": {}}'
+    )
     return path
 
 
@@ -75,7 +77,9 @@ def checkpoint_gc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[.
 def test_checkpoints_of_another_program_are_left_alone(checkpoint_gc: Callable[..., Result], tmp_path: Path) -> None:
     leave_a_checkpoint(tmp_path / "run/theirs")
     leave_a_checkpoint(tmp_path / "run/generator")
-    (tmp_path / "run/generator/settings.json").write_text('{"stage": "generator", "section": {}, "lineage": {}}')
+    (tmp_path / "run/generator/settings.json").write_text(
+        '{"stage": "generator", "section": {}, "seed": 0, "data": {}, "lineage": {}}'
+    )
     done = checkpoint_gc("run", "--keep", "1")
     assert done.exit_code == 1
     assert "theirs is no stage of foldtrain" in done.output
@@ -86,7 +90,9 @@ def test_checkpoints_of_another_program_are_left_alone(checkpoint_gc: Callable[.
 def test_checkpoints_are_not_removed_through_a_link(checkpoint_gc: Callable[..., Result], tmp_path: Path) -> None:
     leave_a_checkpoint(tmp_path / "theirs")
     (tmp_path / "run").mkdir()
-    (tmp_path / "run/settings.json").write_text('{"stage": "generator", "section": {}, "lineage": {}}')
+    (tmp_path / "run/settings.json").write_text(
+        '{"stage": "generator", "section": {}, "seed": 0, "data": {}, "lineage": {}}'
+    )
     (tmp_path / "run/checkpoints").symlink_to(tmp_path / "theirs/checkpoints")
     done = checkpoint_gc("run", "--keep", "1")
     assert (done.exit_code, "is a link" in done.output) == (1, True)
@@ -97,7 +103,9 @@ def test_checkpoints_of_a_stage_that_is_trained_are_left_alone(
     checkpoint_gc: Callable[..., Result], tmp_path: Path
 ) -> None:
     leave_a_checkpoint(tmp_path / "run")
-    (tmp_path / "run/settings.json").write_text('{"stage": "generator", "section": {}, "lineage": {}}')
+    (tmp_path / "run/settings.json").write_text(
+        '{"stage": "generator", "section": {}, "seed": 0, "data": {}, "lineage": {}}'
+    )
     with only_driver("run", "training of generator"):
         done = checkpoint_gc("run", "--keep", "1")
         assert (done.exit_code, "training of generator on" in done.output) == (1, True)

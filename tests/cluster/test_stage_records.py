@@ -20,6 +20,7 @@ from cluster.stages.pipeline import run_stage
 from data_pipeline.errors import FoldtrainError
 from data_pipeline.shards.weights import write_weights
 from tests.data_pipeline.small_data import write_photos
+from trainer.registry import stage_named
 
 Configure = Callable[..., RunConfig]
 
@@ -177,7 +178,7 @@ def test_the_time_since_the_command_was_entered_counts(configure: Configure, tmp
 def test_the_start_of_a_command_of_several_stages_counts_once_they_have_begun(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "QUICKSTART", ("ingest", "ingest"))
+    monkeypatch.setattr(pipeline, "STAGES", (stage_named("ingest"),) * 2)
     monkeypatch.setattr(ray_session, "ray_session", lambda _config: nullcontext())
     with pytest.raises(FoldtrainError):
         run_stage("quickstart", configure("data.source.path=nowhere"), 1000.0)
@@ -191,7 +192,7 @@ def test_the_start_of_a_command_of_several_stages_counts_once_they_have_begun(
 def test_classes_that_a_late_stage_would_refuse_are_refused_before_any_training(
     configure: Configure, monkeypatch: pytest.MonkeyPatch, override: str
 ) -> None:
-    monkeypatch.setattr(pipeline, "QUICKSTART", ("ingest", "train-tokenizer"))
+    monkeypatch.setattr(pipeline, "STAGES", (stage_named("ingest"), stage_named("train-tokenizer")))
     monkeypatch.setattr(pipeline, "_train", lambda _config, job: pytest.fail(f"{job.stage} is trained"))
     monkeypatch.setattr(ray_session, "ray_session", lambda _config: nullcontext())
     with pytest.raises(FoldtrainError, match=override.partition("=")[0]):

@@ -61,7 +61,9 @@ def found(folder: str) -> dict[str, str]:
 
 def write_stage(folder: str, *names: str) -> None:
     """A training stage, as far as its settings say, and files in it."""
-    storage.write_json(f"{folder}/settings.json", {"stage": "generator", "section": {}, "lineage": {}, "seed": 0})
+    storage.write_json(
+        f"{folder}/settings.json", {"stage": "generator", "section": {}, "seed": 0, "data": {}, "lineage": {}}
+    )
     write(folder, *names)
 
 

@@ -26,7 +26,8 @@ def stage(tmp_path: Path) -> Path:
     """A stage's folder with checkpoints at steps 1 to 4, and an unfinished one at step 2."""
     run_gloo(2, tmp_path, train, str(tmp_path / "generator" / "checkpoints"))
     (tmp_path / "generator" / "checkpoints" / "step_00000002" / "COMPLETE").unlink()
-    (tmp_path / "generator" / "settings.json").write_text('{"stage": "generator", "section": {}, "lineage": {}}')
+    settings = '{"stage": "generator", "section": {}, "seed": 0, "data": {}, "lineage": {}}'
+    (tmp_path / "generator" / "settings.json").write_text(settings)
     return tmp_path / "generator"
 
 

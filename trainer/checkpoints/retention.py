@@ -25,6 +25,7 @@ from trainer.checkpoints.folder import (
 )
 from trainer.checkpoints.index import Index
 from trainer.config import KeepBest
+from trainer.registry import trained_in, value_at
 from trainer.rollback.on_course import steps_on_course
 from trainer.rollback.spikes import Rollback
 
@@ -67,7 +68,7 @@ def recorded_rule(folder: str) -> Retention | None:
         text = storage.read_bytes(storage.join(folder, "config.yaml"), yaml_dialect.MOST_BYTES)
         config: dict[str, Any] = yaml_dialect.parse(text) or {}
         stage = storage.read_json(storage.join(folder, "settings.json"))["stage"]
-        section = (config.get("evaluation") or {}).get("judge") if stage == "judge" else config.get(stage)
+        section = value_at(config, trained_in(stage).section)
         trainer = _Keeping.model_validate(section["trainer"]) if section else None
     except FileNotFoundError:
         return None

@@ -15,21 +15,11 @@ from data_pipeline.shards.manifest import first_problem
 from data_pipeline.text import yaml_dialect
 from trainer.records.jsonl import read_records
 from trainer.records.record_shapes import is_event, is_metrics
+from trainer.registry import STAGES, TRAINING
 from trainer.report.belonging import notes
 from trainer.report.data import Evaluation, Record, ReportData, Samples, StageConfig, StageRecords, StageTime
 
 Checked = TypeVar("Checked", Evaluation, StageTime)
-TRAINING_STAGES = ("teacher", "judge", "tokenizer", "generator")
-_SEEN = ("data.fit", "data.reading")
-_USED = {
-    "images": ("data",),
-    "teacher": (*_SEEN, "teacher"),
-    "judge": (*_SEEN, "evaluation.judge"),
-    "tokenizer": (*_SEEN, "tokenizer"),
-    "tokens": ("data.fit", "tokens"),
-    "generator": ("data.reading", "generator"),
-}
-"""Folders of stages, and the sections of the config that each uses."""
 
 
 def collect(run_uri: str) -> ReportData:
@@ -39,7 +29,7 @@ def collect(run_uri: str) -> ReportData:
         UsageError: if the run was not evaluated, or one of its files was cut or edited; it names the file.
     """
     evaluation = read_evaluation(storage.join(run_uri, "evaluation.json"))
-    records = tuple(_stage_records(run_uri, stage) for stage in TRAINING_STAGES)
+    records = tuple(_stage_records(run_uri, stage.folder) for stage in TRAINING)
     samples = read_samples(run_uri)
     return ReportData(
         run=run_uri,
@@ -143,8 +133,8 @@ def _stage_times(uri: str) -> tuple[StageTime, ...]:
 def _stage_configs(run_uri: str, records: Iterable[StageRecords]) -> Iterator[StageConfig]:
     """What each stage has recorded that it was asked: of its config, the sections that it used."""
     changes = {each.stage: tuple(_changes(each)) for each in records}
-    for folder, sections in _USED.items():
-        uri = storage.join(run_uri, folder, "config.yaml")
+    for stage in (stage for stage in STAGES if stage.product != "results"):
+        uri = storage.join(run_uri, stage.folder, "config.yaml")
         try:
             config = yaml_dialect.parse(storage.read_bytes(uri, yaml_dialect.MOST_BYTES))
         except FileNotFoundError:
@@ -152,10 +142,10 @@ def _stage_configs(run_uri: str, records: Iterable[StageRecords]) -> Iterator[St
         except yaml.YAMLError as error:
             raise UsageError(f"{uri} is not valid YAML: it was cut or edited; run its stage again") from error
         used: dict[str, Any] = {}
-        for path in ("seed", *sections, "cluster"):
+        for path in ("seed", *stage.reads, stage.section, "cluster"):
             _take(config, path.split("."), used)
         text = yaml.safe_dump(used, sort_keys=False, allow_unicode=True)
-        yield StageConfig(folder, text, changes.get(folder, ()))
+        yield StageConfig(stage.folder, text, changes.get(stage.folder, ()))
 
 
 def _changes(records: StageRecords) -> Iterator[str]:

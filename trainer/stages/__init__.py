@@ -1,4 +1,4 @@
-"""The networks that are trained, one file each, chosen by the stage's name."""
+"""The networks that are trained, one file each. Which stages there are stands in trainer/registry.py."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ if TYPE_CHECKING:
 
 
 def build_stage(job: TrainJob, device: torch.device) -> Stage:
-    """The stage that a job names."""
-    # Each imports what it needs alone: the backbones of a tokenizer are seconds of every start.
-    if job.stage == "generator":
-        from trainer.stages.generator import GeneratorStage
+    """The stage that a job names. Its module alone is imported: a tokenizer's backbones are seconds of a start.
 
-        return GeneratorStage(job, device)
-    if job.stage == "tokenizer":
-        from trainer.stages.tokenizer import TokenizerStage
+    Raises:
+        UsageError: if there is no such stage.
+    """
+    from importlib import import_module
 
-        return TokenizerStage(job, device)
-    from trainer.stages.classifier import ClassifierStage
+    from trainer.registry import trained_in
 
-    return ClassifierStage(job, device)
+    module, _, name = trained_in(job.stage).trains.partition(":")
+    stage: Stage = getattr(import_module(module), name)(job, device)
+    return stage
