@@ -210,13 +210,57 @@ def test_a_run_whose_last_checkpoint_fails_again_and_again_has_failed(tmp_path: 
     assert events(tmp_path / "run", "finish") == []
 
 
+class AwaitedStage(CountingStage):
+    """The step after a checkpoint begins when that has been written, or has failed, however slow the disk is."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(None)
+        self.awaited = step
+
+    def batch(self, step: int) -> Batch:
+        assert self.loop is not None
+        if step == self.awaited:
+            self.loop.writer.finish()
+        return super().batch(step)
+
+
+def fails_once_at(each: TrainJob, step: int) -> bool:
+    """Train while the checkpoint at a step cannot be written."""
+    os.environ[PATIENCE_VARIABLE] = "0.01"
+    (Path(each.checkpoints) / f"step_{step:08d}" / "index.json").mkdir(parents=True, exist_ok=True)
+    stage = AwaitedStage(step)
+    stage.loop = Loop(each, stage, torch.device("cpu"))
+    return stage.loop.run()
+
+
 def test_a_checkpoint_that_failed_is_tried_again_before_the_next_is_due(tmp_path: Path) -> None:
     each = job(tmp_path / "run", steps=40, checkpoint_every=20)
-    assert run_gloo(2, tmp_path, fails_at, each, 20) == [None, None]
-    first, *later = complete_steps(each.checkpoints)
+    assert run_gloo(2, tmp_path, fails_once_at, each, 20) == [True, True]
     assert events(tmp_path / "run", "checkpoint_failed") == [20]
-    assert 20 < first < 40
-    assert later == [40]
+    assert complete_steps(each.checkpoints) == [21, 40]
+
+
+def too_many_skipped(each: TrainJob) -> str:
+    """Train though no step can be applied. Returns what that failed with."""
+    with pytest.raises(FoldtrainError) as failed:
+        run([(each, None)])
+    return str(failed.value)
+
+
+def test_a_run_ends_when_more_steps_in_a_row_are_skipped_than_may_be(tmp_path: Path) -> None:
+    overflowing = {"precision": "fp16", "initial_loss_scale": 2.0**40}
+    (message,) = run_gloo(1, tmp_path, too_many_skipped, job(tmp_path / "run", max_skipped_steps=2, **overflowing))
+    assert "3 optimizer steps in a row were skipped up to step 3" in message
+    assert events(tmp_path / "run", "skipped_step") == [1, 2, 3]
+    assert events(tmp_path / "run", "finish") == []
+
+
+def test_only_skipped_steps_in_a_row_count_against_a_run(tmp_path: Path) -> None:
+    """The loss scale doubles after each applied step, so that many are skipped, but never three."""
+    doubling = {"precision": "fp16", "initial_loss_scale": 2.0**14, "loss_scale_window": 1, "steps": 20}
+    each = job(tmp_path / "run", max_skipped_steps=2, **doubling)
+    assert run_gloo(1, tmp_path, run, [(each, None)])[0] == [(True, 160)]
+    assert len(events(tmp_path / "run", "skipped_step")) > 2
 
 
 class LockedStage(CountingStage):
