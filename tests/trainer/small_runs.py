@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from data_pipeline.config import DataConfig, FolderSource, ReadingConfig
-from data_pipeline.ingest import ingest
+from data_pipeline.ingest.ingesting import ingest
 from model.config import ClassifierConfig
 from trainer.config import ClassifierStageConfig, TrainerConfig
 from trainer.job import StageSection, TrainJob
-from trainer.stages import run_worker
+from trainer.loop.worker import run_worker
 
 SIZE, COUNT = 16, 16
 """Side of an image in pixels; images, which is samples of a batch, and classes: each has one image."""

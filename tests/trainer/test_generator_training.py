@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from data_pipeline import weights
 from data_pipeline.config import TokensConfig
-from data_pipeline.image_shards import ImageShards
-from data_pipeline.order import SampleOrder, keyed_uniform
-from data_pipeline.tokenizing import finish, missing, plan_tokens, tokenize_shard
+from data_pipeline.order.permutations import SampleOrder, keyed_uniform
+from data_pipeline.shards import weights
+from data_pipeline.shards.image_shards import ImageShards
+from data_pipeline.tokens.tokenizing import finish, missing, plan_tokens, tokenize_shard
 from model.config import GeneratorConfig, TokenizerConfig, ViTConfig
-from model.generator import FoldedGenerator
-from model.tokenizer import ImageFolderTokenizer
+from model.generators.next_scale import FoldedGenerator
+from model.tokenizers.imagefolder import ImageFolderTokenizer
 from tests.trainer import small_runs
 from tests.trainer.gloo import run_gloo
 from trainer.config import GeneratorStageConfig

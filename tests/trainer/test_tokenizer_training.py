@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.config import TokenizerConfig, ViTConfig
-from model.tokenizer import ImageFolderTokenizer
+from model.tokenizers.imagefolder import ImageFolderTokenizer
 from tests.trainer import small_runs
 from tests.trainer.gloo import run_gloo
 from trainer.config import TokenizerLossConfig, TokenizerStageConfig
