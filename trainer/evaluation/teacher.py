@@ -11,9 +11,6 @@ from data_pipeline.shards import weights
 from model.classifier import Classifier
 from model.config import ClassifierConfig
 
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
-
 
 class Teacher(Protocol):
     """Images in [-1, 1] to features."""
@@ -24,7 +21,7 @@ class Teacher(Protocol):
 
 
 class TimmTeacher(nn.Module):
-    """A pretrained timm model, fed as it was trained: ImageNet mean and deviation, its own image size."""
+    """A pretrained timm model, fed as it was trained: its own mean, deviation and image size."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -33,11 +30,12 @@ class TimmTeacher(nn.Module):
         self.model = timm.create_model(name, pretrained=True, num_classes=0)
         settings: Any = self.model.pretrained_cfg
         self.size = int(settings["input_size"][-1])
+        self.mean, self.std = tuple(settings["mean"]), tuple(settings["std"])
 
     def features(self, image_BCHW: Tensor) -> Tensor:
         """Class-token or pooled features [B, D]."""
         image = nn.functional.interpolate(image_BCHW, size=(self.size, self.size), mode="bicubic", antialias=True)
-        mean, std = (image.new_tensor(values).view(1, 3, 1, 1) for values in (_IMAGENET_MEAN, _IMAGENET_STD))
+        mean, std = (image.new_tensor(values).view(1, 3, 1, 1) for values in (self.mean, self.std))
         features: Tensor = self.model(((image + 1) / 2 - mean) / std)
         return features
 
