@@ -5,11 +5,17 @@ Shapes: N images of the global batch, C channels, B batch, L positions, F folds,
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from model.layout import TokenLayout
+
+LOGITS_AT_ONCE = 2**26
+"""Logits that `linear_cross_entropy` holds in float32 at a time: 256 MB."""
 
 
 def contrastive_loss(
@@ -80,6 +86,103 @@ def folded_cross_entropy(logits_BLFV: Tensor, tokens_BLF: Tensor) -> tuple[Tenso
     """
     losses_BLF = token_cross_entropy(logits_BLFV, tokens_BLF)
     return losses_BLF.mean(), losses_BLF.detach().mean(0)
+
+
+def linear_cross_entropy(
+    x_NC: Tensor, weight_KC: Tensor, bias_K: Tensor | None, tokens_NF: Tensor, logits_at_once: int = LOGITS_AT_ONCE
+) -> tuple[Tensor, Tensor]:
+    """Cross entropy of the tokens under logits that a linear layer makes, without ever holding all of the logits.
+
+    The rows are taken in parts. Of each part the gradient to logits is known as soon as its loss is, so input and
+    weight get theirs at once, and only those are kept for backward. torch's own `F.linear_cross_entropy` (2.14) gives
+    the sum alone and takes one token per row.
+
+    Args:
+        x_NC: what the layer reads, in the dtype of the products.
+        weight_KC: of the layer; K = F * V, the folds one after the other.
+        bias_K: of the layer, or None.
+        tokens_NF: ids.
+        logits_at_once: bound on a part; at least one row is taken.
+
+    Returns:
+        The mean over rows and folds, and, detached, the loss of each token, float32 [N, F]. Logits are rounded to the
+        products' dtype, as a layer would, and everything after is float32.
+    """
+    gradients = torch.is_grad_enabled() and (x_NC.requires_grad or weight_KC.requires_grad)
+    mean, losses_NF = _LinearCrossEntropy.apply(x_NC, weight_KC, bias_K, tokens_NF, logits_at_once, gradients)
+    return mean, losses_NF
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Keeps the gradients of the sum: those of the mean would be too small for fp16 without its loss scale."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_NC: Tensor,
+        weight_KC: Tensor,
+        bias_K: Tensor | None,
+        tokens_NF: Tensor,
+        logits_at_once: int,
+        gradients: bool,
+    ) -> tuple[Tensor, Tensor]:
+        with torch.autocast(x_NC.device.type, enabled=False):
+            cast_KC, cast_K = weight_KC.to(x_NC.dtype), None if bias_K is None else bias_K.to(x_NC.dtype)
+            rows = max(logits_at_once // len(cast_KC), 1)
+            kept = _HeadGradients(x_NC, weight_KC) if gradients else None
+            losses = []
+            for start in range(0, len(x_NC), rows):
+                part = slice(start, start + rows)
+                logits_NK = F.linear(x_NC[part], cast_KC, cast_K)
+                losses_NF, of_logits_NK = _part_losses(logits_NK, tokens_NF[part].long(), gradients)
+                losses.append(losses_NF)
+                if kept is not None and of_logits_NK is not None:
+                    kept.add(part, of_logits_NK, x_NC[part], cast_KC)
+            losses_NF = torch.cat(losses)
+        ctx.mark_non_differentiable(losses_NF)
+        ctx.count, ctx.dtypes = losses_NF.numel(), (weight_KC.dtype, None if bias_K is None else bias_K.dtype)
+        if kept is not None:
+            ctx.save_for_backward(kept.x_NC, kept.weight_KC, kept.bias_K)
+        return losses_NF.mean(), losses_NF
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_mean: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        of_x_NC, of_weight_KC, of_bias_K = ctx.saved_tensors
+        factor, (weight_dtype, bias_dtype) = of_mean / ctx.count, ctx.dtypes
+        of_bias_K = None if bias_dtype is None else (of_bias_K * factor).to(bias_dtype)
+        of_weight_KC = (of_weight_KC * factor).to(weight_dtype)
+        return of_x_NC * factor.to(of_x_NC.dtype), of_weight_KC, of_bias_K, None, None, None
+
+
+class _HeadGradients:
+    """Gradients of the summed loss to a head's input, weight and bias, added up over parts of the rows."""
+
+    def __init__(self, x_NC: Tensor, weight_KC: Tensor) -> None:
+        self.x_NC = torch.empty_like(x_NC)
+        self.weight_KC = torch.zeros_like(weight_KC, dtype=torch.float32)
+        self.bias_K = self.weight_KC.new_zeros(len(weight_KC))
+        # A sum over thousands of rows may be more than fp16 can hold.
+        self._shrink = 2.0**-6 if x_NC.dtype == torch.float16 else 1.0
+
+    def add(self, part: slice, of_logits_NK: Tensor, x_NC: Tensor, weight_KC: Tensor) -> None:
+        """One more part, whose gradient to the logits is given."""
+        torch.mm(of_logits_NK, weight_KC, out=self.x_NC[part])
+        x_NC = x_NC * self._shrink if self._shrink != 1 else x_NC
+        self.weight_KC.add_(of_logits_NK.t() @ x_NC, alpha=1 / self._shrink)
+        self.bias_K.add_(of_logits_NK.sum(0, dtype=torch.float32))
+
+
+def _part_losses(logits_NK: Tensor, tokens_NF: Tensor, gradients: bool) -> tuple[Tensor, Tensor | None]:
+    """Losses of some rows, and the gradient of their sum to the logits, in the logits' dtype."""
+    logits_NFV = logits_NK.view(*tokens_NF.shape, -1)
+    log_NFV = logits_NFV.log_softmax(-1, dtype=torch.float32)
+    target_NF1 = tokens_NF[..., None]
+    losses_NF = log_NFV.gather(-1, target_NF1).squeeze(-1).neg()
+    if not gradients:
+        return losses_NF, None
+    of_logits_NFV = log_NFV.exp_().scatter_add_(-1, target_NF1, log_NFV.new_full((), -1.0).expand(target_NF1.shape))
+    return losses_NF, of_logits_NFV.to(logits_NK.dtype).view_as(logits_NK)
 
 
 def loss_of_scales(loss_LF: Tensor, layout: TokenLayout) -> Tensor:

@@ -16,18 +16,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import GeneratorConfig
-from model.layers.attention import GroupCausal, attend
+from model.layers.modulation import gated_sum, modulated_norm, normalized_heads
+from model.layers.attention import attend
 from model.layers.random_numbers import block_chances, drop_path
+from model.layers.visibility import GroupCausal, group_of_position
 from model.layout import TokenLayout
+from model.losses import linear_cross_entropy
 
-NORM_EPS = 1e-6
 MAX_LOG_TEMPERATURE = math.log(100)
 
 
@@ -58,16 +59,11 @@ class Attention(nn.Module):
     def project(self, x_BLC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values `[B, L, H, D]` of one dtype; the queries carry the learned temperature."""
         bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
-        qkv = F.linear(x_BLC, self.qkv.weight, bias)
-        q_and_k, v_BL1HD = torch.split(qkv.view(*x_BLC.shape[:2], 3, self.heads, self.head_dim), [2, 1], dim=2)
+        qkv_BL3HD = F.linear(x_BLC, self.qkv.weight, bias).view(*x_BLC.shape[:2], 3, self.heads, self.head_dim)
         if self.log_temperature is not None:
-            # Both at once, and one factor for length and temperature: half the time of two calls of F.normalize.
-            temperature_H = self.log_temperature.float().clamp(max=MAX_LOG_TEMPERATURE).exp()
-            length = q_and_k.float().norm(dim=-1, keepdim=True).clamp(min=1e-12)
-            factor = torch.stack((temperature_H, torch.ones_like(temperature_H)))[..., None] / length
-            q_and_k = (q_and_k * factor).to(qkv.dtype)
-        q_BLHD, k_BLHD = q_and_k.unbind(2)
-        return q_BLHD, k_BLHD, v_BL1HD.squeeze(2)
+            return normalized_heads(qkv_BL3HD, self.log_temperature.float().clamp(max=MAX_LOG_TEMPERATURE).exp())
+        q_BLHD, k_BLHD, v_BLHD = qkv_BL3HD.unbind(2)
+        return q_BLHD, k_BLHD, v_BLHD
 
     def mix(self, q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, groups: GroupCausal | None) -> Tensor:
         """Attention over the given keys and the output projection: `[B, L, C]`."""
@@ -111,27 +107,33 @@ class Block(nn.Module):
 
         `chance_2B` says by stochastic depth which samples miss attention and MLP (`random_numbers.py`).
         """
-        attention_B, mlp_B = (None, None) if chance_2B is None else chance_2B.unbind()
-        gate1, gate2, scale1, scale2, shift1, shift2 = modulation
+        gate1, gate2, scale1, scale2, shift1, shift2 = self._modulation_as(x_BLC.dtype, modulation, chance_2B)
         dtype = compute_dtype(self.fc1.weight)
-        q, k, v = self.attention.project(_normalize(x_BLC, scale1, shift1).to(dtype))
+        q, k, v = self.attention.project(modulated_norm(x_BLC, scale1, shift1).to(dtype))
         if cache is not None:
             keys_BLHD, values_BLHD, span = cache
             keys_BLHD[:, span], values_BLHD[:, span] = k, v
             k, v = keys_BLHD[:, : span.stop], values_BLHD[:, : span.stop]
-        x_BLC = x_BLC + self._drop(gate1 * self.attention.mix(q, k, v, groups), attention_B)
-        hidden = F.gelu(self.fc1(_normalize(x_BLC, scale2, shift2).to(dtype)), approximate="tanh")
-        return x_BLC + self._drop(gate2 * self.fc2(hidden), mlp_B)
+        x_BLC = gated_sum(x_BLC, gate1, self.attention.mix(q, k, v, groups).to(x_BLC.dtype))
+        hidden = F.gelu(self.fc1(modulated_norm(x_BLC, scale2, shift2).to(dtype)), approximate="tanh")
+        return gated_sum(x_BLC, gate2, self.fc2(hidden).to(x_BLC.dtype))
 
-    def _drop(self, x_BLC: Tensor, chance_B: Tensor | None) -> Tensor:
-        return drop_path(x_BLC, chance_B, self.drop_path) if self.training and self.drop_path else x_BLC
+    def _modulation_as(
+        self, dtype: torch.dtype, modulation: tuple[Tensor, ...], chance_2B: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """The modulation in the residual stream's dtype; the gates carry what stochastic depth does to each sample."""
+        gate1, gate2, *others = modulation
+        if self.training and self.drop_path:
+            attention_B, mlp_B = (None, None) if chance_2B is None else chance_2B.unbind()
+            gate1, gate2 = drop_path(gate1, attention_B, self.drop_path), drop_path(gate2, mlp_B, self.drop_path)
+        return tuple(part.to(dtype) for part in (gate1, gate2, *others))
 
 
 class FoldedGenerator(nn.Module):
     """Predicts the F tokens of every position from the class and the earlier scales.
 
-    The residual stream, the input layer and the head are float32 in any case; the rest follows autocast or the
-    weights' dtype.
+    Input layer and loss are float32 in any case, and so is the residual stream in sampling; everything else follows
+    autocast or the weights' dtype (the published VAR's choices, arXiv 2404.02905).
 
     Args:
         config: sizes of the transformer.
@@ -198,16 +200,20 @@ class FoldedGenerator(nn.Module):
         tables = ("start_embed", "position_embed", "level_embed", "adaln_offset")
         return {name for name, p in self.named_parameters() if p.ndim < 2 or name.rsplit(".", 1)[-1] in tables}
 
-    def forward(self, label_B: Tensor, input_BMC: Tensor, seed_B: Tensor | None = None) -> Tensor:
-        """Logits of all positions from the true tokens of the earlier scales (teacher forcing).
+    def forward(
+        self, label_B: Tensor, input_BMC: Tensor, seed_B: Tensor | None = None, tokens_BLF: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits of all positions from the true tokens of the earlier scales (teacher forcing), or their loss.
 
         Args:
             label_B: classes; `null_class` for none.
             input_BMC: the quantizer's `generator_input`, for all positions after the first scale.
             seed_B: int64, a random number per sample, which stochastic depth in training needs (`random_numbers.py`).
+            tokens_BLF: the true tokens. With them the logits are never held as a whole.
 
         Returns:
-            `logits_BLFV`, float32.
+            `logits_BLFV`, float32; with tokens what `folded_cross_entropy` makes of them: the mean loss, and, detached,
+            that of each position and fold over the batch.
 
         Raises:
             ValueError: if the input has not the layout's shape, or there is no seed where one is needed.
@@ -217,12 +223,17 @@ class FoldedGenerator(nn.Module):
             raise ValueError(f"generator input is {list(input_BMC.shape)}, but this layout needs {list(expected)}")
         condition_BC = self.class_embed(label_B).float()
         x_BLC = torch.cat((condition_BC[:, None] + self.start_embed, linear_fp32(self.input, input_BMC)), dim=1)
-        x_BLC = x_BLC + self._places(slice(0, self.layout.positions))
+        # The stream has the dtype of the products, as in VAR's training; sampling keeps it in float32, as VAR does.
+        x_BLC = (x_BLC + self._places(slice(0, self.layout.positions))).to(compute_dtype(self.head.weight))
         modulations, head_modulation = self._condition(condition_BC)
         chances = block_chances(seed_B, len(modulations))
         for block, modulation, chance_2B in zip(self._blocks(), modulations, chances, strict=True):
             x_BLC = block(x_BLC, modulation, self.groups, chance_2B=chance_2B)
-        return self._logits(x_BLC, head_modulation)
+        if tokens_BLF is None:
+            return self._logits(x_BLC, head_modulation)
+        read_NC = self._before_head(x_BLC, head_modulation).flatten(0, 1)
+        loss, losses_NF = linear_cross_entropy(read_NC, self.head.weight, self.head.bias, tokens_BLF.flatten(0, 1))
+        return loss, losses_NF.view(tokens_BLF.shape).mean(0)
 
     def start(self, label_B: Tensor) -> SamplingState:
         """Begin to sample images of these classes: project the condition once, and reserve the KV cache."""
@@ -262,7 +273,7 @@ class FoldedGenerator(nn.Module):
 
     def _places(self, span: slice) -> Tensor:
         """Position and level embeddings of a range of positions, `[L, C]`."""
-        levels_L = _levels(self.layout.group_sizes, self.level_embed.device)[span]
+        levels_L = group_of_position(self.layout.group_sizes, self.level_embed.device)[span]
         return self.position_embed[span] + F.embedding(levels_L, self.level_embed)
 
     def _condition(self, condition_BC: Tensor) -> tuple[list[tuple[Tensor, ...]], tuple[Tensor, ...]]:
@@ -272,15 +283,15 @@ class FoldedGenerator(nn.Module):
         scale, shift = self.head_adaln(activated_BC).float().view(len(condition_BC), 1, 2, -1).unbind(2)
         return modulations, (scale + 1, shift)
 
+    def _before_head(self, x_BLC: Tensor, head_modulation: tuple[Tensor, ...]) -> Tensor:
+        """What the head reads, in the dtype of the products: the published head is a layer like the others."""
+        scale, shift = (part.to(x_BLC.dtype) for part in head_modulation)
+        return modulated_norm(x_BLC, scale, shift).to(compute_dtype(self.head.weight))
+
     def _logits(self, x_BLC: Tensor, head_modulation: tuple[Tensor, ...]) -> Tensor:
-        """The head in float32, its output split into branches (the first is detail, the last semantic)."""
-        logits = linear_fp32(self.head, _normalize(x_BLC, *head_modulation))
+        """Logits in float32, split into branches (the first is detail, the last semantic)."""
+        logits: Tensor = self.head(self._before_head(x_BLC, head_modulation)).float()
         return logits.view(*x_BLC.shape[:2], self.layout.folds, self.layout.codebook_size)
-
-
-def _normalize(x_BLC: Tensor, scale_B1C: Tensor, shift_B1C: Tensor) -> Tensor:
-    """LayerNorm without weights of its own, then the condition's scale and shift."""
-    return torch.addcmul(shift_B1C, F.layer_norm(x_BLC, x_BLC.shape[-1:], eps=NORM_EPS), scale_B1C)
 
 
 def compute_dtype(weight: Tensor) -> torch.dtype:
@@ -296,10 +307,3 @@ def linear_fp32(layer: nn.Linear, x: Tensor) -> Tensor:
     with torch.autocast(x.device.type, enabled=False):
         bias = None if layer.bias is None else layer.bias.float()
         return F.linear(x.float(), layer.weight.float(), bias)
-
-
-@lru_cache(maxsize=32)
-def _levels(group_sizes: tuple[int, ...], device: torch.device) -> Tensor:
-    """The scale of each position, `[L]`. Cached, hence never born in inference mode, which would forbid training."""
-    with torch.inference_mode(False):
-        return torch.arange(len(group_sizes)).repeat_interleave(torch.tensor(group_sizes)).to(device)

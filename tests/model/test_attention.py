@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
@@ -11,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model.layers.attention import BACKENDS, GroupCausal, attend, attention_backend, flash_refusal
+from model.layers.attention import BACKENDS, attend, attention_backend, attention_record
+from model.layers.flash_attention import load_flash
+from model.layers.visibility import GroupCausal
 
 GROUPS = [GroupCausal((1, 4, 9)), GroupCausal.next_token(7), GroupCausal.everything(6), GroupCausal((2, 2, 1, 3))]
 
@@ -58,10 +61,13 @@ def flash_attn_varlen_func(
 
 
 @pytest.fixture
-def flash_attn(monkeypatch: pytest.MonkeyPatch) -> None:
+def flash_attn(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     module = ModuleType("flash_attn")
     module.flash_attn_varlen_func = flash_attn_varlen_func  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "flash_attn", module)
+    load_flash.cache_clear()
+    yield
+    load_flash.cache_clear()
 
 
 def tensors(length: int, keys: int | None = None, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -85,6 +91,15 @@ def loop(q: Tensor, k: Tensor, v: Tensor, groups: GroupCausal, scale: float) -> 
 def test_a_query_sees_its_own_group_and_the_earlier_ones(groups: GroupCausal, backend: str) -> None:
     q, k, v = tensors(groups.positions)
     out = attend(q, k, v, groups, scale=0.7, backend=backend)
+    torch.testing.assert_close(out, loop(q, k, v, groups, 0.7), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("groups", GROUPS, ids=lambda groups: str(groups.sizes))
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_computes_the_definition(groups: GroupCausal) -> None:
+    """Forward only: torch's CPU kernel has no backward pass, and needs a head of 16 at least."""
+    q, k, v = (tensor.detach().repeat(1, 1, 1, 2) for tensor in tensors(groups.positions))
+    out = attend(q, k, v, groups, scale=0.7, backend="flex")
     torch.testing.assert_close(out, loop(q, k, v, groups, 0.7), atol=1e-5, rtol=1e-5)
 
 
@@ -120,7 +135,7 @@ def test_flash_attn_passes_gradients_to_keys_that_many_groups_see(flash_attn: No
         torch.testing.assert_close(a.float(), b.float(), atol=5e-2, rtol=5e-2)
 
 
-@pytest.mark.parametrize("backend", list(BACKENDS))
+@pytest.mark.parametrize("backend", sorted(BACKENDS.keys() - {"flex"}))
 def test_without_groups_every_query_sees_all_cached_keys(backend: str, flash_attn: None) -> None:
     q, k, v = tensors(3, keys=9, dtype=torch.bfloat16)
     out = attend(q, k, v, backend=backend)
@@ -161,9 +176,11 @@ def test_the_bounds_follow_one_another() -> None:
     assert GroupCausal((1, 4, 9)).bounds == ((0, 1), (1, 5), (5, 14))
 
 
-def test_a_cpu_takes_sdpa_and_says_why_not_flash() -> None:
-    assert attention_backend("cpu", torch.bfloat16) == "sdpa"
-    assert "CUDA" in (flash_refusal("cpu", torch.bfloat16) or "")
+@pytest.mark.parametrize(("needs_mask", "better"), [(False, "flash-attn"), (True, "FlexAttention")])
+def test_a_cpu_takes_sdpa_and_says_why_nothing_better(needs_mask: bool, better: str) -> None:
+    assert attention_backend("cpu", torch.bfloat16, 64, needs_mask) == "sdpa"
+    record = attention_record(torch.device("cpu"), torch.bfloat16, 64, needs_mask)
+    assert record == f"sdpa ({better} needs a CUDA device, not cpu)"
 
 
 def test_lengths_that_do_not_fit_the_groups_are_refused() -> None:
@@ -174,7 +191,7 @@ def test_lengths_that_do_not_fit_the_groups_are_refused() -> None:
 
 def test_an_unknown_backend_is_refused_with_those_there_are() -> None:
     q, k, v = tensors(14)
-    with pytest.raises(ValueError, match="flash_attn, sdpa, plain"):
+    with pytest.raises(ValueError, match="flex, flash_attn, sdpa, plain"):
         attend(q, k, v, GROUPS[0], backend="flash")
 
 

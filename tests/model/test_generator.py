@@ -11,6 +11,7 @@ from torch import Tensor
 from model.config import GeneratorConfig, TokenizerConfig
 from model.generators.next_scale import FoldedGenerator
 from model.layout import TokenLayout
+from model.losses import folded_cross_entropy
 
 SCALES = (1, 2, 3)
 CODE_DIM = 4
@@ -192,3 +193,30 @@ def test_steps_out_of_turn_are_refused() -> None:
             generator.step(state, part)
     with pytest.raises(ValueError, match="all 3 scales"):
         generator.step(state, input_BMC[:, 4:])
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_with_tokens_the_loss_comes_in_place_of_the_logits(autocast: bool) -> None:
+    generator, (label_B, input_BMC) = make(), inputs()
+    tokens_BLF = torch.randint(11, (2, 14, 2), generator=torch.Generator().manual_seed(1))
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        expected, expected_LF = folded_cross_entropy(generator(label_B, input_BMC), tokens_BLF)
+        loss, loss_LF = generator(label_B, input_BMC, None, tokens_BLF)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(loss_LF, expected_LF)
+    names, parameters = zip(*generator.named_parameters(), strict=True)
+    found = torch.autograd.grad(loss, parameters)
+    for name, actual, wanted in zip(names, found, torch.autograd.grad(expected, parameters), strict=True):
+        tolerance = 0.05 if autocast else 1e-4
+        assert (actual - wanted).norm() <= tolerance * wanted.norm() + 1e-6, name
+
+
+def test_the_stream_has_the_dtype_of_the_products_in_training_and_is_float32_in_sampling() -> None:
+    """As published VAR has them: half in training, float32 while sampling."""
+    generator, (label_B, input_BMC) = make(), inputs()
+    seen: list[torch.dtype] = []
+    generator.blocks[-1].register_forward_hook(lambda _, args, out: seen.append(out.dtype))
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        generator(label_B, input_BMC)
+        generator.step(generator.start(label_B), None)
+    assert seen == [torch.bfloat16, torch.float32]

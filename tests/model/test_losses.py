@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from model.layout import TokenLayout
-from model.losses import contrastive_loss, folded_cross_entropy, loss_of_scales, token_cross_entropy
+from model.losses import (
+    contrastive_loss,
+    folded_cross_entropy,
+    linear_cross_entropy,
+    loss_of_scales,
+    token_cross_entropy,
+)
 
 
 def _reference(student_NC: Tensor, teacher_NC: Tensor, factor: float) -> float:
@@ -85,3 +91,62 @@ def test_losses_of_scales_are_means_over_their_own_positions() -> None:
     layout = TokenLayout((1, 2), branches=2, codebook_size=4)
     loss_LF = torch.tensor([[9.0, 1.0], [0.0, 2.0], [2.0, 2.0], [4.0, 2.0], [6.0, 2.0]])
     assert loss_of_scales(loss_LF, layout).tolist() == [[9.0, 1.0], [3.0, 2.0]]
+
+
+def _head(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(3)
+    x, weight, bias = (torch.randn(*shape, generator=generator) for shape in ((13, 6), (2 * 7, 6), (2 * 7,)))
+    tokens_NF = torch.randint(7, (13, 2), generator=generator)
+    return x.to(dtype).requires_grad_(), weight.requires_grad_(), bias.requires_grad_(), tokens_NF
+
+
+@pytest.mark.parametrize("logits_at_once", [1, 4 * 14, 5 * 14, 1000], ids=["a row", "4 rows", "5 rows", "all"])
+def test_a_head_in_parts_has_the_losses_and_gradients_of_one_in_one_piece(logits_at_once: int) -> None:
+    x, weight, bias, tokens_NF = _head()
+    loss, losses_NF = linear_cross_entropy(x, weight, bias, tokens_NF, logits_at_once)
+    logits = torch.nn.functional.linear(x, weight, bias).view(13, 2, 7)
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens_NF.flatten())
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(losses_NF, token_cross_entropy(logits[None], tokens_NF[None])[0])
+    assert not losses_NF.requires_grad
+    for actual, wanted in zip(
+        torch.autograd.grad(3 * loss, (x, weight, bias)),
+        torch.autograd.grad(3 * expected, (x, weight, bias)),
+        strict=True,
+    ):
+        torch.testing.assert_close(actual, wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_head_in_half_precision_gives_float32_losses_and_gradients_like_its_inputs(dtype: torch.dtype) -> None:
+    x, weight, bias, tokens_NF = _head(dtype)
+    loss, losses_NF = linear_cross_entropy(x, weight, bias, tokens_NF, 4 * 14)
+    assert loss.dtype == losses_NF.dtype == torch.float32
+    exact = linear_cross_entropy(x.float(), weight, bias, tokens_NF)[0]
+    assert loss.item() == pytest.approx(exact.item(), rel=0.01)
+    scale = 2.0**16  # fp16's loss scale, which backward starts with
+    found = torch.autograd.grad(loss * scale, (x, weight, bias))
+    for actual, leaf, wanted in zip(
+        found, (x, weight, bias), torch.autograd.grad(exact, (x, weight, bias)), strict=True
+    ):
+        assert actual.dtype == leaf.dtype
+        assert (actual.float() / scale - wanted.float()).norm() < 0.02 * wanted.float().norm()
+
+
+def test_the_sum_of_many_rows_does_not_leave_fp16() -> None:
+    """All rows miss one code alike: its gradient is a sum of 20,000 equal numbers near one."""
+    x = torch.full((20_000, 4), 6.0, dtype=torch.float16)
+    weight = torch.zeros(2, 4)
+    weight[1] = 9
+    weight.requires_grad_()
+    loss, _ = linear_cross_entropy(x, weight, None, torch.zeros(20_000, 1, dtype=torch.int64))
+    (gradient,) = torch.autograd.grad(loss, weight)
+    torch.testing.assert_close(gradient[1], torch.full((4,), 6.0))
+
+
+def test_a_head_without_gradients_computes_none() -> None:
+    x, weight, bias, tokens_NF = _head()
+    with torch.no_grad():
+        loss, losses_NF = linear_cross_entropy(x, weight, bias, tokens_NF)
+    assert not loss.requires_grad
+    torch.testing.assert_close(loss, losses_NF.mean())

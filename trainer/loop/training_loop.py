@@ -20,7 +20,7 @@ from data_pipeline.errors import FoldtrainError, StorageAwayError
 from data_pipeline.leases.lease import Watch
 from data_pipeline.shards import weights
 from data_pipeline.storage.watchdog import LONG, Watchdog, print_late
-from model.layers.attention import flash_refusal
+from model.layers.attention import attention_record
 from trainer.checkpoints import exporting
 from trainer.checkpoints.agreement import Agreement
 from trainer.engine.blocks import compile_blocks, recompute_blocks
@@ -306,8 +306,7 @@ class Loop:
     def _open_records(self) -> None:
         devices = {"device": str(self.engine.device), "workers": dist.get_world_size(), "backend": dist.get_backend()}
         details = {"deepspeed": self.engine.settings, "threads": torch.get_num_threads()} | devices
-        refusal = flash_refusal(self.engine.device, NUMBER_FORMATS[self.config.precision])
-        details["attention"] = f"sdpa ({refusal})" if refusal else "flash_attn"
+        details["attention"] = attention_record(self.engine.device, NUMBER_FORMATS[self.config.precision])
         details |= {"peak_flops": self.flops.peak, "mfu": self.flops.left_out}
         job, resumed_at = self.job, self.progress.resumed_at
         job.begin(resumed_at)

@@ -13,7 +13,7 @@ from torch import Tensor
 from data_pipeline.loading.loader import TokenBatches
 from data_pipeline.order.permutations import keyed_uniform, network_seeds
 from model.generators.next_scale import FoldedGenerator
-from model.losses import folded_cross_entropy, loss_of_scales
+from model.losses import loss_of_scales
 from trainer.config import GeneratorStageConfig
 from trainer.engine.deepspeed_engine import INDEX, SEED, Batch, Engine, Terms
 from trainer.job import TrainJob
@@ -60,8 +60,7 @@ class GeneratorStage:
         tokens_BLF = batch["tokens"]
         with torch.no_grad():
             input_BLC = self._quantizer.generator_input(tokens_BLF)
-        logits_BLFV = self.network(batch["label"], input_BLC, batch[SEED])
-        loss, loss_LF = folded_cross_entropy(logits_BLFV, tokens_BLF)
+        loss, loss_LF = self.network(batch["label"], input_BLC, batch[SEED], tokens_BLF)
         by_scale_SF = loss_of_scales(loss_LF, self._tokenizer.layout)
         named = {
             f"loss_scale{scale}_branch{branch}": by_scale_SF[scale, branch]
