@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import GeneratorConfig
-from model.layers.modulation import gated_sum, modulated_norm, normalized_heads
 from model.layers.attention import attend
+from model.layers.modulation import gated_sum, modulated_norm, normalized_heads
 from model.layers.random_numbers import block_chances, drop_path
 from model.layers.visibility import GroupCausal, group_of_position
 from model.layout import TokenLayout

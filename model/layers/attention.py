@@ -116,8 +116,7 @@ def _sdpa(q_BLHD: Tensor, k_BMHD: Tensor, v_BMHD: Tensor, groups: GroupCausal | 
     if groups is None or groups.is_causal:
         out = F.scaled_dot_product_attention(q, k, v, is_causal=groups is not None, scale=scale)
     else:
-        mask = groups.mask(q.device) if on_cpu else groups.bias(q.device, dtype)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=groups.bias(q.device, dtype), scale=scale)
     return out.transpose(1, 2).to(dtype)
 
 

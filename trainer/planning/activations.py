@@ -18,7 +18,7 @@ from trainer.planning.shapes import Trunk, trunk_of
 
 WIDE = 4
 Attention = Literal["cpu", "sdpa", "flash_attn"]
-"""How attention is computed: torch's kernel with a mask on a CPU, or a call per group, or flash-attn on a GPU."""
+"""How attention is computed: in float32 on a CPU, or by one kernel in the number format, or by flash-attn."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class Activations:
     """The largest tensor at the end: logits, or images. Forward holds two of it, the begin of backward three."""
     recomputed: int
     """Of the largest block alone, which is what checkpointing computes again at one time."""
+    most_output: int | None = None
+    """Bytes of `output` that are ever held of all samples together; None if there is no bound."""
 
 
 def _narrow(bf16: bool) -> int:
@@ -43,28 +45,30 @@ def generator_activations(
     config: GeneratorConfig, tokenizer: TokenizerConfig, *, bf16: bool, attention: Attention, checkpointing: bool
 ) -> Activations:
     """Of a training step of the generator."""
+    from model.losses import LOGITS_AT_ONCE  # its module needs torch
+
     layout, width = tokenizer.layout, config.width
     block = layout.positions * _generator_block(config, tokenizer, bf16, attention) + 6 * width * 2 * WIDE
-    kept = layout.positions * width * WIDE + 6 * width * 2 * WIDE if checkpointing else block
+    narrow = _narrow(bf16)
+    kept = layout.positions * width * narrow + 6 * width * 2 * WIDE if checkpointing else block
     logits = layout.positions * layout.folds * layout.codebook_size * WIDE
-    head = layout.positions * (3 * width + layout.folds * tokenizer.code_dim) * WIDE
-    return Activations(config.depth * kept, head, logits, block if checkpointing else 0)
+    # The stream, its normalization, the gradient to what the head reads, and the input.
+    head = layout.positions * (3 * width * narrow + layout.folds * tokenizer.code_dim * WIDE)
+    recomputed = block if checkpointing else 0
+    return Activations(config.depth * kept, head, logits, recomputed, most_output=LOGITS_AT_ONCE * WIDE)
 
 
 def _generator_block(config: GeneratorConfig, tokenizer: TokenizerConfig, bf16: bool, attention: Attention) -> int:
     """Bytes per position of one block: what LayerNorm, modulation, projections, attention and MLP save."""
     narrow, width = _narrow(bf16), config.width
     hidden = round(width * config.mlp_ratio)
-    inputs = 2 * WIDE + narrow  # the residual stream, its normalization, and what the condition makes of that
-    qkv = 3 * narrow
-    if config.qk_norm:
-        qkv += 2 * WIDE if bf16 else 0  # queries and keys in float32, for their length
-    own_copy = 2 * narrow if config.qk_norm else 0  # queries and keys after normalization
+    inputs = 3 * narrow  # the residual stream, its normalization, and what the condition makes of that
+    qkv = 3 * narrow  # normalized queries and keys, and values: attention keeps the same
     if attention == "cpu":
         # Training in bf16 calls the float32 kernel, which is faster there: copies of q, k, v, and its own output.
-        own = 4 * WIDE + narrow if bf16 else own_copy + narrow
+        own = 4 * WIDE + narrow if bf16 else narrow
     elif attention == "sdpa":
-        own = own_copy + 2 * narrow  # the output of each group, and all of them in a row
+        own = narrow
     else:
         ends = sum(end for end in tokenizer.layout.offsets[1:])
         repeated = ends / tokenizer.layout.positions if len(tokenizer.layout.scales) > 1 else 1.0

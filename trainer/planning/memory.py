@@ -156,7 +156,7 @@ def _passing(weights: Weights, config: TrainerConfig, activations: Activations, 
     """What the begin of backward holds of one micro-batch."""
     parts = {
         "activations": micro * (activations.blocks + activations.rest),
-        "output, its softmax and gradient": 3 * micro * activations.output,
+        "output, its softmax and gradient": 3 * _most_output(micro, activations),
         "block that is computed again": micro * activations.recomputed,
     }
     if config.half:
@@ -229,3 +229,8 @@ def _updating(weights: Weights, config: TrainerConfig, world: int, buckets: Buck
         return {"gradients": FP32 * count(weights)}
     flat = {"gradients, flattened": FP32 * min(share, buckets.sub_group)}
     return flat if config.zero_stage == 3 else flat | {"gradients": FP32 * share}
+
+
+def _most_output(micro: int, activations: Activations) -> int:
+    whole = micro * activations.output
+    return whole if activations.most_output is None else min(whole, activations.most_output)
