@@ -223,6 +223,11 @@ class TokenizerLossConfig(Section):
     semantic_temperature: float = Field(1.0, gt=0)
     """Factor on the contrastive logits (1 in the published models)."""
 
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a term compares with the teacher's features."""
+        return self.semantic > 0 or self.feature > 0
+
 
 class TokenizerStageConfig(Section):
     """Train the image tokenizer."""

@@ -111,11 +111,19 @@ class Trainee(nn.Module):
         return self._terms(batch)
 
 
+def check_blank_batch(stage: Stage) -> None:
+    """What is traced or timed without a data set has the shapes and number formats of a real batch."""
+    real = {name: tensor for name, tensor in stage.batch(0).items() if name != INDEX}
+    blank = stage.blank_batch(BATCH // dist.get_world_size())
+    assert {name: (t.shape, t.dtype) for name, t in blank.items()} == {n: (t.shape, t.dtype) for n, t in real.items()}
+
+
 def curve(job: TrainJob) -> list[float]:
     """Losses of a stage, averaged over ranks. Ranks and calls differ in torch's generator."""
     config = job.section.trainer
     torch.manual_seed(job.seed)
     stage = build_stage(job, torch.device("cpu"))
+    check_blank_batch(stage)
     trainee = Trainee(stage)
     if config.activation_checkpointing:
         recompute_blocks(trainee)

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from data_pipeline.errors import UsageError
 from data_pipeline.shards import weights
 from model.classifier import Classifier
 from model.config import ClassifierConfig
@@ -23,11 +24,13 @@ class Teacher(Protocol):
 class TimmTeacher(nn.Module):
     """A pretrained timm model, fed as it was trained: its own mean, deviation and image size."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, pretrained: bool = True) -> None:
         super().__init__()
         import timm
 
-        self.model = timm.create_model(name, pretrained=True, num_classes=0)
+        if not timm.is_model(name):
+            raise UsageError(f"teacher.timm {name}: timm {timm.__version__} knows no model of this name")
+        self.model = timm.create_model(name, pretrained=pretrained, num_classes=0)
         settings: Any = self.model.pretrained_cfg
         self.size = int(settings["input_size"][-1])
         self.mean, self.std = tuple(settings["mean"]), tuple(settings["std"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -26,14 +26,11 @@ class ClassifierStage:
 
     def __init__(self, job: TrainJob, device: torch.device) -> None:
         assert isinstance(job.section, ClassifierStageConfig)
-        self._config, self._device = job.section, device
         # Teacher and judge start from other weights and see another order, so that they do not err alike.
         seed = (job.seed * 2 + zlib.crc32(job.stage.encode()) % 2**31) % 2**63
-        self._seed = seed
         torch.manual_seed(seed)
-        self.network = Classifier(job.section.model).to(device)
-        self.no_decay: set[str] = set()
-        self.samples = ImageBatches(
+        self._compose(job.section, Classifier(job.section.model).to(device), device, seed)
+        self.samples: ImageBatches | None = ImageBatches(
             open_images(job),
             image_size=job.section.model.image_size,
             fit=job.fit,
@@ -43,18 +40,37 @@ class ClassifierStage:
             horizontal_flip=True,
         )
 
+    @classmethod
+    def without_data(cls, config: ClassifierStageConfig, network: Classifier, device: torch.device) -> Self:
+        """The stage around a given network, which can do all but make batches: to trace or time its terms."""
+        stage = cls.__new__(cls)
+        stage._compose(config, network, device)
+        stage.samples = None
+        return stage
+
+    def _compose(self, config: ClassifierStageConfig, network: Classifier, device: torch.device, seed: int = 0) -> None:
+        self._config, self._device, self._seed, self.network = config, device, seed, network
+        self.no_decay: set[str] = set()
+
     def card(self) -> dict[str, Any]:
         """The config that rebuilds the network."""
         return self._config.model.model_dump(mode="json")
 
     def batch(self, step: int) -> Batch:
         """Images, labels and seeds of this rank."""
+        assert self.samples is not None
         batch = self.samples.batch(step, dist.get_rank(), dist.get_world_size())
         image, label = torch.from_numpy(batch.image_BCHW), torch.from_numpy(batch.label_B)
         seeds = torch.from_numpy(network_seeds(self._seed, batch.position_B))
         found = {"image": image, "label": label, SEED: seeds}
         here = {name: tensor.to(self._device) for name, tensor in found.items()}
         return here | {INDEX: torch.from_numpy(batch.index_B)}
+
+    def blank_batch(self, size: int) -> Batch:
+        """A batch of the right shapes, with zeros in it."""
+        side = self._config.model.image_size
+        label, seeds = (torch.zeros(size, dtype=torch.int64, device=self._device) for _ in range(2))
+        return {"image": torch.zeros(size, 3, side, side, device=self._device), "label": label, SEED: seeds}
 
     def prepare(self, micro_batches: Sequence[Batch], look: Look) -> Sequence[Batch]:  # noqa: ARG002 - a Stage has it
         """As they are: every sample is judged by itself."""

@@ -59,6 +59,10 @@ class Stage(Protocol):
         """This rank's samples of an optimizer step, on its device."""
         ...
 
+    def blank_batch(self, size: int) -> Batch:
+        """What `batch` gives for so many samples, without an index and with zeros in it; needs no data set."""
+        ...
+
     def prepare(self, micro_batches: Sequence[Batch], look: Look) -> Sequence[Batch]:
         """The micro-batches of a step, with what their terms need to know of each other (may be a collective)."""
         ...

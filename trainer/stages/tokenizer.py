@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from model.config import TokenizerConfig
 from model.tokenizers.imagefolder import ImageFolderTokenizer, TokenizerOutput
 from trainer.config import TokenizerStageConfig
 from trainer.engine.deepspeed_engine import INDEX, SEED, Batch, Engine, Terms
-from trainer.evaluation.teacher import load_teacher
+from trainer.evaluation.teacher import Teacher, load_teacher
 from trainer.job import TrainJob
 from trainer.stages import contrast
 from trainer.stages.dead_codes import replacements
@@ -47,14 +47,12 @@ class TokenizerStage:
 
     def __init__(self, job: TrainJob, device: torch.device) -> None:
         assert isinstance(job.section, TokenizerStageConfig)
-        self._config, self._seed, self._device = job.section, job.seed, device
-        self.network = ImageFolderTokenizer(job.section.model).to(device)
-        self.no_decay = {name for name, _ in self.network.named_parameters() if _NOT_DECAYED.search(name)}
-        loss = job.section.loss
-        self._teacher = None
-        if loss.semantic > 0 or loss.feature > 0:
-            self._teacher = load_teacher(job.inputs.get("teacher_timm"), job.inputs["teacher"], device)
-        self.samples = ImageBatches(
+        network = ImageFolderTokenizer(job.section.model).to(device)
+        teacher = None
+        if job.section.loss.needs_teacher:
+            teacher = load_teacher(job.inputs.get("teacher_timm"), job.inputs["teacher"], device)
+        self._compose(job.section, network, teacher, device, job.seed)
+        self.samples: ImageBatches | None = ImageBatches(
             open_images(job),
             image_size=job.section.model.image_size,
             fit=job.fit,
@@ -63,6 +61,28 @@ class TokenizerStage:
             global_batch=job.section.trainer.global_batch,
             horizontal_flip=job.section.horizontal_flip,
         )
+
+    @classmethod
+    def without_data(
+        cls, config: TokenizerStageConfig, network: ImageFolderTokenizer, teacher: Teacher | None, device: torch.device
+    ) -> Self:
+        """The stage around given networks, which can do all but make batches: to trace or time its terms."""
+        stage = cls.__new__(cls)
+        stage._compose(config, network, teacher, device)
+        stage.samples = None
+        return stage
+
+    def _compose(
+        self,
+        config: TokenizerStageConfig,
+        network: ImageFolderTokenizer,
+        teacher: Teacher | None,
+        device: torch.device,
+        seed: int = 0,
+    ) -> None:
+        self._config, self._seed, self._device = config, seed, device
+        self.network, self._teacher = network, teacher
+        self.no_decay = {name for name, _ in network.named_parameters() if _NOT_DECAYED.search(name)}
         self._kept_mean_S: Tensor | None = None
         layout = self.network.layout
         shape_PSV = (layout.folds, len(layout.scales), layout.codebook_size)
@@ -75,6 +95,7 @@ class TokenizerStage:
     def batch(self, step: int) -> Batch:
         """Images and seeds of this rank, and how many scales each keeps."""
         model, share = self._config.model, self._config.trainer.global_batch
+        assert self.samples is not None
         batch = self.samples.batch(step, dist.get_rank(), dist.get_world_size())
         all_kept = kept_scales(model, self._seed, step_positions(step, share))
         scales = np.arange(len(model.scales))
@@ -84,6 +105,14 @@ class TokenizerStage:
         found = {"image": torch.from_numpy(batch.image_BCHW), "kept_scales": kept, SEED: seeds}
         here = {name: tensor.to(self._device) for name, tensor in found.items()}
         return here | {INDEX: torch.from_numpy(batch.index_B)}
+
+    def blank_batch(self, size: int) -> Batch:
+        """A batch of the right shapes, with zeros in it."""
+        model, device = self._config.model, self._device
+        self._kept_mean_S = torch.ones(len(model.scales), device=device)
+        image = torch.zeros(size, 3, model.image_size, model.image_size, device=device)
+        kept, seeds = (torch.zeros(size, dtype=torch.int64, device=device) for _ in range(2))
+        return {"image": image, "kept_scales": kept, SEED: seeds}
 
     def prepare(self, micro_batches: Sequence[Batch], look: Look) -> Sequence[Batch]:
         """With what the semantic loss is over all of them, where there are several."""
