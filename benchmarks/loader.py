@@ -30,7 +30,7 @@ from data_pipeline.shards.token_dataset import TokenShards
 from data_pipeline.shards.token_shards import TokenBlock, write_token_shard
 from model.layout import TokenLayout
 
-LAYOUT = TokenLayout((1, 1, 2, 3, 3, 4, 5, 6, 8, 11), branches=2, codebook_size=4096)
+LAYOUT = TokenLayout((1, 1, 4, 9, 9, 16, 25, 36, 64, 121), (4096, 4096))
 BATCH = 256
 SHARD_SAMPLES = 50_000
 RANKS = 8
@@ -79,7 +79,7 @@ def write_source(path: Path, samples: int) -> None:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         shape = (samples, LAYOUT.positions, LAYOUT.folds)
-        np.save(path, np.random.default_rng(0).integers(0, LAYOUT.codebook_size, shape, dtype=np.uint16))
+        np.save(path, np.random.default_rng(0).integers(0, LAYOUT.vocabulary(), shape, dtype=np.uint16))
 
 
 def write_ours(folder: Path, tokens: np.ndarray) -> None:

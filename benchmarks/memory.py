@@ -71,8 +71,8 @@ def trainer_config(stage: int, precision: str) -> TrainerConfig:
 def make_batch(samples: int) -> Batch:
     """Random tokens, and inputs of the right shape."""
     layout = TOKENIZER.layout
-    tokens = torch.randint(0, layout.codebook_size, (samples, layout.positions, layout.folds))
-    rest = layout.positions - layout.group_sizes[0]
+    tokens = torch.randint(0, layout.vocabulary(), (samples, layout.positions, layout.folds))
+    rest = layout.positions - layout.groups[0]
     inputs = torch.randn(samples, rest, layout.folds * TOKENIZER.code_dim)
     return {"tokens": tokens, "input": inputs, "label": torch.randint(0, 100, (samples,))}
 

@@ -61,8 +61,10 @@ def compare(network: ImageFolderTokenizer, image_NCHW: npt.NDArray[np.float32]) 
         changed.append(fp32(image_BCHW) != bf16(image_BCHW))
     changed_NLF = np.concatenate(changed)
     layout = network.layout
-    scales = [float(changed_NLF[:, layout.span(scale)].mean()) for scale in range(len(layout.scales))]
-    by_scale = [{"side": side, "tokens": share} for side, share in zip(layout.scales, scales, strict=True)]
+    scales = [float(changed_NLF[:, layout.span(scale)].mean()) for scale in range(len(layout.groups))]
+    by_scale = [
+        {"positions": positions, "tokens": share} for positions, share in zip(layout.groups, scales, strict=True)
+    ]
     return {
         "images": len(image_NCHW),
         "changed": {"tokens": float(changed_NLF.mean()), "images": float(changed_NLF.any(axis=(1, 2)).mean())},
@@ -79,7 +81,7 @@ def main() -> None:
     network = load(given.tokenizer)
     found = compare(network, images(given.images, network.config.image_size))
     found["weights"] = given.tokenizer or "random"
-    rows = [[f"tokens of scale {row['side']}", f"{row['tokens']:.2%}"] for row in found["by_scale"]]
+    rows = [[f"tokens of the scale of {row['positions']}", f"{row['tokens']:.2%}"] for row in found["by_scale"]]
     rows += [["tokens", f"{found['changed']['tokens']:.2%}"], ["images", f"{found['changed']['images']:.2%}"]]
     write_report(f"changed by bf16 ({found['weights']} weights)", ["", "share"], rows, found, given.json)
 

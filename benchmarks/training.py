@@ -62,7 +62,7 @@ def write_tokens(uri: str, card: Card) -> None:
     """One shard."""
     layout, drawn = TOKENIZER.layout, np.random.default_rng(0)
     shape = (SAMPLES, 1, layout.positions, layout.folds)
-    tokens_NWLF = drawn.integers(layout.codebook_size, size=shape, dtype=np.uint16)
+    tokens_NWLF = drawn.integers(layout.vocabulary(), size=shape, dtype=np.uint16)
     label = drawn.integers(GENERATOR.classes, size=SAMPLES, dtype=np.int32)
     key = np.array([f"{number:06d}" for number in range(SAMPLES)], dtype=np.bytes_)
     shard = write_token_shard(uri, "tokens-00000.tar", TokenBlock(tokens_NWLF, label, key), {})

@@ -39,7 +39,7 @@ def bare(job: TrainJob) -> None:
     groups = parameter_groups(network, config.weight_decay, set(network.no_decay_parameters()))
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
     layout = tokenizer.layout
-    tokens_BLF = torch.randint(layout.codebook_size, (config.global_batch, layout.positions, layout.folds))
+    tokens_BLF = torch.randint(layout.vocabulary(), (config.global_batch, layout.positions, layout.folds))
     label_B = torch.randint(job.section.model.classes, (config.global_batch,))
     seed_B = torch.arange(config.global_batch)
     Path(job.folder).mkdir(parents=True)

@@ -63,8 +63,8 @@ class TokenizerConfig(Section):
     """Product-quantization groups. The first keeps detail, the last is the semantic one."""
     scales: Sides = (1, 1, 2, 3, 3, 4, 5, 6, 8, 11)
     """Side of the token grid at each residual step, coarse to fine. The last is the side of the latent grid."""
-    codebook_size: int = Field(4096, gt=1, le=65536)
-    """Codes in each branch's codebook (tokens are stored as uint16)."""
+    codebook_size: int = Field(4096, gt=1, le=2**24)
+    """Codes in each branch's codebook. Tokens are stored in 16 bits up to 65,536, in 32 above."""
     code_dim: int = Field(32, gt=0, le=65_536)
     """Channels of a code."""
     shared_residual_convs: int = Field(4, ge=0, le=1_000)
@@ -88,13 +88,19 @@ class TokenizerConfig(Section):
             raise ValueError(f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
         if self.dropout_min_scales > len(self.scales) and self.quantizer_dropout > 0:
             raise ValueError(f"dropout_min_scales {self.dropout_min_scales} is more than the {len(self.scales)} scales")
-        _ = self.layout
+        if max(self.scales) != self.grid:
+            raise ValueError(f"scales {list(self.scales)}: the last is the latent grid, so none may be larger")
         return self
 
     @property
+    def grid(self) -> int:
+        """Side of the latent grid."""
+        return self.scales[-1]
+
+    @property
     def layout(self) -> TokenLayout:
-        """Where this tokenizer's tokens stand in a sequence."""
-        return TokenLayout(scales=self.scales, branches=self.branches, codebook_size=self.codebook_size)
+        """Where this tokenizer's tokens stand in a sequence: a group per scale, row by row, and a fold per branch."""
+        return TokenLayout(tuple(side * side for side in self.scales), (self.codebook_size,) * self.branches)
 
     def without_pretraining(self) -> TokenizerConfig:
         """The same architecture, to be filled with weights of its own: nothing is loaded from a hub."""

@@ -1,73 +1,98 @@
-"""Where tokens stand in a sequence: scales and branches to positions, groups and folds. Pure arithmetic."""
+"""Where an image's tokens stand in a sequence: groups, positions and folds. Pure arithmetic."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
+from typing import Literal
+
+SMALL_IDS = 2**16
+"""Codes up to which a token fits into 16 bits."""
+MOST_IDS = 2**32
+"""Codes of a vocabulary at most."""
 
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """The shape of an image's tokens: `positions` places, each holding one token of every branch (a fold).
+    """The shape of an image's tokens: positions in groups, and at each position a token of every fold.
 
-    Positions run scale by scale, coarse to fine, row by row within a scale. The positions of one scale form a group:
-    they are predicted together and see all groups up to their own.
+    Groups say what belongs together (a scale, all latents); in which order they are predicted is a generator's own
+    affair. ImageFolder's has a group per scale and a fold per branch; TiTok's one group of 32 and one fold.
+
+    Args:
+        groups: positions of each group, in the order in which they are stored.
+        vocabularies: codes of each fold.
 
     Raises:
-        ValueError: if there is no scale, or a scale is larger than the last one, which is the latent grid.
+        ValueError: if there is no group or no fold, or one of them is empty.
     """
 
-    scales: tuple[int, ...]
-    branches: int
-    codebook_size: int
+    groups: tuple[int, ...]
+    vocabularies: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if not self.scales or min(self.scales) < 1:
-            raise ValueError(f"scales {list(self.scales)}: give at least one, each 1 or larger")
-        if max(self.scales) != self.scales[-1]:
-            raise ValueError(f"scales {list(self.scales)}: the last is the latent grid, so none may be larger")
-
-    @property
-    def grid(self) -> int:
-        """Side of the latent grid."""
-        return self.scales[-1]
-
-    @cached_property
-    def group_sizes(self) -> tuple[int, ...]:
-        """Positions of each scale."""
-        return tuple(side * side for side in self.scales)
+        if not self.groups or min(self.groups) < 1:
+            raise ValueError(f"groups {list(self.groups)}: give at least one, each of 1 position or more")
+        if not self.vocabularies or min(self.vocabularies) < 1 or max(self.vocabularies) > MOST_IDS:
+            raise ValueError(f"vocabularies {list(self.vocabularies)}: give at least one, each of 1 to 2^32 codes")
 
     @cached_property
     def offsets(self) -> tuple[int, ...]:
-        """First position of each scale, and the number of positions at the end."""
-        offsets = [0]
-        for size in self.group_sizes:
-            offsets.append(offsets[-1] + size)
-        return tuple(offsets)
+        """First position of each group, and the number of positions at the end."""
+        return (0, *accumulate(self.groups))
 
     @property
     def positions(self) -> int:
-        """Length of the generator's sequence (286 for ImageFolder's ten scales)."""
+        """Length of the sequence (286 for ImageFolder's ten scales)."""
         return self.offsets[-1]
 
     @property
     def folds(self) -> int:
         """Tokens per position."""
-        return self.branches
+        return len(self.vocabularies)
 
-    def span(self, scale: int) -> slice:
-        """The positions of one scale."""
-        return slice(self.offsets[scale], self.offsets[scale + 1])
+    @property
+    def dtype(self) -> Literal["uint16", "uint32"]:
+        """What holds every token of every fold."""
+        return "uint16" if max(self.vocabularies) <= SMALL_IDS else "uint32"
+
+    def span(self, group: int) -> slice:
+        """The positions of one group."""
+        return slice(self.offsets[group], self.offsets[group + 1])
+
+    def vocabulary(self) -> int:
+        """The number of codes that all folds have.
+
+        Raises:
+            ValueError: if they differ.
+        """
+        if len(set(self.vocabularies)) > 1:
+            raise ValueError(f"the folds have different vocabularies: {list(self.vocabularies)}")
+        return self.vocabularies[0]
+
+    def __str__(self) -> str:
+        codes = " and ".join(f"{size:,}" for size in dict.fromkeys(self.vocabularies))
+        return f"{self.positions} positions in {len(self.groups)} groups, {self.folds} tokens each, of {codes} codes"
 
     def to_json(self) -> dict[str, object]:
-        """As it stands in manifests."""
-        return {"scales": list(self.scales), "branches": self.branches, "codebook_size": self.codebook_size}
+        """As it stands in manifests and cards."""
+        return {"groups": list(self.groups), "vocabularies": list(self.vocabularies)}
 
     @classmethod
-    def from_json(cls, record: dict[str, object]) -> TokenLayout:
-        """Back from a manifest."""
-        scales, branches, size = record["scales"], record["branches"], record["codebook_size"]
-        assert isinstance(scales, list)
-        assert isinstance(branches, int)
-        assert isinstance(size, int)
-        return cls(tuple(scales), branches, size)
+    def from_json(cls, record: Mapping[str, object]) -> TokenLayout:
+        """Back from a manifest or a card.
+
+        Raises:
+            ValueError: if it is no layout.
+        """
+        if set(record) != {"groups", "vocabularies"}:
+            raise ValueError(f"a layout has groups and vocabularies, and this has {sorted(record)}")
+        return cls(_numbers("groups", record["groups"]), _numbers("vocabularies", record["vocabularies"]))
+
+
+def _numbers(name: str, value: object) -> tuple[int, ...]:
+    if not isinstance(value, Sequence) or isinstance(value, str) or not all(type(item) is int for item in value):
+        raise ValueError(f"{name} of a layout is a list of whole numbers")
+    return tuple(value)

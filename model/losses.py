@@ -187,4 +187,4 @@ def _part_losses(logits_NK: Tensor, tokens_NF: Tensor, gradients: bool) -> tuple
 
 def loss_of_scales(loss_LF: Tensor, layout: TokenLayout) -> Tensor:
     """Means over the positions of each scale, per branch: [L, F] -> [S, F]."""
-    return torch.stack([part.mean(0) for part in torch.split(loss_LF, list(layout.group_sizes))])
+    return torch.stack([part.mean(0) for part in torch.split(loss_LF, list(layout.groups))])

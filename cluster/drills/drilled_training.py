@@ -68,7 +68,7 @@ def _write_tokens(uri: Path, tokenizer: str, seed: int) -> None:
     shards = []
     for number in range(SHARDS):
         shape = (size, 1, layout.positions, layout.folds)
-        tokens_NWLF = drawn.integers(layout.codebook_size, size=shape, dtype=np.uint16)
+        tokens_NWLF = drawn.integers(layout.vocabulary(), size=shape, dtype=np.uint16)
         label = drawn.integers(CLASSES, size=size, dtype=np.int32)
         key = np.array([f"{number:02d}-{sample:05d}" for sample in range(size)], dtype=np.bytes_)
         block = TokenBlock(tokens_NWLF, label, key)

@@ -76,10 +76,10 @@ def _fields(name: str, value: Any) -> list[tuple[str, str]]:
 def _codebook_table(found: Inspection) -> Any:
     from rich.table import Table
 
-    table = Table("branch", "scale", "side", "codes used", "perplexity")
+    table = Table("fold", "group", "positions", "codes used", "perplexity")
     table.title = f"codebook use over {found.codebook_samples:,} samples"
     for use in found.codebook:
-        row = (use.branch, use.scale, use.side, f"{use.share:.1%}", f"{use.perplexity:.1f}")
+        row = (use.fold, use.group, use.positions, f"{use.share:.1%}", f"{use.perplexity:.1f}")
         table.add_row(*map(str, row))
     return table
 

@@ -163,7 +163,7 @@ def evaluate(config: RunConfig, held_out: str) -> int:
         | ({"teacher": timm} if timm else {})
         | {"tokens": tokens.fingerprint, "real_images": images.fingerprint},
         "sampling": _asked(config),
-        "tokenizer": {"scales": list(layout.scales), "codebook_size": layout.codebook_size},
+        "tokenizer": layout.to_json(),
         "real_images": {"samples": len(real.image_NCHW), "fit": config.data.fit},
     }
     _commit(config.run, "evaluation.json", record, "samples/reconstructions.png", _reconstructions(sampler, real))
@@ -178,7 +178,7 @@ def _reconstructions(sampler: Sampler, real: RealImages) -> bytes:
     from trainer.evaluation.images import image_grid, to_png, to_uint8
 
     originals = real.image_NCHW[:_RECONSTRUCTED]
-    scales = len(sampler.tokenizer.layout.scales)
+    scales = len(sampler.tokenizer.layout.groups)
     with torch.inference_mode():
         tokens_BLF = sampler.tokenizer.tokenize(originals)
         columns = [originals] + [sampler.tokenizer.reconstruct(tokens_BLF, n + 1) for n in range(scales)]

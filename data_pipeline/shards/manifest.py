@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import accumulate
 from typing import Any, ClassVar, Literal, Self
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from data_pipeline import storage
@@ -15,8 +16,8 @@ from model.layout import TokenLayout
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_VERSION: Literal[1] = 1
-MOST_SCALES, MOST_SIDE, MOST_BRANCHES, MOST_CODES = 256, 1024, 1024, 65536
-"""Bounds of a layout, so that no product of its numbers is beyond 64 bits. Tokens are uint16."""
+MOST_GROUPS, MOST_POSITIONS, MOST_FOLDS = 65_536, 2**24, 1024
+"""Bounds of a layout, so that no product of its numbers is beyond 64 bits."""
 
 
 class Record(BaseModel):
@@ -198,15 +199,17 @@ class TokenManifest(_Manifest):
     @field_validator("layout")
     @classmethod
     def _check_layout(cls, layout: TokenLayout) -> TokenLayout:
-        if len(layout.scales) > MOST_SCALES or max(layout.scales) > MOST_SIDE:
-            raise ValueError(f"a layout has at most {MOST_SCALES} scales, of at most {MOST_SIDE} a side")
-        if not 1 <= layout.branches <= MOST_BRANCHES or not 1 <= layout.codebook_size <= MOST_CODES:
-            raise ValueError(f"a layout has 1 to {MOST_BRANCHES} branches of 1 to {MOST_CODES} codes")
+        if len(layout.groups) > MOST_GROUPS or max(layout.groups) > MOST_POSITIONS or layout.folds > MOST_FOLDS:
+            raise ValueError(
+                f"a layout has at most {MOST_GROUPS} groups, of at most {MOST_POSITIONS} positions, and at most "
+                f"{MOST_FOLDS} folds"
+            )
         return layout
 
     def least_sample_bytes(self) -> int:
         """Its tokens, label and CRC-32."""
-        return len(self.views) * self.layout.positions * self.layout.folds * 2 + 8
+        layout = self.layout
+        return len(self.views) * layout.positions * layout.folds * np.dtype(layout.dtype).itemsize + 8
 
     def content(self) -> dict[str, Any]:
         """All fields but the fingerprint, as JSON; without the decoder and the number format where they are usual."""

@@ -4,7 +4,7 @@ Every process of a node reads one memory-mapped copy of the data set, on the nod
 batch is one gather and eight ranks hold the tokens once:
 
     <fingerprint of the manifest>.tokens
-      uint16 [samples * views, positions * folds]    all shards, one after another
+      uint16 or uint32 [samples * views, positions * folds]    all shards, one after another
       int32  [samples]                               labels
       S      [samples]                               keys
 
@@ -27,7 +27,7 @@ from data_pipeline.node.copy_seal import content_bytes
 from data_pipeline.node.node_cache import NodeCache
 from data_pipeline.shards.manifest import ShardRecord, TokenManifest, shard_starts
 from data_pipeline.shards.token_archive import check_labels, read_token_shard
-from data_pipeline.shards.token_shards import REMEDY, Tokens
+from data_pipeline.shards.token_shards import REMEDY, Tokens, first_outside
 from data_pipeline.text.names import MOST_KEY_BYTES
 from model.layout import TokenLayout
 
@@ -68,12 +68,12 @@ class TokenShards:
         return self.manifest.layout
 
     def tokens(self, indices: npt.NDArray[np.int64]) -> Tokens:
-        """All views of some samples, uint16 [B, views, positions, folds]."""
+        """All views of some samples, [B, views, positions, folds], of the layout's dtype."""
         rows = indices[:, None] * self._views + np.arange(self._views)
         return self.rows(rows.ravel()).reshape(len(indices), self._views, *self._sample)
 
     def rows(self, rows: npt.NDArray[np.int64]) -> Tokens:
-        """Some rows, uint16 [B, positions, folds]; row sample * views + view is one view of a sample.
+        """Some rows, [B, positions, folds]; row sample * views + view is one view of a sample.
 
         Rows out of bounds are not refused: numpy would need a second buffer for that.
         """
@@ -83,7 +83,7 @@ class TokenShards:
 
 def _label_offset(manifest: TokenManifest) -> int:
     layout = manifest.layout
-    tokens = manifest.samples * len(manifest.views) * layout.positions * layout.folds * 2
+    tokens = manifest.samples * len(manifest.views) * layout.positions * layout.folds * np.dtype(layout.dtype).itemsize
     return -(-tokens // _ALIGNMENT) * _ALIGNMENT
 
 
@@ -103,7 +103,7 @@ def _map_copy(copy: BinaryIO, manifest: TokenManifest) -> tuple[Tokens, npt.NDAr
         # np.asarray: a plain array over the same map is sliced and gathered faster than np.memmap, a subclass.
         return np.asarray(np.memmap(copy, dtype, "r", offset, shape))
 
-    tokens_RT = mapped("<u2", 0, rows, layout.positions * layout.folds)
+    tokens_RT = mapped(layout.dtype, 0, rows, layout.positions * layout.folds)
     return tokens_RT, mapped("<i4", label_offset, samples), mapped(f"S{key_width}", key_offset, samples)
 
 
@@ -111,13 +111,13 @@ def _write_copy(uri: str, manifest: TokenManifest, draft: BinaryIO) -> None:
     """Fill a copy from the shards, a few of them at a time."""
     layout, samples = manifest.layout, manifest.samples
     sample = (len(manifest.views), layout.positions, layout.folds)
-    tokens_NWLF = np.memmap(draft, "<u2", "r+", 0, (samples, *sample))
+    tokens_NWLF = np.memmap(draft, layout.dtype, "r+", 0, (samples, *sample))
 
     def copy_shard(start: int, shard: ShardRecord) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bytes_]]:
         block = read_token_shard(uri, shard)
-        _check_shape(storage.join(uri, shard.name), block.tokens_NWLF, (shard.samples, *sample))
+        _check_shape(storage.join(uri, shard.name), block.tokens_NWLF, (shard.samples, *sample), layout)
         check_labels(storage.join(uri, shard.name), block.label, len(manifest.classes))
-        _check_tokens(storage.join(uri, shard.name), block.tokens_NWLF, layout.codebook_size)
+        _check_tokens(storage.join(uri, shard.name), block.tokens_NWLF, layout)
         tokens_NWLF[start : start + shard.samples] = block.tokens_NWLF
         return block.label.copy(), block.key.copy()  # copies: a view would keep the shard's bytes alive
 
@@ -130,13 +130,16 @@ def _write_copy(uri: str, manifest: TokenManifest, draft: BinaryIO) -> None:
     draft.truncate()
 
 
-def _check_tokens(path: str, tokens: Tokens, codebook_size: int) -> None:
-    if tokens.size and (most := int(tokens.max())) >= codebook_size:
-        raise CorruptShardError(f"{path} holds the token {most} of a codebook of {codebook_size}; {REMEDY}")
+def _check_tokens(path: str, tokens: Tokens, layout: TokenLayout) -> None:
+    outside = first_outside(tokens, layout)
+    if outside is not None:
+        _, fold, token = outside
+        codes = layout.vocabularies[fold]
+        raise CorruptShardError(f"{path} holds the token {token} of a codebook of {codes} (fold {fold}); {REMEDY}")
 
 
-def _check_shape(path: str, tokens: npt.NDArray[Any], shape: tuple[int, ...]) -> None:
-    if tokens.shape != shape or tokens.dtype != np.uint16:
+def _check_shape(path: str, tokens: npt.NDArray[Any], shape: tuple[int, ...], layout: TokenLayout) -> None:
+    if tokens.shape != shape or tokens.dtype != layout.dtype:
         raise CorruptShardError(
-            f"{path} holds {tokens.dtype} {tokens.shape}, but its manifest says uint16 {shape}; {REMEDY}"
+            f"{path} holds {tokens.dtype} {tokens.shape}, but its manifest says {layout.dtype} {shape}; {REMEDY}"
         )

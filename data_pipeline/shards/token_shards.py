@@ -1,7 +1,7 @@
 """Token shards: WebDataset tars whose members each hold a block of samples.
 
     tokens-00000.tar
-      tokens-00000.tokens.npy   uint16 [samples, views, positions, folds]
+      tokens-00000.tokens.npy   uint16 or uint32 [samples, views, positions, folds]
       tokens-00000.label.npy    int32  [samples]
       tokens-00000.key.npy      bytes  [samples], as numpy's S type
       tokens-00000.crc.npy      uint32 [samples], CRC-32 of each sample's tokens, label and key
@@ -29,13 +29,15 @@ from data_pipeline.shards.manifest import ShardRecord, TokenizerRecord, TokenMan
 from data_pipeline.storage.tar import list_members, write_tar
 from data_pipeline.text.names import MOST_KEY_BYTES
 from data_pipeline.text.npy import parse_npy
+from model.layout import TokenLayout
 
-Tokens = npt.NDArray[np.uint16]
+Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
+"""As `TokenLayout.dtype` says: uint32 where a fold has more than 65,536 codes."""
 
 REMEDY = "delete the shard and run foldtrain tokenize again"
 FIELDS = ("tokens", "label", "key", "crc")
 """The arrays of a shard."""
-_DTYPES = {"tokens": "u2", "label": "i4", "key": "S", "crc": "u4"}
+_DTYPES = {"tokens": ("u2", "u4"), "label": ("i4",), "key": (), "crc": ("u4",)}
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class TokenBlock:
 
 def encode_token_shard(name: str, block: TokenBlock, meta: dict[str, Any]) -> bytes:
     """The tar of a shard; the same content gives the same bytes."""
-    assert block.tokens_NWLF.dtype == np.uint16, block.tokens_NWLF.dtype
+    assert block.tokens_NWLF.dtype in (np.uint16, np.uint32), block.tokens_NWLF.dtype
     assert block.label.dtype == np.int32, block.label.dtype
     stem = name.removesuffix(".tar")
     arrays: dict[str, npt.NDArray[Any]] = {
@@ -117,11 +119,31 @@ def check_field(field: str, data: bytes | memoryview) -> npt.NDArray[Any]:
         array = parse_npy(data)
     except ValueError as error:
         raise ValueError(f"its member {field}: {error}") from error
-    wanted = np.dtype(_DTYPES[field])
-    is_right = array.dtype == wanted or (field == "key" and array.dtype.kind == "S")
+    is_right = array.dtype in map(np.dtype, _DTYPES[field]) or (field == "key" and array.dtype.kind == "S")
     if not is_right or array.ndim != (4 if field == "tokens" else 1) or array.dtype.itemsize > MOST_KEY_BYTES:
         raise ValueError(f"its member {field} holds {array.dtype} in {array.ndim} dimensions")
     return array
+
+
+def first_outside(tokens: npt.NDArray[np.integer[Any]], layout: TokenLayout) -> tuple[int, int, int] | None:
+    """The first sample that holds a token which its fold's vocabulary does not have.
+
+    Args:
+        tokens: any whole numbers, [samples, ..., folds].
+        layout: what they should be.
+
+    Returns:
+        The sample, the fold and the token; None if all are in range.
+    """
+    if not tokens.size:
+        return None
+    codes_F = np.array(layout.vocabularies, dtype=np.int64)
+    rows = tokens.reshape(-1, tokens.shape[-1])
+    if (rows.max(0) < codes_F).all() and (rows.min(0) >= 0).all():
+        return None
+    wrong = (tokens < 0) | (tokens >= codes_F)
+    place = np.argwhere(wrong)[0]
+    return int(place[0]), int(place[-1]), int(tokens[tuple(place)])
 
 
 def check_lengths(arrays: dict[str, npt.NDArray[Any]]) -> None:

@@ -1,8 +1,8 @@
 """Tokens in the formats of other people's trainers, with a record beside them that says what they are.
 
-    webdataset   <shard>-000.tar: <key>.tokens.npy uint16 [views, positions, folds] and <key>.cls for each sample
-    npz          <shard>.npz: tokens uint16 [samples, views, positions, folds], label int32, key
-    parquet      <shard>.parquet: key, label, and per view a flat list of uint16
+    webdataset   <shard>-000.tar: <key>.tokens.npy uint16 or uint32 [views, positions, folds] and <key>.cls
+    npz          <shard>.npz: tokens uint16 or uint32 [samples, views, positions, folds], label int32, key
+    parquet      <shard>.parquet: key, label, and per view a flat list of uint16 or uint32
 
 export.json is written anew after every shard and lists the files so far; `complete` says whether all are there. An
 export that was interrupted goes on: files that are there with the right digest are kept.
@@ -96,7 +96,7 @@ class ParquetFormat:
         width = positions * folds
         ends = pa.array(np.arange(samples + 1) * width, pa.int32())
         for number in range(views):
-            flat = pa.array(block.tokens_NWLF[:, number].ravel(), pa.uint16())
+            flat = pa.array(block.tokens_NWLF[:, number].ravel())
             columns[f"tokens_{manifest.views[number]}"] = pa.ListArray.from_arrays(ends, flat)
         record = {**describe(manifest), "shape": [positions, folds]}
         table = pa.table(columns).replace_schema_metadata({"foldtrain": storage.canonical_json(record)})

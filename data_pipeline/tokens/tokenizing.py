@@ -39,7 +39,7 @@ from data_pipeline.shards.manifest import (
     differences,
 )
 from data_pipeline.shards.token_archive import parse_token_shard
-from data_pipeline.shards.token_shards import TokenBlock, Tokens, encode_token_shard
+from data_pipeline.shards.token_shards import TokenBlock, encode_token_shard, first_outside
 from data_pipeline.shards.weights import Card, read_config, read_weights, restore
 from model.config import TokenizerConfig
 from model.layout import TokenLayout
@@ -49,8 +49,8 @@ if TYPE_CHECKING:
 
 Images = npt.NDArray[np.float32]
 """A batch of one view, [B, C, H, W] in [-1, 1]."""
-Encode = Callable[[Images], Tokens]
-"""Images to tokens, uint16 [B, L, F]."""
+Encode = Callable[[Images], npt.NDArray[np.int64]]
+"""Images to tokens [B, L, F], not yet checked against the vocabularies."""
 
 SOFTWARE = ("cykooz-resizer", "foldtrain", "numpy", "pillow", "simplejpeg", "torch")
 """Packages whose versions are recorded with the tokens."""
@@ -230,7 +230,7 @@ def tokenize_shard(
         CorruptShardError: if an image is damaged or cannot be decoded; it names shard and key.
     """
     layout = plan.layout
-    tokens_NWLF = np.empty((shard.stop - shard.start, len(plan.views), layout.positions, layout.folds), np.uint16)
+    tokens_NWLF = np.empty((shard.stop - shard.start, len(plan.views), layout.positions, layout.folds), layout.dtype)
     done = 0
     for views in prefetch(_decoded_batches(plan, shard, images, threads), depth=1):
         count = len(views[0])
@@ -312,11 +312,15 @@ def _by_view(seen: list[Future[Pixels]]) -> list[Images]:
     return [to_model([view[number] for view in pixels_BWHWC]) for number in range(len(pixels_BWHWC[0]))]
 
 
-def _checked(tokens_BLF: Tokens, layout: TokenLayout) -> Tokens:
-    assert tokens_BLF.dtype == np.uint16, tokens_BLF.dtype
-    if tokens_BLF.max() >= layout.codebook_size:
+def _checked(tokens_BLF: npt.NDArray[np.int64], layout: TokenLayout) -> npt.NDArray[np.int64]:
+    """Tokens that fit: checked before they are put into fewer bits, in which a wrong one could pass for another."""
+    if tokens_BLF.shape[1:] != (layout.positions, layout.folds):
+        raise FoldtrainError(f"the tokenizer gave tokens of shape {list(tokens_BLF.shape)}, but its layout is {layout}")
+    outside = first_outside(tokens_BLF, layout)
+    if outside is not None:
+        _, fold, token = outside
         raise FoldtrainError(
-            f"the tokenizer gave token {tokens_BLF.max()}, but its codebook has {layout.codebook_size}"
+            f"the tokenizer gave token {token} in fold {fold}, but its codebook has {layout.vocabularies[fold]}"
         )
     return tokens_BLF
 
@@ -380,10 +384,10 @@ def encoder_of(network: ImageFolderTokenizer, precision: str, device: str) -> En
     """A network on a device as a function of batches."""
     import torch
 
-    def encode(image_BCHW: Images) -> Tokens:
+    def encode(image_BCHW: Images) -> npt.NDArray[np.int64]:
         mixed = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
         with torch.inference_mode(), mixed:
             tokens_BLF = network.tokenize(torch.from_numpy(image_BCHW).to(device))
-        return tokens_BLF.cpu().numpy().astype(np.uint16)
+        return tokens_BLF.long().cpu().numpy()
 
     return encode

@@ -151,16 +151,20 @@ def examine_tokens(uri: str, manifest: TokenManifest, shard: ShardRecord, size: 
 def _examine_tokens(found: Findings, whole: TokenArchive, manifest: TokenManifest) -> None:
     tokens_NWLF, layout = whole.block.tokens_NWLF, manifest.layout
     shape = (len(found.key), len(manifest.views), layout.positions, layout.folds)
-    if tokens_NWLF.shape != shape or tokens_NWLF.dtype != np.uint16 or whole.crc.shape != shape[:1]:
-        found.add(COUNTS, f"tokens are {tokens_NWLF.dtype} {tokens_NWLF.shape}, the manifest says uint16 {shape}")
+    if tokens_NWLF.shape != shape or tokens_NWLF.dtype != layout.dtype or whole.crc.shape != shape[:1]:
+        found.add(
+            COUNTS, f"tokens are {tokens_NWLF.dtype} {tokens_NWLF.shape}, the manifest says {layout.dtype} {shape}"
+        )
         return
     damaged = np.flatnonzero(whole.block.crc32() != whole.crc)
     for row in damaged:
         found.add(SAMPLES, f"{found.key_at(row)} is corrupt (CRC-32 differs)")
-    wrong = np.flatnonzero((tokens_NWLF >= layout.codebook_size).any(axis=(1, 2, 3)))
-    if len(wrong):
-        most = tokens_NWLF[wrong[0]].max()
-        problem = f"{found.key_at(wrong[0])} has token {most} of a codebook of {layout.codebook_size}"
+    codes_F = np.array(layout.vocabularies, dtype=np.int64)
+    wrong = np.flatnonzero((tokens_NWLF >= codes_F).any(axis=(1, 2, 3)))
+    outside = token_shards.first_outside(tokens_NWLF, layout)
+    if outside is not None:
+        _, fold, token = outside
+        problem = f"{found.key_at(wrong[0])} has token {token} of a codebook of {layout.vocabularies[fold]}"
         found.add(TOKENS, problem + _more(wrong))
 
 

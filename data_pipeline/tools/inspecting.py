@@ -26,12 +26,12 @@ MOST_PIXELS = 256
 
 @dataclass(frozen=True)
 class CodebookUse:
-    """How one branch's codes are used at one scale."""
+    """How one fold's codes are used in one group of positions."""
 
-    branch: int
-    scale: int
-    side: int
-    """Side of the scale's grid."""
+    fold: int
+    group: int
+    positions: int
+    """Of the group."""
     share: float
     """Of the codes, those that occur."""
     perplexity: float
@@ -106,21 +106,21 @@ def _columns(uri: str, manifest: ImageManifest | TokenManifest) -> tuple[npt.NDA
 
 def _codebook(uri: str, manifest: TokenManifest, limit: int | None) -> tuple[list[CodebookUse], int]:
     layout = manifest.layout
-    counts = np.zeros((layout.folds, len(layout.scales), layout.codebook_size), np.int64)
+    counts = [[np.zeros(codes, np.int64) for _ in layout.groups] for codes in layout.vocabularies]
     counted = 0
     for shard in manifest.shards:
         if limit is not None and counted >= limit:
             break
         tokens_NWLF = read_token_shard(uri, shard).tokens_NWLF
         counted += len(tokens_NWLF)
-        for fold in range(layout.folds):
-            for scale in range(len(layout.scales)):
-                codes = tokens_NWLF[:, :, layout.span(scale), fold].ravel()
-                counts[fold, scale] += np.bincount(codes, minlength=layout.codebook_size)[: layout.codebook_size]
+        for fold, codes in enumerate(layout.vocabularies):
+            for group in range(len(layout.groups)):
+                used = tokens_NWLF[:, :, layout.span(group), fold].ravel()
+                counts[fold][group] += np.bincount(used, minlength=codes)[:codes]
     use = [
-        CodebookUse(fold, scale, side, float((count > 0).mean()), perplexity(count))
+        CodebookUse(fold, group, positions, float((count > 0).mean()), perplexity(count))
         for fold, row in enumerate(counts)
-        for scale, (side, count) in enumerate(zip(layout.scales, row, strict=True))
+        for group, (positions, count) in enumerate(zip(layout.groups, row, strict=True))
     ]
     return use, counted
 
@@ -185,4 +185,5 @@ def _first_tokens(uri: str, manifest: TokenManifest, samples: int) -> Tokens:
         if sum(map(len, parts)) >= samples:
             break
         parts.append(read_token_shard(uri, shard).tokens_NWLF[:, 0])
-    return np.concatenate(parts)[:samples]
+    tokens: Tokens = np.concatenate(parts)  # type: ignore[assignment]  # all are of the layout's dtype
+    return tokens[:samples]

@@ -210,7 +210,7 @@ def _shard_checks(manifest: ImageManifest | TokenManifest, findings: list[Findin
         texts[examining.SAMPLES] = f"CRC-32 of {samples:,} samples"
     texts[examining.COUNTS] = f"{samples:,} samples in manifest, shards and members"
     if isinstance(manifest, TokenManifest) and not quick:
-        texts[examining.TOKENS] = f"every token is below {manifest.layout.codebook_size}"
+        texts[examining.TOKENS] = f"every token is below {max(manifest.layout.vocabularies)}"
     texts[examining.LABELS] = f"every label is one of {len(manifest.classes)} classes"
     return [_check(name, text, _problems(findings, name)) for name, text in texts.items()]
 

@@ -137,25 +137,25 @@ class FoldedGenerator(nn.Module):
 
     Args:
         config: sizes of the transformer.
-        layout: scales, branches and codebook size of the tokens.
-        code_dim: channels of one branch's code; the input has `layout.branches` times as many.
+        layout: a group per scale; all folds have one vocabulary.
+        code_dim: channels of one branch's code; the input has `layout.folds` times as many.
     """
 
     def __init__(self, config: GeneratorConfig, layout: TokenLayout, code_dim: int) -> None:
         super().__init__()
         self.config, self.layout, self.code_dim = config, layout, code_dim
-        self.groups = GroupCausal(layout.group_sizes)
+        self.groups = GroupCausal(layout.groups)
         width = config.width
         self.class_embed = nn.Embedding(config.classes + 1, width)
-        self.start_embed = nn.Parameter(torch.empty(layout.group_sizes[0], width))
+        self.start_embed = nn.Parameter(torch.empty(layout.groups[0], width))
         self.position_embed = nn.Parameter(torch.empty(layout.positions, width))
-        self.level_embed = nn.Parameter(torch.empty(len(layout.scales), width))
+        self.level_embed = nn.Parameter(torch.empty(len(layout.groups), width))
         self.input = nn.Linear(layout.folds * code_dim, width)
         rates = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
         self.blocks = nn.ModuleList([Block(config, rate) for rate in rates])
         self.shared_adaln = nn.Linear(width, 6 * width) if config.shared_adaln else None
         self.head_adaln = nn.Linear(width, 2 * width)
-        self.head = nn.Linear(width, layout.folds * layout.codebook_size)
+        self.head = nn.Linear(width, layout.folds * layout.vocabulary())
         self.reset_parameters()
 
     @property
@@ -218,7 +218,7 @@ class FoldedGenerator(nn.Module):
         Raises:
             ValueError: if the input has not the layout's shape, or there is no seed where one is needed.
         """
-        expected = (len(label_B), self.layout.positions - self.layout.group_sizes[0], self.input.in_features)
+        expected = (len(label_B), self.layout.positions - self.layout.groups[0], self.input.in_features)
         if tuple(input_BMC.shape) != expected:
             raise ValueError(f"generator input is {list(input_BMC.shape)}, but this layout needs {list(expected)}")
         condition_BC = self.class_embed(label_B).float()
@@ -258,8 +258,8 @@ class FoldedGenerator(nn.Module):
         Raises:
             ValueError: if an input is missing, or given at the first scale, or all scales are done.
         """
-        if state.scale >= len(self.layout.scales):
-            raise ValueError(f"all {len(self.layout.scales)} scales are sampled already")
+        if state.scale >= len(self.layout.groups):
+            raise ValueError(f"all {len(self.layout.groups)} scales are sampled already")
         if (input_BLC is None) != (state.scale == 0):
             raise ValueError(f"scale {state.scale} takes {'no' if state.scale == 0 else 'an'} input")
         span = self.layout.span(state.scale)
@@ -273,7 +273,7 @@ class FoldedGenerator(nn.Module):
 
     def _places(self, span: slice) -> Tensor:
         """Position and level embeddings of a range of positions, `[L, C]`."""
-        levels_L = group_of_position(self.layout.group_sizes, self.level_embed.device)[span]
+        levels_L = group_of_position(self.layout.groups, self.level_embed.device)[span]
         return self.position_embed[span] + F.embedding(levels_L, self.level_embed)
 
     def _condition(self, condition_BC: Tensor) -> tuple[list[tuple[Tensor, ...]], tuple[Tensor, ...]]:
@@ -291,7 +291,7 @@ class FoldedGenerator(nn.Module):
     def _logits(self, x_BLC: Tensor, head_modulation: tuple[Tensor, ...]) -> Tensor:
         """Logits in float32, split into branches (the first is detail, the last semantic)."""
         logits: Tensor = self.head(self._before_head(x_BLC, head_modulation)).float()
-        return logits.view(*x_BLC.shape[:2], self.layout.folds, self.layout.codebook_size)
+        return logits.view(*x_BLC.shape[:2], self.layout.folds, self.layout.vocabulary())
 
 
 def compute_dtype(weight: Tensor) -> torch.dtype:

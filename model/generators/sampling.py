@@ -48,14 +48,12 @@ def generate(
     """
     layout = generator.layout
     _check(generator, quantizer, label_B, uniform_BLF, kept)
-    latent_BPCHW = uniform_BLF.new_zeros(
-        len(label_B), layout.branches, generator.code_dim, layout.grid, layout.grid, dtype=torch.float32
-    )
+    latent_BPCHW = quantizer.empty_latent(len(label_B), uniform_BLF.device)
     null_B = torch.full_like(label_B, generator.null_class)
     state = generator.start(torch.cat((label_B, null_B)) if guidance else label_B)
     input_BKC: Tensor | None = None
     tokens = []
-    for scale, ramp in enumerate(guidance_ramp(guidance, len(layout.scales))):
+    for scale, ramp in enumerate(guidance_ramp(guidance, len(layout.groups))):
         span = layout.span(scale)
         logits_BKFV = _guided(generator, state, input_BKC, ramp if guidance else None)
         tokens_BKF = draw(truncate(logits_BKFV, top_k, top_p), uniform_BLF[:, span])

@@ -105,7 +105,7 @@ def _layout(
             f"{folds} folds do not fit a head of {outputs} outputs and an input of {channels} channels "
             f"with codes of {tokenizer_config.code_dim}"
         )
-    layout = TokenLayout(tuple(int(side) for side in sides), folds, outputs // folds)
+    layout = TokenLayout(tuple(int(side) ** 2 for side in sides), (outputs // folds,) * folds)
     if layout != tokenizer_config.layout:
         raise ValueError(f"the generator predicts {layout}, but the tokenizer makes {tokenizer_config.layout}")
     return layout

@@ -155,6 +155,7 @@ class FoldedQuantizer(nn.Module):
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
         self.layout: TokenLayout = config.layout
+        self.scales, self.grid = config.scales, config.grid
         self.code_dim = config.code_dim
         self.commitment = config.commitment / (len(config.scales) if config.commitment_over_scales else 1)
         self.branches = nn.ModuleList(MultiScaleQuantizer(config) for _ in range(config.branches))
@@ -183,7 +184,7 @@ class FoldedQuantizer(nn.Module):
         with torch.autocast(latent_BPCHW.device.type, enabled=False):
             latent_BPCHW = latent_BPCHW.float()
             keep_SB = None if kept_scales_B is None else self._keep(kept_scales_B)
-            weight_SB = _loss_weights(latent_BPCHW, len(self.layout.scales), keep_SB, kept_mean_S)
+            weight_SB = _loss_weights(latent_BPCHW, len(self.scales), keep_SB, kept_mean_S)
             parts = [
                 self.branch(index)(latent_BCHW, keep_SB, weight_SB)
                 for index, latent_BCHW in enumerate(latent_BPCHW.unbind(1))
@@ -193,13 +194,13 @@ class FoldedQuantizer(nn.Module):
             return Quantized(
                 latent_BPCHW=torch.stack(quantized, dim=1),
                 tokens_BLF=tokens_BLF,
-                codebook_loss=torch.stack(codebook_losses).mean() / len(self.layout.scales),
+                codebook_loss=torch.stack(codebook_losses).mean() / len(self.scales),
                 commitment_loss=torch.stack(commitment_losses).mean() * self.commitment,
                 hits_PSV=self.count_hits(tokens_BLF),
             )
 
     def _keep(self, kept_scales_B: Tensor) -> Tensor:
-        scales_S = torch.arange(len(self.layout.scales), device=kept_scales_B.device)
+        scales_S = torch.arange(len(self.scales), device=kept_scales_B.device)
         return (scales_S[:, None] < kept_scales_B[None, :]).float()
 
     @torch.no_grad()
@@ -207,13 +208,13 @@ class FoldedQuantizer(nn.Module):
         """How often each code occurs, per branch and scale: int64 [P, S, V]."""
         layout = self.layout
         scale_L = torch.repeat_interleave(
-            torch.arange(len(layout.scales), device=tokens_BLF.device),
-            torch.tensor(layout.group_sizes, device=tokens_BLF.device),
+            torch.arange(len(layout.groups), device=tokens_BLF.device),
+            torch.tensor(layout.groups, device=tokens_BLF.device),
         )
         branch_F = torch.arange(layout.folds, device=tokens_BLF.device)
-        row_LF = branch_F[None, :] * len(layout.scales) + scale_L[:, None]
-        shape = (layout.folds, len(layout.scales), layout.codebook_size)
-        flat = (tokens_BLF + row_LF * layout.codebook_size).flatten()
+        row_LF = branch_F[None, :] * len(layout.groups) + scale_L[:, None]
+        shape = (layout.folds, len(layout.groups), layout.vocabulary())
+        flat = (tokens_BLF + row_LF * layout.vocabulary()).flatten()
         return torch.bincount(flat, minlength=shape[0] * shape[1] * shape[2]).view(shape)
 
     @torch.no_grad()
@@ -231,9 +232,9 @@ class FoldedQuantizer(nn.Module):
         Raises:
             ValueError: if `scales` is not between 1 and the number of scales.
         """
-        count = len(self.layout.scales) if scales is None else scales
-        if not 1 <= count <= len(self.layout.scales):
-            raise ValueError(f"scales {count}: give 1 to {len(self.layout.scales)}")
+        count = len(self.scales) if scales is None else scales
+        if not 1 <= count <= len(self.scales):
+            raise ValueError(f"scales {count}: give 1 to {len(self.scales)}")
         return self._sums(tokens_BLF, count)[-1]
 
     def generator_input(self, tokens_BLF: Tensor) -> Tensor:
@@ -244,13 +245,17 @@ class FoldedQuantizer(nn.Module):
         Returns:
             float32 [B, positions - positions of the first scale, P * C].
         """
-        scales = self.layout.scales
+        scales = self.scales
         if len(scales) == 1:
             shape = (len(tokens_BLF), 0, self.layout.folds * self.code_dim)
             return torch.zeros(shape, device=tokens_BLF.device)
         sums = self._sums(tokens_BLF, len(scales) - 1)
         rows = [_rows(latent_BPCHW, side) for latent_BPCHW, side in zip(sums, scales[1:], strict=True)]
         return torch.cat(rows, dim=1)
+
+    def empty_latent(self, batch: int, device: torch.device) -> Tensor:
+        """The latent [B, P, C, H, W] before the first scale: zeros."""
+        return torch.zeros(batch, len(self.branches), self.code_dim, self.grid, self.grid, device=device)
 
     def next_scale(self, latent_BPCHW: Tensor, tokens_BKF: Tensor, scale: int) -> tuple[Tensor, Tensor | None]:
         """One step of sampling: add the tokens [B, k * k, F] of one scale to the latent (zeros before the first).
@@ -261,9 +266,9 @@ class FoldedQuantizer(nn.Module):
         """
         with torch.autocast(latent_BPCHW.device.type, enabled=False):
             latent_BPCHW = latent_BPCHW + self._step(tokens_BKF, scale)
-            if scale + 1 == len(self.layout.scales):
+            if scale + 1 == len(self.scales):
                 return latent_BPCHW, None
-            return latent_BPCHW, _rows(latent_BPCHW, self.layout.scales[scale + 1])
+            return latent_BPCHW, _rows(latent_BPCHW, self.scales[scale + 1])
 
     def _step(self, tokens_BKF: Tensor, scale: int) -> Tensor:
         steps = [self.branch(p).step(tokens_BK, scale) for p, tokens_BK in enumerate(tokens_BKF.unbind(2))]

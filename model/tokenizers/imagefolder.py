@@ -36,7 +36,7 @@ class ImageFolderTokenizer(nn.Module):
         super().__init__()
         self.config = config
         self.layout: TokenLayout = config.layout
-        grid, size, patch = self.layout.grid, config.image_size, config.patch_size
+        grid, size, patch = config.grid, config.image_size, config.patch_size
         self.encoder = ImageEncoder(config.encoder, size, patch, grid, config.branches)
         self.decoder = ImageDecoder(config.decoder, size, patch, grid)
         self.to_latent = nn.Linear(self.encoder.width, config.code_dim)
@@ -57,8 +57,8 @@ class ImageFolderTokenizer(nn.Module):
         if image_BCHW.shape[1:] != (3, size, size):
             raise ValueError(f"image of shape {list(image_BCHW.shape[1:])}: this tokenizer takes [3, {size}, {size}]")
         latent_BQC: Tensor = self.to_latent(self.encoder(image_BCHW, seed_B))
-        grid = self.layout.grid
-        return latent_BQC.view(len(latent_BQC), self.layout.branches, grid, grid, -1).permute(0, 1, 4, 2, 3)
+        grid = self.config.grid
+        return latent_BQC.view(len(latent_BQC), self.config.branches, grid, grid, -1).permute(0, 1, 4, 2, 3)
 
     def tokenize(self, image_BCHW: Tensor) -> Tensor:
         """Images in [-1, 1] -> token ids [B, L, F], int64."""

@@ -135,7 +135,7 @@ def test_a_folder_that_is_no_data_set_ends_with_2(foldtrain: Foldtrain, tmp_path
 def test_inspect_shows_schema_samples_labels_and_codes(tokens: Path) -> None:
     done = invoke("inspect", str(tokens), "--samples", "2")
     assert done.exit_code == 0, done.output
-    for text in ("layout.codebook_size", "cat/1", "labels (2 classes)", "codebook use over 6 samples", "perplexity"):
+    for text in ("layout.vocabularies", "cat/1", "labels (2 classes)", "codebook use over 6 samples", "perplexity"):
         assert text in done.output
     assert "cat/2" not in done.output
 

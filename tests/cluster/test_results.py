@@ -169,7 +169,7 @@ def test_an_evaluation_judges_classes_that_exist_and_says_what_it_was_asked(conf
     assert found["class_names"] == ["class0", "class1"]
     assert len(found["generation"]["class_accuracy_per_class"]) == 2
     assert found["sampling"]["guidance"] == 3
-    assert found["tokenizer"] == {"scales": [1, 2], "codebook_size": 16}
+    assert found["tokenizer"] == {"groups": [1, 4], "vocabularies": [16, 16]}
     assert found["files"] == {"samples/reconstructions.png": digest(run / "samples/reconstructions.png")}
     assert {"generator", "tokenizer", "judge", "tokens", "real_images"} <= found["fingerprints"].keys()
 
@@ -182,7 +182,7 @@ def test_a_class_of_which_no_sample_is_judged_has_no_accuracy(configure: Configu
 def test_the_size_of_the_networks_is_theirs_and_not_that_of_the_config(configure: Configure, run: Path) -> None:
     config = configure("tokenizer.model.image_size=64", "tokenizer.model.scales=[1, 2, 8]")
     results.evaluate(config, str(run / "images/train"))
-    assert record(run / "evaluation.json")["tokenizer"]["scales"] == [1, 2]
+    assert record(run / "evaluation.json")["tokenizer"]["groups"] == [1, 4]
 
 
 def refused(configure: Configure, run: Path, monkeypatch: pytest.MonkeyPatch, words: str, *overrides: str) -> None:

@@ -42,7 +42,7 @@ def encode(image_BCHW: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
     layout = TOKENIZER.layout
     pixels = ((image_BCHW + 1) * 127.5).round().astype(np.int64).reshape(len(image_BCHW), -1)
     weights = np.arange(pixels.shape[1])[:, None] * np.arange(1, layout.positions * layout.folds + 1)
-    tokens = (pixels @ (weights % 61)) % layout.codebook_size
+    tokens = (pixels @ (weights % 61)) % layout.vocabulary()
     return tokens.reshape(-1, layout.positions, layout.folds).astype(np.uint16)
 
 

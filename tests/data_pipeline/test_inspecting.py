@@ -35,7 +35,7 @@ def test_the_schema_of_images_says_what_they_are(images: Images) -> None:
 
 def test_the_schema_of_tokens_says_what_made_them(tokens: Path) -> None:
     schema, manifest = inspect_data(str(tokens)).schema, TokenManifest.read(str(tokens))
-    assert schema["layout"] == {"scales": [1, 2, 4], "branches": 2, "codebook_size": 64}
+    assert schema["layout"] == {"groups": [1, 4, 16], "vocabularies": [64, 64]}
     assert schema["views"] == ["center", "center_flip"]
     assert schema["tokenizer"]["fingerprint"] == manifest.tokenizer.fingerprint
     assert schema["source"] == manifest.source
@@ -54,12 +54,12 @@ def test_labels_are_counted_by_class(tokens: Path) -> None:
     assert inspect_data(str(tokens)).label_counts == {"class0": 10, "class1": 10}
 
 
-def test_codebook_use_is_that_of_each_branch_and_scale(tokens: Path) -> None:
+def test_codebook_use_is_that_of_each_fold_and_group(tokens: Path) -> None:
     found = inspect_data(str(tokens))
     tokens_NWLF = all_tokens(tokens)
     assert found.codebook_samples == 20
-    assert [(use.branch, use.scale, use.side) for use in found.codebook] == [
-        (branch, scale, side) for branch in range(2) for scale, side in enumerate((1, 2, 4))
+    assert [(use.fold, use.group, use.positions) for use in found.codebook] == [
+        (branch, scale, side) for branch in range(2) for scale, side in enumerate((1, 4, 16))
     ]
     last = tokens_NWLF[:, :, 5:21, 1]
     assert found.codebook[-1].share == len(np.unique(last)) / 64

@@ -33,7 +33,7 @@ def tokens() -> dict[str, Any]:
     manifest = TokenManifest.build(
         samples=2,
         classes=("a",),
-        layout=TokenLayout((1, 2), 2, 16),
+        layout=TokenLayout((1, 4), (16, 16)),
         views=("center",),
         image_size=32,
         fit="crop",
@@ -100,15 +100,15 @@ def test_a_shard_that_is_named_twice_or_of_the_other_kind_is_refused(tmp_path: P
 @pytest.mark.parametrize(
     "layout",
     [
-        {"scales": [2**40], "branches": 2, "codebook_size": 16},
-        {"scales": [1] * 1000, "branches": 2, "codebook_size": 16},
-        {"scales": [1], "branches": -1, "codebook_size": 16},
-        {"scales": [1], "branches": 2, "codebook_size": 2**40},
+        {"groups": [2**40], "vocabularies": [16, 16]},
+        {"groups": [1] * 100_000, "vocabularies": [16, 16]},
+        {"groups": [1], "vocabularies": [-1]},
+        {"groups": [1], "vocabularies": [16, 2**40]},
     ],
 )
 def test_a_layout_beyond_all_bounds_is_refused(tmp_path: Path, layout: dict[str, Any]) -> None:
     put(tmp_path, tokens() | {"layout": layout})
-    with pytest.raises(UsageError, match="a layout has"):
+    with pytest.raises(UsageError, match=r"layout: |a layout has"):
         read_manifest(str(tmp_path))
 
 

@@ -86,7 +86,8 @@ def test_awscli_lists_and_fetches_the_shards_of_a_bucket(tokens: Path, s3_uri: s
 
 
 def test_the_tools_import_neither_torch_nor_ray() -> None:
-    modules = ["verifying", "inspecting", "exporting", "importing.llamagen", "importing.rar", "token_archive"]
+    modules = ["tools.verifying", "tools.inspecting", "tokens.exporting", "shards.token_archive"]
+    modules += ["tokens.importing.llamagen", "tokens.importing.rar"]
     imports = "; ".join(f"import data_pipeline.{name}" for name in modules)
     code = f"import sys; {imports}; assert not {{'torch', 'ray', 'pyarrow'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

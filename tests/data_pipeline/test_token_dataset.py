@@ -90,7 +90,7 @@ def test_a_copy_of_another_data_set_is_another_copy(tokens: Path, tmp_path: Path
 
 def test_tokens_beyond_the_codebook_are_refused_before_training_sees_them(tokens: Path) -> None:
     manifest = TokenManifest.read(str(tokens))
-    small = TokenLayout(manifest.layout.scales, manifest.layout.branches, 2)
+    small = TokenLayout(manifest.layout.groups, (2,) * manifest.layout.folds)
     fields = {name: getattr(manifest, name) for name in type(manifest).model_fields if name != "fingerprint"}
     TokenManifest.build(**fields | {"layout": small}).write(str(tokens))
     with pytest.raises(CorruptShardError, match=r"holds the token \d+ of a codebook of 2"):

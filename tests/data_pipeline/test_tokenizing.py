@@ -155,7 +155,7 @@ def test_a_damaged_image_stops_its_shard_and_is_named(make_plan: Plans, images: 
 
 def test_a_token_outside_of_the_codebook_is_refused(make_plan: Plans) -> None:
     plan = make_plan()
-    with pytest.raises(FoldtrainError, match="gave token 64, but its codebook has 64"):
+    with pytest.raises(FoldtrainError, match="gave token 64 in fold 0, but its codebook has 64"):
         tokenize_shard(
             plan, plan.shards[0], ImageShards(plan.images), lambda images: encode(images) // 64 + np.uint16(64)
         )

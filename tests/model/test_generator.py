@@ -14,6 +14,7 @@ from model.layout import TokenLayout
 from model.losses import folded_cross_entropy
 
 SCALES = (1, 2, 3)
+GROUPS = tuple(side**2 for side in SCALES)
 CODE_DIM = 4
 
 
@@ -21,7 +22,7 @@ def make(folds: int = 2, seed: int = 0, **sizes: object) -> FoldedGenerator:
     """A small generator whose gates are open, so that every part of it shows in the logits."""
     torch.manual_seed(seed)
     given: dict[str, object] = {"num_classes": 5, "depth": 3, "width": 24, "heads": 3, **sizes}
-    generator = FoldedGenerator(GeneratorConfig.model_validate(given), TokenLayout(SCALES, folds, 11), CODE_DIM)
+    generator = FoldedGenerator(GeneratorConfig.model_validate(given), TokenLayout(GROUPS, (11,) * folds), CODE_DIM)
     with torch.no_grad():
         for parameter in generator.parameters():
             parameter.normal_(std=0.3)
@@ -111,7 +112,7 @@ def test_half_precision_gives_float32_logits_near_those_of_float32(way: str) -> 
 def test_a_fresh_generator_gates_its_blocks_and_starts_near_even_odds() -> None:
     torch.manual_seed(0)
     config = GeneratorConfig(num_classes=5, depth=2, width=96, heads=3, adaln_gamma_init=1e-3)
-    generator = FoldedGenerator(config, TokenLayout(SCALES, 2, 64), CODE_DIM)
+    generator = FoldedGenerator(config, TokenLayout(GROUPS, (64, 64)), CODE_DIM)
     std = math.sqrt(1 / (3 * 96))
     expected = {
         "class_embed.weight": std,

@@ -88,7 +88,7 @@ def test_tokens_may_come_as_they_are_stored() -> None:
 
 
 def test_losses_of_scales_are_means_over_their_own_positions() -> None:
-    layout = TokenLayout((1, 2), branches=2, codebook_size=4)
+    layout = TokenLayout((1, 4), (4, 4))
     loss_LF = torch.tensor([[9.0, 1.0], [0.0, 2.0], [2.0, 2.0], [4.0, 2.0], [6.0, 2.0]])
     assert loss_of_scales(loss_LF, layout).tolist() == [[9.0, 1.0], [3.0, 2.0]]
 

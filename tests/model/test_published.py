@@ -58,14 +58,14 @@ def _check_tokenizer(tokenizer: ImageFolderTokenizer, io: dict[str, Tensor]) -> 
     branches_BCN = [latent_BCHW.flatten(2) for latent_BCHW in latent_BPCHW.unbind(1)]
     _close(torch.cat(branches_BCN, dim=2), io["latent"].flatten(2))
     tokens_BLF = tokenizer.tokenize(image_BCHW)
-    for branch in range(layout.branches):
-        for scale in range(len(layout.scales)):
+    for branch in range(layout.folds):
+        for scale in range(len(layout.groups)):
             expected = io[f"tokens.branch{branch}.scale{scale}"]
             assert torch.equal(tokens_BLF[:, layout.span(scale), branch], expected), f"branch {branch} scale {scale}"
     for name in (name for name in io if name.startswith("quantized.")):
         branch, scale = (int(number) for number in re.findall(r"\d+", name))
         _close(tokenizer.quantizer.dequantize(tokens_BLF, scale + 1)[:, branch], io[name])
-    inputs = [io[f"generator_input.branch{branch}"] for branch in range(layout.branches)]
+    inputs = [io[f"generator_input.branch{branch}"] for branch in range(layout.folds)]
     _close(tokenizer.quantizer.generator_input(tokens_BLF), torch.cat(inputs, dim=2))
     _close(tokenizer.reconstruct(tokens_BLF[:1]), io["reconstruction"], tolerance=1e-3)
 
@@ -116,7 +116,7 @@ def _state(tokenizer: ImageFolderTokenizer) -> dict[str, Tensor]:
 
 
 def _options(tokenizer: ImageFolderTokenizer) -> dict[str, object]:
-    scales = list(tokenizer.layout.scales)
+    scales = list(tokenizer.config.scales)
     return {
         "v_patch_nums": scales,
         "share_quant_resi": tokenizer.config.shared_residual_convs,

@@ -136,9 +136,10 @@ from pathlib import Path
 from tests.trainer.test_loop import CountingStage, job
 from trainer import stages
 from trainer.engine.device import given_device
+from trainer.loop import worker
 
 with mock.patch.object(stages, "build_stage", lambda job, device: CountingStage(None)):
-    ending, step = stages.run_worker(job(Path(sys.argv[1], "run"), zero_stage=1), given_device(0))
+    ending, step = worker.run_worker(job(Path(sys.argv[1], "run"), zero_stage=1), given_device(0))
 import deepspeed
 print(json.dumps([ending, step, deepspeed.get_accelerator().device_name(), touched]))
 """

@@ -55,7 +55,7 @@ class Generating(nn.Module):
         layout = TOKENIZER.layout
         generator = torch.Generator().manual_seed(int(batch["seed"]))
         tokens_BLF = torch.randint(32, (4, layout.positions, layout.folds), generator=generator)
-        later = layout.positions - layout.group_sizes[0]
+        later = layout.positions - layout.groups[0]
         input_BLC = torch.randn(4, later, layout.folds * TOKENIZER.code_dim, generator=generator)
         with self._autocast:
             logits_BLFV = self.network(torch.arange(4), input_BLC, batch["seed"] * 4 + torch.arange(4))

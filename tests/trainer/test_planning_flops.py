@@ -73,7 +73,7 @@ def test_a_classifier_is_what_torch_counts() -> None:
 
 def test_visible_pairs_are_those_of_own_and_earlier_scales() -> None:
     layout = TokenizerConfig().layout
-    by_hand = sum(1 for q in _scale_of(layout.group_sizes) for k in _scale_of(layout.group_sizes) if k <= q)
+    by_hand = sum(1 for q in _scale_of(layout.groups) for k in _scale_of(layout.groups) if k <= q)
     assert visible_pairs(layout) == by_hand < layout.positions**2
 
 

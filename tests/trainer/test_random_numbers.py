@@ -213,7 +213,7 @@ def test_seeds_follow_from_seed_and_position_alone() -> None:
 def gradients(network: FoldedGenerator) -> tuple[Tensor, list[Tensor]]:
     """Output and gradients, with torch's generator elsewhere in backward than in forward."""
     layout = TOKENIZER.layout
-    later = layout.positions - layout.group_sizes[0]
+    later = layout.positions - layout.groups[0]
     input_BMC = torch.randn(4, later, layout.folds * 4, generator=torch.Generator().manual_seed(0))
     network.zero_grad()
     logits_BLFV = network(torch.arange(4), input_BMC, torch.arange(4))

@@ -37,7 +37,7 @@ EVALUATION: dict[str, Any] = {
     "class_names": ["Coat", "Bag"],
     "fingerprints": {"tokenizer": "ab12", "generator": {"weights": "cd34"}},
     "sampling": {"guidance": 2.5, "classes": None, "seed": 0},
-    "tokenizer": {"scales": [1, 2, 4], "codebook_size": 64},
+    "tokenizer": {"groups": [1, 4, 16], "vocabularies": [64, 64]},
     "files": {"samples/reconstructions.png": hashlib.sha256(PNG + b"2").hexdigest()},
 }
 SAMPLES: dict[str, Any] = {
@@ -121,7 +121,7 @@ def test_the_headline_numbers_are_those_of_the_evaluation(run: Path) -> None:
 
 def test_the_error_of_every_number_of_scales_is_shown_with_its_change(run: Path) -> None:
     words = Page(build_report(collect(str(run)))).words
-    assert "1 up to 1×1 0.2000 2 up to 2×2 0.1000 −50.0 % 3 up to 4×4 0.0500 −50.0 %" in words
+    assert "1 1 positions 0.2000 2 4 positions 0.1000 −50.0 % 3 16 positions 0.0500 −50.0 %" in words
 
 
 def test_codebook_use_is_shown_per_scale_and_branch_with_the_number_of_codes(run: Path) -> None:
@@ -282,7 +282,7 @@ def test_of_a_step_that_was_repeated_after_a_restart_the_last_record_counts(run:
 
 def test_the_scales_are_those_of_the_tokenizer_that_was_judged(run: Path) -> None:
     data = collect(f"file://{run}")
-    assert (data.name, data.evaluation.scales, data.evaluation.codebook_size) == ("first", (1, 2, 4), 64)
+    assert (data.name, data.evaluation.groups, data.evaluation.vocabularies) == ("first", (1, 4, 16), (64, 64))
 
 
 def changed(record: dict[str, Any], section: str, **values: Any) -> str:

@@ -50,7 +50,7 @@ def statistics(teacher: Teacher, image_NCHW: Tensor) -> FeatureStatistics:
 
 def evaluate_tokenizer(tokenizer: ImageFolderTokenizer, teacher: Teacher | None, real: RealImages) -> dict[str, Any]:
     """Squared error of reconstructions by scales kept, and the distance of the full ones from the originals."""
-    scales = len(tokenizer.layout.scales)
+    scales = len(tokenizer.layout.groups)
     errors = np.zeros(scales)
     full = []
     with torch.inference_mode():
@@ -66,15 +66,15 @@ def evaluate_tokenizer(tokenizer: ImageFolderTokenizer, teacher: Teacher | None,
 
 
 def codebook_use(tokens: TokenShards) -> list[list[float]]:
-    """Share of each branch's codebook that occurs at each scale of a token data set, [branches][scales]."""
+    """Share of each fold's codebook that occurs in each group of a token data set, [folds][groups]."""
     layout = tokens.layout
-    seen = np.zeros((layout.branches, len(layout.scales), layout.codebook_size), dtype=bool)
+    seen = [[np.zeros(codes, dtype=bool) for _ in layout.groups] for codes in layout.vocabularies]
     for first in range(0, tokens.count, 4096):
         part = tokens.tokens(np.arange(first, min(first + 4096, tokens.count), dtype=np.int64))
-        for branch in range(layout.branches):
-            for scale in range(len(layout.scales)):
-                seen[branch, scale, part[:, :, layout.span(scale), branch].ravel()] = True
-    return [[float(share) for share in row] for row in seen.mean(2)]
+        for fold in range(layout.folds):
+            for group in range(len(layout.groups)):
+                seen[fold][group][part[:, :, layout.span(group), fold].ravel()] = True
+    return [[float(used.mean()) for used in row] for row in seen]
 
 
 def evaluate_generator(

@@ -51,7 +51,7 @@ def generator_activations(
     block = layout.positions * _generator_block(config, tokenizer, bf16, attention) + 6 * width * 2 * WIDE
     narrow = _narrow(bf16)
     kept = layout.positions * width * narrow + 6 * width * 2 * WIDE if checkpointing else block
-    logits = layout.positions * layout.folds * layout.codebook_size * WIDE
+    logits = layout.positions * layout.folds * layout.vocabulary() * WIDE
     # The stream, its normalization, the gradient to what the head reads, and the input.
     head = layout.positions * (3 * width * narrow + layout.folds * tokenizer.code_dim * WIDE)
     recomputed = block if checkpointing else 0
@@ -71,7 +71,7 @@ def _generator_block(config: GeneratorConfig, tokenizer: TokenizerConfig, bf16: 
         own = narrow
     else:
         ends = sum(end for end in tokenizer.layout.offsets[1:])
-        repeated = ends / tokenizer.layout.positions if len(tokenizer.layout.scales) > 1 else 1.0
+        repeated = ends / tokenizer.layout.positions if len(tokenizer.layout.groups) > 1 else 1.0
         own = round((1 + 2 * repeated) * narrow) + narrow
     gated = narrow
     attention_half = (inputs + qkv + own + gated) * width
@@ -88,7 +88,7 @@ def _trunk_block(trunk: Trunk, bf16: bool) -> int:
 
 def tokenizer_tokens(config: TokenizerConfig) -> tuple[int, int]:
     """Length of the encoder's and of the decoder's sequence: 499 and 379 for ImageFolder's."""
-    patches, cells = (config.image_size // config.patch_size) ** 2, config.layout.grid**2
+    patches, cells = (config.image_size // config.patch_size) ** 2, config.grid**2
     return 1 + patches + config.branches * cells, 1 + patches + 1 + cells
 
 
@@ -102,7 +102,7 @@ def tokenizer_activations(config: TokenizerConfig, *, bf16: bool, checkpointing:
         blocks += trunk.depth * (tokens * trunk.width * WIDE if checkpointing else block)
         largest = max(largest, block)
     image = 3 * size**2 * WIDE
-    latent = config.branches * config.code_dim * config.layout.grid**2 * WIDE
+    latent = config.branches * config.code_dim * config.grid**2 * WIDE
     quantizer = 4 * len(config.scales) * latent  # per scale: the code's map, its mixture, and two differences
     return Activations(blocks, quantizer + 2 * image, image, largest if checkpointing else 0)
 

@@ -65,12 +65,12 @@ class Flops:
 
 def visible_pairs(layout: TokenLayout) -> int:
     """Pairs of a position and one that it sees: next-scale prediction is causal by scale."""
-    return sum(size * end for size, end in zip(layout.group_sizes, layout.offsets[1:], strict=True))
+    return sum(size * end for size, end in zip(layout.groups, layout.offsets[1:], strict=True))
 
 
 def _phi(config: TokenizerConfig) -> int:
     """One 3x3 convolution of the quantizer on the latent grid."""
-    return 2 * 9 * config.code_dim**2 * config.layout.grid**2
+    return 2 * 9 * config.code_dim**2 * config.grid**2
 
 
 def generator_flops(config: GeneratorConfig, tokenizer: TokenizerConfig) -> Flops:
@@ -79,9 +79,9 @@ def generator_flops(config: GeneratorConfig, tokenizer: TokenizerConfig) -> Flop
     positions, hidden = layout.positions, round(width * config.mlp_ratio)
     block = 2 * positions * (3 * width * width + width * width + 2 * width * hidden)
     adaln = 2 * 6 * width * width * (1 if config.shared_adaln else config.depth)
-    head = 2 * positions * width * layout.folds * layout.codebook_size + 2 * 2 * width * width
+    head = 2 * positions * width * layout.folds * layout.vocabulary() + 2 * 2 * width * width
     trained = config.depth * block + adaln + head
-    rest = positions - layout.group_sizes[0]
+    rest = positions - layout.groups[0]
     entry = 2 * rest * layout.folds * tokenizer.code_dim * width
     exact, dense = (4 * pairs * width for pairs in (visible_pairs(layout), positions**2))
     return Flops(
@@ -89,7 +89,7 @@ def generator_flops(config: GeneratorConfig, tokenizer: TokenizerConfig) -> Flop
         backward=2 * trained + entry,  # no gradient to the input
         attention_exact=3 * config.depth * exact,
         attention_dense=3 * config.depth * dense,
-        frozen=(len(layout.scales) - 1) * layout.branches * _phi(tokenizer),
+        frozen=(len(layout.groups) - 1) * layout.folds * _phi(tokenizer),
         blocks=config.depth * (block + exact),
     )
 
@@ -109,7 +109,7 @@ def tokenizer_flops(config: TokenizerConfig, contrastive_images: int = 0) -> Flo
     """
     size, patch, dim = config.image_size, config.patch_size, config.code_dim
     encoder, decoder = (trunk_of(vit, size, patch) for vit in (config.encoder, config.decoder))
-    patches, cells = (size // patch) ** 2, config.layout.grid**2
+    patches, cells = (size // patch) ** 2, config.grid**2
     pairs = zip((encoder, decoder), tokenizer_tokens(config), strict=True)
     (enc, enc_attention), (dec, dec_attention) = (_trunk_flops(trunk, tokens) for trunk, tokens in pairs)
     pixels = 2 * patches * 3 * patch**2

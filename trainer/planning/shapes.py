@@ -84,8 +84,8 @@ def generator_weights(config: GeneratorConfig, tokenizer: TokenizerConfig) -> We
     """Every parameter of `FoldedGenerator`."""
     width, layout = config.width, tokenizer.layout
     hidden = round(width * config.mlp_ratio)
-    found = [Weight((config.classes + 1, width)), Weight((layout.group_sizes[0], width))]
-    found += [Weight((layout.positions, width)), Weight((len(layout.scales), width))]
+    found = [Weight((config.classes + 1, width)), Weight((layout.groups[0], width))]
+    found += [Weight((layout.positions, width)), Weight((len(layout.groups), width))]
     found += linear(layout.folds * tokenizer.code_dim, width, fp32=True)
     for _ in range(config.depth):
         found += linear(width, 3 * width, bias=False)
@@ -94,7 +94,7 @@ def generator_weights(config: GeneratorConfig, tokenizer: TokenizerConfig) -> We
         found += [Weight((6, width))] if config.shared_adaln else linear(width, 6 * width)
     found += linear(width, 6 * width) if config.shared_adaln else []
     found += linear(width, 2 * width)
-    return found + linear(width, layout.folds * layout.codebook_size, fp32=True)
+    return found + linear(width, layout.folds * layout.vocabulary(), fp32=True)
 
 
 def _trunk_weights(trunk: Trunk, patches: int) -> Iterator[Weight]:
@@ -110,7 +110,7 @@ def tokenizer_weights(config: TokenizerConfig) -> Weights:
     """Every parameter of `ImageFolderTokenizer`."""
     size, patch, dim = config.image_size, config.patch_size, config.code_dim
     encoder, decoder = (trunk_of(vit, size, patch) for vit in (config.encoder, config.decoder))
-    patches, cells = (size // patch) ** 2, config.layout.grid**2
+    patches, cells = (size // patch) ** 2, config.grid**2
     found = [*_trunk_weights(encoder, patches), *linear(3 * patch**2, encoder.width)]
     found += [Weight((config.branches * cells, encoder.width)), Weight((config.branches + 1, encoder.width))]
     found += [*_trunk_weights(decoder, patches), Weight((decoder.width,)), Weight((2, decoder.width))]

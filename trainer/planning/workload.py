@@ -76,7 +76,7 @@ def workload(stage: str, configs: StageConfigs, world: int) -> Workload:
 def _generator(configs: StageConfigs, world: int) -> Workload:
     section, tokenizer = configs.generator, configs.tokenizer.model
     layout = tokenizer.layout
-    rows = layout.positions - layout.group_sizes[0]
+    rows = layout.positions - layout.groups[0]
     size = layout.positions * layout.folds * INT64 + rows * layout.folds * tokenizer.code_dim * FP32
 
     def activations(trainer: TrainerConfig, attention: Attention) -> Activations:

@@ -77,8 +77,8 @@ def read_evaluation(uri: str) -> Evaluation:
             class_names=tuple(str(name) for name in record["class_names"]),
             fingerprints=record.get("fingerprints", {}),
             sampling=record.get("sampling", {}),
-            scales=tuple(record.get("tokenizer", {}).get("scales", ())),
-            codebook_size=record.get("tokenizer", {}).get("codebook_size"),
+            groups=tuple(record.get("tokenizer", {}).get("groups", ())),
+            vocabularies=tuple(record.get("tokenizer", {}).get("vocabularies", ())),
             files=dict(record.get("files", {})),
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:

@@ -61,16 +61,16 @@ class Evaluation:
     judge_accuracy_on_real: float | None = None
     """Share of real validation images that the judge gets right."""
     codebook_use: tuple[tuple[float, ...], ...] = ()
-    """Of each branch, at each scale: codes that were used, as a share of the codebook."""
+    """Of each fold, in each group: codes that were used, as a share of the codebook."""
     class_names: tuple[str, ...] = ()
     fingerprints: Record = field(default_factory=dict)
     """Of the networks and the data that were judged."""
     sampling: Record = field(default_factory=dict)
     """How the samples that were judged were drawn."""
-    scales: tuple[int, ...] = ()
-    """Side of the token grid at each scale of the tokenizer that was judged; empty if unknown."""
-    codebook_size: int | None = None
-    """Codes of each branch of it."""
+    groups: tuple[int, ...] = ()
+    """Positions of each group of the tokenizer that was judged; empty if unknown."""
+    vocabularies: tuple[int, ...] = ()
+    """Codes of each fold of it; empty if unknown."""
     files: Record = field(default_factory=dict)
     """sha256 of the pictures that belong to it, by name."""
 

@@ -120,24 +120,21 @@ def _headlines(data: ReportData) -> list[dict[str, str]]:
     return [{"name": name, "value": value, "note": note} for name, value, note in cards]
 
 
-def _sides(data: ReportData, count: int) -> list[str]:
-    """Names of the scales: 3×3 where the config is known, else their numbers."""
-    return (
-        [f"{side}×{side}" for side in data.evaluation.scales]
-        if len(data.evaluation.scales) == count
-        else [str(i + 1) for i in range(count)]
-    )
+def _group_sizes(data: ReportData, count: int) -> list[str]:
+    """Positions of each group, where they are known."""
+    groups = data.evaluation.groups
+    return [f"{positions:,}" for positions in groups] if len(groups) == count else ["–"] * count
 
 
 def _scale_rows(data: ReportData) -> list[dict[str, str]]:
     errors = data.evaluation.mse_per_scale
     rows, before = [], None
-    for i, (side, error) in enumerate(zip(_sides(data, len(errors)), errors, strict=True)):
+    for i, (size, error) in enumerate(zip(_group_sizes(data, len(errors)), errors, strict=True)):
         change = "" if not before else f"{100 * (error - before) / before:+.1f} %".replace("-", "−")
         rows.append(
             {
                 "count": str(i + 1),
-                "side": side,
+                "positions": size,
                 "error": f"{error:.4f}" if math.isfinite(error) else "–",
                 "change": change,
             }
@@ -190,8 +187,9 @@ def _spread(values: Sequence[float]) -> float:
 
 def _codebook_use(data: ReportData) -> dict[str, Any]:
     shares = data.evaluation.codebook_use
-    scales = max((len(branch) for branch in shares), default=0)
-    size = data.evaluation.codebook_size
+    groups = max((len(fold) for fold in shares), default=0)
+    codes = data.evaluation.vocabularies
+    sizes = codes if len(codes) == len(shares) else (0,) * len(shares)
     rows = [
         {
             "branch": name,
@@ -201,9 +199,9 @@ def _codebook_use(data: ReportData) -> dict[str, Any]:
                 for share in branch
             ],
         }
-        for name, branch in zip(branch_names(len(shares)), shares, strict=True)
+        for name, branch, size in zip(branch_names(len(shares)), shares, sizes, strict=True)
     ]  # fmt: skip
-    return {"sides": _sides(data, scales), "rows": rows}
+    return {"groups": _group_sizes(data, groups), "rows": rows}
 
 
 def _classes(evaluation: Evaluation) -> list[dict[str, Any]]:

@@ -85,7 +85,7 @@ class TokenizerStage:
         self.no_decay = {name for name, _ in network.named_parameters() if _NOT_DECAYED.search(name)}
         self._kept_mean_S: Tensor | None = None
         layout = self.network.layout
-        shape_PSV = (layout.folds, len(layout.scales), layout.codebook_size)
+        shape_PSV = (layout.folds, len(layout.groups), layout.vocabulary())
         self._hits_PSV = torch.zeros(shape_PSV, dtype=torch.int64, device=device)
 
     def card(self) -> dict[str, Any]:
@@ -171,7 +171,7 @@ class TokenizerStage:
         dist.all_reduce(hits_PSV)
         self._hits_PSV.zero_()
         restarted = []
-        for index in range(self.network.layout.branches):
+        for index in range(self.network.layout.folds):
             name = f"network.quantizer.branches.{index}.codebook"
             rows, values = replacements(engine.whole(name), hits_PSV[index], self._seed, step, index)
             if len(rows):

@@ -24,14 +24,14 @@ from data_pipeline.errors import UsageError
 from data_pipeline.images.views import GROUPS
 from data_pipeline.shards.manifest import ShardRecord, TokenCommit, TokenizerRecord, TokenManifest
 from data_pipeline.shards.token_archive import read_columns
-from data_pipeline.shards.token_shards import TokenBlock, write_token_shard
+from data_pipeline.shards.token_shards import TokenBlock, first_outside, write_token_shard
 from data_pipeline.sources.label_text import read_text
 from data_pipeline.text.names import MOST_CLASS_CHARACTERS
 from data_pipeline.tokens.tokenizing import read_commit, record_name
 from model.layout import TokenLayout
 
-MOST_CODES = 65536
-"""Codes that uint16 can tell apart."""
+MOST_CODES = 2**32
+"""Codes that uint32 can tell apart."""
 MOST_CLASSES = 65536
 """Classes that are numbered by themselves, if their names are not given."""
 SHARD_TOKENS = 2**25
@@ -130,7 +130,7 @@ def plan_import(source: ForeignTokens, foreign: Foreign, output: str, shard_samp
         UsageError: if the codebook is too large, or the tokens of an image form no square.
     """
     if not 1 < foreign.codebook_size <= MOST_CODES:
-        raise UsageError(f"--codebook-size {foreign.codebook_size}: tokens are stored as uint16, so 2 to {MOST_CODES}")
+        raise UsageError(f"--codebook-size {foreign.codebook_size}: 2 to {MOST_CODES} are possible")
     grid = foreign.grid or round(source.length**0.5)
     if grid * grid != source.length:
         wanted = f"--grid {foreign.grid} asks for {grid * grid}" if foreign.grid else "that is no square"
@@ -144,7 +144,7 @@ def plan_import(source: ForeignTokens, foreign: Foreign, output: str, shard_samp
     return ImportPlan(
         source=source,
         output=output,
-        layout=TokenLayout(scales=(grid,), branches=1, codebook_size=foreign.codebook_size),
+        layout=TokenLayout((grid * grid,), (foreign.codebook_size,)),
         views=VIEWS_BY_COUNT.get(source.views) or tuple(f"imported_{number}" for number in range(source.views)),
         image_size=foreign.image_size or 16 * grid,
         tokenizer=TokenizerRecord(fingerprint=storage.fingerprint(record), config=record),
@@ -212,19 +212,18 @@ def _write(plan: ImportPlan, name: str, start: int, stop: int, classes: tuple[st
 def _block(plan: ImportPlan, start: int, stop: int, classes: tuple[str, ...] | None) -> TokenBlock:
     """Samples `start` to `stop`, once tokens and labels are found to be in range."""
     tokens_NWL, label_N, keys = plan.source.read(start, stop)
-    size = plan.layout.codebook_size
-    bad = np.flatnonzero(((tokens_NWL < 0) | (tokens_NWL >= size)).any(axis=(1, 2)))
-    if len(bad):
-        row = tokens_NWL[bad[0]]
-        token = row[(row < 0) | (row >= size)][0]
-        raise UsageError(f"{plan.source.where(start + int(bad[0]))}: token {token} is outside 0 to {size - 1}")
+    outside = first_outside(tokens_NWL[..., None], plan.layout)
+    if outside is not None:
+        row, fold, token = outside
+        most = plan.layout.vocabularies[fold] - 1
+        raise UsageError(f"{plan.source.where(start + row)}: token {token} is outside 0 to {most}")
     limit = len(classes) if classes is not None else MOST_CLASSES
     bad = np.flatnonzero((label_N < 0) | (label_N >= limit))
     if len(bad):
         label = label_N[bad[0]]
         raise UsageError(f"{plan.source.where(start + int(bad[0]))}: class {label} is outside 0 to {limit - 1}")
     key = np.array([name.encode() for name in keys], "S")
-    return TokenBlock(tokens_NWL.astype(np.uint16)[..., None], label_N.astype(np.int32), key)
+    return TokenBlock(tokens_NWL.astype(plan.layout.dtype)[..., None], label_N.astype(np.int32), key)
 
 
 def read_classes(path: str) -> tuple[str, ...]:
