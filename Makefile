@@ -21,10 +21,10 @@ quickstart: $(INSTALLED) ## raw images to generated images, on this machine
 	$(VENV)/bin/foldtrain quickstart
 
 test: $(INSTALLED) ## all tests, on two processes
-	$(VENV)/bin/pytest -n 2 --dist loadgroup
+	$(VENV)/bin/pytest -n 2 --dist loadgroup --allowed-skips tests/allowed_skips.txt
 
 test-fast: $(INSTALLED) ## the tests that start no Ray and no server and kill no process
-	$(VENV)/bin/pytest -n 2 --dist loadgroup -m "not slow"
+	$(VENV)/bin/pytest -n 2 --dist loadgroup -m "not slow" --allowed-skips tests/allowed_skips.txt
 
 check: $(INSTALLED) ## lint, format, types, and which package may import which
 	$(VENV)/bin/ruff check .

@@ -17,6 +17,7 @@ import pytest
 
 from cluster.drills.s3_server import BUCKET, S3Server
 
+pytest_plugins = ["tests.allowed_skips"]
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = tempfile.TemporaryDirectory(prefix="foldtrain-cache-")
 

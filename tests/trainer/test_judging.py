@@ -1,4 +1,4 @@
-"""Figures of an evaluation against the same figures counted on paper: errors, accuracies, distances by scipy."""
+"""Figures of an evaluation against the same figures counted on paper: errors, accuracies, distances by numpy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.linalg import sqrtm
 from torch import Tensor
 
 from model.config import TokenizerConfig, ViTConfig
@@ -67,7 +66,8 @@ def distance_on_paper(first_NCHW: Tensor, second_NCHW: Tensor) -> float:
     first, second = (FirstPixels().features(image).double().numpy() for image in (first_NCHW, second_NCHW))
     one, other = np.cov(first, rowvar=False), np.cov(second, rowvar=False)
     shift = first.mean(0) - second.mean(0)
-    return float(shift @ shift + np.trace(one + other - 2 * np.real(sqrtm(one @ other))))
+    roots = np.sqrt(np.linalg.eigvals(one @ other).real.clip(0))  # their sum is the trace of the product's root
+    return float(shift @ shift + np.trace(one + other) - 2 * roots.sum())
 
 
 REAL = RealImages(draw_images(2, [0, 1, 2, 2, 0]), torch.tensor([0, 1, 2, 0, 1]))
