@@ -64,8 +64,8 @@ drill.register(app)
 def find_cause(error: BaseException) -> FoldtrainError | None:
     """The user's mistake inside an exception, however deep Ray and DeepSpeed wrapped it; None if it is a bug.
 
-    Ray's task errors hold the exception of the worker in `cause`, Ray Train's hold one per worker in
-    `worker_failures` and the controller's in `controller_failure`, each under a wrapper with `_base_exc`.
+    Ray's task errors hold the exception of the worker in `cause`, those of training one per worker in
+    `worker_failures`.
     """
     waiting: list[object] = [error]
     seen: set[int] = set()
@@ -81,8 +81,7 @@ def find_cause(error: BaseException) -> FoldtrainError | None:
                 return current
             fallback = fallback or current  # Ray's class of both kinds: its text is a traceback, its cause is the error
         failures = getattr(current, "worker_failures", None)
-        waiting += [cause, current.__cause__, getattr(current, "_base_exc", None)]
-        waiting += [getattr(current, "controller_failure", None), current.__context__]
+        waiting += [cause, current.__cause__, current.__context__]
         waiting += list(failures.values()) if isinstance(failures, dict) else []
     return fallback
 

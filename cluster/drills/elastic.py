@@ -32,7 +32,7 @@ ADD_AT = 25
 DRAIN_AT = 40
 """At this step or soon after the workers wait until a node is announced to leave."""
 NODES = 3
-_WORKER = "RayTrainWorker"
+_WORKER = "TrainWorker"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from cluster.drills.training_blows import Blow, Kind, Pace, Sight, TrialPlan
 from cluster.drills.victims import Victim, is_alive, kill
 from cluster.drills.wire import Wire
 
-WORKER_TITLE = "RayTrainWorker"
+WORKER_TITLE = "TrainWorker"
 _LOOK_SECONDS = 0.3
 """Between two looks for processes that are not there yet."""
 

@@ -130,7 +130,7 @@ class _Run:
                 broken = broken + 1 if len(self._left) == before else 0
                 self._progress.say(f"the pool broke ({type(error).__name__}); starting another")
                 if broken == _BROKEN_PASSES:
-                    from cluster.session.worker_errors import lost_process  # it imports Ray Train
+                    from cluster.session.worker_errors import lost_process
 
                     raise (lost_process(error) or error) from error
             finally:

@@ -146,7 +146,7 @@ def _call(asked: RayAddress) -> None:
     from ray._private.services import find_node_ids
     from ray.exceptions import AuthenticationError
 
-    messages, services_of_head = _protocol()
+    messages, services_of_head = head_protocol()
     try:
         channel = head_channel(asked.text)
         nodes = services_of_head.NodeInfoGcsServiceStub(channel)
@@ -170,7 +170,7 @@ def _call(asked: RayAddress) -> None:
         )
 
 
-def _protocol() -> tuple[Any, Any]:
+def head_protocol() -> tuple[Any, Any]:
     """The messages of the head's services, and their clients: generated modules without types."""
     from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
@@ -224,7 +224,7 @@ def _minor_is_enough(other: str, version: str) -> bool:
 
 def is_head_alive(address: str, seconds: float) -> Callable[[], bool]:
     """A question to the head at an address: does it answer, in so many seconds?"""
-    messages, services_of_head = _protocol()
+    messages, services_of_head = head_protocol()
     channel = head_channel(address)
 
     def ask() -> bool:

@@ -1,4 +1,4 @@
-"""A folder of our own for the files of Ray: logs and sockets of one that is started here, places to meet of Ray Train.
+"""A folder of our own for the files of Ray: logs and sockets of one that is started here, places where workers meet.
 
 Only this user can look into it: Ray makes its own folder in it open to everybody. Its path is short, since a Unix
 socket has 107 bytes for its whole path. It goes with the command; what killed commands left goes with the next one.

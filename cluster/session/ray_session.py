@@ -176,7 +176,7 @@ def _terminable() -> Iterator[Callable[[], None]]:
 
 
 def _quiet() -> dict[str, Any]:
-    """Errors of workers are shown; Ray Train's warnings, one a second where there is no dashboard to ask, are not."""
+    """Errors of workers are shown; Ray's warnings, some of them one a second, are not."""
     import ray
 
     return {"logging_level": logging.ERROR, "logging_config": ray.LoggingConfig(log_level="ERROR")}

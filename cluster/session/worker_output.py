@@ -1,9 +1,7 @@
 """What the command shows of what its workers print: their own words and errors, nothing of Ray's core.
 
-Ray forwards every line that a process of the cluster prints. Left out are
-
-* the log lines of Ray's core (C++), and what it prints when a worker without work is ended with its cluster
-* the errors of Ray Train's controller: they end the command, which then says them itself
+Ray forwards every line that a process of the cluster prints. Left out are the log lines of Ray's core (C++), and what
+it prints when a worker without work is ended with its cluster.
 """
 
 from __future__ import annotations
@@ -14,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-_CONTROLLER = "TrainController"
 _CORE = re.compile(
     r"\s*(\x1b\[[0-9;]*m)*\s*("  # indented, where a raylet that was killed is quoted
     r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ [A-Z] \d+ \d+\]"  # [2026-11-25 14:19:24,452 E 23670 23920] rpc_client.h:204:
@@ -33,10 +30,7 @@ _ABORTED = re.compile(
 
 def shown_lines(batch: Mapping[str, Any]) -> list[str]:
     """The lines that are shown, of a batch as Ray forwards it: `lines`, `is_err`, `actor_name` and more."""
-    actor = batch.get("actor_name")
-    if actor and str(actor).startswith(_CONTROLLER) and batch.get("is_err"):
-        return []
-    is_idle = not actor and not batch.get("task_name")
+    is_idle = not batch.get("actor_name") and not batch.get("task_name")
     return [line for line in batch.get("lines", ()) if not _CORE.match(line) and not (is_idle and _ABORTED.match(line))]
 
 

@@ -1,132 +1,127 @@
-"""How Ray Train sizes and restarts a stage: only sizes that keep the global batch, and a planned one loses no step.
+"""With how many workers a stage starts, when it takes more, and how often it is started again.
 
-Ray Train's own elastic policy takes any number of workers between the bounds, and ends a healthy group at once when it
-can have a larger one. Here it takes usable sizes alone, and asks the workers to end with a checkpoint first: they
-return, the trainer is done, and cluster/training/stage.py starts the next one, whose first decision is the new size.
+Only sizes are used that keep the global batch. A change that is planned loses no step: the workers are asked to end
+with a checkpoint, and the next start has the new size. How much room there is, is asked of Ray's head, which knows what
+others use, too.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
-from typing import Any
-
-import ray
-from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
-from ray.train.v2._internal.execution.scaling_policy import (
-    AUTOSCALING_REQUESTS_GET_TIMEOUT_S,
-    ElasticScalingPolicy,
-    NoopDecision,
-    ResizeDecision,
-    ScalingDecision,
-)
-from ray.train.v2._internal.execution.worker_group import WorkerGroupPollStatus, WorkerGroupState
-from ray.train.v2.api.config import FailureConfig, ScalingConfig
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 from cluster.training.elastic_sizes import largest_usable
-from cluster.training.notices import Voice, ask_workers, leaving_nodes
 from data_pipeline.errors import FoldtrainError
 from trainer.checkpoints.folder import latest_step
-from trainer.loop.ending import Ending
 
-_WAIT_SECONDS = 0.5
-"""Between two looks for enough workers: Ray's controller asks again without a pause."""
+_BACK_SECONDS = 5.0
+"""For which resources that were just released are waited for before a smaller size is taken."""
 
 
-class UsableSizes(ElasticScalingPolicy):
-    """Ray Train's elastic policy over some sizes only.
+class Cluster(Protocol):
+    """Nodes and their resources."""
+
+    def free(self) -> Mapping[str, Mapping[str, float]]:
+        """What nobody uses at this moment: amounts by resource, by node."""
+
+    def whole(self) -> Mapping[str, Mapping[str, float]]:
+        """What they have."""
+
+    def leaving(self) -> set[str]:
+        """Nodes that are about to go."""
+
+
+class Room:
+    """How many workers fit on a cluster, without the nodes that are about to go.
 
     Args:
-        scaling_config: with the fewest and the most workers.
-        sizes: that can be used, ascending.
-        key: name of the run, to say what it waits for.
+        resources: what one worker needs.
+        cluster: as its head sees it.
     """
 
-    def __init__(self, scaling_config: ScalingConfig, sizes: Sequence[int], key: str) -> None:
-        super().__init__(scaling_config)
-        self._sizes, self._voice = tuple(sizes), Voice(key)
-        self._room = 0
-        self._tried = 0  # size of the start that has not come to run; 0 for none
+    def __init__(self, resources: Mapping[str, float], cluster: Cluster) -> None:
+        self._needed, self._cluster = {name: amount for name, amount in resources.items() if amount}, cluster
 
-    def _get_num_workers_for_resource_request(self) -> int:
-        return self._sizes[-1]
+    def free(self) -> int:
+        """Workers that there is room for at this moment, whatever else runs on the cluster."""
+        return self._count(self._cluster.free())
 
-    def _count_possible_workers(self, reserved_resources: dict[str, dict[str, float]]) -> int:
-        """Of what is reserved on nodes that stay, the largest usable size; 0 for too little."""
-        leaving = leaving_nodes()
-        staying = {node: has for node, has in reserved_resources.items() if node not in leaving}
-        self._room = super()._count_possible_workers(staying)
-        return largest_usable(self._sizes, self._room)
+    def whole(self) -> int:
+        """Workers that there would be room for if nothing else ran on the cluster."""
+        return self._count(self._cluster.whole())
 
-    def _get_reserved_resources(self) -> dict[str, dict[str, float]] | None:
-        """As Ray's, from a fresh look at the nodes: the coordinator's own is up to 20 s old, and has dead ones."""
-        now = time.monotonic()
-        if now - self._latest_reserved_resources_query_time >= self.GET_RESERVED_RESOURCES_INTERVAL_S:
-            try:
-                answer = self._autoscaling_coordinator.get_reserved_resources.remote(self._requester_id, recompute=True)
-                self._latest_reserved_resources = ray.get(answer, timeout=AUTOSCALING_REQUESTS_GET_TIMEOUT_S)
-            except ray.exceptions.RayError:  # a busy or dying node; Ray asks again
-                self._latest_reserved_resources = None
-            self._latest_reserved_resources_query_time = time.monotonic()
-        return self._latest_reserved_resources
+    def _count(self, nodes: Mapping[str, Mapping[str, float]]) -> int:
+        leaving = self._cluster.leaving()
+        return sum(self._fit(has) for node, has in nodes.items() if node not in leaving)
 
-    def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
-        """The size to start with; none while there are too few workers.
+    def _fit(self, has: Mapping[str, float]) -> int:
+        return min(math.floor(has.get(name, 0.0) / amount + 1e-9) for name, amount in self._needed.items())
 
-        What is reserved may be in use by tasks that the coordinator does not know of, or on a node that is about to be
-        found dead. So after a start that failed the next smaller size is tried, and after the smallest the largest.
+
+class UsableSizes:
+    """Which of some sizes an elastic stage takes.
+
+    Args:
+        sizes: that can be used, ascending.
+        room: of the cluster.
+        say: takes a line for the terminal.
+    """
+
+    def __init__(self, sizes: Sequence[int], room: Room, say: Callable[[str], None]) -> None:
+        self._sizes, self._room, self._say = tuple(sizes), room, say
+        self._tried = 0  # size of the start that has not come up; 0 for none
+        self._since: float | None = None
+
+    def to_start(self) -> int | None:
+        """The size to start with now; None while there are too few workers, or more are about to be there.
+
+        What looks free may be on a node that is about to be found dead. So after a start that did not come up the next
+        smaller size is tried, and after the smallest the largest.
         """
-        decision = super().make_decision_for_non_running_worker_group()
-        if isinstance(decision, NoopDecision):
-            self._voice.say(f"waits for room for {self._sizes[0]} workers; there is room for {self._room}")
-            time.sleep(_WAIT_SECONDS)
-        elif isinstance(decision, ResizeDecision):
-            smaller = largest_usable(self._sizes, min(decision.num_workers, self._tried - 1))
-            self._tried = smaller or decision.num_workers
-            return self._get_resize_decision(self._tried)
-        return decision
+        now = time.monotonic()
+        self._since = now if self._since is None else self._since
+        free = self._room.free()
+        size = largest_usable(self._sizes, free)
+        if size < largest_usable(self._sizes, self._room.whole()) and now - self._since < _BACK_SECONDS:
+            return None
+        if not size:
+            self._say(f"waits for room for {self._sizes[0]} workers; there is room for {free}")
+            return None
+        self._tried = largest_usable(self._sizes, min(size, self._tried - 1)) or size
+        self._since = None
+        return self._tried
 
-    def make_decision_for_running_worker_group(
-        self, worker_group_state: WorkerGroupState, worker_group_status: WorkerGroupPollStatus
-    ) -> ScalingDecision:
-        """Never a new size: where Ray would take one, the workers are asked to pause, and end by themselves."""
+    def came_up(self) -> None:
+        """The start with the last size has come up."""
         self._tried = 0
-        decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
-        if isinstance(decision, ResizeDecision):
-            now = worker_group_state.num_workers
-            size = largest_usable(self._sizes, min(decision.num_workers, now + self._free_workers()))
-            if size > now or decision.num_workers < now:
-                self._voice.say(f"room for {size} workers: saves a checkpoint, and goes on with them")
-                ask_workers(worker_group_state.workers, Ending.PAUSED)
-        return NoopDecision()
 
-    def _free_workers(self) -> int:
-        """How many more workers there is room for at this moment, whatever else runs on the cluster."""
-        leaving = leaving_nodes()
-        free = ray._private.state.available_resources_per_node()  # type: ignore[no-untyped-call]
-        need = {name: amount for name, amount in self.scaling_config._resources_per_worker_not_none.items() if amount}
-        nodes = [has for node, has in free.items() if node not in leaving]
-        return sum(int(min(has.get(name, 0.0) // amount for name, amount in need.items())) for has in nodes)
+    def larger(self, now: int) -> int | None:
+        """The size that a stage could take instead of what it has; None if there is no room for more."""
+        size = largest_usable(self._sizes, now + self._room.free())
+        return size if size > now else None
 
 
-class RestartsWithoutProgress(DefaultFailurePolicy):
+class Restarts:
     """Counts the failures of workers since the last new checkpoint, not since the start: nodes get lost all the time.
 
     Args:
-        failure_config: with the most failures in a row.
+        most: failures in a row after which a stage is started again; -1 for no limit.
         checkpoints: folder of the stage's checkpoints.
     """
 
-    def __init__(self, failure_config: FailureConfig, checkpoints: str) -> None:
-        super().__init__(failure_config)
-        self._checkpoints, self._newest = checkpoints, -1
+    def __init__(self, most: int, checkpoints: str) -> None:
+        self._most, self._checkpoints = most, checkpoints
+        self._newest, self._failures = -1, 0
 
-    def make_decision(self, training_failed_error: Any) -> FailureDecision:
-        """Start again, or raise the error."""
+    def may_restart(self) -> bool:
+        """Count a failure. Returns whether the stage is started again after it."""
         newest = self._newest_checkpoint()
         if newest > self._newest:
-            self._newest, self._worker_group_failures = newest, 0
-        return super().make_decision(training_failed_error)
+            self._newest, self._failures = newest, 0
+        self._failures += 1
+        return self._most < 0 or self._failures <= self._most
 
     def _newest_checkpoint(self) -> int:
         try:

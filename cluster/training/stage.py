@@ -1,19 +1,14 @@
-"""A training stage on Ray Train: workers that find each other, and are started again when one dies.
+"""A training stage on Ray: workers that find each other, and are started again when one dies.
 
-`cluster.workers: MIN:MAX` makes it elastic. A worker or a node is lost: Ray Train starts again with those that are
-left, from the last checkpoint. There is room for more: the workers end with a checkpoint, and it starts again with all.
+`cluster.workers: MIN:MAX` makes it elastic. A worker or a node is lost: it starts again with those that are left, from
+the last checkpoint. There is room for more: the workers end with a checkpoint, and it starts again with all.
 """
 
 from __future__ import annotations
 
-import os
-import socket
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_fixed
 
@@ -22,21 +17,13 @@ from cluster.progress.training_progress import Follower, follow_training, has_en
 from cluster.session.head_watch import HeadLostError, watch_head
 from cluster.session.ray_folder import ray_folder
 from cluster.session.ray_session import is_connected, ray_session, require_gpus
-from cluster.session.worker_output import keep_own_warnings
 from cluster.terminal.output import console
 from cluster.training.elastic_sizes import same_micro_batch, usable_sizes
 from data_pipeline.errors import UsageError
 from data_pipeline.leases.lease import only_driver
-from foldtrain import refusal
 from trainer.checkpoints.folder import latest_step
 from trainer.job import TrainJob
 from trainer.loop.ending import Ending
-
-if TYPE_CHECKING:
-    from ray.train.v2.api.config import RunConfig, ScalingConfig
-
-_ROOM_SECONDS = "20"
-"""For the room of an elastic start, which was there when it was chosen: if a node died since, it is chosen again."""
 
 _LAST_SECONDS = 90.0
 """How long the command waits for the last checkpoint of workers that have lost Ray's head."""
@@ -115,16 +102,16 @@ def _sizes(job: TrainJob, cluster: ClusterConfig) -> Sequence[int]:
 
 
 def _train(job: TrainJob, cluster: ClusterConfig, sizes: Sequence[int], shown: Follower, asked: float) -> Trained:
-    """As `train`, on the Ray that is connected: as many trainers as there are sizes, one after the other."""
-    from cluster.training.notices import Notice, key_of_run
+    """As `train`, on the Ray that is connected."""
+    from cluster.session.head_nodes import HeadNodes
+    from cluster.training.notices import Notice
+    from cluster.training.supervision import Supervisor
 
-    key, since = key_of_run(), time.time()
-    notice, ending, step = Notice(key), Ending.PAUSED, 0
+    notice, since = Notice(), time.time()
     watch = watch_head(lambda: notice.end_without_head(_wait_for_workers(job, since)))
     try:
         with ray_folder() as folder, notice, shown.telling(notice), watch:
-            while ending is Ending.PAUSED and not notice.received:
-                ending, step = _fit(job, cluster, sizes, key, folder, asked)
+            ending, step = Supervisor(job, cluster, sizes, notice, HeadNodes(), folder, asked).run()
     except KeyboardInterrupt:
         console().print(f"{job.stage}: interrupted; the same command goes on from its last checkpoint")
         raise
@@ -155,88 +142,3 @@ def _wait_for_workers(job: TrainJob, since: float) -> HeadLostError:
         f"{job.stage}: Ray's head (GCS) was lost, killed or cut off; {state}, {newest}. The same command goes on from "
         "there; if it joins a cluster (cluster.address, RAY_ADDRESS), start that cluster's head again first."
     )
-
-
-def _fit(
-    job: TrainJob, cluster: ClusterConfig, sizes: Sequence[int], key: str, folder: Path, asked: float
-) -> tuple[Ending, int]:
-    """Start workers, again whenever one is lost, until all end. Returns why they did, and after which step."""
-    import ray
-    from ray.train.v2.api.config import FailureConfig
-
-    from cluster.session.worker_errors import fit
-    from cluster.training.rendezvous import Rendezvous
-    from cluster.training.stage_trainer import StageTrainer
-
-    if cluster.is_elastic:
-        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", _ROOM_SECONDS)
-    trainer = StageTrainer(
-        _worker,
-        train_loop_config={
-            "job": job,
-            "asked": asked,
-            "threads": max(1, int(cluster.cpus_per_worker)),
-            "gpus": cluster.gpus_per_worker,
-        },
-        torch_config=Rendezvous(
-            backend="nccl" if cluster.gpus_per_worker > 0 else "gloo",
-            folder=str(folder),
-            node=ray.get_runtime_context().get_node_id(),
-        ),
-        scaling_config=_scaling(cluster),
-        run_config=_run_config(job, cluster, key, folder),
-        failures=FailureConfig(max_failures=cluster.max_failures),
-        sizes=sizes,
-        key=key,
-        checkpoints=job.checkpoints,
-    )
-    ending, step = fit(trainer)
-    return Ending(ending), step
-
-
-def _scaling(cluster: ClusterConfig) -> ScalingConfig:
-    from ray.train.v2.api.config import ScalingConfig  # the one with (min, max); ray.train has its types wrong
-
-    gpu = cluster.gpus_per_worker > 0
-    return ScalingConfig(
-        num_workers=(cluster.fewest_workers, cluster.most_workers) if cluster.is_elastic else cluster.most_workers,
-        use_gpu=gpu,
-        resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": cluster.gpus_per_worker} if gpu else {}),
-        elastic_resize_monitor_interval_s=cluster.grow_seconds,
-    )
-
-
-def _run_config(job: TrainJob, cluster: ClusterConfig, key: str, folder: Path) -> RunConfig:
-    from ray.train.v2.api.config import LoggingConfig, RunConfig
-
-    from cluster.session.worker_errors import EndAtUserError
-    from cluster.training.notices import ListenForSignals, TellWorkers
-
-    signalled = Ending.PAUSED if cluster.is_elastic else Ending.STOPPED
-    return RunConfig(
-        # Ray's own folder holds nothing that we need: our checkpoints say where to go on.
-        name=f"{job.stage}-{uuid.uuid4().hex[:8]}",
-        storage_path=str(folder),
-        logging_config=LoggingConfig(log_level="ERROR"),  # it says a line at each look for room
-        callbacks=[EndAtUserError(), TellWorkers(key), ListenForSignals(signalled)],  # type: ignore[list-item]
-    )
-
-
-def _worker(settings: dict[str, Any]) -> tuple[str, int]:
-    """On each Ray Train worker: torch.distributed is there, LOCAL_RANK is set by Ray alone (ray#37212)."""
-    if reason := refusal():
-        raise UsageError(f"on {socket.gethostname()}: {reason}")
-    keep_own_warnings()
-    import ray.train.torch
-    import torch
-
-    os.environ.setdefault("LOCAL_RANK", str(ray.train.get_context().get_local_rank()))
-    torch.set_num_threads(settings["threads"])
-    from cluster.training.notices import REQUEST
-    from trainer.engine.device import given_device
-    from trainer.loop.worker import run_worker
-
-    gpus = settings["gpus"]
-    device = given_device(gpus, ray.train.torch.get_device().index if gpus else None)
-    ending, step = run_worker(settings["job"], device, REQUEST, settings["asked"])
-    return str(ending), step

@@ -24,3 +24,13 @@ def keep_freed_memory() -> bool:
     except AttributeError:
         return False
     return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, _NEVER))
+
+
+def release_freed_memory() -> bool:
+    """Give what the C library keeps of freed memory back to the kernel. Returns whether it can do that."""
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except AttributeError:
+        return False
+    trim(0)
+    return True

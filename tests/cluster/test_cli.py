@@ -22,6 +22,8 @@ from cluster.commands.configs import json_schema
 from cluster.commands.stages import packaged
 from cluster.config.loading import load_config
 from cluster.terminal.output import duration, sparkline
+from cluster.training.failures import WorkersFailedError
+from cluster.training.worker_process import Outcome
 from data_pipeline.errors import FoldtrainError, UsageError
 from trainer.registry import STAGES
 
@@ -184,11 +186,8 @@ def test_the_mistake_inside_a_ray_task_is_found() -> None:
 
 
 def test_the_mistake_inside_a_failed_training_is_found() -> None:
-    from ray.train import WorkerGroupError
-    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
-
-    worker = UserExceptionWithTraceback(FoldtrainError("loss is not finite"), "Traceback ...")
-    assert str(find_cause(WorkerGroupError("rank 1 failed", {1: worker}))) == "loss is not finite"
+    worker = Outcome(error=FoldtrainError("loss is not finite"), trace="Traceback ...")
+    assert str(find_cause(WorkersFailedError({1: worker}))) == "loss is not finite"
 
 
 def test_the_mistake_behind_another_exception_is_found() -> None:

@@ -1,30 +1,13 @@
-"""How often a stage is started again: nodes get lost all the time, so what counts is whether it gets any further."""
+"""With how many workers a stage starts, and how often: nodes get lost all the time, so what counts is progress."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-Lose = Callable[[], str]
-
-
-@pytest.fixture
-def policy(tmp_path: Path) -> Callable[[int], Lose]:
-    """Of a policy with so many failures, what is decided when a worker is lost."""
-    # Here, as tests that start a cluster have to set Ray's environment before it is imported.
-    from ray.train import WorkerGroupError
-    from ray.train.v2.api.config import FailureConfig
-
-    from cluster.training.elastic_policy import RestartsWithoutProgress
-
-    def make(max_failures: int) -> Lose:
-        one = RestartsWithoutProgress(FailureConfig(max_failures=max_failures), str(tmp_path))
-        lost = WorkerGroupError("a worker is gone", {0: RuntimeError("connection closed by peer")})
-        return lambda: one.make_decision(lost).value
-
-    return make
+from cluster.training import elastic_policy
+from cluster.training.elastic_policy import Restarts, Room, UsableSizes
 
 
 def save_checkpoint(folder: Path, step: int) -> None:
@@ -32,76 +15,119 @@ def save_checkpoint(folder: Path, step: int) -> None:
     (folder / f"step_{step:08d}" / "COMPLETE").touch()
 
 
-def test_restarts_that_get_no_further_come_to_an_end(policy: Callable[[int], Lose]) -> None:
-    lose = policy(2)
-    assert [lose(), lose(), lose()] == ["RETRY", "RETRY", "RAISE"]
+def test_restarts_that_get_no_further_come_to_an_end(tmp_path: Path) -> None:
+    restarts = Restarts(2, str(tmp_path))
+    assert [restarts.may_restart() for _ in range(3)] == [True, True, False]
 
 
-def test_a_new_checkpoint_starts_the_count_again(policy: Callable[[int], Lose], tmp_path: Path) -> None:
-    lose = policy(1)
+def test_a_new_checkpoint_starts_the_count_again(tmp_path: Path) -> None:
+    restarts = Restarts(1, str(tmp_path))
     for step in (10, 20, 30):
         save_checkpoint(tmp_path, step)
-        assert lose() == "RETRY"
-    assert lose() == "RAISE"
+        assert restarts.may_restart()
+    assert not restarts.may_restart()
 
 
-def test_a_checkpoint_that_is_not_complete_is_no_progress(policy: Callable[[int], Lose], tmp_path: Path) -> None:
-    lose = policy(1)
-    lose()
+def test_a_checkpoint_that_is_not_complete_is_no_progress(tmp_path: Path) -> None:
+    restarts = Restarts(1, str(tmp_path))
+    restarts.may_restart()
     (tmp_path / "step_00000010").mkdir()
-    assert lose() == "RAISE"
+    assert not restarts.may_restart()
 
 
-class Room:
-    """What the nodes of a cluster have, and what a policy decides on it and says."""
+def test_without_a_limit_it_is_started_again_and_again(tmp_path: Path) -> None:
+    restarts = Restarts(-1, str(tmp_path))
+    assert all(restarts.may_restart() for _ in range(100))
 
-    def __init__(self, patch: pytest.MonkeyPatch, sizes: tuple[int, ...]) -> None:
-        from ray.train.v2.api.config import ScalingConfig
 
-        from cluster.training import elastic_policy
+class Nodes:
+    """A cluster whose nodes are those of a test."""
 
+    def __init__(self) -> None:
         self.nodes: dict[str, dict[str, float]] = {}
-        self.leaving: set[str] = set()
-        self.said: list[str] = []
-        patch.setattr(elastic_policy, "leaving_nodes", lambda: self.leaving)
-        patch.setattr(elastic_policy.Voice, "say", lambda _voice, text: self.said.append(text))
-        patch.setattr(elastic_policy, "_WAIT_SECONDS", 0)
-        scaling = ScalingConfig(num_workers=(sizes[0], sizes[-1]), resources_per_worker={"CPU": 2})
-        self._policy = elastic_policy.UsableSizes(scaling, sizes, "a run")
-        patch.setattr(self._policy, "_get_reserved_resources", lambda: self.nodes)
-        patch.setattr(self._policy, "_maybe_send_resource_request", lambda: None)
+        self.busy: dict[str, float] = {}
+        self.gone: set[str] = set()
 
-    def start(self) -> int | None:
-        """Workers to start with; None for none yet."""
-        decision = self._policy.make_decision_for_non_running_worker_group()
-        return getattr(decision, "num_workers", None)
+    def free(self) -> dict[str, dict[str, float]]:
+        return {node: has | {"CPU": has["CPU"] - self.busy.get(node, 0)} for node, has in self.nodes.items()}
+
+    def whole(self) -> dict[str, dict[str, float]]:
+        return self.nodes
+
+    def leaving(self) -> set[str]:
+        return self.gone
+
+
+class Sizes:
+    """Of a stage that can use 2, 3, 4 or 6 workers of two CPUs each, what is decided and said."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.said: list[str] = []
+        self.now = 0.0
+        self.room = Nodes()
+        patch.setattr(elastic_policy.time, "monotonic", lambda: self.now)
+        self.choice = UsableSizes((2, 3, 4, 6), Room({"CPU": 2}, self.room), self.said.append)
 
 
 @pytest.fixture
-def room(monkeypatch: pytest.MonkeyPatch) -> Room:
-    """Of a stage that can use 2, 3, 4 or 6 workers of two CPUs each."""
-    return Room(monkeypatch, (2, 3, 4, 6))
+def sizes(monkeypatch: pytest.MonkeyPatch) -> Sizes:
+    return Sizes(monkeypatch)
 
 
-def test_it_starts_with_the_largest_usable_size_that_there_is_room_for(room: Room) -> None:
-    room.nodes = {"a": {"CPU": 7}, "b": {"CPU": 5}}
-    assert room.start() == 4  # there is room for 3 + 2
+def test_it_starts_with_the_largest_usable_size_that_there_is_room_for(sizes: Sizes) -> None:
+    sizes.room.nodes = {"a": {"CPU": 7}, "b": {"CPU": 5}}
+    assert sizes.choice.to_start() == 4  # there is room for 3 + 2
 
 
-def test_it_waits_while_there_is_room_for_too_few_and_says_so(room: Room) -> None:
-    room.nodes = {"a": {"CPU": 3}}
-    assert room.start() is None
-    assert room.said == ["waits for room for 2 workers; there is room for 1"]
-    room.nodes["b"] = {"CPU": 2}
-    assert room.start() == 2
+def test_it_waits_while_there_is_room_for_too_few_and_says_so(sizes: Sizes) -> None:
+    sizes.room.nodes = {"a": {"CPU": 3}}
+    assert sizes.choice.to_start() is None
+    assert sizes.said == ["waits for room for 2 workers; there is room for 1"]
+    sizes.room.nodes["b"] = {"CPU": 2}
+    assert sizes.choice.to_start() == 2
 
 
-def test_a_node_that_leaves_is_no_room(room: Room) -> None:
-    room.nodes = {"a": {"CPU": 6}, "b": {"CPU": 6}}
-    room.leaving = {"b"}
-    assert room.start() == 3
+def test_a_node_that_leaves_is_no_room(sizes: Sizes) -> None:
+    sizes.room.nodes = {"a": {"CPU": 6}, "b": {"CPU": 6}}
+    sizes.room.gone = {"b"}
+    assert sizes.choice.to_start() == 3
 
 
-def test_a_start_that_fails_is_followed_by_smaller_ones_and_then_by_the_largest_again(room: Room) -> None:
-    room.nodes = {"a": {"CPU": 12}}
-    assert [room.start() for _ in range(5)] == [6, 4, 3, 2, 6]
+def test_what_a_stage_has_just_released_is_waited_for_and_what_others_use_is_not(sizes: Sizes) -> None:
+    sizes.room.nodes = {"a": {"CPU": 6}, "b": {"CPU": 6}}
+    sizes.room.busy = {"b": 6}
+    assert sizes.choice.to_start() is None
+    sizes.now = 60.0
+    assert sizes.choice.to_start() == 3
+    assert sizes.said == []
+
+
+def test_a_start_that_fails_is_followed_by_smaller_ones_and_then_by_the_largest_again(sizes: Sizes) -> None:
+    sizes.room.nodes = {"a": {"CPU": 12}}
+    assert [sizes.choice.to_start() for _ in range(5)] == [6, 4, 3, 2, 6]
+    sizes.choice.came_up()
+    assert sizes.choice.to_start() == 6
+
+
+def test_a_running_stage_takes_more_only_if_a_usable_size_fits(sizes: Sizes) -> None:
+    sizes.room.nodes = {"a": {"CPU": 8}, "b": {"CPU": 4}}
+    sizes.room.busy = {"a": 8, "b": 2}
+    assert sizes.choice.larger(4) is None  # five are no usable size
+    sizes.room.busy = {"a": 8}
+    assert sizes.choice.larger(4) == 6
+
+
+@pytest.mark.parametrize(
+    ("needed", "has", "workers"),
+    [
+        ({"CPU": 0.1}, {"CPU": 1.0}, 10),  # 1.0 // 0.1 is 9
+        ({"CPU": 2, "GPU": 1}, {"CPU": 16, "GPU": 3}, 3),
+        ({"CPU": 2, "GPU": 1}, {"CPU": 16}, 0),
+    ],
+)
+def test_a_node_has_room_for_what_its_scarcest_resource_allows(
+    needed: dict[str, float], has: dict[str, float], workers: int
+) -> None:
+    cluster = Nodes()
+    cluster.nodes = {"a": has}
+    assert Room(needed, cluster).whole() == workers

@@ -13,6 +13,8 @@ import pytest
 
 from cluster.drills.drilled_training import write_training
 from cluster.drills.victims import PATIENCE, Victim, kill, started, title_of, wait_for
+from cluster.session.head_watch import HeadLostError
+from cluster.training import notices
 from tests.cluster.drills import lines
 from trainer.checkpoints.folder import latest_step
 
@@ -21,39 +23,17 @@ pytestmark = pytest.mark.xdist_group("notices")
 WITHOUT_END = 1_000_000
 
 
-class Store:
-    """The key-value store of Ray's head, as far as a run uses it."""
-
-    def __init__(self) -> None:
-        self._values: dict[bytes, bytes] = {}
-
-    def _internal_kv_put(self, key: str, value: bytes, namespace: str) -> None:
-        self._values[f"{namespace}:{key}".encode()] = value
-
-    def _internal_kv_list(self, prefix: str, namespace: str) -> list[bytes]:
-        start = f"{namespace}:".encode()
-        return [key.removeprefix(start) for key in reversed(self._values) if key.startswith(start + prefix.encode())]
-
-    def _internal_kv_get(self, key: bytes, namespace: str) -> bytes:
-        return self._values[f"{namespace}:".encode() + key]
-
-
-def test_all_that_was_said_of_a_run_is_news_once_and_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Here, as commands that start a cluster have to set Ray's environment before it is imported.
-    from cluster.training import notices
-
-    monkeypatch.setattr(notices, "internal_kv", Store())
-    notice, policy, nodes = notices.Notice("a run"), notices.Voice("a run"), notices.Voice("a run")
+def test_all_that_was_said_of_a_run_is_news_once_and_in_order() -> None:
+    notice = notices.Notice()
     assert notice.news() == []
-    policy.say("room for 2")
-    nodes.say("a node will leave")
-    nodes.say("a node will leave")
+    notice.say("room for 2")
+    notice.say("a node will leave")
+    notice.say("a node will leave")
     assert notice.news() == ["room for 2", "a node will leave"]
     assert notice.news() == []
-    policy.say("room for 3")
-    notices.Voice("another run").say("room for 4")
+    notice.say("room for 3")
     assert notice.news() == ["room for 3"]
-    notice._first.is_second(signal.SIGTERM)
+    notice._on_signal(signal.SIGTERM, None)
     assert ["told to end" in text for text in notice.news()] == [True]
     assert notice.news() == []
 
@@ -71,8 +51,6 @@ def test_all_that_was_said_of_a_run_is_news_once_and_in_order(monkeypatch: pytes
 def test_a_notice_that_comes_twice_is_one_notice_and_a_later_one_another(
     numbers: tuple[int, int], seconds: float, second: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cluster.training import notices
-
     times = iter((100.0, 100.0 + seconds))
     monkeypatch.setattr(notices.time, "monotonic", lambda: next(times))
     first = notices.FirstNotice()
@@ -81,8 +59,6 @@ def test_a_notice_that_comes_twice_is_one_notice_and_a_later_one_another(
 
 
 def test_under_nohup_a_terminal_that_closes_is_no_notice() -> None:
-    from cluster.training import notices
-
     assert signal.SIGHUP in notices.notices_here()
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
@@ -91,12 +67,8 @@ def test_under_nohup_a_terminal_that_closes_is_no_notice() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_a_lost_head_ends_the_command_out_of_rays_call_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    from cluster.session.head_watch import HeadLostError
-    from cluster.training import notices
-
-    monkeypatch.setattr(notices, "internal_kv", None)  # nothing is asked of a head that is gone
-    notice = notices.Notice("a run")
+def test_a_lost_head_ends_the_command_out_of_rays_call_with_an_error() -> None:
+    notice = notices.Notice()
     with pytest.raises(HeadLostError, match="gone"), notice:
         notice.end_without_head(HeadLostError("gone"))
 
@@ -148,7 +120,7 @@ def test_a_notice_to_all_or_to_a_worker_and_a_lost_head_end_all_with_a_checkpoin
         assert line in driver.output()
     with started(*command) as driver:
         until_it_trains(tmp_path, driver, after=first)
-        driver.workers("RayTrainWorker")[-1].send_signal(signal.SIGUSR1)
+        driver.workers("TrainWorker")[-1].send_signal(signal.SIGUSR1)
         assert driver.wait(timeout=PATIENCE) == 0, driver.output()
         second = latest_step(checkpoints)
         assert second is not None
@@ -178,7 +150,7 @@ def test_a_second_notice_ends_the_command_at_once(command: tuple[str, ...], tmp_
     with started(*command, "cluster.workers=1") as driver:
         until_it_trains(tmp_path, driver)
         # The first would be enough if the workers could end.
-        for worker in driver.workers("RayTrainWorker"):
+        for worker in driver.workers("TrainWorker"):
             worker.send_signal(signal.SIGSTOP)
         driver.send_signal(signal.SIGTERM)
         wait_for("a word of the first", lambda: "told to end" in driver.output(), driver)

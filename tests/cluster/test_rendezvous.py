@@ -9,100 +9,62 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
+
+from cluster.training.rendezvous import Meeting, arrange, use_loopback
 
 SIOCGIFADDR = 0x8915
 """Linux's question for the address of an interface."""
 
 
-class Workers:
-    """A worker group of Ray Train, as far as it is asked; it runs nothing."""
-
-    def __init__(self, *nodes: str) -> None:
-        self.nodes = nodes
-        self.told: list[str] = []
-        self.joined: list[dict[str, Any]] = []
-
-    def __len__(self) -> int:
-        return len(self.nodes)
-
-    def get_workers(self) -> list[Any]:
-        return [SimpleNamespace(metadata=SimpleNamespace(node_id=node)) for node in self.nodes]
-
-    def execute(self, function: Any, **_: Any) -> None:
-        self.told.append(function.__name__)
-
-    def execute_single_async(self, rank: int, function: Any, **arguments: Any) -> None:
-        assert rank == arguments["world_rank"]
-        self.joined.append(arguments)
-
-
-@pytest.fixture
-def on_ray(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Ray's own way, recorded."""
-    import ray
-
-    from cluster.training import rendezvous
-
-    asked: list[str] = []
-    monkeypatch.setattr(ray, "get", lambda _: None)
-    monkeypatch.setattr(rendezvous._TorchBackend, "on_start", lambda *_: asked.append("listens on all interfaces"))
-    return asked
-
-
-def start(workers: Workers, folder: Path) -> None:
-    from cluster.training.rendezvous import Rendezvous
-
-    config = Rendezvous(backend="gloo", folder=str(folder), node="here")
-    config.backend_cls().on_start(workers, config)
-
-
-def test_workers_of_one_machine_meet_in_a_file_that_only_this_user_reaches(tmp_path: Path, on_ray: list[str]) -> None:
-    workers = Workers("here", "here")
-    start(workers, tmp_path / "r")
-    methods = {each["init_method"] for each in workers.joined}
-    assert len(methods) == 1
-    assert methods.pop().startswith((tmp_path / "r").as_uri())
+def test_workers_of_one_machine_meet_in_a_file_that_only_this_user_reaches(tmp_path: Path) -> None:
+    first, second = arrange("gloo", ["here", "here"], "here", tmp_path / "r")
+    assert first.file == second.file
+    assert first.file.startswith((tmp_path / "r").as_uri())
     assert (tmp_path / "r").stat().st_mode & 0o777 == 0o700
-    assert [each["world_size"] for each in workers.joined] == [2, 2]
-    assert "use_loopback" in workers.told
-    assert on_ray == []
+    assert [(each.rank, each.size, each.local_rank) for each in (first, second)] == [(0, 2, 0), (1, 2, 1)]
 
 
-def test_each_start_has_a_file_of_its_own(tmp_path: Path, on_ray: list[str]) -> None:
-    first, second = Workers("here"), Workers("here")
-    start(first, tmp_path)
-    start(second, tmp_path)
-    assert first.joined[0]["init_method"] != second.joined[0]["init_method"]
+def test_each_start_has_a_file_of_its_own(tmp_path: Path) -> None:
+    (first,), (second,) = (arrange("gloo", ["here"], "here", tmp_path) for _ in range(2))
+    assert first.file != second.file
 
 
-@pytest.mark.parametrize("nodes", [("here", "there"), ("there", "there")])
-def test_workers_of_other_machines_meet_where_they_can_reach_each_other(
-    tmp_path: Path, on_ray: list[str], nodes: tuple[str, str]
-) -> None:
-    workers = Workers(*nodes)
-    start(workers, tmp_path)
-    assert on_ray == ["listens on all interfaces"]
-    assert workers.told == []
+@pytest.mark.parametrize("nodes", [["here", "there"], ["there", "there"]])
+def test_workers_of_other_machines_meet_where_they_can_reach_each_other(tmp_path: Path, nodes: list[str]) -> None:
+    assert [each.file for each in arrange("gloo", nodes, "here", tmp_path / "r")] == ["", ""]
+    assert not (tmp_path / "r").exists()
 
 
-def test_a_worker_is_not_made_to_ask_for_gpus() -> None:
-    from cluster.training.rendezvous import Rendezvous
+def test_each_worker_has_the_numbers_that_torchrun_would_give_to_it(tmp_path: Path) -> None:
+    meetings = arrange("nccl", ["b", "b", "a", "a", "a"], "a", tmp_path)
+    assert [each.variables for each in meetings] == [
+        {
+            "RANK": str(rank),
+            "WORLD_SIZE": "5",
+            "LOCAL_RANK": str(local),
+            "LOCAL_WORLD_SIZE": str(size),
+            "NODE_RANK": str(node),
+            "MASTER_ADDR": "",
+            "MASTER_PORT": "0",
+        }
+        for rank, (local, size, node) in enumerate([(0, 2, 0), (1, 2, 0), (0, 3, 1), (1, 3, 1), (2, 3, 1)])
+    ]
 
-    with Rendezvous().train_func_context() as nothing:
-        assert nothing is None
+
+def test_workers_that_meet_in_a_file_are_told_of_no_port() -> None:
+    variables = Meeting("gloo", 0, 1, 0, 1, 0, file="file:///r/meet", address="10.0.0.1", port=29500).variables
+    assert not variables.keys() & {"MASTER_ADDR", "MASTER_PORT"}
 
 
 _RANK = """
-import json, os, psutil, sys
+import json, psutil, sys
 import torch, torch.distributed as dist
-from cluster.training.rendezvous import use_loopback
-from ray.train.torch.config import _setup_torch_process_group
-use_loopback()
-_setup_torch_process_group("gloo", int(sys.argv[1]), 2, sys.argv[2], 60)
+from cluster.training.rendezvous import Meeting, free_port, join_group
+
+rank, port, file = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+join_group(Meeting("gloo", rank, 2, rank, 2, 0, file=file, address="127.0.0.1", port=port))
 number = torch.ones(1)
 dist.all_reduce(number)
 dist.barrier()
@@ -111,21 +73,29 @@ dist.barrier()
 """
 
 
-def test_gloo_listens_on_the_loopback_device_alone(tmp_path: Path) -> None:
+def join(file: str, port: int) -> list[tuple[float, list[str]]]:
+    """What the ranks sum up to, and at which addresses each listens."""
     ranks = [
-        subprocess.Popen([sys.executable, "-c", _RANK, str(rank), (tmp_path / "meet").as_uri()], stdout=subprocess.PIPE)
+        subprocess.Popen([sys.executable, "-c", _RANK, str(rank), str(port), file], stdout=subprocess.PIPE)
         for rank in range(2)
     ]
-    for rank in ranks:
-        total, addresses = json.loads(rank.communicate(timeout=120)[0])
+    return [json.loads(rank.communicate(timeout=120)[0]) for rank in ranks]
+
+
+def test_gloo_listens_on_the_loopback_device_alone(tmp_path: Path) -> None:
+    for total, addresses in join((tmp_path / "meet").as_uri(), 0):
         assert total == 2
         assert set(addresses) <= {"127.0.0.1"}
         assert addresses
 
 
-def test_the_loopback_device_is_named_unless_the_user_named_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    from cluster.training.rendezvous import use_loopback
+def test_workers_of_several_machines_meet_at_a_port_of_the_first() -> None:
+    from cluster.training.rendezvous import free_port
 
+    assert [total for total, _ in join("", free_port())] == [2, 2]
+
+
+def test_the_loopback_device_is_named_unless_the_user_named_another(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "")
     monkeypatch.delenv("GLOO_SOCKET_IFNAME")
     monkeypatch.setenv("NCCL_SOCKET_IFNAME", "ib0")

@@ -15,11 +15,10 @@ from cluster.pool.tokenizing import TokenizeWork
 from cluster.session.job_environment import FILE_VARIABLE
 from cluster.session.ray_session import require_gpus
 from cluster.stages import results
-from cluster.training.stage import _scaling, _worker
+from cluster.training.worker_group import Needs
 from data_pipeline.errors import UsageError
-from trainer.loop.ending import Ending
 
-CPU, SECOND = torch.device("cpu"), torch.device("cuda", 1)
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -35,33 +34,9 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
     return chosen
 
 
-@pytest.mark.parametrize(("gpus", "ray_says", "device"), [(0, CPU, CPU), (1, SECOND, SECOND)])
-def test_a_training_worker_uses_what_it_reserves(
-    monkeypatch: pytest.MonkeyPatch,
-    two_gpus: list[torch.device],
-    gpus: int,
-    ray_says: torch.device,
-    device: torch.device,
-) -> None:
-    import ray.train
-    import ray.train.torch
-
-    seen: list[Any] = []
-    monkeypatch.setattr(ray.train, "get_context", lambda: SimpleNamespace(get_local_rank=lambda: 0))
-    monkeypatch.setattr(ray.train.torch, "get_device", lambda: ray_says)
-    monkeypatch.setattr(
-        "trainer.loop.worker.run_worker",
-        lambda job, device, request, asked: (seen.append(device), (Ending.FINISHED, 3))[1],
-    )
-    assert _worker({"job": None, "asked": 0.0, "threads": 1, "gpus": gpus}) == ("finished", 3)
-    assert seen == [device]
-    assert two_gpus == ([device] if gpus else [])
-
-
 @pytest.mark.parametrize(("gpus", "resources"), [(0, {"CPU": 1}), (1, {"CPU": 1, "GPU": 1})])
 def test_a_training_worker_reserves_the_gpus_of_the_config(gpus: int, resources: dict[str, float]) -> None:
-    scaling = _scaling(ClusterConfig(gpus_per_worker=gpus))
-    assert (scaling.use_gpu, scaling.resources_per_worker) == (bool(gpus), resources)
+    assert Needs(1, gpus).resources == resources
 
 
 @pytest.mark.parametrize(("gpus", "device"), [(0, "cpu"), (1, "cuda:0")])

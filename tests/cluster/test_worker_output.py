@@ -10,9 +10,8 @@ import pytest
 
 from cluster.session.worker_output import keep_own_warnings, shown_lines, workers_own_words
 
-WORKER = {"pid": 7, "actor_name": "RayTrainWorker", "is_err": True}
+WORKER = {"pid": 7, "actor_name": "TrainWorker", "is_err": True}
 IDLE = {"pid": 8, "actor_name": None, "task_name": None, "is_err": True}
-CONTROLLER = {"pid": 9, "actor_name": "TrainController", "is_err": True}
 RAYLET = {"pid": "raylet", "is_err": True}
 
 CORE = [
@@ -53,10 +52,9 @@ def test_how_a_training_worker_dies_is_shown(lines: list[str]) -> None:
     assert shown_lines({**WORKER, "lines": lines}) == lines
 
 
-def test_a_traceback_is_shown_wherever_it_comes_from_but_from_the_controller() -> None:
+def test_a_traceback_is_shown_wherever_it_comes_from() -> None:
     assert shown_lines({**IDLE, "lines": TRACEBACK}) == TRACEBACK
     assert shown_lines({**RAYLET, "lines": ["killed due to the node running low on memory"]}) != []
-    assert shown_lines({**CONTROLLER, "lines": TRACEBACK}) == []
 
 
 def test_it_stands_before_all_that_ray_prints_for_others(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,190 @@
+"""Keeping a stage at work: workers are started, watched, told of notices, and started again when one is lost.
+
+    a worker or a node is lost     all are ended and started again, `cluster.max_failures` times without a checkpoint
+    an error that a user mends     ends the stage at once, as it was raised
+    a notice to the command        all are asked to stop; before they are up there is nothing to save, and it ends
+    a node that is about to go,    all are asked to pause: they end with a checkpoint, and the next start has another
+    or room for more               size, or another node
+
+It runs in the command itself: when that ends, however it ends, Ray ends what belongs to it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from cluster.config.run import ClusterConfig
+from cluster.session.worker_errors import user_error
+from cluster.training import warm_workers
+from cluster.training.elastic_policy import Cluster, Restarts, Room, UsableSizes
+from cluster.training.failures import WorkersFailedError, last_error
+from cluster.training.notices import Notice
+from cluster.training.worker_group import Needs, NoRoomError, WorkerGroup, start_group
+from cluster.training.worker_process import Outcome
+from trainer.job import TrainJob
+from trainer.loop.ending import Ending
+
+_LOOK_SECONDS = 0.5
+"""Between two looks at notices, while workers train."""
+_NODES_SECONDS = 2.0
+"""Between two looks for nodes that leave."""
+_ROOM_SECONDS = 20.0
+"""For the room of an elastic start, which was there when it was chosen: if a node died since, it is chosen again."""
+_OTHERS_SECONDS = 3.0
+"""For which other workers may say how they failed, too: the first to do so is often one that lost its peer."""
+
+
+class NoticedError(Exception):
+    """A notice came before there were workers."""
+
+
+class Supervisor:
+    """The driver's side of a stage.
+
+    Args:
+        job: the stage.
+        cluster: what workers need, and how many there may be.
+        sizes: numbers of workers that can be used, ascending.
+        notice: through which the command is told to end.
+        nodes: of the cluster.
+        folder: where workers on this node meet, for this user alone.
+        asked: unix time at which the stage was asked for, seconds.
+    """
+
+    def __init__(
+        self,
+        job: TrainJob,
+        cluster: ClusterConfig,
+        sizes: Sequence[int],
+        notice: Notice,
+        nodes: Cluster,
+        folder: Path,
+        asked: float,
+    ) -> None:
+        self._nodes = nodes
+        self._job, self._cluster, self._notice, self._folder, self._asked = job, cluster, notice, folder, asked
+        self._needs = Needs(cluster.cpus_per_worker, cluster.gpus_per_worker)
+        room = Room(self._needs.resources, nodes)
+        self._sizes, self._choice = tuple(sizes), UsableSizes(sizes, room, notice.say)
+        self._restarts = Restarts(cluster.max_failures, job.checkpoints)
+        self._signalled = Ending.PAUSED if cluster.is_elastic else Ending.STOPPED
+        self._looked_for_nodes = self._looked_for_room = 0.0
+
+    def run(self) -> tuple[Ending, int]:
+        """Train until it is finished or told to stop. Returns why it ended, and after which step.
+
+        Raises:
+            FoldtrainError: as a worker raised it, or for processes that were lost too often.
+            WorkersFailedError: for all else that failed too often.
+        """
+        while not self._notice.received:
+            try:
+                group = self._start()
+            except NoRoomError:
+                continue
+            except NoticedError:
+                break
+            except WorkersFailedError as failed:
+                self._count(failed)
+                continue
+            ending, step = self._train(group)
+            if ending is not None and ending is not Ending.PAUSED:
+                return ending, step
+        return Ending.STOPPED, 0
+
+    def _start(self) -> WorkerGroup:
+        """Workers that are up."""
+        from ray.exceptions import RayError
+
+        size, stage = self._size(), self._job.stage
+        seconds = _ROOM_SECONDS if self._cluster.is_elastic else float("inf")
+        try:
+            if group := warm_workers.take(self._needs, size, stage, self._check, seconds):
+                return group
+            return start_group(self._needs, size, stage, self._folder, self._check, seconds)
+        except RayError as error:
+            raise WorkersFailedError({0: error}) from error
+
+    def _check(self) -> None:
+        """Called while workers start."""
+        if self._notice.received:
+            raise NoticedError
+
+    def _size(self) -> int:
+        """With how many workers to start, as soon as there is room for them."""
+        if not self._cluster.is_elastic:
+            return self._sizes[-1]
+        while (size := self._choice.to_start()) is None:
+            self._check()
+            time.sleep(_LOOK_SECONDS)
+        return size
+
+    def _train(self, group: WorkerGroup) -> tuple[Ending | None, int]:
+        """Train on a group until all of it has ended. None for one that failed, and may be started again."""
+        self._choice.came_up()
+        self._notice.workers_are_up = True
+        self._looked_for_room = time.monotonic()
+        try:
+            group.train(self._job, self._asked, self._signalled, lambda: None)
+            first = self._watch(group)
+        except WorkersFailedError as failed:
+            group.dismiss()
+            self._count(failed)
+            return None, 0
+        finally:
+            self._notice.workers_are_up = False
+        if first.ending is Ending.FINISHED:
+            warm_workers.park(group)
+        else:
+            group.dismiss()
+        return first.ending, first.step
+
+    def _count(self, failed: WorkersFailedError) -> None:
+        """Say that a start failed, or raise what ends the stage."""
+        if error := user_error(failed.worker_failures.values()):
+            raise error from None
+        if not self._restarts.may_restart():
+            raise last_error(failed) from None
+        self._notice.say(f"starts again: {failed.reason}")
+
+    def _watch(self, group: WorkerGroup) -> Outcome:
+        """Wait until all workers have ended, and pass on what they are to be told. Returns how the first did."""
+        done: dict[int, Outcome] = {}
+        failures: dict[int, Outcome | Exception] = {}
+        deadline = float("inf")
+        while group.is_training and time.monotonic() < deadline:
+            for rank, found in group.ended(_LOOK_SECONDS).items():
+                if isinstance(found, Outcome) and found.error is None:
+                    done[rank] = found
+                else:
+                    failures[rank] = found
+            if failures:
+                failed = WorkersFailedError(failures)
+                if user_error(failed.worker_failures.values()):
+                    break
+                deadline = min(deadline, time.monotonic() + _OTHERS_SECONDS)
+            else:
+                self._tell(group)
+        if failures:
+            raise WorkersFailedError(failures)
+        return done[0]
+
+    def _tell(self, group: WorkerGroup) -> None:
+        """Ask workers to end, again and again until they have, if there is a reason."""
+        now = time.monotonic()
+        if self._notice.received:
+            group.end(Ending.STOPPED)
+            return
+        if now - self._looked_for_nodes >= _NODES_SECONDS:
+            self._looked_for_nodes = now
+            if self._nodes.leaving() & set(group.nodes):
+                self._notice.say("a node will leave: saves a checkpoint, and goes on without it")
+                group.end(Ending.PAUSED)
+        if self._cluster.is_elastic and now - self._looked_for_room >= self._cluster.grow_seconds:
+            self._looked_for_room = now
+            larger = self._choice.larger(group.size)
+            if larger is not None:
+                self._notice.say(f"room for {larger} workers: saves a checkpoint, and goes on with them")
+                group.end(Ending.PAUSED)

@@ -1,0 +1,210 @@
+"""Workers are started again when one is lost, told of notices, and ended at once by what only a user can mend."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cluster.config.run import ClusterConfig
+from cluster.training import supervision
+from cluster.training.failures import WorkersFailedError
+from cluster.training.notices import Notice
+from cluster.training.supervision import Supervisor
+from cluster.training.worker_group import NoRoomError
+from cluster.training.worker_process import Outcome
+from data_pipeline.errors import CorruptShardError, FoldtrainError
+from trainer.loop.ending import Ending
+
+FINISHED, PAUSED, STOPPED = (Outcome(ending, 40) for ending in (Ending.FINISHED, Ending.PAUSED, Ending.STOPPED))
+PEER = Outcome(error=RuntimeError("connection closed by peer"), trace="Traceback ...")
+DAMAGED = Outcome(error=CorruptShardError("images-0001.tar is damaged"), trace="Traceback ...")
+Looks = list[dict[int, Outcome | Exception]]
+
+
+class Group:
+    """Workers that end as a test says; an empty look waits until they are asked to end, and says how they do then."""
+
+    def __init__(self, size: int, looks: Looks, nodes: tuple[str, ...] = ("a", "b")) -> None:
+        self.size, self.nodes = size, nodes[:size]
+        self._looks, self._left = looks, set(range(size))
+        self.asked: list[Ending] = []
+        self.fate = ""
+
+    def train(self, *_: Any) -> None:
+        pass
+
+    @property
+    def is_training(self) -> bool:
+        return bool(self._left)
+
+    def ended(self, _seconds: float) -> dict[int, Outcome | Exception]:
+        if not self._looks:
+            found = dict.fromkeys(self._left, Outcome(self.asked[-1], 20)) if self.asked else {}
+        else:
+            found = self._looks.pop(0)
+        self._left -= found.keys()
+        return found
+
+    def end(self, ending: Ending) -> None:
+        self.asked.append(ending)
+
+    def dismiss(self) -> None:
+        self.fate = "dismissed"
+
+
+class Cluster:
+    """What a supervisor finds in place of Ray: groups, in the order in which it starts them."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, folder: Path) -> None:
+        self.notice, self.groups, self.waiting = Notice(), [], []
+        self.gone: set[str] = set()
+        self.room = [0]
+        self.clock = 0.0
+        self._folder = folder
+        patch.setattr(supervision, "start_group", self._start)
+        patch.setattr(supervision.time, "monotonic", self._now)
+        patch.setattr(supervision.time, "sleep", lambda _: None)
+        patch.setattr(supervision.warm_workers, "take", lambda *_: None)
+        patch.setattr(supervision.warm_workers, "park", lambda group: setattr(group, "fate", "parked"))
+
+    groups: list[Group]
+    waiting: list[Group | Exception]
+
+    def has(self, *looks: Looks | Exception, size: int = 2) -> None:
+        self.waiting += [each if isinstance(each, Exception) else Group(size, each) for each in looks]
+
+    def supervisor(self, workers: Any = 2, max_failures: int = 2, sizes: tuple[int, ...] = (2,)) -> Supervisor:
+        config = ClusterConfig.model_validate({"workers": workers, "max_failures": max_failures, "grow_seconds": 5})
+        job: Any = SimpleNamespace(stage="generator", checkpoints=str(self._folder))
+        return Supervisor(job, config, sizes, self.notice, self, self._folder, 0.0)
+
+    def free(self) -> dict[str, dict[str, float]]:
+        return {"a": {"CPU": self.room[0] if len(self.room) == 1 else self.room.pop(0)}}
+
+    def whole(self) -> dict[str, dict[str, float]]:
+        return {"a": {"CPU": self.room[0]}}
+
+    def leaving(self) -> set[str]:
+        return self.gone
+
+    def _start(self, _needs: Any, size: int, *_: Any) -> Group:
+        found = self.waiting.pop(0)
+        if isinstance(found, Exception):
+            raise found
+        assert found.size == size
+        self.groups.append(found)
+        return found
+
+    def _now(self) -> float:
+        self.clock += 0.25
+        return self.clock
+
+
+@pytest.fixture
+def lost() -> Exception:
+    """Ray's error for a worker that was killed."""
+    from ray.exceptions import ActorDiedError  # here, as tests that start a cluster set Ray's environment before it
+
+    return ActorDiedError()
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cluster:
+    return Cluster(monkeypatch, tmp_path)
+
+
+def test_a_stage_that_finishes_leaves_its_workers_to_the_next_one(cluster: Cluster) -> None:
+    cluster.has([{1: FINISHED}, {}, {0: FINISHED}])
+    assert cluster.supervisor().run() == (Ending.FINISHED, 40)
+    assert [group.fate for group in cluster.groups] == ["parked"]
+
+
+def test_after_a_lost_worker_all_are_started_again_and_the_reason_is_said(cluster: Cluster, lost: Exception) -> None:
+    cluster.has([{0: PEER}, {1: lost}], [{0: FINISHED, 1: FINISHED}])
+    assert cluster.supervisor().run() == (Ending.FINISHED, 40)
+    assert [group.fate for group in cluster.groups] == ["dismissed", "parked"]
+    assert cluster.notice.news() == ["starts again: rank 1: ActorDiedError"]
+
+
+def test_a_worker_that_waits_for_a_lost_peer_for_ever_is_not_waited_for(cluster: Cluster, lost: Exception) -> None:
+    cluster.has([{1: lost}, *({} for _ in range(50))], [{0: FINISHED, 1: FINISHED}])
+    assert cluster.supervisor().run() == (Ending.FINISHED, 40)
+
+
+def test_a_start_that_is_lost_counts_as_a_failure_and_too_many_end_the_stage(cluster: Cluster, lost: Exception) -> None:
+    cluster.has(lost, [{1: lost}, {0: PEER}], lost)
+    with pytest.raises(FoldtrainError, match=r"Ray lost a process that the stage needs \(ActorDiedError\)"):
+        cluster.supervisor(max_failures=2).run()
+    assert cluster.waiting == []
+
+
+def test_a_bug_ends_the_stage_with_its_traceback_once_it_was_tried_again(cluster: Cluster) -> None:
+    bug = Outcome(error=ValueError("a bug"), trace="Traceback: a bug")
+    cluster.has([{0: bug, 1: bug}], [{0: bug, 1: bug}])
+    with pytest.raises(WorkersFailedError, match="rank 1: Traceback: a bug"):
+        cluster.supervisor(max_failures=1).run()
+
+
+def test_an_error_that_a_user_mends_ends_the_stage_as_it_was_raised_after_one_start(cluster: Cluster) -> None:
+    cluster.has([{0: PEER}, {}, {1: DAMAGED}])
+    with pytest.raises(CorruptShardError) as raised:
+        cluster.supervisor().run()
+    assert raised.value is DAMAGED.error
+    assert [group.fate for group in cluster.groups] == ["dismissed"]
+
+
+def test_a_notice_stops_the_workers_with_a_checkpoint(cluster: Cluster) -> None:
+    cluster.has([{}])
+    group: Any = cluster.waiting[0]
+    group.train = lambda *_: cluster.notice._on_signal(signal.SIGTERM, None)
+    assert cluster.supervisor().run() == (Ending.STOPPED, 20)
+    assert set(group.asked) == {Ending.STOPPED}
+    assert group.fate == "dismissed"
+
+
+@pytest.mark.parametrize("workers", [2, "1:2"])
+def test_a_notice_before_there_are_workers_ends_the_stage(cluster: Cluster, workers: Any) -> None:
+    cluster.notice._on_signal(signal.SIGTERM, None)
+    assert cluster.supervisor(workers, sizes=(1, 2)).run()[0] is Ending.STOPPED
+    assert cluster.groups == []
+
+
+def test_a_notice_while_workers_come_up_ends_the_stage(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(_needs: Any, _size: int, _stage: str, _folder: Path, check: Callable[[], None], _: float) -> None:
+        check()
+        cluster.notice._on_signal(signal.SIGTERM, None)
+        check()
+        pytest.fail("it went on")
+
+    monkeypatch.setattr(supervision, "start_group", start)
+    assert cluster.supervisor().run()[0] is Ending.STOPPED
+
+
+def test_a_node_that_leaves_pauses_the_stage_and_it_starts_elsewhere(cluster: Cluster) -> None:
+    cluster.has([{}], [{0: FINISHED, 1: FINISHED}])
+    cluster.gone = {"b"}
+    assert cluster.supervisor().run() == (Ending.FINISHED, 40)
+    first, second = cluster.groups
+    assert (set(first.asked), first.fate, second.fate) == ({Ending.PAUSED}, "dismissed", "parked")
+    assert cluster.notice.news() == ["a node will leave: saves a checkpoint, and goes on without it"]
+
+
+def test_an_elastic_stage_grows_when_there_is_room(cluster: Cluster) -> None:
+    cluster.has([{} for _ in range(3)], size=1)
+    cluster.has([{0: FINISHED, 1: FINISHED}], size=2)
+    cluster.room = [1, 0, 1, 2]  # free: at the start; beside one worker, twice; for the next start
+    assert cluster.supervisor("1:2", sizes=(1, 2)).run() == (Ending.FINISHED, 40)
+    assert [group.size for group in cluster.groups] == [1, 2]
+    assert cluster.notice.news() == ["room for 2 workers: saves a checkpoint, and goes on with them"]
+
+
+def test_an_elastic_start_for_which_there_was_no_room_is_tried_with_fewer(cluster: Cluster) -> None:
+    cluster.room = [2]
+    cluster.has(NoRoomError())
+    cluster.has([{0: FINISHED}], size=1)
+    assert cluster.supervisor("1:2", sizes=(1, 2)).run() == (Ending.FINISHED, 40)
