@@ -151,8 +151,8 @@ class ReadingConfig(Section):
 class DataConfig(Section):
     """From raw images to image shards."""
 
-    source: Source
-    """Where the raw images are."""
+    source: Source | None = None
+    """Where the raw images are. Null where the image shards, or tokens of them, come from elsewhere (`inputs`)."""
     images: OutputPlace | None = None
     """URI of the image shards; null puts them below the run, in images/."""
     validation_samples: int = Field(0, ge=0, le=10**12)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from data_pipeline.storage.places import InputPlace
 from model.config import MOST_CLASSES, ClassifierConfig, GeneratorConfig, Section, TokenizerConfig
 
 MOST_STEPS, MOST_SAMPLES_A_STEP = 10**9, 2**24
@@ -197,6 +198,9 @@ class ClassifierStageConfig(Section):
 
     model: ClassifierConfig = ClassifierConfig()
     """Its sizes."""
+    init_from: InputPlace | None = None
+    """Start from the weights of such a network, and not from random ones: the URI of a run that trained one, or of its
+    export. Of a moving average, if one was kept, that is taken. A start that finds a checkpoint goes on from there."""
     trainer: TrainerConfig
     """How it is optimized."""
 
@@ -234,6 +238,9 @@ class TokenizerStageConfig(Section):
 
     model: TokenizerConfig
     """Its architecture."""
+    init_from: InputPlace | None = None
+    """Start from the weights of such a network, and not from random ones: the URI of a run that trained one, or of its
+    export. Of a moving average, if one was kept, that is taken. A start that finds a checkpoint goes on from there."""
     loss: TokenizerLossConfig = TokenizerLossConfig()
     """What it minimizes."""
     dead_code_steps: int = Field(0, ge=0, le=MOST_STEPS)
@@ -250,6 +257,9 @@ class GeneratorStageConfig(Section):
 
     model: GeneratorConfig
     """Its architecture."""
+    init_from: InputPlace | None = None
+    """Start from the weights of such a network, and not from random ones: the URI of a run that trained one, or of its
+    export. Of a moving average, if one was kept, that is taken. A start that finds a checkpoint goes on from there."""
     trainer: TrainerConfig
     """How it is optimized."""
 

@@ -15,6 +15,9 @@ from data_pipeline.shards.weights import Card
 from trainer.config import ClassifierStageConfig, GeneratorStageConfig, TokenizerStageConfig, TrackingConfig
 from trainer.registry import trained_in
 
+INITIAL = "initial"
+"""Input of a job: the weights that training starts from."""
+
 StageSection = ClassifierStageConfig | TokenizerStageConfig | GeneratorStageConfig
 
 # Settings of the trainer that do not change what is computed, so a run may be continued with others.
@@ -61,10 +64,11 @@ _SEEN = {"decode", "crop", "shuffle_window"}
 class TrainJob:
     """One network to train.
 
-    `inputs` are URIs of what it is trained from (images, teacher, tokenizer, tokens), `lineage` their fingerprints,
-    `config` the resolved config of the whole run, which is recorded and counted from, `classes` the names of the
-    classes of the data, by label, `peak_tflops` what one device could do, in place of the table's. With
-    `accept_changes` a run may go on with other settings of its optimizer. `lease` is what the driver holds.
+    `inputs` are URIs of what it is trained from (images, teacher, tokenizer, tokens, and the weights that it starts
+    from, `INITIAL`), `lineage` their fingerprints, `config` the resolved config of the whole run, which is recorded and
+    counted from, `classes` the names of the classes of the data, by label, `peak_tflops` what one device could do, in
+    place of the table's. With `accept_changes` a run may go on with other settings of its optimizer. `lease` is what
+    the driver holds.
     """
 
     stage: str

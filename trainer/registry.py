@@ -36,6 +36,8 @@ class RunStage:
     """Dotted paths of the config besides its section that decide what it makes."""
     place: str = ""
     """Dotted path in the config that may put its product elsewhere than below the run; empty if there is none."""
+    finished: str = ""
+    """Where below its folder the finished product is: what others read of it."""
     trains: str = ""
     """`module:Class` of trainer.stages that trains it, imported when it runs; empty if it trains nothing."""
     optional: bool = False
@@ -57,6 +59,7 @@ STAGES = (
         section="data",
         folder="images",
         place="data.images",
+        finished="train",
         unit="images",
         adds_up=True,
     ),
@@ -68,6 +71,7 @@ STAGES = (
         folder="teacher",
         needs=("images",),
         reads=_SEEN,
+        finished="export",
         trains=_CLASSIFIER,
         optional=True,
     ),
@@ -79,6 +83,7 @@ STAGES = (
         folder="judge",
         needs=("images",),
         reads=_SEEN,
+        finished="export",
         trains=_CLASSIFIER,
         optional=True,
     ),
@@ -90,6 +95,7 @@ STAGES = (
         folder="tokenizer",
         needs=("images", "teacher"),
         reads=_SEEN,
+        finished="export",
         trains="trainer.stages.tokenizer:TokenizerStage",
     ),
     RunStage(
@@ -112,6 +118,7 @@ STAGES = (
         folder="generator",
         needs=("tokens", "tokenizer"),
         reads=("data.reading",),
+        finished="export",
         trains="trainer.stages.generator:GeneratorStage",
     ),
     RunStage(

@@ -54,7 +54,7 @@ def plan(
     found = make_plan(
         Request(
             stage=stage,
-            configs=planning.stage_configs(resolved),
+            configs=planning.stage_configs(resolved, stage),
             nodes=node_count,
             ranks_per_node=per_node,
             device=kind,

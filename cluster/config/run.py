@@ -11,8 +11,8 @@ from pydantic import Field, PlainSerializer, PlainValidator, WithJsonSchema, mod
 from data_pipeline import storage
 from data_pipeline.config import MOST_WORKERS, DataConfig, TokensConfig
 from data_pipeline.images.views import check_fit
-from data_pipeline.sources.nesting import refuse_nesting, refuse_overlap
-from data_pipeline.storage.places import OutputPlace
+from data_pipeline.sources.nesting import refuse_nesting, refuse_overlap, refuse_writing_into
+from data_pipeline.storage.places import InputPlace, OutputPlace
 from model.config import Section
 from trainer.config import (
     LONGEST_WAIT,
@@ -23,7 +23,7 @@ from trainer.config import (
     TokenizerStageConfig,
     TrackingConfig,
 )
-from trainer.registry import FOLDERS, TRAINING, stage_in
+from trainer.registry import FOLDERS, STAGES, TRAINING, stage_in
 
 LONGEST_NUMBER = 9
 """Most digits of a number of workers."""
@@ -114,6 +114,27 @@ class ClusterConfig(Section):
         return not isinstance(self.workers, int)
 
 
+class InputsConfig(Section):
+    """What a run takes from elsewhere, and does not make: finished products of another run, or imported ones.
+
+    Each is the URI of the run that made it, or of the product itself: a folder of shards, an export. Nothing is ever
+    written there.
+    """
+
+    images: InputPlace | None = None
+    """Image shards, in place of `data.source`. If the run held images out, its validation images are taken, too."""
+    teacher: InputPlace | None = None
+    """A trained teacher, in place of the section `teacher`."""
+    judge: InputPlace | None = None
+    """A trained judge, in place of `evaluation.judge`."""
+    tokenizer: InputPlace | None = None
+    """A trained tokenizer, in place of the section `tokenizer`, which may then be left out."""
+    tokens: InputPlace | None = None
+    """Token shards that this tokenizer has made, in place of what `tokenize` makes."""
+    generator: InputPlace | None = None
+    """A trained generator to sample from and to evaluate, in place of the section `generator`."""
+
+
 class RunConfig(Section):
     """A run: from raw images to generated ones."""
 
@@ -121,16 +142,18 @@ class RunConfig(Section):
     """Folder of the run, at any URI. Each stage has its own folder below it."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Of everything that is random."""
-    data: DataConfig
+    inputs: InputsConfig = InputsConfig()
+    """What it takes from other runs and imports."""
+    data: DataConfig = DataConfig()
     """From raw images to image shards."""
     teacher: TeacherConfig | None = None
     """The frozen teacher."""
-    tokenizer: TokenizerStageConfig
-    """The image tokenizer."""
+    tokenizer: TokenizerStageConfig | None = None
+    """The image tokenizer. Null where `inputs` names one, or tokens alone."""
     tokens: TokensConfig = TokensConfig()
     """From image shards to token shards."""
-    generator: GeneratorStageConfig
-    """The generator."""
+    generator: GeneratorStageConfig | None = None
+    """The generator. Null in a run that makes a tokenizer or tokens for others."""
     sampling: SamplingConfig = SamplingConfig()
     """How images are drawn."""
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -146,12 +169,32 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        loss = self.tokenizer.loss
-        if self.teacher is None and (loss.semantic > 0 or loss.feature > 0):
-            raise ValueError("tokenizer.loss.semantic and .feature need a teacher: add that section, or set both to 0")
+        self._check_inputs()
+        loss = self.tokenizer.loss if self.tokenizer and not self.inputs.tokenizer else None
+        if loss and not self.has("teacher") and (loss.semantic > 0 or loss.feature > 0):
+            raise ValueError(
+                "tokenizer.loss.semantic and .feature need a teacher: add that section, name a trained one as "
+                "inputs.teacher, or set both to 0"
+            )
         check_fit(self.data.fit, self.tokens.views)
         self._check_places()
         return self
+
+    def _check_inputs(self) -> None:
+        """What the run makes has its section, and what is given is not asked for twice."""
+        given = self.inputs
+        if not (given.images or given.tokens or self.data.source):
+            raise ValueError("data.source is missing: say where raw images are, or name image shards: inputs.images")
+        if not (given.tokenizer or given.tokens or self.tokenizer):
+            raise ValueError("tokenizer is missing: add that section, or name a trained one: inputs.tokenizer")
+        for stage in STAGES:
+            if stage.place and self.given(stage.folder) and self.section(stage.place):
+                raise ValueError(
+                    f"inputs.{stage.folder} says where the {stage.folder} are, and {stage.place} where this run puts "
+                    "its own: set one of them"
+                )
+        if given.teacher and self.teacher and self.teacher.timm:
+            raise ValueError("inputs.teacher and teacher.timm both name a teacher: set one of them to null")
 
     def with_classes(self, present: int) -> RunConfig:
         """The same with the number of classes of the data, wherever `num_classes` is null."""
@@ -172,11 +215,31 @@ class RunConfig(Section):
 
     def _check_places(self) -> None:
         """No data set lies in another, or in a source."""
-        written = {name: self.folder(name) for name in FOLDERS}
+        written = {name: self.folder(name) for name in FOLDERS if not self.given(name)}
         written = {self._place_name(name): uri for name, uri in written.items()}
         refuse_overlap(written)
+        given = {f"inputs.{name}": uri for name in FOLDERS if (uri := self.given(name))}
+        refuse_writing_into(given, written, self.run)
         cache = self.data.reading.cache_dir
         refuse_nesting(self.data, written, {"run": self.run} | ({"data.reading.cache_dir": cache} if cache else {}))
+
+    def given(self, product: str) -> str | None:
+        """Where a product of a stage (`trainer.registry.FOLDERS`) comes from, if the run does not make it."""
+        return getattr(self.inputs, product, None)
+
+    def has(self, product: str) -> bool:
+        """Whether the run makes a product, or is given it."""
+        stage = stage_in(product)
+        needed = "data.source" if stage.folder == "images" else stage.section
+        return self.given(product) is not None or self.section(needed) is not None
+
+    def product(self, name: str) -> str:
+        """URI of a finished product: of image shards for training, of token shards, of a network's export.
+
+        A given one has been looked for before (cluster/stages/inputs.py): until then it may be the URI of its run.
+        """
+        below = stage_in(name).finished
+        return self.given(name) or (storage.join(self.folder(name), below) if below else self.folder(name))
 
     def folder(self, name: str) -> str:
         """URI of a folder of this run (`trainer.registry.FOLDERS`)."""

@@ -71,8 +71,7 @@ def tokenize(config: RunConfig) -> int:
         LeaseHeldError: if another driver makes them.
         FoldtrainError: if shards failed too often.
     """
-    images = storage.absolute(storage.join(config.folder("images"), "train"))
-    tokenizer = storage.absolute(storage.join(config.folder("tokenizer"), "export"))
+    images, tokenizer = (storage.absolute(config.product(name)) for name in ("images", "tokenizer"))
     output = storage.absolute(config.folder("tokens"))
     check_images(images)
     plan = plan_tokens(images, weights.read_card(tokenizer, "tokenizer"), config.tokens, output, config.data.fit)

@@ -1,27 +1,26 @@
 """What each command does, and the quickstart, which does it all in order.
 
-Every stage finds its inputs below the run, checks them before any work starts, and is skipped where it is finished.
+Every stage finds its inputs, below the run or where the config says, checks them before any work starts, and is skipped
+where it is finished. A stage that would make what the run is given is not run.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
-from cluster.config.absolute_paths import with_absolute_paths
 from cluster.config.run import RunConfig
 from cluster.progress.stage_records import START, record_time
+from cluster.stages.inputs import with_found
+from cluster.stages.train_jobs import check_classes, is_pretrained, train_job
 from cluster.terminal.output import console, duration
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from data_pipeline.shards import weights
-from data_pipeline.shards.manifest import ImageManifest
+from data_pipeline.shards.manifest import ImageManifest, TokenManifest
 from data_pipeline.shards.token_shards import check_tokenizer
-from data_pipeline.tools.preflight import check_images, check_tokens
-from trainer.config import TeacherConfig
-from trainer.job import StageSection, TrainJob
-from trainer.registry import QUICKSTART, STAGES, RunStage, stage_named
+from trainer.job import TrainJob
+from trainer.registry import FOLDERS, QUICKSTART, STAGES, RunStage, stage_in, stage_named
 
 
 class StageStopped(Exception):  # noqa: N818 - it is no error
@@ -72,9 +71,13 @@ def run_stage(name: str, config: RunConfig, before: float = 0.0) -> bool:
     if name == QUICKSTART:
         return _quickstart(config, before)
     stage = stage_named(name)
+    if config.given(stage.folder):
+        _say_given(stage, config)
+        return False
     started = time.monotonic() - before
     try:
-        done = _train_stage(config, stage) if stage.trains else _WORK[name](config)
+        config = with_found(config, stage.needs)
+        done = _train(config, train_job(config, stage)) if stage.trains else _WORK[name](config)
     except StageStopped as stopped:
         record_time(config.run, name, time.monotonic() - started, stopped.done)
         raise
@@ -90,6 +93,7 @@ def _quickstart(config: RunConfig, before: float) -> bool:
     """All stages, on one connection to Ray. Its start is recorded with the first that does something."""
     from cluster.session.ray_session import ray_session
 
+    _check_inputs(config)
     entered, worked = time.monotonic() - before, False
     with ray_session(config.cluster):
         starting = time.monotonic() - entered
@@ -102,11 +106,49 @@ def _quickstart(config: RunConfig, before: float) -> bool:
     return worked
 
 
+def _say_given(stage: RunStage, config: RunConfig) -> None:
+    """Say why a stage is not run whose product the run is given."""
+    unused = f"; the section {stage.section} is not used" if stage.trains and config.section(stage.section) else ""
+    given = f"inputs.{stage.folder} names what it would make, {config.given(stage.folder)}"
+    console().print(f"{stage.command} is not run: {given}{unused}", markup=False)
+
+
+def _check_inputs(config: RunConfig) -> None:
+    """Find out before anything is run whether all is there that the stages of a quickstart are given, or make.
+
+    Raises:
+        UsageError: if not.
+    """
+    found = with_found(config, FOLDERS)
+    for stage in STAGES:
+        for product in stage.needs:
+            maker = stage_in(product)
+            if not config.has(product) and not maker.optional:
+                raise UsageError(
+                    f"{stage.command} needs {product}: add the section {maker.section}, or name what another run made "
+                    f"as inputs.{product}; or run single stages, which need less (foldtrain --help)"
+                )
+    if config.given("tokens"):
+        _check_given_tokens(found)
+
+
+def _check_given_tokens(config: RunConfig) -> None:
+    tokens, tokenizer = TokenManifest.read(config.product("tokens")), config.product("tokenizer")
+    if not config.given("tokenizer") and not storage.exists(storage.join(tokenizer, "card.json")):
+        raise UsageError(
+            f"inputs.tokens names tokens of a tokenizer that was trained before, but this run would train another one "
+            f"({tokenizer}): name the one that made them as inputs.tokenizer"
+        )
+    card = weights.read_card(tokenizer, "tokenizer")
+    check_tokenizer(tokens, card.fingerprint(), card.config)
+
+
 def _check_later_stages(config: RunConfig) -> None:
     """Find out now, and not after hours of training, whether a later stage would refuse the classes of the data."""
-    names = ImageManifest.read(_images(config)).classes
+    config = with_found(config, ["images"])
+    names = ImageManifest.read(config.product("images")).classes
     for key, section in config.with_classes(len(names)).class_sections().items():
-        _check_classes(key, section.model.classes, names, say=False)
+        check_classes(key, section.model.classes, names, say=False)
     wrong = [label for label in config.sampling.classes or () if label >= len(names)]
     if wrong:
         raise UsageError(f"sampling.classes: {wrong} are not among the classes of the data, 0 to {len(names) - 1}")
@@ -115,26 +157,8 @@ def _check_later_stages(config: RunConfig) -> None:
 def _applies(stage: RunStage, config: RunConfig) -> bool:
     """Whether a stage has anything to do in this config."""
     section = config.section(stage.section) if stage.optional else None
-    return not stage.optional or (section is not None and not _is_pretrained(section))
-
-
-def _is_pretrained(section: Any) -> bool:
-    """Whether a section names a network with published weights, in place of one to train."""
-    return isinstance(section, TeacherConfig) and section.timm is not None
-
-
-def _folder(config: RunConfig, *parts: str) -> str:
-    return storage.absolute(storage.join(config.folder(parts[0]), *parts[1:]))
-
-
-def _images(config: RunConfig) -> str:
-    return _folder(config, "images", "train")
-
-
-def _held_out(config: RunConfig) -> str:
-    """Real images that nothing was trained on, or the training images where none were held out."""
-    held_out = config.data.validation_samples or config.data.validation_source is not None
-    return _folder(config, "images", "validation") if held_out else _images(config)
+    wanted = not stage.optional or (section is not None and not is_pretrained(section))
+    return wanted or config.given(stage.folder) is not None
 
 
 # ---------------------------------------------------------------------------------------------------------------- data
@@ -157,33 +181,6 @@ def _tokenize(config: RunConfig) -> int:
 # ------------------------------------------------------------------------------------------------------------ training
 
 
-def _job(
-    config: RunConfig,
-    stage: str,
-    section: StageSection,
-    inputs: dict[str, str],
-    lineage: dict[str, str],
-    classes: Sequence[str] = (),
-) -> TrainJob:
-    record = with_absolute_paths(config).model_dump(mode="json")
-    data = config.data
-    return TrainJob(
-        stage=stage,
-        folder=_folder(config, stage),
-        section=section,
-        seed=config.seed,
-        fit=data.fit,
-        reading=data.reading,
-        inputs=inputs,
-        lineage=lineage,
-        config=record,
-        classes=tuple(classes),
-        tracking=config.tracking,
-        peak_tflops=config.cluster.peak_tflops,
-        accept_changes=config.accept_changes,
-    )
-
-
 def _train(config: RunConfig, job: TrainJob) -> int:
     from cluster.training.stage import train
 
@@ -196,53 +193,6 @@ def _train(config: RunConfig, job: TrainJob) -> int:
             trained.step * trainer.global_batch,
         )
     return trainer.steps * trainer.global_batch if trained else 0
-
-
-def _train_stage(config: RunConfig, stage: RunStage) -> int:
-    """Find and check what a network is trained from, and train it."""
-    section = config.section(stage.section)
-    if section is None or _is_pretrained(section):
-        reason = f"{stage.section} is null" if section is None else f"{stage.section}.timm names a pretrained one"
-        raise UsageError(f"this config has no {stage.folder} to train: {reason}")
-    inputs, lineage, classes = (_token_inputs if "tokens" in stage.needs else _image_inputs)(config, stage)
-    config = config.with_classes(len(classes))
-    section = config.section(stage.section)
-    knows_classes = stage.section in config.class_sections()
-    if knows_classes:
-        _check_classes(stage.section, section.model.classes, classes)
-    return _train(config, _job(config, stage.folder, section, inputs, lineage, classes if knows_classes else ()))
-
-
-_Inputs = tuple[dict[str, str], dict[str, str], tuple[str, ...]]
-"""URIs of what a stage is trained from, their fingerprints, and the names of the classes."""
-
-
-def _image_inputs(config: RunConfig, stage: RunStage) -> _Inputs:
-    images = check_images(_images(config))
-    inputs, lineage = {"images": _images(config)}, {"images": images.fingerprint}
-    if "teacher" in stage.needs and config.teacher is not None:
-        inputs["teacher"] = _folder(config, "teacher", "export")
-        if config.teacher.timm:
-            inputs["teacher_timm"] = lineage["teacher"] = config.teacher.timm
-        else:
-            lineage["teacher"] = weights.read_card(inputs["teacher"], "teacher").fingerprint()
-    return inputs, lineage, images.classes
-
-
-def _token_inputs(config: RunConfig, _stage: RunStage) -> _Inputs:
-    inputs = {"tokens": _folder(config, "tokens"), "tokenizer": _folder(config, "tokenizer", "export")}
-    card = weights.read_card(inputs["tokenizer"], "tokenizer")
-    tokens = check_tokens(inputs["tokens"])
-    check_tokenizer(tokens, card.fingerprint(), card.config)
-    return inputs, {"tokens": tokens.fingerprint, "tokenizer": card.fingerprint()}, tokens.classes
-
-
-def _check_classes(section: str, known: int, names: Sequence[str], *, say: bool = True) -> None:
-    key, present = f"{section}.model.num_classes", len(names)
-    if present > known:
-        raise UsageError(f"{key} is {known}, but the data have {present} classes: set it to null, which takes theirs")
-    if present < known and say:
-        console().print(f"{key} is {known}, and the data have {present} classes: {known - present} are never used")
 
 
 # ------------------------------------------------------------------------------------------------------ what came of it
@@ -259,7 +209,7 @@ def _sample(config: RunConfig) -> int:
 def _evaluate(config: RunConfig) -> int:
     from cluster.stages.results import evaluate
 
-    return evaluate(config, _held_out(config))
+    return evaluate(config)
 
 
 @_does("report")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from cluster.config.run import RunConfig
+from cluster.stages.inputs import with_found, with_reachable
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from data_pipeline.shards.manifest import MANIFEST_NAME, read_manifest
+from model.config import TokenizerConfig
 from trainer.planning.devices import DEVICES, find_device
 from trainer.planning.plan import DataFacts
-from trainer.planning.workload import StageConfigs
+from trainer.planning.workload import StageConfigs, teacher_at, tokenizer_at
+from trainer.registry import stage_named
 
 _STAGE_FOLDERS = {"train-tokenizer": "tokenizer", "train-generator": "generator"}
 
@@ -33,18 +36,40 @@ def known_classes(config: RunConfig, stage: str) -> tuple[RunConfig, str | None]
     resolved = config.with_classes(ASSUMED_CLASSES)
     if resolved == config:
         return config, None
-    images = storage.join(config.folder("images"), "train")
-    for folder in (config.folder("tokens"), images):
+    for folder in _data_folders(config, stage, also_tokens=True):
         if _is_there(folder):
             return config.with_classes(len(read_manifest(folder).classes)), None
-    if stage == "train-generator" and config.generator.model.num_classes is None:
+    if stage == "train-generator" and config.generator and config.generator.model.num_classes is None:
         return resolved, f"the data are not there yet: generator.model.num_classes is taken to be {ASSUMED_CLASSES}"
     return resolved, None
 
 
-def stage_configs(config: RunConfig) -> StageConfigs:
-    """The sections that a plan looks at."""
-    return StageConfigs(config.tokenizer, config.generator, config.teacher, config.tokens, config.data.reading)
+def stage_configs(config: RunConfig, stage: str) -> StageConfigs:
+    """The sections that a plan looks at. A tokenizer that the run is given counts by its card.
+
+    Raises:
+        UsageError: if a section is missing.
+    """
+    section = stage_named(stage).section
+    if config.section(section) is None:
+        raise UsageError(f"this config has no {stage_folder(stage)} to plan: the section {section} is missing")
+    given = _given_tokenizer(config) if stage == "train-generator" else None
+    found = with_reachable(config, ["teacher"]) if config.given("teacher") else None
+    teacher = teacher_at(found.product("teacher")) if found else config.teacher
+    return StageConfigs(config.tokenizer, config.generator, teacher, config.tokens, config.data.reading, given)
+
+
+def _given_tokenizer(config: RunConfig) -> TokenizerConfig | None:
+    """The sizes of the tokenizer that a run is given; None if its own section says them."""
+    if config.given("tokenizer") is None:
+        return None
+    try:
+        found = with_found(config, ["tokenizer"]).product("tokenizer")
+        return tokenizer_at(found)
+    except Exception as error:
+        if config.tokenizer is not None:
+            return None  # a bucket that cannot be reached from a laptop: the section is what the run is to be like
+        raise UsageError(f"the sizes of a generator follow from its tokenizer, and {error}") from error
 
 
 def ranks(config: RunConfig, nodes: int | None, per_node: int | None) -> tuple[int, int]:
@@ -86,8 +111,7 @@ def find_data(config: RunConfig, stage: str, samples: int | None) -> DataFacts:
     """What the manifest of the stage's data says, else that of the images, else `samples`."""
     if samples is not None:
         return DataFacts(samples, known_from="--samples")
-    images = storage.join(config.folder("images"), "train")
-    folders = [config.folder("tokens"), images] if stage == "train-generator" else [images]
+    folders = _data_folders(config, stage)
     for folder in folders:
         if not _is_there(folder):
             continue
@@ -96,6 +120,13 @@ def find_data(config: RunConfig, stage: str, samples: int | None) -> DataFacts:
         size = sum(shard.bytes for shard in manifest.shards) if own else None
         return DataFacts(manifest.samples, size, len(manifest.shards) if own else None, folder)
     return DataFacts(None)
+
+
+def _data_folders(config: RunConfig, stage: str, *, also_tokens: bool = False) -> list[str]:
+    """Where the data of a stage are, its own first."""
+    config = with_reachable(config, ("images", "tokens"))
+    images, tokens = config.product("images"), config.product("tokens")
+    return [tokens, images] if also_tokens or stage == "train-generator" else [images]
 
 
 def _is_there(folder: str) -> bool:

@@ -12,6 +12,7 @@ belongs to the picture beside it.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,9 +22,11 @@ from cluster.terminal.output import console
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from data_pipeline.shards import weights
+from data_pipeline.shards.manifest import MANIFEST_NAME
 from data_pipeline.shards.token_shards import check_tokenizer
 from data_pipeline.tools.preflight import check_images, check_tokens
 from trainer.evaluation.sampler import Sampler, asked_classes, class_names, read_cards
+from trainer.registry import FOLDERS
 
 if TYPE_CHECKING:
     import torch
@@ -49,18 +52,18 @@ def _device(config: RunConfig) -> torch.device:
     return device
 
 
-def _export(config: RunConfig, stage: str) -> str:
-    return storage.join(config.folder(stage), "export")
-
-
 def _read_cards(config: RunConfig) -> dict[str, Card]:
-    return read_cards(_export(config, "generator"), _export(config, "tokenizer"))
+    return read_cards(config.product("generator"), config.product("tokenizer"))
 
 
 def _sampler(config: RunConfig, device: torch.device) -> Sampler:
-    return Sampler.load(
-        _export(config, "generator"), _export(config, "tokenizer"), config.sampling, config.seed, device
-    )
+    generator, tokenizer = config.product("generator"), config.product("tokenizer")
+    return Sampler.load(generator, tokenizer, config.sampling, config.seed, device)
+
+
+def _places(config: RunConfig, products: Iterable[str]) -> dict[str, str]:
+    """Where the products are that the run was given, for the record."""
+    return {name: storage.absolute(config.product(name)) for name in products if config.given(name)}
 
 
 def _asked(config: RunConfig) -> dict[str, Any]:
@@ -96,6 +99,7 @@ def sample(config: RunConfig) -> int:
     pixels = np.concatenate([to_uint8(part) for part in sampler.draw(label_N)])
     grid = image_grid(pixels, each, upscale=max(1, _PIXELS_WIDE // pixels.shape[1]), row_labels=names)
     record = {"sampling": _asked(config), "class_names": names, "fingerprints": _fingerprints(sampler.cards)}
+    record["inputs"] = _places(config, sampler.cards)
     _commit(config.run, "samples/samples.json", record, "samples/grid.png", to_png(grid))
     console().print(f"sample: {len(pixels)} images in {storage.join(config.run, 'samples', 'grid.png')}")
     return len(pixels)
@@ -111,12 +115,12 @@ def _check_inputs(config: RunConfig, held_out: str) -> tuple[dict[str, Card], Im
     """What is needed to judge a run: the cards of its networks, real images, tokens; all of the same classes."""
     cards = _read_cards(config)
     names = class_names(cards["generator"])
-    if config.teacher is not None and config.teacher.timm is None:
-        cards["teacher"] = weights.read_card(_export(config, "teacher"), "teacher")
-    if config.evaluation.judge is not None:
-        cards["judge"] = weights.read_card(_export(config, "judge"), "judge")
-        _check_classes("the judge", _export(config, "judge"), cards["judge"].classes or names, names)
-    images, tokens = check_images(held_out), check_tokens(config.folder("tokens"))
+    if config.has("teacher") and _timm(config) is None:
+        cards["teacher"] = weights.read_card(config.product("teacher"), "teacher")
+    if config.has("judge"):
+        cards["judge"] = weights.read_card(config.product("judge"), "judge")
+        _check_classes("the judge", config.product("judge"), cards["judge"].classes or names, names)
+    images, tokens = check_images(held_out), check_tokens(config.product("tokens"))
     check_tokenizer(tokens, cards["tokenizer"].fingerprint(), cards["tokenizer"].config)
     if cards["generator"].classes:
         _check_classes("the real images", held_out, images.classes, names)
@@ -135,12 +139,32 @@ def _check_classes(what: str, where: str, found: tuple[str, ...], names: tuple[s
     )
 
 
-def evaluate(config: RunConfig, held_out: str) -> int:
+def _timm(config: RunConfig) -> str | None:
+    """The published network that is the teacher, if one is."""
+    return config.teacher.timm if config.teacher and not config.given("teacher") else None
+
+
+def held_out_images(config: RunConfig) -> str:
+    """Real images that nothing was trained on, or the training images where none were held out.
+
+    Of images that the run is given, those count as held out that were ingested with them for validation.
+    """
+    images = storage.absolute(config.product("images"))
+    validation = storage.join(images.rpartition("/")[0], "validation")
+    if config.given("images"):
+        beside = images.endswith("/train") and storage.exists(storage.join(validation, MANIFEST_NAME))
+    else:
+        beside = bool(config.data.validation_samples) or config.data.validation_source is not None
+    return validation if beside else images
+
+
+def evaluate(config: RunConfig) -> int:
     """Write evaluation.json and samples/reconstructions.png. Returns the number of samples judged.
 
     Raises:
         UsageError: if something that is needed is not there, or does not belong to the rest.
     """
+    held_out = held_out_images(config)
     cards, images, tokens = _check_inputs(config, held_out)
     from data_pipeline.shards.token_dataset import TokenShards
     from trainer.evaluation import judging as evaluation
@@ -150,18 +174,19 @@ def evaluate(config: RunConfig, held_out: str) -> int:
     sampler = _sampler(config, device)
     size, samples = cards["tokenizer"].config["image_size"], config.evaluation.samples
     real = evaluation.RealImages.load(held_out, size, config.data.fit, samples, device)
-    timm = config.teacher.timm if config.teacher else None
-    teacher = load_teacher(timm, _export(config, "teacher"), device) if config.teacher else None
-    judge = load_classifier(_export(config, "judge"), "judge", device) if config.evaluation.judge else None
+    timm = _timm(config)
+    teacher = load_teacher(timm, config.product("teacher"), device) if config.has("teacher") else None
+    judge = load_classifier(config.product("judge"), "judge", device) if config.has("judge") else None
     layout = sampler.tokenizer.layout
     record: dict[str, Any] = {
         "reconstruction": evaluation.evaluate_tokenizer(sampler.tokenizer, teacher, real),
         "generation": evaluation.evaluate_generator(sampler, teacher, judge, real, samples),
-        "codebook_use": evaluation.codebook_use(TokenShards(config.folder("tokens"), _cache(config))),
+        "codebook_use": evaluation.codebook_use(TokenShards(config.product("tokens"), _cache(config))),
         "class_names": list(sampler.class_names),
         "fingerprints": _fingerprints(cards | sampler.cards)
         | ({"teacher": timm} if timm else {})
         | {"tokens": tokens.fingerprint, "real_images": images.fingerprint},
+        "inputs": _places(config, FOLDERS),
         "sampling": _asked(config),
         "tokenizer": layout.to_json(),
         "real_images": {"samples": len(real.image_NCHW), "fit": config.data.fit},

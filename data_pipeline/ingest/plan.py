@@ -45,6 +45,11 @@ def open_splits(config: DataConfig) -> dict[str, tuple[ImageSource, Sequence[Raw
             f"data.validation_samples is {config.validation_samples} and data.validation_source is set: validation "
             "images are held out of the training source, or are a source of their own. Set one of them to 0 or null"
         )
+    if config.source is None:
+        raise UsageError(
+            "data.source is missing: ingest needs raw images. A stage that is to read image shards that are there "
+            "already finds them by inputs.images"
+        )
     train = open_source(config.source)
     if config.validation_source is None:
         held = split_items(train.items, config.validation_samples)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import PurePosixPath
 
 from data_pipeline.config import DataConfig, FolderSource, ParquetSource, WebDatasetSource
@@ -45,6 +45,26 @@ def refuse_overlap(written: Mapping[str, str]) -> None:
     for (one, here), (other, there) in combinations(written.items(), 2):
         if _holds(here, there) or _holds(there, here):
             raise ValueError(f"{one} is {here} and {other} is {there}: neither may lie in the other")
+
+
+def refuse_writing_into(given: Mapping[str, str], written: Mapping[str, str], run: str) -> None:
+    """See that nothing is written into what is only read, and that this does not lie in what is written.
+
+    Args:
+        given: URIs of what is read, by what the config calls them.
+        written: URIs of the folders that are written, likewise.
+        run: whose folders these are, unless the config puts them elsewhere; it may itself lie in what is given.
+
+    Raises:
+        ValueError: if so; it names both.
+    """
+    for (name, source), (other, folder) in product(given.items(), written.items()):
+        into = _holds(source, folder) and not _holds(source, run)
+        if into or _holds(folder, source):
+            raise ValueError(
+                f"{name} is {source} and {other} is {folder}: what is given is never written to, and neither may lie "
+                "in the other. Choose another place for one of them"
+            )
 
 
 def _folders(data: DataConfig) -> Iterator[tuple[str, str]]:

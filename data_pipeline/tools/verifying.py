@@ -114,10 +114,10 @@ def quarantined_keys(uri: str) -> tuple[str, ...]:
 def find_images(tokens: str, manifest: TokenManifest) -> str | None:
     """The images that tokens were made of, by the config.yaml beside them, or in the same run; None if not found."""
     run = tokens.rstrip("/").rpartition("/")[0]
-    for folder in (_recorded_images(tokens), storage.join(run, "images")):
+    for images in (_recorded_images(tokens), storage.join(run, "images", "train")):
         try:
-            if folder and ImageManifest.read(storage.join(folder, "train")).fingerprint == manifest.source:
-                return storage.join(folder, "train")
+            if images and ImageManifest.read(images).fingerprint == manifest.source:
+                return images
         except FoldtrainError:
             continue
     return None
@@ -126,10 +126,12 @@ def find_images(tokens: str, manifest: TokenManifest) -> str | None:
 def _recorded_images(tokens: str) -> str | None:
     try:
         config = yaml_dialect.parse(storage.read_bytes(storage.join(tokens, "config.yaml"), yaml_dialect.MOST_BYTES))
+        given = (config.get("inputs") or {}).get("images")  # the shards themselves: `tokenize` has looked for them
         folder = config["data"]["images"] or storage.join(config["run"], "images")
-    except (OSError, FoldtrainError, yaml.YAMLError, KeyError, TypeError, ValueError):
+        images = given or storage.join(folder, "train")
+    except (OSError, FoldtrainError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError):
         return None
-    return folder if isinstance(folder, str) else None
+    return images if isinstance(images, str) else None
 
 
 def verify(

@@ -146,7 +146,7 @@ def test_a_picture_is_never_beside_the_record_of_another(
 ) -> None:
     def go(*overrides: str) -> None:
         config = configure(*overrides)
-        results.sample(config) if command == "sample" else results.evaluate(config, str(run / "images/train"))
+        results.sample(config) if command == "sample" else results.evaluate(config)
 
     class Killed(BaseException):
         pass
@@ -164,7 +164,7 @@ def test_a_picture_is_never_beside_the_record_of_another(
 
 
 def test_an_evaluation_judges_classes_that_exist_and_says_what_it_was_asked(configure: Configure, run: Path) -> None:
-    results.evaluate(configure(JUDGE, "sampling.guidance=3"), str(run / "images/train"))
+    results.evaluate(configure(JUDGE, "sampling.guidance=3"))
     found = record(run / "evaluation.json")
     assert found["class_names"] == ["class0", "class1"]
     assert len(found["generation"]["class_accuracy_per_class"]) == 2
@@ -175,20 +175,20 @@ def test_an_evaluation_judges_classes_that_exist_and_says_what_it_was_asked(conf
 
 
 def test_a_class_of_which_no_sample_is_judged_has_no_accuracy(configure: Configure, run: Path) -> None:
-    results.evaluate(configure(JUDGE, "evaluation.samples=1"), str(run / "images/train"))
+    results.evaluate(configure(JUDGE, "evaluation.samples=1"))
     assert record(run / "evaluation.json")["generation"]["class_accuracy_per_class"][1] is None
 
 
 def test_the_size_of_the_networks_is_theirs_and_not_that_of_the_config(configure: Configure, run: Path) -> None:
     config = configure("tokenizer.model.image_size=64", "tokenizer.model.scales=[1, 2, 8]")
-    results.evaluate(config, str(run / "images/train"))
+    results.evaluate(config)
     assert record(run / "evaluation.json")["tokenizer"]["groups"] == [1, 4]
 
 
 def refused(configure: Configure, run: Path, monkeypatch: pytest.MonkeyPatch, words: str, *overrides: str) -> None:
     nothing_loaded(monkeypatch)
     with pytest.raises(UsageError, match=words):
-        results.evaluate(configure(*overrides), str(run / "images/train"))
+        results.evaluate(configure(*overrides))
     assert not (run / "evaluation.json").exists()
     assert not (run / "samples").exists()
 

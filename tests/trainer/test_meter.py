@@ -104,7 +104,7 @@ def resolved(stage: str, peak_tflops: float | None = None) -> TrainJob:
 @pytest.mark.parametrize("stage", ["tokenizer", "generator"])
 def test_the_operations_of_a_step_are_those_of_the_plan(stage: str) -> None:
     config = load_config("configs/quickstart.yaml").with_classes(10)
-    planned = make_plan(Request(f"train-{stage}", stage_configs(config), 1, 2, None, DataFacts(None)))
+    planned = make_plan(Request(f"train-{stage}", stage_configs(config, f"train-{stage}"), 1, 2, None, DataFacts(None)))
     found = model_flops(resolved(stage), torch.device("cpu"), 2)
     assert found.per_step == planned.time.flops_per_step
     assert found.left_out == "MFU is left out: the peak of a CPU is not known; cluster.peak_tflops gives it"

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from data_pipeline.config import TokensConfig
+from model.config import TokenizerConfig
 from trainer.config import GeneratorStageConfig, TeacherConfig, TokenizerStageConfig
 from trainer.job import TrainJob
 from trainer.planning.devices import TERA, peak_flops
-from trainer.planning.workload import StageConfigs, workload
+from trainer.planning.workload import StageConfigs, teacher_at, tokenizer_at, workload
 
 
 @dataclass(frozen=True)
@@ -46,15 +46,32 @@ def step_flops(job: TrainJob, world: int) -> int | None:
     """Operations of one optimizer step on `world` ranks; None for classifiers, or if the run's config is not known."""
     if not isinstance(job.section, TokenizerStageConfig | GeneratorStageConfig):
         return None
-    if not {"tokenizer", "generator"} <= job.config.keys():
+    tokenizer = _tokenizer(job)
+    if job.stage not in job.config or tokenizer is None:
         return None
-    sections: dict[str, Any] = job.config | {job.stage: job.section.model_dump(mode="json")}
-    teacher = sections.get("teacher")
     configs = StageConfigs(
-        TokenizerStageConfig.model_validate(sections["tokenizer"]),
-        GeneratorStageConfig.model_validate(sections["generator"]),
-        None if teacher is None else TeacherConfig.model_validate(teacher),
+        job.section if isinstance(job.section, TokenizerStageConfig) else None,
+        job.section if isinstance(job.section, GeneratorStageConfig) else None,
+        _teacher(job),
         TokensConfig(),
         job.reading,
+        tokenizer,
     )
     return workload(f"train-{job.stage}", configs, world).flops.exact * job.section.trainer.global_batch
+
+
+def _tokenizer(job: TrainJob) -> TokenizerConfig | None:
+    """The tokenizer that is trained, or whose tokens a generator learns; None if it is not known."""
+    if isinstance(job.section, TokenizerStageConfig):
+        return job.section.model
+    if "tokenizer" in job.inputs:
+        return tokenizer_at(job.inputs["tokenizer"])
+    section = job.config.get("tokenizer")
+    return None if section is None else TokenizerStageConfig.model_validate(section).model
+
+
+def _teacher(job: TrainJob) -> TeacherConfig | None:
+    if "teacher" in job.inputs and "teacher_timm" not in job.inputs:
+        return teacher_at(job.inputs["teacher"])
+    section = job.config.get("teacher")
+    return None if section is None else TeacherConfig.model_validate(section)

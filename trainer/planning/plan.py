@@ -244,7 +244,7 @@ def _reading(request: Request, seen: int) -> Reading | None:
     if data.samples is None:
         return None
     if request.stage == "train-generator":
-        layout = configs.tokenizer.model.layout
+        layout = configs.tokenizer_model.layout
         size = data.bytes or token_bytes(layout, data.samples, len(configs.tokens.views))
         shards = data.shards or -(-data.samples // configs.tokens.shard_samples)
         return read_tokens(data.samples, size, shards, request.nodes)

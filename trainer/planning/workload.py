@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 
 from data_pipeline.config import ReadingConfig, TokensConfig
 from data_pipeline.errors import UsageError
+from data_pipeline.shards import weights
+from model.config import ClassifierConfig, TokenizerConfig
 from trainer.config import GeneratorStageConfig, TeacherConfig, TokenizerStageConfig, TrainerConfig
 from trainer.planning.activations import Activations, Attention, generator_activations, tokenizer_activations
 from trainer.planning.flops import Flops, generator_flops, tokenizer_flops
@@ -21,11 +23,32 @@ FP32, INT64 = 4, 8
 class StageConfigs:
     """The sections of a run's config that a plan looks at."""
 
-    tokenizer: TokenizerStageConfig
-    generator: GeneratorStageConfig
+    tokenizer: TokenizerStageConfig | None
+    generator: GeneratorStageConfig | None
     teacher: TeacherConfig | None
     tokens: TokensConfig
     reading: ReadingConfig
+    given_tokenizer: TokenizerConfig | None = None
+    """The one whose tokens a generator speaks, if the run does not train it."""
+
+    @property
+    def tokenizer_model(self) -> TokenizerConfig:
+        """The tokenizer whose tokens a generator speaks."""
+        if self.given_tokenizer is not None:
+            return self.given_tokenizer
+        assert self.tokenizer is not None, "a config has the section, or names a tokenizer"
+        return self.tokenizer.model
+
+
+def tokenizer_at(uri: str) -> TokenizerConfig:
+    """The tokenizer of an export, by its card."""
+    return weights.read_config(uri, weights.read_card(uri, "tokenizer"), TokenizerConfig)
+
+
+def teacher_at(uri: str) -> TeacherConfig:
+    """The teacher of an export, by its card. It is not trained."""
+    model = weights.read_config(uri, weights.read_card(uri, "teacher"), ClassifierConfig)
+    return TeacherConfig(model=model, trainer=TrainerConfig(steps=1, global_batch=1))
 
 
 @dataclass(frozen=True)
@@ -74,7 +97,8 @@ def workload(stage: str, configs: StageConfigs, world: int) -> Workload:
 
 
 def _generator(configs: StageConfigs, world: int) -> Workload:
-    section, tokenizer = configs.generator, configs.tokenizer.model
+    section, tokenizer = configs.generator, configs.tokenizer_model
+    assert section is not None
     layout = tokenizer.layout
     rows = layout.positions - layout.groups[0]
     size = layout.positions * layout.folds * INT64 + rows * layout.folds * tokenizer.code_dim * FP32
@@ -96,6 +120,7 @@ def _generator(configs: StageConfigs, world: int) -> Workload:
 
 def _tokenizer(configs: StageConfigs, world: int) -> Workload:
     section = configs.tokenizer
+    assert section is not None
     section.trainer.split_over(world)
     teacher = frozen_teacher(configs.teacher, section.loss)
     images = section.trainer.global_batch if section.loss.semantic else 0

@@ -44,7 +44,8 @@ def _others(shown: Mapping[str, Any], judged: Mapping[str, Any]) -> list[str]:
 
 
 def _stage_notes(run_uri: str, records: StageRecords, evaluation: Evaluation) -> Iterator[str]:
-    card = _card(run_uri, records.stage)
+    given = evaluation.inputs.get(records.stage)
+    card = _card(given or storage.join(run_uri, records.stage, "export"), records.stage)
     if card is None:
         return
     judged = evaluation.fingerprints.get(records.stage)
@@ -58,8 +59,8 @@ def _stage_notes(run_uri: str, records: StageRecords, evaluation: Evaluation) ->
         )
 
 
-def _card(run_uri: str, stage: str) -> Card | None:
+def _card(uri: str, stage: str) -> Card | None:
     try:
-        return weights.read_card(storage.join(run_uri, stage, "export"), stage)
+        return weights.read_card(uri, stage)
     except UsageError:
         return None

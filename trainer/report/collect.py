@@ -80,6 +80,7 @@ def read_evaluation(uri: str) -> Evaluation:
             groups=tuple(record.get("tokenizer", {}).get("groups", ())),
             vocabularies=tuple(record.get("tokenizer", {}).get("vocabularies", ())),
             files=dict(record.get("files", {})),
+            inputs=dict(record.get("inputs", {})),
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UsageError(f"{uri} is not what `foldtrain evaluate` writes ({error!r}): evaluate again") from error
@@ -142,8 +143,10 @@ def _stage_configs(run_uri: str, records: Iterable[StageRecords]) -> Iterator[St
         except yaml.YAMLError as error:
             raise UsageError(f"{uri} is not valid YAML: it was cut or edited; run its stage again") from error
         used: dict[str, Any] = {}
-        for path in ("seed", *stage.reads, stage.section, "cluster"):
+        for path in ("seed", "inputs", *stage.reads, stage.section, "cluster"):
             _take(config, path.split("."), used)
+        used["inputs"] = {name: uri for name, uri in (used.get("inputs") or {}).items() if uri}
+        used = {key: value for key, value in used.items() if key != "inputs" or value}
         text = yaml.safe_dump(used, sort_keys=False, allow_unicode=True)
         yield StageConfig(stage.folder, text, changes.get(stage.folder, ()))
 

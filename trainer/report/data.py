@@ -73,6 +73,8 @@ class Evaluation:
     """Codes of each fold of it; empty if unknown."""
     files: Record = field(default_factory=dict)
     """sha256 of the pictures that belong to it, by name."""
+    inputs: Record = field(default_factory=dict)
+    """URIs of what came from elsewhere, by what it is."""
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,7 @@ def build_report(data: ReportData) -> str:
         sampling=flatten(evaluation.sampling),
         drawn=flatten(data.samples.sampling) if data.samples else [],
         fingerprints=flatten(evaluation.fingerprints),
+        given=flatten(evaluation.inputs),
         reconstructions=_data_uri(data.reconstructions_png),
         samples=_data_uri(data.samples.png if data.samples else None),
     )

@@ -12,15 +12,19 @@ if TYPE_CHECKING:
 
 
 def build_stage(job: TrainJob, device: torch.device) -> Stage:
-    """The stage that a job names. Its module alone is imported: a tokenizer's backbones are seconds of a start.
+    """The stage that a job names, with the weights that it starts from.
+
+    Its module alone is imported: a tokenizer's backbones are seconds of a start.
 
     Raises:
-        UsageError: if there is no such stage.
+        UsageError: if there is no such stage, or the weights are of another network.
     """
     from importlib import import_module
 
     from trainer.registry import trained_in
+    from trainer.stages.initial import load_initial
 
     module, _, name = trained_in(job.stage).trains.partition(":")
     stage: Stage = getattr(import_module(module), name)(job, device)
+    load_initial(job, stage.network, stage.card())
     return stage

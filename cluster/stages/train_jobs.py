@@ -1,0 +1,188 @@
+"""From a config to what is trained: what it is trained from, found and checked before any work starts, and its lineage.
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from cluster.config.absolute_paths import with_absolute_paths
+from cluster.config.run import RunConfig
+from cluster.stages.inputs import find_product
+from cluster.terminal.output import console
+from data_pipeline import storage
+from data_pipeline.errors import UsageError
+from data_pipeline.shards import weights
+from data_pipeline.shards.token_shards import check_tokenizer
+from data_pipeline.shards.weights import Card
+from data_pipeline.tools.preflight import check_images, check_tokens
+from trainer.config import TeacherConfig
+from trainer.job import INITIAL, StageSection, TrainJob
+from trainer.registry import RunStage
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a stage is trained from."""
+
+    uris: dict[str, str]
+    lineage: dict[str, str]
+    """Fingerprint of each."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes of the data, by label."""
+    notes: tuple[str, ...] = field(default=())
+    """What the user should know of them."""
+
+    def plus(self, name: str, uri: str, fingerprint: str, *notes: str) -> Inputs:
+        """With another one."""
+        uris, lineage = self.uris | {name: uri}, self.lineage | {name: fingerprint}
+        return replace(self, uris=uris, lineage=lineage, notes=self.notes + notes)
+
+
+def train_job(config: RunConfig, stage: RunStage) -> TrainJob:
+    """What a stage trains.
+
+    Args:
+        config: of the run; what it is given has been found (`cluster.stages.inputs.with_found`).
+        stage: one that trains something.
+
+    Raises:
+        UsageError: if the config trains no such network, or something that it is trained from is missing or wrong.
+    """
+    section = config.section(stage.section)
+    if section is None or is_pretrained(section):
+        reason = f"{stage.section} is missing" if section is None else f"{stage.section}.timm names a pretrained one"
+        raise UsageError(f"this config has no {stage.folder} to train: {reason}")
+    inputs = (_token_inputs if "tokens" in stage.needs else _image_inputs)(config, stage)
+    config = config.with_classes(len(inputs.classes))
+    section, knows_classes = config.section(stage.section), stage.section in config.class_sections()
+    if knows_classes:
+        check_classes(stage.section, section.model.classes, inputs.classes)
+    folder = storage.absolute(config.folder(stage.folder))
+    if section.init_from:
+        section = _with_absolute_initial(section)
+        inputs = _with_initial(inputs, stage, section, folder)
+    for note in inputs.notes:
+        console().print(f"{stage.command}: {note}", markup=False)
+    return TrainJob(
+        stage=stage.folder,
+        folder=folder,
+        section=section,
+        seed=config.seed,
+        fit=config.data.fit,
+        reading=config.data.reading,
+        inputs=inputs.uris,
+        lineage=inputs.lineage,
+        config=with_absolute_paths(config).model_dump(mode="json"),
+        classes=inputs.classes if knows_classes else (),
+        tracking=config.tracking,
+        peak_tflops=config.cluster.peak_tflops,
+        accept_changes=config.accept_changes,
+    )
+
+
+def is_pretrained(section: Any) -> bool:
+    """Whether a section names a network with published weights, in place of one to train."""
+    return isinstance(section, TeacherConfig) and section.timm is not None
+
+
+def check_classes(section: str, known: int, names: Sequence[str], *, say: bool = True) -> None:
+    """See that a network has room for the classes of the data.
+
+    Args:
+        section: of the network, in the config.
+        known: classes that it has room for.
+        names: those of the data.
+        say: whether to say that it has more room than that.
+
+    Raises:
+        UsageError: if not.
+    """
+    key, present = f"{section}.model.num_classes", len(names)
+    if present > known:
+        raise UsageError(f"{key} is {known}, but the data have {present} classes: set it to null, which takes theirs")
+    if present < known and say:
+        console().print(f"{key} is {known}, and the data have {present} classes: {known - present} are never used")
+
+
+def _image_inputs(config: RunConfig, stage: RunStage) -> Inputs:
+    uri = storage.absolute(config.product("images"))
+    images = check_images(uri)
+    inputs = Inputs({"images": uri}, {"images": images.fingerprint}, images.classes)
+    if "teacher" not in stage.needs or not config.has("teacher"):
+        return inputs
+    teacher = storage.absolute(config.product("teacher"))
+    if not config.given("teacher") and config.teacher is not None and config.teacher.timm:
+        named = inputs.plus("teacher", teacher, config.teacher.timm)
+        return replace(named, uris=named.uris | {"teacher_timm": config.teacher.timm})
+    return inputs.plus("teacher", teacher, weights.read_card(teacher, "teacher").fingerprint())
+
+
+def _token_inputs(config: RunConfig, _stage: RunStage) -> Inputs:
+    uri, tokenizer = (storage.absolute(config.product(name)) for name in ("tokens", "tokenizer"))
+    card = weights.read_card(tokenizer, "tokenizer")
+    tokens = check_tokens(uri)
+    check_tokenizer(tokens, card.fingerprint(), card.config)
+    inputs = Inputs({"tokens": uri}, {"tokens": tokens.fingerprint}, tokens.classes)
+    return inputs.plus("tokenizer", tokenizer, card.fingerprint())
+
+
+def _with_initial(inputs: Inputs, stage: RunStage, section: StageSection, folder: str) -> Inputs:
+    """With the weights that training starts from. Where it has a checkpoint to go on from, they are not looked at."""
+    key, uri = f"{stage.section}.init_from", str(section.init_from)
+    known = _recorded_initial(folder, uri)
+    if known is not None:
+        return inputs.plus(INITIAL, uri, known)
+    found = find_product(stage.folder, uri, key)
+    card = weights.read_card(found, stage.folder)
+    _check_initial_classes(stage, section, card, found, inputs)
+    return inputs.plus(INITIAL, found, card.fingerprint(), *_notes(key, card, found, inputs))
+
+
+def _recorded_initial(folder: str, uri: str) -> str | None:
+    """Fingerprint of the weights that a run has started from, if it has come further since; None if not."""
+    from trainer.checkpoints.folder import latest_step
+
+    if latest_step(storage.join(folder, "checkpoints")) is None:
+        return None
+    try:
+        record = storage.read_json(storage.join(folder, "settings.json"))
+        same = record["section"]["init_from"] == uri
+        return str(record["lineage"][INITIAL]) if same else None
+    except (FileNotFoundError, KeyError, TypeError):
+        return None
+
+
+def _check_initial_classes(stage: RunStage, section: StageSection, card: Card, uri: str, inputs: Inputs) -> None:
+    there = card.config.get(stage.folder, card.config).get("num_classes")
+    here = getattr(section.model, "num_classes", None)
+    if there == here:
+        return
+    key = f"{stage.section}.model.num_classes"
+    has_room = isinstance(there, int) and there >= len(inputs.classes)
+    leave = f"set {key} to {there}, of which the data have {len(inputs.classes)}, or " if has_room else ""
+    raise UsageError(
+        f"{stage.section}.init_from: the {stage.folder} at {uri} knows {there} classes, and this one is to know "
+        f"{here}: {leave}train it without init_from, from random weights"
+    )
+
+
+def _notes(key: str, card: Card, uri: str, inputs: Inputs) -> list[str]:
+    """What is allowed, and may be a mistake."""
+    found = []
+    if card.classes and inputs.classes and card.classes != inputs.classes:
+        found.append(f"{key}: the network at {uri} has learnt other classes than the data have, or in another order")
+    other = card.lineage.get("tokenizer")
+    if other is not None and other != inputs.lineage.get("tokenizer"):
+        found.append(f"{key}: the network at {uri} has learnt tokens of another tokenizer ({str(other)[:16]})")
+    return found
+
+
+def _with_absolute_initial(section: Any) -> Any:
+    """With the initial weights from the same place wherever it is read, and no published ones, which they replace."""
+    without = getattr(section.model, "without_pretraining", None)
+    model = without() if without else section.model
+    return section.model_copy(update={"init_from": storage.absolute(section.init_from), "model": model})
