@@ -11,6 +11,7 @@ import numpy as np
 
 from data_pipeline import storage
 from data_pipeline.order.ledger import DataOrder
+from data_pipeline.shards.conditions import CLASS
 from data_pipeline.shards.image_shards import ImageSample, write_image_shard
 from data_pipeline.shards.manifest import ImageManifest, TokenCommit, TokenizerRecord, TokenManifest
 from data_pipeline.shards.token_shards import TokenBlock, write_token_shard
@@ -55,6 +56,7 @@ def _tokens(uri: str, source: str) -> None:
     tokenizer = TokenizerRecord(fingerprint="0" * 64, config=TOKENIZER.model_dump(mode="json"))
     made_by = {
         "layout": TOKENIZER.layout,
+        "condition": CLASS,
         "views": ("center",),
         "image_size": 16,
         "fit": "crop",

@@ -47,7 +47,8 @@ class TokenBatch:
     """One rank's tokens of one step."""
 
     tokens_BLF: Tokens
-    label_B: npt.NDArray[np.int64]
+    condition_B: npt.NDArray[np.int64]
+    """Classes."""
     position_B: Positions
     index_B: Positions
 
@@ -62,7 +63,7 @@ class _Block:
     index_B: Positions
     row_B: Positions
     """Rows of the data set's tokens: sample * views + view."""
-    label_B: npt.NDArray[np.int64]
+    condition_B: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class TokenBatches:
             block = self._block = self._plan((number, rank, world), steps)
         here = slice(place * share, (place + 1) * share)
         tokens_BLF = self._shards.rows(block.row_B[here])
-        return TokenBatch(tokens_BLF, block.label_B[here], block.position_B[here], block.index_B[here])
+        return TokenBatch(tokens_BLF, block.condition_B[here], block.position_B[here], block.index_B[here])
 
     def _plan(self, of: tuple[int, int, int], steps: int) -> _Block:
         number, rank, world = of
@@ -127,7 +128,7 @@ class TokenBatches:
         row_B, views = index_B, len(self._shards.manifest.views)
         if views > 1:
             row_B = index_B * views + (keyed_uniform(self._seed, "view", position_B) * views).astype(np.int64)
-        return _Block(of, position_B, index_B, row_B, self._shards.labels[index_B].astype(np.int64))
+        return _Block(of, position_B, index_B, row_B, self._shards.conditions[index_B].astype(np.int64))
 
 
 class ImageBatches:

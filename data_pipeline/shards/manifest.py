@@ -10,12 +10,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
+from data_pipeline.shards.conditions import CLASS, Condition
+from data_pipeline.shards.versions import check_version
 from data_pipeline.storage.tar import BLOCK
 from data_pipeline.text.names import ClassName, Count, Sha256, ShardName, StoredName
 from model.layout import TokenLayout
 
 MANIFEST_NAME = "manifest.json"
-MANIFEST_VERSION: Literal[1] = 1
+MANIFEST_VERSION: Literal[2] = 2
+COMMIT_VERSION: Literal[2] = 2
 MOST_GROUPS, MOST_POSITIONS, MOST_FOLDS = 65_536, 2**24, 1024
 """Bounds of a layout, so that no product of its numbers is beyond 64 bits."""
 
@@ -42,6 +45,8 @@ class ShardRecord(Record):
 class TokenCommit(Record):
     """Says that a token shard is complete, before the whole data set is."""
 
+    version: Literal[2] = COMMIT_VERSION
+    """Version of this format; the first had none in it."""
     shard: ShardRecord
     """The shard."""
     made_by: dict[str, Any]
@@ -60,8 +65,10 @@ class ImageShardRecord(ShardRecord):
 class _Manifest(Record):
     remedy: ClassVar[str]
     """The command that makes such a data set."""
+    anew: ClassVar[str]
+    """How one of another version is made anew."""
 
-    version: Literal[1] = MANIFEST_VERSION
+    version: Literal[2] = MANIFEST_VERSION
     """Version of this format."""
     kind: str
     """What the samples are."""
@@ -122,10 +129,11 @@ class _Manifest(Record):
             raise UsageError(
                 f"no complete data set at {uri} ({MANIFEST_NAME} is missing): {cls.remedy} first"
             ) from None
-        found = f"{record.get('kind')} of version {record.get('version')}" if isinstance(record, dict) else "nothing"
-        needed = f"{cls.model_fields['kind'].default} of version {MANIFEST_VERSION}"
-        if found != needed:
-            raise UsageError(f"{path} describes {found}, but {needed} are needed here: {cls.remedy}")
+        kind, needed = (record.get("kind") if isinstance(record, dict) else None), cls.model_fields["kind"].default
+        if kind != needed:
+            found = kind if isinstance(kind, str) else "nothing"
+            raise UsageError(f"{path} describes {found[:64]}, but {needed} are needed here: {cls.remedy}")
+        check_version(path, f"a manifest of {needed}", record.get("version"), MANIFEST_VERSION, cls.anew)
         try:
             manifest = cls.model_validate_json(storage.canonical_json(record))
         except ValidationError as error:
@@ -141,6 +149,7 @@ class ImageManifest(_Manifest):
     """A set of image shards."""
 
     remedy = "run foldtrain ingest"
+    anew = "run foldtrain ingest again (the shards stay as they are, and the manifest is written anew)"
 
     kind: Literal["images"] = "images"
     split: str
@@ -173,10 +182,16 @@ class TokenManifest(_Manifest):
     """A set of token shards."""
 
     remedy = "run foldtrain tokenize"
+    anew = (
+        "make the tokens anew in another folder, by foldtrain tokenize (tokens.output) or foldtrain import (--output), "
+        "or delete this one first"
+    )
 
     kind: Literal["tokens"] = "tokens"
     layout: TokenLayout
     """What the positions and folds of a sample are."""
+    condition: Condition = CLASS
+    """What a generator is told about a sample."""
     views: tuple[StoredName, ...] = Field(min_length=1)
     """How each image was seen, in the order of the tokens' views."""
     image_size: Count
@@ -207,7 +222,7 @@ class TokenManifest(_Manifest):
         return layout
 
     def least_sample_bytes(self) -> int:
-        """Its tokens, label and CRC-32."""
+        """Its tokens, condition and CRC-32."""
         layout = self.layout
         return len(self.views) * layout.positions * layout.folds * np.dtype(layout.dtype).itemsize + 8
 

@@ -12,19 +12,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import ValidationError
 
 from data_pipeline import storage
 from data_pipeline.errors import CorruptShardError
-from data_pipeline.shards.manifest import ShardRecord
+from data_pipeline.shards.conditions import Condition
+from data_pipeline.shards.manifest import ShardRecord, TokenManifest, first_problem
 from data_pipeline.shards.token_shards import (
     FIELDS,
     REMEDY,
+    SHARD_VERSION,
     TokenBlock,
     check_field,
     check_lengths,
     first_damage,
     read_arrays,
 )
+from data_pipeline.shards.versions import check_version
 from data_pipeline.storage.tar import Member, list_members, walk_headers
 from data_pipeline.storage.watchdog import reading
 from data_pipeline.text import json_records
@@ -41,13 +45,13 @@ class TokenArchive(NamedTuple):
     crc: npt.NDArray[np.uint32]
     """CRC-32 of each sample as it was committed."""
     meta: dict[str, Any]
-    """Its meta.json."""
+    """Its meta.json, but for the version."""
 
 
 class TokenColumns(NamedTuple):
     """What a shard says of its samples, without their tokens."""
 
-    label: npt.NDArray[np.int32]
+    condition: npt.NDArray[np.int32]
     key: npt.NDArray[np.bytes_]
     meta: dict[str, Any]
 
@@ -77,36 +81,42 @@ def parse_token_shard(path: str, archive: bytes) -> TokenArchive:
 
     Raises:
         CorruptShardError: if it is not a tar with the members that belong to it.
+        UsageError: if it is of another version.
     """
     stem = path.rpartition("/")[2].removesuffix(".tar")
     try:
-        fields = read_arrays(f"{stem}.tar", archive)
         members = {member.name: member for member in list_members(archive)}
         place = members.pop(f"{stem}.meta.json")
-        meta = _parse_meta(archive[place.offset : place.offset + place.length])
+        meta = _parse_meta(path, archive[place.offset : place.offset + place.length])
+        fields = read_arrays(f"{stem}.tar", archive)
     except (tarfile.TarError, KeyError, ValueError, EOFError) as error:
         raise CorruptShardError(f"{path} is cut or its headers are corrupt ({error}); {REMEDY}") from error
     stray = members.keys() - {f"{stem}.{field}.npy" for field in FIELDS}
     if stray:
         raise CorruptShardError(f"{path} holds members that are none of a token shard ({', '.join(stray)}); {REMEDY}")
-    return TokenArchive(TokenBlock(fields["tokens"], fields["label"], fields["key"]), fields["crc"], meta)
+    return TokenArchive(TokenBlock(fields["tokens"], fields["condition"], fields["key"]), fields["crc"], meta)
 
 
 def read_columns(uri: str, shard: ShardRecord) -> TokenColumns:
-    """Labels, keys and meta.json of a shard by a few range reads; not checked against its digest.
+    """Conditions, keys and meta.json of a shard by a few range reads; not checked against its digest.
 
     Raises:
         CorruptShardError: as `parse_token_shard`, or if it is missing.
+        UsageError: as `parse_token_shard`.
     """
     path = storage.join(uri, shard.name)
     stem = shard.name.removesuffix(".tar")
     try:
         places = {member.name: member for member in islice(_members(path, shard.bytes), _MEMBERS)}
-        wanted = (f"{stem}.label.npy", f"{stem}.key.npy", f"{stem}.meta.json")
-        label, key, meta = (storage.read_range(path, places[name].offset, places[name].length) for name in wanted)
-        arrays = {"label": check_field("label", label), "key": check_field("key", key)}
+
+        def read(member: str) -> bytes:
+            place = places[f"{stem}.{member}"]
+            return storage.read_range(path, place.offset, place.length)
+
+        meta = _parse_meta(path, read("meta.json"))
+        arrays = {field: check_field(field, read(f"{field}.npy")) for field in ("condition", "key")}
         check_lengths(arrays)
-        columns = TokenColumns(arrays["label"], arrays["key"], _parse_meta(meta))
+        columns = TokenColumns(arrays["condition"], arrays["key"], meta)
     except FileNotFoundError:
         raise CorruptShardError(f"{path} is missing; {REMEDY}") from None
     except (tarfile.TarError, KeyError, ValueError, EOFError) as error:
@@ -133,24 +143,18 @@ def _check_samples(path: str, found: int, shard: ShardRecord) -> None:
         raise CorruptShardError(f"{path} holds {found} samples, but its manifest says {shard.samples}; {REMEDY}")
 
 
-def check_labels(path: str, label: npt.NDArray[np.int32], classes: int) -> None:
-    """Each label of a shard names a class.
-
-    Raises:
-        CorruptShardError: if one does not.
-    """
-    if len(label) and (label.min() < 0 or label.max() >= classes):
-        bad = label[(label < 0) | (label >= classes)][0]
-        raise CorruptShardError(f"{path} holds the label {bad}, but there are {classes} classes; {REMEDY}")
-
-
 def _members(path: str, size: int) -> Iterator[Member]:
     """The members of a tar, from its headers alone, wherever it is."""
     return walk_headers(lambda offset, length: storage.read_range(path, offset, length), size)
 
 
-def _parse_meta(data: bytes) -> dict[str, Any]:
+def _parse_meta(path: str, data: bytes) -> dict[str, Any]:
     meta = json_records.parse(data)
     if not isinstance(meta, dict):
         raise ValueError("its meta.json holds no object")  # noqa: TRY004 - as for any other damage
+    check_version(path, "a token shard", meta.pop("version", None), SHARD_VERSION, TokenManifest.anew)
+    try:
+        Condition.model_validate(meta.get("condition"))
+    except ValidationError as error:
+        raise ValueError(f"its meta.json: condition.{first_problem(error)}") from None
     return meta

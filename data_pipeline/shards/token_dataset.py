@@ -5,7 +5,7 @@ batch is one gather and eight ranks hold the tokens once:
 
     <fingerprint of the manifest>.tokens
       uint16 or uint32 [samples * views, positions * folds]    all shards, one after another
-      int32  [samples]                               labels
+      int32  [samples]                               classes
       S      [samples]                               keys
 
 Each shard is compared with its sha256 when the copy is made, and the copy with its seal when a process opens it.
@@ -25,8 +25,9 @@ from data_pipeline import storage
 from data_pipeline.errors import CorruptShardError, UsageError
 from data_pipeline.node.copy_seal import content_bytes
 from data_pipeline.node.node_cache import NodeCache
+from data_pipeline.shards.conditions import check_classes
 from data_pipeline.shards.manifest import ShardRecord, TokenManifest, shard_starts
-from data_pipeline.shards.token_archive import check_labels, read_token_shard
+from data_pipeline.shards.token_archive import read_token_shard
 from data_pipeline.shards.token_shards import REMEDY, Tokens, first_outside
 from data_pipeline.text.names import MOST_KEY_BYTES
 from model.layout import TokenLayout
@@ -55,7 +56,7 @@ class TokenShards:
         self.count = self.manifest.samples
         self._views, self._sample = len(self.manifest.views), (self.layout.positions, self.layout.folds)
         self._copy = _open_copy(uri, self.manifest, cache or NodeCache())
-        self._rows_RT, self.labels, self.keys = _map_copy(self._copy, self.manifest)
+        self._rows_RT, self.conditions, self.keys = _map_copy(self._copy, self.manifest)
 
     @property
     def shard_sizes(self) -> tuple[int, ...]:
@@ -81,21 +82,21 @@ class TokenShards:
         return taken_BT.reshape(len(rows), *self._sample)
 
 
-def _label_offset(manifest: TokenManifest) -> int:
+def _condition_offset(manifest: TokenManifest) -> int:
     layout = manifest.layout
     tokens = manifest.samples * len(manifest.views) * layout.positions * layout.folds * np.dtype(layout.dtype).itemsize
     return -(-tokens // _ALIGNMENT) * _ALIGNMENT
 
 
 def _open_copy(uri: str, manifest: TokenManifest, cache: NodeCache) -> BinaryIO:
-    most = _label_offset(manifest) + manifest.samples * (4 + MOST_KEY_BYTES)  # what keys do not need is given back
+    most = _condition_offset(manifest) + manifest.samples * (4 + MOST_KEY_BYTES)  # what keys do not need is given back
     return cache.open(f"{manifest.fingerprint}.tokens", most, lambda draft: _write_copy(uri, manifest, draft))
 
 
 def _map_copy(copy: BinaryIO, manifest: TokenManifest) -> tuple[Tokens, npt.NDArray[np.int32], npt.NDArray[np.bytes_]]:
-    """Tokens by row, labels and keys, all memory-mapped."""
-    samples, label_offset = manifest.samples, _label_offset(manifest)
-    key_offset = label_offset + 4 * samples
+    """Tokens by row, conditions and keys, all memory-mapped."""
+    samples, condition_offset = manifest.samples, _condition_offset(manifest)
+    key_offset = condition_offset + 4 * samples
     key_width = (content_bytes(copy) - key_offset) // samples
     layout, rows = manifest.layout, samples * len(manifest.views)
 
@@ -104,7 +105,7 @@ def _map_copy(copy: BinaryIO, manifest: TokenManifest) -> tuple[Tokens, npt.NDAr
         return np.asarray(np.memmap(copy, dtype, "r", offset, shape))
 
     tokens_RT = mapped(layout.dtype, 0, rows, layout.positions * layout.folds)
-    return tokens_RT, mapped("<i4", label_offset, samples), mapped(f"S{key_width}", key_offset, samples)
+    return tokens_RT, mapped("<i4", condition_offset, samples), mapped(f"S{key_width}", key_offset, samples)
 
 
 def _write_copy(uri: str, manifest: TokenManifest, draft: BinaryIO) -> None:
@@ -116,15 +117,15 @@ def _write_copy(uri: str, manifest: TokenManifest, draft: BinaryIO) -> None:
     def copy_shard(start: int, shard: ShardRecord) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bytes_]]:
         block = read_token_shard(uri, shard)
         _check_shape(storage.join(uri, shard.name), block.tokens_NWLF, (shard.samples, *sample), layout)
-        check_labels(storage.join(uri, shard.name), block.label, len(manifest.classes))
+        check_classes(storage.join(uri, shard.name), block.condition, len(manifest.classes), REMEDY)
         _check_tokens(storage.join(uri, shard.name), block.tokens_NWLF, layout)
         tokens_NWLF[start : start + shard.samples] = block.tokens_NWLF
-        return block.label.copy(), block.key.copy()  # copies: a view would keep the shard's bytes alive
+        return block.condition.copy(), block.key.copy()  # copies: a view would keep the shard's bytes alive
 
     with ThreadPoolExecutor(_DOWNLOADS, "copy") as pool:
         parts = list(pool.map(copy_shard, shard_starts(manifest.shards), manifest.shards))
     tokens_NWLF.flush()
-    draft.seek(_label_offset(manifest))
+    draft.seek(_condition_offset(manifest))
     for column in zip(*parts, strict=True):
         draft.write(np.concatenate(column).tobytes())
     draft.truncate()

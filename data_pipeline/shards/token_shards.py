@@ -1,11 +1,11 @@
 """Token shards: WebDataset tars whose members each hold a block of samples.
 
     tokens-00000.tar
-      tokens-00000.tokens.npy   uint16 or uint32 [samples, views, positions, folds]
-      tokens-00000.label.npy    int32  [samples]
-      tokens-00000.key.npy      bytes  [samples], as numpy's S type
-      tokens-00000.crc.npy      uint32 [samples], CRC-32 of each sample's tokens, label and key
-      tokens-00000.meta.json    what made the tokens
+      tokens-00000.tokens.npy     uint16 or uint32 [samples, views, positions, folds]
+      tokens-00000.condition.npy  int32 [samples]: the class (conditions.py)
+      tokens-00000.key.npy        bytes [samples], as numpy's S type
+      tokens-00000.crc.npy        uint32 [samples], CRC-32 of each sample's tokens, condition and key
+      tokens-00000.meta.json      version, kind of the conditions, and what made the tokens
 
 Nothing is compressed and every array is aligned, so a shard on a disk can be memory-mapped where it lies. Training
 reads them through token_dataset.py.
@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
+from data_pipeline.shards.conditions import CLASS, check_condition
 from data_pipeline.shards.manifest import ShardRecord, TokenizerRecord, TokenManifest, differences
 from data_pipeline.storage.tar import list_members, write_tar
 from data_pipeline.text.names import MOST_KEY_BYTES
@@ -35,9 +36,11 @@ Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 """As `TokenLayout.dtype` says: uint32 where a fold has more than 65,536 codes."""
 
 REMEDY = "delete the shard and run foldtrain tokenize again"
-FIELDS = ("tokens", "label", "key", "crc")
+SHARD_VERSION = 2
+"""Version of this format, in each meta.json; the first had none there, and a member label."""
+FIELDS = ("tokens", "condition", "key", "crc")
 """The arrays of a shard."""
-_DTYPES = {"tokens": ("u2", "u4"), "label": ("i4",), "key": (), "crc": ("u4",)}
+_DTYPES = {"tokens": ("u2", "u4"), "key": (), "crc": ("u4",)}
 
 
 @dataclass(frozen=True)
@@ -45,14 +48,16 @@ class TokenBlock:
     """The samples of a shard."""
 
     tokens_NWLF: Tokens
-    label: npt.NDArray[np.int32]
+    condition: npt.NDArray[np.int32]
+    """Of kind class: the labels."""
     key: npt.NDArray[np.bytes_]
 
     def crc32(self) -> npt.NDArray[np.uint32]:
-        """A checksum per sample over its tokens, label and key."""
-        rows = zip(self.tokens_NWLF, self.label, self.key, strict=True)
+        """A checksum per sample over its tokens, condition and key."""
+        rows = zip(self.tokens_NWLF, self.condition, self.key, strict=True)
         sums = [
-            zlib.crc32(key, zlib.crc32(label.tobytes(), zlib.crc32(tokens.tobytes()))) for tokens, label, key in rows
+            zlib.crc32(key, zlib.crc32(condition.tobytes(), zlib.crc32(tokens.tobytes())))
+            for tokens, condition, key in rows
         ]
         return np.array(sums, dtype=np.uint32)
 
@@ -60,15 +65,16 @@ class TokenBlock:
 def encode_token_shard(name: str, block: TokenBlock, meta: dict[str, Any]) -> bytes:
     """The tar of a shard; the same content gives the same bytes."""
     assert block.tokens_NWLF.dtype in (np.uint16, np.uint32), block.tokens_NWLF.dtype
-    assert block.label.dtype == np.int32, block.label.dtype
+    check_condition(block.condition)
     stem = name.removesuffix(".tar")
     arrays: dict[str, npt.NDArray[Any]] = {
         "tokens": block.tokens_NWLF,
-        "label": block.label,
+        "condition": block.condition,
         "key": block.key,
         "crc": block.crc32(),
     }
     files = [(f"{stem}.{field}.npy", _npy(array)) for field, array in arrays.items()]
+    meta = {"condition": CLASS.model_dump(mode="json")} | meta | {"version": SHARD_VERSION}
     archive, _ = write_tar([*files, (f"{stem}.meta.json", storage.canonical_json(meta))])
     return archive
 
@@ -77,7 +83,7 @@ def write_token_shard(uri: str, name: str, block: TokenBlock, meta: dict[str, An
     """Commit a shard by one write."""
     archive = encode_token_shard(name, block, meta)
     storage.write_bytes(storage.join(uri, name), archive)
-    return ShardRecord(name=name, samples=len(block.label), bytes=len(archive), sha256=storage.sha256(archive))
+    return ShardRecord(name=name, samples=len(block.key), bytes=len(archive), sha256=storage.sha256(archive))
 
 
 def _npy(array: npt.NDArray[Any]) -> bytes:
@@ -87,7 +93,7 @@ def _npy(array: npt.NDArray[Any]) -> bytes:
 
 
 def read_arrays(name: str, archive: bytes) -> dict[str, npt.NDArray[Any]]:
-    """The arrays of a shard's bytes by field (tokens, label, key, crc), read-only.
+    """The arrays of a shard's bytes by field (tokens, condition, key, crc), read-only.
 
     Raises:
         ValueError: if it is not a tar of .npy members with the names that belong to it, each with a row for every
@@ -119,6 +125,9 @@ def check_field(field: str, data: bytes | memoryview) -> npt.NDArray[Any]:
         array = parse_npy(data)
     except ValueError as error:
         raise ValueError(f"its member {field}: {error}") from error
+    if field == "condition":
+        check_condition(array)
+        return array
     is_right = array.dtype in map(np.dtype, _DTYPES[field]) or (field == "key" and array.dtype.kind == "S")
     if not is_right or array.ndim != (4 if field == "tokens" else 1) or array.dtype.itemsize > MOST_KEY_BYTES:
         raise ValueError(f"its member {field} holds {array.dtype} in {array.ndim} dimensions")
@@ -147,7 +156,7 @@ def first_outside(tokens: npt.NDArray[np.integer[Any]], layout: TokenLayout) -> 
 
 
 def check_lengths(arrays: dict[str, npt.NDArray[Any]]) -> None:
-    """Each array has a row for every sample; a label too many would shift those of the shards behind.
+    """Each array has a row for every sample; a condition too many would shift those of the shards behind.
 
     Raises:
         ValueError: if not.
@@ -163,7 +172,7 @@ def first_damage(name: str, archive: bytes) -> str:
         fields = read_arrays(name, archive)
     except ValueError as error:
         return f"the shard is cut or its headers are corrupt ({error})"
-    found = TokenBlock(fields["tokens"], fields["label"], fields["key"]).crc32()
+    found = TokenBlock(fields["tokens"], fields["condition"], fields["key"]).crc32()
     bad = np.flatnonzero(found != fields["crc"])
     if not len(bad):
         return "its headers or its meta.json are corrupt"

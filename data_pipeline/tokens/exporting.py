@@ -23,10 +23,13 @@ from data_pipeline.errors import CorruptShardError, UsageError
 from data_pipeline.shards.manifest import ShardRecord, TokenManifest, differences, first_problem
 from data_pipeline.shards.token_archive import read_token_shard
 from data_pipeline.shards.token_shards import TokenBlock
+from data_pipeline.shards.versions import check_version
 from data_pipeline.storage.tar import END_OF_ARCHIVE, encode_member
 from data_pipeline.text.names import Count, Sha256, ShardName, StoredName
 
 EXPORT_NAME = "export.json"
+EXPORT_VERSION = 2
+"""Version of this record; the first had none in it."""
 FILE_BYTES = 100_000_000
 """Most bytes of a file of the webdataset format."""
 
@@ -67,7 +70,7 @@ def _tar_sample(block: TokenBlock, row: int) -> bytes:
         tokens = encode_member(f"{key}.tokens.npy", buffer.getvalue())
     except ValueError as error:
         raise UsageError(f"key {key}: {error}; export to npz or parquet") from error
-    return tokens + encode_member(f"{key}.cls", str(block.label[row]).encode())
+    return tokens + encode_member(f"{key}.cls", str(block.condition[row]).encode())
 
 
 class NpzFormat:
@@ -76,7 +79,7 @@ class NpzFormat:
     def files(self, stem: str, block: TokenBlock, manifest: TokenManifest) -> Iterator[tuple[str, int, bytes]]:  # noqa: ARG002 - an ExportFormat has it
         """One file."""
         buffer = io.BytesIO()
-        np.savez(buffer, tokens=block.tokens_NWLF, label=block.label, key=block.key)
+        np.savez(buffer, tokens=block.tokens_NWLF, label=block.condition, key=block.key)
         yield f"{stem}.npz", len(block.key), buffer.getvalue()
 
 
@@ -91,7 +94,7 @@ class ParquetFormat:
         samples, views, positions, folds = block.tokens_NWLF.shape
         columns = {
             "key": pa.array([bytes(key).decode() for key in block.key], pa.string()),
-            "label": pa.array(block.label, pa.int32()),
+            "label": pa.array(block.condition, pa.int32()),
         }
         width = positions * folds
         ends = pa.array(np.arange(samples + 1) * width, pa.int32())
@@ -116,7 +119,7 @@ FORMATS: dict[str, Callable[[], ExportFormat]] = {
 def describe(manifest: TokenManifest) -> dict[str, Any]:
     """What a reader of exported tokens has to know: the manifest without its shards, and what the axes are."""
     record = manifest.model_dump(mode="json", exclude={"shards", "version"})
-    axes = "positions run scale by scale, coarse to fine, row by row; a fold holds one token of each branch"
+    axes = "positions run group by group, as the layout lists them; a fold of a position holds one of its tokens"
     return record | {"axes": axes}
 
 
@@ -147,7 +150,7 @@ def export_tokens(
         raise UsageError(f"--format {export_format}: choose one of {', '.join(FORMATS)}")
     writer = writer or FORMATS[export_format]()
     manifest = TokenManifest.read(uri)
-    record = {"format": export_format, "tokens": describe(manifest)}
+    record = {"version": EXPORT_VERSION, "format": export_format, "tokens": describe(manifest)}
     kept = _files_of(output, record)
     files: dict[str, dict[str, Any]] = {}
     for done, shard in enumerate(manifest.shards, start=1):
@@ -180,6 +183,9 @@ def _files_of(output: str, record: dict[str, Any]) -> dict[str, dict[str, Any]]:
     path = storage.join(output, EXPORT_NAME)
     try:
         found = storage.read_json(path)
+        if isinstance(found, dict):
+            remedy = "choose another --to, or delete that folder"
+            check_version(path, "a record of an export", found.get("version"), EXPORT_VERSION, remedy)
         listed = {file.name: file.model_dump() for file in _FILES.validate_python(found.pop("files"))}
         found.pop("complete")
     except FileNotFoundError:

@@ -29,8 +29,10 @@ from data_pipeline.errors import CorruptShardError, FoldtrainError, UsageError
 from data_pipeline.images.transforms import Pixels, Transform, to_model
 from data_pipeline.images.views import check_fit
 from data_pipeline.loading.prefetching import prefetch
+from data_pipeline.shards.conditions import CLASS
 from data_pipeline.shards.image_shards import ImageShards
 from data_pipeline.shards.manifest import (
+    COMMIT_VERSION,
     ImageManifest,
     ShardRecord,
     TokenCommit,
@@ -40,6 +42,7 @@ from data_pipeline.shards.manifest import (
 )
 from data_pipeline.shards.token_archive import parse_token_shard
 from data_pipeline.shards.token_shards import TokenBlock, encode_token_shard, first_outside
+from data_pipeline.shards.versions import check_version
 from data_pipeline.shards.weights import Card, read_config, read_weights, restore
 from model.config import TokenizerConfig
 from model.layout import TokenLayout
@@ -100,6 +103,7 @@ class TokenPlan:
         return {
             "tokenizer": self.tokenizer.model_dump(mode="json"),
             "layout": self.layout.to_json(),
+            "condition": CLASS.model_dump(mode="json"),
             "views": list(self.views),
             "image_size": self.transform.size,
             "fit": self.transform.fit,
@@ -188,10 +192,14 @@ def read_commit(path: str, made_by: dict[str, Any], setting: str) -> TokenCommit
         setting: that names the folder, for the error.
 
     Raises:
-        UsageError: if it is damaged, or of other tokens; it says what differs.
+        UsageError: if it is damaged, of another version, or of other tokens; it says what differs.
     """
+    record = storage.read_json(path)
+    if isinstance(record, dict):
+        remedy = f"choose another {setting}, or delete that folder"
+        check_version(path, "a commit record of a token shard", record.get("version"), COMMIT_VERSION, remedy)
     try:
-        commit = TokenCommit.model_validate(storage.read_json(path))
+        commit = TokenCommit.model_validate(record)
     except ValidationError as error:
         raise UsageError(f"{path} is no commit record of a token shard: delete it and run again") from error
     found = differences(commit.made_by, made_by)
@@ -260,7 +268,7 @@ def _commit(plan: TokenPlan, shard: PlannedShard, block: TokenBlock) -> ShardRec
             storage.write_bytes(path, archive)
         else:
             archive, software = there, found
-    record = ShardRecord(name=shard.name, samples=len(block.label), bytes=len(archive), sha256=storage.sha256(archive))
+    record = ShardRecord(name=shard.name, samples=len(block.key), bytes=len(archive), sha256=storage.sha256(archive))
     commit = TokenCommit(shard=record, made_by=plan.made_by(), software=software)
     record_bytes = storage.canonical_json(commit.model_dump(mode="json"))
     storage.commit_bytes(storage.join(plan.output, record_name(shard.name)), record_bytes)
@@ -271,7 +279,7 @@ def _software_of(plan: TokenPlan, path: str, archive: bytes) -> dict[str, str] |
     """What made a shard that is there already; None if it is damaged or of another plan."""
     try:
         shard = parse_token_shard(path, archive)
-    except CorruptShardError:
+    except FoldtrainError:  # damaged, or of another version
         return None
     made_by = {name: value for name, value in shard.meta.items() if name != "software"}
     whole = np.array_equal(shard.block.crc32(), shard.crc)

@@ -117,7 +117,7 @@ def _examine_images(found: Findings, index: ShardIndex, archive: bytes) -> None:
 
 
 def examine_tokens(uri: str, manifest: TokenManifest, shard: ShardRecord, size: int | None, quick: bool) -> Findings:
-    """What is wrong with a shard of tokens; arguments as of `examine_images`. `quick` reads labels and keys."""
+    """What is wrong with a shard of tokens; arguments as of `examine_images`. `quick` reads conditions and keys."""
     found = Findings(shard.name)
     archive = _read(uri, shard, size, quick, found)
     if size is None or (archive is None and not quick):
@@ -125,23 +125,23 @@ def examine_tokens(uri: str, manifest: TokenManifest, shard: ShardRecord, size: 
     whole: TokenArchive | None = None
     try:
         if archive is None:
-            label, key, meta = read_columns(uri, shard)
+            condition, key, meta = read_columns(uri, shard)
         else:
             if storage.sha256(archive) != shard.sha256:
                 found.add(CHECKSUMS, f"sha256 differs; {token_shards.first_damage(shard.name, archive)}")
             whole = parse_token_shard(storage.join(uri, shard.name), archive)
-            label, key, meta = whole.block.label, whole.block.key, whole.meta
+            condition, key, meta = whole.block.condition, whole.block.key, whole.meta
     except FoldtrainError as error:
         found.add(COUNTS, str(error))
         return found
-    found.key, found.label = key, label.astype(np.int64)
+    found.key, found.label = key, condition.astype(np.int64)
     try:
         check_sample_keys(shard.name, key)
     except FoldtrainError as error:
         found.add(SAMPLES, str(error))
     found.check_labels(len(manifest.classes))
-    if not len(label) == len(key) == shard.samples:
-        found.add(COUNTS, f"{len(label)} labels and {len(key)} keys, but {shard.samples} samples in the manifest")
+    if not len(condition) == len(key) == shard.samples:
+        found.add(COUNTS, f"{len(condition)} conditions, {len(key)} keys, but {shard.samples} samples in the manifest")
     elif whole is not None:
         _examine_tokens(found, whole, manifest)
     _examine_lineage(found, uri, manifest, shard, meta)

@@ -14,10 +14,11 @@ import numpy.typing as npt
 from data_pipeline.errors import UsageError
 from data_pipeline.images.transforms import Pixels, center_crop, decode
 from data_pipeline.shards import weights
+from data_pipeline.shards.conditions import check_classes
 from data_pipeline.shards.image_shards import ImageShards
 from data_pipeline.shards.manifest import ImageManifest, TokenManifest, read_manifest
-from data_pipeline.shards.token_archive import check_labels, read_columns, read_token_shard
-from data_pipeline.shards.token_shards import Tokens, check_tokenizer
+from data_pipeline.shards.token_archive import read_columns, read_token_shard
+from data_pipeline.shards.token_shards import REMEDY, Tokens, check_tokenizer
 from model.config import TokenizerConfig
 
 MOST_PIXELS = 256
@@ -100,8 +101,8 @@ def _columns(uri: str, manifest: ImageManifest | TokenManifest) -> tuple[npt.NDA
     if not parts:
         return np.array([], "S1"), np.array([], np.int32)
     for shard, part in zip(manifest.shards, parts, strict=True):
-        check_labels(f"{uri}/{shard.name}", part.label, len(manifest.classes))
-    return np.concatenate([part.key for part in parts]), np.concatenate([part.label for part in parts])
+        check_classes(f"{uri}/{shard.name}", part.condition, len(manifest.classes), REMEDY)
+    return np.concatenate([part.key for part in parts]), np.concatenate([part.condition for part in parts])
 
 
 def _codebook(uri: str, manifest: TokenManifest, limit: int | None) -> tuple[list[CodebookUse], int]:

@@ -25,7 +25,7 @@ def whole(tokens: Path) -> TokenBlock:
     blocks = [read_token_shard(str(tokens), shard) for shard in TokenManifest.read(str(tokens)).shards]
     return TokenBlock(
         np.concatenate([block.tokens_NWLF for block in blocks]),
-        np.concatenate([block.label for block in blocks]),
+        np.concatenate([block.condition for block in blocks]),
         np.concatenate([block.key for block in blocks]),
     )
 
@@ -39,7 +39,7 @@ def test_webdataset_reads_every_sample(tokens: Path, whole: TokenBlock, tmp_path
     urls = [str(tmp_path / "out" / entry["name"]) for entry in record["files"]]
     samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode())
     assert [sample["__key__"] for sample in samples] == keys_of(whole)
-    assert [sample["cls"] for sample in samples] == whole.label.tolist()
+    assert [sample["cls"] for sample in samples] == whole.condition.tolist()
     assert np.array_equal([sample["tokens.npy"] for sample in samples], whole.tokens_NWLF)
 
 
@@ -54,7 +54,7 @@ def test_numpy_reads_the_blocks(tokens: Path, whole: TokenBlock, tmp_path: Path)
     record = export_tokens(str(tokens), str(tmp_path / "out"), "npz")
     parts = [np.load(tmp_path / "out" / entry["name"]) for entry in record["files"]]
     assert np.array_equal(np.concatenate([part["tokens"] for part in parts]), whole.tokens_NWLF)
-    assert np.array_equal(np.concatenate([part["label"] for part in parts]), whole.label)
+    assert np.array_equal(np.concatenate([part["label"] for part in parts]), whole.condition)
     assert np.array_equal(np.concatenate([part["key"] for part in parts]), whole.key)
 
 
@@ -64,7 +64,7 @@ def test_parquet_has_a_row_per_sample_and_a_list_per_view(tokens: Path, whole: T
     rows = [row for table in tables for row in table.to_pylist()]
     about = json.loads(tables[0].schema.metadata[b"foldtrain"])
     assert [row["key"] for row in rows] == keys_of(whole)
-    assert [row["label"] for row in rows] == whole.label.tolist()
+    assert [row["label"] for row in rows] == whole.condition.tolist()
     for number, view in enumerate(("center", "center_flip")):
         found = np.array([row[f"tokens_{view}"] for row in rows]).reshape(-1, *about["shape"])
         assert np.array_equal(found, whole.tokens_NWLF[:, number])
@@ -78,7 +78,7 @@ def test_the_record_says_what_the_tokens_are(tokens: Path, name: str, tmp_path: 
     assert record["tokens"]["fingerprint"] == manifest.fingerprint
     assert record["tokens"]["tokenizer"]["fingerprint"] == manifest.tokenizer.fingerprint
     assert record["tokens"]["source"] == manifest.source
-    assert record["tokens"]["layout"] == manifest.layout.to_json() | {"scales": [1, 2, 4]}
+    assert record["tokens"]["layout"] == manifest.layout.to_json()
     for entry in record["files"]:
         assert storage.sha256((tmp_path / entry["name"]).read_bytes()) == entry["sha256"]
 
@@ -150,7 +150,7 @@ def test_a_key_that_leads_elsewhere_is_not_written_to_any_export(
     manifest = TokenManifest.read(str(tokens))
     block = read_token_shard(str(tokens), manifest.shards[0])
     keys = np.array([key.encode(), *block.key[1:]], "S")
-    bad = TokenBlock(block.tokens_NWLF, block.label, keys)
+    bad = TokenBlock(block.tokens_NWLF, block.condition, keys)
     shards = (write_token_shard(str(tokens), manifest.shards[0].name, bad, {}), *manifest.shards[1:])
     fields = {name: getattr(manifest, name) for name in type(manifest).model_fields if name != "fingerprint"}
     TokenManifest.build(**fields | {"shards": shards}).write(str(tokens))
@@ -165,7 +165,7 @@ def test_an_unknown_format_is_refused(tokens: Path, tmp_path: Path) -> None:
 
 
 def test_images_are_no_tokens(images: Images, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="describes images of version 1, but tokens"):
+    with pytest.raises(UsageError, match="describes images, but tokens are needed"):
         export_tokens(images.uri, str(tmp_path / "out"), "npz")
 
 

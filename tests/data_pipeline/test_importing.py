@@ -71,14 +71,16 @@ def imported(source: ForeignTokens, output: Path, shard_samples: int = 10, **for
 def read(output: Path) -> TokenBlock:
     manifest = TokenManifest.read(str(output))
     blocks = [read_token_shard(str(output), shard) for shard in manifest.shards]
-    return TokenBlock(*(np.concatenate([getattr(b, name) for b in blocks]) for name in ("tokens_NWLF", "label", "key")))
+    return TokenBlock(
+        *(np.concatenate([getattr(b, name) for b in blocks]) for name in ("tokens_NWLF", "condition", "key"))
+    )
 
 
 def test_codes_of_llamagen_come_in_as_they_are(codes: Path, tmp_path: Path) -> None:
     manifest = imported(LlamaGenCodes(str(codes)), tmp_path / "out")
     block, (tokens, labels) = read(tmp_path / "out"), random_tokens()
     assert np.array_equal(block.tokens_NWLF[..., 0], tokens)
-    assert np.array_equal(block.label, labels)
+    assert np.array_equal(block.condition, labels)
     assert [bytes(key).decode() for key in block.key[:2]] == ["00000000", "00000001"]
     assert manifest.layout == TokenLayout((SIDE * SIDE,), (CODES,))
     assert manifest.views == ("center", "center_flip")
@@ -90,7 +92,7 @@ def test_lines_of_rar_come_in_as_they_are(jsonl: Path, tmp_path: Path) -> None:
     manifest = imported(RARTokens(str(jsonl), views=2), tmp_path / "out")
     block, (tokens, labels) = read(tmp_path / "out"), random_tokens()
     assert np.array_equal(block.tokens_NWLF[..., 0], tokens)
-    assert np.array_equal(block.label, labels)
+    assert np.array_equal(block.condition, labels)
     assert [bytes(key).decode() for key in block.key[:2]] == ["000000001", "000000003"]
     assert manifest.samples == IMAGES
 
@@ -133,7 +135,7 @@ def test_imported_tokens_come_in_training_batches(jsonl: Path, tmp_path: Path, m
     imported(RARTokens(str(jsonl), 2), tmp_path / "out")
     batch = TokenBatches(TokenShards(str(tmp_path / "out")), seed=0, global_batch=8).batch(0)
     tokens_NWL, label_N = random_tokens()
-    assert np.array_equal(batch.label_B, label_N[batch.index_B])
+    assert np.array_equal(batch.condition_B, label_N[batch.index_B])
     for tokens_LF, index in zip(batch.tokens_BLF, batch.index_B, strict=True):
         assert tokens_LF[:, 0].tolist() in tokens_NWL[index].tolist()
 

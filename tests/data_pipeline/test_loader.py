@@ -88,7 +88,7 @@ def test_images_come_in_the_same_order_at_any_world_size_accumulation_threads_an
 def test_token_batches_do_not_depend_on_the_number_of_workers(token_shards: TokenShards, step: int, world: int) -> None:
     whole = TokenBatches(token_shards, 7, 8).batch(step)
     parts = [TokenBatches(token_shards, 7, 8).batch(step, rank, world) for rank in range(world)]
-    for field in ("tokens_BLF", "label_B", "position_B", "index_B"):
+    for field in ("tokens_BLF", "condition_B", "position_B", "index_B"):
         assert np.array_equal(np.concatenate([getattr(part, field) for part in parts]), getattr(whole, field))
 
 
@@ -123,7 +123,7 @@ def test_a_token_batch_holds_one_view_of_its_samples_and_both_views_occur(tokens
         both = shards.tokens(batch.index_B)
         equal = (both == batch.tokens_BLF[:, None]).all((2, 3))
         assert equal.any(1).all()
-        assert np.array_equal(batch.label_B, shards.labels[batch.index_B])
+        assert np.array_equal(batch.condition_B, shards.conditions[batch.index_B])
         views |= set(equal.argmax(1).tolist())
     assert views == {0, 1}
 

@@ -37,7 +37,7 @@ def test_webdataset_reads_a_token_shard_as_one_sample(tokens: Path) -> None:
     block = read_token_shard(str(tokens), shard)
     (sample,) = webdataset.WebDataset(str(tokens / shard.name), shardshuffle=False).decode()
     assert np.array_equal(sample["tokens.npy"], block.tokens_NWLF)
-    assert np.array_equal(sample["label.npy"], block.label)
+    assert np.array_equal(sample["condition.npy"], block.condition)
     assert np.array_equal(sample["key.npy"], block.key)
     assert sample["meta.json"]["views"] == ["center", "center_flip"]
 
@@ -54,7 +54,7 @@ def test_numpy_loads_what_tar_extracts_from_a_token_shard(tokens: Path, tmp_path
     (tmp_path / "extracted").mkdir()
     run("tar", "--extract", "--file", str(tokens / shard.name), "--directory", str(tmp_path / "extracted"))
     block = read_token_shard(str(tokens), shard)
-    for field, wanted in (("tokens", block.tokens_NWLF), ("label", block.label), ("key", block.key)):
+    for field, wanted in (("tokens", block.tokens_NWLF), ("condition", block.condition), ("key", block.key)):
         found = np.load(tmp_path / "extracted" / f"tokens-00000.{field}.npy")
         assert found.dtype == wanted.dtype
         assert np.array_equal(found, wanted)

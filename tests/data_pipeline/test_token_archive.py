@@ -13,8 +13,9 @@ import pytest
 
 from data_pipeline import storage
 from data_pipeline.errors import CorruptShardError
+from data_pipeline.shards.conditions import check_classes
 from data_pipeline.shards.manifest import ShardRecord
-from data_pipeline.shards.token_archive import check_labels, read_columns, read_token_shard
+from data_pipeline.shards.token_archive import read_columns, read_token_shard
 from data_pipeline.shards.token_shards import TokenBlock, encode_token_shard
 from data_pipeline.storage.tar import list_members, write_tar
 
@@ -52,25 +53,25 @@ READERS: list[Callable[[str, ShardRecord], object]] = [read_token_shard, read_co
 @pytest.mark.parametrize("read", READERS)
 def test_what_was_not_changed_is_read(tmp_path: Path, read: Callable[[str, ShardRecord], Any]) -> None:
     found = read(str(tmp_path), put(tmp_path, shard()))
-    assert (found.label.tolist(), found.key.tolist()) == ([0, 1, 2], [b"a", b"b", b"c/d"])
+    assert (found.condition.tolist(), found.key.tolist()) == ([0, 1, 2], [b"a", b"b", b"c/d"])
 
 
 @pytest.mark.parametrize("read", READERS)
 @pytest.mark.parametrize(
     ("field", "array", "reason"),
     [
-        ("label", np.zeros(4, np.int32), "different numbers of samples"),
-        ("label", np.zeros(2, np.int32), "different numbers of samples"),
+        ("condition", np.zeros(4, np.int32), "different numbers of samples"),
+        ("condition", np.zeros(2, np.int32), "different numbers of samples"),
         ("key", np.array([b"a", b"b"]), "different numbers of samples"),
-        ("label", np.zeros(3, np.int64), "holds int64"),
-        ("label", np.zeros((3, 1), np.int32), "in 2 dimensions"),
+        ("condition", np.zeros(3, np.int64), "holds int64"),
+        ("condition", np.zeros((3, 1), np.int32), "in 2 dimensions"),
         ("key", np.array([b"a", b"b", b"x" * 300]), "holds |S300"),
         ("key", np.array([b"a", b"../../b", b"c"]), "is no name below a folder"),
         ("key", np.array([b"a", b"/b", b"c"]), "is no name below a folder"),
         ("key", np.array([b"a", b"\xff", b"c"]), "utf-8"),
     ],
 )
-def test_labels_and_keys_that_do_not_fit_are_named(
+def test_conditions_and_keys_that_do_not_fit_are_named(
     tmp_path: Path, read: Callable[[str, ShardRecord], object], field: str, array: Any, reason: str
 ) -> None:
     record = put(tmp_path, with_member(field, npy(array)))
@@ -114,7 +115,7 @@ def test_a_size_that_cannot_be_ends_at_once(
 def test_a_member_that_is_no_regular_file_is_refused(
     tmp_path: Path, read: Callable[[str, ShardRecord], object], kind: bytes
 ) -> None:
-    info = tarfile.TarInfo("tokens-00000.label.npy")
+    info = tarfile.TarInfo("tokens-00000.condition.npy")
     info.type, info.linkname = kind, "/etc/passwd"
     with pytest.raises(CorruptShardError, match=r"is no regular file|cut"):
         read(str(tmp_path), put(tmp_path, info.tobuf() + shard()))
@@ -128,7 +129,7 @@ def test_a_shard_that_is_longer_than_its_manifest_says_is_not_read_whole(tmp_pat
 
 
 @pytest.mark.parametrize("label", [-1, 3])
-def test_a_label_that_names_no_class_is_refused(label: int) -> None:
-    check_labels("x.tar", np.array([0, 2], np.int32), 3)
-    with pytest.raises(CorruptShardError, match=f"x.tar holds the label {label}, but there are 3 classes"):
-        check_labels("x.tar", np.array([0, label], np.int32), 3)
+def test_a_condition_that_names_no_class_is_refused(label: int) -> None:
+    check_classes("x.tar", np.array([0, 2], np.int32), 3, "mend it")
+    with pytest.raises(CorruptShardError, match=f"x.tar holds the class {label}, but there are 3 classes; mend it"):
+        check_classes("x.tar", np.array([0, label], np.int32), 3, "mend it")

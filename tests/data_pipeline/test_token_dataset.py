@@ -28,7 +28,7 @@ def test_samples_are_those_of_the_shards_in_their_order(tokens: Path) -> None:
     parts = [read_arrays(path.name, path.read_bytes()) for path in sorted(tokens.glob("*.tar"))]
     everything = np.arange(20)
     assert np.array_equal(shards.tokens(everything), np.concatenate([part["tokens"] for part in parts]))
-    assert np.array_equal(shards.labels, np.concatenate([part["label"] for part in parts]))
+    assert np.array_equal(shards.conditions, np.concatenate([part["condition"] for part in parts]))
     assert np.array_equal(shards.keys, np.concatenate([part["key"] for part in parts]))
     assert shards.shard_sizes == (8, 8, 4)
 
@@ -42,9 +42,9 @@ def test_samples_are_gathered_in_the_order_asked_for(tokens: Path) -> None:
     assert np.array_equal(shards.rows(asked * 2 + views), everything[asked, views])
 
 
-def test_tokens_labels_and_keys_are_mapped_read_only(tokens: Path) -> None:
+def test_tokens_conditions_and_keys_are_mapped_read_only(tokens: Path) -> None:
     shards = TokenShards(str(tokens))
-    for part in (shards._rows_RT, shards.labels, shards.keys):
+    for part in (shards._rows_RT, shards.conditions, shards.keys):
         assert isinstance(part.base, np.memmap)
         assert not part.flags.writeable
 
@@ -97,9 +97,9 @@ def test_tokens_beyond_the_codebook_are_refused_before_training_sees_them(tokens
         TokenShards(str(tokens), NodeCache(str(tokens.parent / "cache")))
 
 
-def test_labels_that_name_no_class_are_refused_before_training_sees_them(tokens: Path) -> None:
+def test_conditions_that_name_no_class_are_refused_before_training_sees_them(tokens: Path) -> None:
     manifest = TokenManifest.read(str(tokens))
     fields = {name: getattr(manifest, name) for name in type(manifest).model_fields if name != "fingerprint"}
     TokenManifest.build(**fields | {"classes": manifest.classes[:1]}).write(str(tokens))
-    with pytest.raises(CorruptShardError, match="holds the label 1, but there are 1 classes"):
+    with pytest.raises(CorruptShardError, match="holds the class 1, but there are 1 classes"):
         TokenShards(str(tokens), NodeCache(str(tokens.parent / "cache")))

@@ -32,13 +32,13 @@ def test_the_same_block_gives_the_same_bytes(seed: int, samples: int) -> None:
     assert one == other
 
 
-def test_the_checksum_of_a_sample_covers_tokens_label_and_key() -> None:
+def test_the_checksum_of_a_sample_covers_tokens_condition_and_key() -> None:
     whole = block()
-    tokens, label, key = whole.tokens_NWLF.copy(), whole.label.copy(), whole.key.copy()
+    tokens, condition, key = whole.tokens_NWLF.copy(), whole.condition.copy(), whole.key.copy()
     tokens[0, 1, 4, 2] ^= 1
-    label[1] += 1
+    condition[1] += 1
     key[2] = b"other"
-    assert (TokenBlock(tokens, label, key).crc32() != whole.crc32()).tolist() == [True, True, True, False]
+    assert (TokenBlock(tokens, condition, key).crc32() != whole.crc32()).tolist() == [True, True, True, False]
 
 
 def test_webdataset_opens_a_token_shard(tokens: Path) -> None:
@@ -47,7 +47,7 @@ def test_webdataset_opens_a_token_shard(tokens: Path) -> None:
     shards = TokenShards(str(tokens))
     assert sample["__key__"] == "tokens-00001"
     assert np.array_equal(sample["tokens.npy"], shards.tokens(np.arange(8, 16)))
-    assert np.array_equal(sample["label.npy"], shards.labels[8:16])
+    assert np.array_equal(sample["condition.npy"], shards.conditions[8:16])
     assert np.array_equal(sample["key.npy"], shards.keys[8:16])
     assert sample["meta.json"]["tokenizer"]["fingerprint"] == shards.manifest.tokenizer.fingerprint
     assert sample["meta.json"]["source"] == shards.manifest.source

@@ -44,7 +44,7 @@ def test_every_view_of_every_image_is_there_once_with_its_label_and_key(tokens: 
     pixels = [Transform(16)(raw.read(index)) for index in range(raw.count)]
     views = np.stack([encode(to_model(pixels)), encode(to_model([flip(image) for image in pixels]))], axis=1)
     assert np.array_equal(shards.tokens(np.arange(raw.count)), views)
-    assert np.array_equal(shards.labels, raw.labels)
+    assert np.array_equal(shards.conditions, raw.labels)
     assert np.array_equal(shards.keys, raw.keys)
 
 

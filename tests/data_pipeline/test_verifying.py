@@ -155,7 +155,7 @@ def test_a_key_that_is_there_twice_is_named_with_both_shards(tokens: Path) -> No
     one, two = block(tokens, 0), block(tokens, 1)
     keys = two.key.copy()
     keys[3] = one.key[1]
-    put(tokens, 1, TokenBlock(two.tokens_NWLF, two.label, keys))
+    put(tokens, 1, TokenBlock(two.tokens_NWLF, two.condition, keys))
     (problem,) = failures(verify(str(tokens)))["exactly once"]
     assert problem == f"sample {bytes(keys[3]).decode()} is there 2 times: tokens-00000.tar, tokens-00001.tar"
 
@@ -164,7 +164,7 @@ def test_a_sample_that_took_the_place_of_another_is_missing_and_extra(images: Im
     here = block(tokens, 1)
     keys = here.key.copy()
     keys[0] = b"stranger"
-    put(tokens, 1, TokenBlock(here.tokens_NWLF, here.label, keys))
+    put(tokens, 1, TokenBlock(here.tokens_NWLF, here.condition, keys))
     missing, extra = failures(verify(str(tokens), images.uri))["against images"]
     assert missing == f"1 samples are missing; the first is {bytes(here.key[0]).decode()}"
     assert extra == "1 samples are no images of it; the first is stranger"
@@ -172,14 +172,14 @@ def test_a_sample_that_took_the_place_of_another_is_missing_and_extra(images: Im
 
 def test_another_order_than_that_of_the_images_fails(images: Images, tokens: Path) -> None:
     here = block(tokens, 0)
-    put(tokens, 0, TokenBlock(here.tokens_NWLF[::-1], here.label[::-1], here.key[::-1]))
+    put(tokens, 0, TokenBlock(here.tokens_NWLF[::-1], here.condition[::-1], here.key[::-1]))
     (problem,) = failures(verify(str(tokens), images.uri))["against images"]
     assert problem.startswith("the order differs from sample 0 on")
 
 
 def test_a_label_that_is_not_that_of_the_image_is_named(images: Images, tokens: Path) -> None:
     here = block(tokens, 0)
-    label = here.label.copy()
+    label = here.condition.copy()
     label[4] = 1 - label[4]
     put(tokens, 0, TokenBlock(here.tokens_NWLF, label, here.key))
     (problem,) = failures(verify(str(tokens), images.uri))["against images"]
@@ -196,7 +196,7 @@ def test_a_token_outside_the_codebook_is_named(tokens: Path) -> None:
     here = block(tokens, 2)
     values = here.tokens_NWLF.copy()
     values[1, 0, 3, 1] = 64
-    put(tokens, 2, TokenBlock(values, here.label, here.key))
+    put(tokens, 2, TokenBlock(values, here.condition, here.key))
     (problem,) = failures(verify(str(tokens)))["token range"]
     assert problem == f"tokens-00002.tar: sample {bytes(here.key[1]).decode()} has token 64 of a codebook of 64"
 
@@ -227,7 +227,7 @@ def test_shards_that_were_made_otherwise_fail_the_lineage(tokens: Path) -> None:
 
 def test_a_shard_of_another_shape_is_told(tokens: Path) -> None:
     here = block(tokens, 1)
-    put(tokens, 1, TokenBlock(here.tokens_NWLF[:, :, :5], here.label, here.key))
+    put(tokens, 1, TokenBlock(here.tokens_NWLF[:, :, :5], here.condition, here.key))
     assert "the manifest says uint16 (8, 2, 21, 2)" in failures(verify(str(tokens)))["counts"][0]
 
 
@@ -305,7 +305,7 @@ def test_a_data_set_on_s3_is_verified_where_it_is(tokens: Path, s3_uri: str) -> 
 @pytest.mark.parametrize("key", ["../../evil", "/etc/evil"])
 def test_a_key_that_leads_elsewhere_is_told(tokens: Path, key: str) -> None:
     here = block(tokens, 1)
-    put(tokens, 1, TokenBlock(here.tokens_NWLF, here.label, np.array([key.encode(), *here.key[1:]], "S")))
+    put(tokens, 1, TokenBlock(here.tokens_NWLF, here.condition, np.array([key.encode(), *here.key[1:]], "S")))
     assert "holds a key that cannot be" in failures(verify(str(tokens)))["samples"][0]
 
 

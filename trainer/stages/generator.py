@@ -73,7 +73,7 @@ class GeneratorStage:
         assert self.samples is not None
         batch = self.samples.batch(step, dist.get_rank(), dist.get_world_size())
         hidden = keyed_uniform(self._seed, "label_dropout", batch.position_B) < self._config.model.label_dropout
-        label = np.where(hidden, self._config.model.classes, batch.label_B)
+        label = np.where(hidden, self._config.model.classes, batch.condition_B)
         tokens = torch.from_numpy(batch.tokens_BLF.astype(np.int64))
         seeds = torch.from_numpy(network_seeds(self._seed, batch.position_B))
         found = {"tokens": tokens, "label": torch.from_numpy(label), SEED: seeds}

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from data_pipeline.images.views import GROUPS
+from data_pipeline.shards.conditions import CLASS
 from data_pipeline.shards.manifest import ShardRecord, TokenCommit, TokenizerRecord, TokenManifest
 from data_pipeline.shards.token_archive import read_columns
 from data_pipeline.shards.token_shards import TokenBlock, first_outside, write_token_shard
@@ -101,6 +102,7 @@ class ImportPlan:
         return {
             "tokenizer": self.tokenizer.model_dump(mode="json"),
             "layout": self.layout.to_json(),
+            "condition": CLASS.model_dump(mode="json"),
             "views": list(self.views),
             "image_size": self.image_size,
             "fit": FIT,
@@ -174,7 +176,7 @@ def import_tokens(
         records.append(commit.shard if commit else _write(plan, name, start, stop, classes))
         progress(stop, plan.source.samples)
     if classes is None:
-        most = max(int(read_columns(plan.output, record).label.max()) for record in records)
+        most = max(int(read_columns(plan.output, record).condition.max()) for record in records)
         classes = tuple(str(label) for label in range(most + 1))
     manifest = TokenManifest.build(
         samples=plan.source.samples,
