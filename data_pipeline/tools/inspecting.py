@@ -107,23 +107,35 @@ def _columns(uri: str, manifest: ImageManifest | TokenManifest) -> tuple[npt.NDA
 
 def _codebook(uri: str, manifest: TokenManifest, limit: int | None) -> tuple[list[CodebookUse], int]:
     layout = manifest.layout
-    counts = [[np.zeros(codes, np.int64) for _ in layout.groups] for codes in layout.vocabularies]
+    none = np.array([], np.int64)
+    counts = [[(none, none) for _ in layout.groups] for _ in layout.vocabularies]
     counted = 0
     for shard in manifest.shards:
         if limit is not None and counted >= limit:
             break
         tokens_NWLF = read_token_shard(uri, shard).tokens_NWLF
         counted += len(tokens_NWLF)
-        for fold, codes in enumerate(layout.vocabularies):
+        for fold in range(layout.folds):
             for group in range(len(layout.groups)):
-                used = tokens_NWLF[:, :, layout.span(group), fold].ravel()
-                counts[fold][group] += np.bincount(used, minlength=codes)[:codes]
+                used = tokens_NWLF[:, :, layout.span(group), fold]
+                counts[fold][group] = _counted(*counts[fold][group], used)
     use = [
-        CodebookUse(fold, group, positions, float((count > 0).mean()), perplexity(count))
+        CodebookUse(fold, group, positions, len(codes) / layout.vocabularies[fold], perplexity(count))
         for fold, row in enumerate(counts)
-        for group, (positions, count) in enumerate(zip(layout.groups, row, strict=True))
+        for group, (positions, (codes, count)) in enumerate(zip(layout.groups, row, strict=True))
     ]
     return use, counted
+
+
+def _counted(
+    codes: npt.NDArray[np.int64], count: npt.NDArray[np.int64], more: Tokens
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The codes that occur, and how often, with some more tokens; a vocabulary of 2^32 codes takes no memory."""
+    found, times = np.unique(more, return_counts=True)
+    both, place = np.unique(np.concatenate([codes, found.astype(np.int64)]), return_inverse=True)
+    total = np.zeros(len(both), np.int64)
+    np.add.at(total, place, np.concatenate([count, times]))
+    return both, total
 
 
 def perplexity(count_V: npt.NDArray[np.int64]) -> float:

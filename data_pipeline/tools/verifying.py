@@ -212,7 +212,8 @@ def _shard_checks(manifest: ImageManifest | TokenManifest, findings: list[Findin
         texts[examining.SAMPLES] = f"CRC-32 of {samples:,} samples"
     texts[examining.COUNTS] = f"{samples:,} samples in manifest, shards and members"
     if isinstance(manifest, TokenManifest) and not quick:
-        texts[examining.TOKENS] = f"every token is below {max(manifest.layout.vocabularies)}"
+        codes = " and ".join(f"{size:,}" for size in dict.fromkeys(manifest.layout.vocabularies))
+        texts[examining.TOKENS] = f"every token is one of its fold's {codes} codes"
     texts[examining.LABELS] = f"every label is one of {len(manifest.classes)} classes"
     return [_check(name, text, _problems(findings, name)) for name, text in texts.items()]
 

@@ -13,6 +13,7 @@ from data_pipeline import storage
 from data_pipeline.config import ReadingConfig, TokensConfig
 from data_pipeline.errors import UsageError
 from model.config import GeneratorConfig, TokenizerConfig, ViTConfig
+from model.layout import TokenLayout
 from trainer.config import GeneratorStageConfig, TokenizerLossConfig, TokenizerStageConfig, TrainerConfig
 from trainer.planning.failures import best_interval, expect_failures, lost_seconds
 from trainer.planning.fitting import BASE_BYTES, MARGIN, PROCESS_BYTES, cheapest_remedy, on_device
@@ -58,6 +59,13 @@ def test_the_best_interval_is_not_below_an_upload() -> None:
 
 def test_tokens_of_imagenet_are_about_one_and_a_half_gigabytes() -> None:
     assert token_bytes(TokenizerConfig().layout, 1_281_167, 1) == pytest.approx(1.5e9, rel=0.05)
+
+
+@pytest.mark.parametrize(("largest", "token"), [(65_536, 2), (65_537, 4)])
+def test_one_large_vocabulary_makes_all_tokens_of_a_plan_wider(largest: int, token: int) -> None:
+    layout = TokenLayout((1, 4), (16, largest, 4096))
+    one, two = token_bytes(layout, 1000, 1), token_bytes(layout, 1000, 2)
+    assert two - one == 1000 * 5 * 3 * token
 
 
 def test_every_node_copies_the_tokens_once_and_every_image_is_read_once() -> None:

@@ -9,7 +9,7 @@ from data_pipeline.storage.object_writes import VIEW_PART_BYTES
 from model.layout import TokenLayout
 
 _ROW = 4 + 4 + 48
-"""Bytes of a label, a checksum and a key in a token shard, about."""
+"""Bytes of a condition, a checksum and a key in a token shard, about."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,12 @@ class Checkpoints:
 
 
 def token_bytes(layout: TokenLayout, samples: int, views: int) -> int:
-    """Token shards of so many images: 2 bytes a token, and a label and key per image (1.47 GB per view of ImageNet)."""
-    return samples * (views * layout.positions * layout.folds * 2 + _ROW)
+    """Token shards of so many images: 2 or 4 bytes a token, and a condition and key per image.
+
+    Of ImageFolder's tokenizer that is 1.47 GB per view of ImageNet. One large vocabulary makes all tokens wider.
+    """
+    token = {"uint16": 2, "uint32": 4}[layout.dtype]
+    return samples * (views * layout.positions * layout.folds * token + _ROW)
 
 
 def read_tokens(samples: int, size: int, shards: int, nodes: int) -> Reading:
