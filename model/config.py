@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -136,6 +136,9 @@ class GeneratorConfig(ClassCount):
 
     It has one more row than classes, for "no class".
     """
+
+    needs_forcing: ClassVar[bool] = True
+    """Whether training needs the tokenizer that made the tokens (its multi-scale sums), and not their ids alone."""
 
     depth: int = Field(16, gt=0, le=1_000)
     """Number of blocks."""

@@ -62,6 +62,8 @@ def stage_configs(config: RunConfig, stage: str) -> StageConfigs:
 def _given_tokenizer(config: RunConfig) -> TokenizerConfig | None:
     """The sizes of the tokenizer that a run is given; None if its own section says them."""
     if config.given("tokenizer") is None:
+        if config.tokenizer is None:
+            raise UsageError("the sizes of a generator follow from its tokenizer: name one as inputs.tokenizer")
         return None
     try:
         found = with_found(config, ["tokenizer"]).product("tokenizer")

@@ -53,7 +53,14 @@ def _device(config: RunConfig) -> torch.device:
 
 
 def _read_cards(config: RunConfig) -> dict[str, Card]:
-    return read_cards(config.product("generator"), config.product("tokenizer"))
+    generator = config.product("generator")
+    if not config.has("tokenizer"):
+        made_by = weights.read_card(generator, "generator").lineage.get("tokenizer", "unknown")
+        raise UsageError(
+            f"the generator at {generator} draws tokens of tokenizer {str(made_by)[:16]}, and only that makes images "
+            "of them: name its export as inputs.tokenizer. For tokens that were imported foldtrain has none"
+        )
+    return read_cards(generator, config.product("tokenizer"))
 
 
 def _sampler(config: RunConfig, device: torch.device) -> Sampler:

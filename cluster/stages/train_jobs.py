@@ -16,6 +16,7 @@ from cluster.terminal.output import console
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from data_pipeline.shards import weights
+from data_pipeline.shards.manifest import TokenizerRecord
 from data_pipeline.shards.token_shards import check_tokenizer
 from data_pipeline.shards.weights import Card
 from data_pipeline.tools.preflight import check_images, check_tokens
@@ -122,12 +123,38 @@ def _image_inputs(config: RunConfig, stage: RunStage) -> Inputs:
 
 
 def _token_inputs(config: RunConfig, _stage: RunStage) -> Inputs:
-    uri, tokenizer = (storage.absolute(config.product(name)) for name in ("tokens", "tokenizer"))
-    card = weights.read_card(tokenizer, "tokenizer")
+    """Token shards, and the tokenizer that made them, where there is one."""
+    uri = storage.absolute(config.product("tokens"))
+    card = None
+    if config.has("tokenizer"):
+        tokenizer = storage.absolute(config.product("tokenizer"))
+        card = weights.read_card(tokenizer, "tokenizer")
     tokens = check_tokens(uri)
+    lineage = {"tokens": tokens.fingerprint, "tokenizer": tokens.tokenizer.fingerprint}
+    inputs = Inputs({"tokens": uri}, lineage, tokens.classes)
+    if card is None:
+        _check_ids_suffice(config, uri, tokens.tokenizer)
+        return inputs
     check_tokenizer(tokens, card.fingerprint(), card.config)
-    inputs = Inputs({"tokens": uri}, {"tokens": tokens.fingerprint}, tokens.classes)
     return inputs.plus("tokenizer", tokenizer, card.fingerprint())
+
+
+def _check_ids_suffice(config: RunConfig, uri: str, made_by: TokenizerRecord) -> None:
+    """Refuse a generator that cannot be trained without the tokenizer whose tokens it learns."""
+    assert config.generator is not None
+    if not config.generator.model.needs_forcing:
+        return
+    if made_by.imported_from is None:
+        remedy = "name it, its run or its export, as inputs.tokenizer"
+    else:
+        remedy = (
+            "there is none of foldtrain's for them. Train a generator on them that learns token ids alone "
+            "(generator.model), or tokenize the images with a tokenizer of foldtrain's (docs/inputs.md)"
+        )
+    raise UsageError(
+        f"inputs.tokens: the tokens at {uri} were made by {made_by}, and this generator predicts each scale from the "
+        f"sums of the codes before it, which only that tokenizer can make: {remedy}"
+    )
 
 
 def _with_initial(inputs: Inputs, stage: RunStage, section: StageSection, folder: str) -> Inputs:

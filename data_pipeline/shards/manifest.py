@@ -175,7 +175,19 @@ class TokenizerRecord(Record):
     fingerprint: str
     """Of its weights and config (`Card.fingerprint`)."""
     config: dict[str, Any]
-    """Its config."""
+    """Its config; of imported tokens, what the caller said of it."""
+
+    @property
+    def imported_from(self) -> str | None:
+        """The program whose tokens were imported; None for tokens that a tokenizer of ours has made."""
+        program = self.config.get("imported")
+        return program if isinstance(program, str) else None
+
+    def __str__(self) -> str:
+        """For messages."""
+        if self.imported_from is None:
+            return f"tokenizer {self.fingerprint[:16]}"
+        return f"the tokenizer {self.config.get('name', 'unknown')!r} of {self.imported_from}"
 
 
 class TokenManifest(_Manifest):

@@ -193,6 +193,12 @@ def check_tokenizer(manifest: TokenManifest, fingerprint: str, config: dict[str,
     made_by: TokenizerRecord = manifest.tokenizer
     if made_by.fingerprint == fingerprint:
         return
+    if made_by.imported_from is not None:
+        raise UsageError(
+            f"the tokens were imported, and made by {made_by}, not by this run's tokenizer {fingerprint[:16]}, which "
+            "would make noise of them. Take tokens that it has made (inputs.tokens, or foldtrain tokenize), or train "
+            "without it, with a generator that learns token ids alone"
+        )
     found = differences(made_by.config, config)
     reason = "; ".join(found) if found else "the configs are equal, the weights differ"
     raise UsageError(

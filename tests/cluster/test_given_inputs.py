@@ -9,9 +9,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from cluster.cli import app
 from cluster.config.loading import load_config, resolved_yaml
 from cluster.config.run import InputsConfig, RunConfig
 from cluster.pool import tokenizing
@@ -26,7 +29,7 @@ from data_pipeline.shards.weights import read_card, write_weights
 from data_pipeline.tokens.tokenizing import load_encoder, tokenize_shard
 from data_pipeline.tools.verifying import verify
 from model.classifier import Classifier
-from model.config import ClassifierConfig
+from model.config import ClassifierConfig, GeneratorConfig
 from tests.cluster.test_results import finished, write_tokenizer  # noqa: F401 - finished is a fixture
 from trainer.job import TrainJob
 from trainer.registry import STAGES, stage_in
@@ -314,3 +317,63 @@ def test_a_stage_without_its_section_says_what_is_missing(configure: Configure) 
         run_stage("train-generator", configure("generator=null"))
     with pytest.raises(UsageError, match=r"no judge to train: evaluation\.judge is missing"):
         run_stage("train-judge", configure())
+
+
+@pytest.fixture
+def imported(configure: Configure, tmp_path: Path) -> Configure:
+    """A config with tokens that `foldtrain import llamagen` has made, and nothing else that is given."""
+    for number in range(4):
+        for folder, array in (("codes", np.full((1, 2, 4), number)), ("labels", np.array([number % 2]))):
+            (tmp_path / f"codes/imagenet256_{folder}").mkdir(parents=True, exist_ok=True)
+            np.save(tmp_path / f"codes/imagenet256_{folder}/{number}.npy", array)
+    command = ["import", "llamagen", "codes", "-o", "llamagen", "--codebook-size", "16", "--tokenizer-name", "VQ-16"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    Path("imported.yaml").write_text(
+        yaml.safe_dump({"run": "runs/imported", "inputs": {"tokens": "llamagen"}, "generator": GENERATOR})
+    )
+    assert configure()
+    return lambda *overrides: load_config("imported.yaml", overrides)
+
+
+def test_a_generator_that_needs_its_tokenizer_refuses_imported_tokens_with_the_reason(
+    imported: Configure, jobs: list[TrainJob]
+) -> None:
+    words = (
+        r"inputs\.tokens: the tokens at .*llamagen were made by the tokenizer 'VQ-16' of llamagen, and this generator "
+        r"predicts each scale from the sums .*Train a generator .*that learns token ids alone .*or tokenize the images"
+    )
+    with pytest.raises(UsageError, match=words):
+        run_stage("train-generator", imported())
+    assert not jobs
+
+
+def test_a_generator_that_learns_ids_alone_trains_on_imported_tokens(
+    imported: Configure, jobs: list[TrainJob], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(GeneratorConfig, "needs_forcing", False)
+    run_stage("train-generator", imported())
+    tokens = TokenManifest.read("llamagen")
+    assert jobs[0].inputs == {"tokens": str(tmp_path / "llamagen")}
+    assert jobs[0].lineage == {"tokens": tokens.fingerprint, "tokenizer": tokens.tokenizer.fingerprint}
+    assert jobs[0].classes == ("0", "1")
+
+
+def test_imported_tokens_are_not_taken_for_those_of_a_tokenizer_of_ours(
+    imported: Configure, jobs: list[TrainJob]
+) -> None:
+    with pytest.raises(UsageError, match=r"imported, and made by the tokenizer 'VQ-16' of llamagen, not by this run's"):
+        run_stage("train-generator", imported("inputs.tokenizer=runs/small"))
+    assert not jobs
+
+
+def test_tokens_of_ours_ask_for_the_tokenizer_that_made_them(configure: Configure, first: Path) -> None:
+    fingerprint = read_card(str(first / "tokenizer/export"), "tokenizer").fingerprint()[:16]
+    with pytest.raises(UsageError, match=rf"were made by tokenizer {fingerprint}, .*as inputs\.tokenizer"):
+        run_stage("train-generator", configure("inputs.tokenizer=null"))
+
+
+def test_a_generator_without_a_tokenizer_draws_no_images_and_says_so(configure: Configure) -> None:
+    config = configure("inputs.tokenizer=null", "inputs.generator=runs/small")
+    with pytest.raises(UsageError, match=r"only that makes images of them: name its export as inputs\.tokenizer"):
+        run_stage("sample", config)

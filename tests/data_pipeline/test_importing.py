@@ -126,7 +126,7 @@ def test_what_was_imported_passes_verify_and_says_where_it_comes_from(
 
 def test_imported_tokens_are_not_taken_for_those_of_a_tokenizer_of_ours(jsonl: Path, tmp_path: Path) -> None:
     manifest, card = imported(RARTokens(str(jsonl)), tmp_path / "out"), tokenizer_card()
-    with pytest.raises(UsageError, match="imported: rar -> None"):
+    with pytest.raises(UsageError, match="imported, and made by the tokenizer 'VQ-16' of rar"):
         check_tokenizer(manifest, card.fingerprint(), card.config)
 
 
