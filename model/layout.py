@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import accumulate
 from typing import Literal
 
@@ -38,7 +37,7 @@ class TokenLayout:
         if not self.vocabularies or min(self.vocabularies) < 1 or max(self.vocabularies) > MOST_IDS:
             raise ValueError(f"vocabularies {list(self.vocabularies)}: give at least one, each of 1 to 2^32 codes")
 
-    @cached_property
+    @property
     def offsets(self) -> tuple[int, ...]:
         """First position of each group, and the number of positions at the end."""
         return (0, *accumulate(self.groups))

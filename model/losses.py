@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from model.layers.precision import without_autocast
 from model.layout import TokenLayout
 
 LOGITS_AT_ONCE = 2**26
@@ -40,7 +41,7 @@ def contrastive_loss(
     """
     if student_NC.shape != teacher_NC.shape:
         raise ValueError(f"student {list(student_NC.shape)} and teacher {list(teacher_NC.shape)} differ in shape")
-    with torch.autocast(student_NC.device.type, enabled=False):
+    with without_autocast(student_NC.device):
         student_NC, teacher_NC = student_NC.float(), teacher_NC.float()
         if normalize:
             student_NC, teacher_NC = F.normalize(student_NC, dim=1), F.normalize(teacher_NC, dim=1)
@@ -126,7 +127,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         logits_at_once: int,
         gradients: bool,
     ) -> tuple[Tensor, Tensor]:
-        with torch.autocast(x_NC.device.type, enabled=False):
+        with without_autocast(x_NC.device):
             cast_KC, cast_K = weight_KC.to(x_NC.dtype), None if bias_K is None else bias_K.to(x_NC.dtype)
             rows = max(logits_at_once // len(cast_KC), 1)
             kept = _HeadGradients(x_NC, weight_KC) if gradients else None

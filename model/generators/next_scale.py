@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from model.config import GeneratorConfig
 from model.layers.attention import attend
 from model.layers.modulation import gated_sum, modulated_norm, normalized_heads
+from model.layers.precision import compute_dtype, without_autocast
 from model.layers.random_numbers import block_chances, drop_path
 from model.layers.visibility import GroupCausal, group_of_position
 from model.layout import TokenLayout
@@ -294,16 +295,8 @@ class FoldedGenerator(nn.Module):
         return logits.view(*x_BLC.shape[:2], self.layout.folds, self.layout.vocabulary())
 
 
-def compute_dtype(weight: Tensor) -> torch.dtype:
-    """The dtype in which a layer with this weight computes: autocast's where that is on, else the weight's own."""
-    kind = weight.device.type
-    if kind != "meta" and torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind)
-    return weight.dtype
-
-
 def linear_fp32(layer: nn.Linear, x: Tensor) -> Tensor:
     """A linear layer in float32 whatever the weights' dtype and autocast: for inputs and logits."""
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device):
         bias = None if layer.bias is None else layer.bias.float()
         return F.linear(x.float(), layer.weight.float(), bias)

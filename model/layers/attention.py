@@ -23,6 +23,7 @@ from torch import Tensor
 
 from model.layers.flash_attention import flash_attention, flash_refusal
 from model.layers.flex_attention import flex_grouped_attention, flex_refusal
+from model.layers.precision import without_autocast
 from model.layers.visibility import GroupCausal
 
 
@@ -110,7 +111,7 @@ def _sdpa(q_BLHD: Tensor, k_BMHD: Tensor, v_BMHD: Tensor, groups: GroupCausal | 
     dtype = q_BLHD.dtype
     on_cpu = q_BLHD.device.type == "cpu"
     if on_cpu and dtype != torch.float32 and torch.is_grad_enabled() and q_BLHD.requires_grad:
-        with torch.autocast("cpu", enabled=False):
+        with without_autocast(q_BLHD.device):
             return _sdpa(q_BLHD.float(), k_BMHD.float(), v_BMHD.float(), groups, scale).to(dtype)
     q, k, v = q_BLHD.transpose(1, 2), k_BMHD.transpose(1, 2), v_BMHD.transpose(1, 2)
     if groups is None or groups.is_causal:

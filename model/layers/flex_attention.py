@@ -12,6 +12,19 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 
 from model.layers.visibility import GroupCausal, group_of_position
 
+_BLOCK = 128
+_PARTS = (
+    "kv_num_blocks",
+    "kv_indices",
+    "full_kv_num_blocks",
+    "full_kv_indices",
+    "q_num_blocks",
+    "q_indices",
+    "full_q_num_blocks",
+    "full_q_indices",
+)
+"""The tensors of a block mask, by the names of its constructor."""
+
 
 def flex_refusal(device: torch.device, head_dim: int = 64) -> str | None:
     """Why FlexAttention is not taken for tensors of this kind, in words for the log; None if it is."""
@@ -46,17 +59,30 @@ def _compiled() -> Callable[..., Any]:
     return torch.compile(flex_attention, dynamic=False)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _sees(group_L: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:  # noqa: ARG001 - the signature
+        return group_L[query] >= group_L[key]
+
+    return sees
+
+
 def _block_mask(sizes: tuple[int, ...], device: torch.device) -> BlockMask:
-    return _cached_block_mask(sizes, device)
+    """The block mask; under the compiler put together from its tensors, as no whole one is a constant to it."""
+    if not torch.compiler.is_compiling():
+        return _made_block_mask(sizes, device)
+    tensors = dict(zip(_PARTS, _constant_parts(sizes, device), strict=True))
+    sees = _sees(group_of_position(sizes, device))
+    return BlockMask(seq_lengths=(sum(sizes), sum(sizes)), BLOCK_SIZE=(_BLOCK, _BLOCK), mask_mod=sees, **tensors)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _constant_parts(sizes: tuple[int, ...], device: torch.device) -> tuple[Tensor, ...]:
+    mask = _made_block_mask(sizes, device)
+    return tuple(getattr(mask, name) for name in _PARTS)
 
 
 @lru_cache(maxsize=32)
-def _cached_block_mask(sizes: tuple[int, ...], device: torch.device) -> BlockMask:
+def _made_block_mask(sizes: tuple[int, ...], device: torch.device) -> BlockMask:
     with torch.inference_mode(False):
-        group_L = group_of_position(sizes, device)
-
-        def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:  # noqa: ARG001 - the signature
-            return group_L[query] >= group_L[key]
-
-        return create_block_mask(sees, None, None, sum(sizes), sum(sizes), device=str(device))
+        sees = _sees(group_of_position(sizes, device))
+        return create_block_mask(sees, None, None, sum(sizes), sum(sizes), device=str(device), BLOCK_SIZE=_BLOCK)

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from model.layers.precision import without_autocast
+
 NORM_EPS = 1e-6
 SHORTEST = 1e-12
 """A query or key that is shorter than this is not brought to length one (as F.normalize)."""
@@ -24,7 +26,7 @@ SHORTEST = 1e-12
 def modulated_norm(x_BLC: Tensor, scale_B1C: Tensor, shift_B1C: Tensor) -> Tensor:
     """LayerNorm without weights of its own, then the condition's scale and shift; all three of one dtype."""
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        with torch.autocast(x_BLC.device.type, enabled=False):
+        with without_autocast(x_BLC.device):
             return torch.addcmul(shift_B1C, F.layer_norm(x_BLC, x_BLC.shape[-1:], eps=NORM_EPS), scale_B1C)
     out_BLC: Tensor = _ModulatedNorm.apply(x_BLC, scale_B1C, shift_B1C)
     return out_BLC
@@ -66,7 +68,7 @@ def _factors(qkv_BL3HD: Tensor, temperature_H: Tensor) -> Tensor:
 class _ModulatedNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_BLC: Tensor, scale_B1C: Tensor, shift_B1C: Tensor) -> Tensor:
-        with torch.autocast(x_BLC.device.type, enabled=False):
+        with without_autocast(x_BLC.device):
             normed_BLC, mean, rstd = torch.native_layer_norm(x_BLC, x_BLC.shape[-1:], None, None, NORM_EPS)
             ctx.save_for_backward(x_BLC, mean, rstd, normed_BLC, scale_B1C)
             return torch.addcmul(shift_B1C, normed_BLC, scale_B1C)

@@ -20,6 +20,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from model.config import ViTConfig
+from model.layers.precision import without_autocast
 from model.layers.random_numbers import block_chances, drop_path
 
 
@@ -144,7 +145,7 @@ class ImageEncoder(nn.Module):
         patches_BND = self.trunk.patch_embed(image_BCHW).float()
         batch, count = len(patches_BND), len(self.queries_QD)
         level = self.level.float()
-        with torch.autocast(patches_BND.device.type, enabled=False):
+        with without_autocast(patches_BND.device):
             cls_11D, table_1LD = _class_and_positions(self.trunk)
             image_1LD = table_1LD + level[0]
             latent_1KD = resize_positions(table_1LD, self.grid)[:, 1:]
@@ -172,7 +173,7 @@ class ImageDecoder(nn.Module):
     def forward(self, latent_BKD: Tensor, seed_B: Tensor | None = None) -> Tensor:
         """Features [B, K, D] -> image [B, 3, H, W], not clamped; stochastic depth in training needs seeds."""
         batch, level = len(latent_BKD), self.level.float()
-        with torch.autocast(latent_BKD.device.type, enabled=False):
+        with without_autocast(latent_BKD.device):
             cls_11D, table_1LD = _class_and_positions(self.trunk)
             masks_1ND = self.mask_token.float().expand(1, self.patches**2, -1)
             image_1LD = torch.cat([cls_11D, masks_1ND], dim=1) + table_1LD + level[0]

@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import TokenizerConfig
+from model.layers.precision import without_autocast
+from model.layers.visibility import group_of_position
 from model.layout import TokenLayout
 
 
@@ -181,7 +183,7 @@ class FoldedQuantizer(nn.Module):
         Returns:
             The quantized latent, tokens, losses (means over branches) and hits.
         """
-        with torch.autocast(latent_BPCHW.device.type, enabled=False):
+        with without_autocast(latent_BPCHW.device):
             latent_BPCHW = latent_BPCHW.float()
             keep_SB = None if kept_scales_B is None else self._keep(kept_scales_B)
             weight_SB = _loss_weights(latent_BPCHW, len(self.scales), keep_SB, kept_mean_S)
@@ -207,20 +209,19 @@ class FoldedQuantizer(nn.Module):
     def count_hits(self, tokens_BLF: Tensor) -> Tensor:
         """How often each code occurs, per branch and scale: int64 [P, S, V]."""
         layout = self.layout
-        scale_L = torch.repeat_interleave(
-            torch.arange(len(layout.groups), device=tokens_BLF.device),
-            torch.tensor(layout.groups, device=tokens_BLF.device),
-        )
+        scale_L = group_of_position(layout.groups, tokens_BLF.device)
         branch_F = torch.arange(layout.folds, device=tokens_BLF.device)
         row_LF = branch_F[None, :] * len(layout.groups) + scale_L[:, None]
         shape = (layout.folds, len(layout.groups), layout.vocabulary())
-        flat = (tokens_BLF + row_LF * layout.vocabulary()).flatten()
-        return torch.bincount(flat, minlength=shape[0] * shape[1] * shape[2]).view(shape)
+        chosen_N = (tokens_BLF + row_LF * layout.vocabulary()).flatten()
+        # torch.bincount waits for the device: it asks for the largest number first.
+        hits_N = chosen_N.new_zeros(shape[0] * shape[1] * shape[2])
+        return hits_N.index_add_(0, chosen_N, torch.ones_like(chosen_N)).view(shape)
 
     @torch.no_grad()
     def tokenize(self, latent_BPCHW: Tensor) -> Tensor:
         """Token ids [B, L, F], int64, of a latent [B, P, C, H, W]."""
-        with torch.autocast(latent_BPCHW.device.type, enabled=False):
+        with without_autocast(latent_BPCHW.device):
             latents = latent_BPCHW.float().unbind(1)
             return torch.stack([self.branch(p).quantize(latent)[0] for p, latent in enumerate(latents)], dim=2)
 
@@ -264,7 +265,7 @@ class FoldedQuantizer(nn.Module):
             The latent [B, P, C, H, W], and the generator's input for the next scale, [B, k' * k', P * C]; None after
             the last. Equal, bit for bit, to what `generator_input` gives for the same tokens.
         """
-        with torch.autocast(latent_BPCHW.device.type, enabled=False):
+        with without_autocast(latent_BPCHW.device):
             latent_BPCHW = latent_BPCHW + self._step(tokens_BKF, scale)
             if scale + 1 == len(self.scales):
                 return latent_BPCHW, None
@@ -276,7 +277,7 @@ class FoldedQuantizer(nn.Module):
 
     def _sums(self, tokens_BLF: Tensor, count: int) -> list[Tensor]:
         tokens_BLF = tokens_BLF.long()
-        with torch.autocast(tokens_BLF.device.type, enabled=False):
+        with without_autocast(tokens_BLF.device):
             steps = [self._step(tokens_BLF[:, self.layout.span(scale)], scale) for scale in range(count)]
             return _running_sums(steps)
 

@@ -1,0 +1,206 @@
+"""What every network does on a GPU, without one: no copies, no waiting, products in bf16, fused attention."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import cache
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+
+from model.classifier import Classifier
+from model.config import ClassifierConfig, GeneratorConfig, TokenizerConfig, ViTConfig
+from model.generators.next_scale import FoldedGenerator
+from model.generators.sampling import generate
+from model.losses import contrastive_loss, folded_cross_entropy, loss_of_scales
+from model.quantizers.multi_scale import FoldedQuantizer
+from model.tokenizers.imagefolder import ImageFolderTokenizer
+from tests.model.fake_cuda import FUSED_ATTENTION, GpuRules, fake_gpu, gpu_rules, on_fake_gpu
+
+VIT = ViTConfig(width=32, depth=2, heads=2, drop_path=0.2)
+TOKENIZER = TokenizerConfig(
+    image_size=16,
+    patch_size=4,
+    encoder=VIT,
+    decoder=VIT,
+    scales=(1, 2, 3),
+    codebook_size=64,
+    code_dim=8,
+    shared_residual_convs=2,
+)
+GENERATOR = GeneratorConfig(num_classes=5, depth=2, width=32, heads=2, drop_path=0.2)
+FLOAT32 = {"linear_fp32", "step", "choose", "contrastive_loss"}
+"""The functions whose products are float32 in any case: the generator's input, the quantizer and a loss."""
+B = 4
+
+
+def longs(*shape: int) -> Tensor:
+    return torch.zeros(*shape, dtype=torch.int64, device="cuda")
+
+
+def train_generator(config: GeneratorConfig) -> Callable[[], object]:
+    network = on_fake_gpu(lambda: FoldedGenerator(config, TOKENIZER.layout, TOKENIZER.code_dim)).train()
+    quantizer = on_fake_gpu(lambda: FoldedQuantizer(TOKENIZER)).requires_grad_(False)
+    tokens, label, seed = longs(B, 14, 2), longs(B), longs(B)
+
+    def terms() -> object:
+        with torch.no_grad():
+            inputs = quantizer.generator_input(tokens)
+        loss, loss_LF = network(label, inputs, seed, tokens)
+        assert loss.dtype == loss_LF.dtype == torch.float32
+        logits = network(label, inputs, seed)
+        assert logits.dtype == torch.float32
+        return loss_of_scales(loss_LF, TOKENIZER.layout), folded_cross_entropy(logits, tokens)
+
+    return terms
+
+
+def train_tokenizer() -> Callable[[], object]:
+    network = on_fake_gpu(lambda: ImageFolderTokenizer(TOKENIZER)).train()
+    image, kept, seed = torch.zeros(B, 3, 16, 16, device="cuda"), longs(B), longs(B)
+    mean = torch.ones(3, device="cuda")
+
+    def terms() -> object:
+        out = network(image, kept, mean, seed)
+        teacher = network.project_teacher(torch.zeros(B, 32, device="cuda"))
+        assert out.quantized.codebook_loss.dtype == torch.float32
+        return contrastive_loss(out.semantic_BC, teacher)
+
+    return terms
+
+
+def train_classifier() -> Callable[[], object]:
+    config = ClassifierConfig(num_classes=5, image_size=16, widths=(8, 16), dropout=0.1)
+    network = on_fake_gpu(lambda: Classifier(config)).train()
+    image, seed = torch.zeros(B, 3, 16, 16, device="cuda"), longs(B)
+    return lambda: network(image, seed)
+
+
+def draw_samples() -> Callable[[], object]:
+    network = on_fake_gpu(lambda: FoldedGenerator(GENERATOR, TOKENIZER.layout, TOKENIZER.code_dim)).eval()
+    tokenizer = on_fake_gpu(lambda: ImageFolderTokenizer(TOKENIZER)).eval()
+    label, uniform = longs(B), torch.zeros(B, 14, 2, device="cuda")
+
+    def draw() -> object:
+        tokens = generate(network, tokenizer.quantizer, label, uniform, guidance=2.0, top_k=5, top_p=0.9)
+        with torch.no_grad():
+            return tokenizer.reconstruct(tokens)
+
+    return draw
+
+
+def tokenize() -> Callable[[], object]:
+    network = on_fake_gpu(lambda: ImageFolderTokenizer(TOKENIZER)).eval()
+    image = torch.zeros(B, 3, 16, 16, device="cuda")
+
+    def run() -> object:
+        with torch.no_grad():
+            return network.reconstruct(network.tokenize(image), 2)
+
+    return run
+
+
+WORK: dict[str, Callable[[], Callable[[], object]]] = {
+    "generator": lambda: train_generator(GENERATOR),
+    "shared adaln": lambda: train_generator(GENERATOR.model_copy(update={"shared_adaln": True, "qk_norm": False})),
+    "tokenizer": train_tokenizer,
+    "classifier": train_classifier,
+    "sampling": draw_samples,
+    "tokenize": tokenize,
+}
+
+
+def second_pass(work: Callable[[], Callable[[], object]]) -> GpuRules:
+    """The rules' record of a pass with warm caches: tables are made once, on the host."""
+    run = work()
+    run()
+    with gpu_rules() as rules:
+        run()
+    return rules
+
+
+@cache
+def record(name: str) -> GpuRules:
+    with fake_gpu():
+        return second_pass(WORK[name])
+
+
+@pytest.mark.parametrize("name", WORK)
+def test_nothing_waits_for_the_gpu_or_leaves_it(name: str) -> None:
+    assert record(name).products, "nothing was multiplied"
+
+
+@pytest.mark.parametrize("name", WORK)
+def test_products_are_bf16_where_they_need_not_be_float32(name: str) -> None:
+    wide = {where for (where, dtype) in record(name).products if dtype == torch.float32}
+    assert wide <= FLOAT32, wide - FLOAT32
+
+
+@pytest.mark.parametrize("name", [name for name in WORK if name != "classifier"])
+def test_attention_is_a_fused_kernel(name: str) -> None:
+    kernels = record(name).kernels
+    assert kernels
+    assert kernels <= FUSED_ATTENTION, kernels - FUSED_ATTENTION
+
+
+def test_flash_attn_is_asked_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sampling hides nothing, so its kernel is flash-attn's; the rules hold there, too."""
+    calls = []
+
+    def varlen(q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, **_: object) -> Tensor:
+        assert {t.device.type for t in (q, k, v, cu_seqlens_q, cu_seqlens_k)} == {"cuda"}
+        assert q.dtype == k.dtype == v.dtype == torch.bfloat16
+        calls.append(q.shape)
+        return torch.empty_like(q)
+
+    module = ModuleType("flash_attn")
+    module.flash_attn_varlen_func = varlen  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "flash_attn", module)
+    with fake_gpu():
+        assert not second_pass(draw_samples).kernels - FUSED_ATTENTION
+    assert calls
+
+
+@pytest.mark.parametrize(
+    ("broken", "work"),
+    [
+        ("waits", lambda: torch.zeros(3, device="cuda").max().item()),
+        ("waits", lambda: torch.zeros(3, device="cuda", dtype=torch.int64).bincount(minlength=3)),
+        ("several devices", lambda: torch.zeros(3, device="cuda").cpu()),
+        ("several devices", lambda: torch.zeros(3, 3, device="cuda")[torch.zeros(1, dtype=torch.int64)]),
+    ],
+)
+def test_the_rules_see_what_they_are_for(broken: str, work: Callable[[], object]) -> None:
+    with pytest.raises(AssertionError, match=broken):
+        _under_rules(work)
+
+
+def _under_rules(work: Callable[[], object]) -> None:
+    with fake_gpu(), gpu_rules():
+        try:
+            work()
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:  # fake tensors refuse it, too
+            raise AssertionError("waits") from error
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_gradients_have_the_shapes_and_dtypes_of_their_parameters(autocast: bool) -> None:
+    """Backward does not run on fake CUDA tensors, so it runs on meta ones, which no host value can be asked of."""
+    with torch.device("meta"):
+        generator = FoldedGenerator(GENERATOR, TOKENIZER.layout, TOKENIZER.code_dim).train()
+        tokenizer = ImageFolderTokenizer(TOKENIZER).train()
+        tokens = torch.zeros(B, 14, 2, dtype=torch.int64)
+        label = seed = torch.zeros(B, dtype=torch.int64)
+        inputs, image = torch.zeros(B, 13, 16), torch.zeros(B, 3, 16, 16)
+    if autocast:
+        generator, tokenizer = generator.bfloat16(), tokenizer.bfloat16()
+    loss, _ = generator(label, inputs, seed, tokens)
+    out = tokenizer(image, label, None, seed)
+    (loss + out.reconstruction_BCHW.float().mean() + out.quantized.codebook_loss + out.semantic_BC.mean()).backward()
+    for name, parameter in [*generator.named_parameters(), *tokenizer.named_parameters()]:
+        assert parameter.grad is not None, name
+        assert (parameter.grad.shape, parameter.grad.dtype) == (parameter.shape, parameter.dtype), name
