@@ -15,6 +15,8 @@ import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ import root_on_path  # noqa: F401 - tests/ is found through it
 import torch
 import torch.distributed as dist
 from report import write_report
-from torch import nn
+from torch import Tensor, nn
 
 from tests.trainer.gloo import run_gloo
 from trainer.checkpoints.agreement import Agreement
@@ -30,7 +32,9 @@ from trainer.checkpoints.retention import Retention
 from trainer.checkpoints.snapshot import pieces
 from trainer.checkpoints.writer import CheckpointWriter
 from trainer.config import TrainerConfig
-from trainer.engine.deepspeed_engine import Batch, Engine, Terms, prepare_deepspeed
+from trainer.engine.deepspeed_engine import Engine, prepare_deepspeed, train
+from trainer.engine.scalars import Terms
+from trainer.engine.trainable import Trainable
 
 WIDTH, ROWS, ROUNDS = 1024, 64, 4
 
@@ -42,8 +46,8 @@ class Layers(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(*(nn.Linear(WIDTH, WIDTH) for _ in range(round(millions * 1e6 / WIDTH**2))))
 
-    def forward(self, batch: Batch) -> Terms:
-        return {"loss": self.layers(batch["x"]).square().mean()}
+    def forward(self, x_BC: Tensor) -> Terms:
+        return {"loss": self.layers(x_BC).square().mean()}
 
 
 def measure(folder: str, millions: int, stage: int) -> dict[str, list[float]]:
@@ -51,9 +55,11 @@ def measure(folder: str, millions: int, stage: int) -> dict[str, list[float]]:
     prepare_deepspeed(torch.device("cpu"))
     config = TrainerConfig(steps=9, global_batch=ROWS, zero_stage=stage, ema_decay=0.99)
     module = Layers(millions)
-    engine = Engine(module, config, set(), torch.device("cpu"))
+    waits: list[Callable[[], None]] = []
+    engine = Engine(Trainable(module), config, torch.device("cpu"), lambda: [wait() for wait in waits] and None)
+    engines = {"layers": engine}
     writer = CheckpointWriter(f"{folder}/ours", Agreement(), Retention(1), 3, lambda *_, **__: None)
-    writer.reserve(pieces(module, engine.owned, {}))
+    writer.reserve(pieces(engines, {}))
     found: dict[str, list[float]] = {"blocked": [], "whole": [], "step": [], "synchronous": []}
 
     def held() -> None:
@@ -61,20 +67,20 @@ def measure(folder: str, millions: int, stage: int) -> dict[str, list[float]]:
         writer.hold()
         found["blocked"][-1] += time.perf_counter() - began
 
-    batch = {"x": torch.randn(ROWS // dist.get_world_size(), WIDTH)}
+    work = partial(module.forward, torch.randn(ROWS // dist.get_world_size(), WIDTH))
     for step in range(1, ROUNDS + 1):
-        engine.before_update = lambda: None
+        waits.clear()
         began = time.perf_counter()
-        engine.step([batch], 1e-3)
+        train(engine, [work], 1e-3)
         found["step"].append(time.perf_counter() - began)
         began = time.perf_counter()
         engine._engine.save_checkpoint(f"{folder}/theirs", tag="step")
         found["synchronous"].append(time.perf_counter() - began)
         began = time.perf_counter()
-        writer.save(step, pieces(module, engine.owned, {}), {"step": step, "optimizer_step": step})
+        writer.save(step, pieces(engines, {}), {"step": step})
         found["blocked"].append(time.perf_counter() - began)
-        engine.before_update = held
-        engine.step([batch], 1e-3)
+        waits.append(held)
+        train(engine, [work], 1e-3)
         writer.finish()
         found["whole"].append(time.perf_counter() - began)
     return found

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import root_on_path  # noqa: F401 - tests/ is found through it
 import torch
 import torch.distributed as dist
 from report import write_report
-from torch import nn
+from torch import Tensor, nn
 
 from model.config import GeneratorConfig, TokenizerConfig
 from model.generators.next_scale import FoldedGenerator
@@ -28,7 +29,9 @@ from model.losses import folded_cross_entropy
 from tests.trainer.gloo import run_gloo
 from trainer.checkpoints.snapshot import Snapshot, pieces
 from trainer.config import TrainerConfig
-from trainer.engine.deepspeed_engine import Batch, Engine, Terms, prepare_deepspeed
+from trainer.engine.deepspeed_engine import Engine, prepare_deepspeed, train
+from trainer.engine.scalars import Terms
+from trainer.engine.trainable import Trainable
 from trainer.planning.activations import generator_activations
 from trainer.planning.memory import RankMemory, rank_memory
 from trainer.planning.shapes import count, generator_weights
@@ -48,15 +51,12 @@ the memory at these sizes, and gloo's threads decide how many of the latter are 
 class Trainee(nn.Module):
     """The generator with its loss as forward, as the training loop has it."""
 
-    def __init__(self, config: GeneratorConfig, precision: str) -> None:
+    def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
         self.network = FoldedGenerator(config, TOKENIZER.layout, TOKENIZER.code_dim)
-        self._autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
 
-    def forward(self, batch: Batch) -> Terms:
-        with self._autocast:
-            logits_BLFV = self.network(batch["label"], batch["input"])
-            return {"loss": folded_cross_entropy(logits_BLFV, batch["tokens"])[0]}
+    def forward(self, label_B: Tensor, input_BLC: Tensor, tokens_BLF: Tensor) -> Terms:
+        return {"loss": folded_cross_entropy(self.network(label_B, input_BLC), tokens_BLF)[0]}
 
 
 def trainer_config(stage: int, precision: str) -> TrainerConfig:
@@ -68,13 +68,13 @@ def trainer_config(stage: int, precision: str) -> TrainerConfig:
     )
 
 
-def make_batch(samples: int) -> Batch:
-    """Random tokens, and inputs of the right shape."""
+def make_batch(samples: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Random labels, inputs of the right shape, and tokens."""
     layout = TOKENIZER.layout
     tokens = torch.randint(0, layout.vocabulary(), (samples, layout.positions, layout.folds))
     rest = layout.positions - layout.groups[0]
     inputs = torch.randn(samples, rest, layout.folds * TOKENIZER.code_dim)
-    return {"tokens": tokens, "input": inputs, "label": torch.randint(0, 100, (samples,))}
+    return torch.randint(0, 100, (samples,)), inputs, tokens
 
 
 def measure(size: str, stage: int, precision: str) -> int:
@@ -84,13 +84,13 @@ def measure(size: str, stage: int, precision: str) -> int:
     prepare_deepspeed(torch.device("cpu"))
     config = trainer_config(stage, precision)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        trainee = Trainee(SIZES[size], precision)
-        engine = Engine(trainee, config, set(), torch.device("cpu"))
+        trainee = Trainee(SIZES[size])
+        engine = Engine(Trainable(trainee), config, torch.device("cpu"))
         snapshot = Snapshot()
-        snapshot.reserve(pieces(trainee, engine.owned, {}))
+        snapshot.reserve(pieces({"network": engine}, {}))
         batch = make_batch(config.global_batch // dist.get_world_size())
         for _ in range(STEPS):
-            engine.step([batch], 1e-4)
+            train(engine, [partial(trainee.forward, *batch)], 1e-4)
     return peak_bytes(profiler)
 
 

@@ -137,7 +137,7 @@ def read_checkpoint(root: Path) -> Iterator[Callable[[], object]]:
     from trainer.rollback.on_course import decisions_on_record, steps_on_course
 
     checkpoints, folder = str(root / "generator/checkpoints"), str(root / STEP)
-    yield lambda: CheckpointReader(folder).count("optimizer_step")
+    yield lambda: CheckpointReader(folder).trainable("network")
     yield lambda: verify(checkpoints, 2)
     yield lambda: export_safetensors(checkpoints, 2, str(root / "export"), ema=False)
     yield lambda: (latest_step(checkpoints), read_state(checkpoints, 2), list_checkpoints(checkpoints))

@@ -108,7 +108,7 @@ def _checkpoint(folder: str) -> None:
         Entry("master", bias, 0, 2, RANK_FILE, 32, (zlib.crc32(data[32:]),)),
     ]
     storage.write_bytes(storage.join(folder, RANK_FILE), data)
-    counts = dict.fromkeys(("optimizer_step", "skipped_steps", "skipped_in_a_row"), 0)
+    counts = dict.fromkeys(("skipped_steps",), 0)
     state = {
         "step": 2,
         **counts,
@@ -117,7 +117,8 @@ def _checkpoint(folder: str) -> None:
         "world_size": 1,
         "zero_stage": 1,
     }
-    state |= {"loss_scale": {"value": 1.0, "applied_in_a_row": 0}, "spikes": {"losses": [1.0], "strange": []}}
+    own = {"optimizer_step": 2, "skipped": 0, "loss_scale": {"value": 1.0, "applied_in_a_row": 0}}
+    state |= {"trainables": {"network": own}, "exported": "network", "spikes": {"losses": [1.0], "strange": []}}
     commit(folder, Index(entries, {RANK_FILE: len(data)}, "0a").to_bytes(), state, "0a")
 
 

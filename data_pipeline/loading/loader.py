@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.config import ReadingConfig
-from data_pipeline.images.transforms import Pixels, Transform, to_model
+from data_pipeline.images.transforms import Pixels, Transform
 from data_pipeline.loading.prefetching import Ahead
 from data_pipeline.order.ledger import DataOrder
 from data_pipeline.order.permutations import Positions, SampleOrder, keyed_uniform, step_positions
@@ -68,9 +68,9 @@ class _Block:
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """One rank's images of one step, float32 in [-1, 1]."""
+    """One rank's images of one step. They become numbers where they are used (transforms.to_model says which)."""
 
-    image_BCHW: npt.NDArray[np.float32]
+    pixels_BCHW: npt.NDArray[np.uint8]
     label_B: npt.NDArray[np.int64]
     position_B: Positions
     index_B: Positions
@@ -203,7 +203,8 @@ class ImageBatches:
         if self._flip:
             mirrored_B = keyed_uniform(self._seed, "flip", position_B) < 0.5
             pixels_BHWC[mirrored_B] = pixels_BHWC[mirrored_B, :, ::-1]
-        return ImageBatch(to_model(pixels_BHWC), self._images.labels[index_B].astype(np.int64), position_B, index_B)
+        pixels_BCHW = np.ascontiguousarray(pixels_BHWC.transpose(0, 3, 1, 2))
+        return ImageBatch(pixels_BCHW, self._images.labels[index_B].astype(np.int64), position_B, index_B)
 
     def _pixels(self, index_B: Positions, position_B: Positions) -> Pixels:
         if self._pixels_NHWC is not None:

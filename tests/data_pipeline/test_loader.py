@@ -99,8 +99,8 @@ def test_a_random_crop_depends_on_the_position_alone(image_shards: ImageShards, 
     whole = ImageBatches(image_shards, **options).batch(5)  # type: ignore[arg-type]
     batches = ImageBatches(image_shards, **options)  # type: ignore[arg-type]
     parts = [batches.batch(5, rank, 4) for rank in range(4)]
-    assert np.array_equal(np.concatenate([part.image_BCHW for part in parts]), whole.image_BCHW)
-    assert not np.array_equal(whole.image_BCHW, image_batches_of(image_shards, reading, 7).batch(5).image_BCHW)
+    assert np.array_equal(np.concatenate([part.pixels_BCHW for part in parts]), whole.pixels_BCHW)
+    assert not np.array_equal(whole.pixels_BCHW, image_batches_of(image_shards, reading, 7).batch(5).pixels_BCHW)
 
 
 def image_batches_of(images: ImageShards, reading: ReadingConfig, seed: int) -> ImageBatches:
@@ -140,7 +140,7 @@ def test_image_batches_do_not_depend_on_the_number_of_workers(images: Images) ->
     batches = image_batches(images, horizontal_flip=True)
     whole = batches.batch(3)
     parts = [batches.batch(3, rank, 4) for rank in range(4)]
-    assert np.array_equal(np.concatenate([part.image_BCHW for part in parts]), whole.image_BCHW)
+    assert np.array_equal(np.concatenate([part.pixels_BCHW for part in parts]), whole.pixels_BCHW)
     assert np.array_equal(np.concatenate([part.label_B for part in parts]), whole.label_B)
 
 
@@ -150,7 +150,7 @@ def test_images_decoded_on_the_fly_are_those_decoded_at_the_start(images: Images
         image_batches(images, horizontal_flip=True, memory_limit=0),
     )
     for step in (0, 1, 7):
-        assert np.array_equal(kept.batch(step).image_BCHW, streamed.batch(step).image_BCHW)
+        assert np.array_equal(kept.batch(step).pixels_BCHW, streamed.batch(step).pixels_BCHW)
 
 
 def test_the_first_images_are_decoded_alone(images: Images) -> None:
@@ -164,7 +164,7 @@ def test_about_half_of_the_images_are_mirrored_and_the_rest_untouched(images: Im
         image_batches(images, global_batch=200),
         image_batches(images, global_batch=200, horizontal_flip=True),
     )
-    one, other = plain.batch(0).image_BCHW, mirrored.batch(0).image_BCHW
+    one, other = plain.batch(0).pixels_BCHW, mirrored.batch(0).pixels_BCHW
     same = (one == other).all((1, 2, 3))
     turned = (one[..., ::-1] == other).all((1, 2, 3))
     assert (same | turned).all()
@@ -173,10 +173,10 @@ def test_about_half_of_the_images_are_mirrored_and_the_rest_untouched(images: Im
 
 def test_drawing_a_batch_does_not_change_the_next(images: Images) -> None:
     batches = image_batches(images, horizontal_flip=True)
-    first = batches.batch(0).image_BCHW
+    first = batches.batch(0).pixels_BCHW
     for step in range(5):
         batches.batch(step)
-    assert np.array_equal(batches.batch(0).image_BCHW, first)
+    assert np.array_equal(batches.batch(0).pixels_BCHW, first)
 
 
 @pytest.mark.parametrize("memory_limit", [0, 2**30])

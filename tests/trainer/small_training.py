@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,29 +19,41 @@ from trainer.checkpoints.retention import Retention
 from trainer.checkpoints.snapshot import pieces
 from trainer.checkpoints.writer import CheckpointWriter
 from trainer.config import TrainerConfig
-from trainer.engine.deepspeed_engine import Batch, Engine, Terms, prepare_deepspeed, split_batch
+from trainer.engine.batches import Batch
+from trainer.engine.deepspeed_engine import Engine, Update, prepare_deepspeed, train
+from trainer.engine.scalars import Scalars, Terms
 from trainer.engine.schedule import learning_rate
-from trainer.loop.training_loop import NUMBER_FORMATS
+from trainer.engine.trainable import Trainable
 
 BATCH, WIDTH = 8, 6
+NAME = "regression"
+"""Of the trainable."""
 ROLES = ("master", "exp_avg", "exp_avg_sq", "ema")
 EVERYTHING_PARTITIONED = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows(Batch):
+    """Inputs and what is to be predicted of them."""
+
+    x_BC: Tensor
+    y_B: Tensor
 
 
 class Regression(nn.Module):
     """Small, with a matrix, vectors, and a buffer; no parameter's size is a multiple of two ranks and four."""
 
-    def __init__(self, precision: str = "fp32") -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(WIDTH, 7), nn.Tanh(), nn.Linear(7, 1))
         self.register_buffer("seen", torch.zeros(1))
-        dtype = NUMBER_FORMATS[precision]
-        self._autocast = torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
 
-    def forward(self, batch: Batch) -> Terms:
-        with self._autocast:
-            predicted = self.layers(batch["x"]).float().squeeze(1)
-        return {"loss": (predicted - batch["y"]).square().mean()}
+    def forward(self, x_BC: Tensor) -> Tensor:
+        predicted: Tensor = self.layers(x_BC).float().squeeze(1)
+        return predicted
+
+    def terms(self, rows: Rows) -> Terms:
+        return {"loss": (self(rows.x_BC) - rows.y_B).square().mean()}
 
 
 def settings(**changes: Any) -> TrainerConfig:
@@ -50,13 +64,13 @@ def settings(**changes: Any) -> TrainerConfig:
     return TrainerConfig(**(values | {"gradient_clipping": 1.0} | extra | changes))
 
 
-def rows(step: int) -> Batch:
+def rows(step: int) -> Rows:
     """This rank's slice of the global batch of a step."""
     generator = torch.Generator().manual_seed(step)
     x, world = torch.randn(BATCH, WIDTH, generator=generator), dist.get_world_size()
     share = BATCH // world
     mine = x[dist.get_rank() * share :][:share]
-    return {"x": mine, "y": mine.sum(1)}
+    return Rows(x_BC=mine, y_B=mine.sum(1))
 
 
 class Training:
@@ -66,12 +80,13 @@ class Training:
         prepare_deepspeed(torch.device("cpu"))
         torch.manual_seed(0)
         self.config, self.folder, self.step = config, folder, 0
-        self.module = Regression(config.precision)
-        self.engine = Engine(self.module, config, {"layers.2.weight"}, torch.device("cpu"))
+        self.module = Regression()
+        trainable = Trainable(self.module, {"layers.2.weight"})
+        self.engine = Engine(trainable, config, torch.device("cpu"), lambda: self.writer.hold())
+        self.engines = {NAME: self.engine}
         self.events: list[tuple[str, int, dict[str, Any]]] = []
         agreement = Agreement()
         self.writer = CheckpointWriter(folder, agreement, Retention(keep), config.max_failed_checkpoints, self._report)
-        self.engine.before_update = self.writer.hold
 
     def _report(self, event: str, step: int, **details: Any) -> None:
         self.events.append((event, step, details))
@@ -79,19 +94,27 @@ class Training:
     def load(self, folder: str, step: int) -> None:
         """Go on from a checkpoint."""
         reader = CheckpointReader(step_folder(folder, step))
-        restore.load_checkpoint(reader, self.module, self.engine.owned)
-        if self.engine.loss_scale:
-            self.engine.loss_scale.load_state(reader.state["loss_scale"])
+        restore.load_checkpoint(reader, self.engines)
+        scale = reader.trainable(NAME).loss_scale
+        if self.engine.loss_scale and scale:
+            self.engine.loss_scale.load_state(scale.model_dump())
         self.step = int(reader.state["step"])
+
+    def learn(self, batch: Rows, rate: float) -> tuple[Scalars, Update]:
+        """One optimizer step."""
+        parts = batch.split(self.engine.accumulation)
+        terms = train(self.engine, [partial(self.module.terms, part) for part in parts], rate)
+        update = self.engine.take_update()
+        assert update is not None
+        return terms, update
 
     def advance(self, last: int) -> list[float]:
         """Train up to a step. Returns the losses, averaged over ranks."""
         losses = []
         for step in range(self.step, last):
-            batches = split_batch(rows(step), self.engine.accumulation)
-            result = self.engine.step(batches, learning_rate(self.config, step))
+            terms, _ = self.learn(rows(step), learning_rate(self.config, step))
             self.module.get_buffer("seen").add_(1)
-            mean = result.terms["loss"].clone()
+            mean = terms["loss"].clone()
             dist.all_reduce(mean)
             losses.append(float(mean / dist.get_world_size()))
         self.step = last
@@ -100,9 +123,9 @@ class Training:
     def begin_save(self) -> None:
         """Begin a checkpoint at this step."""
         scale = self.engine.loss_scale
-        state = {"step": self.step, "optimizer_step": self.engine.owned.optimizer_step, "skipped_steps": 0}
-        state["loss_scale"] = scale.state() if scale else None
-        self.writer.save(self.step, pieces(self.module, self.engine.owned, {}), state)
+        own = {"optimizer_step": self.engine.owned.optimizer_step, "loss_scale": scale.state() if scale else None}
+        state = {"step": self.step, "skipped_steps": 0, "trainables": {NAME: own}, "exported": NAME}
+        self.writer.save(self.step, pieces(self.engines, {}), state)
 
     def save(self) -> None:
         """Write a checkpoint, and wait for it."""
@@ -116,7 +139,7 @@ class Training:
 
 def states(folder: str, step: int) -> dict[str, dict[str, Tensor]]:
     """Whole tensors of every role of a checkpoint."""
-    return {role: restore.assemble(folder, step, role) for role in ROLES}
+    return {role: restore.assemble(folder, step, role, NAME) for role in ROLES}
 
 
 def unbroken(cells: list[tuple[int, str, str]], middle: int, last: int) -> list[list[float]]:

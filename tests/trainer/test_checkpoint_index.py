@@ -91,7 +91,12 @@ def test_an_index_that_matches_its_marker_but_leads_elsewhere_is_damage_with_a_n
         *({"step": bad} for bad in (-1, "1", 1.5, None, True)),
         *({"skipped_ranges": bad} for bad in (7, [1], [[1]], [["a", "b"]], None)),
         *({"metrics": bad} for bad in ([1], {"loss": "x"}, None, 0.0, [])),
-        *({"loss_scale": bad} for bad in ([1], {"a": 1}, {"value": "x", "applied_in_a_row": 1})),
+        {"trainables": [1]},
+        *({"trainables": {"network": bad}} for bad in (1, {}, {"optimizer_step": -1}, {"optimizer_step": 1, "x": 1})),
+        *(
+            {"trainables": {"network": {"optimizer_step": 1, "loss_scale": bad}}}
+            for bad in ([1], {"a": 1}, {"value": "x", "applied_in_a_row": 1})
+        ),
         *({"spikes": bad} for bad in ([1], None, {}, {"losses": 1, "strange": []}, {"losses": ["x"], "strange": []})),
     ],
 )
@@ -105,8 +110,8 @@ def test_a_state_that_cannot_be_is_damage_to_a_start_and_nothing_to_a_listing(tm
 def test_a_state_without_a_number_that_is_needed_is_damage(tmp_path: Path) -> None:
     commit(str(tmp_path), INDEX.to_bytes(), {"step": 1}, "a")
     assert CheckpointReader(str(tmp_path)).count("step") == 1
-    with pytest.raises(DamagedCheckpointError, match=r"state\.json: it lacks optimizer_step"):
-        CheckpointReader(str(tmp_path)).count("optimizer_step")
+    with pytest.raises(DamagedCheckpointError, match=r"state\.json: it lacks skipped_steps"):
+        CheckpointReader(str(tmp_path)).count("skipped_steps")
 
 
 def test_shapes_take_no_memory_before_the_files_are_known_to_be_there(tmp_path: Path) -> None:

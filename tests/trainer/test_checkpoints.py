@@ -71,7 +71,7 @@ def test_a_folder_without_the_marker_is_no_checkpoint(copied: Path) -> None:
 def test_a_damaged_tensor_is_refused_with_file_and_name(copied: Path) -> None:
     path = next((copied / "step_00000002").glob("rank_0000-*.safetensors"))
     damage(path, path.stat().st_size - 1)
-    with pytest.raises(CorruptShardError, match=r"rank_0000-.*\.safetensors: the bytes of \w+/layers"):
+    with pytest.raises(CorruptShardError, match=r"rank_0000-.*\.safetensors: the bytes of \w+/regression\.layers"):
         states(str(copied), 2)
     with pytest.raises(CorruptShardError, match=r"rank_0000-.*\.safetensors"):
         verify(str(copied), 2)
@@ -90,9 +90,10 @@ def test_a_missing_file_is_named(copied: Path) -> None:
         states(str(copied), 2)
 
 
-def test_a_checkpoint_of_an_older_format_is_refused_with_what_to_do(copied: Path) -> None:
-    (copied / "step_00000002" / COMPLETE).write_bytes(b"")
-    with pytest.raises(UsageError, match="checkpoint format 1, and this foldtrain reads 2"):
+@pytest.mark.parametrize(("marker", "version"), [(b"", 1), (b'{"format": 2, "attempt": "0a"}', 2)])
+def test_a_checkpoint_of_an_older_format_is_refused_with_what_to_do(copied: Path, marker: bytes, version: int) -> None:
+    (copied / "step_00000002" / COMPLETE).write_bytes(marker)
+    with pytest.raises(UsageError, match=f"checkpoint format {version}, and this foldtrain reads 3"):
         CheckpointReader(step_folder(str(copied), 2))
 
 
@@ -118,7 +119,7 @@ def test_verify_counts_what_it_read(trained: Path) -> None:
 def test_a_checkpoint_of_another_network_is_refused(trained: Path) -> None:
     reader = CheckpointReader(step_folder(str(trained), 2))
     with pytest.raises(CorruptShardError, match="covers 42 of the 60 elements"):
-        reader.fill([Wanted("master", "layers.0.weight", 0, torch.empty(60))])
+        reader.fill([Wanted("master", "regression.layers.0.weight", 0, torch.empty(60))])
 
 
 def test_a_checkpoint_from_other_data_is_refused_with_the_difference(copied: Path) -> None:
@@ -344,7 +345,7 @@ def updated_meanwhile(folder: str, stage: int) -> None:
         reached.set()
         hold()
 
-    snapshot.complete, training.engine.before_update = late, holding  # type: ignore[method-assign]
+    snapshot.complete, training.writer.hold = late, holding  # type: ignore[method-assign]
     training.begin_save()
     training.advance(3)
     training.writer.finish()
@@ -395,7 +396,7 @@ def go_on(folder: str) -> None:
 
 def test_state_names_what_a_resume_needs(trained: Path) -> None:
     state = json.loads((trained / "step_00000002" / "state.json").read_text())
-    assert state["optimizer_step"] == 2
+    assert state["trainables"]["regression"]["optimizer_step"] == 2
 
 
 def stuck(folder: str) -> tuple[list[tuple[str, int]], list[str]]:

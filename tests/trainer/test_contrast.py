@@ -16,7 +16,7 @@ from model.losses import carry_gradients, contrastive_gradients, contrastive_los
 from tests.trainer.gloo import run_gloo
 from tests.trainer.test_random_numbers import BATCH, FAKES, SIZE, TOKENIZER, Changes, section
 from trainer.config import TokenizerLossConfig, TokenizerStageConfig
-from trainer.engine.deepspeed_engine import INDEX, prepare_deepspeed
+from trainer.engine.deepspeed_engine import prepare_deepspeed
 from trainer.job import TrainJob
 from trainer.loop.training_loop import Loop
 from trainer.stages import build_stage, tokenizer
@@ -68,21 +68,21 @@ def watch(module: nn.Module, passes: list[list[str]]) -> None:
 def followed(job: TrainJob) -> Course:
     torch.manual_seed(job.seed)
     loop = Loop(job, build_stage(job, torch.device("cpu")), torch.device("cpu"))
-    for group in loop.engine._engine.optimizer.param_groups:
+    engine = loop.engines["tokenizer"]
+    for group in engine._engine.optimizer.param_groups:
         group["eps"] = DAMPED
     passes: list[list[str]] = []
-    watch(loop.engine.module, passes)
-    names = [name for name, _ in loop.engine.module.named_parameters()]
-    losses, semantic, begin = [], [], torch.cat([loop.engine.whole(name).flatten() for name in names])
+    watch(engine._engine.module, passes)
+    names = [name for name, _ in engine.module.named_parameters()]
+    losses, semantic, begin = [], [], torch.cat([engine.whole(name).flatten() for name in names])
     for step in range(STEPS):
         passes.clear()
-        batch = {name: tensor for name, tensor in loop.stage.batch(step).items() if name != INDEX}
-        terms = loop._train_step(batch).terms
+        terms = loop._train_step(loop.stage.batch(step)).terms
         loss = terms["loss"].clone()
         dist.all_reduce(loss)
         losses.append(float(loss) / dist.get_world_size())
         semantic.append(float(terms["semantic"]))
-    end = torch.cat([loop.engine.whole(name).flatten() for name in names])
+    end = torch.cat([engine.whole(name).flatten() for name in names])
     hits = int(loop.stage.state()["hits"].sum())
     return Course(losses, semantic, end.numpy(), float((end - begin).abs().max()), hits, passes)
 

@@ -10,10 +10,9 @@ import torch
 
 from data_pipeline.errors import UsageError
 from tests.trainer.gloo import run_gloo
-from tests.trainer.small_training import WIDTH, Training, rows, settings
+from tests.trainer.small_training import NAME, WIDTH, Training, rows, settings
 from trainer.checkpoints import restore
 from trainer.config import TrainerConfig
-from trainer.engine.deepspeed_engine import split_batch
 from trainer.engine.settings import deepspeed_config
 
 STAGES = (0, 1, 2, 3)
@@ -36,7 +35,7 @@ def averages(folder: str) -> list[dict[str, Any]]:
 
 def test_the_sharded_average_equals_that_of_a_full_replica_at_every_stage(tmp_path: Path) -> None:
     for stage, replica in zip(STAGES, run_gloo(2, tmp_path, averages, str(tmp_path))[0], strict=True):
-        sharded = restore.assemble(str(tmp_path / str(stage)), 5, "ema")
+        sharded = restore.assemble(str(tmp_path / str(stage)), 5, "ema", NAME)
         for name, values in replica.items():
             torch.testing.assert_close(sharded[name], torch.from_numpy(values), rtol=1e-6, atol=1e-7)
 
@@ -116,8 +115,8 @@ def test_overwritten_rows_lose_their_moments_and_no_others_do_at_every_stage(tmp
     ranks = run_gloo(2, tmp_path, overwrite, str(tmp_path))
     for stage in STAGES:
         folder = str(tmp_path / str(stage))
-        master, average = restore.assemble(folder, 1, "master"), restore.assemble(folder, 1, "ema")
-        moments = restore.assemble(folder, 1, "exp_avg_sq")["layers.0.weight"]
+        master, average = (restore.assemble(folder, 1, role, NAME) for role in ("master", "ema"))
+        moments = restore.assemble(folder, 1, "exp_avg_sq", NAME)["layers.0.weight"]
         seen = [torch.tensor(found[stage]["layers.0.weight"]) for found in ranks]
         for rows_of in (master["layers.0.weight"], average["layers.0.weight"], *seen):
             assert (rows_of[[1, 5]] == 3).all()
@@ -133,11 +132,11 @@ def poisoned(folder: str) -> list[list[bool]]:
         before = training.weights()["layers.0.weight"]
         bad = rows(0)
         if training.writer._agreement.rank == 1:
-            bad["y"][0] = float("nan")
-        skipped = training.engine.step([bad], 0.05)
+            bad.y_B[0] = float("nan")
+        _, skipped = training.learn(bad, 0.05)
         unmoved = bool((before == training.weights()["layers.0.weight"]).all())
         counted = training.engine.owned.optimizer_step
-        found.append([skipped.applied, unmoved, counted == 0, training.engine.step([rows(1)], 0.05).applied])
+        found.append([skipped.applied, unmoved, counted == 0, training.learn(rows(1), 0.05)[1].applied])
     return found
 
 
@@ -158,12 +157,12 @@ def scaled(folder: str) -> list[dict[str, list[Any]]]:
                 training = Training(config, f"{folder}/{stage}")
                 training.load(f"{folder}/{stage}", step)
             before = training.weights()["layers.0.weight"]
-            result = training.engine.step(split_batch(rows(step % 2), training.engine.accumulation), 1e-4)
+            terms, update = training.learn(rows(step % 2), 1e-4)
             training.step += 1
-            steps["scale"].append(result.loss_scale)
-            steps["applied"].append(result.applied)
-            steps["loss"].append(float(result.terms["loss"]))
-            steps["norm"].append(result.grad_norm)
+            steps["scale"].append(update.loss_scale)
+            steps["applied"].append(update.applied)
+            steps["loss"].append(float(terms["loss"]))
+            steps["norm"].append(update.grad_norm)
             steps["moved"].append(bool((before != training.weights()["layers.0.weight"]).any()))
         found.append(steps)
     return found

@@ -7,13 +7,14 @@ import os
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from data_pipeline import storage
 from data_pipeline.config import ReadingConfig
@@ -22,14 +23,15 @@ from data_pipeline.leases.lease import LeaseLostError, take
 from data_pipeline.leases.lease_record import Holder
 from data_pipeline.storage.retries import PATIENCE_VARIABLE
 from tests.trainer.gloo import run_gloo
-from tests.trainer.small_training import Regression, rows
+from tests.trainer.small_training import Regression, Rows, rows
 from trainer.checkpoints.folder import complete_steps
 from trainer.checkpoints.index import Index
 from trainer.config import ClassifierStageConfig, TrainerConfig
-from trainer.engine.deepspeed_engine import Batch, Engine, Terms
+from trainer.engine.deepspeed_engine import Engines, train
+from trainer.engine.scalars import Scalars
+from trainer.engine.trainable import Trainable, Trainables
 from trainer.job import TrainJob
 from trainer.loop.training_loop import Loop
-from trainer.stages.stage import Look
 
 STEPS = 10
 
@@ -37,10 +39,12 @@ STEPS = 10
 class CountingStage:
     """A regression that counts its samples on each rank, and says at the end how many all ranks have seen."""
 
-    def __init__(self, stop_at: int | None, precision: str = "fp32") -> None:
+    exported = "regression"
+
+    def __init__(self, stop_at: int | None) -> None:
         torch.manual_seed(0)
-        self.network: nn.Module = Regression(precision)
-        self.no_decay: set[str] = set()
+        self.network = Regression()
+        self.trainables: Trainables = {self.exported: Trainable(self.network)}
         self.samples = None
         self.loop: Loop | None = None
         self.stop_at, self.seen, self.total = stop_at, 0, 0
@@ -48,22 +52,17 @@ class CountingStage:
     def card(self) -> dict[str, Any]:
         return {}
 
-    def batch(self, step: int) -> Batch:
-        batch = rows(step)
-        self.seen += len(batch["x"])
-        if step == self.stop_at and dist.get_rank() == dist.get_world_size() - 1:
+    def batch(self, step: int) -> Rows:
+        return rows(step)
+
+    def step(self, micro_batches: Sequence[Rows], engines: Engines, rate: float) -> Scalars:
+        self.seen += sum(len(batch.y_B) for batch in micro_batches)
+        return train(engines[self.exported], [partial(self.network.terms, batch) for batch in micro_batches], rate)
+
+    def after_step(self, step: int, engines: Engines) -> dict[str, Any]:
+        if step - 1 == self.stop_at and dist.get_rank() == dist.get_world_size() - 1:
             assert self.loop is not None
             self.loop.request_stop()
-        return batch
-
-    def prepare(self, micro_batches: Sequence[Batch], look: Look) -> Sequence[Batch]:
-        return micro_batches
-
-    def terms(self, batch: Batch) -> Terms:
-        loss: Terms = self.network(batch)
-        return loss
-
-    def after_step(self, step: int, engine: Engine) -> dict[str, Any]:
         return {}
 
     def state(self) -> dict[str, Tensor]:
@@ -86,7 +85,7 @@ def run(jobs: list[tuple[TrainJob, int | None]]) -> list[tuple[bool, int]]:
     """Whether each of several starts reached the end, and how many samples all ranks had seen by then."""
     found = []
     for each, stop_at in jobs:
-        stage = CountingStage(stop_at, each.section.trainer.precision)
+        stage = CountingStage(stop_at)
         stage.loop = Loop(each, stage, torch.device("cpu"))
         ended = stage.loop.run()
         found.append((ended, int(stage.state()["seen"])))
@@ -132,7 +131,7 @@ def test_the_loss_scale_of_fp16_is_recorded_and_goes_on_from_a_checkpoint(tmp_pa
     assert min(scales) <= 2.0**18
     assert len(events(whole, "skipped_step")) == skipped[-1] < STEPS
     state = json.loads((parts / "checkpoints" / "step_00000006" / "state.json").read_text())
-    assert state["loss_scale"]["value"] in {scales[5], scales[6]}
+    assert state["trainables"]["regression"]["loss_scale"]["value"] in {scales[5], scales[6]}
 
 
 def test_counts_of_a_stage_go_on_at_another_number_of_workers(tmp_path: Path) -> None:
@@ -217,11 +216,11 @@ class AwaitedStage(CountingStage):
         super().__init__(None)
         self.awaited = step
 
-    def batch(self, step: int) -> Batch:
+    def step(self, micro_batches: Sequence[Rows], engines: Engines, rate: float) -> Scalars:
         assert self.loop is not None
-        if step == self.awaited:
+        if self.loop.step == self.awaited:
             self.loop.writer.finish()
-        return super().batch(step)
+        return super().step(micro_batches, engines, rate)
 
 
 def fails_once_at(each: TrainJob, step: int) -> bool:
@@ -345,12 +344,13 @@ def test_a_checkpoint_whose_writes_fail_for_a_while_has_not_failed(tmp_path: Pat
 class SucceededStage(CountingStage):
     """While it trains, another driver takes its folder over."""
 
-    def batch(self, step: int) -> Batch:
+    def after_step(self, step: int, engines: Engines) -> dict[str, Any]:
         if step == 5 and dist.get_rank() == 0:
             assert self.loop is not None
+            self.loop.writer.finish()  # the checkpoint of step 4 is complete
             folder = self.loop.job.folder
             storage.write_json(f"{folder}/lease/000002.json", Holder.here("another driver", 30).record())
-        return super().batch(step)
+        return super().after_step(step, engines)
 
 
 def is_succeeded(each: TrainJob) -> str:

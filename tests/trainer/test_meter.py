@@ -16,7 +16,8 @@ from cluster.stages.planning import stage_configs
 from data_pipeline.config import ReadingConfig
 from tests.trainer.gloo import run_gloo
 from trainer.config import ClassifierStageConfig, TrainerConfig
-from trainer.engine.deepspeed_engine import StepResult
+from trainer.engine.deepspeed_engine import StepResult, Update
+from trainer.engine.scalars import Scalars
 from trainer.job import StageSection, TrainJob
 from trainer.planning.devices import peak_flops
 from trainer.planning.model_flops import model_flops
@@ -27,13 +28,15 @@ CONFIG = TrainerConfig(steps=100, global_batch=8)
 
 
 def step(loss: float, grad_norm: float = 1.0) -> StepResult:
-    return StepResult({"loss": torch.tensor(loss), "accuracy": torch.tensor(0.5)}, applied=True, grad_norm=grad_norm)
+    terms = Scalars.of({"loss": torch.tensor(loss), "accuracy": torch.tensor(0.5)})
+    updates = {"network": Update(applied=True, grad_norm=grad_norm), "critic": Update(applied=True, grad_norm=7.0)}
+    return StepResult(terms, updates)
 
 
 def two_records() -> list[dict[str, Any]]:
     """Rank r has losses that are r higher, and waits r times as long."""
     rank = dist.get_rank()
-    meter = Meter(CONFIG, flops_per_step=1e6, peak_flops=1e9)
+    meter = Meter(CONFIG, flops_per_step=1e6, peak_flops=1e9, exported="network")
     for number in range(4):
         meter.add(step(number + rank, grad_norm=number), waited=0.5 * rank, seconds=1.0 + number, tokens=100)
     meter.block(0.25 * (rank + 1))
@@ -53,6 +56,10 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Any
 
 def test_terms_are_means_over_steps_and_ranks(records: list[list[dict[str, Any]]]) -> None:
     assert [(rank[0]["loss"], rank[0]["accuracy"], rank[0]["grad_norm"]) for rank in records] == [(2.0, 0.5, 1.5)] * 2
+
+
+def test_norms_of_other_trainables_have_their_names(records: list[list[dict[str, Any]]]) -> None:
+    assert [rank[0]["grad_norm_critic"] for rank in records] == [7.0, 7.0]
 
 
 def test_rates_are_of_all_ranks(records: list[list[dict[str, Any]]]) -> None:

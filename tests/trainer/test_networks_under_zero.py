@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from model.tokenizers.imagefolder import ImageFolderTokenizer
 from tests.trainer.gloo import run_gloo
 from tests.trainer.small_training import settings
 from trainer.engine.blocks import compile_blocks, recompute_blocks
-from trainer.engine.deepspeed_engine import Batch, Engine, Terms, prepare_deepspeed
+from trainer.engine.deepspeed_engine import Engine, prepare_deepspeed, train
+from trainer.engine.scalars import Terms
+from trainer.engine.trainable import Trainable
 
 pytestmark = pytest.mark.slow
 
@@ -42,41 +45,37 @@ TOKENIZER = TokenizerConfig(
 class Generating(nn.Module):
     """The generator on random tokens."""
 
-    def __init__(self, bf16: bool) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.network = FoldedGenerator(
             GeneratorConfig(num_classes=1000, depth=2, width=16, heads=2, drop_path=0.2),
             TOKENIZER.layout,
             TOKENIZER.code_dim,
         )
-        self._autocast = torch.autocast("cpu", torch.bfloat16, enabled=bf16)
 
-    def forward(self, batch: Batch) -> Terms:
+    def forward(self, seed: int) -> Terms:
         layout = TOKENIZER.layout
-        generator = torch.Generator().manual_seed(int(batch["seed"]))
+        generator = torch.Generator().manual_seed(seed)
         tokens_BLF = torch.randint(32, (4, layout.positions, layout.folds), generator=generator)
         later = layout.positions - layout.groups[0]
         input_BLC = torch.randn(4, later, layout.folds * TOKENIZER.code_dim, generator=generator)
-        with self._autocast:
-            logits_BLFV = self.network(torch.arange(4), input_BLC, batch["seed"] * 4 + torch.arange(4))
-            return {"loss": folded_cross_entropy(logits_BLFV, tokens_BLF)[0]}
+        logits_BLFV = self.network(torch.arange(4), input_BLC, seed * 4 + torch.arange(4))
+        return {"loss": folded_cross_entropy(logits_BLFV, tokens_BLF)[0]}
 
 
 class Tokenizing(nn.Module):
     """The tokenizer on random images, with the semantic loss over all workers' images."""
 
-    def __init__(self, bf16: bool) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.network = ImageFolderTokenizer(TOKENIZER)
-        self._autocast = torch.autocast("cpu", torch.bfloat16, enabled=bf16)
 
-    def forward(self, batch: Batch) -> Terms:
-        generator = torch.Generator().manual_seed(int(batch["seed"]))
+    def forward(self, seed: int) -> Terms:
+        generator = torch.Generator().manual_seed(seed)
         image_BCHW = torch.rand(4, 3, 28, 28, generator=generator) * 2 - 1
         target_BD = torch.randn(4, 12, generator=generator)
-        with self._autocast:
-            output = self.network(image_BCHW, seed_B=batch["seed"] * 4 + torch.arange(4))
-            sides = (output.semantic_BC.float(), self.network.project_teacher(target_BD).float())
+        output = self.network(image_BCHW, seed_B=seed * 4 + torch.arange(4))
+        sides = (output.semantic_BC.float(), self.network.project_teacher(target_BD).float())
         gather = torch.distributed.nn.all_gather
         student, teacher = (torch.cat(gather(side)) for side in sides)
         pixels = (output.reconstruction_BCHW.float() - image_BCHW).square().mean()
@@ -89,15 +88,16 @@ KINDS = {"generator": Generating, "tokenizer": Tokenizing}
 
 def curve(kind: str, stage: int, bf16: bool, twice: bool) -> list[float]:
     torch.manual_seed(0)
-    module = KINDS[kind](bf16)
+    module = KINDS[kind]()
     if twice:
         recompute_blocks(module)
-    config = settings(zero_stage=stage, learning_rate=1e-3, global_batch=8)
-    engine = Engine(module, config, set(), torch.device("cpu"))
+    precision = "bf16" if bf16 else "fp32"
+    config = settings(zero_stage=stage, learning_rate=1e-3, global_batch=8, precision=precision)
+    engine = Engine(Trainable(module), config, torch.device("cpu"))
     losses = []
     for step in range(3):
-        result = engine.step([{"seed": torch.tensor(step * 2 + dist.get_rank())}], 1e-3)
-        losses.append(float(result.terms["loss"]))
+        terms = train(engine, [partial(module.forward, step * 2 + dist.get_rank())], 1e-3)
+        losses.append(float(terms["loss"]))
     name = next(name for name, _ in module.named_parameters() if name.endswith(("head.weight", "0.codebook")))
     return [*losses, float(engine.whole(name).double().sum())]
 
@@ -140,8 +140,8 @@ def compiled(bf16: bool) -> tuple[list[float], list[float]]:
 class Compiled(Generating):
     """The same, its blocks compiled."""
 
-    def __init__(self, bf16: bool) -> None:
-        super().__init__(bf16)
+    def __init__(self) -> None:
+        super().__init__()
         compile_blocks(self)
 
 

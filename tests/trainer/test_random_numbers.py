@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from data_pipeline.config import ReadingConfig
 from data_pipeline.loading.loader import ImageBatch, TokenBatch
@@ -25,7 +26,7 @@ from trainer.config import (
     TrainerConfig,
 )
 from trainer.engine.blocks import recompute_blocks
-from trainer.engine.deepspeed_engine import INDEX, Batch, Engine, Terms, prepare_deepspeed, split_batch
+from trainer.engine.deepspeed_engine import Engine, prepare_deepspeed
 from trainer.job import StageSection, TrainJob
 from trainer.stages import build_stage, classifier, generator, tokenizer
 from trainer.stages.stage import Stage
@@ -71,8 +72,8 @@ class Drawn:
 class Images(Drawn):
     def batch(self, step: int, rank: int, world: int) -> ImageBatch:
         position_B = self.positions(step, rank, world)
-        image = [np.random.default_rng(int(p)).uniform(-1, 1, (3, SIZE, SIZE)) for p in position_B]
-        return ImageBatch(np.stack(image).astype(np.float32), position_B % 4, position_B, position_B)
+        image = [np.random.default_rng(int(p)).integers(0, 256, (3, SIZE, SIZE)) for p in position_B]
+        return ImageBatch(np.stack(image).astype(np.uint8), position_B % 4, position_B, position_B)
 
 
 class Tokens(Drawn):
@@ -99,23 +100,14 @@ def section(stage: str, **changes: Any) -> StageSection:
     return ClassifierStageConfig(model=model, trainer=trainer)
 
 
-class Trainee(nn.Module):
-    """A stage's network, with its loss as forward."""
-
-    def __init__(self, stage: Stage) -> None:
-        super().__init__()
-        self.network = stage.network
-        self._terms = stage.terms
-
-    def forward(self, batch: Batch) -> Terms:
-        return self._terms(batch)
-
-
 def check_blank_batch(stage: Stage) -> None:
     """What is traced or timed without a data set has the shapes and number formats of a real batch."""
-    real = {name: tensor for name, tensor in stage.batch(0).items() if name != INDEX}
-    blank = stage.blank_batch(BATCH // dist.get_world_size())
-    assert {name: (t.shape, t.dtype) for name, t in blank.items()} == {n: (t.shape, t.dtype) for n, t in real.items()}
+    real, blank = stage.batch(0), stage.blank_batch(BATCH // dist.get_world_size())
+    shapes = [
+        {name: (each.shape, each.dtype) for name, each in vars(batch).items() if torch.is_tensor(each)}
+        for batch in (real, blank)
+    ]
+    assert shapes[0] == shapes[1]
 
 
 def curve(job: TrainJob) -> list[float]:
@@ -124,15 +116,15 @@ def curve(job: TrainJob) -> list[float]:
     torch.manual_seed(job.seed)
     stage = build_stage(job, torch.device("cpu"))
     check_blank_batch(stage)
-    trainee = Trainee(stage)
+    trainable = stage.trainables[stage.exported]
     if config.activation_checkpointing:
-        recompute_blocks(trainee)
-    engine = Engine(trainee, config, set(), torch.device("cpu"))
+        recompute_blocks(trainable.module)
+    engine = Engine(replace(trainable, no_decay=set()), config, torch.device("cpu"))
     torch.seed()
     losses = []
     for step in range(STEPS):
-        batch = {name: tensor for name, tensor in stage.batch(step).items() if name != INDEX}
-        loss = engine.step(split_batch(batch, engine.accumulation), 1e-2).terms["loss"].clone()
+        parts = stage.batch(step).split(engine.accumulation)
+        loss = stage.step(parts, {stage.exported: engine}, 1e-2)["loss"].clone()
         dist.all_reduce(loss)
         losses.append(float(loss) / dist.get_world_size())
     return losses

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from data_pipeline.errors import FoldtrainError, StorageAwayError
 from data_pipeline.order.ledger import Audit, DataOrder, audit, read_history, step_indices
 from data_pipeline.order.permutations import step_positions
 from tests.trainer.gloo import run_gloo
-from tests.trainer.small_training import rows
+from tests.trainer.small_training import Rows, rows
 from tests.trainer.test_loop import CountingStage, events, job
 from trainer.checkpoints.folder import complete_steps, step_folder
-from trainer.engine.deepspeed_engine import INDEX, Batch
+from trainer.engine.deepspeed_engine import Engines
+from trainer.engine.scalars import Scalars
 from trainer.job import TrainJob
 from trainer.loop.training_loop import Loop
 from trainer.records.run_directory import RunDirectory
@@ -184,17 +186,19 @@ class PoisonedStage(CountingStage):
         self.consumed: list[int] = []
         self.poison, self.kill_at = poison, kill_at
 
-    def batch(self, step: int) -> Batch:
-        if self.kill_at is not None and len(self.consumed) == self.kill_at:
-            raise KeyboardInterrupt
-        self.consumed.append(step)
-        batch = rows(step)
-        self.seen += len(batch["x"])
-        rank, world = dist.get_rank(), dist.get_world_size()
+    def batch(self, step: int) -> Rows:
+        batch, rank, world = rows(step), dist.get_rank(), dist.get_world_size()
         order, positions = self.samples.order(), step_positions(step, 8, rank, world)
         index_B = order.samples(self.samples.shards).indices(positions)
-        strange = {"y": batch["y"] + 1e4} if step in self.poison and rank == 0 else {}
-        return batch | strange | {INDEX: torch.from_numpy(index_B)}
+        strange = 1e4 if step in self.poison and rank == 0 else 0
+        return replace(batch, y_B=batch.y_B + strange, index_B=index_B)
+
+    def step(self, micro_batches: Sequence[Rows], engines: Engines, rate: float) -> Scalars:
+        assert self.loop is not None
+        if self.kill_at is not None and len(self.consumed) == self.kill_at:
+            raise KeyboardInterrupt
+        self.consumed.append(self.loop.step)
+        return super().step(micro_batches, engines, rate)
 
 
 def poisoned(folder: Path, **changes: Any) -> TrainJob:
@@ -205,7 +209,7 @@ def poisoned(folder: Path, **changes: Any) -> TrainJob:
 def train(each: TrainJob, kill_at: int | None = None, poison: tuple[int, ...] = (POISON,)) -> list[int]:
     """The steps that were consumed, in their order."""
     stage = PoisonedStage(poison, kill_at)
-    loop = Loop(each, stage, torch.device("cpu"))
+    loop = stage.loop = Loop(each, stage, torch.device("cpu"))
     try:
         loop.run()
     except KeyboardInterrupt:  # as dead as a process can be without ending: nothing more is written
@@ -316,7 +320,7 @@ def test_a_run_that_went_back_never_begins_anew_by_itself(tmp_path: Path) -> Non
 def unstored(each: TrainJob) -> tuple[str, list[int]]:
     """A run whose storage does not take the decision in time."""
     stage = PoisonedStage((POISON,), None)
-    loop = Loop(each, stage, torch.device("cpu"))
+    loop = stage.loop = Loop(each, stage, torch.device("cpu"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunDirectory, "commit", lambda *_: False)
         with pytest.raises(StorageAwayError) as refused:

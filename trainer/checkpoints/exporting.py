@@ -14,15 +14,21 @@ from data_pipeline import storage
 from trainer.checkpoints.folder import step_folder
 from trainer.checkpoints.reader import CheckpointReader
 from trainer.checkpoints.restore import assemble
-from trainer.checkpoints.snapshot import BUFFER
-from trainer.engine.fragments import MOMENTS
-
-_PREFIX = "network."  # the trainee holds the network under this name
+from trainer.checkpoints.snapshot import BUFFER, tensor_name
+from trainer.engine.fragments import FROZEN, MOMENTS
 
 
-def whole_network(checkpoints: str, step: int, role: str) -> dict[str, Tensor]:
-    """Parameters of a role, with the buffers, by the network's own names."""
-    return {name.removeprefix(_PREFIX): tensor for name, tensor in assemble(checkpoints, step, role).items()}
+def whole_network(checkpoints: str, step: int, role: str, trainable: str | None = None) -> dict[str, Tensor]:
+    """Parameters of a role, weights that are not trained and buffers, by the network's own names.
+
+    Args:
+        checkpoints: their folder.
+        step: of the checkpoint.
+        role: master, ema, or a moment.
+        trainable: whose they are; None for the stage's result.
+    """
+    name = trainable or CheckpointReader(step_folder(checkpoints, step)).exported
+    return assemble(checkpoints, step, role, name)
 
 
 def export_safetensors(checkpoints: str, step: int, output: str, *, ema: bool) -> str:
@@ -59,17 +65,21 @@ def export_deepspeed(checkpoints: str, step: int, output: str, *, ema: bool) -> 
     reader = CheckpointReader(step_folder(checkpoints, step))
     roles = {"fp32": "ema" if ema else "master"} | {moment: moment for moment in MOMENTS}
     whole = {name: whole_network(checkpoints, step, role) for name, role in roles.items()}
-    buffers = {name.removeprefix(_PREFIX) for name in reader.index.by_tensor(BUFFER)}
-    names = [name for name in whole["fp32"] if name not in buffers]
+    prefix = tensor_name(reader.exported, "")
+    buffers, frozen = (
+        {name.removeprefix(prefix) for name in reader.index.by_tensor(role) if name.startswith(prefix)}
+        for role in (BUFFER, FROZEN)
+    )
+    names = [name for name in whole["fp32"] if name not in buffers | frozen]
     folder = storage.join(output, f"global_step{step}")
-    described = _model_states(whole["fp32"], names, buffers, reader)
+    described = _model_states(whole["fp32"], names, (buffers, frozen), reader)
     _write_pickle(storage.join(folder, "mp_rank_00_model_states.pt"), described)
     # Where a ZeRO 3 engine looks for the counts. What has no tensors in it, `zero_to_fp32` leaves aside.
-    counts = described | {"module": OrderedDict(), "buffer_names": []}
+    counts = described | {"module": OrderedDict(), "buffer_names": [], "frozen_param_shapes": None}
     _write_pickle(storage.join(folder, "zero_pp_rank_0_mp_rank_00_model_states.pt"), counts)
     flat = torch.cat([whole["fp32"][name].flatten() for name in names])
     _write_pickle(storage.join(folder, "zero_pp_rank_0_mp_rank_00_optim_states.pt"), _optimizer_states(flat))
-    taken = torch.tensor(float(reader.count("optimizer_step")))
+    taken = torch.tensor(float(reader.trainable(reader.exported).optimizer_step))
     for name in names:
         for file, tensors in whole.items():
             _write_pickle(storage.join(folder, "zero", name, f"{file}.pt"), {"param": tensors[name]})
@@ -81,16 +91,18 @@ def export_deepspeed(checkpoints: str, step: int, output: str, *, ema: bool) -> 
 
 
 def _model_states(
-    network: dict[str, Tensor], names: list[str], buffers: set[str], reader: CheckpointReader
+    network: dict[str, Tensor], names: list[str], others: tuple[set[str], set[str]], reader: CheckpointReader
 ) -> dict[str, Any]:
+    """Of the network whose trained parameters are `names`; the others are its buffers and its frozen parameters."""
     from importlib.metadata import version
 
+    buffers, frozen = (sorted(each) for each in others)
     return {
         "module": OrderedDict(network),
-        "buffer_names": sorted(buffers),
+        "buffer_names": buffers,
         "param_shapes": [OrderedDict((name, network[name].shape) for name in names)],
-        "frozen_param_shapes": None,
-        "frozen_param_fragments": None,
+        "frozen_param_shapes": OrderedDict((name, network[name].shape) for name in frozen) if frozen else None,
+        "frozen_param_fragments": {name: network[name] for name in frozen} if frozen else None,
         "shared_params": {},
         "ds_version": version("deepspeed"),
         "global_steps": reader.count("step"),

@@ -6,12 +6,16 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
 from data_pipeline import storage
 from data_pipeline.errors import FoldtrainError, UsageError
+from data_pipeline.shards.manifest import first_problem
 from data_pipeline.text import json_records
+from data_pipeline.text.names import Count
 from trainer.checkpoints.damage import DamagedCheckpointError, is_marked, unmark
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 COMPLETE, KEEP, INDEX, STATE = "COMPLETE", "KEEP", "index.json", "state.json"
 _NAME = re.compile(r"step_(\d{8,})")
 
@@ -67,7 +71,28 @@ def read_state(checkpoints: str, step: int) -> dict[str, Any]:
         return {}
 
 
-_COUNTS = ("step", "optimizer_step", "skipped_steps", "skipped_in_a_row", "world_size", "zero_stage")
+_COUNTS = ("step", "skipped_steps", "world_size", "zero_stage")
+
+
+class LossScaleState(BaseModel):
+    """The loss scale of fp16 (trainer.engine.loss_scale)."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    value: float = Field(ge=0, allow_inf_nan=False)
+    applied_in_a_row: Count
+
+
+class TrainableState(BaseModel):
+    """What a state says of one trainable."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    optimizer_step: Count
+    """Updates that were applied: AdamW's bias correction depends on it."""
+    skipped: Count = 0
+    """Updates that were not."""
+    skipped_in_a_row: Count = 0
+    """Of these, the last ones."""
+    loss_scale: LossScaleState | None = None
 
 
 def _checked_state(state: Any) -> dict[str, Any]:
@@ -89,14 +114,16 @@ def _checked_state(state: Any) -> dict[str, Any]:
     lists = [spikes.get(name) for name in ("losses", "strange")] if isinstance(spikes, dict) else [None]
     if not all(isinstance(each, list) and all(isinstance(v, int | float) for v in each) for each in lists):
         raise ValueError("spikes are no lists of numbers")
-    for name, needed in (("metrics", set()), ("loss_scale", {"value", "applied_in_a_row"})):
-        held = state.get(name, {})
-        if held == {} or (held is None and name == "loss_scale"):  # there is none
-            continue
-        if not isinstance(held, dict) or not all(map(_is_number, held.values())):
-            raise ValueError(f"{name} holds what is no number")
-        if any(held.get(each) is None for each in needed):
-            raise ValueError(f"{name} lacks a number")
+    metrics, trainables = state.get("metrics", {}), state.get("trainables", {})
+    if not isinstance(metrics, dict) or not all(map(_is_number, metrics.values())):
+        raise ValueError("metrics holds what is no number")
+    if not isinstance(trainables, dict):
+        raise ValueError("trainables is no object")  # noqa: TRY004 - damage like any other
+    for name, each in trainables.items():
+        try:
+            TrainableState.model_validate(each)
+        except ValidationError as error:
+            raise ValueError(f"trainables.{name}: {first_problem(error)}") from None
     return state
 
 

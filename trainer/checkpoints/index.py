@@ -2,7 +2,7 @@
 
 index.json is compact, because there is an entry for every role, parameter and rank:
 
-    {"format": 2, "attempt": "5f0c2a91", "block": 1048576,
+    {"format": 3, "attempt": "5f0c2a91", "block": 1048576,
      "files": [{"name", "bytes"}], "tensors": [{"name", "shape", "dtype"}],
      "roles": [...], "entries": [[role, tensor, start, stop, file, offset, [crc32 of each block]], ...]}
 
@@ -52,7 +52,7 @@ class _Tensor(_Part):
 class _Record(_Part):
     """The JSON of an index."""
 
-    format: Literal[2]
+    format: Literal[3]
     attempt: Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z_-]{1,64}$")] | None = None
     block: Annotated[int, Field(ge=BLOCK_BYTES, le=BLOCK_BYTES)]
     files: list[_File]

@@ -18,7 +18,7 @@ from data_pipeline import storage
 from data_pipeline.errors import CorruptShardError
 from data_pipeline.shards.safetensors_header import ITEM_BYTES
 from trainer.checkpoints.damage import DamagedCheckpointError
-from trainer.checkpoints.folder import INDEX, STATE, Committed, read_committed
+from trainer.checkpoints.folder import INDEX, STATE, Committed, TrainableState, read_committed
 from trainer.checkpoints.index import BLOCK_BYTES, Entry, Index
 from trainer.checkpoints.snapshot import DTYPES
 
@@ -74,6 +74,32 @@ class CheckpointReader:
         if name not in self.state:
             raise DamagedCheckpointError(storage.join(self.folder, STATE), f"it lacks {name}")
         return int(self.state[name])
+
+    @property
+    def exported(self) -> str:
+        """The trainable that is the stage's result.
+
+        Raises:
+            DamagedCheckpointError: if the state lacks it.
+        """
+        name = self.state.get("exported")
+        if not isinstance(name, str) or name not in self.state.get("trainables", {}):
+            raise DamagedCheckpointError(storage.join(self.folder, STATE), "it names no trainable that is exported")
+        return name
+
+    def trainable(self, name: str) -> TrainableState:
+        """What its state says of a trainable.
+
+        Raises:
+            DamagedCheckpointError: if the state has none at all.
+            CorruptShardError: if there is none of that name.
+        """
+        if "trainables" not in self.state:
+            raise DamagedCheckpointError(storage.join(self.folder, STATE), "it lacks trainables")
+        found = self.state["trainables"].get(name)
+        if found is None:
+            raise CorruptShardError(f"{self.folder}/{STATE} knows no {name}: the checkpoint is of another network")
+        return TrainableState.model_validate(found)
 
     def fill(self, wanted: Sequence[Wanted]) -> None:
         """Fill tensors, on whatever device and of whatever dtype they are.

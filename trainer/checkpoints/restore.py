@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from data_pipeline import storage
 from data_pipeline.errors import CorruptShardError, UsageError
@@ -15,47 +16,53 @@ from trainer.checkpoints.damage import DamagedCheckpointError
 from trainer.checkpoints.folder import step_folder
 from trainer.checkpoints.index import Entry
 from trainer.checkpoints.reader import CheckpointReader, Wanted
-from trainer.checkpoints.snapshot import BUFFER, DTYPES, STAGE
-from trainer.engine.fragments import OwnedState
+from trainer.checkpoints.snapshot import BUFFER, DTYPES, STAGE, Trained, tensor_name
+from trainer.engine.fragments import FROZEN
 
 
-def load_checkpoint(reader: CheckpointReader, module: nn.Module, owned: OwnedState) -> None:
+def load_checkpoint(reader: CheckpointReader, trained: Mapping[str, Trained]) -> None:
     """Restore what this rank needs, and with it all weights (a collective).
 
     Raises:
         DamagedCheckpointError: if bytes differ from what was committed.
         CorruptShardError: if a parameter is missing.
     """
-    adopt(reader, module, owned, read_own(reader, module, owned))
+    adopt(reader, trained, read_own(reader, trained))
 
 
-def read_own(reader: CheckpointReader, module: nn.Module, owned: OwnedState) -> dict[str, Tensor]:
-    """Read what this rank needs, into masters, moments and average; asks no other rank. `adopt` is next.
+def read_own(reader: CheckpointReader, trained: Mapping[str, Trained]) -> dict[str, Tensor]:
+    """Read what this rank needs, into masters, moments and averages; asks no other rank. `adopt` is next.
 
     Returns:
-        The module's buffers, flat, by name.
+        The buffers, flat, by the names that they have in the checkpoint.
 
     Raises:
         DamagedCheckpointError: if bytes differ from what was committed; some tensors may have been filled by then.
         CorruptShardError: if a parameter is missing.
     """
     wanted = [
-        Wanted(role, fragment.name, fragment.start, flat)
-        for fragment in owned.held()
+        Wanted(role, tensor_name(trainable, fragment.name), fragment.start, flat)
+        for trainable, each in trained.items()
+        for fragment in (*each.owned.held(), *each.owned.frozen())
         for role, flat in fragment.roles.items()
     ]
-    buffers = {name: torch.empty(each.numel(), dtype=each.dtype) for name, each in module.named_buffers()}
+    buffers = {
+        tensor_name(trainable, name): torch.empty(buffer.numel(), dtype=buffer.dtype)
+        for trainable, each in trained.items()
+        for name, buffer in each.module.named_buffers()
+    }
     wanted += [Wanted(BUFFER, name, 0, flat) for name, flat in buffers.items()]
     reader.fill(wanted)
     return buffers
 
 
-def adopt(reader: CheckpointReader, module: nn.Module, owned: OwnedState, buffers: dict[str, Tensor]) -> None:
+def adopt(reader: CheckpointReader, trained: Mapping[str, Trained], buffers: dict[str, Tensor]) -> None:
     """Go on from what all ranks have read (a collective)."""
-    for name, buffer in module.named_buffers():
-        buffer.copy_(buffers[name].view(buffer.shape))
-    owned.optimizer_step = reader.count("optimizer_step")
-    owned.publish()
+    for trainable, each in trained.items():
+        for name, buffer in each.module.named_buffers():
+            buffer.copy_(buffers[tensor_name(trainable, name)].view(buffer.shape))
+        each.owned.optimizer_step = reader.trainable(trainable).optimizer_step
+        each.owned.publish()
 
 
 def check_origin(reader: CheckpointReader, origin: dict[str, Any]) -> None:
@@ -78,18 +85,25 @@ def load_stage_state(reader: CheckpointReader) -> dict[str, Tensor]:
     return _assemble(reader, STAGE)
 
 
-def assemble(checkpoints: str, step: int, role: str) -> dict[str, Tensor]:
-    """Whole tensors of a role (master, exp_avg, exp_avg_sq, ema) by parameter name, with the buffers.
+def assemble(checkpoints: str, step: int, role: str, trainable: str | None = None) -> dict[str, Tensor]:
+    """Whole tensors of a role (master, exp_avg, exp_avg_sq, ema), with weights that are not trained and buffers.
+
+    Args:
+        checkpoints: their folder.
+        step: of the checkpoint.
+        role: of the tensors.
+        trainable: of which trainable they are, by the names that its network has for them; None for all of them, by
+            the names that checkpoints have.
 
     Raises:
         UsageError: if there is no complete checkpoint at the step, or it has no such role.
         CorruptShardError: if bytes are damaged.
     """
     reader = CheckpointReader(step_folder(checkpoints, step))
-    tensors = _assemble(reader, role)
+    tensors = _assemble(reader, role, trainable)
     if not tensors:
         raise UsageError(f"{reader.folder} has no {role}: set trainer.ema_decay above 0 to train with one")
-    return tensors | _assemble(reader, BUFFER)
+    return tensors | _assemble(reader, FROZEN, trainable) | _assemble(reader, BUFFER, trainable)
 
 
 def _check_room(reader: CheckpointReader, role: str, found: dict[str, list[Entry]]) -> None:
@@ -107,10 +121,11 @@ def _check_room(reader: CheckpointReader, role: str, found: dict[str, list[Entry
             raise DamagedCheckpointError(storage.join(reader.folder, file), state)
 
 
-def _assemble(reader: CheckpointReader, role: str) -> dict[str, Tensor]:
-    found: dict[str, list[Entry]] = reader.index.by_tensor(role)
+def _assemble(reader: CheckpointReader, role: str, trainable: str | None = None) -> dict[str, Tensor]:
+    prefix = "" if trainable is None else tensor_name(trainable, "")
+    found = {name: each for name, each in reader.index.by_tensor(role).items() if name.startswith(prefix)}
     infos = {name: entries[0].tensor for name, entries in found.items()}
     _check_room(reader, role, found)
     flat = {name: torch.empty(math.prod(info.shape), dtype=DTYPES[info.dtype]) for name, info in infos.items()}
     reader.fill([Wanted(role, name, 0, tensor) for name, tensor in flat.items()])
-    return {name: tensor.view(infos[name].shape) for name, tensor in flat.items()}
+    return {name.removeprefix(prefix): tensor.view(infos[name].shape) for name, tensor in flat.items()}

@@ -8,10 +8,11 @@ and used again by each checkpoint; if tensors are on a GPU it is pinned, so that
 from __future__ import annotations
 
 import json
+import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 import torch.distributed as dist
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from data_pipeline.shards.safetensors_header import ITEM_BYTES
 from trainer.checkpoints.index import BLOCK_BYTES, Entry, Index, TensorInfo
-from trainer.engine.fragments import OwnedState
+from trainer.engine.fragments import Fragment, OwnedState
 
 BUFFER, STAGE = "buffer", "stage"
 DTYPES = {
@@ -48,20 +49,53 @@ class Piece:
     data: Tensor
 
 
-def pieces(module: nn.Module, owned: OwnedState, stage_state: dict[str, Tensor]) -> list[Piece]:
-    """All that this rank writes: its fragments; on rank 0 the module's buffers and the stage's own tensors, too."""
-    found = [
-        Piece(role, TensorInfo(fragment.name, fragment.shape, _DTYPE_NAMES[data.dtype]), fragment.start, data)
-        for fragment in owned.owned()
-        for role, data in fragment.roles.items()
-    ]
+class Trained(Protocol):
+    """A trainable under its engine."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The network."""
+        ...
+
+    @property
+    def owned(self) -> OwnedState:
+        """What this rank has of its weights and moments."""
+        ...
+
+
+def tensor_name(trainable: str, name: str) -> str:
+    """The name that a parameter or a buffer of a trainable has in checkpoints."""
+    return f"{trainable}.{name}"
+
+
+def pieces(trained: Mapping[str, Trained], stage_state: dict[str, Tensor]) -> list[Piece]:
+    """All that this rank writes: its fragments; on rank 0 the buffers and the stage's own tensors, too."""
+    found: list[Piece] = []
+    for trainable, each in trained.items():
+        for fragment in (*each.owned.owned(), *_frozen(each.owned)):
+            name = tensor_name(trainable, fragment.name)
+            found += [
+                Piece(role, TensorInfo(name, fragment.shape, _DTYPE_NAMES[data.dtype]), fragment.start, data)
+                for role, data in fragment.roles.items()
+            ]
+        if dist.get_rank() == 0:
+            found += [_whole(BUFFER, tensor_name(trainable, name), b) for name, b in each.module.named_buffers()]
     if dist.get_rank() == 0:
-        for role, tensors in ((BUFFER, dict(module.named_buffers())), (STAGE, stage_state)):
-            for name, tensor in tensors.items():
-                info = TensorInfo(name, tuple(tensor.shape), _DTYPE_NAMES[tensor.dtype])
-                found.append(Piece(role, info, 0, tensor.detach().flatten()))
+        found += [_whole(STAGE, name, tensor) for name, tensor in stage_state.items()]
     # Wide elements first, as safetensors aligns them; then role by role, so that reading one role is one stretch.
     return sorted(found, key=lambda piece: (-piece.data.element_size(), piece.role))
+
+
+def _frozen(owned: OwnedState) -> Iterator[Fragment]:
+    """What this rank writes of weights that are not trained: parts, and, on rank 0, what all ranks have whole."""
+    for fragment in owned.frozen():
+        if dist.get_rank() == 0 or fragment.stop - fragment.start < math.prod(fragment.shape):
+            yield fragment
+
+
+def _whole(role: str, name: str, tensor: Tensor) -> Piece:
+    info = TensorInfo(name, tuple(tensor.shape), _DTYPE_NAMES[tensor.dtype])
+    return Piece(role, info, 0, tensor.detach().flatten())
 
 
 class Snapshot:

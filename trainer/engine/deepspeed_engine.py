@@ -1,11 +1,24 @@
-"""DeepSpeed, reduced to what a stage needs: an optimizer step over micro-batches, and the state that this rank owns."""
+"""DeepSpeed, reduced to what a stage needs: `accumulate` the gradients of micro-batches, then `update` the weights.
+
+One optimizer step of a trainable on this rank:
+
+    for micro_batch in micro_batches:                        # as many as `accumulation`
+        terms = engine.forward(lambda: stage.terms(micro_batch))
+        engine.accumulate(terms["loss"])
+    engine.update(rate)                                      # skipped, on all ranks, if a gradient is not finite
+
+A stage with one network says that in one line (`train`). A stage with a generator and a critic has an engine of each;
+while one learns through the other, that one is `frozen`.
+"""
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,24 +29,37 @@ from trainer.config import TrainerConfig
 from trainer.engine.fragments import OwnedState, open_state
 from trainer.engine.loss_scale import LossScale
 from trainer.engine.optimizer import CheckedAdamW, build_optimizer
+from trainer.engine.scalars import Scalars, Terms
 from trainer.engine.settings import check_settings, deepspeed_config
+from trainer.engine.trainable import Trainable
 
-Batch = dict[str, Tensor]
-Terms = dict[str, Tensor]
-INDEX = "index"
-"""Entry of a batch, int64 [B]: the numbers of its samples. The loop takes it for the ledger."""
-SEED = "seed"
-"""Entry of a batch, int64 [B]: what the network draws for each of its samples follows from these."""
+Found = TypeVar("Found")
+NUMBER_FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""By the names that `precision` has."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """What became of an optimizer update: whether the weights moved, and the norm of the gradient before clipping."""
+
+    applied: bool
+    grad_norm: float
+    loss_scale: float = 1.0
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimizer step did: mean terms over this rank's micro-batches, and whether the weights moved."""
+    """What one optimizer step of a stage did on this rank."""
 
-    terms: Terms
-    applied: bool
-    grad_norm: float
-    loss_scale: float = 1.0
+    terms: Scalars
+    """Means over this rank's micro-batches, one of them "loss"."""
+    updates: Mapping[str, Update]
+    """By trainable."""
+
+    @property
+    def applied(self) -> bool:
+        """Whether all weights moved."""
+        return all(update.applied for update in self.updates.values())
 
 
 def prepare_deepspeed(device: torch.device) -> None:
@@ -55,64 +81,146 @@ def prepare_deepspeed(device: torch.device) -> None:
     deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
 
 
-class Engine:
-    """A module under DeepSpeed ZeRO whose forward maps a batch to named scalar terms, one of them "loss"."""
+class _Root(nn.Module):
+    """The module that DeepSpeed sees: its forward is any work that uses the network.
 
-    def __init__(self, module: nn.Module, config: TrainerConfig, no_decay: set[str], device: torch.device) -> None:
+    So ZeRO 3, which fetches sharded weights by hooks of modules, knows where a pass begins whatever the stage calls.
+    """
+
+    def __init__(self, network: nn.Module, autocast: torch.autocast) -> None:
+        super().__init__()
+        self.network = network
+        self._autocast = autocast
+
+    def forward(self, work: Callable[[], Found]) -> Found:
+        with self._autocast:
+            return work()
+
+
+class Engine:
+    """One trainable under DeepSpeed ZeRO, on one rank.
+
+    Args:
+        trainable: the network.
+        config: of the trainer.
+        device: of this rank.
+        before_update: called before each update of the weights.
+
+    Raises:
+        UsageError: if DeepSpeed refuses the settings.
+    """
+
+    def __init__(
+        self,
+        trainable: Trainable,
+        config: TrainerConfig,
+        device: torch.device,
+        before_update: Callable[[], None] = lambda: None,
+    ) -> None:
         import deepspeed
 
-        self.config = config
-        self.device = device
+        self.config, self.device, self.module = config, device, trainable.module
         try:
             self.settings = deepspeed_config(config, dist.get_world_size())
         except ValueError as error:
             raise UsageError(str(error)) from None
         check_settings(self.settings)
-        optimizer = build_optimizer(module, config, no_decay, device)
-        self._engine, wrapped, _, _ = deepspeed.initialize(model=module, optimizer=optimizer, config=self.settings)
-        self.module = module
+        dtype = NUMBER_FORMATS[config.precision]
+        root = _Root(self.module, torch.autocast(device.type, dtype, enabled=dtype != torch.float32))
+        optimizer = build_optimizer(trainable, config, device)
+        self._engine, wrapped, _, _ = deepspeed.initialize(model=root, optimizer=optimizer, config=self.settings)
         self.loss_scale: LossScale | None = None
         """Of fp16; None in other formats, which need none."""
         if config.precision == "fp16":
             self.loss_scale = LossScale(config.initial_loss_scale, config.loss_scale_window)
-        self.before_update: Callable[[], None] = lambda: None
-        self.owned: OwnedState = open_state(module, wrapped, config.zero_stage, ema=config.ema_decay > 0)
+        ema = trainable.ema and config.ema_decay > 0
+        self.owned: OwnedState = open_state(self.module, wrapped, config.zero_stage, ema=ema)
+        self._update: Update | None = None
+        self._before_update, self._rate_factor = before_update, trainable.learning_rate_factor
+        self._learning = [p for p in self.module.parameters() if p.requires_grad]
+        self._accumulated, self._scale, self._factor = 0, 1.0, 1.0
 
     @property
     def accumulation(self) -> int:
-        """Micro-batches per optimizer step."""
+        """Micro-batches per update."""
         return int(self.settings["gradient_accumulation_steps"])
 
-    def step(self, micro_batches: Iterable[Batch], learning_rate: float) -> StepResult:
-        """Forward and backward over all micro-batches, then one optimizer step, skipped if a gradient is not finite."""
+    def forward(self, work: Callable[[], Found]) -> Found:
+        """Do work that uses the network, as the begin of one pass, in the trainer's precision (a collective).
+
+        Args:
+            work: takes nothing and gives a tensor, or a tuple, list or dict of them.
+        """
+        found: Found = self._engine(work)
+        return found
+
+    @torch.no_grad()
+    def look(self, work: Callable[[], Found]) -> Found:
+        """The same without gradients, before the pass that it belongs to (a collective).
+
+        ZeRO 3 gathers weights as it goes, by hooks of the module. They fetch ahead as long as the modules come in the
+        order of the last forward pass, and a pass may end early: so this is to be the begin of an ordinary pass.
+        """
+        found: Found = self._engine.module(work)
+        return found
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """While others learn through this network, from their forward to their `accumulate`, it gets no gradients."""
+        for parameter in self._learning:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in self._learning:
+                parameter.requires_grad_(True)
+
+    def through(self, work: Callable[[], Found]) -> Found:
+        """Work that uses the frozen network inside of another engine's forward (a collective).
+
+        Gradients flow through it to what it was given.
+        """
+        assert not any(p.requires_grad for p in self._learning), "only inside of `frozen`"
+        found: Found = self._engine.module(work)
+        return found
+
+    def accumulate(self, loss: Tensor) -> None:
+        """Backward of one micro-batch, whose loss is a mean over its samples; gradients add up to the step's mean.
+
+        A collective, as ZeRO 2 and 3 reduce gradients here.
+        """
+        if self._accumulated == 0:
+            self._scale, self._factor = self._begin_scaled()
+        elif self._accumulated < self.accumulation:
+            self._engine.step()  # counts the micro-batch before, and moves nothing
+        self._accumulated += 1
+        assert self._accumulated <= self.accumulation, "an update is due"
+        self._engine.backward(loss * self._factor if self._factor != 1 else loss)
+
+    def update(self, rate: float) -> Update:
+        """Move the weights by the accumulated gradients (a collective); not if one of these is not finite.
+
+        Args:
+            rate: the schedule's learning rate.
+        """
+        assert self._accumulated == self.accumulation, (self._accumulated, self.accumulation)
+        self._accumulated = 0
         for group in self._engine.optimizer.param_groups:
-            group["lr"] = learning_rate
-        scale, factor = self._begin_scaled()
-        totals: Terms = {}
-        for number, batch in enumerate(micro_batches, start=1):
-            terms = self._engine(batch)
-            self._engine.backward(terms["loss"] * factor if factor != 1 else terms["loss"])
-            if number == self.accumulation:
-                self.before_update()
-            self._engine.step()
-            for name, value in terms.items():
-                totals[name] = totals.get(name, 0) + value.detach() / self.accumulation
+            group["lr"] = rate * self._rate_factor
+        self._before_update()
+        self._engine.step()
         applied = bool(self._engine.was_step_applied())
         if applied and self.owned.keeps_ema:
             self.owned.update_ema(self.config.ema_decay)
         if self.loss_scale:
             self.loss_scale.update(applied)
-        return StepResult(totals, applied, float(self._engine.get_global_grad_norm()), scale)
+        self._update = Update(applied, float(self._engine.get_global_grad_norm()), self._scale)
+        return self._update
 
-    @torch.no_grad()
-    def look(self, batch: Batch) -> Terms:
-        """The module's forward on a micro-batch, without gradients, before the step that it belongs to.
-
-        A collective: ZeRO 3 gathers weights as it goes, by hooks of the module. They fetch ahead as long as the modules
-        come in the order of the last forward pass, and a pass may end early: so a look is to be the begin of a step's.
-        """
-        terms: Terms = self.module(batch)
-        return terms
+    def take_update(self) -> Update | None:
+        """What the last `update` came to; None if there was none since the last call."""
+        update, self._update = self._update, None
+        return update
 
     def _begin_scaled(self) -> tuple[float, float]:
         """Have the optimizer expect the loss scale. Returns it, and the part of it that DeepSpeed leaves to us."""
@@ -150,9 +258,27 @@ class Engine:
         self.owned.publish()
 
 
-def split_batch(batch: Batch, parts: int) -> Sequence[Batch]:
-    """Cut a batch into equal micro-batches along the first axis."""
-    if parts == 1:
-        return [batch]
-    pieces = {name: tensor.chunk(parts) for name, tensor in batch.items()}
-    return [{name: chunks[i] for name, chunks in pieces.items()} for i in range(parts)]
+Engines = Mapping[str, Engine]
+"""Of a stage's trainables, by their names."""
+
+
+def train(engine: Engine, works: Iterable[Callable[[], Terms]], rate: float) -> Scalars:
+    """A whole step of one network: forward and backward of each micro-batch, then the update (a collective).
+
+    Args:
+        engine: of the network.
+        works: for each micro-batch, what gives its terms; "loss" among them is minimized.
+        rate: the schedule's learning rate.
+
+    Returns:
+        The terms, each the mean over this rank's micro-batches.
+    """
+    total: Scalars | None = None
+    for work in works:
+        terms = engine.forward(work)
+        engine.accumulate(terms["loss"])
+        found = Scalars.of(terms, engine.accumulation)
+        total = found if total is None else total + found
+    engine.update(rate)
+    assert total is not None
+    return total

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Any
 
 import torch
 from torch import nn
 
 from trainer.config import TrainerConfig
+from trainer.engine.trainable import Trainable
 
 
-def parameter_groups(module: nn.Module, weight_decay: float, no_decay: set[str]) -> list[dict[str, Any]]:
+def parameter_groups(module: nn.Module, weight_decay: float, no_decay: Set[str]) -> list[dict[str, Any]]:
     """Matrices, which decay; and vectors and the parameters named in `no_decay`, which do not."""
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
@@ -58,20 +59,18 @@ class CheckedAdamW(torch.optim.AdamW):
         super().step()
 
 
-def build_optimizer(
-    module: nn.Module, config: TrainerConfig, no_decay: set[str], device: torch.device
-) -> torch.optim.Optimizer:
+def build_optimizer(trainable: Trainable, config: TrainerConfig, device: torch.device) -> torch.optim.Optimizer:
     """The optimizer for a ZeRO stage, on a device. `fused` is one kernel per step, on CPUs too."""
-    optimizer = _adamw(module, config, no_decay)
+    optimizer = _adamw(trainable, config)
     if device.type == "cpu":
         # At each step it asks the machine's GPU, if it sees one, whether a graph is being captured there.
         optimizer._accelerator_graph_capture_health_check = lambda: None  # type: ignore[method-assign]
     return optimizer
 
 
-def _adamw(module: nn.Module, config: TrainerConfig, no_decay: set[str]) -> torch.optim.Optimizer:
-    groups = parameter_groups(module, config.weight_decay, no_decay)
-    settings: dict[str, Any] = {"lr": config.learning_rate, "betas": config.betas, "fused": True}
+def _adamw(trainable: Trainable, config: TrainerConfig) -> torch.optim.Optimizer:
+    groups = parameter_groups(trainable.module, config.weight_decay, trainable.no_decay)
+    settings: dict[str, Any] = {"lr": config.learning_rate, "betas": trainable.betas or config.betas, "fused": True}
     if config.zero_stage == 0:
         return CheckedAdamW(groups, config.gradient_clipping, **settings)
     return torch.optim.AdamW(groups, **settings)

@@ -26,7 +26,7 @@ from trainer.checkpoints.reader import CheckpointReader
 from trainer.checkpoints.retention import rule_of
 from trainer.checkpoints.snapshot import pieces
 from trainer.checkpoints.writer import CheckpointWriter, Report
-from trainer.engine.deepspeed_engine import Engine
+from trainer.engine.deepspeed_engine import Engines
 from trainer.job import TrainJob
 from trainer.rollback.course import Course
 from trainer.stages.stage import Stage
@@ -40,12 +40,20 @@ class Progress:
     """Steps that were done or passed over."""
     resumed_at: int = 0
     """Step of the checkpoint that it went on from; 0 if from none."""
-    skipped: int = 0
-    """Optimizer steps that were not applied."""
-    skipped_in_a_row: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
+    """Updates that were not applied, by trainable."""
+    skipped_in_a_row: dict[str, int] = field(default_factory=dict)
     """Of these, the last ones."""
     numbers: dict[str, Any] = field(default_factory=dict)
     """Of the last record since then."""
+
+    def count(self, name: str, applied: bool) -> None:
+        """Account for an update of a trainable."""
+        if applied:
+            self.skipped_in_a_row[name] = 0
+            return
+        for counts in (self.skipped, self.skipped_in_a_row):
+            counts[name] = counts.get(name, 0) + 1
 
 
 @dataclass(frozen=True)
@@ -64,16 +72,16 @@ class RunCheckpoints:
     Args:
         job: what is trained.
         stage: the network and its own state.
-        engine: that trains it; its updates are held while it is copied.
+        engines: of its trainables; their updates are held while they are copied.
         course: of the run.
         agreement: of all ranks.
         report: is told of each checkpoint, as `CheckpointWriter` does.
     """
 
     def __init__(
-        self, job: TrainJob, stage: Stage, engine: Engine, course: Course, agreement: Agreement, report: Report
+        self, job: TrainJob, stage: Stage, engines: Engines, course: Course, agreement: Agreement, report: Report
     ) -> None:
-        self._job, self._stage, self._engine, self._course = job, stage, engine, course
+        self._job, self._stage, self._engines, self._course = job, stage, engines, course
         self._agreement, self._report = agreement, report
         config = self._config = job.section.trainer
         keep = rule_of(config.keep_checkpoints, config.keep_every, config.keep_best)
@@ -85,7 +93,7 @@ class RunCheckpoints:
 
     def reserve(self) -> None:
         """Allocate the host memory for them."""
-        self.writer.reserve(pieces(self._engine.module, self._engine.owned, {}))
+        self.writer.reserve(pieces(self._engines, {}))
 
     def resume(self) -> Progress:
         """Go on from the newest checkpoint that keeps to what was decided about spikes, if there is any (a collective).
@@ -115,7 +123,7 @@ class RunCheckpoints:
         try:
             reader = CheckpointReader(folder.step_folder(self._job.checkpoints, step))
             restore.check_origin(reader, self._origin())
-            buffers = restore.read_own(reader, self._engine.module, self._engine.owned)
+            buffers = restore.read_own(reader, self._engines)
             stage = restore.load_stage_state(reader) if self._agreement.rank == 0 else {}
         except DamagedCheckpointError as error:
             return None, (error.file, error.wrong)
@@ -133,14 +141,18 @@ class RunCheckpoints:
 
     def _go_on(self, step: int, read: _Read) -> Progress:
         """Take what all ranks have read (a collective)."""
-        restore.adopt(read.reader, self._engine.module, self._engine.owned, read.buffers)
+        restore.adopt(read.reader, self._engines, read.buffers)
         self._stage.load_state(read.stage)
-        state = read.reader.state
-        self._course.load(state)
-        if self._engine.loss_scale and state.get("loss_scale"):  # a run may have gone over to fp16
-            self._engine.loss_scale.load_state(state["loss_scale"])
+        self._course.load(read.reader.state)
+        states = {name: read.reader.trainable(name) for name in self._engines}
+        for name, engine in self._engines.items():
+            scale = states[name].loss_scale
+            if engine.loss_scale and scale:  # a run may have gone over to fp16
+                engine.loss_scale.load_state(scale.model_dump())
         self.writer.saved = step
-        skipped, in_a_row = (read.reader.count(name) for name in ("skipped_steps", "skipped_in_a_row"))
+        skipped, in_a_row = (
+            {name: getattr(state, count) for name, state in states.items()} for count in ("skipped", "skipped_in_a_row")
+        )
         return Progress(self._course.next_step(step), step, skipped, in_a_row)
 
     def is_due(self) -> bool:
@@ -161,7 +173,7 @@ class RunCheckpoints:
 
     def save(self, progress: Progress) -> None:
         """Begin one, unless the last one does not end (a collective)."""
-        found = pieces(self._engine.module, self._engine.owned, self._stage.state())
+        found = pieces(self._engines, self._stage.state())
         self.writer.save(progress.step, found, self._state(progress))
         self._saved_time = time.monotonic()
 
@@ -196,12 +208,11 @@ class RunCheckpoints:
 
     def _state(self, progress: Progress) -> dict[str, Any]:
         """All that is saved besides tensors. Random numbers need none: they are functions of seed and position."""
-        scale = self._engine.loss_scale
         return {
             "step": progress.step,
-            "optimizer_step": self._engine.owned.optimizer_step,
-            "skipped_steps": progress.skipped,
-            "skipped_in_a_row": progress.skipped_in_a_row,
+            "trainables": {name: self._trainable_state(name, progress) for name in self._engines},
+            "exported": self._stage.exported,
+            "skipped_steps": sum(progress.skipped.values()),
             "position": progress.step * self._config.global_batch,
             "random_numbers": "functions of the seed and of each sample's position",
             **self._course.state(),
@@ -210,6 +221,14 @@ class RunCheckpoints:
             "world_size": dist.get_world_size(),
             "zero_stage": self._config.zero_stage,
             "precision": self._config.precision,
-            "loss_scale": scale.state() if scale else None,
             "versions": {name: version(name) for name in ("foldtrain", "torch", "deepspeed")},
+        }
+
+    def _trainable_state(self, name: str, progress: Progress) -> dict[str, Any]:
+        engine = self._engines[name]
+        return {
+            "optimizer_step": engine.owned.optimizer_step,
+            "skipped": progress.skipped.get(name, 0),
+            "skipped_in_a_row": progress.skipped_in_a_row.get(name, 0),
+            "loss_scale": engine.loss_scale.state() if engine.loss_scale else None,
         }

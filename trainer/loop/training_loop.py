@@ -23,8 +23,9 @@ from data_pipeline.storage.watchdog import LONG, Watchdog, print_late
 from model.layers.attention import attention_record
 from trainer.checkpoints import exporting
 from trainer.checkpoints.agreement import Agreement
+from trainer.engine.batches import Batch
 from trainer.engine.blocks import compile_blocks, recompute_blocks
-from trainer.engine.deepspeed_engine import INDEX, Batch, Engine, StepResult, Terms, prepare_deepspeed, split_batch
+from trainer.engine.deepspeed_engine import NUMBER_FORMATS, Engine, StepResult, prepare_deepspeed
 from trainer.engine.schedule import learning_rate
 from trainer.job import TrainJob
 from trainer.loop.ending import Ending, EndRequest
@@ -43,23 +44,6 @@ _RECORD_SECONDS = 5
 """How long a checkpoint waits for storage to take the records of its steps."""
 _COMMIT_SECONDS = 60
 """How long a decision waits for storage to take it before it is acted on."""
-NUMBER_FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""By the names that `precision` has."""
-
-
-class _Trainee(nn.Module):
-    """The stage's network with the loss as its forward, so that DeepSpeed sees one module."""
-
-    def __init__(self, stage: Stage, precision: str, device: torch.device) -> None:
-        super().__init__()
-        dtype = NUMBER_FORMATS[precision]
-        self.network = stage.network
-        self._stage = (stage,)  # in a tuple, so that frozen networks of the stage are not taken for parameters
-        self._autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-
-    def forward(self, batch: Batch) -> Terms:
-        with self._autocast:
-            return self._stage[0].terms(batch)
 
 
 class Loop:
@@ -84,24 +68,27 @@ class Loop:
         self._began = began or time.time()
         prepare_deepspeed(device)
         self.job, self.stage, self.config = job, stage, job.section.trainer
-        trainee = _Trainee(stage, self.config.precision, device)
+        self.device = device
+        modules = [trainable.module for trainable in stage.trainables.values()]
+        networks = modules[0] if len(modules) == 1 else nn.ModuleList(modules)
         if self.config.activation_checkpointing:
-            recompute_blocks(trainee)
+            recompute_blocks(networks)
         if self.config.compile:
-            compile_blocks(trainee)
-        no_decay = {f"network.{name}" for name in stage.no_decay}
-        self.engine = Engine(trainee, self.config, no_decay, device)
+            compile_blocks(networks)
+        self.engines = {
+            name: Engine(trainable, self.config, device, self._hold) for name, trainable in stage.trainables.items()
+        }
+        self.main = self.engines[stage.exported]
         self.progress = Progress()
         self.records: RunDirectory | None = None
         self.agreement = Agreement()
         self.course = Course(job.folder, job.checkpoints, self.config.spikes, self.agreement)
-        self.checkpoints = RunCheckpoints(job, stage, self.engine, self.course, self.agreement, self._event)
+        self.checkpoints = RunCheckpoints(job, stage, self.engines, self.course, self.agreement, self._event)
         self.writer = self.checkpoints.writer
         self.writer.before_commit = self._before_commit
         self.lease = Watch(job.lease) if job.lease and self.agreement.rank == 0 else None
-        self.engine.before_update = self._hold
         flops = self.flops = model_flops(job, device, dist.get_world_size())
-        self.meter = Meter(self.config, flops.per_step, flops.peak)
+        self.meter = Meter(self.config, flops.per_step, flops.peak, stage.exported)
         self.ledger: Ledger | None = None
         self.watchdog = Watchdog(job.reading.late_seconds, self._say_late)
         self._request = request or EndRequest()
@@ -147,7 +134,7 @@ class Loop:
         if self.stage.samples is not None:
             keys, order = self.stage.samples.keys, self.stage.samples.order()
             step = self.progress.resumed_at
-            self.ledger = Ledger(self.job.folder, order, keys, step, self.engine.device, self._guard)
+            self.ledger = Ledger(self.job.folder, order, keys, step, self.device, self._guard)
         try:
             self._train()
         except Exception as error:
@@ -177,8 +164,7 @@ class Loop:
             result = self._train_step(batch)
             if self.records:
                 self.records.first_step(self.step)
-            tokens = batch["tokens"].numel() if "tokens" in batch else 0
-            self.meter.add(result, waited, time.perf_counter() - began, tokens)
+            self.meter.add(result, waited, time.perf_counter() - began, batch.tokens)
             last = self.step == self.config.steps
             if self.step % self.config.log_every == 0 or last:
                 self._record()
@@ -197,11 +183,10 @@ class Loop:
 
     def _next_batch(self) -> Batch:
         with self.watchdog.waiting(f"{self.job.stage}: the batch of step {self.step}"):
-            batch = self.stage.batch(self.step)
-        index_B = batch.pop(INDEX, None)
-        if self.ledger and index_B is not None:
-            self.ledger.add(self.step, index_B.numpy())
-        return batch
+            batch: Batch = self.stage.batch(self.step)
+        if self.ledger and batch.index_B is not None:
+            self.ledger.add(self.step, batch.index_B)
+        return batch.to(self.device)
 
     def _say_late(self, wait: str) -> None:
         """Called by the watchdog; a rank without records says it on its own terminal."""
@@ -224,7 +209,9 @@ class Loop:
         return stop
 
     def _record(self) -> None:
-        record = self.meter.record(self.step, self.progress.skipped, self.step - self.course.consumed(self.step))
+        record = self.meter.record(
+            self.step, sum(self.progress.skipped.values()), self.step - self.course.consumed(self.step)
+        )
         self.progress.numbers = {name: value for name, value in record.items() if isinstance(value, int | float)}
         if self.records:
             self.records.metrics(record)
@@ -273,40 +260,41 @@ class Loop:
 
     def _train_step(self, batch: Batch) -> StepResult:
         rate = learning_rate(self.config, self.step)
-        parts = self.stage.prepare(split_batch(batch, self.engine.accumulation), self.engine.look)
+        parts = batch.split(self.main.accumulation)
         with self.watchdog.waiting(f"{self.job.stage}: step {self.step}", LONG):
-            result = self.engine.step(parts, rate)
+            terms = self.stage.step(parts, self.engines, rate)
+        updates = {name: engine.take_update() for name, engine in self.engines.items()}
+        result = StepResult(terms, {name: update for name, update in updates.items() if update})
         self.course.watch(self.step, result)
         self.progress.step = self.course.next_step(self.step + 1)
         self._count_skips(result)
-        details = self.stage.after_step(self.step, self.engine)
+        details = self.stage.after_step(self.step, self.engines)
         if details and self.records:
             self.records.event("restarted_codes", self.step, **details)
         return result
 
     def _count_skips(self, result: StepResult) -> None:
-        progress = self.progress
-        if result.applied:
-            progress.skipped_in_a_row = 0
-            return
-        progress.skipped += 1
-        progress.skipped_in_a_row += 1
-        if self.records:
-            self.records.event("skipped_step", self.step, in_a_row=progress.skipped_in_a_row)
-        if progress.skipped_in_a_row > self.config.max_skipped_steps:
-            raise FoldtrainError(
-                f"{self.job.folder}: {progress.skipped_in_a_row} optimizer steps in a row were skipped up to step "
-                f"{self.step}, because gradients are not finite. Lower learning_rate, set gradient_clipping, or train "
-                "in fp32, and go on with accept_changes=true."
-            )
+        for name, update in result.updates.items():
+            self.progress.count(name, update.applied)
+            if update.applied:
+                continue
+            in_a_row = self.progress.skipped_in_a_row[name]
+            if self.records:
+                self.records.event("skipped_step", self.step, trainable=name, in_a_row=in_a_row)
+            if in_a_row > self.config.max_skipped_steps:
+                raise FoldtrainError(
+                    f"{self.job.folder}: {in_a_row} optimizer steps in a row were skipped up to step {self.step}, "
+                    f"because gradients of the {name} are not finite. Lower learning_rate, set gradient_clipping, or "
+                    "train in fp32, and go on with accept_changes=true."
+                )
 
     def _resume(self) -> None:
         self.progress = self.checkpoints.resume()
 
     def _open_records(self) -> None:
-        devices = {"device": str(self.engine.device), "workers": dist.get_world_size(), "backend": dist.get_backend()}
-        details = {"deepspeed": self.engine.settings, "threads": torch.get_num_threads()} | devices
-        details["attention"] = attention_record(self.engine.device, NUMBER_FORMATS[self.config.precision])
+        devices = {"device": str(self.device), "workers": dist.get_world_size(), "backend": dist.get_backend()}
+        details = {"deepspeed": self.main.settings, "threads": torch.get_num_threads()} | devices
+        details["attention"] = attention_record(self.device, NUMBER_FORMATS[self.config.precision])
         details |= {"peak_flops": self.flops.peak, "mfu": self.flops.left_out}
         job, resumed_at = self.job, self.progress.resumed_at
         job.begin(resumed_at)
@@ -330,7 +318,7 @@ class Loop:
 
     def _export(self) -> None:
         self._guard()
-        roles = {"model": "master"} | ({"ema": "ema"} if self.engine.owned.keeps_ema else {})
+        roles = {"model": "master"} | ({"ema": "ema"} if self.main.owned.keeps_ema else {})
         files: dict[str, dict[str, Tensor]] = {}
         for name, role in roles.items():
             files[name] = exporting.whole_network(self.job.checkpoints, self.step, role)

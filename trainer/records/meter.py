@@ -6,10 +6,11 @@
     checkpoint_seconds              of window_seconds, blocked by checkpoints, on the rank that waited longest
     samples_per_second, tokens_per_second    over all ranks; tokens where a batch has any
     mfu                             floating-point operations of the model's steps, as a share of the devices' peak
-    loss_scale                      of the last step, in fp16
+    grad_norm                       mean over the steps; grad_norm_NAME of a trainable besides the exported one
+    loss_scale                      of the last step, in fp16; loss_scale_NAME as above
     memory_bytes                    resident memory of the process; cuda_*_bytes largest since the last record; both
                                     of the rank that has most
-    skipped_steps                   optimizer steps that were not applied, since the run began
+    skipped_steps                   updates that were not applied, since the run began, of all trainables
     passed_over_steps               steps that rollbacks skipped, since the run began
 
 Losses stay on the device until a record is due, when two small collectives average them.
@@ -26,7 +27,8 @@ import torch
 import torch.distributed as dist
 
 from trainer.config import TrainerConfig
-from trainer.engine.deepspeed_engine import StepResult, Terms
+from trainer.engine.deepspeed_engine import StepResult
+from trainer.engine.scalars import Scalars
 from trainer.engine.schedule import learning_rate
 
 
@@ -43,12 +45,17 @@ class Meter:
         config: of the trainer.
         flops_per_step: floating-point operations of one optimizer step, over all ranks; None if unknown.
         peak_flops: floating-point operations per second that one rank's device can do; None if unknown.
+        exported: the trainable whose norm and loss scale have no name of their own.
     """
 
     def __init__(
-        self, config: TrainerConfig, flops_per_step: float | None = None, peak_flops: float | None = None
+        self,
+        config: TrainerConfig,
+        flops_per_step: float | None = None,
+        peak_flops: float | None = None,
+        exported: str = "",
     ) -> None:
-        self._config = config
+        self._config, self._exported = config, exported
         self._flops, self._peak = flops_per_step, peak_flops
         self.start()
 
@@ -56,10 +63,11 @@ class Meter:
         """Begin a window: nothing is measured yet."""
         self._began = time.perf_counter()
         self._steps: list[float] = []
-        self._waited = self._blocked = self._grad_norm = 0.0
+        self._waited = self._blocked = 0.0
         self._tokens = 0
-        self._loss_scale = 1.0
-        self._terms: Terms = {}
+        self._norms: dict[str, float] = {}
+        self._loss_scales: dict[str, float] = {}
+        self._terms: Scalars | None = None
 
     def add(self, result: StepResult, waited: float, seconds: float, tokens: int = 0) -> None:
         """Account for a step.
@@ -73,10 +81,10 @@ class Meter:
         self._steps.append(seconds)
         self._waited += waited
         self._tokens += tokens
-        self._grad_norm += result.grad_norm
-        self._loss_scale = result.loss_scale
-        for name, value in result.terms.items():
-            self._terms[name] = self._terms.get(name, 0) + value
+        for name, update in result.updates.items():
+            self._norms[name] = self._norms.get(name, 0.0) + update.grad_norm
+            self._loss_scales[name] = update.loss_scale
+        self._terms = result.terms if self._terms is None else self._terms + result.terms
 
     def block(self, seconds: float) -> None:
         """Account for time that a checkpoint took from training."""
@@ -94,7 +102,6 @@ class Meter:
         means, most = self._over_ranks(seconds)
         numbers = means | {
             "learning_rate": learning_rate(self._config, step - 1),
-            "grad_norm": self._grad_norm / count,
             "samples_per_second": count * self._config.global_batch / seconds,
             "step_seconds": seconds / count,
             "step_seconds_p50": percentile(self._steps, 0.5),
@@ -104,8 +111,9 @@ class Meter:
             "window_seconds": seconds,
             "eta_seconds": (self._config.steps - step) * seconds / count,
         }
+        numbers |= self._by_trainable("grad_norm", {name: norm / count for name, norm in self._norms.items()})
         if self._config.precision == "fp16":
-            numbers["loss_scale"] = self._loss_scale
+            numbers |= self._by_trainable("loss_scale", self._loss_scales)
         if self._tokens:
             numbers["tokens_per_second"] = self._tokens * dist.get_world_size() / seconds
         if self._flops and self._peak:
@@ -118,16 +126,21 @@ class Meter:
 
     def _over_ranks(self, seconds: float) -> tuple[dict[str, float], dict[str, float]]:
         """Means of the terms and of the wait over all ranks; the largest memory and time blocked."""
-        terms = {name: value.float() / len(self._steps) for name, value in sorted(self._terms.items())}
-        device = next(iter(terms.values())).device
-        sums = torch.stack([*terms.values(), torch.tensor(self._waited / seconds, device=device)])
+        assert self._terms is not None
+        terms_N = self._terms.values_N / len(self._steps)
+        device = terms_N.device
+        sums = torch.cat([terms_N, terms_N.new_full((1,), self._waited / seconds)])
         dist.all_reduce(sums)
-        means = dict(zip([*terms, "data_wait_share"], (sums / dist.get_world_size()).tolist(), strict=True))
+        found = zip([*self._terms.names, "data_wait_share"], (sums / dist.get_world_size()).tolist(), strict=True)
+        means = dict(sorted(found))
         most = memory(device) | {"checkpoint_seconds": self._blocked}
         largest = torch.tensor(list(most.values()), dtype=torch.float64, device=device)
         dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-        found = dict(zip(most, largest.tolist(), strict=True))
-        return means, {name: int(value) if name.endswith("_bytes") else value for name, value in found.items()}
+        worst = dict(zip(most, largest.tolist(), strict=True))
+        return means, {name: int(value) if name.endswith("_bytes") else value for name, value in worst.items()}
+
+    def _by_trainable(self, number: str, values: dict[str, float]) -> dict[str, float]:
+        return {number if name == self._exported else f"{number}_{name}": value for name, value in values.items()}
 
 
 def memory(device: torch.device) -> dict[str, float]:

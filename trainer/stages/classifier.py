@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -15,14 +17,28 @@ from data_pipeline.loading.loader import ImageBatches
 from data_pipeline.order.permutations import network_seeds
 from model.classifier import Classifier
 from trainer.config import ClassifierStageConfig
-from trainer.engine.deepspeed_engine import INDEX, SEED, Batch, Engine, Terms
+from trainer.engine.batches import Batch, normalized
+from trainer.engine.deepspeed_engine import Engines, train
+from trainer.engine.scalars import Scalars, Terms
+from trainer.engine.trainable import Trainable, Trainables
 from trainer.job import TrainJob
 from trainer.stages.inputs import open_images
-from trainer.stages.stage import Look
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledImages(Batch):
+    """Images and what they show."""
+
+    pixels_BCHW: Tensor
+    """uint8."""
+    label_B: Tensor
+    """int64."""
 
 
 class ClassifierStage:
     """Cross-entropy on image shards, mirrored at random."""
+
+    exported = "classifier"
 
     def __init__(self, job: TrainJob, device: torch.device) -> None:
         assert isinstance(job.section, ClassifierStageConfig)
@@ -50,39 +66,43 @@ class ClassifierStage:
 
     def _compose(self, config: ClassifierStageConfig, network: Classifier, device: torch.device, seed: int = 0) -> None:
         self._config, self._device, self._seed, self.network = config, device, seed, network
-        self.no_decay: set[str] = set()
+        self.trainables: Trainables = {self.exported: Trainable(network)}
 
     def card(self) -> dict[str, Any]:
         """The config that rebuilds the network."""
         return self._config.model.model_dump(mode="json")
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int) -> LabelledImages:
         """Images, labels and seeds of this rank."""
         assert self.samples is not None
         batch = self.samples.batch(step, dist.get_rank(), dist.get_world_size())
-        image, label = torch.from_numpy(batch.image_BCHW), torch.from_numpy(batch.label_B)
-        seeds = torch.from_numpy(network_seeds(self._seed, batch.position_B))
-        found = {"image": image, "label": label, SEED: seeds}
-        here = {name: tensor.to(self._device) for name, tensor in found.items()}
-        return here | {INDEX: torch.from_numpy(batch.index_B)}
+        return LabelledImages(
+            index_B=batch.index_B,
+            seed_B=torch.from_numpy(network_seeds(self._seed, batch.position_B)),
+            pixels_BCHW=torch.from_numpy(batch.pixels_BCHW),
+            label_B=torch.from_numpy(batch.label_B),
+        )
 
-    def blank_batch(self, size: int) -> Batch:
+    def blank_batch(self, size: int) -> LabelledImages:
         """A batch of the right shapes, with zeros in it."""
         side = self._config.model.image_size
-        label, seeds = (torch.zeros(size, dtype=torch.int64, device=self._device) for _ in range(2))
-        return {"image": torch.zeros(size, 3, side, side, device=self._device), "label": label, SEED: seeds}
+        return LabelledImages(
+            seed_B=torch.zeros(size, dtype=torch.int64, device=self._device),
+            pixels_BCHW=torch.zeros(size, 3, side, side, dtype=torch.uint8, device=self._device),
+            label_B=torch.zeros(size, dtype=torch.int64, device=self._device),
+        )
 
-    def prepare(self, micro_batches: Sequence[Batch], look: Look) -> Sequence[Batch]:  # noqa: ARG002 - a Stage has it
-        """As they are: every sample is judged by itself."""
-        return micro_batches
+    def step(self, micro_batches: Sequence[LabelledImages], engines: Engines, rate: float) -> Scalars:
+        """Every sample is judged by itself."""
+        return train(engines[self.exported], [partial(self.terms, each) for each in micro_batches], rate)
 
-    def terms(self, batch: Batch) -> Terms:
+    def terms(self, batch: LabelledImages) -> Terms:
         """Cross-entropy and accuracy."""
-        logits = self.network(batch["image"], batch[SEED]).float()
-        right = (logits.argmax(1) == batch["label"]).float().mean()
-        return {"loss": F.cross_entropy(logits, batch["label"]), "accuracy": right}
+        logits = self.network(normalized(batch.pixels_BCHW), batch.seed_B).float()
+        right = (logits.argmax(1) == batch.label_B).float().mean()
+        return {"loss": F.cross_entropy(logits, batch.label_B), "accuracy": right}
 
-    def after_step(self, step: int, engine: Engine) -> dict[str, Any]:  # noqa: ARG002 - a Stage has it
+    def after_step(self, step: int, engines: Engines) -> dict[str, Any]:  # noqa: ARG002 - a Stage has it
         """Nothing."""
         return {}
 

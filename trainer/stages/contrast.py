@@ -15,6 +15,8 @@ Shapes: B samples of a micro-batch, R of this rank, N of the global batch, C cha
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -23,27 +25,40 @@ from torch import Tensor
 
 from model.losses import carry_gradients, contrastive_gradients, contrastive_loss
 from trainer.config import TokenizerLossConfig
-from trainer.engine.deepspeed_engine import Batch
-from trainer.stages.stage import Look
-
-LOOK = "look"
-"""Entry of a batch that asks for the compared vectors, `STUDENT` and `TEACHER` [B, C], and the teacher's `FEATURES`."""
-STUDENT, TEACHER = "student", "teacher"
-FEATURES = "features"
-"""Of the teacher, [B, D]: also an entry of prepared batches, so that it sees each image once."""
-VALUE, STUDENT_GRADIENT, TEACHER_GRADIENT = "semantic", "student_gradient", "teacher_gradient"
-"""Entries of prepared batches: the loss, a scalar, and what its gradients to the batch's vectors are, [B, C]."""
 
 
-def prepare(micro_batches: Sequence[Batch], look: Look, loss: TokenizerLossConfig) -> list[Batch]:
-    """Steps 1 and 2 (a collective): the micro-batches with the entries that `compared` needs.
+class Seen(NamedTuple):
+    """What a look at a micro-batch gives."""
+
+    student_BC: Tensor
+    """Means of the semantic branch."""
+    teacher_BC: Tensor
+    """The teacher's features, projected."""
+    features_BD: Tensor
+    """The teacher's features."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What a micro-batch has to know of the comparison of all of them."""
+
+    features_BD: Tensor
+    """The teacher's, so that it sees each image once."""
+    loss: Tensor
+    """A scalar, over the global batch."""
+    student_gradient_BC: Tensor
+    """Of the loss to this micro-batch's vectors."""
+    teacher_gradient_BC: Tensor
+
+
+def compare(seen: Sequence[Seen], loss: TokenizerLossConfig) -> list[Compared]:
+    """Step 2 (a collective): what each micro-batch of this rank carries through the network.
 
     The engine averages gradients over micro-batches and workers; the loss is one of the whole batch. So its gradients
     are multiplied by the number of both.
     """
-    seen = [look(batch | {LOOK: torch.empty(0)}) for batch in micro_batches]
-    rows = len(seen[0][STUDENT])
-    sides_R2C = torch.cat([torch.stack([views[STUDENT], views[TEACHER]], dim=1) for views in seen]).float()
+    rows = len(seen[0].student_BC)
+    sides_R2C = torch.cat([torch.stack([each.student_BC, each.teacher_BC], dim=1) for each in seen]).float()
     world, rank = dist.get_world_size(), dist.get_rank()
     everywhere = [torch.empty_like(sides_R2C) for _ in range(world)]
     dist.all_gather(everywhere, sides_R2C.contiguous())
@@ -51,28 +66,30 @@ def prepare(micro_batches: Sequence[Batch], look: Look, loss: TokenizerLossConfi
     value, *gradients = contrastive_gradients(
         student_NC, teacher_NC, loss.semantic_temperature, loss.semantic_normalize
     )
-    parts = len(micro_batches) * world
+    parts = len(seen) * world
     own_student, own_teacher = (
         torch.split((gradient_NC * parts).chunk(world)[rank], rows) for gradient_NC in gradients
     )
     return [
-        batch | {FEATURES: views[FEATURES], VALUE: value, STUDENT_GRADIENT: student_BC, TEACHER_GRADIENT: teacher_BC}
-        for batch, views, student_BC, teacher_BC in zip(micro_batches, seen, own_student, own_teacher, strict=True)
+        Compared(each.features_BD, value, student_BC, teacher_BC)
+        for each, student_BC, teacher_BC in zip(seen, own_student, own_teacher, strict=True)
     ]
 
 
-def compared(batch: Batch, student_BC: Tensor, teacher_BC: Tensor, loss: TokenizerLossConfig) -> Tensor:
+def semantic_loss(
+    student_BC: Tensor, teacher_BC: Tensor, loss: TokenizerLossConfig, compared: Compared | None = None
+) -> Tensor:
     """The contrastive loss over the global batch, with gradients to this micro-batch's vectors.
 
     Args:
-        batch: from `prepare`, or the only one of this rank's step.
         student_BC: Spatial means of the semantic branch.
         teacher_BC: The teacher's features, projected.
         loss: Its settings.
+        compared: from `compare`; None for the only micro-batch of this rank's step (a collective then).
     """
-    if VALUE in batch:
-        pairs = (student_BC, batch[STUDENT_GRADIENT]), (teacher_BC, batch[TEACHER_GRADIENT])
-        return carry_gradients(batch[VALUE], *pairs)
+    if compared is not None:
+        pairs = (student_BC, compared.student_gradient_BC), (teacher_BC, compared.teacher_gradient_BC)
+        return carry_gradients(compared.loss, *pairs)
     student_NC, teacher_NC = _everywhere(student_BC.float()), _everywhere(teacher_BC.float())
     return contrastive_loss(student_NC, teacher_NC, loss.semantic_temperature, loss.semantic_normalize)
 

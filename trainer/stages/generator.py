@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -17,15 +19,34 @@ from model.generators.next_scale import FoldedGenerator
 from model.losses import loss_of_scales
 from model.quantizers.multi_scale import FoldedQuantizer
 from trainer.config import GeneratorStageConfig
-from trainer.engine.deepspeed_engine import INDEX, SEED, Batch, Engine, Terms
+from trainer.engine.batches import Batch
+from trainer.engine.deepspeed_engine import Engines, train
+from trainer.engine.scalars import Scalars, Terms
+from trainer.engine.trainable import Trainable, Trainables
 from trainer.job import TrainJob
 from trainer.networks import load_quantizer
 from trainer.stages.inputs import open_tokens
-from trainer.stages.stage import Look
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenSamples(Batch):
+    """Tokens and their conditions."""
+
+    tokens_BLF: Tensor
+    """int64."""
+    label_B: Tensor
+    """int64; the number of classes where the label is hidden."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the network is to predict."""
+        return self.tokens_BLF.numel()
 
 
 class GeneratorStage:
     """Tokens in, cross-entropy of every token out."""
+
+    exported = "generator"
 
     def __init__(self, job: TrainJob, device: torch.device) -> None:
         assert isinstance(job.section, GeneratorStageConfig)
@@ -61,41 +82,45 @@ class GeneratorStage:
     ) -> None:
         self._config, self._seed, self._device = config, seed, device
         self._quantizer, self._tokenizer, self.network = quantizer, tokenizer, network
-        self.no_decay = network.no_decay_parameters()
+        self.trainables: Trainables = {self.exported: Trainable(network, network.no_decay_parameters())}
 
     def card(self) -> dict[str, Any]:
         """The config that rebuilds the network: its own and that of the tokenizer whose tokens it speaks."""
         config = self._config.model.model_dump(mode="json")
         return {"generator": config, "tokenizer": self._tokenizer.model_dump(mode="json")}
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int) -> TokenSamples:
         """Tokens, labels and seeds of this rank; some labels are hidden, which ones is a function of the position."""
         assert self.samples is not None
         batch = self.samples.batch(step, dist.get_rank(), dist.get_world_size())
         hidden = keyed_uniform(self._seed, "label_dropout", batch.position_B) < self._config.model.label_dropout
         label = np.where(hidden, self._config.model.classes, batch.condition_B)
-        tokens = torch.from_numpy(batch.tokens_BLF.astype(np.int64))
-        seeds = torch.from_numpy(network_seeds(self._seed, batch.position_B))
-        found = {"tokens": tokens, "label": torch.from_numpy(label), SEED: seeds}
-        here = {name: tensor.to(self._device) for name, tensor in found.items()}
-        return here | {INDEX: torch.from_numpy(batch.index_B)}
+        return TokenSamples(
+            index_B=batch.index_B,
+            seed_B=torch.from_numpy(network_seeds(self._seed, batch.position_B)),
+            tokens_BLF=torch.from_numpy(batch.tokens_BLF.astype(np.int64)),
+            label_B=torch.from_numpy(label),
+        )
 
-    def blank_batch(self, size: int) -> Batch:
+    def blank_batch(self, size: int) -> TokenSamples:
         """A batch of the right shapes, with zeros in it."""
         layout = self._tokenizer.layout
-        shapes = {"tokens": (size, layout.positions, layout.folds), "label": (size,), SEED: (size,)}
-        return {name: torch.zeros(shape, dtype=torch.int64, device=self._device) for name, shape in shapes.items()}
+        return TokenSamples(
+            seed_B=torch.zeros(size, dtype=torch.int64, device=self._device),
+            tokens_BLF=torch.zeros(size, layout.positions, layout.folds, dtype=torch.int64, device=self._device),
+            label_B=torch.zeros(size, dtype=torch.int64, device=self._device),
+        )
 
-    def prepare(self, micro_batches: Sequence[Batch], look: Look) -> Sequence[Batch]:  # noqa: ARG002 - a Stage has it
-        """As they are: every sample is judged by itself."""
-        return micro_batches
+    def step(self, micro_batches: Sequence[TokenSamples], engines: Engines, rate: float) -> Scalars:
+        """Every sample is judged by itself."""
+        return train(engines[self.exported], [partial(self.terms, each) for each in micro_batches], rate)
 
-    def terms(self, batch: Batch) -> Terms:
+    def terms(self, batch: TokenSamples) -> Terms:
         """Mean cross-entropy, and that of each scale and branch."""
-        tokens_BLF = batch["tokens"]
+        tokens_BLF = batch.tokens_BLF
         with torch.no_grad():
             input_BLC = self._quantizer.generator_input(tokens_BLF)
-        loss, loss_LF = self.network(batch["label"], input_BLC, batch[SEED], tokens_BLF)
+        loss, loss_LF = self.network(batch.label_B, input_BLC, batch.seed_B, tokens_BLF)
         by_scale_SF = loss_of_scales(loss_LF, self._tokenizer.layout)
         named = {
             f"loss_scale{scale}_branch{branch}": by_scale_SF[scale, branch]
@@ -104,7 +129,7 @@ class GeneratorStage:
         }
         return {"loss": loss} | named
 
-    def after_step(self, step: int, engine: Engine) -> dict[str, Any]:  # noqa: ARG002 - a Stage has it
+    def after_step(self, step: int, engines: Engines) -> dict[str, Any]:  # noqa: ARG002 - a Stage has it
         """Nothing."""
         return {}
 

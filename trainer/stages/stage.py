@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor, nn
+from torch import Tensor
 
 from data_pipeline.order.ledger import DataOrder
-from trainer.engine.deepspeed_engine import Batch, Engine, Terms
-
-Look = Callable[[Batch], Terms]
-"""The stage's `terms` of a micro-batch without gradients, where weights may be sharded (a collective)."""
+from trainer.engine.deepspeed_engine import Engines
+from trainer.engine.scalars import Scalars
+from trainer.engine.trainable import Trainables
 
 
 class Samples(Protocol):
@@ -38,40 +37,45 @@ class Stage(Protocol):
 
     @property
     def samples(self) -> Samples | None:
-        """Where batches come from; each then says which samples it holds (`INDEX`)."""
+        """Where batches come from; each then says which samples it holds (`Batch.index_B`)."""
         ...
 
     @property
-    def network(self) -> nn.Module:
-        """What is trained and exported. Anything frozen is kept outside of it."""
+    def trainables(self) -> Trainables:
+        """What is trained. Frozen networks that nobody needs to export are kept outside of it."""
         ...
 
     @property
-    def no_decay(self) -> set[str]:
-        """Parameters of the network (by name) that weight decay leaves alone, besides all vectors."""
+    def exported(self) -> str:
+        """The trainable that is the stage's result, which `card` rebuilds."""
         ...
 
     def card(self) -> dict[str, Any]:
-        """The config that rebuilds the network."""
+        """The config that rebuilds the exported network."""
         ...
 
-    def batch(self, step: int) -> Batch:
-        """This rank's samples of an optimizer step, on its device."""
+    def batch(self, step: int) -> Any:
+        """This rank's samples of an optimizer step, a `Batch` on the host. From any thread, ahead of its step."""
         ...
 
-    def blank_batch(self, size: int) -> Batch:
+    def blank_batch(self, size: int) -> Any:
         """What `batch` gives for so many samples, without an index and with zeros in it; needs no data set."""
         ...
 
-    def prepare(self, micro_batches: Sequence[Batch], look: Look) -> Sequence[Batch]:
-        """The micro-batches of a step, with what their terms need to know of each other (may be a collective)."""
+    def step(self, micro_batches: Sequence[Any], engines: Engines, rate: float) -> Scalars:
+        """Train on the micro-batches of one step (a collective): each engine accumulates all of them, and updates once.
+
+        Args:
+            micro_batches: of this rank, parts of what `batch` gave, on its device.
+            engines: of the trainables.
+            rate: the schedule's learning rate.
+
+        Returns:
+            Scalars of the step, means over the micro-batches, one of them "loss".
+        """
         ...
 
-    def terms(self, batch: Batch) -> Terms:
-        """Scalars of a micro-batch, one of them "loss", which is minimized."""
-        ...
-
-    def after_step(self, step: int, engine: Engine) -> dict[str, Any]:
+    def after_step(self, step: int, engines: Engines) -> dict[str, Any]:
         """Anything to do between steps; what it returns goes into events.jsonl if there is any."""
         ...
 

@@ -13,6 +13,8 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+FROZEN = "frozen"
+"""Role of the weights of parameters that are not trained. They have no moments and no average."""
 
 
 @dataclass(frozen=True)
@@ -56,16 +58,37 @@ class OwnedState(Protocol):
         """Make the weights that forward uses equal the master weights, on all ranks (a collective)."""
         ...
 
+    def frozen(self) -> Iterator[Fragment]:
+        """Of parameters that are not trained what this rank has of them, with the one role `FROZEN`.
+
+        Over all ranks each element is there at least once: whole on every rank, or, at stage 3, a part on each.
+        """
+        ...
+
     def whole(self, name: str) -> Tensor:
         """A copy of a parameter's weights, in its shape, on every rank (a collective)."""
         ...
+
+
+def whole_frozen(module: nn.Module) -> Iterator[Fragment]:
+    """The parameters of a module that are not trained, where every rank has all of them."""
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            data = parameter.detach().view(-1)
+            yield Fragment(name, tuple(parameter.shape), 0, data.numel(), {FROZEN: data})
+
+
+def trained(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The other ones, by name."""
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
 def open_state(module: nn.Module, optimizer: Any, stage: int, ema: bool) -> OwnedState:
     """The state of a module under DeepSpeed.
 
     Args:
-        module: the one that `deepspeed.initialize` was given.
+        module: the one that `deepspeed.initialize` was given, or a part of it that holds all parameters: names of
+            fragments are its own.
         optimizer: the one that it returned.
         stage: of ZeRO.
         ema: whether to keep a moving average.
@@ -74,7 +97,6 @@ def open_state(module: nn.Module, optimizer: Any, stage: int, ema: bool) -> Owne
     from trainer.engine.fragments.zero3 import PartitionedState
     from trainer.engine.fragments.zero12 import ShardedState
 
-    assert all(p.requires_grad for p in module.parameters()), "frozen networks are kept outside of what is trained"
     kinds: dict[int, Callable[[nn.Module, Any, bool], OwnedState]]
     kinds = {0: ReplicatedState, 1: ShardedState, 2: ShardedState, 3: PartitionedState}
     return kinds[stage](module, optimizer, ema)

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from trainer.engine.fragments import MOMENTS, Fragment
+from trainer.engine.fragments import MOMENTS, Fragment, trained, whole_frozen
 from trainer.engine.fragments.moments import create_moments, get_step, set_step
 
 Stretch = tuple[str, nn.Parameter, int, int]
@@ -30,7 +30,7 @@ class ReplicatedState:
 
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, ema: bool) -> None:
         self._optimizer, self._module = optimizer, module
-        self._named = dict(module.named_parameters())
+        self._named = trained(module)
         self._weights: list[Tensor] = list(self._named.values())
         create_moments(optimizer, self._weights)
         cut = even_cut([p.numel() for p in self._named.values()], dist.get_rank(), dist.get_world_size())
@@ -80,6 +80,10 @@ class ReplicatedState:
     def publish(self) -> None:
         """Nothing: the parameters are the masters."""
 
+    def frozen(self) -> Iterator[Fragment]:
+        """All of them."""
+        return whole_frozen(self._module)
+
     def whole(self, name: str) -> Tensor:
         """A copy of a parameter's weights."""
-        return self._named[name].detach().clone()
+        return self._module.get_parameter(name).detach().clone()

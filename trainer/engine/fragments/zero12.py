@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from trainer.engine.fragments import MOMENTS, Fragment
+from trainer.engine.fragments import MOMENTS, Fragment, whole_frozen
 from trainer.engine.fragments.cuts import CutState
 
 
@@ -41,6 +41,10 @@ class ShardedState(CutState):
     def publish(self) -> None:
         """Copy the master weights into the module's parameters, on all ranks (a collective)."""
         self._zero.update_lp_params()
+
+    def frozen(self) -> Iterator[Fragment]:
+        """All of them."""
+        return whole_frozen(self._module)
 
     def whole(self, name: str) -> Tensor:
         """A copy of a parameter's weights."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from trainer.engine.fragments import MOMENTS, Fragment
+from trainer.engine.fragments import FROZEN, MOMENTS, Fragment, trained
 from trainer.engine.fragments.cuts import CutState
 
 
@@ -22,11 +22,12 @@ class PartitionedState(CutState):
     def __init__(self, module: nn.Module, zero_optimizer: Any, ema: bool) -> None:
         super().__init__(zero_optimizer, list(zero_optimizer.fp32_partitioned_groups_flat), ema)
         self._named: dict[str, Any] = dict(module.named_parameters())
+        self._trained: dict[str, Any] = trained(module)
 
     def owned(self) -> Iterator[Fragment]:
         """This rank's cut of each parameter, without the padding."""
         rank = dist.get_rank()
-        for name, parameter in self._named.items():
+        for name, parameter in self._trained.items():
             group, offset, padded = self._zero.grad_position[self._zero.get_param_id(parameter)]
             start, stop = rank * padded, min((rank + 1) * padded, parameter.ds_numel)
             if start >= stop:  # nothing but padding
@@ -49,6 +50,18 @@ class PartitionedState(CutState):
         persistent = self._zero.persistent_parameters
         if persistent:
             persistent[0].all_gather(persistent)
+
+    def frozen(self) -> Iterator[Fragment]:
+        """This rank's cut of each, without the padding; DeepSpeed cuts them as it does the others."""
+        rank = dist.get_rank()
+        for name, parameter in self._named.items():
+            if name in self._trained:
+                continue
+            padded = parameter.ds_tensor.numel()
+            start, stop = rank * padded, min((rank + 1) * padded, parameter.ds_numel)
+            if start < stop:
+                data = parameter.ds_tensor.detach().narrow(0, 0, stop - start)
+                yield Fragment(name, tuple(parameter.ds_shape), start, stop, {FROZEN: data})
 
     def whole(self, name: str) -> Tensor:
         """A copy of a parameter's weights, gathered from all ranks (a collective)."""
