@@ -27,11 +27,11 @@ from report import write_report
 from torch import Tensor, nn
 
 from tests.trainer.gloo import run_gloo
-from trainer.checkpoints.agreement import Agreement
 from trainer.checkpoints.retention import Retention
 from trainer.checkpoints.snapshot import pieces
 from trainer.checkpoints.writer import CheckpointWriter
 from trainer.config import TrainerConfig
+from trainer.engine.agreement import Agreement
 from trainer.engine.deepspeed_engine import Engine, prepare_deepspeed, train
 from trainer.engine.scalars import Terms
 from trainer.engine.trainable import Trainable

@@ -63,7 +63,14 @@ def trainer_config(stage: int, precision: str) -> TrainerConfig:
     """Of one cell of the table."""
     extra = {"zero_optimization": {"reduce_bucket_size": BUCKET, "stage3_prefetch_bucket_size": BUCKET}}
     return TrainerConfig.model_validate(
-        {"steps": STEPS, "global_batch": 8, "zero_stage": stage, "ema_decay": 0.99, "gradient_clipping": 1.0}
+        {
+            "overlap_communication": False,
+            "steps": STEPS,
+            "global_batch": 8,
+            "zero_stage": stage,
+            "ema_decay": 0.99,
+            "gradient_clipping": 1.0,
+        }
         | {"precision": precision, "extra": extra}
     )
 

@@ -116,6 +116,15 @@ class TrainerConfig(Section):
     zero_stage: Literal[0, 1, 2, 3] = 2
     """What DeepSpeed ZeRO shards over the workers: nothing (0), optimizer states (1), gradients too (2), weights too
     (3)."""
+    bucket_elements: int = Field(50_000_000, gt=0, le=2**40)
+    """Elements of gradients (ZeRO 1 to 3) or weights (1 and 2) that travel between workers at once. Smaller than the
+    model, so that what is ready travels while the rest of backward computes."""
+    overlap_communication: bool = True
+    """Reduce gradients beside the rest of backward, with ZeRO stage 1 to 3 on GPUs. With 1 and 2 this takes a second
+    bucket of memory."""
+    communication: Literal["fp32", "bf16"] = "fp32"
+    """Number format in which gradients are summed over the workers. bf16 halves what travels, and rounds each sum to 8
+    bits of mantissa; what is accumulated on a worker stays fp32."""
     offload: Literal["none", "optimizer"] = "none"
     """What is kept in the host's memory: `optimizer` moves master weights and moments there. Not with ZeRO stage 0."""
     activation_checkpointing: bool = False

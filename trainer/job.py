@@ -24,6 +24,8 @@ StageSection = ClassifierStageConfig | TokenizerStageConfig | GeneratorStageConf
 _NEUTRAL = {
     "zero_stage",
     "offload",
+    "bucket_elements",
+    "overlap_communication",
     "micro_batch",
     "activation_checkpointing",
     "compile",
@@ -50,6 +52,7 @@ _CHANGEABLE = {
     "betas",
     "gradient_clipping",
     "precision",
+    "communication",
     "initial_loss_scale",
     "loss_scale_window",
     "spikes",
@@ -162,7 +165,7 @@ class TrainJob:
 
     def _check_checkpoint(self, card: Card) -> None:
         """A finished network is trained further from its checkpoint: its export has no moments."""
-        from trainer.checkpoints.folder import latest_step
+        from trainer.checkpoints.catalog import latest_step
 
         if latest_step(self.checkpoints) is None:
             raise UsageError(

@@ -128,20 +128,17 @@ def read_tokens(root: Path) -> Iterator[Callable[[], object]]:
 
 def read_checkpoint(root: Path) -> Iterator[Callable[[], object]]:
     """checkpoint ls, verify, export and gc, and what a start does."""
+    from trainer.checkpoints.catalog import decisions_on_record, latest_step, list_checkpoints, read_state, valid_steps
     from trainer.checkpoints.exporting import export_safetensors
-    from trainer.checkpoints.folder import latest_step, read_state
-    from trainer.checkpoints.listing import list_checkpoints
-    from trainer.checkpoints.reader import CheckpointReader
+    from trainer.checkpoints.reader import CheckpointReader, verify
     from trainer.checkpoints.retention import Retention, all_strays, removable, strays
-    from trainer.checkpoints.verifying import verify
-    from trainer.rollback.on_course import decisions_on_record, steps_on_course
 
     checkpoints, folder = str(root / "generator/checkpoints"), str(root / STEP)
     yield lambda: CheckpointReader(folder).trainable("network")
     yield lambda: verify(checkpoints, 2)
     yield lambda: export_safetensors(checkpoints, 2, str(root / "export"), ema=False)
     yield lambda: (latest_step(checkpoints), read_state(checkpoints, 2), list_checkpoints(checkpoints))
-    yield lambda: steps_on_course(checkpoints, decisions_on_record(str(root / "generator")))
+    yield lambda: valid_steps(checkpoints, decisions_on_record(str(root / "generator")))
     yield lambda: (removable(checkpoints, Retention(1, metric="loss")), all_strays(checkpoints, strays))
 
 
@@ -164,10 +161,10 @@ def read_records(root: Path) -> Iterator[Callable[[], object]]:
     from cluster.terminal.output import console
     from data_pipeline.order.ledger import is_ledger_record, read_history
     from data_pipeline.tools.auditing import stage_history
+    from trainer.checkpoints.catalog import decisions_on_record
     from trainer.planning.measured import read_measured
     from trainer.records.jsonl import read_records as records_of
     from trainer.records.run_directory import RunDirectory
-    from trainer.rollback.on_course import decisions_on_record
 
     stage = str(root / "generator")
 

@@ -98,7 +98,7 @@ def _records(stage: Path) -> None:
 
 
 def _checkpoint(folder: str) -> None:
-    from trainer.checkpoints.folder import commit
+    from trainer.checkpoints.commits import commit
     from trainer.checkpoints.index import Entry, Index, TensorInfo
 
     data = np.arange(10, dtype=np.float32).tobytes()

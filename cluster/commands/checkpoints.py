@@ -20,12 +20,12 @@ def list_checkpoints(folder: Folder) -> None:
     from rich.table import Table
 
     from cluster.terminal.output import console
-    from trainer.checkpoints import listing
+    from trainer.checkpoints import catalog
 
     table = Table("stage", "step", "state", "bytes", "workers", "ZeRO", "loss", "kept", box=None)
     damages: list[str] = []
-    for stage, checkpoints in listing.stages(folder).items():
-        for found in listing.list_checkpoints(checkpoints):
+    for stage, checkpoints in catalog.stages(folder).items():
+        for found in catalog.list_checkpoints(checkpoints):
             loss = "" if found.loss is None else f"{found.loss:.4f}"
             state = "damaged" if found.damage else "complete" if found.complete else "unfinished"
             kept = "KEEP" if found.marked else ""
@@ -41,12 +41,12 @@ def list_checkpoints(folder: Folder) -> None:
 def verify_checkpoints(folder: Folder, step: Step = None) -> None:
     """Read every byte of complete checkpoints, and compare it with what was written; exit code 1 if any is damaged."""
     from data_pipeline.errors import CorruptShardError
-    from trainer.checkpoints import listing
-    from trainer.checkpoints.folder import written_steps
-    from trainer.checkpoints.verifying import verify
+    from trainer.checkpoints import catalog
+    from trainer.checkpoints.catalog import written_steps
+    from trainer.checkpoints.reader import verify
 
     damaged = False
-    for stage, checkpoints in listing.stages(folder).items():
+    for stage, checkpoints in catalog.stages(folder).items():
         for each in written_steps(checkpoints) if step is None else [step]:
             try:
                 size = verify(checkpoints, each)
@@ -70,13 +70,13 @@ def export_checkpoint(
 ) -> None:
     """Put the network of a checkpoint together into whole tensors."""
     from data_pipeline.errors import UsageError
-    from trainer.checkpoints import exporting, listing
+    from trainer.checkpoints import catalog, exporting
 
     exports = {"safetensors": exporting.export_safetensors, "deepspeed": exporting.export_deepspeed}
     if kind not in exports:
         raise UsageError(f"--format {kind}: choose one of {', '.join(exports)}")
-    checkpoints = listing.only_stage(folder)
-    chosen = listing.require_step(checkpoints, step)
+    checkpoints = catalog.only_stage(folder)
+    chosen = catalog.require_step(checkpoints, step)
     written = exports[kind](checkpoints, chosen, output, ema=ema)
     say(f"{written}: {'moving average' if ema else 'weights'} of step {chosen}")
 
@@ -104,15 +104,15 @@ def remove_checkpoints(
     from data_pipeline.errors import UsageError
     from data_pipeline.leases.lease import LeaseHeldError, only_driver
     from data_pipeline.leases.owned_folders import refuse_foreign_stage
-    from trainer.checkpoints import listing, retention
-    from trainer.rollback.on_course import decisions_on_record
+    from trainer.checkpoints import catalog, retention
+    from trainer.checkpoints.catalog import decisions_on_record
 
     given = {"last": keep, "every": keep_every, "metric": keep_best, "mode": mode}
     if keep_best is not None:
         given["mode"] = mode or "min"  # not that of the stage's own metric
     asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     refused = 0
-    for stage, checkpoints in listing.stages(folder).items():
+    for stage, checkpoints in catalog.stages(folder).items():
         own = checkpoints.removesuffix("/checkpoints")
         try:
             refuse_foreign_stage(own, checkpoints)

@@ -12,7 +12,7 @@ from typing import Any
 
 from cluster.drills.bucket import Bucket
 from data_pipeline.shards.manifest import differences
-from trainer.checkpoints.folder import COMPLETE, INDEX, STATE
+from trainer.checkpoints.commits import COMPLETE, INDEX, STATE
 from trainer.checkpoints.index import Index
 
 _CLOCKS = re.compile(

@@ -171,7 +171,7 @@ def _with_initial(inputs: Inputs, stage: RunStage, section: StageSection, folder
 
 def _recorded_initial(folder: str, uri: str) -> str | None:
     """Fingerprint of the weights that a run has started from, if it has come further since; None if not."""
-    from trainer.checkpoints.folder import latest_step
+    from trainer.checkpoints.catalog import latest_step
 
     if latest_step(storage.join(folder, "checkpoints")) is None:
         return None

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from cluster.training.elastic_sizes import largest_usable
 from data_pipeline.errors import FoldtrainError
-from trainer.checkpoints.folder import latest_step
+from trainer.checkpoints.catalog import latest_step
 
 _BACK_SECONDS = 5.0
 """For which resources that were just released are waited for before a smaller size is taken."""

@@ -1,7 +1,7 @@
 """Notices that a training stage is to end: a signal to the command, to a worker or to all, or a node that leaves.
 
     command   a signal is written down; between two looks at its workers the command tells all of them (supervision.py)
-    worker    ends after the step under way, with a checkpoint; all ranks agree on it between two steps
+    worker    ends after the step under way or the next, with a checkpoint; all ranks agree on it beside a step
 
 Nothing of it is in the path of training. A batch system that warns before it ends a job sends its signal to the
 command (`#SBATCH --signal=B:USR1@300` and a shell that passes it on, SIGTERM from Kubernetes) or to every process of it

@@ -21,7 +21,7 @@ from cluster.terminal.output import console
 from cluster.training.elastic_sizes import same_micro_batch, usable_sizes
 from data_pipeline.errors import UsageError
 from data_pipeline.leases.lease import only_driver
-from trainer.checkpoints.folder import latest_step
+from trainer.checkpoints.catalog import latest_step
 from trainer.job import TrainJob
 from trainer.loop.ending import Ending
 

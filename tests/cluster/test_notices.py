@@ -16,7 +16,7 @@ from cluster.drills.victims import PATIENCE, Victim, kill, started, title_of, wa
 from cluster.session.head_watch import HeadLostError
 from cluster.training import notices
 from tests.cluster.drills import lines
-from trainer.checkpoints.folder import latest_step
+from trainer.checkpoints.catalog import latest_step
 
 pytestmark = pytest.mark.xdist_group("notices")
 

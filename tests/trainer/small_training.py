@@ -11,14 +11,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from trainer.checkpoints import restore
-from trainer.checkpoints.agreement import Agreement
-from trainer.checkpoints.folder import step_folder
-from trainer.checkpoints.reader import CheckpointReader
+from trainer.checkpoints import exporting
+from trainer.checkpoints.catalog import step_folder
+from trainer.checkpoints.reader import CheckpointReader, load_checkpoint
 from trainer.checkpoints.retention import Retention
 from trainer.checkpoints.snapshot import pieces
 from trainer.checkpoints.writer import CheckpointWriter
 from trainer.config import TrainerConfig
+from trainer.engine.agreement import Agreement
 from trainer.engine.batches import Batch
 from trainer.engine.deepspeed_engine import Engine, Update, prepare_deepspeed, train
 from trainer.engine.scalars import Scalars, Terms
@@ -94,7 +94,7 @@ class Training:
     def load(self, folder: str, step: int) -> None:
         """Go on from a checkpoint."""
         reader = CheckpointReader(step_folder(folder, step))
-        restore.load_checkpoint(reader, self.engines)
+        load_checkpoint(reader, self.engines)
         scale = reader.trainable(NAME).loss_scale
         if self.engine.loss_scale and scale:
             self.engine.loss_scale.load_state(scale.model_dump())
@@ -139,7 +139,7 @@ class Training:
 
 def states(folder: str, step: int) -> dict[str, dict[str, Tensor]]:
     """Whole tensors of every role of a checkpoint."""
-    return {role: restore.assemble(folder, step, role, NAME) for role in ROLES}
+    return {role: exporting.assemble(folder, step, role, NAME) for role in ROLES}
 
 
 def unbroken(cells: list[tuple[int, str, str]], middle: int, last: int) -> list[list[float]]:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from tests.trainer.gloo import PRELOADED, run_gloo
 from tests.trainer.toy_adversarial import KILLED, SAVED, STEPS, job, plain, run
-from trainer.checkpoints import restore
-from trainer.checkpoints.folder import all_steps, complete_steps, step_folder
+from trainer.checkpoints import exporting
+from trainer.checkpoints.catalog import all_steps, complete_steps, step_folder
 from trainer.checkpoints.index import Index
 
 pytestmark = pytest.mark.slow
@@ -72,7 +72,7 @@ def tensors(folder: Path, step: int) -> dict[str, Tensor]:
     found = {}
     for trainable, roles in ROLES.items():
         for role in roles:
-            whole = restore.assemble(str(folder / "checkpoints"), step, role, trainable)
+            whole = exporting.assemble(str(folder / "checkpoints"), step, role, trainable)
             found |= {f"{role}/{trainable}.{name}": tensor for name, tensor in whole.items()}
     return found
 
@@ -99,7 +99,7 @@ def test_both_networks_are_those_of_a_plain_loop(whole: dict[Place, Path], place
         ("critic", "master", "critic"),
         ("maker", "ema", "average"),
     ):
-        found = restore.assemble(folder, STEPS, role, trainable)
+        found = exporting.assemble(folder, STEPS, role, trainable)
         for parameter, weights in expected[name].items():
             if parameter != "seen":
                 torch.testing.assert_close(found[parameter], weights, rtol=0, atol=1e-6)
@@ -179,14 +179,14 @@ def test_names_say_whose_each_tensor_is_and_the_frozen_layer_is_saved_and_export
 def other_fixed_layer(folder: str, there: str) -> list[bool]:
     """Whether the frozen layer is that of the checkpoint, at each stage, though the start had another one."""
     from tests.trainer.toy_adversarial import AdversarialStage
-    from trainer.loop.training_loop import Loop
+    from trainer.loop.compose import build_loop
 
     found = []
     for zero in ZERO:
         shutil.copytree(folder, f"{there}/{zero}", dirs_exist_ok=True)
         stage = AdversarialStage()
         torch.nn.init.zeros_(stage.maker.fixed.weight)
-        loop = Loop(job(f"{there}/{zero}", zero_stage=zero), stage, torch.device("cpu"))
+        loop = build_loop(job(f"{there}/{zero}", zero_stage=zero), stage, torch.device("cpu"))
         loop.checkpoints.resume()
         found.append(torch.equal(loop.engines["maker"].whole("fixed.weight"), plain(0)["maker"]["fixed.weight"]))
     return found
@@ -201,7 +201,7 @@ def test_frozen_weights_come_from_the_checkpoint(whole: dict[Place, Path], tmp_p
 def poisoned(folder: str, zero: int) -> dict[str, Any]:
     """The critic alone sees a gradient that is not finite, in one step."""
     from tests.trainer import toy_adversarial as toy
-    from trainer.loop.training_loop import Loop
+    from trainer.loop.compose import build_loop
 
     judge = toy.AdversarialStage._judge
 
@@ -211,7 +211,7 @@ def poisoned(folder: str, zero: int) -> dict[str, Any]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(toy.AdversarialStage, "_judge", judging)
-        loop = Loop(job(folder, zero_stage=zero), toy.AdversarialStage(), torch.device("cpu"))
+        loop = build_loop(job(folder, zero_stage=zero), toy.AdversarialStage(), torch.device("cpu"))
         loop.run()
     return {"skipped": loop.progress.skipped, "steps": {n: e.owned.optimizer_step for n, e in loop.engines.items()}}
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from tests.trainer.gloo import run_gloo
 from tests.trainer.small_training import Training, settings, states
-from trainer.checkpoints.folder import complete_steps
+from trainer.checkpoints.catalog import complete_steps
 
 
 def train(folder: str) -> None:

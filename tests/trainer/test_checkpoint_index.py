@@ -10,11 +10,11 @@ import pytest
 
 from data_pipeline import storage
 from data_pipeline.errors import CorruptShardError
-from trainer.checkpoints.damage import DamagedCheckpointError, mark, marked_with
-from trainer.checkpoints.folder import commit, read_state
+from trainer.checkpoints.catalog import read_state
+from trainer.checkpoints.commits import DamagedCheckpointError, commit, mark, marked_with
+from trainer.checkpoints.exporting import assemble
 from trainer.checkpoints.index import BLOCK_BYTES, Entry, Index, TensorInfo
 from trainer.checkpoints.reader import CheckpointReader
-from trainer.checkpoints.restore import assemble
 
 FILE = "rank_0000-a.safetensors"
 WEIGHT, BIAS = TensorInfo("layer.weight", (4, 2), "F32"), TensorInfo("layer.bias", (2,), "F32")

@@ -10,9 +10,9 @@ import pytest
 from data_pipeline.errors import DiskError, FoldtrainError, StorageAwayError
 from data_pipeline.leases.lease import LeaseLostError
 from data_pipeline.storage.retries import DEFAULT_PATIENCE, PATIENCE_VARIABLE
-from trainer.checkpoints import retries
-from trainer.checkpoints.folder import TakenError
-from trainer.checkpoints.retries import Persistence
+from trainer.checkpoints import writer
+from trainer.checkpoints.commits import TakenError
+from trainer.checkpoints.writer import Persistence
 
 
 class Clock:
@@ -29,7 +29,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr(retries.time, "monotonic", lambda: made.now)
+    monkeypatch.setattr(writer.time, "monotonic", lambda: made.now)
     return made
 
 

@@ -20,13 +20,12 @@ from data_pipeline import storage
 from data_pipeline.errors import CorruptShardError, FoldtrainError, UsageError
 from tests.trainer.gloo import PRELOADED, run_gloo
 from tests.trainer.small_training import Training, settings, states
-from trainer.checkpoints import restore
-from trainer.checkpoints.folder import COMPLETE, all_steps, complete_steps, latest_step, step_folder
+from trainer.checkpoints.catalog import all_steps, complete_steps, latest_step, step_folder
+from trainer.checkpoints.commits import COMPLETE
 from trainer.checkpoints.index import BLOCK_BYTES, Index, TensorInfo, merge
-from trainer.checkpoints.reader import CheckpointReader, Wanted
-from trainer.checkpoints.retries import Persistence
+from trainer.checkpoints.reader import CheckpointReader, Wanted, check_origin, verify
 from trainer.checkpoints.snapshot import Piece, Snapshot
-from trainer.checkpoints.verifying import verify
+from trainer.checkpoints.writer import Persistence
 
 
 def train(folder: str, saves: list[int], stage: int = 2) -> list[tuple[str, int, dict[str, Any]]]:
@@ -125,15 +124,15 @@ def test_a_checkpoint_of_another_network_is_refused(trained: Path) -> None:
 def test_a_checkpoint_from_other_data_is_refused_with_the_difference(copied: Path) -> None:
     reader = CheckpointReader(step_folder(str(copied), 2))
     reader.state["origin"] = {"seed": 0, "lineage": {"tokens": "aaa"}}
-    restore.check_origin(reader, {"seed": 0, "lineage": {"tokens": "aaa"}})
+    check_origin(reader, {"seed": 0, "lineage": {"tokens": "aaa"}})
     with pytest.raises(UsageError, match=r"lineage\.tokens: aaa -> bbb"):
-        restore.check_origin(reader, {"seed": 0, "lineage": {"tokens": "bbb"}})
+        check_origin(reader, {"seed": 0, "lineage": {"tokens": "bbb"}})
 
 
 @pytest.fixture
 def large(tmp_path: Path) -> CheckpointReader:
     """One tensor of three and a half blocks, int32, counting up."""
-    from trainer.checkpoints.folder import commit
+    from trainer.checkpoints.commits import commit
 
     count = BLOCK_BYTES // 4 * 7 // 2
     data = torch.arange(count, dtype=torch.int32)

@@ -18,7 +18,7 @@ from tests.trainer.test_random_numbers import BATCH, FAKES, SIZE, TOKENIZER, Cha
 from trainer.config import TokenizerLossConfig, TokenizerStageConfig
 from trainer.engine.deepspeed_engine import prepare_deepspeed
 from trainer.job import TrainJob
-from trainer.loop.training_loop import Loop
+from trainer.loop.compose import build_loop
 from trainer.stages import build_stage, tokenizer
 
 pytestmark = pytest.mark.slow
@@ -67,7 +67,7 @@ def watch(module: nn.Module, passes: list[list[str]]) -> None:
 
 def followed(job: TrainJob) -> Course:
     torch.manual_seed(job.seed)
-    loop = Loop(job, build_stage(job, torch.device("cpu")), torch.device("cpu"))
+    loop = build_loop(job, build_stage(job, torch.device("cpu")), torch.device("cpu"))
     engine = loop.engines["tokenizer"]
     for group in engine._engine.optimizer.param_groups:
         group["eps"] = DAMPED

@@ -21,15 +21,15 @@ from data_pipeline import storage
 from data_pipeline.errors import FoldtrainError, StorageAwayError
 from tests.trainer.gloo import run_gloo
 from tests.trainer.test_loop import CountingStage, events, job, run
-from trainer.checkpoints import damage, folder
-from trainer.checkpoints.agreement import Agreement
-from trainer.checkpoints.damage import DAMAGED, DamagedCheckpointError
-from trainer.checkpoints.folder import COMPLETE, commit, complete_steps, read_committed, step_folder
+from trainer.checkpoints import catalog, commits
+from trainer.checkpoints.catalog import complete_steps, step_folder
+from trainer.checkpoints.commits import COMPLETE, DAMAGED, DamagedCheckpointError, commit, read_committed
 from trainer.checkpoints.index import Index
-from trainer.checkpoints.verifying import verify
+from trainer.checkpoints.reader import verify
+from trainer.engine.agreement import Agreement
 from trainer.job import TrainJob
-from trainer.loop.training_loop import Loop
-from trainer.rollback.course import Course
+from trainer.loop.compose import build_loop
+from trainer.rollback.rollbacks import Rollbacks
 
 
 def the(step: Path, pattern: str) -> Path:
@@ -182,7 +182,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_says_which_commands_show_and_re
     assert foldtrain("verify", stage, code=1).count("is damaged") == 3
     assert "removed nothing" in foldtrain("gc", stage)
     assert "removed 2, 4, 6" in foldtrain("gc", stage, "--damaged")
-    assert folder.all_steps(f"{stage}/checkpoints") == []
+    assert catalog.all_steps(f"{stage}/checkpoints") == []
 
 
 def away(each: TrainJob) -> list[str]:
@@ -195,7 +195,7 @@ def away(each: TrainJob) -> list[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(storage, "read_range", read_range)
         with pytest.raises(StorageAwayError):
-            Loop(each, CountingStage(None), torch.device("cpu")).run()
+            build_loop(each, CountingStage(None), torch.device("cpu")).run()
     return storage.list_names(step_folder(each.checkpoints, 6))
 
 
@@ -248,16 +248,16 @@ def test_a_mark_put_there_by_hand_counts(tmp_path: Path) -> None:
     assert complete_steps(str(tmp_path)) == [6]
     (tmp_path / "step_00000006" / DAMAGED).touch()
     assert complete_steps(str(tmp_path)) == []
-    assert damage.marked_with(where) == "marked as damaged"
+    assert commits.marked_with(where) == "marked as damaged"
 
 
 def chosen(run_folder: str) -> list[int | None]:
     """Which checkpoint a start after a rollback chooses, before and after it has found the newest one damaged."""
     checkpoints = f"{run_folder}/checkpoints"
-    course = Course(run_folder, checkpoints, None, Agreement())
-    first = course.checkpoint()
-    damage.mark(step_folder(checkpoints, 30), "state.json", "it is cut")
-    return [first, course.checkpoint()]
+    rollbacks = Rollbacks(run_folder, checkpoints, None, Agreement())
+    first = rollbacks.starting_checkpoint()
+    commits.mark(step_folder(checkpoints, 30), "state.json", "it is cut")
+    return [first, rollbacks.starting_checkpoint()]
 
 
 def test_a_checkpoint_whose_state_cannot_be_read_is_not_taken_for_one_that_a_rollback_took_back(
@@ -269,4 +269,4 @@ def test_a_checkpoint_whose_state_cannot_be_read_is_not_taken_for_one_that_a_rol
     spike = {"event": "spike", "step": 25, "action": "rollback", "back_to": 20, "skip": [22, 26]}
     (tmp_path / "events.jsonl").write_text(json.dumps(spike) + "\n")
     assert run_gloo(1, tmp_path, chosen, str(tmp_path)) == [[30, 10]]
-    assert folder.all_steps(str(tmp_path / "checkpoints")) == [10, 30]
+    assert catalog.all_steps(str(tmp_path / "checkpoints")) == [10, 30]

@@ -11,7 +11,7 @@ import torch
 from data_pipeline.errors import UsageError
 from tests.trainer.gloo import run_gloo
 from tests.trainer.small_training import NAME, WIDTH, Training, rows, settings
-from trainer.checkpoints import restore
+from trainer.checkpoints import exporting
 from trainer.config import TrainerConfig
 from trainer.engine.settings import deepspeed_config
 
@@ -35,7 +35,7 @@ def averages(folder: str) -> list[dict[str, Any]]:
 
 def test_the_sharded_average_equals_that_of_a_full_replica_at_every_stage(tmp_path: Path) -> None:
     for stage, replica in zip(STAGES, run_gloo(2, tmp_path, averages, str(tmp_path))[0], strict=True):
-        sharded = restore.assemble(str(tmp_path / str(stage)), 5, "ema", NAME)
+        sharded = exporting.assemble(str(tmp_path / str(stage)), 5, "ema", NAME)
         for name, values in replica.items():
             torch.testing.assert_close(sharded[name], torch.from_numpy(values), rtol=1e-6, atol=1e-7)
 
@@ -115,8 +115,8 @@ def test_overwritten_rows_lose_their_moments_and_no_others_do_at_every_stage(tmp
     ranks = run_gloo(2, tmp_path, overwrite, str(tmp_path))
     for stage in STAGES:
         folder = str(tmp_path / str(stage))
-        master, average = (restore.assemble(folder, 1, role, NAME) for role in ("master", "ema"))
-        moments = restore.assemble(folder, 1, "exp_avg_sq", NAME)["layers.0.weight"]
+        master, average = (exporting.assemble(folder, 1, role, NAME) for role in ("master", "ema"))
+        moments = exporting.assemble(folder, 1, "exp_avg_sq", NAME)["layers.0.weight"]
         seen = [torch.tensor(found[stage]["layers.0.weight"]) for found in ranks]
         for rows_of in (master["layers.0.weight"], average["layers.0.weight"], *seen):
             assert (rows_of[[1, 5]] == 3).all()
@@ -136,7 +136,7 @@ def poisoned(folder: str) -> list[list[bool]]:
         _, skipped = training.learn(bad, 0.05)
         unmoved = bool((before == training.weights()["layers.0.weight"]).all())
         counted = training.engine.owned.optimizer_step
-        found.append([skipped.applied, unmoved, counted == 0, training.learn(rows(1), 0.05)[1].applied])
+        found.append([bool(skipped.applied), unmoved, counted == 0, bool(training.learn(rows(1), 0.05)[1].applied)])
     return found
 
 
@@ -160,9 +160,9 @@ def scaled(folder: str) -> list[dict[str, list[Any]]]:
             terms, update = training.learn(rows(step % 2), 1e-4)
             training.step += 1
             steps["scale"].append(update.loss_scale)
-            steps["applied"].append(update.applied)
+            steps["applied"].append(bool(update.applied))
             steps["loss"].append(float(terms["loss"]))
-            steps["norm"].append(update.grad_norm)
+            steps["norm"].append(float(update.grad_norm))
             steps["moved"].append(bool((before != training.weights()["layers.0.weight"]).any()))
         found.append(steps)
     return found
@@ -223,12 +223,40 @@ def test_a_batch_that_does_not_fit_the_workers_is_refused() -> None:
 def test_extra_settings_are_added_and_derived_ones_are_refused() -> None:
     extra = {"zero_optimization": {"reduce_bucket_size": 1000}, "wall_clock_breakdown": True}
     derived = deepspeed_config(settings(zero_stage=2, extra=extra), 1)
-    assert derived["zero_optimization"] == {"stage": 2, "overlap_comm": False, "reduce_bucket_size": 1000}
+    assert derived["zero_optimization"] == {
+        "stage": 2,
+        "overlap_comm": True,
+        "reduce_bucket_size": 1000,
+        "allgather_bucket_size": 50_000_000,
+    }
     assert derived["wall_clock_breakdown"] is True
     with pytest.raises(ValueError, match=r"extra\.zero_optimization\.stage: 2 follows"):
         deepspeed_config(settings(extra={"zero_optimization": {"stage": 1}}), 1)
     with pytest.raises(ValueError, match=r"extra\.fp16: set trainer's own precision"):
         deepspeed_config(settings(extra={"fp16": {"enabled": True}}), 1)
+
+
+def test_gradients_travel_beside_backward_in_buckets_and_in_the_format_that_is_chosen() -> None:
+    chosen = settings(zero_stage=1, communication="bf16", bucket_elements=99)
+    derived = deepspeed_config(chosen, 2)
+    assert derived["communication_data_type"] == "bf16"
+    assert derived["zero_optimization"]["overlap_comm"] is True
+    assert derived["zero_optimization"]["reduce_bucket_size"] == 100
+    assert deepspeed_config(chosen, 2, overlap=False)["zero_optimization"]["overlap_comm"] is False
+    assert "communication_data_type" not in deepspeed_config(settings(zero_stage=1), 2)
+    off = deepspeed_config(settings(zero_stage=1, overlap_communication=False), 2)
+    assert off["zero_optimization"]["overlap_comm"] is False
+
+
+def test_gradients_in_bf16_and_in_small_buckets_train_alike(tmp_path: Path) -> None:
+    changes: tuple[dict[str, Any], ...] = ({}, {"bucket_elements": 5}, {"communication": "bf16"})
+    configs = [settings(zero_stage=stage, **each) for stage in STAGES for each in changes]
+    found = run_gloo(2, tmp_path, curves, configs, str(tmp_path))[0]
+    for place in range(0, len(found), 3):
+        plain, small, rounded = found[place : place + 3]
+        assert small == plain
+        assert rounded == pytest.approx(plain, rel=2e-2)
+        assert rounded != plain
 
 
 def test_the_norm_that_finds_gradients_that_are_not_finite_cannot_be_switched_off() -> None:

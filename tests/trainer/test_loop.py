@@ -24,13 +24,14 @@ from data_pipeline.leases.lease_record import Holder
 from data_pipeline.storage.retries import PATIENCE_VARIABLE
 from tests.trainer.gloo import run_gloo
 from tests.trainer.small_training import Regression, Rows, rows
-from trainer.checkpoints.folder import complete_steps
+from trainer.checkpoints.catalog import complete_steps
 from trainer.checkpoints.index import Index
 from trainer.config import ClassifierStageConfig, TrainerConfig
 from trainer.engine.deepspeed_engine import Engines, train
 from trainer.engine.scalars import Scalars
 from trainer.engine.trainable import Trainable, Trainables
 from trainer.job import TrainJob
+from trainer.loop.compose import build_loop
 from trainer.loop.training_loop import Loop
 
 STEPS = 10
@@ -86,7 +87,7 @@ def run(jobs: list[tuple[TrainJob, int | None]]) -> list[tuple[bool, int]]:
     found = []
     for each, stop_at in jobs:
         stage = CountingStage(stop_at)
-        stage.loop = Loop(each, stage, torch.device("cpu"))
+        stage.loop = build_loop(each, stage, torch.device("cpu"))
         ended = stage.loop.run()
         found.append((ended, int(stage.state()["seen"])))
     return found
@@ -104,10 +105,10 @@ def events(folder: Path, name: str) -> list[int]:
 def test_a_stop_asked_of_one_rank_ends_all_with_a_checkpoint_and_the_same_goes_on_from_there(tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     starts = [(job(whole), None), (job(parts), 5), (job(parts), None)]
-    assert run_gloo(2, tmp_path, run, starts)[0] == [(True, 80), (False, 48), (True, 80)]
-    assert events(parts, "stop") == [6]
-    assert events(parts, "resume") == [6]
-    assert complete_steps(str(parts / "checkpoints")) == [4, 6, 8, 10]
+    assert run_gloo(2, tmp_path, run, starts)[0] == [(True, 80), (False, 56), (True, 80)]
+    assert events(parts, "stop") == [7]  # the agreement of a step goes on beside the next
+    assert events(parts, "resume") == [7]
+    assert complete_steps(str(parts / "checkpoints")) == [4, 7, 8, 10]
     assert losses(parts) == losses(whole)
     one, other = ((folder / "export" / "ema.safetensors").read_bytes() for folder in (whole, parts))
     assert one == other
@@ -130,18 +131,18 @@ def test_the_loss_scale_of_fp16_is_recorded_and_goes_on_from_a_checkpoint(tmp_pa
     assert skipped[0] == 1
     assert min(scales) <= 2.0**18
     assert len(events(whole, "skipped_step")) == skipped[-1] < STEPS
-    state = json.loads((parts / "checkpoints" / "step_00000006" / "state.json").read_text())
-    assert state["trainables"]["regression"]["loss_scale"]["value"] in {scales[5], scales[6]}
+    state = json.loads((parts / "checkpoints" / "step_00000007" / "state.json").read_text())
+    assert state["trainables"]["regression"]["loss_scale"]["value"] in {scales[6], scales[7]}
 
 
 def test_counts_of_a_stage_go_on_at_another_number_of_workers(tmp_path: Path) -> None:
-    assert run_gloo(2, tmp_path, run, [(job(tmp_path / "run"), 4)])[0] == [(False, 40)]
+    assert run_gloo(2, tmp_path, run, [(job(tmp_path / "run"), 4)])[0] == [(False, 48)]
     assert run_gloo(1, tmp_path, run, [(job(tmp_path / "run", zero_stage=3), None)])[0] == [(True, 80)]
 
 
 def test_the_clock_of_the_first_rank_asks_all_for_checkpoints(tmp_path: Path) -> None:
     run_gloo(2, tmp_path, run, [(job(tmp_path / "run", checkpoint_minutes=1e-9), None)])
-    assert complete_steps(str(tmp_path / "run" / "checkpoints")) == list(range(1, STEPS + 1))
+    assert complete_steps(str(tmp_path / "run" / "checkpoints")) == list(range(2, STEPS + 1))
 
 
 def test_the_best_checkpoint_stays(tmp_path: Path) -> None:
@@ -178,7 +179,7 @@ def test_a_start_is_on_record_once_it_is_accepted(tmp_path: Path) -> None:
     run_gloo(1, tmp_path, run, [(job(folder), 5), (changed, None)])
     assert json.loads((folder / "settings.json").read_text()) == changed.settings()
     assert json.loads((folder / "lineage.json").read_text()) == {"images": "a"}
-    assert events(folder, "settings_changed") == [6]
+    assert events(folder, "settings_changed") == [7]
 
 
 def test_a_checkpoint_from_other_data_is_not_continued(tmp_path: Path) -> None:
@@ -228,7 +229,7 @@ def fails_once_at(each: TrainJob, step: int) -> bool:
     os.environ[PATIENCE_VARIABLE] = "0.01"
     (Path(each.checkpoints) / f"step_{step:08d}" / "index.json").mkdir(parents=True, exist_ok=True)
     stage = AwaitedStage(step)
-    stage.loop = Loop(each, stage, torch.device("cpu"))
+    stage.loop = build_loop(each, stage, torch.device("cpu"))
     return stage.loop.run()
 
 
@@ -281,7 +282,7 @@ class LockedStage(CountingStage):
 def last_fails_once(each: TrainJob) -> bool:
     os.environ[PATIENCE_VARIABLE] = "0.01"
     stage = LockedStage(Path(each.checkpoints) / f"step_{STEPS:08d}" / "index.json")
-    return Loop(each, stage, torch.device("cpu")).run()
+    return build_loop(each, stage, torch.device("cpu")).run()
 
 
 def test_the_last_checkpoint_is_tried_again_and_then_the_run_is_finished(tmp_path: Path) -> None:
@@ -293,7 +294,7 @@ def test_the_last_checkpoint_is_tried_again_and_then_the_run_is_finished(tmp_pat
 
 def never_uploaded(each: TrainJob) -> tuple[str, str]:
     """Train while no upload ends. Returns what that failed with."""
-    loop, never = Loop(each, CountingStage(None), torch.device("cpu")), threading.Event()
+    loop, never = build_loop(each, CountingStage(None), torch.device("cpu")), threading.Event()
     index = loop.writer._snapshot.index
 
     def waiting() -> Index:
@@ -302,7 +303,7 @@ def never_uploaded(each: TrainJob) -> tuple[str, str]:
 
     loop.writer._snapshot.index = waiting  # type: ignore[method-assign] # called when all is copied
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trainer.loop.training_loop._SETTLE_SECONDS", 0.0)
+        patch.setattr("trainer.loop.training_loop._LAST_UPLOAD_SECONDS", 0.0)
         with pytest.raises(FoldtrainError) as failed:
             loop.run()
     return type(failed.value).__name__, str(failed.value)
@@ -330,7 +331,7 @@ def mended(each: TrainJob) -> bool:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(storage, "write_bytes", refuse)
-        patch.setattr("trainer.checkpoints.retries.FIRST_PAUSE", 0.001)
+        patch.setattr("trainer.checkpoints.writer.FIRST_PAUSE", 0.001)
         return run([(each, None)])[0][0] and len(refused) == 4
 
 
@@ -356,7 +357,7 @@ class SucceededStage(CountingStage):
 def is_succeeded(each: TrainJob) -> str:
     each = replace(each, lease=take(each.folder, "train", seconds=600))
     stage = SucceededStage(None)
-    stage.loop = Loop(each, stage, torch.device("cpu"))
+    stage.loop = build_loop(each, stage, torch.device("cpu"))
     try:
         stage.loop.run()
     except LeaseLostError as error:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tests.trainer import small_runs
 from tests.trainer.gloo import run_gloo
-from trainer.checkpoints import restore
+from trainer.checkpoints import exporting
 
 STEPS, WARMUP, RATE, LAST = 12, 4, 0.02, 0.1
 BETAS, DECAY, CLIP, AVERAGE = (0.8, 0.9), 0.3, 0.33, 0.7
@@ -143,7 +143,7 @@ def test_skipped_steps_move_neither_the_weights_nor_their_average(runs: Path, ze
     start = small_runs.exported(runs / "start")
     weights, average = start, start
     for step, moved in enumerate(applied, start=1):
-        now = restore.assemble(str(folder / "checkpoints"), step, "master")
+        now = exporting.assemble(str(folder / "checkpoints"), step, "master")
         now = {name.split(".", 1)[1]: tensor for name, tensor in now.items()}
         assert any((now[name] != weights[name]).any() for name in now) == moved
         if moved:

@@ -82,7 +82,7 @@ def test_the_reduce_bucket_is_whole_on_a_gpu_and_as_far_as_it_is_used_on_a_cpu()
     config = trainer(zero_stage=2)
     on_gpu = rank_memory(weights, config, 2, NOTHING).device["reduce bucket"]
     on_cpu = rank_memory(weights, config, 2, NOTHING, touched_only=True).device["reduce bucket"]
-    assert (on_gpu, on_cpu) == (4 * 500_000_000, 4 * 1_000_000)
+    assert (on_gpu, on_cpu) == (4 * 2 * 50_000_000, 4 * 1_000_000)
 
 
 def test_buckets_are_those_of_the_deepspeed_json() -> None:

@@ -13,9 +13,10 @@ import torch
 from data_pipeline import storage
 from tests.trainer.gloo import run_gloo
 from tests.trainer.test_loop import CountingStage, job
-from trainer.checkpoints.folder import is_complete
+from trainer.checkpoints.catalog import is_complete
 from trainer.job import TrainJob
-from trainer.loop.training_loop import Loop
+from trainer.loop.compose import build_loop
+from trainer.loop.journal import Journal
 from trainer.records.jsonl import JsonlWriter, read_records
 from trainer.records.run_directory import RunDirectory
 
@@ -39,14 +40,17 @@ def stored_at_each_checkpoint(environment: dict[str, str], each: TrainJob) -> li
     JsonlWriter.__init__.__defaults__ = (3600.0, lambda: None)  # longer than this run takes
     found = []
 
-    class Watched(Loop):
-        def _event(self, event: str, step: int, **details: Any) -> None:
-            if event == "checkpoint":
-                assert is_complete(each.checkpoints, step)
-                found.append((step, [record["step"] for record in read_records(f"{each.folder}/metrics.jsonl")]))
-            super()._event(event, step, **details)
+    record_event = Journal.event
 
-    Watched(each, CountingStage(None), torch.device("cpu")).run()
+    def watched(journal: Journal, event: str, step: int, **details: Any) -> None:
+        if event == "checkpoint":
+            assert is_complete(each.checkpoints, step)
+            found.append((step, [record["step"] for record in read_records(f"{each.folder}/metrics.jsonl")]))
+        record_event(journal, event, step, **details)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Journal, "event", watched)
+        build_loop(each, CountingStage(None), torch.device("cpu")).run()
     return found
 
 

@@ -23,11 +23,11 @@ from data_pipeline.order.permutations import step_positions
 from tests.trainer.gloo import run_gloo
 from tests.trainer.small_training import Rows, rows
 from tests.trainer.test_loop import CountingStage, events, job
-from trainer.checkpoints.folder import complete_steps, step_folder
+from trainer.checkpoints.catalog import complete_steps, step_folder
 from trainer.engine.deepspeed_engine import Engines
 from trainer.engine.scalars import Scalars
 from trainer.job import TrainJob
-from trainer.loop.training_loop import Loop
+from trainer.loop.compose import build_loop
 from trainer.records.run_directory import RunDirectory
 from trainer.rollback.spikes import (
     Rollback,
@@ -36,8 +36,8 @@ from trainer.rollback.spikes import (
     consumed_steps,
     decide,
     from_json,
+    keeps_to,
     next_step,
-    on_course,
     recorded,
     to_json,
 )
@@ -135,10 +135,10 @@ def test_a_good_checkpoint_is_before_the_skipped_steps_and_half_a_window_before_
     assert decide(spike, [61, 95], window=80, skip_steps=20) is None
 
 
-def test_a_checkpoint_from_before_a_decision_is_on_course_only_up_to_where_it_went_back() -> None:
+def test_a_checkpoint_from_before_a_decision_counts_only_up_to_where_it_went_back() -> None:
     decisions = [Rollback(60, 82, 102), Rollback(40, 120, 125)]
     held = [(40, set()), (60, set()), (100, set()), (110, {(82, 102)}), (130, {(82, 102), (120, 125)})]
-    assert [step for step, ranges in held if on_course(step, ranges, decisions)] == [40, 130]
+    assert [step for step, ranges in held if keeps_to(step, ranges, decisions)] == [40, 130]
 
 
 def test_decisions_are_read_from_events_in_their_order() -> None:
@@ -209,11 +209,11 @@ def poisoned(folder: Path, **changes: Any) -> TrainJob:
 def train(each: TrainJob, kill_at: int | None = None, poison: tuple[int, ...] = (POISON,)) -> list[int]:
     """The steps that were consumed, in their order."""
     stage = PoisonedStage(poison, kill_at)
-    loop = stage.loop = Loop(each, stage, torch.device("cpu"))
+    loop = stage.loop = build_loop(each, stage, torch.device("cpu"))
     try:
         loop.run()
     except KeyboardInterrupt:  # as dead as a process can be without ending: nothing more is written
-        loop.writer.settle(60)
+        loop.writer.end(60)
     return stage.consumed
 
 
@@ -222,18 +222,19 @@ def losses(run: Path) -> list[tuple[int, float]]:
     return [(record["step"], record["loss"]) for record in records]
 
 
-COURSE = [*range(21), *range(15, 18), *range(21, 30)]
-"""To the spike, back to the checkpoint at 15, on to the steps that are passed over, and from there to the end."""
+def course(late: int) -> list[int]:
+    """Up to the spike and `late` steps beyond it; back to the checkpoint at 15, past the steps left out, to the end."""
+    return [*range(21 + late), *range(15, 18), *range(21, 30)]
 
 
 def test_a_spike_goes_back_to_a_good_checkpoint_passes_over_its_steps_and_names_its_samples(tmp_path: Path) -> None:
-    assert run_gloo(2, tmp_path, train, poisoned(tmp_path / "run")) == [COURSE, COURSE]
+    assert run_gloo(2, tmp_path, train, poisoned(tmp_path / "run", log_every=5)) == [course(late=2)] * 2
     happened = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
     (spike,) = [event for event in happened if event["event"] == "spike"]
     assert (spike["step"], spike["back_to"], spike["skip"]) == (POISON, 15, [18, 21])
     (named,) = [event for event in happened if event["event"] == "spike_samples"]
     assert (named["step"], named["keys"]) == (POISON, NamedSamples().step_keys(POISON))
-    assert [step for step, _ in losses(tmp_path / "run")] == [*range(1, 18), *range(21, 31)]
+    assert [step for step, _ in losses(tmp_path / "run")] == [5, 10, 15, 25, 30]
     assert complete_steps(str(tmp_path / "run" / "checkpoints")) == [5, 10, 15, 25, 30]
 
 
@@ -278,7 +279,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     plans = {
         "unbroken": Plan(poisoned(folder / "unbroken")),
         # the batch after the decision; then again before the steps that are passed over
-        "broken": Plan(poisoned(folder / "broken"), kills=(21, 2, None)),
+        "broken": Plan(poisoned(folder / "broken"), kills=(22, 2, None)),
         "three spikes": Plan(poisoned(folder / "three spikes"), poison=(12, 18, 24)),
         "recorded": Plan(poisoned(folder / "recorded", spikes=SPIKES | {"action": "record"})),
         "unwatched": Plan(poisoned(folder / "unwatched", spikes=None)),
@@ -289,8 +290,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
 
 
 def test_a_run_that_dies_after_the_decision_takes_the_same_course(runs: dict[str, Outcome]) -> None:
-    assert runs["unbroken"].starts == [COURSE]
-    assert runs["broken"].starts == [[*range(21)], [15, 16], [15, 16, 17, *range(21, 30)]]
+    assert runs["unbroken"].starts == [course(late=1)]  # each step's record waits for what it came to
+    assert runs["broken"].starts == [[*range(22)], [15, 16], [15, 16, 17, *range(21, 30)]]
     assert losses(runs["broken"].folder) == losses(runs["unbroken"].folder)
     assert events(runs["broken"].folder, "spike") == [POISON]
 
@@ -304,7 +305,7 @@ def test_the_ledger_accounts_for_steps_that_were_passed_over(name: str, runs: di
 
 def lose_checkpoints(first: TrainJob, again: TrainJob) -> str:
     """A run dies after its rollback, and its checkpoints are lost."""
-    train(first, kill_at=21)
+    train(first, kill_at=22)
     for step in complete_steps(first.checkpoints):
         shutil.rmtree(step_folder(first.checkpoints, step))
     with pytest.raises(FoldtrainError) as refused:
@@ -320,7 +321,7 @@ def test_a_run_that_went_back_never_begins_anew_by_itself(tmp_path: Path) -> Non
 def unstored(each: TrainJob) -> tuple[str, list[int]]:
     """A run whose storage does not take the decision in time."""
     stage = PoisonedStage((POISON,), None)
-    loop = stage.loop = Loop(each, stage, torch.device("cpu"))
+    loop = stage.loop = build_loop(each, stage, torch.device("cpu"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunDirectory, "commit", lambda *_: False)
         with pytest.raises(StorageAwayError) as refused:

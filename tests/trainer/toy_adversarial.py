@@ -23,7 +23,7 @@ from trainer.engine.scalars import Scalars, Terms
 from trainer.engine.schedule import learning_rate
 from trainer.engine.trainable import Trainable, Trainables
 from trainer.job import TrainJob
-from trainer.loop.training_loop import Loop
+from trainer.loop.compose import build_loop
 
 BATCH, WIDTH, STEPS, SAVED, KILLED = 8, 6, 6, 3, 4
 CRITIC_RATE, CRITIC_BETAS = 0.5, (0.5, 0.99)
@@ -158,7 +158,7 @@ def job(folder: Path | str, **changes: Any) -> TrainJob:
 
 def run(each: TrainJob, kill_at: int | None = None) -> bool:
     """Train on this rank. Returns whether the end was reached."""
-    return Loop(each, AdversarialStage(kill_at), torch.device("cpu")).run()
+    return build_loop(each, AdversarialStage(kill_at), torch.device("cpu")).run()
 
 
 def plain(steps: int) -> Mapping[str, Mapping[str, Tensor]]:

@@ -13,7 +13,9 @@ No rank gathers anything. Each writes what it owns, and on resume reads the byte
 the attempt (a token per save), so that a file of a complete checkpoint is never written again, and two attempts never
 mix. What failed attempts left, the next successful one at that step removes.
 
-folder.py names and finds, index.py describes, snapshot.py copies to host memory, writer.py uploads in the background,
-reader.py reads ranges, restore.py loads and assembles, damage.py marks what is not whole, on_course.py tells which
-count, retention.py removes.
+1. catalog.py: which checkpoints there are, and which of them a start may go on from
+2. commits.py: the records of one, how it becomes complete, and how it is marked as damaged; index.py: its index
+3. snapshot.py copies to host memory, writer.py uploads in the background
+4. reader.py reads ranges, restores a start from them, and verifies; exporting.py puts whole tensors together
+5. retention.py removes
 """

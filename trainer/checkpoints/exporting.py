@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections import OrderedDict
 from typing import Any
 
@@ -11,11 +12,64 @@ from safetensors.torch import save
 from torch import Tensor
 
 from data_pipeline import storage
-from trainer.checkpoints.folder import step_folder
-from trainer.checkpoints.reader import CheckpointReader
-from trainer.checkpoints.restore import assemble
-from trainer.checkpoints.snapshot import BUFFER, tensor_name
+from data_pipeline.errors import CorruptShardError, UsageError
+from trainer.checkpoints.catalog import step_folder
+from trainer.checkpoints.commits import DamagedCheckpointError
+from trainer.checkpoints.index import Entry
+from trainer.checkpoints.reader import CheckpointReader, Wanted
+from trainer.checkpoints.snapshot import BUFFER, DTYPES, STAGE, tensor_name
 from trainer.engine.fragments import FROZEN, MOMENTS
+
+
+def load_stage_state(reader: CheckpointReader) -> dict[str, Tensor]:
+    """The tensors that the stage itself had saved."""
+    return _assemble(reader, STAGE)
+
+
+def assemble(checkpoints: str, step: int, role: str, trainable: str | None = None) -> dict[str, Tensor]:
+    """Whole tensors of a role (master, exp_avg, exp_avg_sq, ema), with weights that are not trained and buffers.
+
+    Args:
+        checkpoints: their folder.
+        step: of the checkpoint.
+        role: of the tensors.
+        trainable: of which trainable they are, by the names that its network has for them; None for all of them, by
+            the names that checkpoints have.
+
+    Raises:
+        UsageError: if there is no complete checkpoint at the step, or it has no such role.
+        CorruptShardError: if bytes are damaged.
+    """
+    reader = CheckpointReader(step_folder(checkpoints, step))
+    tensors = _assemble(reader, role, trainable)
+    if not tensors:
+        raise UsageError(f"{reader.folder} has no {role}: set trainer.ema_decay above 0 to train with one")
+    return tensors | _assemble(reader, FROZEN, trainable) | _assemble(reader, BUFFER, trainable)
+
+
+def _check_room(reader: CheckpointReader, role: str, found: dict[str, list[Entry]]) -> None:
+    """Whole tensors take the memory that their shapes ask for, so ask first whether the files hold so many elements."""
+    for name, entries in found.items():
+        held, wanted = sum(entry.stop - entry.start for entry in entries), math.prod(entries[0].tensor.shape)
+        if held != wanted:
+            raise CorruptShardError(
+                f"{reader.folder}/index.json covers {held} of the {wanted} elements of {role}/{name}"
+            )
+    sizes = storage.walk(reader.folder)
+    for file in sorted({entry.file for entries in found.values() for entry in entries}):
+        if sizes.get(file) != reader.index.files[file]:
+            state = f"it ends at byte {sizes[file]} of {reader.index.files[file]}" if file in sizes else "it is missing"
+            raise DamagedCheckpointError(storage.join(reader.folder, file), state)
+
+
+def _assemble(reader: CheckpointReader, role: str, trainable: str | None = None) -> dict[str, Tensor]:
+    prefix = "" if trainable is None else tensor_name(trainable, "")
+    found = {name: each for name, each in reader.index.by_tensor(role).items() if name.startswith(prefix)}
+    infos = {name: entries[0].tensor for name, entries in found.items()}
+    _check_room(reader, role, found)
+    flat = {name: torch.empty(math.prod(info.shape), dtype=DTYPES[info.dtype]) for name, info in infos.items()}
+    reader.fill([Wanted(role, name, 0, tensor) for name, tensor in flat.items()])
+    return {name.removeprefix(prefix): tensor.view(infos[name].shape) for name, tensor in flat.items()}
 
 
 def whole_network(checkpoints: str, step: int, role: str, trainable: str | None = None) -> dict[str, Tensor]:

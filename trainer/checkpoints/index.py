@@ -25,7 +25,7 @@ from data_pipeline.shards.manifest import first_problem
 from data_pipeline.shards.safetensors_header import ITEM_BYTES
 from data_pipeline.text import json_records
 from data_pipeline.text.names import CheckpointFileName, Count, TensorName
-from trainer.checkpoints.folder import FORMAT_VERSION
+from trainer.checkpoints.commits import FORMAT_VERSION
 
 BLOCK_BYTES = 2**20
 """Bytes that have a CRC-32 of their own, so that a part of a tensor can be checked without the rest."""

@@ -1,26 +1,29 @@
 """Ranges of a checkpoint's tensors, whatever files they lie in: only the bytes that are needed are read.
 
 A wanted range is widened to whole blocks, each of which has a CRC-32 in the index. Neighbours in a file become one
-request; requests run side by side.
+request; requests run side by side. On top of that: what a start restores, and `verify`, which reads all of it.
 """
 
 from __future__ import annotations
 
+import math
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from data_pipeline import storage
-from data_pipeline.errors import CorruptShardError
+from data_pipeline.errors import CorruptShardError, UsageError
+from data_pipeline.shards.manifest import differences
 from data_pipeline.shards.safetensors_header import ITEM_BYTES
-from trainer.checkpoints.damage import DamagedCheckpointError
-from trainer.checkpoints.folder import INDEX, STATE, Committed, TrainableState, read_committed
+from trainer.checkpoints.catalog import step_folder
+from trainer.checkpoints.commits import INDEX, STATE, Committed, DamagedCheckpointError, TrainableState, read_committed
 from trainer.checkpoints.index import BLOCK_BYTES, Entry, Index
-from trainer.checkpoints.snapshot import DTYPES
+from trainer.checkpoints.snapshot import BUFFER, DTYPES, Trained, tensor_name
 
 _GAP_BYTES = 256 * 1024
 """Bytes between two ranges that are rather read than asked for in a second request."""
@@ -193,3 +196,99 @@ def _requests(spans: Iterable[Span]) -> list[list[Span]]:
         else:
             groups.append([span])
     return groups
+
+
+# -------------------------------------------------------------------------------------------------- a start
+
+
+def load_checkpoint(reader: CheckpointReader, trained: Mapping[str, Trained]) -> None:
+    """Restore what this rank needs, and with it all weights (a collective).
+
+    Raises:
+        DamagedCheckpointError: if bytes differ from what was committed.
+        CorruptShardError: if a parameter is missing.
+    """
+    adopt(reader, trained, read_own(reader, trained))
+
+
+def read_own(reader: CheckpointReader, trained: Mapping[str, Trained]) -> dict[str, Tensor]:
+    """Read what this rank needs, into masters, moments and averages; asks no other rank. `adopt` is next.
+
+    Returns:
+        The buffers, flat, by the names that they have in the checkpoint.
+
+    Raises:
+        DamagedCheckpointError: if bytes differ from what was committed; some tensors may have been filled by then.
+        CorruptShardError: if a parameter is missing.
+    """
+    wanted = [
+        Wanted(role, tensor_name(trainable, fragment.name), fragment.start, flat)
+        for trainable, each in trained.items()
+        for fragment in (*each.owned.held(), *each.owned.frozen())
+        for role, flat in fragment.roles.items()
+    ]
+    buffers = {
+        tensor_name(trainable, name): torch.empty(buffer.numel(), dtype=buffer.dtype)
+        for trainable, each in trained.items()
+        for name, buffer in each.module.named_buffers()
+    }
+    wanted += [Wanted(BUFFER, name, 0, flat) for name, flat in buffers.items()]
+    reader.fill(wanted)
+    return buffers
+
+
+def adopt(reader: CheckpointReader, trained: Mapping[str, Trained], buffers: dict[str, Tensor]) -> None:
+    """Go on from what all ranks have read (a collective)."""
+    for trainable, each in trained.items():
+        for name, buffer in each.module.named_buffers():
+            buffer.copy_(buffers[tensor_name(trainable, name)].view(buffer.shape))
+        each.owned.optimizer_step = reader.trainable(trainable).optimizer_step
+        each.owned.publish()
+
+
+def check_origin(reader: CheckpointReader, origin: dict[str, Any]) -> None:
+    """Make sure that a checkpoint comes from the same data and the same seed.
+
+    Raises:
+        UsageError: if not; it shows the difference.
+    """
+    found = differences(reader.state.get("origin"), origin)
+    if found:
+        raise UsageError(
+            f"{reader.folder} was trained from something else (there -> now):\n  "
+            + "\n  ".join(found)
+            + "\nRestore those inputs, or set `run` to another folder, or delete the checkpoints to start anew."
+        )
+
+
+# --------------------------------------------------------------------------------------------- verification
+
+
+def verify(checkpoints: str, step: int) -> int:
+    """Read all tensors of a checkpoint, and make sure that each element of each is there once.
+
+    Returns:
+        Bytes of its files.
+
+    Raises:
+        UsageError: if there is no complete checkpoint at the step.
+        CorruptShardError: if bytes are damaged, or elements are missing or there twice; it names them.
+    """
+    reader = CheckpointReader(step_folder(checkpoints, step))
+    _check_coverage(reader.index, reader.folder)
+    reader.read(whole_span(entry, lambda _: None) for entry in reader.index.entries)
+    return sum(reader.index.files.values())
+
+
+def _check_coverage(index: Index, folder: str) -> None:
+    for role in sorted({entry.role for entry in index.entries}):
+        for name, entries in index.by_tensor(role).items():
+            at = 0
+            for entry in entries:
+                if entry.start != at:
+                    raise CorruptShardError(
+                        f"{folder}/index.json: {role}/{name} has a gap or an overlap at element {at}"
+                    )
+                at = entry.stop
+            if at != math.prod(entries[0].tensor.shape):
+                raise CorruptShardError(f"{folder}/index.json: {role}/{name} ends at element {at}")

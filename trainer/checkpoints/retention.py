@@ -13,20 +13,11 @@ from data_pipeline.errors import UsageError
 from data_pipeline.leases.owned_folders import CHECKPOINT_FILE, is_link, remove_checkpoint
 from data_pipeline.shards.manifest import first_problem
 from data_pipeline.text import yaml_dialect
-from trainer.checkpoints.damage import is_marked
-from trainer.checkpoints.folder import (
-    KEEP,
-    all_steps,
-    complete_steps,
-    damaged_steps,
-    read_committed,
-    read_state,
-    step_folder,
-)
+from trainer.checkpoints.catalog import all_steps, complete_steps, damaged_steps, read_state, step_folder, valid_steps
+from trainer.checkpoints.commits import KEEP, is_marked, read_committed
 from trainer.checkpoints.index import Index
 from trainer.config import KeepBest
 from trainer.registry import trained_in, value_at
-from trainer.rollback.on_course import steps_on_course
 from trainer.rollback.spikes import Rollback
 
 
@@ -110,7 +101,7 @@ def removable(checkpoints: str, rule: Retention, decisions: Sequence[Rollback] =
         rule: the rule.
         decisions: the rollbacks of the run.
     """
-    values = {step: _metric(checkpoints, step, rule.metric) for step in steps_on_course(checkpoints, decisions)}
+    values = {step: _metric(checkpoints, step, rule.metric) for step in valid_steps(checkpoints, decisions)}
     if not values:
         return []
     stay, newest = kept(values, rule), max(values)

@@ -7,13 +7,16 @@
     advance  the commit is done                     ready for the next
 
 `advance` is called between steps by all ranks at once, with what they agreed on, so all ranks are always in the same
-phase. A write that fails is tried again for as long as storage is waited for (retries.py); only then has the checkpoint
-failed. No thread ever takes part in a collective. A save that finds the last one unfinished waits for it, for a bounded
-time: then the new one has failed, and the last one goes on. There is never more than one under way, and one snapshot.
+phase. A write that fails is tried again for as long as storage is waited for (`Persistence`); only then has the
+checkpoint failed. No thread ever takes part in a collective. A save that finds the last one unfinished waits for it,
+for a bounded time: then the new one has failed, and the last one goes on. There is never more than one under way, and
+one snapshot.
 """
 
 from __future__ import annotations
 
+import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -22,19 +25,89 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 from uuid import uuid4
 
+from tenacity import RetryCallState, Retrying, retry_if_exception, sleep_using_event, wait_random_exponential
+
 from data_pipeline import storage
 from data_pipeline.errors import FoldtrainError
+from data_pipeline.leases.lease import LeaseLostError
+from data_pipeline.storage.pacing import positive_number
+from data_pipeline.storage.retries import DEFAULT_PATIENCE, LONGEST_WAIT, PATIENCE_VARIABLE
 from trainer.checkpoints import retention
-from trainer.checkpoints.agreement import Agreement
-from trainer.checkpoints.folder import commit, step_folder
+from trainer.checkpoints.catalog import step_folder
+from trainer.checkpoints.commits import TakenError, commit
 from trainer.checkpoints.index import Index, merge
 from trainer.checkpoints.retention import Retention
-from trainer.checkpoints.retries import Persistence
 from trainer.checkpoints.snapshot import Piece, Snapshot
+from trainer.engine.agreement import Agreement
 from trainer.rollback.spikes import Rollback
 
-_LOOK_SECONDS = 10.0
-"""Longest time between two looks of all ranks at whether one of them still waits."""
+_POLL_SECONDS = 10.0
+"""Longest time between two questions to all ranks whether one of them still waits."""
+FIRST_PAUSE = 0.2
+"""Seconds that the first pause lasts at most; each next one twice as long."""
+_LOG = logging.getLogger(__name__)
+
+
+class Persistence:
+    """How long a write is tried.
+
+    Args:
+        seconds: from its first try to the start of its last one; None for FOLDTRAIN_STORAGE_PATIENCE.
+    """
+
+    def __init__(self, seconds: float | None = None) -> None:
+        self.seconds = _configured() if seconds is None else seconds
+        self._hurried = threading.Event()
+
+    def hurry(self) -> None:
+        """End with the try that is under way: the process is about to end."""
+        self._hurried.set()
+
+    def run(self, what: str, work: Callable[[], None]) -> None:
+        """Do it until it succeeds.
+
+        Args:
+            what: it is, for messages.
+            work: what may be done any number of times.
+
+        Raises:
+            FoldtrainError: if it still fails after all tries; it says how many there were.
+            Exception: what `work` raises that does not pass, unchanged.
+        """
+        began = time.monotonic()
+
+        def stop(state: RetryCallState) -> bool:
+            return self._hurried.is_set() or time.monotonic() - began + state.upcoming_sleep > self.seconds
+
+        def say(state: RetryCallState) -> None:
+            if state.attempt_number == 1:
+                error = state.outcome.exception() if state.outcome else None
+                _LOG.warning("%s: %s: %s; trying again for %g s", what, type(error).__name__, error, self.seconds)
+
+        retrying = Retrying(
+            retry=retry_if_exception(_may_pass),
+            stop=stop,
+            wait=wait_random_exponential(multiplier=FIRST_PAUSE, max=LONGEST_WAIT),
+            sleep=sleep_using_event(self._hurried),
+            before_sleep=say,
+            reraise=True,
+        )
+        try:
+            retrying(work)
+        except Exception as error:
+            tries = retrying.statistics["attempt_number"]
+            if tries == 1 or not _may_pass(error):
+                raise
+            passed = time.monotonic() - began
+            raise FoldtrainError(f"{type(error).__name__}: {error} (tried {tries} times in {passed:.0f} s)") from error
+
+
+def _may_pass(error: BaseException) -> bool:
+    return isinstance(error, OSError | FoldtrainError) and not isinstance(error, LeaseLostError | TakenError)
+
+
+def _configured() -> float:
+    return positive_number(PATIENCE_VARIABLE) if os.environ.get(PATIENCE_VARIABLE) else DEFAULT_PATIENCE
 
 
 @dataclass
@@ -78,6 +151,8 @@ class CheckpointWriter:
         most_failures: in a row, after which the run stops.
         report: is told of each checkpoint that is complete, and of each that failed.
         patience: seconds for which one that is under way is waited for.
+        decisions: the rollbacks of the run so far: what they took back does not count as new.
+        before_commit: called on rank 0, from its thread, when all of a checkpoint but COMPLETE is about to be written.
     """
 
     def __init__(
@@ -88,16 +163,15 @@ class CheckpointWriter:
         most_failures: int,
         report: Report,
         patience: float = 900.0,
+        decisions: Callable[[], Sequence[Rollback]] = tuple,
+        before_commit: Callable[[], object] = lambda: None,
     ) -> None:
         self.checkpoints = checkpoints
         self._patience = patience
         self.failures = 0
         self.saved: int | None = None
         """Step of the newest checkpoint that is complete, equal on all ranks; None if there is none yet."""
-        self.decisions: Callable[[], Sequence[Rollback]] = tuple
-        """The rollbacks of the run: what they took back does not count as new."""
-        self.before_commit: Callable[[], object] = lambda: None
-        """Called on rank 0, from its thread, when all of a checkpoint but COMPLETE is about to be written."""
+        self._decisions, self._before_commit = decisions, before_commit
         self._agreement, self._keep, self._most_failures = agreement, keep, most_failures
         self._report = report
         self._first_attempt: int = agreement.from_first(uuid4().int >> 96)
@@ -159,7 +233,7 @@ class CheckpointWriter:
         end = time.monotonic() + self._patience
         while self._saving is not None:
             if self._saving.work is not None:  # no collective of other ranks should wait for long
-                wait([self._saving.work], timeout=min(_LOOK_SECONDS, max(0.0, end - time.monotonic())))
+                wait([self._saving.work], timeout=min(_POLL_SECONDS, max(0.0, end - time.monotonic())))
             busy, late = self._agreement.any(self.busy, time.monotonic() >= end)
             if busy and late:
                 self.hold()
@@ -189,7 +263,7 @@ class CheckpointWriter:
         else:
             self._end(saving, None)
 
-    def settle(self, seconds: float) -> None:
+    def end(self, seconds: float) -> None:
         """Let this rank's thread end, before the process does; no other rank is asked."""
         self.persistence.hurry()
         if self._saving and self._saving.work:
@@ -247,7 +321,7 @@ class CheckpointWriter:
 
         def write() -> None:
             nonlocal index
-            self.before_commit()
+            self._before_commit()
             parts = [Index.from_bytes(storage.read_bytes(storage.join(folder, name))) for name in names]
             index = merge(parts, self._attempt)
             commit(folder, index.to_bytes(), saving.state, self._attempt)
@@ -262,6 +336,6 @@ class CheckpointWriter:
         )
         try:
             retention.remove_strays(self.checkpoints, saving.step, index)
-            retention.apply(self.checkpoints, self._keep, self.decisions())
+            retention.apply(self.checkpoints, self._keep, self._decisions())
         except Exception as error:  # the checkpoint is complete; what could not be removed is said
             self._report("checkpoint_not_removed", saving.step, error=f"{type(error).__name__}: {error}")

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from data_pipeline.errors import UsageError
 from trainer.config import TrainerConfig
+from trainer.engine.finite import decide_on_device, was_applied
 from trainer.engine.fragments import OwnedState, open_state
 from trainer.engine.loss_scale import LossScale
 from trainer.engine.optimizer import CheckedAdamW, build_optimizer
@@ -40,10 +41,12 @@ NUMBER_FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.f
 
 @dataclass(frozen=True)
 class Update:
-    """What became of an optimizer update: whether the weights moved, and the norm of the gradient before clipping."""
+    """What became of an optimizer update. What is a tensor is on the device: reading it waits for the device."""
 
-    applied: bool
-    grad_norm: float
+    applied: Tensor
+    """Whether the weights moved, a bool."""
+    grad_norm: Tensor
+    """Norm of the gradient before clipping."""
     loss_scale: float = 1.0
 
 
@@ -55,11 +58,6 @@ class StepResult:
     """Means over this rank's micro-batches, one of them "loss"."""
     updates: Mapping[str, Update]
     """By trainable."""
-
-    @property
-    def applied(self) -> bool:
-        """Whether all weights moved."""
-        return all(update.applied for update in self.updates.values())
 
 
 def prepare_deepspeed(device: torch.device) -> None:
@@ -121,7 +119,7 @@ class Engine:
 
         self.config, self.device, self.module = config, device, trainable.module
         try:
-            self.settings = deepspeed_config(config, dist.get_world_size())
+            self.settings = deepspeed_config(config, dist.get_world_size(), overlap=device.type == "cuda")
         except ValueError as error:
             raise UsageError(str(error)) from None
         check_settings(self.settings)
@@ -129,6 +127,10 @@ class Engine:
         root = _Root(self.module, torch.autocast(device.type, dtype, enabled=dtype != torch.float32))
         optimizer = build_optimizer(trainable, config, device)
         self._engine, wrapped, _, _ = deepspeed.initialize(model=root, optimizer=optimizer, config=self.settings)
+        if config.zero_stage:
+            decide_on_device(
+                wrapped, config.zero_stage, torch.device("cpu") if config.offload == "optimizer" else device
+            )
         self.loss_scale: LossScale | None = None
         """Of fp16; None in other formats, which need none."""
         if config.precision == "fp16":
@@ -209,12 +211,13 @@ class Engine:
             group["lr"] = rate * self._rate_factor
         self._before_update()
         self._engine.step()
-        applied = bool(self._engine.was_step_applied())
-        if applied and self.owned.keeps_ema:
-            self.owned.update_ema(self.config.ema_decay)
+        optimizer = self._engine.optimizer
+        applied = was_applied(optimizer if isinstance(optimizer, CheckedAdamW) else optimizer.optimizer)
+        if self.owned.keeps_ema:
+            self.owned.update_ema(applied * (1 - self.config.ema_decay))
         if self.loss_scale:
-            self.loss_scale.update(applied)
-        self._update = Update(applied, float(self._engine.get_global_grad_norm()), self._scale)
+            self.loss_scale.update(bool(applied))  # the next backward begins with it, so fp16 has to wait
+        self._update = Update(applied, self._engine.get_global_grad_norm(), self._scale)
         return self._update
 
     def take_update(self) -> Update | None:

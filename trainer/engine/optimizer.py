@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Set
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trainer.config import TrainerConfig
+from trainer.engine.finite import mark_overflow
 from trainer.engine.trainable import Trainable
 
 
@@ -30,32 +30,29 @@ def parameter_groups(module: nn.Module, weight_decay: float, no_decay: Set[str])
 class CheckedAdamW(torch.optim.AdamW):
     """AdamW that clips by the global norm and leaves out a step whose norm is not finite, as ZeRO's wrappers do.
 
-    DeepSpeed's engine asks an optimizer for `overflow` and `_global_grad_norm` after each step, if it has them.
+    All of it is decided on the device (trainer.engine.finite). DeepSpeed's engine asks an optimizer for
+    `_global_grad_norm` after each step, if it has it.
     """
 
     def __init__(self, groups: list[dict[str, Any]], max_norm: float, **settings: Any) -> None:
         super().__init__(groups, **settings)
-        self.overflow = False
         self.loss_scale = 1.0
         """What the loss was multiplied by before backward."""
         self._max_norm = max_norm
-        self._global_grad_norm = 0.0
+        self._global_grad_norm: Tensor | float = 0.0
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """One update, or none if a gradient is not finite. Gradients are the same on all ranks, so all agree."""
         assert closure is None
         gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm(gradients)) / self.loss_scale
-        self._global_grad_norm = norm
-        self.overflow = not math.isfinite(norm)
-        if self.overflow:
-            return
-        factor = 1 / self.loss_scale
-        if self._max_norm > 0 and norm > self._max_norm:  # the formula of ZeRO 1 to 3
-            factor *= self._max_norm / (norm + 1e-6)
-        if factor != 1:
-            torch._foreach_mul_(gradients, factor)
+        norm = self._global_grad_norm = torch.nn.utils.get_total_norm(gradients) / self.loss_scale
+        mark_overflow(self, norm, norm.device)
+        if self._max_norm > 0:
+            clipped = self._max_norm / (norm + 1e-6)  # the formula of ZeRO 1 to 3
+            torch._foreach_mul_(gradients, torch.where(norm > self._max_norm, clipped, 1.0) / self.loss_scale)
+        elif self.loss_scale != 1:
+            torch._foreach_mul_(gradients, 1 / self.loss_scale)
         super().step()
 
 

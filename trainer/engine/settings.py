@@ -14,6 +14,7 @@ _OWN = {
     "bf16": "precision",
     "bfloat16": "precision",
     "torch_autocast": "precision",
+    "communication_data_type": "communication",
     "checkpoint": "checkpoint_every and keep_checkpoints",
     "activation_checkpointing": "activation_checkpointing",
     "compile": "compile",
@@ -24,15 +25,21 @@ _REFUSED = {
 }
 
 
-def deepspeed_config(config: TrainerConfig, world: int) -> dict[str, Any]:
+def deepspeed_config(config: TrainerConfig, world: int, *, overlap: bool = True) -> dict[str, Any]:
     """The DeepSpeed JSON of a trainer's config on `world` workers, not yet checked by DeepSpeed.
+
+    Args:
+        config: of the trainer.
+        world: number of workers.
+        overlap: whether their devices can compute and communicate side by side.
 
     Raises:
         ValueError: if the global batch cannot be cut into equal micro-batches over the workers, or `extra` sets what
             is derived.
     """
     micro, accumulation = config.split_over(world)
-    zero: dict[str, Any] = {"stage": config.zero_stage, "overlap_comm": False}
+    overlap = overlap and config.overlap_communication and config.zero_stage > 0
+    zero: dict[str, Any] = {"stage": config.zero_stage, "overlap_comm": overlap}
     derived: dict[str, Any] = {
         "train_batch_size": config.global_batch,
         "train_micro_batch_size_per_gpu": micro,
@@ -45,7 +52,13 @@ def deepspeed_config(config: TrainerConfig, world: int) -> dict[str, Any]:
     if config.offload == "optimizer":
         zero["offload_optimizer"] = {"device": "cpu"}
         derived["zero_force_ds_cpu_optimizer"] = False  # torch's AdamW: DeepSpeed's needs a compiler on every node
-    return _merge(derived, config.extra, "extra")
+    if config.communication != "fp32":
+        derived["communication_data_type"] = config.communication
+    merged = _merge(derived, config.extra, "extra")
+    # `extra` may set one of them otherwise; DeepSpeed wants an even number.
+    for bucket in ("reduce_bucket_size", "allgather_bucket_size"):
+        merged["zero_optimization"].setdefault(bucket, config.bucket_elements + config.bucket_elements % 2)
+    return merged
 
 
 def _merge(derived: dict[str, Any], extra: dict[str, Any], path: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ class Ending(StrEnum):
 
 
 class EndRequest:
-    """The wish that the stage ends after the step under way, with a checkpoint.
+    """The wish that the stage ends after the step under way or the next, with a checkpoint.
 
     Any thread may ask, and signal handlers: nothing here takes a lock.
     """

@@ -20,5 +20,5 @@ def import_stage(stage: str, device: str) -> None:
     keep_compiled_code_private()
     os.environ["DS_ACCELERATOR"] = device
     own = trained_in(stage).trains.partition(":")[0]
-    for module in ("deepspeed", "torch._dynamo", "trainer.loop.training_loop", own):
+    for module in ("deepspeed", "torch._dynamo", "trainer.loop.compose", own):
         import_module(module)

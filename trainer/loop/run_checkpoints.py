@@ -1,6 +1,6 @@
 """The checkpoints of a run: what is in one, when one is due, and how a run goes on from one.
 
-A write that fails is tried again for as long as storage is waited for (checkpoints/retries.py). A checkpoint that could
+A write that fails is tried again for as long as storage is waited for (checkpoints/writer.py). A checkpoint that could
 not be written in that time is taken anew at the next step; at the end of a run, until it is written or
 `max_failed_checkpoints` in a row have failed, which the writer raises.
 """
@@ -19,16 +19,15 @@ from torch import Tensor
 from data_pipeline import storage
 from data_pipeline.errors import StorageAwayError
 from data_pipeline.text.printable import printable
-from trainer.checkpoints import damage, folder, restore
-from trainer.checkpoints.agreement import Agreement
-from trainer.checkpoints.damage import DamagedCheckpointError
-from trainer.checkpoints.reader import CheckpointReader
-from trainer.checkpoints.retention import rule_of
+from trainer.checkpoints import catalog, commits, exporting
+from trainer.checkpoints.commits import DamagedCheckpointError
+from trainer.checkpoints.reader import CheckpointReader, adopt, check_origin, read_own
 from trainer.checkpoints.snapshot import pieces
 from trainer.checkpoints.writer import CheckpointWriter, Report
+from trainer.engine.agreement import Agreement
 from trainer.engine.deepspeed_engine import Engines
 from trainer.job import TrainJob
-from trainer.rollback.course import Course
+from trainer.rollback.rollbacks import Rollbacks
 from trainer.stages.stage import Stage
 
 
@@ -73,22 +72,25 @@ class RunCheckpoints:
         job: what is trained.
         stage: the network and its own state.
         engines: of its trainables; their updates are held while they are copied.
-        course: of the run.
+        rollbacks: of the run.
         agreement: of all ranks.
+        writer: of checkpoints.
         report: is told of each checkpoint, as `CheckpointWriter` does.
     """
 
     def __init__(
-        self, job: TrainJob, stage: Stage, engines: Engines, course: Course, agreement: Agreement, report: Report
+        self,
+        job: TrainJob,
+        stage: Stage,
+        engines: Engines,
+        rollbacks: Rollbacks,
+        agreement: Agreement,
+        writer: CheckpointWriter,
+        report: Report,
     ) -> None:
-        self._job, self._stage, self._engines, self._course = job, stage, engines, course
-        self._agreement, self._report = agreement, report
-        config = self._config = job.section.trainer
-        keep = rule_of(config.keep_checkpoints, config.keep_every, config.keep_best)
-        self.writer = CheckpointWriter(
-            *(job.checkpoints, agreement, keep, config.max_failed_checkpoints, report), config.checkpoint_wait_seconds
-        )
-        self.writer.decisions = lambda: course.decisions
+        self._job, self._stage, self._engines, self._rollbacks = job, stage, engines, rollbacks
+        self._agreement, self._report, self.writer = agreement, report, writer
+        self._config = job.section.trainer
         self._saved_time = time.monotonic()
 
     def reserve(self) -> None:
@@ -107,7 +109,7 @@ class RunCheckpoints:
                 checkpoints, and all are damaged.
             StorageAwayError: if storage stays away, which is no damage.
         """
-        while (step := self._course.checkpoint()) is not None:
+        while (step := self._rollbacks.starting_checkpoint()) is not None:
             read, wrong = self._read(step)
             told = next((each for each in self._agreement.gather(wrong) if each), None)
             if told is None:
@@ -115,35 +117,35 @@ class RunCheckpoints:
                 return self._go_on(step, read)
             if self._agreement.rank == 0:
                 self._set_aside(step, *told)
-        self._course.load({})
+        self._rollbacks.load({})
         return Progress()
 
     def _read(self, step: int) -> tuple[_Read | None, tuple[str, str] | None]:
         """Read what this rank needs of a checkpoint, or find which file is damaged, and how; asks no other rank."""
         try:
-            reader = CheckpointReader(folder.step_folder(self._job.checkpoints, step))
-            restore.check_origin(reader, self._origin())
-            buffers = restore.read_own(reader, self._engines)
-            stage = restore.load_stage_state(reader) if self._agreement.rank == 0 else {}
+            reader = CheckpointReader(catalog.step_folder(self._job.checkpoints, step))
+            check_origin(reader, self._origin())
+            buffers = read_own(reader, self._engines)
+            stage = exporting.load_stage_state(reader) if self._agreement.rank == 0 else {}
         except DamagedCheckpointError as error:
             return None, (error.file, error.wrong)
         return _Read(reader, buffers, stage), None
 
     def _set_aside(self, step: int, file: str, wrong: str) -> None:
         """On rank 0: have no start choose a checkpoint again, and say why."""
-        where = folder.step_folder(self._job.checkpoints, step)
-        if not storage.exists(storage.join(where, folder.COMPLETE)):
+        where = catalog.step_folder(self._job.checkpoints, step)
+        if not storage.exists(storage.join(where, commits.COMPLETE)):
             return  # another process was removing it while it was read
-        damage.mark(where, file, wrong)
+        commits.mark(where, file, wrong)
         self._report("checkpoint_damaged", step, file=file, wrong=wrong)
         say = f"{self._job.stage}: the checkpoint of step {step} is damaged, and an older one is used: {file}: {wrong}"
         print(printable(say), file=sys.stderr, flush=True)  # noqa: T201 - whoever watches a start should see it
 
     def _go_on(self, step: int, read: _Read) -> Progress:
         """Take what all ranks have read (a collective)."""
-        restore.adopt(read.reader, self._engines, read.buffers)
+        adopt(read.reader, self._engines, read.buffers)
         self._stage.load_state(read.stage)
-        self._course.load(read.reader.state)
+        self._rollbacks.load(read.reader.state)
         states = {name: read.reader.trainable(name) for name in self._engines}
         for name, engine in self._engines.items():
             scale = states[name].loss_scale
@@ -153,7 +155,7 @@ class RunCheckpoints:
         skipped, in_a_row = (
             {name: getattr(state, count) for name, state in states.items()} for count in ("skipped", "skipped_in_a_row")
         )
-        return Progress(self._course.next_step(step), step, skipped, in_a_row)
+        return Progress(self._rollbacks.next_step(step), step, skipped, in_a_row)
 
     def is_due(self) -> bool:
         """Whether rank 0's clock asks for one."""
@@ -189,7 +191,7 @@ class RunCheckpoints:
                 self.save(progress)
             self.writer.finish()
 
-    def settle(self) -> None:
+    def wait_for_upload(self) -> None:
         """Wait for the one under way, from which the run may have to go on (a collective).
 
         Raises:
@@ -215,7 +217,7 @@ class RunCheckpoints:
             "skipped_steps": sum(progress.skipped.values()),
             "position": progress.step * self._config.global_batch,
             "random_numbers": "functions of the seed and of each sample's position",
-            **self._course.state(),
+            **self._rollbacks.state(),
             "origin": self._origin(),
             "metrics": progress.numbers,
             "world_size": dist.get_world_size(),

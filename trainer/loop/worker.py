@@ -43,8 +43,8 @@ def _build_loop(job: TrainJob, device: torch.device, request: EndRequest | None,
     began = asked or time.time()  # starting workers and importing torch are a part of the start
     import torch
 
-    from trainer.loop.training_loop import Loop
+    from trainer.loop.compose import build_loop
     from trainer.stages import build_stage
 
     torch.manual_seed(job.seed)  # the same first weights on every rank
-    return Loop(job, build_stage(job, device), device, began, request)
+    return build_loop(job, build_stage(job, device), device, began, request)

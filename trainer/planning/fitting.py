@@ -17,7 +17,7 @@ BASE_BYTES = 1_500_000_000
 """CUDA's context, kernels and NCCL's buffers, about."""
 PROCESS_BYTES = 3_000_000_000
 """Of a rank's process in its host's memory, about: libraries, batches on their way, CUDA's own share."""
-_BUCKET = 50_000_000
+_BUCKET = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,6 @@ def _attempts(trainer: TrainerConfig, world: int) -> Iterator[tuple[dict[str, An
     settings |= {"micro_batch": 1} if micro > 1 else {}
     if trainer.offload == "none":
         yield settings | {"zero_stage": max(2, trainer.zero_stage), "offload": "optimizer"}, "the optimizer on the host"
-    shared = {"stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": _BUCKET // 5}
+    shared = {"stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": _BUCKET}
     extra = trainer.extra | {"zero_optimization": zero | {"reduce_bucket_size": _BUCKET} | shared}
     yield settings | {"zero_stage": 3, "extra": extra}, "weights shared out, too, and gathered for each layer"

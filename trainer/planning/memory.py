@@ -3,7 +3,7 @@
 DeepSpeed runs in float32 here (bf16 and fp16 are autocast around the forward pass), so weights, gradients and masters
 have four bytes each. What is special:
 
-* Stages 1 to 3 allocate the whole reduce bucket (`reduce_bucket_size`, 500 million elements unless `trainer.extra` says
+* Stages 1 to 3 allocate the whole reduce bucket (`trainer.bucket_elements`, unless `trainer.extra` says
   otherwise: 2 GB), however small the network is. On CUDA it is real memory, on a CPU only what is touched is.
 * Stages 1 and 2 flatten a bucket that holds parts of several ranks: a copy of it for a moment.
 * Stage 3 keeps a second copy of the partitioned weights as masters, and gradients in a buffer of their own. Gathered
@@ -44,6 +44,8 @@ class Buckets:
     reuse: int = _REUSE
     prefetch: int = _PREFETCH
     sub_group: int = _SUB_GROUP
+    copies: int = 1
+    """Of the reduce bucket: one is filled while the other travels."""
 
     @classmethod
     def of(cls, config: TrainerConfig, world: int) -> Buckets:
@@ -55,6 +57,7 @@ class Buckets:
             int(zero.get("stage3_max_reuse_distance", _REUSE)),
             int(zero.get("stage3_prefetch_bucket_size", _PREFETCH)),
             int(zero.get("sub_group_size", _SUB_GROUP)),
+            2 if zero["overlap_comm"] and config.zero_stage in {1, 2} else 1,
         )
 
 
@@ -112,7 +115,7 @@ def rank_memory(
     micro, accumulation = config.split_over(world)
     buckets = Buckets.of(config, world)
     if touched_only:
-        buckets = replace(buckets, reduce=min(buckets.reduce, count(weights)))
+        buckets = replace(buckets, reduce=min(buckets.reduce, count(weights)), copies=1)
     states = _states(weights, config, world, buckets)
     passing = _passing(weights, config, activations, micro)
     phases = {
@@ -200,7 +203,7 @@ def _first_gradients(
     parts = {name: size for name, size in passing.items() if not name.startswith(("output", "block that"))}
     parts |= _gradients_so_far(weights, config, world, buckets, accumulation)
     parts["gradients"] = parts.get("gradients", 0) + FP32 * max(weight.numel for weight in weights)
-    return parts | ({"reduce bucket": FP32 * buckets.reduce} if config.zero_stage in {1, 2} else {})
+    return parts | ({"reduce bucket": FP32 * buckets.reduce * buckets.copies} if config.zero_stage in {1, 2} else {})
 
 
 def _reducing(
@@ -211,7 +214,7 @@ def _reducing(
     if config.zero_stage == 0:
         return {"gradients": FP32 * total, "gradients, flattened": FP32 * min(total, _ZERO0_BUCKET)}
     full = min(total, buckets.reduce)
-    bucket = {"reduce bucket": FP32 * buckets.reduce, "bucket, flattened": FP32 * full}
+    bucket = {"reduce bucket": FP32 * buckets.reduce * buckets.copies, "bucket, flattened": FP32 * full}
     if config.zero_stage == 1:
         return bucket | {"gradients": FP32 * (total - full + (share if full < total else 0))}
     left = 1 - full / total  # of backward, when the first bucket is full

@@ -13,7 +13,7 @@
     skipped_steps                   updates that were not applied, since the run began, of all trainables
     passed_over_steps               steps that rollbacks skipped, since the run began
 
-Losses stay on the device until a record is due, when two small collectives average them.
+Losses and norms stay on the device until a record is due, when two small collectives average them.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from trainer.config import TrainerConfig
 from trainer.engine.deepspeed_engine import StepResult
@@ -65,7 +66,7 @@ class Meter:
         self._steps: list[float] = []
         self._waited = self._blocked = 0.0
         self._tokens = 0
-        self._norms: dict[str, float] = {}
+        self._norms: dict[str, Tensor] = {}
         self._loss_scales: dict[str, float] = {}
         self._terms: Scalars | None = None
 
@@ -82,7 +83,7 @@ class Meter:
         self._waited += waited
         self._tokens += tokens
         for name, update in result.updates.items():
-            self._norms[name] = self._norms.get(name, 0.0) + update.grad_norm
+            self._norms[name] = self._norms.get(name, 0) + update.grad_norm
             self._loss_scales[name] = update.loss_scale
         self._terms = result.terms if self._terms is None else self._terms + result.terms
 
@@ -111,7 +112,7 @@ class Meter:
             "window_seconds": seconds,
             "eta_seconds": (self._config.steps - step) * seconds / count,
         }
-        numbers |= self._by_trainable("grad_norm", {name: norm / count for name, norm in self._norms.items()})
+        numbers |= self._by_trainable("grad_norm", {name: float(norm) / count for name, norm in self._norms.items()})
         if self._config.precision == "fp16":
             numbers |= self._by_trainable("loss_scale", self._loss_scales)
         if self._tokens:

@@ -1,6 +1,5 @@
 """A loss that jumps, and going back to before it.
 
 1. spikes.py: what counts as a spike
-2. course.py: what was decided, and which steps are passed over
-3. on_course.py: which checkpoints keep to it
+2. rollbacks.py: what was decided, from which checkpoint a start goes on, which steps are passed over
 """

@@ -13,7 +13,7 @@ numbers of all other steps stay, and with them their samples and their learning 
 to end, and the run makes so many updates fewer. What a step consumes is thus still a function of its number alone, and
 which steps there are is a function of the skipped ranges, which every checkpoint holds.
 
-A start reads the decisions again: it goes on only from a checkpoint that is on their course (`on_course`).
+A start reads the decisions again: it goes on only from a checkpoint that keeps to them (`keeps_to`).
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def decide(spike: Spike, checkpoints: Iterable[int], window: int, skip_steps: in
 
     Args:
         spike: what was found.
-        checkpoints: steps of complete checkpoints that are on the run's course.
+        checkpoints: steps of complete checkpoints that keep to the rollbacks so far.
         window: of the detector.
         skip_steps: steps to pass over.
     """
@@ -150,7 +150,7 @@ def recorded(events: Iterable[dict[str, Any]]) -> list[Rollback]:
     return found
 
 
-def on_course(step: int, skipped: Collection[tuple[int, int]], decisions: Iterable[Rollback]) -> bool:
+def keeps_to(step: int, skipped: Collection[tuple[int, int]], decisions: Iterable[Rollback]) -> bool:
     """Whether a checkpoint was made in keeping with all decisions, rather than before one of them took it back.
 
     Args:

@@ -26,5 +26,5 @@ def build_stage(job: TrainJob, device: torch.device) -> Stage:
 
     module, _, name = trained_in(job.stage).trains.partition(":")
     stage: Stage = getattr(import_module(module), name)(job, device)
-    load_initial(job, stage.network, stage.card())
+    load_initial(job, stage.trainables[stage.exported].module, stage.card())
     return stage

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from data_pipeline.errors import UsageError
 from data_pipeline.shards import weights
 from data_pipeline.shards.manifest import differences
-from trainer.checkpoints.folder import latest_step
+from trainer.checkpoints.catalog import latest_step
 from trainer.job import INITIAL, TrainJob
 from trainer.registry import trained_in
 

@@ -42,8 +42,8 @@ class OwnedState(Protocol):
         """What this rank needs: more than `owned` where ranks hold copies (stage 0)."""
         ...
 
-    def update_ema(self, decay: float) -> None:
-        """Move the average of the owned elements towards the master weights."""
+    def update_ema(self, share: Tensor) -> None:
+        """Move the average of the owned elements towards the master weights, by a share of the way (a scalar)."""
         ...
 
     @property

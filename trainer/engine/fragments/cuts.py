@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from trainer.engine.fragments import Fragment
@@ -35,10 +36,11 @@ class CutState(ABC):
         """The same: nothing is held twice."""
         return self.owned()
 
-    def update_ema(self, decay: float) -> None:
+    @torch.no_grad()
+    def update_ema(self, share: Tensor) -> None:
         """Move the average of this rank's cuts towards the master weights."""
         for average, flat in zip(self._ema, self._flat, strict=True):
-            average.lerp_(flat.detach(), 1 - decay)
+            average.lerp_(flat.detach(), share.to(flat.device))
 
     @property
     def optimizer_step(self) -> int:

@@ -63,10 +63,10 @@ class ReplicatedState:
         yield from self._averages()
 
     @torch.no_grad()
-    def update_ema(self, decay: float) -> None:
+    def update_ema(self, share: Tensor) -> None:
         """Move the average of this rank's cut towards the weights."""
         for (_, parameter, start, stop), average in zip(self._cut, self._ema, strict=True):
-            average.lerp_(parameter.view(-1)[start:stop], 1 - decay)
+            average.lerp_(parameter.view(-1)[start:stop], share)
 
     @property
     def optimizer_step(self) -> int:

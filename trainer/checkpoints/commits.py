@@ -1,74 +1,71 @@
-"""Where checkpoints lie, which of them are complete, and what their state says."""
+"""The records of one checkpoint: what they hold, how they are committed, and how a folder is marked as damaged.
+
+A start that finds a complete checkpoint damaged puts a file DAMAGED into the folder, with what is wrong. From then on
+it counts as incomplete for every start, and nothing but `foldtrain checkpoint gc --damaged` or a new checkpoint at that
+step takes it away. Whoever mends the files removes the mark. Imports no torch.
+"""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data_pipeline import storage
-from data_pipeline.errors import FoldtrainError, UsageError
+from data_pipeline.errors import CorruptShardError, FoldtrainError, UsageError
 from data_pipeline.shards.manifest import first_problem
 from data_pipeline.text import json_records
 from data_pipeline.text.names import Count
-from trainer.checkpoints.damage import DamagedCheckpointError, is_marked, unmark
 
 FORMAT_VERSION = 3
-COMPLETE, KEEP, INDEX, STATE = "COMPLETE", "KEEP", "index.json", "state.json"
-_NAME = re.compile(r"step_(\d{8,})")
+COMPLETE, KEEP, DAMAGED, INDEX, STATE = "COMPLETE", "KEEP", "DAMAGED", "index.json", "state.json"
+
+
+class DamagedCheckpointError(CorruptShardError):
+    """A file of a complete checkpoint is missing, cut, or has other bytes than those that were written.
+
+    Args:
+        file: its URI.
+        wrong: what is wrong with it.
+    """
+
+    def __init__(self, file: str, wrong: str) -> None:
+        super().__init__(file, wrong)  # both, so that it can be pickled
+        self.file, self.wrong = file, wrong
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.wrong}. A training stage that is started again goes on from an older checkpoint"
 
 
 class TakenError(FoldtrainError):
     """Another process has committed the same checkpoint."""
 
 
-def step_folder(checkpoints: str, step: int) -> str:
-    """Folder of the checkpoint at a step."""
-    return storage.join(checkpoints, f"step_{step:08d}")
+def mark(folder: str, file: str, wrong: str) -> None:
+    """Say in a checkpoint's folder that it is damaged."""
+    storage.write_json(storage.join(folder, DAMAGED), {"file": file, "wrong": wrong})
 
 
-def all_steps(checkpoints: str) -> list[int]:
-    """Steps of all checkpoints, also of unfinished ones, ascending."""
-    return sorted(int(match[1]) for name in storage.list_names(checkpoints) if (match := _NAME.fullmatch(name)))
+def is_marked(folder: str) -> bool:
+    """Whether a checkpoint's folder says that it is damaged."""
+    return storage.exists(storage.join(folder, DAMAGED))
 
 
-def is_complete(checkpoints: str, step: int) -> bool:
-    """Whether all of a checkpoint was written, and no start has found it damaged."""
-    return storage.exists(_marker(checkpoints, step)) and not is_marked(step_folder(checkpoints, step))
-
-
-def _marker(checkpoints: str, step: int) -> str:
-    return storage.join(step_folder(checkpoints, step), COMPLETE)
-
-
-def damaged_steps(checkpoints: str) -> list[int]:
-    """Steps of all checkpoints that a start has found damaged, ascending."""
-    return [step for step in all_steps(checkpoints) if is_marked(step_folder(checkpoints, step))]
-
-
-def complete_steps(checkpoints: str) -> list[int]:
-    """Steps of all complete checkpoints, ascending."""
-    return [step for step in all_steps(checkpoints) if is_complete(checkpoints, step)]
-
-
-def written_steps(checkpoints: str) -> list[int]:
-    """Steps of all checkpoints that were complete once, also of those found damaged since, ascending."""
-    return [step for step in all_steps(checkpoints) if storage.exists(_marker(checkpoints, step))]
-
-
-def latest_step(checkpoints: str) -> int | None:
-    """The newest complete checkpoint, which a resume loads."""
-    return next((step for step in reversed(all_steps(checkpoints)) if is_complete(checkpoints, step)), None)
-
-
-def read_state(checkpoints: str, step: int) -> dict[str, Any]:
-    """state.json of a checkpoint, unchecked; {} if it is not there or cannot be read, which a start calls damage."""
+def marked_with(folder: str) -> str | None:
+    """What a folder's mark says; None if there is none."""
     try:
-        return _checked_state(storage.read_json(storage.join(step_folder(checkpoints, step), STATE)))
-    except (FileNotFoundError, UsageError, ValueError):
-        return {}
+        mark: dict[str, Any] = storage.read_json(storage.join(folder, DAMAGED))
+        return f"{mark['file']}: {mark['wrong']}"
+    except FileNotFoundError:
+        return None
+    except (UsageError, KeyError, TypeError):  # it was put there by hand
+        return "marked as damaged"
+
+
+def unmark(folder: str) -> None:
+    """Take the mark away, as the files that it spoke of are no longer named by anything."""
+    storage.remove_file(storage.join(folder, DAMAGED))
 
 
 _COUNTS = ("step", "skipped_steps", "world_size", "zero_stage")
@@ -95,7 +92,7 @@ class TrainableState(BaseModel):
     loss_scale: LossScaleState | None = None
 
 
-def _checked_state(state: Any) -> dict[str, Any]:
+def checked_state(state: Any) -> dict[str, Any]:
     """A state, if what is known of its fields holds; those that it lacks are its reader's business.
 
     Raises:
@@ -175,7 +172,7 @@ def read_committed(folder: str) -> Committed:
     marker = _read_marker(folder)
     records = {name: _read_record(folder, name, marker) for name in (INDEX, STATE)}
     try:
-        return Committed(records[INDEX], _checked_state(json_records.parse(records[STATE])))
+        return Committed(records[INDEX], checked_state(json_records.parse(records[STATE])))
     except ValueError as error:
         raise DamagedCheckpointError(storage.join(folder, STATE), f"it is no state of a training ({error})") from None
 

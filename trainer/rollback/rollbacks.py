@@ -1,4 +1,4 @@
-"""The course of a run: which steps it passes over, from which checkpoint it goes on, and what it does about a spike.
+"""The rollbacks of a run: which steps it passes over, from which checkpoint it goes on, what it does about a spike.
 
 trainer/rollback/spikes.py has the rules; here they meet storage and the other ranks.
 """
@@ -8,29 +8,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch.distributed as dist
-
 from data_pipeline import storage
 from data_pipeline.errors import FoldtrainError
-from trainer.checkpoints.agreement import Agreement
-from trainer.checkpoints.damage import what_to_do
-from trainer.checkpoints.folder import (
-    COMPLETE,
-    KEEP,
+from trainer.checkpoints.catalog import (
     complete_steps,
     damaged_steps,
+    decisions_on_record,
     latest_step,
     read_state,
     step_folder,
+    valid_steps,
+    what_to_do,
 )
+from trainer.checkpoints.commits import COMPLETE, KEEP
 from trainer.config import SpikeConfig
-from trainer.engine.deepspeed_engine import StepResult
+from trainer.engine.agreement import Agreement
 from trainer.rollback import spikes
-from trainer.rollback.on_course import decisions_on_record, steps_on_course
 from trainer.rollback.spikes import Ranges, Rollback, Spike, SpikeDetector
 
 
-class Course:
+class Rollbacks:
     """What has been decided about the steps of a run, equal on all ranks.
 
     Args:
@@ -53,7 +50,7 @@ class Course:
 
     # ------------------------------------------------------------------------------------------------- going on
 
-    def checkpoint(self) -> int | None:
+    def starting_checkpoint(self) -> int | None:
         """Step of the newest checkpoint that keeps to all decisions on record (a collective); others are removed.
 
         Raises:
@@ -84,7 +81,7 @@ class Course:
         """On rank 0. One whose state cannot be read is taken, too: whoever loads it finds what is wrong."""
         if not decisions:
             return latest_step(self._checkpoints)
-        good, complete = set(steps_on_course(self._checkpoints, decisions)), complete_steps(self._checkpoints)
+        good, complete = set(valid_steps(self._checkpoints, decisions)), complete_steps(self._checkpoints)
         good |= {step for step in complete if not read_state(self._checkpoints, step)}
         if not good:
             return None
@@ -115,13 +112,18 @@ class Course:
 
     # ---------------------------------------------------------------------------------------------------- spikes
 
-    def watch(self, step: int, result: StepResult) -> None:
-        """Judge the loss of a step (a collective, if spikes are watched for): sets `spike`."""
-        if self._detector is None:
-            return
-        loss = result.terms["loss"].detach().float().clone()
-        dist.all_reduce(loss)
-        self.spike = self._detector.add(step, float(loss) / self._agreement.world, applied=result.applied)
+    @property
+    def watches(self) -> bool:
+        """Whether spikes are watched for."""
+        return self._detector is not None
+
+    def watch(self, step: int, loss: float, *, applied: bool) -> None:
+        """Judge the loss of a step, the mean over all ranks, if spikes are watched for: may set `spike`.
+
+        Results come one step late, so one that was found stays until `decide` takes it.
+        """
+        if self._detector is not None:
+            self.spike = self._detector.add(step, loss, applied=applied) or self.spike
 
     def decide(self) -> tuple[Spike, Rollback | None] | None:
         """What to do about the spike (a collective): go back, or, with None, only say so. None if rank 0 saw none.
@@ -144,12 +146,12 @@ class Course:
             )
         decision: Rollback | None = None
         if self._agreement.rank == 0:
-            good = steps_on_course(self._checkpoints, self._decisions)
+            good = valid_steps(self._checkpoints, self._decisions)
             decision = spikes.decide(spike, good, self._config.window, self._config.skip_steps)
         return spike, self._agreement.from_first(decision)
 
     @property
-    def may_go_back(self) -> bool:
+    def are_wanted(self) -> bool:
         """Whether a spike is a reason to go back, rather than only to say so."""
         return self._config is not None and self._config.action == "rollback"
 
