@@ -175,7 +175,7 @@ def trained(job: TrainJob) -> dict[str, Any]:
 
     batch = build_stage(job, torch.device("cpu")).batch(0)
     run_worker(job, torch.device("cpu"))
-    return {name: batch[name].numpy() for name in ("tokens", "label")}
+    return {"tokens": batch.tokens_BLF.numpy(), "label": batch.label_B.numpy()}
 
 
 @pytest.mark.slow
