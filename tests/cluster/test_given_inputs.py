@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,8 +16,10 @@ import yaml
 from typer.testing import CliRunner
 
 from cluster.cli import app
+from cluster.config.absolute_paths import require_reachable, with_absolute_paths
 from cluster.config.loading import load_config, resolved_yaml
 from cluster.config.run import InputsConfig, RunConfig
+from cluster.monitor.watching import read_run, require_run
 from cluster.pool import tokenizing
 from cluster.stages import pipeline, planning
 from cluster.stages.inputs import find_product, with_found
@@ -27,6 +30,7 @@ from data_pipeline.shards.image_shards import ImageShards
 from data_pipeline.shards.manifest import ImageManifest, TokenManifest
 from data_pipeline.shards.weights import read_card, write_weights
 from data_pipeline.tokens.tokenizing import load_encoder, tokenize_shard
+from data_pipeline.tools.leftovers import find_leftovers
 from data_pipeline.tools.verifying import verify
 from model.classifier import Classifier
 from model.config import ClassifierConfig, GeneratorConfig
@@ -377,3 +381,37 @@ def test_a_generator_without_a_tokenizer_draws_no_images_and_says_so(configure: 
     config = configure("inputs.tokenizer=null", "inputs.generator=runs/small")
     with pytest.raises(UsageError, match=r"only that makes images of them: name its export as inputs\.tokenizer"):
         run_stage("sample", config)
+
+
+def test_a_job_finds_what_is_given_wherever_it_runs(configure: Configure, tmp_path: Path) -> None:
+    config = configure("generator.init_from=runs/small")
+    absolute = with_absolute_paths(config)
+    assert absolute.inputs.tokens == str(tmp_path / "runs/small")
+    assert absolute.section("generator").init_from == str(tmp_path / "runs/small")
+    with pytest.raises(
+        UsageError, match=r"inputs\.images: runs/small is a relative path, which a job on another machine"
+    ):
+        require_reachable(configure(f"run={tmp_path}/runs/second"))
+
+
+def test_leftovers_of_a_run_are_not_looked_for_in_what_it_is_given(
+    configure: Configure, first: Path, jobs: list[TrainJob], tmp_path: Path
+) -> None:
+    run_stage("train-generator", configure())
+    jobs[0].begin()
+    stray = first / "tokens/.tmp-0123-tokens-00007.tar"
+    stray.write_text("")
+    later = time.time() + 10**6
+    assert [each.uri for each in find_leftovers(str(first), 0, clock=lambda: later)] == [str(stray)]
+    assert find_leftovers(str(tmp_path / "runs/second"), 0, clock=lambda: later) == []
+
+
+def test_only_own_stages_of_a_run_are_monitored(
+    configure: Configure, first: Path, jobs: list[TrainJob], tmp_path: Path
+) -> None:
+    run_stage("train-generator", configure())
+    jobs[0].begin()
+    (tmp_path / "runs/second/generator/events.jsonl").write_text('{"event": "start", "step": 0, "time": 1.0}\n')
+    require_run(str(tmp_path / "runs/second"))
+    assert [view.name for view in read_run(str(tmp_path / "runs/second"), 2.0)] == ["generator"]
+    assert first.exists()

@@ -14,6 +14,7 @@ import yaml
 
 from cluster.config.loading import load_config
 from cluster.config.run import RunConfig
+from cluster.stages.inputs import with_found
 from cluster.stages.train_jobs import train_job
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
@@ -22,6 +23,7 @@ from model.generators.next_scale import FoldedGenerator
 from tests.cluster.test_results import GENERATOR, TOKENIZER, dump, finished  # noqa: F401 - finished is a fixture
 from tests.trainer.gloo import run_gloo
 from trainer.checkpoints.exporting import whole_network
+from trainer.config import TokenizerStageConfig
 from trainer.job import INITIAL, TrainJob
 from trainer.networks import load_quantizer
 from trainer.records.jsonl import read_records
@@ -198,3 +200,19 @@ def test_the_first_loss_is_that_of_the_given_network_and_the_average_starts_from
     for role in ("master", "ema"):
         weights = whole_network(job.checkpoints, 1, role)
         assert all(torch.allclose(weights[name], state[name], atol=1e-6) for name, _ in given.named_parameters())
+
+
+def test_a_tokenizer_that_starts_from_given_weights_loads_no_published_ones(
+    configure: Configure, tmp_path: Path
+) -> None:
+    vit = {"backbone": "vit_tiny_patch16_224", "pretrained": True}
+    model = TOKENIZER.model_dump(mode="json") | {"encoder": vit, "decoder": vit}
+    trainer = {"steps": 1, "global_batch": 8}
+    section = {"model": model, "loss": {"semantic": 0}, "trainer": trainer, "init_from": "runs/small"}
+    config = {"run": "runs/other", "inputs": {"images": "runs/small"}, "tokenizer": section}
+    Path("other.yaml").write_text(yaml.safe_dump(config))
+    job = train_job(with_found(load_config("other.yaml"), ["images"]), stage_named("train-tokenizer"))
+    assert job.inputs[INITIAL] == str(tmp_path / "runs/small/tokenizer/export")
+    assert isinstance(job.section, TokenizerStageConfig)
+    assert not job.section.model.encoder.pretrained
+    assert configure()
