@@ -100,7 +100,7 @@ def write_ours(folder: Path, tokens: np.ndarray) -> None:
         views=("center",),
         image_size=256,
         fit="crop",
-        tokenizer=TokenizerRecord(fingerprint="0" * 64, config={}),
+        tokenizer=TokenizerRecord(encoder="0" * 64, config={}),
         source="0" * 64,
         software={},
         shards=tuple(records),

@@ -73,7 +73,7 @@ def write_tokens(uri: str, card: Card) -> None:
         views=("center",),
         image_size=TOKENIZER.image_size,
         fit="crop",
-        tokenizer=TokenizerRecord(fingerprint=card.fingerprint(), config=card.config),
+        tokenizer=TokenizerRecord(encoder=card.encoder(), config=card.encoder_config()),
         source="random",
         software={},
         shards=(shard,),

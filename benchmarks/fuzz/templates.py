@@ -53,7 +53,7 @@ def _images(uri: str) -> None:
 
 
 def _tokens(uri: str, source: str) -> None:
-    tokenizer = TokenizerRecord(fingerprint="0" * 64, config=TOKENIZER.model_dump(mode="json"))
+    tokenizer = TokenizerRecord(encoder="0" * 64, config=TOKENIZER.model_dump(mode="json"))
     made_by = {
         "layout": TOKENIZER.layout,
         "condition": CLASS,

@@ -80,7 +80,7 @@ def _write_tokens(uri: Path, tokenizer: str, seed: int) -> None:
         views=("center",),
         image_size=config.image_size,
         fit="crop",
-        tokenizer=TokenizerRecord(fingerprint=card.fingerprint(), config=card.config),
+        tokenizer=TokenizerRecord(encoder=card.encoder(), config=card.encoder_config()),
         source=f"drawn from seed {seed}",
         software={},
         shards=tuple(shards),

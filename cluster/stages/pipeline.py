@@ -140,7 +140,7 @@ def _check_given_tokens(config: RunConfig) -> None:
             f"({tokenizer}): name the one that made them as inputs.tokenizer"
         )
     card = weights.read_card(tokenizer, "tokenizer")
-    check_tokenizer(tokens, card.fingerprint(), card.config)
+    check_tokenizer(tokens, card)
 
 
 def _check_later_stages(config: RunConfig) -> None:

@@ -128,7 +128,7 @@ def _check_inputs(config: RunConfig, held_out: str) -> tuple[dict[str, Card], Im
         cards["judge"] = weights.read_card(config.product("judge"), "judge")
         _check_classes("the judge", config.product("judge"), cards["judge"].classes or names, names)
     images, tokens = check_images(held_out), check_tokens(config.product("tokens"))
-    check_tokenizer(tokens, cards["tokenizer"].fingerprint(), cards["tokenizer"].config)
+    check_tokenizer(tokens, cards["tokenizer"])
     if cards["generator"].classes:
         _check_classes("the real images", held_out, images.classes, names)
     return cards, images, tokens

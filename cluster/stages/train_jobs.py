@@ -130,13 +130,13 @@ def _token_inputs(config: RunConfig, _stage: RunStage) -> Inputs:
         tokenizer = storage.absolute(config.product("tokenizer"))
         card = weights.read_card(tokenizer, "tokenizer")
     tokens = check_tokens(uri)
-    lineage = {"tokens": tokens.fingerprint, "tokenizer": tokens.tokenizer.fingerprint}
+    lineage = {"tokens": tokens.fingerprint, "tokenizer": tokens.tokenizer.encoder}
     inputs = Inputs({"tokens": uri}, lineage, tokens.classes)
     if card is None:
         _check_ids_suffice(config, uri, tokens.tokenizer)
         return inputs
-    check_tokenizer(tokens, card.fingerprint(), card.config)
-    return inputs.plus("tokenizer", tokenizer, card.fingerprint())
+    check_tokenizer(tokens, card)
+    return inputs.plus("tokenizer", tokenizer, card.encoder())
 
 
 def _check_ids_suffice(config: RunConfig, uri: str, made_by: TokenizerRecord) -> None:

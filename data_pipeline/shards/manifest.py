@@ -170,12 +170,12 @@ class ImageManifest(_Manifest):
 
 
 class TokenizerRecord(Record):
-    """Which tokenizer made tokens."""
+    """Which tokenizer made tokens: its encoding half alone, so that one with another decoder has the same record."""
 
-    fingerprint: str
-    """Of its weights and config (`Card.fingerprint`)."""
+    encoder: str
+    """Fingerprint of what encodes (`Card.encoder`)."""
     config: dict[str, Any]
-    """Its config; of imported tokens, what the caller said of it."""
+    """The settings that the tokens follow from (`Card.encoder_config`); of imported tokens, what the caller said."""
 
     @property
     def imported_from(self) -> str | None:
@@ -186,7 +186,7 @@ class TokenizerRecord(Record):
     def __str__(self) -> str:
         """For messages."""
         if self.imported_from is None:
-            return f"tokenizer {self.fingerprint[:16]}"
+            return f"tokenizer {self.encoder[:16]}"
         return f"the tokenizer {self.config.get('name', 'unknown')!r} of {self.imported_from}"
 
 

@@ -27,6 +27,7 @@ from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from data_pipeline.shards.conditions import CLASS, check_condition
 from data_pipeline.shards.manifest import ShardRecord, TokenizerRecord, TokenManifest, differences
+from data_pipeline.shards.weights import Card
 from data_pipeline.storage.tar import list_members, write_tar
 from data_pipeline.text.names import MOST_KEY_BYTES
 from data_pipeline.text.npy import parse_npy
@@ -179,29 +180,29 @@ def first_damage(name: str, archive: bytes) -> str:
     return f"sample {bytes(fields['key'][bad[0]]).decode(errors='replace')} is corrupt (CRC-32 differs)"
 
 
-def check_tokenizer(manifest: TokenManifest, fingerprint: str, config: dict[str, Any]) -> None:
-    """Refuse tokens that another tokenizer made.
+def check_tokenizer(manifest: TokenManifest, tokenizer: Card) -> None:
+    """Refuse tokens that another tokenizer made. One with the same encoding half and another decoder is the same here.
 
     Args:
         manifest: of the tokens.
-        fingerprint: of the tokenizer that is about to be used with them (`Card.fingerprint`).
-        config: its config.
+        tokenizer: card of the one that is about to be used with them; its moving average, if it has one.
 
     Raises:
-        UsageError: with both fingerprints, and where the configs differ.
+        UsageError: with both fingerprints, and where the settings of encoding differ.
     """
     made_by: TokenizerRecord = manifest.tokenizer
-    if made_by.fingerprint == fingerprint:
+    encoder = tokenizer.encoder()
+    if made_by.encoder == encoder:
         return
     if made_by.imported_from is not None:
         raise UsageError(
-            f"the tokens were imported, and made by {made_by}, not by this run's tokenizer {fingerprint[:16]}, which "
+            f"the tokens were imported, and made by {made_by}, not by this run's tokenizer {encoder[:16]}, which "
             "would make noise of them. Take tokens that it has made (inputs.tokens, or foldtrain tokenize), or train "
             "without it, with a generator that learns token ids alone"
         )
-    found = differences(made_by.config, config)
+    found = differences(made_by.config, tokenizer.encoder_config())
     reason = "; ".join(found) if found else "the configs are equal, the weights differ"
     raise UsageError(
-        f"the tokens were made by tokenizer {made_by.fingerprint[:16]}, but this run's tokenizer is {fingerprint[:16]} "
+        f"the tokens were made by tokenizer {made_by.encoder[:16]}, but this run's tokenizer is {encoder[:16]} "
         f"({reason}). Run foldtrain tokenize with this tokenizer into another tokens.output, or use the one above"
     )

@@ -2,22 +2,24 @@
 
 <uri>/model.safetensors   the weights as trained
 <uri>/ema.safetensors     their moving average, if the run kept one
-<uri>/card.json           kind, config, sha256 of both, lineage, the names of the classes and the steps of training;
-                          written last: its presence means complete
+<uri>/card.json           version, kind, config, sha256 of both, lineage, names of the classes, steps of training, and
+                          a tokenizer's halves (halves.py); written last: its presence means complete
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, field_validator, model_validator
 
 from data_pipeline import storage
 from data_pipeline.errors import CorruptShardError, UsageError
+from data_pipeline.shards.halves import DECODE, ENCODE, Halves, Names, half_fingerprints, settings_of
 from data_pipeline.shards.manifest import first_problem
 from data_pipeline.shards.safetensors_header import check_safetensors
+from data_pipeline.shards.versions import check_version
 from data_pipeline.text.names import ClassName, Count, Sha256
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 Config = TypeVar("Config", bound=BaseModel)
 Network = TypeVar("Network", bound="nn.Module")
 
-CARD_VERSION = 1
+CARD_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,11 @@ class Card:
     files: dict[str, str]
     lineage: dict[str, Any]
     classes: tuple[str, ...] = ()
-    """Names of the classes that the data had, by label; none if it has to do with none."""
+    """Names of the classes of the data that it was trained on, by label; none if they are not known."""
     steps: int | None = None
     """Optimizer steps that it was trained for; None if they are not known."""
+    halves: Halves | None = None
+    """What encodes and what decodes; None if it is no tokenizer, or tells none apart."""
 
     def weights(self, ema: bool) -> str:
         """Name of the file to use: the moving average if asked for and kept, else the weights as trained."""
@@ -49,6 +53,18 @@ class Card:
     def fingerprint(self, ema: bool = True) -> str:
         """sha256 over kind, config and the bytes of the weights."""
         return storage.fingerprint([self.kind, self.config, self.files[self.weights(ema)]])
+
+    def encoder(self, ema: bool = True) -> str:
+        """Fingerprint of what its tokens follow from; of all of it, if it tells no halves apart."""
+        return self.fingerprint(ema) if self.halves is None else self.halves.fingerprints[self.weights(ema)][ENCODE]
+
+    def decoder(self, ema: bool = True) -> str:
+        """Fingerprint of what images follow from, given tokens; of all of it, if it tells no halves apart."""
+        return self.fingerprint(ema) if self.halves is None else self.halves.fingerprints[self.weights(ema)][DECODE]
+
+    def encoder_config(self) -> dict[str, Any]:
+        """The settings that its tokens follow from; all of them, if it tells no halves apart."""
+        return self.config if self.halves is None else settings_of(self.config, self.halves.names, ENCODE)
 
 
 def write_weights(
@@ -60,21 +76,57 @@ def write_weights(
     *,
     classes: Sequence[str] = (),
     steps: int | None = None,
+    halves: Names | None = None,
 ) -> Card:
-    """Commit a network: `files` maps "model" (and "ema") to state dicts. What was there is gone before it changes."""
+    """Commit a network. What was there is gone before it changes.
+
+    Args:
+        uri: folder.
+        kind: what it is: the name of its stage's folder.
+        config: rebuilds it.
+        files: maps "model" (and "ema") to state dicts.
+        lineage: fingerprints of what it was made from.
+        classes: names of the classes of its data, by label.
+        steps: of its training.
+        halves: which of its parameters encode and which decode (`halves_of`); None tells none apart.
+
+    Raises:
+        ValueError: if a parameter is in no half.
+    """
     from safetensors.torch import save
 
+    of_halves = None
+    if halves is not None:
+        of_halves = Halves(halves, {name: half_fingerprints(config, found, halves) for name, found in files.items()})
     digests = {}
     storage.remove_file(storage.join(uri, "card.json"))
     for name, tensors in files.items():
         data = save({key: tensor.detach().cpu().contiguous() for key, tensor in sorted(tensors.items())})
         storage.write_bytes(storage.join(uri, f"{name}.safetensors"), data)
         digests[name] = storage.sha256(data)
-    card = Card(kind, config, digests, lineage, tuple(classes), steps)
+    card = Card(kind, config, digests, lineage, tuple(classes), steps, of_halves)
     record = {"version": CARD_VERSION, "kind": kind, "config": config, "files": digests, "lineage": lineage}
     record |= {"classes": list(classes), "steps": steps}
+    if of_halves is not None:
+        record["halves"] = {"names": of_halves.names, "fingerprints": of_halves.fingerprints}
     storage.write_json(storage.join(uri, "card.json"), record)
     return card
+
+
+class _Halves(BaseModel):
+    """The JSON of `Halves`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    names: dict[Literal["encode", "decode", "neither"], tuple[Annotated[str, StringConstraints(max_length=512)], ...]]
+    fingerprints: dict[Literal["model", "ema"], dict[Literal["encode", "decode"], Sha256]]
+
+    @field_validator("fingerprints")
+    @classmethod
+    def _check_fingerprints(cls, fingerprints: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+        if any(len(found) != 2 for found in fingerprints.values()):
+            raise ValueError("each file has a fingerprint of what encodes, and one of what decodes")
+        return fingerprints
 
 
 class _Record(BaseModel):
@@ -87,8 +139,9 @@ class _Record(BaseModel):
     config: dict[str, Any]
     files: dict[Literal["model", "ema"], Sha256]
     lineage: dict[str, Any]
-    classes: list[ClassName] | None = None
-    steps: Count | None = None
+    classes: list[ClassName]
+    steps: Count | None
+    halves: _Halves | None = None
 
     @field_validator("files")
     @classmethod
@@ -96,6 +149,12 @@ class _Record(BaseModel):
         if "model" not in files:
             raise ValueError("there is no model")
         return files
+
+    @model_validator(mode="after")
+    def _check_halves(self) -> Self:
+        if self.halves is not None and self.halves.fingerprints.keys() != self.files.keys():
+            raise ValueError("its halves are of other files than it names")
+        return self
 
 
 def read_card(uri: str, kind: str) -> Card:
@@ -109,18 +168,22 @@ def read_card(uri: str, kind: str) -> Card:
         record = storage.read_json(path)
     except FileNotFoundError:
         raise UsageError(f"no finished {kind} at {uri} (card.json is missing): run train-{kind} first") from None
-    found = (record.get("version"), record.get("kind")) if isinstance(record, dict) else (None, None)
-    if found != (CARD_VERSION, kind):
-        raise UsageError(
-            f"{path} holds a {found[1]!r} of version {found[0]}, "
-            f"but a {kind!r} of version {CARD_VERSION} is needed here"
-        )
+    found = record.get("kind") if isinstance(record, dict) else None
+    if found != kind:
+        held = repr(found[:64]) if isinstance(found, str) else "nothing"
+        raise UsageError(f"{path} holds a {held}, but a {kind!r} is needed here")
+    remedy = f"train it anew in another run (foldtrain train-{kind}), or use the foldtrain that wrote it"
+    check_version(path, f"the card of a {kind}", record.get("version"), CARD_VERSION, remedy)
     try:
         card = _Record.model_validate(record)
     except ValidationError as error:
         raise UsageError(f"{path} is no card ({first_problem(error)}): restore it or train again") from None
     files: dict[str, str] = {str(name): digest for name, digest in card.files.items()}
-    return Card(card.kind, card.config, files, card.lineage, tuple(card.classes or ()), card.steps)
+    halves = None
+    if card.halves is not None:
+        made = card.halves.model_dump()
+        halves = Halves(made["names"], made["fingerprints"])
+    return Card(card.kind, card.config, files, card.lineage, tuple(card.classes), card.steps, halves)
 
 
 def read_config(uri: str, card: Card, model: type[Config], section: str | None = None) -> Config:
@@ -165,9 +228,27 @@ def read_weights(uri: str, kind: str, ema: bool = True) -> tuple[Card, dict[str,
         raise CorruptShardError(f"{path} does not have the sha256 of its card.json: copy it again or train again")
     try:
         check_safetensors(data)
-        return card, dict(load(data))
+        state = dict(load(data))
     except (ValueError, SafetensorError) as error:
         raise CorruptShardError(f"{path} is no safetensors file ({error}): copy it again or train again") from None
+    _check_halves(path, card, name, state)
+    return card, state
+
+
+def _check_halves(path: str, card: Card, name: str, state: dict[str, Tensor]) -> None:
+    """The halves are those that the card states."""
+    if card.halves is None:
+        return
+    try:
+        found = half_fingerprints(card.config, state, card.halves.names)
+    except ValueError as error:
+        raise CorruptShardError(f"{path}: {error}: restore its card.json or train again") from None
+    wrong = [half for half, fingerprint in found.items() if fingerprint != card.halves.fingerprints[name][half]]
+    if wrong:
+        raise CorruptShardError(
+            f"{path}: what {' and '.join(f'{half}s' for half in wrong)} is not what its card.json states: restore both "
+            "or train again"
+        )
 
 
 def restore(uri: str, state: dict[str, Tensor], make: Callable[[], Network]) -> Network:

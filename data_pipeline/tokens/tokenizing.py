@@ -142,7 +142,7 @@ def plan_tokens(images: str, tokenizer: Card, config: TokensConfig, output: str,
         output=output,
         classes=manifest.classes,
         source=manifest.fingerprint,
-        tokenizer=TokenizerRecord(fingerprint=tokenizer.fingerprint(), config=tokenizer.config),
+        tokenizer=TokenizerRecord(encoder=tokenizer.encoder(), config=tokenizer.encoder_config()),
         layout=model.layout,
         views=config.views,
         transform=Transform(model.image_size, fit, config.decode),
@@ -378,10 +378,10 @@ def load_encoder(plan: TokenPlan, tokenizer: str, device: str = "cpu") -> Encode
     from model.tokenizers.imagefolder import ImageFolderTokenizer
 
     card, state = read_weights(tokenizer, "tokenizer")
-    if card.fingerprint() != plan.tokenizer.fingerprint:
+    if card.encoder() != plan.tokenizer.encoder:
         raise UsageError(
-            f"{tokenizer} holds tokenizer {card.fingerprint()[:16]}, but the plan was made for "
-            f"{plan.tokenizer.fingerprint[:16]}: it was trained again meanwhile; run foldtrain tokenize again"
+            f"{tokenizer} holds tokenizer {card.encoder()[:16]}, but the plan was made for "
+            f"{plan.tokenizer.encoder[:16]}: it was trained again meanwhile; run foldtrain tokenize again"
         )
     config = read_config(tokenizer, card, TokenizerConfig).without_pretraining()
     network = restore(tokenizer, state, lambda: ImageFolderTokenizer(config))

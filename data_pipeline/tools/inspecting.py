@@ -178,7 +178,7 @@ def reconstructed_samples(uri: str, tokenizer: str, samples: int) -> npt.NDArray
     """
     manifest = TokenManifest.read(uri)
     card = weights.read_card(tokenizer, "tokenizer")
-    check_tokenizer(manifest, card.fingerprint(), card.config)
+    check_tokenizer(manifest, card)
     tokens_NLF = _first_tokens(uri, manifest, samples)
     import torch
 

@@ -240,7 +240,8 @@ def _lineage_checks(
         return [_check(examining.LINEAGE, "every index is about its own tar", problems)]
     made_by = manifest.tokenizer
     try:
-        layout = TokenizerConfig.model_validate(made_by.config).layout
+        untrained = {"quantizer_dropout": 0}  # what only training has is not recorded
+        layout = TokenizerConfig.model_validate(untrained | made_by.config).layout
     except ValidationError:
         layout = manifest.layout  # another program's tokenizer: its config says nothing of ours
     if layout != manifest.layout:
@@ -252,7 +253,7 @@ def _lineage_checks(
     if images and images.manifest.fingerprint != manifest.source:
         found = images.manifest.fingerprint[:16]
         problems.append(f"the tokens were made of images {manifest.source[:16]}, but {images.uri} holds {found}")
-    text = f"tokenizer {made_by.fingerprint[:16]}, images {manifest.source[:16]}, in every shard"
+    text = f"tokenizer {made_by.encoder[:16]}, images {manifest.source[:16]}, in every shard"
     return [_check(examining.LINEAGE, text, problems)]
 
 

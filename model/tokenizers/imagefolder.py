@@ -6,7 +6,7 @@ D width of a transformer or of the teacher's features, K latent positions of one
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,14 @@ class TokenizerOutput(NamedTuple):
 
 class ImageFolderTokenizer(nn.Module):
     """Encoder, one multi-scale quantizer per branch, decoder."""
+
+    ENCODES: ClassVar[tuple[str, ...]] = ("encoder.", "to_latent.", "quantizer.")
+    DECODES: ClassVar[tuple[str, ...]] = ("quantizer.", "from_latent.", "decoder.")
+    NEITHER: ClassVar[tuple[str, ...]] = (
+        *("teacher_projection.", "teacher_width", "encoder.drop_path", "decoder.drop_path"),
+        *("quantizer_dropout", "dropout_min_scales", "commitment", "commitment_over_scales"),
+    )
+    """Parameters and settings that only training has."""
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()

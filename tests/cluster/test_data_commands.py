@@ -66,7 +66,7 @@ def tokens(images: Path, export_uri: str, tmp_path: Path) -> Path:
 
     uri = str(tmp_path / "tokens")
     made_by = {
-        "tokenizer": TokenizerRecord(fingerprint=read_card(export_uri, "tokenizer").fingerprint(), config=CONFIG),
+        "tokenizer": TokenizerRecord(encoder=read_card(export_uri, "tokenizer").encoder(), config=CONFIG),
         "layout": TOKENIZER.layout,
         "views": ("center",),
         "image_size": 16,

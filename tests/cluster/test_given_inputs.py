@@ -359,7 +359,7 @@ def test_a_generator_that_learns_ids_alone_trains_on_imported_tokens(
     run_stage("train-generator", imported())
     tokens = TokenManifest.read("llamagen")
     assert jobs[0].inputs == {"tokens": str(tmp_path / "llamagen")}
-    assert jobs[0].lineage == {"tokens": tokens.fingerprint, "tokenizer": tokens.tokenizer.fingerprint}
+    assert jobs[0].lineage == {"tokens": tokens.fingerprint, "tokenizer": tokens.tokenizer.encoder}
     assert jobs[0].classes == ("0", "1")
 
 

@@ -57,7 +57,7 @@ def write_generator(run: Path, tokenizer: Card, classes: tuple[str, ...], seed: 
     torch.manual_seed(seed)
     generator = FoldedGenerator(GENERATOR, TOKENIZER.layout, TOKENIZER.code_dim)
     both = {"generator": dump(GENERATOR), "tokenizer": dump(TOKENIZER)}
-    lineage = {"tokenizer": tokenizer.fingerprint(), "tokens": TokenManifest.read(str(run / "tokens")).fingerprint}
+    lineage = {"tokenizer": tokenizer.encoder(), "tokens": TokenManifest.read(str(run / "tokens")).fingerprint}
     files = {"model": generator.state_dict()}
     write_weights(str(run / "generator/export"), "generator", both, files, lineage, classes=classes, steps=2)
 

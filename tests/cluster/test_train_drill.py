@@ -314,7 +314,7 @@ def test_the_inputs_of_a_drill_fit_each_other(tmp_path: Path) -> None:
     config = load_config(str(path), [f"run={tmp_path}"])
     card = read_card(str(tmp_path / "tokenizer"), "tokenizer")
     tokens = check_tokens(str(tmp_path / "tokens"), every_byte=True)
-    check_tokenizer(tokens, card.fingerprint(), card.config)
+    check_tokenizer(tokens, card)
     assert tokens.samples == SAMPLES
     assert config.generator.trainer.steps == STEPS
 

@@ -76,7 +76,7 @@ def test_the_record_says_what_the_tokens_are(tokens: Path, name: str, tmp_path: 
     assert json.loads((tmp_path / "export.json").read_text()) == record
     assert record["complete"] is True
     assert record["tokens"]["fingerprint"] == manifest.fingerprint
-    assert record["tokens"]["tokenizer"]["fingerprint"] == manifest.tokenizer.fingerprint
+    assert record["tokens"]["tokenizer"]["encoder"] == manifest.tokenizer.encoder
     assert record["tokens"]["source"] == manifest.source
     assert record["tokens"]["layout"] == manifest.layout.to_json()
     for entry in record["files"]:

@@ -120,14 +120,14 @@ def test_what_was_imported_passes_verify_and_says_where_it_comes_from(
     assert verify(str(tmp_path / "out")).passed
     record = {"imported": program, "name": "VQ-16", "codebook_size": CODES, "grid": SIDE}
     assert manifest.tokenizer.config == record
-    assert manifest.tokenizer.fingerprint == storage.fingerprint(record)
+    assert manifest.tokenizer.encoder == storage.fingerprint(record)
     assert manifest.source == source.fingerprint()
 
 
 def test_imported_tokens_are_not_taken_for_those_of_a_tokenizer_of_ours(jsonl: Path, tmp_path: Path) -> None:
     manifest, card = imported(RARTokens(str(jsonl)), tmp_path / "out"), tokenizer_card()
     with pytest.raises(UsageError, match="imported, and made by the tokenizer 'VQ-16' of rar"):
-        check_tokenizer(manifest, card.fingerprint(), card.config)
+        check_tokenizer(manifest, card)
 
 
 def test_imported_tokens_come_in_training_batches(jsonl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

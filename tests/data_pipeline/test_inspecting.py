@@ -37,7 +37,7 @@ def test_the_schema_of_tokens_says_what_made_them(tokens: Path) -> None:
     schema, manifest = inspect_data(str(tokens)).schema, TokenManifest.read(str(tokens))
     assert schema["layout"] == {"groups": [1, 4, 16], "vocabularies": [64, 64]}
     assert schema["views"] == ["center", "center_flip"]
-    assert schema["tokenizer"]["fingerprint"] == manifest.tokenizer.fingerprint
+    assert schema["tokenizer"]["encoder"] == manifest.tokenizer.encoder
     assert schema["source"] == manifest.source
     assert "torch" in schema["software"]
 

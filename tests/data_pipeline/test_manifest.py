@@ -37,7 +37,7 @@ def tokens() -> dict[str, Any]:
         views=("center",),
         image_size=32,
         fit="crop",
-        tokenizer=TokenizerRecord(fingerprint=SUM, config={}),
+        tokenizer=TokenizerRecord(encoder=SUM, config={}),
         source=SUM,
         software={},
         shards=(ShardRecord(name="tokens-00000.tar", samples=2, bytes=9000, sha256=SUM),),

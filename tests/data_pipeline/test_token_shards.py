@@ -14,7 +14,8 @@ from data_pipeline.errors import UsageError
 from data_pipeline.shards.manifest import TokenManifest
 from data_pipeline.shards.token_dataset import TokenShards
 from data_pipeline.shards.token_shards import TokenBlock, check_tokenizer, encode_token_shard
-from tests.data_pipeline.small_data import TOKENIZER
+from data_pipeline.shards.weights import Card
+from tests.data_pipeline.small_data import TOKENIZER, tokenizer_card
 
 
 def block(seed: int = 0, samples: int = 4) -> TokenBlock:
@@ -49,18 +50,19 @@ def test_webdataset_opens_a_token_shard(tokens: Path) -> None:
     assert np.array_equal(sample["tokens.npy"], shards.tokens(np.arange(8, 16)))
     assert np.array_equal(sample["condition.npy"], shards.conditions[8:16])
     assert np.array_equal(sample["key.npy"], shards.keys[8:16])
-    assert sample["meta.json"]["tokenizer"]["fingerprint"] == shards.manifest.tokenizer.fingerprint
+    assert sample["meta.json"]["tokenizer"]["encoder"] == shards.manifest.tokenizer.encoder
     assert sample["meta.json"]["source"] == shards.manifest.source
 
 
 def test_tokens_of_another_tokenizer_are_refused_with_what_differs(tokens: Path) -> None:
     manifest = TokenManifest.read(str(tokens))
     config = TOKENIZER.model_copy(update={"codebook_size": 128, "scales": (1, 4)}).model_dump(mode="json")
+    other = Card("tokenizer", config, {"model": "a" * 64}, {})
     with pytest.raises(UsageError) as error:
-        check_tokenizer(manifest, "f" * 64, config)
+        check_tokenizer(manifest, other)
     for part in (
-        manifest.tokenizer.fingerprint[:16],
-        "f" * 16,
+        manifest.tokenizer.encoder[:16],
+        other.fingerprint()[:16],
         "codebook_size: 64 -> 128",
         "scales: [1, 2, 4] -> [1, 4]",
     ):
@@ -69,9 +71,8 @@ def test_tokens_of_another_tokenizer_are_refused_with_what_differs(tokens: Path)
 
 def test_tokens_of_the_same_tokenizer_with_other_weights_are_refused(tokens: Path) -> None:
     with pytest.raises(UsageError, match="the configs are equal, the weights differ"):
-        check_tokenizer(TokenManifest.read(str(tokens)), "f" * 64, TOKENIZER.model_dump(mode="json"))
+        check_tokenizer(TokenManifest.read(str(tokens)), tokenizer_card("b" * 64))
 
 
 def test_tokens_of_this_tokenizer_pass(tokens: Path) -> None:
-    manifest = TokenManifest.read(str(tokens))
-    check_tokenizer(manifest, manifest.tokenizer.fingerprint, manifest.tokenizer.config)
+    check_tokenizer(TokenManifest.read(str(tokens)), tokenizer_card())

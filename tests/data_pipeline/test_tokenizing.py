@@ -75,7 +75,7 @@ def test_tokens_on_object_storage_have_the_same_bytes(tokens: Path, make_plan: P
 
 def test_the_manifest_states_the_lineage(tokens: Path, images: Images) -> None:
     manifest = TokenManifest.read(str(tokens))
-    assert manifest.tokenizer.fingerprint == tokenizer_card().fingerprint()
+    assert manifest.tokenizer.encoder == tokenizer_card().fingerprint()
     assert manifest.source == ImageShards(images.uri).manifest.fingerprint
     assert manifest.layout == TOKENIZER.layout
     assert manifest.views == ("center", "center_flip")
@@ -126,7 +126,7 @@ def test_a_set_with_a_missing_shard_is_not_completed(make_plan: Plans) -> None:
 @pytest.mark.parametrize(
     ("change", "difference"),
     [
-        ({"card": tokenizer_card("b" * 64)}, "tokenizer.fingerprint: "),
+        ({"card": tokenizer_card("b" * 64)}, "tokenizer.encoder: "),
         ({"shard_samples": 5}, "shard_samples: 8 -> 5"),
         ({"flip": False}, "views: "),
         ({"batch": 5}, "batch: 3 -> 5"),

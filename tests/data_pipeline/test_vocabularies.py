@@ -52,7 +52,7 @@ def encode_65541(image_BCHW: Images) -> npt.NDArray[np.int64]:
 
 @pytest.fixture
 def plan(make_plan: Plans) -> TokenPlan:
-    record = TokenizerRecord(fingerprint="0" * 64, config={"kind": "three folds"})
+    record = TokenizerRecord(encoder="0" * 64, config={"kind": "three folds"})
     return dataclasses.replace(make_plan("folds"), layout=LAYOUT, tokenizer=record)
 
 

@@ -72,6 +72,11 @@ def test_what_was_written_is_read(folder: Path) -> None:
         ({"config": []}, "config"),
         ({"lineage": None}, "lineage"),
         ({"classes": [7]}, "classes"),
+        ({"classes": None}, "classes"),
+        ({"halves": {"names": {}, "fingerprints": {}}}, "its halves are of other files"),
+        ({"halves": {"names": {"more": []}, "fingerprints": {}}}, "halves.names"),
+        ({"halves": {"names": {}, "fingerprints": {"model": {"encode": "0" * 64}}}}, "each file has a fingerprint"),
+        ({"halves": {"names": {}, "fingerprints": {"model": {"encode": "x"}}}}, "halves.fingerprints"),
         ({"classes": ["x" * 5000]}, "classes"),
         ({"steps": -1}, "steps"),
         ({"steps": True}, "steps"),
@@ -82,6 +87,14 @@ def test_what_was_written_is_read(folder: Path) -> None:
 def test_a_card_that_cannot_be_is_named(folder: Path, changes: dict[str, Any], reason: str) -> None:
     change(folder, **changes)
     with pytest.raises(UsageError, match=rf"card\.json.*{reason}"):
+        weights.read_card(str(folder), "thing")
+
+
+@pytest.mark.parametrize(("version", "stated"), [(1, "version 1"), (3, "version 3"), (None, "no version")])
+def test_a_card_of_another_version_is_refused_by_name(folder: Path, version: object, stated: str) -> None:
+    change(folder, version=version)
+    remedy = "update foldtrain" if version == 3 else "train it anew in another run"
+    with pytest.raises(UsageError, match=rf"card\.json is the card of a thing of {stated}, but version 2 .*: {remedy}"):
         weights.read_card(str(folder), "thing")
 
 

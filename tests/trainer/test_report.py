@@ -313,7 +313,15 @@ def test_a_picture_that_is_not_the_one_of_its_record_is_not_shown(run: Path, nam
 
 
 def test_a_network_that_was_trained_again_since_it_was_judged_is_said_to_be(run: Path) -> None:
-    card = {"version": 1, "kind": "tokenizer", "config": {}, "files": {"model": "0" * 64}, "lineage": {}, "steps": 20}
+    card = {
+        "version": 2,
+        "classes": [],
+        "kind": "tokenizer",
+        "config": {},
+        "files": {"model": "0" * 64},
+        "lineage": {},
+        "steps": 20,
+    }
     (run / "tokenizer/export").mkdir()
     (run / "tokenizer/export/card.json").write_text(json.dumps(card))
     words = Page(build_report(collect(str(run)))).words

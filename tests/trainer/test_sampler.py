@@ -9,6 +9,7 @@ import torch
 
 from data_pipeline.errors import UsageError
 from data_pipeline.shards import weights
+from data_pipeline.shards.halves import halves_of
 from model.config import GeneratorConfig, TokenizerConfig, ViTConfig
 from model.generators.next_scale import FoldedGenerator
 from model.tokenizers.imagefolder import ImageFolderTokenizer
@@ -36,11 +37,12 @@ def networks(tmp_path: Path) -> tuple[str, str]:
     tokenizer = ImageFolderTokenizer(TOKENIZER)
     uri = str(tmp_path / "tokenizer")
     config = TOKENIZER.model_dump(mode="json")
-    card = weights.write_weights(uri, "tokenizer", config, {"model": tokenizer.state_dict()}, {})
+    state, halves = {"model": tokenizer.state_dict()}, halves_of(tokenizer)
+    card = weights.write_weights(uri, "tokenizer", config, state, {}, halves=halves)
     generator = FoldedGenerator(GENERATOR, TOKENIZER.layout, TOKENIZER.code_dim)
     torch.nn.init.normal_(generator.head.weight)
     both = {"generator": GENERATOR.model_dump(mode="json"), "tokenizer": config}
-    lineage = {"tokenizer": card.fingerprint()}
+    lineage = {"tokenizer": card.encoder()}
     weights.write_weights(str(tmp_path / "generator"), "generator", both, {"model": generator.state_dict()}, lineage)
     return str(tmp_path / "generator"), uri
 
@@ -73,6 +75,29 @@ def test_a_generator_is_refused_with_another_tokenizer(networks: tuple[str, str]
     weights.write_weights(networks[1], "tokenizer", TOKENIZER.model_dump(mode="json"), {"model": other}, {})
     with pytest.raises(UsageError, match="was trained on tokens of tokenizer"):
         sampler(networks)
+
+
+@pytest.mark.parametrize(("part", "valid"), [("decoder", True), ("from_latent", True), ("quantizer", False)])
+def test_a_generator_goes_on_with_another_decoder_and_with_no_other_change(
+    networks: tuple[str, str], part: str, valid: bool
+) -> None:
+    before = sampler(networks)
+    labels = torch.tensor([0, 1, 2])
+    images = torch.cat(list(before.draw(labels)))
+    other = ImageFolderTokenizer(TOKENIZER)
+    other.load_state_dict(before.tokenizer.state_dict())
+    with torch.no_grad():
+        for parameter in other.get_submodule(part).parameters():
+            parameter += 0.5
+    config, halves = TOKENIZER.model_dump(mode="json"), halves_of(other)
+    weights.write_weights(networks[1], "tokenizer", config, {"model": other.state_dict()}, {}, halves=halves)
+    if not valid:
+        with pytest.raises(UsageError, match="was trained on tokens of tokenizer"):
+            sampler(networks)
+        return
+    drawn = torch.cat(list(sampler(networks).draw(labels)))
+    assert drawn.isfinite().all()
+    assert not torch.equal(drawn, images)
 
 
 def test_weights_that_were_changed_after_their_card_are_refused(networks: tuple[str, str]) -> None:

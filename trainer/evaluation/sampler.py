@@ -34,7 +34,7 @@ def read_cards(generator_uri: str, tokenizer_uri: str) -> dict[str, Card]:
         UsageError: if one is missing, or the generator was trained on the tokens of another tokenizer.
     """
     generator, tokenizer = weights.read_card(generator_uri, "generator"), weights.read_card(tokenizer_uri, "tokenizer")
-    trained_on, found = generator.lineage["tokenizer"], tokenizer.fingerprint()
+    trained_on, found = generator.lineage["tokenizer"], tokenizer.encoder()
     if trained_on != found:
         raise UsageError(
             f"the generator at {generator_uri} was trained on tokens of tokenizer {trained_on[:16]}, but "

@@ -23,6 +23,7 @@ from torch import Tensor
 from data_pipeline.errors import FoldtrainError, StorageAwayError
 from data_pipeline.loading.prefetching import Ahead
 from data_pipeline.shards import weights
+from data_pipeline.shards.halves import halves_of
 from data_pipeline.storage.watchdog import LONG, Watchdog
 from model.layers.attention import attention_record
 from trainer.checkpoints import exporting
@@ -342,4 +343,7 @@ class Loop:
         for name, role in roles.items():
             files[name] = exporting.whole_network(self.job.checkpoints, self.step, role)
         job, card = self.job, self.stage.card()
-        weights.write_weights(job.export, job.stage, card, files, job.lineage, classes=job.classes, steps=self.step)
+        halves = halves_of(self.stage.trainables[self.stage.exported].module)
+        weights.write_weights(
+            *(job.export, job.stage, card, files, job.lineage), classes=job.classes, steps=self.step, halves=halves
+        )

@@ -149,7 +149,7 @@ def plan_import(source: ForeignTokens, foreign: Foreign, output: str, shard_samp
         layout=TokenLayout((grid * grid,), (foreign.codebook_size,)),
         views=VIEWS_BY_COUNT.get(source.views) or tuple(f"imported_{number}" for number in range(source.views)),
         image_size=foreign.image_size or 16 * grid,
-        tokenizer=TokenizerRecord(fingerprint=storage.fingerprint(record), config=record),
+        tokenizer=TokenizerRecord(encoder=storage.fingerprint(record), config=record),
         fingerprint=source.fingerprint(),
         shard_samples=shard_samples or max(1, SHARD_TOKENS // (source.views * source.length)),
     )
