@@ -88,7 +88,7 @@ def test_a_generator_goes_on_with_another_decoder_and_with_no_other_change(
     other.load_state_dict(before.tokenizer.state_dict())
     with torch.no_grad():
         for parameter in other.get_submodule(part).parameters():
-            parameter += 0.5
+            parameter += torch.randn_like(parameter)
     config, halves = TOKENIZER.model_dump(mode="json"), halves_of(other)
     weights.write_weights(networks[1], "tokenizer", config, {"model": other.state_dict()}, {}, halves=halves)
     if not valid:
