@@ -1,4 +1,6 @@
-"""The command `foldtrain`: finds its own packages, whatever lies in the folder of its user, and runs `cluster.cli`.
+"""foldtrain: the command, and what Python code imports (docs/python-api.md).
+
+The command finds its own packages, whatever lies in the folder of its user, and runs `cluster.cli`.
 
 Its users stand in the folders of other training code, with a `model.py`, a `utils.py` or a `cluster/` of its own.
 Python puts the working directory first on its path for `python -m`, and for empty entries of PYTHONPATH. So the command
@@ -9,11 +11,34 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from data_pipeline.errors import FoldtrainError, UsageError
+    from trainer.inference import Generator, Tokenizer, load_generator, load_tokenizer
+
+__all__ = ["FoldtrainError", "Generator", "Tokenizer", "UsageError", "load_generator", "load_tokenizer"]
 
 OURS = ("model", "data_pipeline", "trainer", "cluster", "configs")
 _HOME = Path(__file__).resolve().parent
+_ERRORS = {"FoldtrainError", "UsageError"}
+
+
+def __getattr__(name: str) -> Any:
+    """What code imports is found when it is asked for: importing foldtrain alone loads nothing."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    reason = refusal()
+    if reason is not None:
+        raise ImportError(f"{reason}. A script's own folder and the working directory are on that path, too")
+    return getattr(import_module("data_pipeline.errors" if name in _ERRORS else "trainer.inference"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def leave_out_working_directory() -> None:

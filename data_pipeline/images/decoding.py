@@ -105,6 +105,15 @@ def decode(data: bytes) -> Image.Image:
         raise ValueError(f"cannot be decoded as an image ({type(error).__name__}: {error})") from error
 
 
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A picture as RGB, upright, as `decode` makes it of a file.
+
+    Raises:
+        ValueError: if its grey levels are floating point.
+    """
+    return _to_rgb(ImageOps.exif_transpose(image))
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Strip by strip, so that a large picture is in memory only as it was and as it will be."""
     if image.mode == "RGB" and not image.has_transparency_data:

@@ -66,10 +66,21 @@ def classifier(**changes: Any) -> ClassifierStageConfig:
     return ClassifierStageConfig(model=CLASSIFIER, trainer=trainer(**changes))
 
 
-def train(stage: str, folder: Path, section: StageSection, **inputs: str) -> None:
-    """Train a stage to its end in this process, which is in a group of one, with its export in `folder`/export."""
-    arguments = (section, SEED, "pad", ReadingConfig(cache_dir=str(folder.parent / "cache")), inputs, {}, {})
-    run_worker(TrainJob(stage, str(folder), *arguments), torch.device("cpu"))
+def train(
+    stage: str, folder: Path, section: StageSection, lineage: dict[str, str] | None = None, **inputs: str
+) -> None:
+    """Train a stage to its end in this process, which is in a group of one, with its export in `folder`/export.
+
+    Args:
+        stage: its name.
+        folder: of the stage.
+        section: what is trained, and how.
+        lineage: fingerprints of what it is trained from, where somebody compares them.
+        inputs: URIs of what it is trained from.
+    """
+    arguments = (section, SEED, "pad", ReadingConfig(cache_dir=str(folder.parent / "cache")), inputs, lineage or {}, {})
+    names = tuple(f"class{label:02d}" for label in range(COUNT))
+    run_worker(TrainJob(stage, str(folder), *arguments, classes=names), torch.device("cpu"))
 
 
 def exported(folder: Path, weights: str = "model") -> dict[str, Tensor]:

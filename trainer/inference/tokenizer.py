@@ -1,0 +1,139 @@
+"""A trained tokenizer: images to tokens and back.
+
+    tokenizer = load_tokenizer("runs/quickstart")
+    tokens = tokenizer.encode(Image.open("shoe.png"))
+    picture = tokenizer.decode(tokens, output="pil")[0]
+
+Shapes: B images, L positions, F folds (tokens at a position), S side of an image in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from data_pipeline.shards.weights import Card
+from model.layout import TokenLayout
+from model.tokenizers.imagefolder import ImageFolderTokenizer
+from trainer import networks
+from trainer.inference.exports import find_device, find_export
+from trainer.inference.given_images import Fit, Given, Output, check_fit, check_output, read_images, write_images
+
+Tokens = npt.NDArray[np.int64]
+
+
+class Tokenizer:
+    """Encodes images as tokens, and decodes tokens as images. `load_tokenizer` makes one.
+
+    Args:
+        network: trained and frozen.
+        card: what it is.
+        uri: of its export.
+        device: that it is on.
+        fit: how images of other sizes become squares.
+    """
+
+    def __init__(self, network: ImageFolderTokenizer, card: Card, uri: str, device: torch.device, fit: Fit) -> None:
+        self.network, self.card, self.uri = network, card, uri
+        self._device, self._fit = device, fit
+
+    @property
+    def layout(self) -> TokenLayout:
+        """What the positions and folds of its tokens are."""
+        return self.network.layout
+
+    @property
+    def image_size(self) -> int:
+        """Side S of its images, in pixels."""
+        return self.network.config.image_size
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of its config and weights: tokens of tokenizers with another do not mix."""
+        return self.card.fingerprint()
+
+    def encode(self, images: Given, *, batch: int = 64) -> Tokens:
+        """The tokens of images.
+
+        Args:
+            images: PIL, numpy or torch (see `read_images`), one or several.
+            batch: images that are encoded at once.
+
+        Returns:
+            int64 [B, L, F]; of a single image, too.
+
+        Raises:
+            TypeError, ValueError: if they are no images; it says what is wrong with them.
+        """
+        image_BCHW = read_images(images, self.image_size, self._fit)
+        with torch.inference_mode():
+            parts = [self.network.tokenize(part) for part in self._parts(image_BCHW, batch)]
+        return torch.cat(parts).cpu().numpy()
+
+    def decode(self, tokens: Any, *, keep: int | None = None, output: Output = "numpy", batch: int = 64) -> Any:
+        """The images that tokens stand for.
+
+        Args:
+            tokens: whole numbers [B, L, F] or [L, F], of numpy or torch.
+            keep: how many groups of the layout are decoded (scales, coarse to fine); None for all.
+            output: numpy, pil or torch (see `Output`).
+            batch: images that are decoded at once.
+
+        Raises:
+            ValueError: if shape or numbers are not those of this tokenizer's tokens.
+        """
+        check_output(output)
+        tokens_BLF, groups = self._check_tokens(tokens), len(self.layout.groups)
+        if keep is not None and not 1 <= keep <= groups:
+            raise ValueError(f"keep {keep}: these tokens have {groups} groups, give 1 to {groups}, or None for all")
+        with torch.inference_mode():
+            parts = [self.network.reconstruct(part, keep) for part in self._parts(tokens_BLF, batch)]
+        return write_images(torch.cat(parts), output)
+
+    def reconstruct(self, images: Given, *, keep: int | None = None, output: Output = "numpy", batch: int = 64) -> Any:
+        """What is left of images when they have been tokens: `decode` of `encode`, with their arguments."""
+        check_output(output)
+        return self.decode(self.encode(images, batch=batch), keep=keep, output=output, batch=batch)
+
+    def _parts(self, rows: Tensor, batch: int) -> Iterator[Tensor]:
+        if batch < 1:
+            raise ValueError(f"batch {batch}: give 1 or more")
+        return (part.to(self._device) for part in torch.split(rows, batch))
+
+    def _check_tokens(self, tokens: Any) -> Tensor:
+        numbers = tokens.detach().cpu().numpy() if isinstance(tokens, Tensor) else np.asarray(tokens)
+        if numbers.dtype.kind not in "iu":
+            raise ValueError(f"tokens of {numbers.dtype}: give whole numbers")
+        given = torch.from_numpy(numbers.astype(np.int64))
+        shape = (self.layout.positions, self.layout.folds)
+        if given.ndim not in {2, 3} or given.shape[-2:] != shape or not given.numel():
+            wanted = f"[B, {shape[0]}, {shape[1]}] or [{shape[0]}, {shape[1]}]"
+            raise ValueError(f"tokens of shape {list(given.shape)}: this tokenizer's are {wanted}")
+        codes_F = torch.tensor(self.layout.vocabularies)
+        if bool(((given < 0) | (given >= codes_F)).any()):
+            least, most = int(given.min()), int(given.max())
+            raise ValueError(f"tokens from {least} to {most}: the codes are 0 to {int(codes_F.max()) - 1}")
+        return given if given.ndim == 3 else given[None]
+
+
+def load_tokenizer(uri: str, *, device: str = "cpu", fit: Fit = "crop") -> Tokenizer:
+    """A trained tokenizer, with the moving average of its weights where the run kept one.
+
+    Args:
+        uri: of a run, of its tokenizer's folder or of an export: a folder, or s3://…, gs://…
+        device: of torch, for instance cpu or cuda.
+        fit: how images of other sizes become squares: `data.fit` of the run, crop or pad.
+
+    Raises:
+        UsageError: if there is no finished tokenizer, or it is damaged; it names the file.
+        ValueError: if there is no such device or fit.
+    """
+    check_fit(fit)
+    export, where = find_export(uri, "tokenizer"), find_device(device)
+    network, card = networks.load_tokenizer(export, where)
+    return Tokenizer(network, card, export, where, fit)
