@@ -39,6 +39,7 @@ def test_an_imported_tokenizer_makes_the_published_tokens(tokenizer: str) -> Non
         branch, scale = (int(part.removeprefix("branch").removeprefix("scale")) for part in name.split(".")[1:])
         assert torch.equal(tokens_BLF[:, network.layout.span(scale), branch], io[name]), name
     assert card.lineage["imported"] == "ImageFolder MSVR tokenizer"
+    assert card.encoder() != card.fingerprint()  # its halves are told apart, as those of a trained one
 
 
 def test_an_imported_tokenizer_is_taken_as_an_input(tokenizer: str) -> None:
@@ -58,7 +59,8 @@ def test_an_imported_generator_gives_the_published_logits_and_belongs_to_its_tok
     with torch.no_grad():
         logits = network(io["label"], io["generator_input"])
     torch.testing.assert_close(logits.flatten(2), io["logits"], rtol=0, atol=1e-4)
-    assert read_cards(output, tokenizer)["generator"].kind == "generator"
+    cards = read_cards(output, tokenizer)
+    assert cards["generator"].lineage["tokenizer"] == cards["tokenizer"].encoder()
 
 
 def test_a_generator_asks_for_its_tokenizer(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from data_pipeline.shards import weights
+from data_pipeline.shards.halves import halves_of
 from data_pipeline.shards.safetensors_header import check_safetensors
 from data_pipeline.shards.weights import Card
 from model.config import TokenizerConfig
@@ -55,7 +56,8 @@ def import_network(
         if isinstance(family, TokenizerFamily):
             network = family.load(published, state)
             config = network.config.without_pretraining().model_dump(mode="json")
-            return weights.write_weights(output, "tokenizer", config, {"model": network.state_dict()}, lineage)
+            files = {"model": network.state_dict()}
+            return weights.write_weights(output, "tokenizer", config, files, lineage, halves=halves_of(network))
         card, speaks = _tokenizer_of(file, tokenizer)
         generator = family.load(published, state, speaks)
     except (ValueError, KeyError) as error:
@@ -63,7 +65,7 @@ def import_network(
     if classes and len(classes) > generator.config.classes:
         raise UsageError(f"{len(classes)} names of classes, but {file} knows {generator.config.classes} classes")
     both = {"generator": generator.config.model_dump(mode="json"), "tokenizer": card.config}
-    lineage |= {"tokenizer": card.fingerprint()}
+    lineage |= {"tokenizer": card.encoder()}
     return weights.write_weights(output, "generator", both, {"model": generator.state_dict()}, lineage, classes=classes)
 
 
