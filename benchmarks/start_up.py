@@ -26,10 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import root_on_path  # noqa: F401
 from report import write_report
-
-from cluster.drills.drilled_training import write_training
 
 HERE = Path(__file__).resolve().parents[1]
 TRAININGS = ("teacher", "judge", "tokenizer", "generator")
@@ -90,6 +87,15 @@ class Command:
                     self.seen.setdefault(mark, passed)
 
 
+def write_inputs(checkout: Path, folder: Path) -> None:
+    """Tokens, a tokenizer and a config, in the formats of a checkout."""
+    folder.mkdir()
+    program = "import sys, pathlib\nfrom cluster.drills.drilled_training import write_training as write\n"
+    call = "write(pathlib.Path(sys.argv[1]), 0)"
+    environment = os.environ | {"PYTHONPATH": str(checkout)}
+    subprocess.run([sys.executable, "-c", program + call, str(folder)], cwd=folder, env=environment, check=True)
+
+
 def run_stage(checkout: Path, inputs: Path, steps: int) -> dict[str, float]:
     """One stage alone: seconds from Enter on."""
     with tempfile.TemporaryDirectory() as name:
@@ -137,11 +143,12 @@ def measure(
     """The figures of each checkout, of each round; they take turns."""
     found: dict[str, list[dict[str, float]]] = {name: [] for name in checkouts}
     with tempfile.TemporaryDirectory() as folder:
-        write_training(Path(folder), seed=0)
+        for name, checkout in checkouts.items():
+            write_inputs(checkout, Path(folder) / name)
         for number in range(rounds):
             names = list(checkouts) if number % 2 == 0 else list(checkouts)[::-1]
             for name in names:
-                found[name].append(run(checkouts[name], Path(folder), steps))
+                found[name].append(run(checkouts[name], Path(folder) / name, steps))
                 print(f"{name}: {found[name][-1]}", file=sys.stderr, flush=True)
     return found
 

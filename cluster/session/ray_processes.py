@@ -33,6 +33,26 @@ def deaf_to_notices() -> Iterator[None]:
         ours.ConsolePopen = before
 
 
+@contextmanager
+def without_helpers() -> Iterator[None]:
+    """A head that is started while it is entered has none of the helpers that a cluster of one machine can do without.
+
+    Left out are the API server, for whose first answer a start waits although it serves no dashboard, and the
+    autoscaler's monitor. The agent beside the raylet is the one of a Ray that was installed without a dashboard.
+    """
+    from ray._private import node, utils
+
+    theirs: Any = node.Node  # Ray has no setting for it
+    helpers: Any = utils
+    before = theirs.start_api_server, theirs.start_monitor, helpers.get_dashboard_dependency_error
+    theirs.start_api_server = theirs.start_monitor = lambda *_, **__: None
+    helpers.get_dashboard_dependency_error = lambda: ImportError("no dashboard is asked for")
+    try:
+        yield
+    finally:
+        theirs.start_api_server, theirs.start_monitor, helpers.get_dashboard_dependency_error = before
+
+
 def _deaf(popen: Any) -> Any:
     class Deaf(popen):  # type: ignore[misc] # a class of Ray's
         """A process that blocks the signals; it ends at once, with all that descends from it."""

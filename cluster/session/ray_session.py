@@ -18,7 +18,7 @@ from cluster.session.head_watch import HeadLostError
 from cluster.session.job_environment import FILE_VARIABLE
 from cluster.session.ray_address import RayAddress, asked_address, probe
 from cluster.session.ray_folder import ray_folder
-from cluster.session.ray_processes import abandon, deaf_to_notices, without_search_path
+from cluster.session.ray_processes import abandon, deaf_to_notices, without_helpers, without_search_path
 from cluster.session.worker_output import keep_own_warnings, workers_own_words
 from cluster.terminal.output import console
 from data_pipeline.errors import FoldtrainError, UsageError
@@ -42,8 +42,9 @@ _OBJECT_STORE_BYTES = 256 * 2**20  # only control messages pass through it: imag
 
 
 def is_connected() -> bool:
-    """Whether this process has a connection to Ray; does not import it."""
-    return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
+    """Whether this process has a connection to Ray; does not import it, and another thread may be about to."""
+    is_initialized = getattr(sys.modules.get("ray"), "is_initialized", None)
+    return bool(is_initialized and is_initialized())
 
 
 @contextmanager
@@ -116,7 +117,7 @@ def _connected(asked: RayAddress | None, config: ClusterConfig) -> Iterator[None
         yield
         return
     with ray_folder() as folder:
-        with deaf_to_notices():
+        with deaf_to_notices(), without_helpers():
             _init(address="local", _temp_dir=str(folder), **_own_cluster(config))
         yield
 

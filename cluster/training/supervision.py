@@ -145,7 +145,7 @@ class Supervisor:
         """Say that a start failed, or raise what ends the stage."""
         if error := user_error(failed.worker_failures.values()):
             raise error from None
-        if not self._restarts.may_restart():
+        if self._notice.received or not self._restarts.may_restart():  # nobody saves what was told to be saved
             raise last_error(failed) from None
         self._notice.say(f"starts again: {failed.reason}")
 

@@ -30,6 +30,7 @@ from cluster.session.worker_output import keep_own_warnings
 from cluster.training.notices import FirstNotice, end_now, notices_here
 from cluster.training.rendezvous import Meeting, free_port, join_group
 from data_pipeline.errors import UsageError
+from data_pipeline.node.host_memory import keep_freed_memory, release_freed_memory
 from foldtrain import refusal
 from trainer.loop.ending import Ending, EndRequest
 
@@ -112,6 +113,8 @@ class TrainWorker:
         import torch
 
         torch.set_num_threads(self._threads)
+        if gpu is None:
+            keep_freed_memory()
 
     def import_stage(self, stage: str) -> None:
         """Import what a stage needs, in a process that is prepared already, too."""
@@ -165,8 +168,6 @@ class TrainWorker:
         if "torch._dynamo" in sys.modules:
             sys.modules["torch._dynamo"].reset()
         gc.collect()
-        from data_pipeline.node.host_memory import release_freed_memory
-
         release_freed_memory()
 
     def _run(self, job: TrainJob, asked: float) -> None:

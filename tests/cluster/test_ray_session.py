@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import logging
 import signal
+import sys
 from collections.abc import Callable
+from types import ModuleType
 
+import psutil
 import pytest
 
 from cluster.config.run import ClusterConfig
-from cluster.session.ray_session import _terminable, ray_session
+from cluster.drills.victims import title_of
+from cluster.session.ray_session import _terminable, is_connected, ray_session
 
 
 @pytest.mark.xdist_group("ray")
@@ -17,12 +21,25 @@ def test_sigterm_ends_a_command_between_its_stages_in_order() -> None:
     import ray
 
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as ended, ray_session(ClusterConfig()):
+    titles: list[str] = []
+
+    def look_and_end() -> None:
+        titles.extend(title_of(process) for process in psutil.Process().children(recursive=True))
         signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as ended, ray_session(ClusterConfig()):
+        look_and_end()
+    assert any("raylet" in title for title in titles)
+    assert not [title for title in titles if "dashboard/dashboard.py" in title or "autoscaler" in title]
     assert ended.value.code == 128 + signal.SIGTERM
     assert not ray.is_initialized()
     assert logging.getLogger("data_pipeline.leases.lease").isEnabledFor(logging.WARNING)  # Ray's own are not shown
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_ray_that_another_thread_is_about_to_import_is_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", ModuleType("ray"))
+    assert not is_connected()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -167,6 +169,13 @@ def test_a_notice_stops_the_workers_with_a_checkpoint(cluster: Cluster) -> None:
     assert group.fate == "dismissed"
 
 
+def test_workers_that_are_lost_instead_of_saving_are_an_error(cluster: Cluster, lost: Exception) -> None:
+    cluster.has([{0: lost, 1: lost}])
+    cluster.waiting[0].train = lambda *_: cluster.notice._on_signal(signal.SIGTERM, None)  # type: ignore[union-attr]
+    with pytest.raises(FoldtrainError, match="Ray lost a process"):
+        cluster.supervisor().run()
+
+
 @pytest.mark.parametrize("workers", [2, "1:2"])
 def test_a_notice_before_there_are_workers_ends_the_stage(cluster: Cluster, workers: Any) -> None:
     cluster.notice._on_signal(signal.SIGTERM, None)
@@ -208,3 +217,11 @@ def test_an_elastic_start_for_which_there_was_no_room_is_tried_with_fewer(cluste
     cluster.has(NoRoomError())
     cluster.has([{0: FINISHED}], size=1)
     assert cluster.supervisor("1:2", sizes=(1, 2)).run() == (Ending.FINISHED, 40)
+
+
+def test_the_command_loads_neither_torch_nor_pandas_nor_ray_train() -> None:
+    modules = "cluster.commands.stages cluster.stages.pipeline cluster.training.stage cluster.training.supervision"
+    imports = "".join(f"import {module}\n" for module in [*modules.split(), "ray", "ray.util.placement_group"])
+    found = "print(sorted({'torch', 'pandas', 'ray.train', 'deepspeed'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", f"import sys\n{imports}{found}"], capture_output=True, check=True)
+    assert done.stdout == b"[]\n"

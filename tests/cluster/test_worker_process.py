@@ -125,6 +125,8 @@ def test_it_computes_on_what_it_reserves_and_sees_the_gpus_of_its_node(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     monkeypatch.setattr("trainer.loop.libraries.import_stage", lambda *_: None)
+    kept: list[str] = []
+    monkeypatch.setattr("cluster.training.worker_process.keep_freed_memory", lambda: kept.append("memory"))
     used: list[torch.device] = []
 
     def run(_job: Any, given: torch.device, *_: Any) -> tuple[Ending, int]:
@@ -140,3 +142,4 @@ def test_it_computes_on_what_it_reserves_and_sees_the_gpus_of_its_node(
     assert (outcome.ending, outcome.step) == (Ending.FINISHED, 3)
     assert [str(each) for each in used] == [device]
     assert chosen == ([] if gpu is None else used)
+    assert kept == (["memory"] if gpu is None else [])

@@ -36,5 +36,23 @@ def test_a_large_block_that_was_freed_is_not_asked_of_the_kernel_again() -> None
     assert page_faults(keep=True) < 100
 
 
+RELEASED = """
+import psutil
+import torch
+from data_pipeline.node.host_memory import keep_freed_memory, release_freed_memory
+
+assert keep_freed_memory()
+torch.ones(64, 2**20)  # 256 MiB
+held = psutil.Process().memory_info().rss
+assert release_freed_memory()
+print(held - psutil.Process().memory_info().rss)
+"""
+
+
+def test_what_was_kept_is_given_back_when_it_is_asked_for() -> None:
+    done = subprocess.run([sys.executable, "-c", RELEASED], check=True, capture_output=True, text=True)
+    assert int(done.stdout) > 200 * 2**20
+
+
 def test_without_the_setting_it_is() -> None:
     assert page_faults(keep=False) > 100_000
