@@ -173,7 +173,8 @@ def _recorded_initial(folder: str, uri: str) -> str | None:
     """Fingerprint of the weights that a run has started from, if it has come further since; None if not."""
     from trainer.checkpoints.catalog import latest_step
 
-    if latest_step(storage.join(folder, "checkpoints")) is None:
+    finished = storage.exists(storage.join(folder, "export", "card.json"))
+    if not finished and latest_step(storage.join(folder, "checkpoints")) is None:
         return None
     try:
         record = storage.read_json(storage.join(folder, "settings.json"))

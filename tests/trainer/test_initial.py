@@ -112,6 +112,16 @@ def test_a_run_that_has_come_further_does_not_look_at_them_again(configure: Conf
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
+def test_a_finished_run_is_finished_without_them_and_without_checkpoints(configure: Configure, tmp_path: Path) -> None:
+    begun = job_of(configure())
+    begun.begin()
+    card = read_weights("runs/small/generator/export", "generator")[0]
+    files = {"model": network_of(begun).state_dict()}
+    write_weights(begun.export, "generator", card.config, files, begun.lineage, steps=1)
+    shutil.rmtree(tmp_path / "runs/small/generator")
+    assert job_of(configure()).is_finished()
+
+
 def test_a_run_that_has_no_checkpoint_yet_needs_them(configure: Configure, tmp_path: Path) -> None:
     job_of(configure()).begin()
     shutil.rmtree(tmp_path / "runs/small/generator")
