@@ -148,7 +148,7 @@ def _check_classes(what: str, where: str, found: tuple[str, ...], names: tuple[s
 
 def _timm(config: RunConfig) -> str | None:
     """The published network that is the teacher, if one is."""
-    return config.teacher.timm if config.teacher and not config.given("teacher") else None
+    return config.teacher.network if config.teacher and not config.given("teacher") else None
 
 
 def held_out_images(config: RunConfig) -> str:

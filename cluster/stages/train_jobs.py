@@ -117,8 +117,10 @@ def _image_inputs(config: RunConfig, stage: RunStage) -> Inputs:
         return inputs
     teacher = storage.absolute(config.product("teacher"))
     if not config.given("teacher") and config.teacher is not None and config.teacher.timm:
-        named = inputs.plus("teacher", teacher, config.teacher.timm)
-        return replace(named, uris=named.uris | {"teacher_timm": config.teacher.timm})
+        network = config.teacher.network
+        assert network is not None
+        named = inputs.plus("teacher", teacher, network)
+        return replace(named, uris=named.uris | {"teacher_timm": network})
     return inputs.plus("teacher", teacher, weights.read_card(teacher, "teacher").fingerprint())
 
 

@@ -159,3 +159,19 @@ def test_training_runs_on_the_cpu_where_torch_sees_a_gpu(tmp_path: Path) -> None
     assert json.loads(done.stdout.splitlines()[-1]) == ["finished", 10, "cpu", []]
     environment = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert (environment["device"], environment["backend"]) == ("cpu", "gloo")
+
+
+def test_float32_is_float32_whatever_was_set_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's own default is TF32 for convolutions on a GPU."""
+    backends, before = torch.backends, torch.get_float32_matmul_precision()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(backends.cudnn, "allow_tf32", True)
+    torch.set_float32_matmul_precision("high")
+    assert backends.cuda.matmul.allow_tf32
+    try:
+        given_device(0)
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert not backends.cuda.matmul.allow_tf32
+        assert not backends.cudnn.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -132,6 +132,23 @@ def test_a_named_teacher_is_measured_without_its_weights() -> None:
 
 
 @pytest.mark.parametrize(
+    ("sizes", "image", "patch"), [({}, 518, 14), ({"image_size": 256, "patch_size": 16}, 256, 16)], ids=["own", "paper"]
+)
+def test_dinov2_costs_what_its_sizes_say(sizes: dict[str, int], image: int, patch: int) -> None:
+    """On paper: 12 blocks of width 768, each 12 C² per token in products and 2 C per pair of tokens in attention."""
+    from trainer.config import TeacherConfig, TokenizerLossConfig, TrainerConfig
+
+    trainer = TrainerConfig(steps=1, global_batch=1)
+    teacher = TeacherConfig(timm="vit_base_patch14_dinov2.lvd142m", trainer=trainer, **sizes)
+    patches, width = (image // patch) ** 2, 768
+    tokens = patches + 1
+    expected = 2 * (12 * (12 * width**2 * tokens + 2 * width * tokens**2) + patches * 3 * patch**2 * width)
+    found = frozen_teacher(teacher, TokenizerLossConfig(feature=0)).flops
+    assert found == pytest.approx(expected, rel=1e-3)
+    assert found / 1e9 == pytest.approx({518: 303, 256: 46.3}[image], rel=0.01)
+
+
+@pytest.mark.parametrize(
     ("name", "entry"),
     [
         ("NVIDIA A100-SXM4-80GB", "A100"),

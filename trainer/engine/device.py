@@ -30,6 +30,7 @@ def given_device(gpus: int, index: int | None = None) -> torch.device:
         UsageError: if a GPU was reserved, and is not to be seen.
     """
     keep_compiled_code_private()
+    state_float32()
     if not gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         return torch.device("cpu")
@@ -41,6 +42,16 @@ def given_device(gpus: int, index: int | None = None) -> torch.device:
     device = torch.device("cuda", index)
     torch.cuda.set_device(device)
     return device
+
+
+def state_float32() -> None:
+    """Float32 is float32 in this process: no TF32 in products or convolutions, whatever was set or is torch's default.
+
+    torch takes TF32 for convolutions unless told otherwise, and the quantizer's are float32 so that tokens do not
+    depend on the device. What may be narrower says so: it runs under autocast.
+    """
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def driver_device(gpus: int) -> tuple[torch.device, str | None]:

@@ -31,8 +31,8 @@ def frozen_teacher(teacher: TeacherConfig | None, loss: TokenizerLossConfig) -> 
     """The tokenizer's teacher: it sees each image; with a feature loss each reconstruction too, with gradients."""
     if teacher is None or not (loss.semantic or loss.feature):
         return Frozen()
-    if teacher.timm is not None:
-        once = _timm_teacher(teacher.timm)
+    if teacher.network is not None:
+        once = _timm_teacher(teacher.network, teacher.image_size)
     else:
         parameters = count(classifier_weights(teacher.model))
         kept = classifier_activations(teacher.model)
@@ -42,18 +42,18 @@ def frozen_teacher(teacher: TeacherConfig | None, loss: TokenizerLossConfig) -> 
 
 
 @lru_cache(maxsize=8)
-def _timm_teacher(name: str) -> Frozen:
-    """A timm model on one image of its own size, on the meta device: nothing is computed or loaded."""
-    import timm
+def _timm_teacher(name: str, image_size: int | None) -> Frozen:
+    """A timm model on one image of the size that it sees, on the meta device: nothing is computed or loaded."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    if not timm.is_model(name):
-        raise ValueError(f"teacher.timm {name}: timm {timm.__version__} knows no model of this name")
+    from trainer.evaluation.teacher import timm_network
+
     with torch.device("meta"):
-        network = timm.create_model(name, num_classes=0).eval().requires_grad_(requires_grad=False)
+        network = timm_network(name, pretrained=False).eval().requires_grad_(requires_grad=False)
         settings: Any = network.pretrained_cfg
-        image = torch.empty(1, *settings["input_size"], requires_grad=True)
+        side = image_size or settings["input_size"][-1]
+        image = torch.empty(1, 3, side, side, requires_grad=True)
     kept: dict[int, int] = {}
     weights = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
 
