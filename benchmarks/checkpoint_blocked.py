@@ -64,7 +64,7 @@ def measure(folder: str, millions: int, stage: int) -> dict[str, list[float]]:
 
     def held() -> None:
         began = time.perf_counter()
-        writer.hold()
+        writer.wait_for_copy()
         found["blocked"][-1] += time.perf_counter() - began
 
     work = partial(module.forward, torch.randn(ROWS // dist.get_world_size(), WIDTH))

@@ -82,7 +82,7 @@ class Training:
         self.config, self.folder, self.step = config, folder, 0
         self.module = Regression()
         trainable = Trainable(self.module, {"layers.2.weight"})
-        self.engine = Engine(trainable, config, torch.device("cpu"), lambda: self.writer.hold())
+        self.engine = Engine(trainable, config, torch.device("cpu"), lambda: self.writer.wait_for_copy())
         self.engines = {NAME: self.engine}
         self.events: list[tuple[str, int, dict[str, Any]]] = []
         agreement = Agreement()

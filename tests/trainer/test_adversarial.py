@@ -183,7 +183,7 @@ def other_fixed_layer(folder: str, there: str) -> list[bool]:
 
     found = []
     for zero in ZERO:
-        shutil.copytree(folder, f"{there}/{zero}", dirs_exist_ok=True)
+        shutil.copytree(folder, f"{there}/{zero}", dirs_exist_ok=True, ignore=shutil.ignore_patterns("wandb"))
         stage = AdversarialStage()
         torch.nn.init.zeros_(stage.maker.fixed.weight)
         loop = build_loop(job(f"{there}/{zero}", zero_stage=zero), stage, torch.device("cpu"))
@@ -194,7 +194,7 @@ def other_fixed_layer(folder: str, there: str) -> list[bool]:
 
 def test_frozen_weights_come_from_the_checkpoint(whole: dict[Place, Path], tmp_path: Path) -> None:
     alone = tmp_path / "source"
-    shutil.copytree(whole[2, 2], alone)
+    shutil.copytree(whole[2, 2], alone, ignore=shutil.ignore_patterns("wandb"))
     assert run_gloo(1, tmp_path, other_fixed_layer, str(alone), str(tmp_path / "there"))[0] == [True] * len(ZERO)
 
 

@@ -334,7 +334,7 @@ def updated_meanwhile(folder: str, stage: int) -> None:
     training = Training(settings(zero_stage=stage), folder)
     training.advance(1)
     snapshot, reached = training.writer._snapshot, threading.Event()
-    complete, hold = snapshot.complete, training.writer.hold
+    complete, hold = snapshot.complete, training.writer.wait_for_copy
 
     def late() -> None:
         reached.wait()
@@ -344,7 +344,7 @@ def updated_meanwhile(folder: str, stage: int) -> None:
         reached.set()
         hold()
 
-    snapshot.complete, training.writer.hold = late, holding  # type: ignore[method-assign]
+    snapshot.complete, training.writer.wait_for_copy = late, holding  # type: ignore[method-assign]
     training.begin_save()
     training.advance(3)
     training.writer.finish()

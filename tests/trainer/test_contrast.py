@@ -158,14 +158,14 @@ def test_in_bf16_the_loss_is_over_the_global_batch_too(found: dict[tuple[int, Ch
     assert first.losses == pytest.approx(whole.losses, rel=1e-2)
 
 
-def test_a_look_is_the_begin_of_an_ordinary_pass_so_that_zero_3_can_fetch_ahead(
+def test_a_preview_is_the_begin_of_an_ordinary_pass_so_that_zero_3_can_fetch_ahead(
     found: dict[tuple[int, Changes], list[Course]],
 ) -> None:
-    look, other, whole, last = found[1, HALVES][0].passes
-    assert look == other
+    preview, other, whole, last = found[1, HALVES][0].passes
+    assert preview == other
     assert whole == last
-    assert whole[: len(look)] == look
-    assert not any("decoder" in name for name in look)
+    assert whole[: len(preview)] == preview
+    assert not any("decoder" in name for name in preview)
 
 
 @pytest.mark.parametrize("normalize", [False, True])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import traceback
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from data_pipeline.errors import UsageError
 from tests.trainer.gloo import run_gloo
@@ -287,3 +289,34 @@ def test_settings_that_deepspeed_does_not_know_are_refused_by_name(tmp_path: Pat
 def test_stage_0_has_nothing_to_offload() -> None:
     with pytest.raises(ValueError, match="stage 0 shards nothing"):
         settings(zero_stage=0, offload="optimizer")
+
+
+class ReadsOnHost(TorchDispatchMode):
+    """Counts how often the host asks for the value of a tensor: on a GPU it would wait for all that was launched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            self.places.append("".join(traceback.format_stack(limit=6)))
+        return func(*args, **(kwargs or {}))
+
+
+def host_reads(folder: str) -> list[list[str]]:
+    """Where the host reads a tensor in a step, at each stage."""
+    found = []
+    for stage in STAGES:
+        training = Training(settings(zero_stage=stage, micro_batch=2), folder)
+        training.advance(2)  # ZeRO 3 records the order of modules first
+        with ReadsOnHost() as reads:
+            training.learn(rows(2), 1e-3)
+        found.append(reads.places)
+    return found
+
+
+def test_the_host_reads_nothing_from_the_device_in_a_step_at_any_stage(tmp_path: Path) -> None:
+    for rank in run_gloo(2, tmp_path, host_reads, str(tmp_path)):
+        for stage, places in enumerate(rank):
+            assert not places, f"ZeRO {stage}: {places[0]}"

@@ -263,6 +263,34 @@ def test_only_skipped_steps_in_a_row_count_against_a_run(tmp_path: Path) -> None
     assert len(events(tmp_path / "run", "skipped_step")) > 2
 
 
+class AheadStage(CountingStage):
+    """A step ends only when the batch of the next one is being made."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.made = [threading.Event() for _ in range(STEPS + 1)]
+        self.made[STEPS].set()
+
+    def batch(self, step: int) -> Rows:
+        self.made[step].set()
+        return super().batch(step)
+
+    def step(self, micro_batches: Sequence[Rows], engines: Engines, rate: float) -> Scalars:
+        assert self.loop is not None
+        assert self.made[self.loop.step + 1].wait(60)
+        return super().step(micro_batches, engines, rate)
+
+
+def made_ahead(each: TrainJob) -> tuple[bool, list[bool]]:
+    stage = AheadStage()
+    stage.loop = build_loop(each, stage, torch.device("cpu"))
+    return stage.loop.run(), [event.is_set() for event in stage.made]
+
+
+def test_a_batch_is_made_while_the_step_before_computes(tmp_path: Path) -> None:
+    assert run_gloo(1, tmp_path, made_ahead, job(tmp_path / "run")) == [(True, [True] * (STEPS + 1))]
+
+
 class LockedStage(CountingStage):
     """The last checkpoint cannot be written for the first time; then the obstacle goes."""
 

@@ -1,10 +1,10 @@
 """Checkpoints in the background: a thread per rank copies to host memory while forward and backward run, and uploads.
 
-    main thread, all ranks                          thread
-    save     lay out the file                    -> copy to host memory
-    hold     wait for the copy before an update     upload the rank's file, then its part of the index
-    advance  all ranks' uploads are done         -> rank 0: index, state, COMPLETE; remove old ones
-    advance  the commit is done                     ready for the next
+    main thread, all ranks                             thread
+    save           lay out the file                 -> copy to host memory
+    wait_for_copy  before an update                    upload the rank's file, then its part of the index
+    advance        all ranks' uploads are done      -> rank 0: index, state, COMPLETE; remove old ones
+    advance        the commit is done                  ready for the next
 
 `advance` is called between steps by all ranks at once, with what they agreed on, so all ranks are always in the same
 phase. A write that fails is tried again for as long as storage is waited for (`Persistence`); only then has the
@@ -209,7 +209,7 @@ class CheckpointWriter:
         self._saving = _Saving(step, state, time.perf_counter(), time.perf_counter() - began)
         self._saving.work = _start(self._upload)
 
-    def hold(self) -> None:
+    def wait_for_copy(self) -> None:
         """Wait until what is being saved may change. To be called before each optimizer update."""
         saving = self._saving
         if saving is not None and not saving.copied.is_set():
@@ -236,7 +236,7 @@ class CheckpointWriter:
                 wait([self._saving.work], timeout=min(_POLL_SECONDS, max(0.0, end - time.monotonic())))
             busy, late = self._agreement.any(self.busy, time.monotonic() >= end)
             if busy and late:
-                self.hold()
+                self.wait_for_copy()
                 step = self._saving.step
                 error = f"the checkpoint of step {step} is still under way after {self._patience:g} s"
                 self._fail(step if wanted is None else wanted, f"{error} (checkpoint_wait_seconds)")

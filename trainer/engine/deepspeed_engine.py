@@ -157,7 +157,7 @@ class Engine:
         return found
 
     @torch.no_grad()
-    def look(self, work: Callable[[], Found]) -> Found:
+    def preview(self, work: Callable[[], Found]) -> Found:
         """The same without gradients, before the pass that it belongs to (a collective).
 
         ZeRO 3 gathers weights as it goes, by hooks of the module. They fetch ahead as long as the modules come in the

@@ -92,7 +92,7 @@ def _held(writer: CheckpointWriter, meter: Meter) -> Callable[[], None]:
 
     def hold() -> None:
         began = time.perf_counter()
-        writer.hold()
+        writer.wait_for_copy()
         meter.block(time.perf_counter() - began)
 
     return hold

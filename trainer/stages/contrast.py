@@ -3,7 +3,7 @@
 Every image is a negative of every other one, so the loss is no mean over micro-batches. Where a step has several, it is
 computed as GradCache does (arXiv 2101.06983):
 
-1. the network looks at each micro-batch without gradients, as far as what is compared (no decoder)
+1. each micro-batch passes through the network without gradients (a preview), as far as what is compared (no decoder)
 2. the vectors of all micro-batches and workers give the loss, and its gradients to this rank's vectors
 3. each micro-batch carries the gradients of its own vectors through the network, in its ordinary pass
 
@@ -28,7 +28,7 @@ from trainer.config import TokenizerLossConfig
 
 
 class Seen(NamedTuple):
-    """What a look at a micro-batch gives."""
+    """What a preview of a micro-batch gives."""
 
     student_BC: Tensor
     """Means of the semantic branch."""

@@ -136,16 +136,16 @@ class TokenizerStage:
         )
 
     def step(self, micro_batches: Sequence[TokenizerImages], engines: Engines, rate: float) -> Scalars:
-        """With several micro-batches, the semantic loss needs a look at all of them before the first backward."""
+        """With several micro-batches, the semantic loss needs a preview of all of them before the first backward."""
         engine = engines[self.exported]
         compared: Sequence[contrast.Compared | None] = [None] * len(micro_batches)
         if len(micro_batches) > 1 and self._config.loss.semantic:
-            seen = [engine.look(partial(self._look, each)) for each in micro_batches]
+            seen = [engine.preview(partial(self._preview, each)) for each in micro_batches]
             compared = contrast.compare(seen, self._config.loss)
         pairs = zip(micro_batches, compared, strict=True)
         return train(engine, [partial(self.terms, *pair) for pair in pairs], rate)
 
-    def _look(self, batch: TokenizerImages) -> contrast.Seen:
+    def _preview(self, batch: TokenizerImages) -> contrast.Seen:
         """The vectors that the semantic loss compares; ends where the decoder begins."""
         image_BCHW = normalized(batch.pixels_BCHW)
         target_BD = self._features(image_BCHW)
@@ -157,7 +157,7 @@ class TokenizerStage:
         """All terms of the loss, and the loss."""
         image_BCHW = normalized(batch.pixels_BCHW)
         target_BD = self._features(image_BCHW) if compared is None else compared.features_BD
-        # Before the encoder, so that a look, which ends where the decoder begins, is the begin of an ordinary pass.
+        # Before the encoder, so that a preview, which ends where the decoder begins, is the begin of an ordinary pass.
         teacher_BC = self.network.project_teacher(target_BD) if self._config.loss.semantic else None
         output = self._encode(batch, image_BCHW, decode=True)
         self._hits_PSV += output.quantized.hits_PSV
