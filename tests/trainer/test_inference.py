@@ -63,7 +63,7 @@ def train_run(folder: Path) -> None:
     finish(plan)
     inputs = {"tokens": plan.output, "tokenizer": str(run / "tokenizer" / "export")}
     generator = GeneratorStageConfig(model=GENERATOR, trainer=trainer)
-    small_runs.train("generator", run / "generator", generator, {"tokenizer": card.fingerprint()}, **inputs)
+    small_runs.train("generator", run / "generator", generator, {"tokenizer": card.encoder()}, **inputs)
 
 
 @pytest.fixture(scope="module")
@@ -244,7 +244,7 @@ def test_a_tokenizer_is_found_by_its_run_its_folder_and_its_export(
     folder: Path, tokenizer: Tokenizer, part: str
 ) -> None:
     found = load_tokenizer(f"{folder / 'run'}{part}")
-    assert found.fingerprint == tokenizer.fingerprint
+    assert (found.fingerprint, found.card) == (tokenizer.fingerprint, tokenizer.card)
     assert (found.image_size, found.layout) == (SIZE, TOKENIZER.layout)
 
 

@@ -54,8 +54,8 @@ class Tokenizer:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of its config and weights: tokens of tokenizers with another do not mix."""
-        return self.card.fingerprint()
+        """sha256 of all that its tokens follow from: tokens of tokenizers with another do not mix."""
+        return self.card.encoder()
 
     def encode(self, images: Given, *, batch: int = 64) -> Tokens:
         """The tokens of images.
