@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from cluster.monitor.watching import Event, StageView, read_run, require_run
+from cluster.monitor.watching import Event, StageView, read_given, read_run, require_run
 from cluster.pool.shard_ledger import slowest
 from cluster.terminal.output import console, duration, sparkline
 from data_pipeline.errors import FoldtrainError, StorageAwayError
@@ -69,6 +69,7 @@ class Watch:
     def __init__(self, run: str) -> None:
         self._run = run
         self._views: list[StageView] = []
+        self._given: dict[str, str] = {}
         self._seen_at: float | None = None
         self._away = ""
 
@@ -82,7 +83,11 @@ class Watch:
         """
         if self._seen_at is None:
             require_run(self._run)
-        self._views = read_run(self._run, now)
+        views = read_run(self._run, now)
+        begun = [view.name for view in views]
+        if begun != [view.name for view in self._views]:  # a stage records what it is given once, as it begins
+            self._given = read_given(self._run, begun)
+        self._views = views
         self._seen_at, self._away = now, ""
 
     def look(self, now: float, width: int) -> RenderableType:
@@ -107,16 +112,18 @@ class Watch:
         from rich.text import Text
 
         if not self._away:
-            return frame(self._run, self._views, now, width)
+            return frame(self._run, self._views, now, width, self._given)
         last = "nothing was seen yet" if self._seen_at is None else f"this is from {_clock('%H:%M:%S', self._seen_at)}"
         note = Text(f"storage cannot be read, {last}; trying again. {printable(self._away)}", "yellow")
         if self._seen_at is None:
             return Group(Text(self._run, "bold"), note)
-        return Group(note, frame(self._run, self._views, self._seen_at, width))
+        return Group(note, frame(self._run, self._views, self._seen_at, width, self._given))
 
 
-def frame(run: str, views: Sequence[StageView], now: float, width: int) -> RenderableType:
-    """What is shown of a run at the unix time `now`, seconds, in `width` columns."""
+def frame(
+    run: str, views: Sequence[StageView], now: float, width: int, given: Mapping[str, str] | None = None
+) -> RenderableType:
+    """What is shown of a run at the unix time `now`, seconds, in `width` columns; `given` came from elsewhere."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -135,6 +142,7 @@ def frame(run: str, views: Sequence[StageView], now: float, width: int) -> Rende
     notes += [Text(printable(line), "dim") for view in views if (line := _time_line(view))]
     notes += [Text(printable(line), "dim") for view in views for line in _worker_lines(view, width)]
     lines = [Text(_event_line(event), "dim") for event in happened]
+    notes += [Text(printable(f"{name}: from {uri}"), "dim") for name, uri in (given or {}).items()]
     return Group(title, grid, *notes, *lines)
 
 

@@ -14,14 +14,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import yaml
+
 from cluster.config.errors import closest
 from cluster.pool.scale import PROGRESS
 from cluster.pool.shard_ledger import WorkerRate
 from cluster.progress.stage_records import recorded_folder
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
+from data_pipeline.text import yaml_dialect
 from trainer.records.jsonl import read_last_records
-from trainer.registry import FOLDERS, STAGES
+from trainer.registry import FOLDERS, STAGES, value_at
 
 Record = dict[str, Any]
 Status = Literal["running", "stalled", "stopped", "finished", "failed"]
@@ -106,6 +109,24 @@ def _read_network(run: str, folder: str, now: float) -> StageView | None:
 
 def _read_data_set(run: str, folder: str, now: float) -> StageView | None:
     return read_shards(recorded_folder(run, folder), folder, now)
+
+
+def read_given(run: str, stages: Sequence[str]) -> dict[str, str]:
+    """What a run takes from elsewhere, and from where, as its stages have recorded it; nothing where none has.
+
+    Args:
+        run: URI of the run.
+        stages: folders of those that have begun, in their order; a later one's record goes before.
+    """
+    given: dict[str, str] = {}
+    for stage in stages:
+        try:
+            text = storage.read_bytes(storage.join(run, stage, "config.yaml"), yaml_dialect.MOST_BYTES)
+            found = value_at(yaml_dialect.parse(text), "inputs") or {}
+            given |= {str(name): str(uri) for name, uri in found.items() if uri}
+        except (FileNotFoundError, UsageError, yaml.YAMLError, TypeError, AttributeError):
+            continue  # not written yet, or edited: whoever needs it says so
+    return given
 
 
 def require_run(run: str) -> None:

@@ -19,7 +19,7 @@ from cluster.cli import app
 from cluster.config.absolute_paths import require_reachable, with_absolute_paths
 from cluster.config.loading import load_config, resolved_yaml
 from cluster.config.run import InputsConfig, RunConfig
-from cluster.monitor.watching import read_run, require_run
+from cluster.monitor.watching import read_given, read_run, require_run
 from cluster.pool import tokenizing
 from cluster.stages import pipeline, planning
 from cluster.stages.inputs import find_product, with_found
@@ -406,7 +406,7 @@ def test_leftovers_of_a_run_are_not_looked_for_in_what_it_is_given(
     assert find_leftovers(str(tmp_path / "runs/second"), 0, clock=lambda: later) == []
 
 
-def test_only_own_stages_of_a_run_are_monitored(
+def test_the_monitor_shows_the_stages_of_a_run_and_where_the_rest_came_from(
     configure: Configure, first: Path, jobs: list[TrainJob], tmp_path: Path
 ) -> None:
     run_stage("train-generator", configure())
@@ -414,4 +414,7 @@ def test_only_own_stages_of_a_run_are_monitored(
     (tmp_path / "runs/second/generator/events.jsonl").write_text('{"event": "start", "step": 0, "time": 1.0}\n')
     require_run(str(tmp_path / "runs/second"))
     assert [view.name for view in read_run(str(tmp_path / "runs/second"), 2.0)] == ["generator"]
-    assert first.exists()
+    done = CliRunner().invoke(app, ["monitor", str(tmp_path / "runs/second"), "--once"], catch_exceptions=False)
+    assert f"tokenizer: from {first}/tokenizer/export" in done.output.replace("\n", "")
+    (tmp_path / "runs/second/generator/config.yaml").write_text("[")
+    assert read_given(str(tmp_path / "runs/second"), ["generator"]) == {}
