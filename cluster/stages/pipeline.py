@@ -12,7 +12,7 @@ from collections.abc import Callable
 from cluster.config.run import RunConfig
 from cluster.progress.stage_records import START, record_time
 from cluster.stages.inputs import with_found
-from cluster.stages.train_jobs import check_classes, is_pretrained, train_job
+from cluster.stages.train_jobs import check_classes, check_initial, is_pretrained, train_job
 from cluster.terminal.output import console, duration
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
@@ -20,7 +20,7 @@ from data_pipeline.shards import weights
 from data_pipeline.shards.manifest import ImageManifest, TokenManifest
 from data_pipeline.shards.token_shards import check_tokenizer
 from trainer.job import TrainJob
-from trainer.registry import FOLDERS, QUICKSTART, STAGES, RunStage, stage_in, stage_named
+from trainer.registry import FOLDERS, QUICKSTART, STAGES, TRAINING, RunStage, stage_in, stage_named
 
 
 class StageStopped(Exception):  # noqa: N818 - it is no error
@@ -128,6 +128,8 @@ def _check_inputs(config: RunConfig) -> None:
                     f"{stage.command} needs {product}: add the section {maker.section}, or name what another run made "
                     f"as inputs.{product}; or run single stages, which need less (foldtrain --help)"
                 )
+    for stage in TRAINING:
+        check_initial(config, stage)
     if config.given("tokens"):
         _check_given_tokens(found)
 

@@ -6,7 +6,7 @@ Imports no torch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cluster.config.absolute_paths import with_absolute_paths
@@ -34,7 +34,7 @@ class Inputs:
     """Fingerprint of each."""
     classes: tuple[str, ...] = ()
     """Names of the classes of the data, by label."""
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
     """What the user should know of them."""
 
     def plus(self, name: str, uri: str, fingerprint: str, *notes: str) -> Inputs:
@@ -165,10 +165,28 @@ def _with_initial(inputs: Inputs, stage: RunStage, section: StageSection, folder
     known = _recorded_initial(folder, uri)
     if known is not None:
         return inputs.plus(INITIAL, uri, known)
-    found = find_product(stage.folder, uri, key)
-    card = weights.read_card(found, stage.folder)
+    found, card = _find_initial(stage, uri)
     _check_initial_classes(stage, section, card, found, inputs)
     return inputs.plus(INITIAL, found, card.fingerprint(), *_notes(key, card, found, inputs))
+
+
+def check_initial(config: RunConfig, stage: RunStage) -> None:
+    """Find out before anything is run whether the weights that a stage is to start from are there.
+
+    Raises:
+        UsageError: if not, or they are of another kind of network.
+    """
+    section = config.section(stage.section)
+    if section is None or not section.init_from or config.given(stage.folder):
+        return
+    uri = storage.absolute(section.init_from)
+    if _recorded_initial(storage.absolute(config.folder(stage.folder)), uri) is None:
+        _find_initial(stage, uri)
+
+
+def _find_initial(stage: RunStage, uri: str) -> tuple[str, Card]:
+    found = find_product(stage.folder, uri, f"{stage.section}.init_from")
+    return found, weights.read_card(found, stage.folder)
 
 
 def _recorded_initial(folder: str, uri: str) -> str | None:

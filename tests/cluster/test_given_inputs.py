@@ -254,6 +254,8 @@ def test_a_plan_takes_the_sizes_of_a_given_tokenizer(configure: Configure, first
     [
         (["inputs.tokenizer=nowhere"], r"inputs\.tokenizer is .*nowhere, and there is no finished tokenizer"),
         (["inputs.tokenizer=runs/other"], "the tokens were made by tokenizer"),
+        (["generator.init_from=nowhere"], r"generator\.init_from is .*nowhere, and there is no finished generator"),
+        (["generator.init_from=runs/small/judge"], "holds a 'judge'"),
         (["generator=null"], "sample needs generator|evaluate needs generator"),
         (["inputs.tokenizer=null", TOKENIZER], r"would train another .*the one that made them as inputs\.tokenizer"),
     ],
