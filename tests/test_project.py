@@ -46,7 +46,8 @@ def test_the_pins_name_versions_and_no_places() -> None:
 def readme_commands() -> list[str]:
     """Every foldtrain command in the README's code blocks."""
     blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-    return [line.split(" #")[0] for block in blocks for line in block.splitlines() if line.startswith("foldtrain ")]
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [line.split(" #")[0] for line in lines if line.startswith("foldtrain ")]
 
 
 @pytest.mark.parametrize("line", readme_commands())
