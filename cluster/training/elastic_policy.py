@@ -75,8 +75,9 @@ class UsableSizes:
         self._since: float | None = None
 
     def to_start(self) -> int | None:
-        """The size to start with now; None while there are too few workers, or more are about to be there.
+        """The size to start with now; None while more workers are about to be there.
 
+        Without room for the fewest it is these: a start that waits for them is what an autoscaler adds nodes for.
         What looks free may be on a node that is about to be found dead. So after a start that did not come up the next
         smaller size is tried, and after the smallest the largest.
         """
@@ -88,7 +89,8 @@ class UsableSizes:
             return None
         if not size:
             self._say(f"waits for room for {self._sizes[0]} workers; there is room for {free}")
-            return None
+            self._tried, self._since = 0, None
+            return self._sizes[0]
         self._tried = largest_usable(self._sizes, min(size, self._tried - 1)) or size
         self._since = None
         return self._tried
