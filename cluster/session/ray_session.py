@@ -133,7 +133,9 @@ def _init(**options: Any) -> None:
 
     try:
         ray.init(job_config=without_search_path(), **options, **_quiet())
-    except (OSError, RuntimeError, ValueError, RayError) as error:
+    except Exception as error:
+        if not isinstance(error, OSError | RuntimeError | ValueError | RayError) and type(error) is not Exception:
+            raise  # Ray raises that, bare, for a node that is not up in time
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise FoldtrainError(f"Ray does not start ({options['address']}): {reason}") from error
     keep_own_warnings()

@@ -13,7 +13,8 @@ import pytest
 
 from cluster.config.run import ClusterConfig
 from cluster.drills.victims import title_of
-from cluster.session.ray_session import _terminable, is_connected, ray_session
+from cluster.session.ray_session import _init, _terminable, is_connected, ray_session
+from data_pipeline.errors import FoldtrainError
 
 
 @pytest.mark.xdist_group("ray")
@@ -35,6 +36,16 @@ def test_sigterm_ends_a_command_between_its_stages_in_order() -> None:
     assert not ray.is_initialized()
     assert logging.getLogger("data_pipeline.leases.lease").isEnabledFor(logging.WARNING)  # Ray's own are not shown
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("error", [Exception("The current node timed out during startup."), ValueError("no such port")])
+def test_a_ray_that_does_not_come_up_is_told_in_a_sentence(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def init(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(FoldtrainError, match=rf"Ray does not start \(local\): {error}"):
+        _init(address="local")
 
 
 def test_a_ray_that_another_thread_is_about_to_import_is_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
