@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from data_pipeline import storage
 from data_pipeline.errors import CorruptShardError, UsageError
@@ -113,12 +113,16 @@ def write_weights(
     return card
 
 
+_Names = Annotated[tuple[Annotated[str, StringConstraints(max_length=512)], ...], Field(max_length=64)]
+"""Few, since each is held against every parameter and every setting."""
+
+
 class _Halves(BaseModel):
     """The JSON of `Halves`."""
 
     model_config = ConfigDict(extra="forbid")
 
-    names: dict[Literal["encode", "decode", "neither"], tuple[Annotated[str, StringConstraints(max_length=512)], ...]]
+    names: dict[Literal["encode", "decode", "neither"], _Names]
     fingerprints: dict[Literal["model", "ema"], dict[Literal["encode", "decode"], Sha256]]
 
     @field_validator("fingerprints")
