@@ -8,9 +8,6 @@ step is the teacher-forcing input, forward, loss, backward and AdamW in bf16 aut
 and top-p, up to the tokens' latent (no decoder). Their default of sampling is float32. Memory is what a step adds to
 the resident memory of a fresh process at its highest (Linux).
 
-Seconds are of the processor (`time.process_time`), which a busy machine hardly changes, with one thread unless
---threads says otherwise: threads that wait for one another count as busy.
-
 Nothing of the checkout is copied; it must be of the published revision's shape (models/, dist.py).
 """
 
@@ -34,7 +31,7 @@ import torch
 from report import write_report
 from torch import Tensor, nn
 
-from model.config import TokenizerConfig
+from model.config import ImageFolderConfig
 from model.generators.next_scale import FoldedGenerator
 from model.generators.sampling import generate
 from model.published.var import load_generator
@@ -74,7 +71,7 @@ def build(checkout: Path, depth: int, batch: int) -> Both:
     for parameter in tokenizer.parameters():
         nn.init.normal_(parameter, std=0.02)
     var.cond_drop_rate = 0.0
-    config = TokenizerConfig(branches=1, scales=SCALES, codebook_size=CODES, code_dim=CODE_DIM)
+    config = ImageFolderConfig(branches=1, scales=SCALES, codebook_size=CODES, code_dim=CODE_DIM)
     ours = load_generator({"patch_nums": SCALES, "num_heads": depth}, var.state_dict(), config)
     for block, theirs in zip(ours.blocks, var.blocks, strict=True):
         block.drop_path = getattr(theirs.drop_path, "drop_prob", 0.0)
@@ -163,10 +160,10 @@ def in_turns(work: dict[str, Callable[[], float]], rounds: int) -> dict[str, lis
     seconds: dict[str, list[float]] = {name: [] for name in work}
     for number in range(rounds + 1):
         for name in work if number % 2 else reversed(work):
-            began = time.process_time()
+            began = time.perf_counter()
             work[name]()
             if number:
-                seconds[name].append(time.process_time() - began)
+                seconds[name].append(time.perf_counter() - began)
     return seconds
 
 
@@ -221,11 +218,9 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=16)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--memory-of", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
     both = build(options.var.resolve(), options.depth, options.batch)
     if options.memory_of:
         kept = kept_bytes(both, options.memory_of)
@@ -262,7 +257,6 @@ def report(
         "depth": options.depth,
         "batch": options.batch,
         "rounds": options.rounds,
-        "threads": options.threads,
         "torch": torch.__version__,
         "largest_difference": apart,
         "training_seconds": training,

@@ -23,7 +23,7 @@ import torch.distributed as dist
 from report import write_report
 from torch import Tensor, nn
 
-from model.config import GeneratorConfig, TokenizerConfig
+from model.config import ImageFolderConfig, NextScaleConfig
 from model.generators.next_scale import FoldedGenerator
 from model.losses import folded_cross_entropy
 from tests.trainer.gloo import run_gloo
@@ -38,10 +38,10 @@ from trainer.planning.shapes import count, generator_weights
 
 MIB = 2**20
 STEPS = 2
-TOKENIZER = TokenizerConfig(scales=(1, 2, 3, 4, 6), codebook_size=4096)
+TOKENIZER = ImageFolderConfig(scales=(1, 2, 3, 4, 6), codebook_size=4096)
 SIZES = {
-    "small": GeneratorConfig(num_classes=100, depth=5, width=512, heads=8),
-    "large": GeneratorConfig(num_classes=100, depth=8, width=768, heads=12),
+    "small": NextScaleConfig(num_classes=100, depth=5, width=512, heads=8),
+    "large": NextScaleConfig(num_classes=100, depth=8, width=768, heads=12),
 }
 BUCKET = 10_000_000
 """Elements of the reduce bucket and of what ZeRO 3 gathers ahead: the defaults of 500 and 50 million would be most of
@@ -51,9 +51,9 @@ the memory at these sizes, and gloo's threads decide how many of the latter are 
 class Trainee(nn.Module):
     """The generator with its loss as forward, as the training loop has it."""
 
-    def __init__(self, config: GeneratorConfig) -> None:
+    def __init__(self, config: NextScaleConfig) -> None:
         super().__init__()
-        self.network = FoldedGenerator(config, TOKENIZER.layout, TOKENIZER.code_dim)
+        self.network = FoldedGenerator(config, TOKENIZER.layout, TOKENIZER.forcing_width)
 
     def forward(self, label_B: Tensor, input_BLC: Tensor, tokens_BLF: Tensor) -> Terms:
         return {"loss": folded_cross_entropy(self.network(label_B, input_BLC), tokens_BLF)[0]}
@@ -80,7 +80,7 @@ def make_batch(samples: int) -> tuple[Tensor, Tensor, Tensor]:
     layout = TOKENIZER.layout
     tokens = torch.randint(0, layout.vocabulary(), (samples, layout.positions, layout.folds))
     rest = layout.positions - layout.groups[0]
-    inputs = torch.randn(samples, rest, layout.folds * TOKENIZER.code_dim)
+    inputs = torch.randn(samples, rest, TOKENIZER.forcing_width)
     return torch.randint(0, 100, (samples,)), inputs, tokens
 
 

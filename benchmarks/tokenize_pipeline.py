@@ -47,11 +47,11 @@ from data_pipeline.shards.image_shards import ImageSample, write_image_shard
 from data_pipeline.shards.manifest import ImageManifest
 from data_pipeline.shards.weights import Card, write_weights
 from data_pipeline.tokens.tokenizing import TokenPlan, encoder_of, finish, load_encoder, missing, plan_tokens
-from model.config import TokenizerConfig, ViTConfig
+from model.config import ImageFolderConfig, ViTConfig
 from model.tokenizers.imagefolder import ImageFolderTokenizer
 
 ENCODER = ViTConfig(width=384, depth=8, heads=6)
-TOKENIZER = TokenizerConfig(image_size=256, patch_size=16, encoder=ENCODER, decoder=ViTConfig(depth=1))
+TOKENIZER = ImageFolderConfig(image_size=256, patch_size=16, encoder=ENCODER, decoder=ViTConfig(depth=1))
 BATCH = 16
 PICTURES = 48
 IMAGE_SHARD = 100

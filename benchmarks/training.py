@@ -35,14 +35,14 @@ from data_pipeline.config import ReadingConfig
 from data_pipeline.shards.manifest import TokenizerRecord, TokenManifest
 from data_pipeline.shards.token_shards import TokenBlock, write_token_shard
 from data_pipeline.shards.weights import Card, write_weights
-from model.config import GeneratorConfig, TokenizerConfig, ViTConfig
+from model.config import ImageFolderConfig, NextScaleConfig, ViTConfig
 from model.tokenizers.imagefolder import ImageFolderTokenizer
 from trainer.config import GeneratorStageConfig, TrackingConfig, TrainerConfig
 from trainer.job import TrainJob
 
 SMALL = ViTConfig(width=64, depth=1, heads=1)
-TOKENIZER = TokenizerConfig(image_size=256, encoder=SMALL, decoder=SMALL)
-GENERATOR = GeneratorConfig(num_classes=10, depth=4, width=256, heads=4)
+TOKENIZER = ImageFolderConfig(image_size=256, encoder=SMALL, decoder=SMALL)
+GENERATOR = NextScaleConfig(num_classes=10, depth=4, width=256, heads=4)
 SAMPLES, BATCH, WARM_UP = 512, 16, 10
 WORKER = Path(__file__).with_name("training_worker.py")
 

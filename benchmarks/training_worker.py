@@ -30,15 +30,16 @@ def bare(job: TrainJob) -> None:
     from model.generators.next_scale import FoldedGenerator
     from model.losses import folded_cross_entropy
     from trainer.engine.optimizer import parameter_groups
-    from trainer.networks import load_quantizer
+    from trainer.networks import load_forcing
 
     assert isinstance(job.section, GeneratorStageConfig)
     config = job.section.trainer
-    quantizer, tokenizer = load_quantizer(job.inputs["tokenizer"], torch.device("cpu"))
-    network = FoldedGenerator(job.section.model, tokenizer.layout, tokenizer.code_dim)
+    quantizer = load_forcing(job.inputs["tokenizer"], torch.device("cpu"))
+    assert quantizer is not None
+    network = FoldedGenerator(job.section.model, quantizer.layout, quantizer.width)
     groups = parameter_groups(network, config.weight_decay, set(network.no_decay_parameters()))
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
-    layout = tokenizer.layout
+    layout = quantizer.layout
     tokens_BLF = torch.randint(layout.vocabulary(), (config.global_batch, layout.positions, layout.folds))
     label_B = torch.randint(job.section.model.classes, (config.global_batch,))
     seed_B = torch.arange(config.global_batch)

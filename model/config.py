@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -49,10 +49,45 @@ class ViTConfig(Section):
 
 
 class TokenizerConfig(Section):
-    """ImageFolder's tokenizer (arXiv 2410.01756): a ViT with query tokens, one quantizer per branch, a ViT back."""
+    """What the configs of all tokenizers have. Which kinds there are says model/families.py."""
 
+    kind: str
+    """Family of the tokenizer."""
+    compares: ClassVar[bool] = False
+    """Whether a teacher's features can regularize it: whether its training gives something to compare with them."""
+    untrained: ClassVar[dict[str, object]] = {}
+    """Values of settings that only training has, with which a config is valid that was recorded without them."""
     image_size: int = Field(256, gt=0, le=8_192)
     """Side of the square input, in pixels."""
+
+    @property
+    def layout(self) -> TokenLayout:
+        """Where this tokenizer's tokens stand in a sequence."""
+        raise NotImplementedError(f"{type(self).__name__} has to say its layout")
+
+    @property
+    def fold_names(self) -> tuple[str, ...]:
+        """What people call each fold."""
+        return tuple(f"fold {number + 1}" for number in range(self.layout.folds))
+
+    @property
+    def forcing_width(self) -> int | None:
+        """Channels of the multi-scale sums that it gives to generators (`TeacherForcing`); None if it has none."""
+        return None
+
+    def without_pretraining(self) -> Self:
+        """The same architecture, to be filled with weights of its own: nothing is loaded from a hub."""
+        return self
+
+
+class ImageFolderConfig(TokenizerConfig):
+    """ImageFolder's tokenizer (arXiv 2410.01756): a ViT with query tokens, one quantizer per branch, a ViT back."""
+
+    compares: ClassVar[bool] = True
+    untrained: ClassVar[dict[str, object]] = {"quantizer_dropout": 0}
+
+    kind: Literal["imagefolder"] = "imagefolder"
+    """Family of the tokenizer."""
     patch_size: int = Field(16, gt=0, le=8_192)
     """Side of a patch of the encoder and the decoder, in pixels."""
     encoder: ViTConfig = ViTConfig()
@@ -102,7 +137,18 @@ class TokenizerConfig(Section):
         """Where this tokenizer's tokens stand in a sequence: a group per scale, row by row, and a fold per branch."""
         return TokenLayout(tuple(side * side for side in self.scales), (self.codebook_size,) * self.branches)
 
-    def without_pretraining(self) -> TokenizerConfig:
+    @property
+    def fold_names(self) -> tuple[str, ...]:
+        """The branches: the first keeps detail, the last is regularized to be semantic."""
+        between = tuple(f"branch {number}" for number in range(2, self.branches))
+        return ("detail", *between, "semantic") if self.branches > 1 else ("semantic",)
+
+    @property
+    def forcing_width(self) -> int:
+        """The branches' codes side by side."""
+        return self.branches * self.code_dim
+
+    def without_pretraining(self) -> Self:
         """The same architecture, to be filled with weights of its own: nothing is loaded from a hub."""
         parts = {"encoder": self.encoder, "decoder": self.decoder}
         return self.model_copy(update={k: vit.model_copy(update={"pretrained": False}) for k, vit in parts.items()})
@@ -132,14 +178,38 @@ class ClassCount(Section):
 
 
 class GeneratorConfig(ClassCount):
+    """What the configs of all generators have. Which kinds there are says model/families.py."""
+
+    kind: str
+    """Family of the generator: the order in which it predicts tokens, and its network."""
+    needs_forcing: ClassVar[bool] = False
+    """Whether training needs the tokenizer that made the tokens (its multi-scale sums), and not their ids alone."""
+    label_dropout: float = Field(0.1, ge=0, lt=1)
+    """Share of training samples whose class is hidden, which makes guidance possible."""
+
+    def check_layout(self, layout: TokenLayout, forcing_width: int | None) -> None:
+        """Refuse tokens that such a generator cannot predict.
+
+        Args:
+            layout: of the tokens.
+            forcing_width: channels of the multi-scale sums of their tokenizer; None if it gives none.
+
+        Raises:
+            ValueError: says why, and what to do.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has to say which layouts it can predict")
+
+
+class NextScaleConfig(GeneratorConfig):
     """The folded next-scale transformer (specs of VAR, arXiv 2404.02905, with F tokens per position).
 
     It has one more row than classes, for "no class".
     """
 
     needs_forcing: ClassVar[bool] = True
-    """Whether training needs the tokenizer that made the tokens (its multi-scale sums), and not their ids alone."""
 
+    kind: Literal["next-scale"] = "next-scale"
+    """Family of the generator."""
     depth: int = Field(16, gt=0, le=1_000)
     """Number of blocks."""
     width: int = Field(1024, gt=0, le=65_536)
@@ -154,8 +224,6 @@ class GeneratorConfig(ClassCount):
     """One AdaLN projection for all blocks, with an offset per block."""
     qk_norm: bool = True
     """Normalise queries and keys to length one, with a learned temperature per head."""
-    label_dropout: float = Field(0.1, ge=0, lt=1)
-    """Share of training samples whose class is hidden, which makes guidance possible."""
     adaln_gamma_init: float = Field(1e-3, gt=0)
     """Factor on the initial weights of the AdaLN gates."""
 
@@ -164,6 +232,29 @@ class GeneratorConfig(ClassCount):
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is no multiple of heads {self.heads}")
         return self
+
+    def check_layout(self, layout: TokenLayout, forcing_width: int | None) -> None:
+        """Needs several scales, sums of them, and folds of one vocabulary.
+
+        Raises:
+            ValueError: says what is missing.
+        """
+        if forcing_width is None:
+            raise ValueError(
+                "generator kind next-scale predicts a scale from the sum of the scales before it, and the tokenizer of "
+                "these tokens gives none: take a generator kind that reads token ids, or a multi-scale tokenizer"
+            )
+        if len(layout.groups) == 1 and layout.positions > 1:
+            raise ValueError(
+                f"generator kind next-scale draws the positions of a scale in one step, and these tokens are one scale "
+                f"of {layout.positions} positions: none could see another. Give the tokenizer several scales "
+                "(tokenizer.model.scales), or take a generator kind that predicts positions one after another"
+            )
+        if len(set(layout.vocabularies)) > 1:
+            raise ValueError(
+                f"generator kind next-scale has one head for folds of one vocabulary, and these tokens have "
+                f"{list(layout.vocabularies)}: take another generator kind, or codebooks of one size"
+            )
 
 
 class ClassifierConfig(ClassCount):

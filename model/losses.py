@@ -83,7 +83,7 @@ def folded_cross_entropy(logits_BLFV: Tensor, tokens_BLF: Tensor) -> tuple[Tenso
 
     Returns:
         The mean over the batch, positions and folds; and, detached, the mean over the batch alone, [L, F], from which
-        `loss_of_scales` makes what is logged.
+        `loss_of_groups` makes what is logged.
     """
     losses_BLF = token_cross_entropy(logits_BLFV, tokens_BLF)
     return losses_BLF.mean(), losses_BLF.detach().mean(0)
@@ -186,6 +186,13 @@ def _part_losses(logits_NK: Tensor, tokens_NF: Tensor, gradients: bool) -> tuple
     return losses_NF, of_logits_NFV.to(logits_NK.dtype).view_as(logits_NK)
 
 
-def loss_of_scales(loss_LF: Tensor, layout: TokenLayout) -> Tensor:
-    """Means over the positions of each scale, per branch: [L, F] -> [S, F]."""
+def loss_of_groups(loss_LF: Tensor, layout: TokenLayout) -> Tensor:
+    """Means over the positions of each group, per fold: [L, F] -> [G, F]."""
     return torch.stack([part.mean(0) for part in torch.split(loss_LF, list(layout.groups))])
+
+
+def terms_of_groups(loss_LF: Tensor, layout: TokenLayout) -> dict[str, Tensor]:
+    """`loss_of_groups` by the names that metrics have: loss_group0_fold1."""
+    loss_GF = loss_of_groups(loss_LF, layout)
+    places = [(group, fold) for group in range(len(layout.groups)) for fold in range(layout.folds)]
+    return {f"loss_group{group}_fold{fold}": loss_GF[group, fold] for group, fold in places}

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from data_pipeline.storage.places import InputPlace
-from model.config import MOST_CLASSES, ClassifierConfig, GeneratorConfig, Section, TokenizerConfig
+from model.config import MOST_CLASSES, ClassifierConfig, Section
+from model.families import AnyGeneratorConfig, AnyTokenizerConfig
 
 MOST_STEPS, MOST_SAMPLES_A_STEP = 10**9, 2**24
 """Of a stage: their product, the number of samples that it sees, has to fit into 64 bits."""
@@ -263,7 +264,7 @@ class TokenizerLossConfig(Section):
 class TokenizerStageConfig(Section):
     """Train the image tokenizer."""
 
-    model: TokenizerConfig
+    model: AnyTokenizerConfig
     """Its architecture."""
     init_from: InputPlace | None = None
     """Start from the weights of such a network, and not from random ones: the URI of a run that trained one, or of its
@@ -278,11 +279,20 @@ class TokenizerStageConfig(Section):
     trainer: TrainerConfig
     """How it is optimized."""
 
+    @model_validator(mode="after")
+    def _check_semantic(self) -> Self:
+        if self.loss.semantic and not self.model.compares:
+            raise ValueError(
+                f"loss.semantic is {self.loss.semantic}, but a tokenizer of kind {self.model.kind} has nothing that is "
+                "compared with a teacher: set it to 0"
+            )
+        return self
+
 
 class GeneratorStageConfig(Section):
     """Train the generator on token shards."""
 
-    model: GeneratorConfig
+    model: AnyGeneratorConfig
     """Its architecture."""
     init_from: InputPlace | None = None
     """Start from the weights of such a network, and not from random ones: the URI of a run that trained one, or of its

@@ -1,49 +1,68 @@
-"""Trained networks, put together again from their exports."""
+"""Trained generators, and what they need of tokenizers, put together again from their exports."""
 
 from __future__ import annotations
 
-import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+from pydantic import BaseModel, ConfigDict
+
+from data_pipeline.errors import CorruptShardError
 from data_pipeline.shards import weights
+from data_pipeline.shards.tokenizers import tokenizer_config
 from data_pipeline.shards.weights import Card
-from model.config import GeneratorConfig, TokenizerConfig
-from model.generators.next_scale import FoldedGenerator
-from model.quantizers.multi_scale import FoldedQuantizer
+from model.families import AnyGeneratorConfig, build_forcing, build_generator, tokenizer_families
+from model.layout import TokenLayout
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
-    from model.tokenizers.imagefolder import ImageFolderTokenizer
+    from model.protocols import Generator, TeacherForcing
 
 
-def load_tokenizer(uri: str, device: torch.device) -> tuple[ImageFolderTokenizer, Card]:
-    """The tokenizer with its moving-average weights, frozen, and its card."""
-    from model.tokenizers.imagefolder import (
-        ImageFolderTokenizer,  # its backbones are seconds to import; a generator needs none
-    )
+class GeneratorCard(BaseModel):
+    """The config of a generator's card."""
 
+    model_config = ConfigDict(extra="forbid")
+
+    generator: AnyGeneratorConfig
+    """Its own."""
+    layout: TokenLayout
+    """Of the tokens that it predicts."""
+    forcing_width: int | None
+    """Channels of the multi-scale sums that it was trained with; None if it needs none."""
+
+
+def load_forcing(uri: str, device: torch.device) -> TeacherForcing | None:
+    """The part of a tokenizer that a generator's training may need; None if it has none."""
     card, state = weights.read_weights(uri, "tokenizer")
-    config = weights.read_config(uri, card, TokenizerConfig).without_pretraining()
-    tokenizer = weights.restore(uri, state, lambda: ImageFolderTokenizer(config))
-    return tokenizer.to(device).eval().requires_grad_(False), card
-
-
-def load_quantizer(uri: str, device: torch.device) -> tuple[FoldedQuantizer, TokenizerConfig]:
-    """The tokenizer's quantizer alone, which is all that the generator's training needs of it."""
-    card, state = weights.read_weights(uri, "tokenizer")
-    config = weights.read_config(uri, card, TokenizerConfig)
-    prefix = "quantizer."
+    config = tokenizer_config(uri, card)
+    family = tokenizer_families()[config.kind]
+    if family.forcing is None:
+        return None
+    prefix = family.forcing_prefix
     own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-    quantizer = weights.restore(uri, own, lambda: FoldedQuantizer(config))
-    return quantizer.to(device).eval().requires_grad_(False), config
+    network = _frozen(weights.restore(uri, own, lambda: _module(build_forcing(config))), device)
+    return cast("TeacherForcing", network)
 
 
-def load_generator(uri: str, ema: bool, device: torch.device) -> tuple[FoldedGenerator, Card]:
+def load_generator(uri: str, ema: bool, device: torch.device) -> tuple[Generator, Card]:
     """The generator, frozen, and its card."""
     card, state = weights.read_weights(uri, "generator", ema)
-    tokenizer = weights.read_config(uri, card, TokenizerConfig, "tokenizer")
-    config = weights.read_config(uri, card, GeneratorConfig, "generator")
-    make = functools.partial(FoldedGenerator, config, tokenizer.layout, tokenizer.code_dim)
-    generator = weights.restore(uri, state, make)
-    return generator.to(device).eval().requires_grad_(False), card
+    config = weights.read_config(uri, card, GeneratorCard)
+    try:
+        config.generator.check_layout(config.layout, config.forcing_width)
+    except ValueError as error:
+        raise CorruptShardError(f"{uri}/card.json: {error}") from None
+    made = (config.generator, config.layout, config.forcing_width)
+    network = _frozen(weights.restore(uri, state, lambda: _module(build_generator(*made))), device)
+    return cast("Generator", network), card
+
+
+def _module(network: object) -> nn.Module:
+    """Our Protocols' objects are modules, which a Protocol cannot say."""
+    return cast("nn.Module", network)
+
+
+def _frozen(network: nn.Module, device: torch.device) -> nn.Module:
+    return network.to(device).eval().requires_grad_(False)

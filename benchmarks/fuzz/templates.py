@@ -17,12 +17,12 @@ from data_pipeline.shards.manifest import ImageManifest, TokenCommit, TokenizerR
 from data_pipeline.shards.token_shards import TokenBlock, write_token_shard
 from data_pipeline.tokens.exporting import export_tokens
 from data_pipeline.tokens.tokenizing import record_name
-from model.config import TokenizerConfig
+from model.config import ImageFolderConfig
 
 Files = dict[str, bytes]
 """Contents by relative name."""
 CLASSES = ("cat", "dog", "owl")
-TOKENIZER = TokenizerConfig(
+TOKENIZER = ImageFolderConfig(
     image_size=16, patch_size=4, scales=(1, 2), codebook_size=64, code_dim=8, dropout_min_scales=1
 )
 STEP = "generator/checkpoints/step_00000002"
@@ -38,7 +38,6 @@ def everything() -> Files:
         _records(root / "generator")
         _checkpoint(str(root / STEP))
         _export(str(root / "judge/export"))
-        _export(str(root / "tokenizer/export"), "tokenizer", _HALVES)
         _config(root)
         _report(root)
         export_tokens(str(root / "tokens"), str(root / "npz"), "npz")
@@ -123,24 +122,19 @@ def _checkpoint(folder: str) -> None:
     commit(folder, Index(entries, {RANK_FILE: len(data)}, "0a").to_bytes(), state, "0a")
 
 
-_HALVES = {"encode": ("body",), "decode": ("body.1", "head"), "neither": ("dropout",)}
-"""Of a small classifier, which stands in for a tokenizer."""
-
-
-def _export(uri: str, kind: str = "judge", halves: dict[str, tuple[str, ...]] | None = None) -> None:
+def _export(uri: str) -> None:
     from data_pipeline.shards.weights import write_weights
     from model.classifier import Classifier
     from model.config import ClassifierConfig
 
     config = ClassifierConfig(image_size=8, widths=(4,), num_classes=3)
     state = Classifier(config).state_dict()
-    record = config.model_dump(mode="json")
-    write_weights(uri, kind, record, {"model": state}, {}, classes=CLASSES, steps=2, halves=halves)
+    write_weights(uri, "judge", config.model_dump(mode="json"), {"model": state}, {}, classes=CLASSES, steps=2)
 
 
 def _report(root: Path) -> None:
     evaluation = {
-        "reconstruction": {"mse_per_scale": [0.2, 0.1], "frechet_distance": 1.5},
+        "reconstruction": {"prefixes": [1, 5], "mse_of_prefixes": [0.2, 0.1], "frechet_distance": 1.5},
         "generation": {
             "frechet_distance": 2.5,
             "samples": 6,

@@ -86,11 +86,11 @@ def write_tokenizer(folder: Path, seed: int) -> dict[str, Any]:
     import torch
 
     from data_pipeline.shards.weights import write_weights
-    from model.config import TokenizerConfig, ViTConfig
+    from model.config import ImageFolderConfig, ViTConfig
     from model.tokenizers.imagefolder import ImageFolderTokenizer
 
     vit = ViTConfig(width=64, depth=2, heads=2)
-    config = TokenizerConfig(
+    config = ImageFolderConfig(
         image_size=32, patch_size=8, encoder=vit, decoder=vit, scales=(1, 2, 4), dropout_min_scales=1, codebook_size=64
     )
     with torch.random.fork_rng():

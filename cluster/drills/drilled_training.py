@@ -13,7 +13,7 @@ from cluster.drills.training_blows import CHECKPOINT_EVERY, STEPS, WORKERS
 from data_pipeline.shards.manifest import TokenizerRecord, TokenManifest
 from data_pipeline.shards.token_shards import TokenBlock, write_token_shard
 from data_pipeline.shards.weights import read_card
-from model.config import TokenizerConfig
+from model.config import ImageFolderConfig
 
 SAMPLES, SHARDS, CLASSES = 240, 3, 10
 GLOBAL_BATCH = 16
@@ -63,7 +63,7 @@ def write_training(folder: Path, seed: int) -> Path:
 def _write_tokens(uri: Path, tokenizer: str, seed: int) -> None:
     """A complete data set of tokens that no image has."""
     card = read_card(tokenizer, "tokenizer")
-    config = TokenizerConfig.model_validate(card.config)
+    config = ImageFolderConfig.model_validate(card.config)
     layout, drawn, size = config.layout, np.random.default_rng(seed), SAMPLES // SHARDS
     shards = []
     for number in range(SHARDS):

@@ -195,7 +195,7 @@ def evaluate(config: RunConfig) -> int:
         | {"tokens": tokens.fingerprint, "real_images": images.fingerprint},
         "inputs": _places(config, FOLDERS),
         "sampling": _asked(config),
-        "tokenizer": layout.to_json(),
+        "tokenizer": layout.to_json() | {"fold_names": list(sampler.tokenizer.config.fold_names)},
         "real_images": {"samples": len(real.image_NCHW), "fit": config.data.fit},
     }
     _commit(config.run, "evaluation.json", record, "samples/reconstructions.png", _reconstructions(sampler, real))
@@ -204,27 +204,27 @@ def evaluate(config: RunConfig) -> int:
 
 
 def _reconstructions(sampler: Sampler, real: RealImages) -> bytes:
-    """A PNG of some originals beside what any number of scales makes of them."""
+    """A PNG of some originals beside what is made of each prefix of their tokens."""
     import torch
 
     from trainer.evaluation.images import image_grid, to_png, to_uint8
 
     originals = real.image_NCHW[:_RECONSTRUCTED]
-    scales = len(sampler.tokenizer.layout.groups)
+    prefixes = sampler.tokenizer.prefixes
     with torch.inference_mode():
         tokens_BLF = sampler.tokenizer.tokenize(originals)
-        columns = [originals] + [sampler.tokenizer.reconstruct(tokens_BLF, n + 1) for n in range(scales)]
+        columns = [originals] + [sampler.tokenizer.detokenize(tokens_BLF, keep) for keep in prefixes]
     pixels = to_uint8(torch.stack(columns, 1).flatten(0, 1))
-    labels = ["original"] + [f"{n} scale{'s' * (n > 1)}" for n in range(1, scales + 1)]
+    labels = ["original"] + [f"{keep} position{'s' * (keep > 1)}" for keep in prefixes]
     grid = image_grid(pixels, len(columns), upscale=max(1, _PIXELS_WIDE // pixels.shape[1]), column_labels=labels)
     return to_png(grid)
 
 
 def _print_summary(record: dict[str, Any]) -> None:
     reconstruction, generation = record["reconstruction"], record["generation"]
-    errors = ", ".join(f"{error:.4f}" for error in reconstruction["mse_per_scale"])
+    errors = ", ".join(f"{error:.4f}" for error in reconstruction["mse_of_prefixes"])
     finest = ", ".join(f"{branch[-1]:.0%}" for branch in record["codebook_use"])
-    lines = [f"reconstruction error per number of scales: {errors}", f"codebook use at the finest scale: {finest}"]
+    lines = [f"reconstruction error by positions kept: {errors}", f"codebook use of the last group: {finest}"]
     if generation["frechet_distance"] is not None:
         lines.append(
             "Fréchet distance in the teacher's feature space: "

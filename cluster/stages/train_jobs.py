@@ -16,8 +16,9 @@ from cluster.terminal.output import console
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from data_pipeline.shards import weights
-from data_pipeline.shards.manifest import TokenizerRecord
+from data_pipeline.shards.manifest import TokenizerRecord, TokenManifest
 from data_pipeline.shards.token_shards import check_tokenizer
+from data_pipeline.shards.tokenizers import tokenizer_config
 from data_pipeline.shards.weights import Card
 from data_pipeline.tools.preflight import check_images, check_tokens
 from trainer.config import TeacherConfig
@@ -78,7 +79,7 @@ def train_job(config: RunConfig, stage: RunStage) -> TrainJob:
         inputs=inputs.uris,
         lineage=inputs.lineage,
         config=with_absolute_paths(config).model_dump(mode="json"),
-        classes=inputs.classes,
+        classes=inputs.classes if knows_classes else (),
         tracking=config.tracking,
         peak_tflops=config.cluster.peak_tflops,
         accept_changes=config.accept_changes,
@@ -136,9 +137,20 @@ def _token_inputs(config: RunConfig, _stage: RunStage) -> Inputs:
     inputs = Inputs({"tokens": uri}, lineage, tokens.classes)
     if card is None:
         _check_ids_suffice(config, uri, tokens.tokenizer)
+        _check_layout(config, tokens, None)
         return inputs
     check_tokenizer(tokens, card)
+    _check_layout(config, tokens, tokenizer_config(tokenizer, card).forcing_width)
     return inputs.plus("tokenizer", tokenizer, card.encoder())
+
+
+def _check_layout(config: RunConfig, tokens: TokenManifest, forcing_width: int | None) -> None:
+    """Refuse a generator that cannot predict such tokens, before any worker starts."""
+    assert config.generator is not None
+    try:
+        config.generator.model.check_layout(tokens.layout, forcing_width)
+    except ValueError as error:
+        raise UsageError(f"generator.model: {error}") from None
 
 
 def _check_ids_suffice(config: RunConfig, uri: str, made_by: TokenizerRecord) -> None:
@@ -161,13 +173,13 @@ def _check_ids_suffice(config: RunConfig, uri: str, made_by: TokenizerRecord) ->
 
 def _with_initial(inputs: Inputs, stage: RunStage, section: StageSection, folder: str) -> Inputs:
     """With the weights that training starts from. Where it has a checkpoint to go on from, they are not looked at."""
-    uri = str(section.init_from)
+    key, uri = f"{stage.section}.init_from", str(section.init_from)
     known = _recorded_initial(folder, uri)
     if known is not None:
         return inputs.plus(INITIAL, uri, known)
     found, card = _find_initial(stage, uri)
     _check_initial_classes(stage, section, card, found, inputs)
-    return inputs.plus(INITIAL, found, card.fingerprint(), *_notes(stage, section, card, found, inputs))
+    return inputs.plus(INITIAL, found, card.fingerprint(), *_notes(key, card, found, inputs))
 
 
 def check_initial(config: RunConfig, stage: RunStage) -> None:
@@ -218,10 +230,10 @@ def _check_initial_classes(stage: RunStage, section: StageSection, card: Card, u
     )
 
 
-def _notes(stage: RunStage, section: StageSection, card: Card, uri: str, inputs: Inputs) -> list[str]:
+def _notes(key: str, card: Card, uri: str, inputs: Inputs) -> list[str]:
     """What is allowed, and may be a mistake."""
-    found, key, learns = [], f"{stage.section}.init_from", hasattr(section.model, "num_classes")
-    if learns and card.classes and inputs.classes and card.classes != inputs.classes:
+    found = []
+    if card.classes and inputs.classes and card.classes != inputs.classes:
         found.append(f"{key}: the network at {uri} has learnt other classes than the data have, or in another order")
     other = card.lineage.get("tokenizer")
     if other is not None and other != inputs.lineage.get("tokenizer"):

@@ -12,7 +12,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from data_pipeline import storage
 from data_pipeline.errors import CorruptShardError, UsageError
@@ -113,16 +121,12 @@ def write_weights(
     return card
 
 
-_Names = Annotated[tuple[Annotated[str, StringConstraints(max_length=512)], ...], Field(max_length=64)]
-"""Few, since each is held against every parameter and every setting."""
-
-
 class _Halves(BaseModel):
     """The JSON of `Halves`."""
 
     model_config = ConfigDict(extra="forbid")
 
-    names: dict[Literal["encode", "decode", "neither"], _Names]
+    names: dict[Literal["encode", "decode", "neither"], tuple[Annotated[str, StringConstraints(max_length=512)], ...]]
     fingerprints: dict[Literal["model", "ema"], dict[Literal["encode", "decode"], Sha256]]
 
     @field_validator("fingerprints")
@@ -190,20 +194,20 @@ def read_card(uri: str, kind: str) -> Card:
     return Card(card.kind, card.config, files, card.lineage, tuple(card.classes), card.steps, halves)
 
 
-def read_config(uri: str, card: Card, model: type[Config], section: str | None = None) -> Config:
+def read_config(uri: str, card: Card, model: type[Config] | TypeAdapter[Config]) -> Config:
     """A network's config from its card, as the type that it is.
 
     Args:
         uri: of the network, for the error.
         card: of it.
         model: the type.
-        section: of the card's config; None for all of it.
 
     Raises:
         UsageError: if it is none; it names the card and the field.
     """
     try:
-        return model.model_validate(card.config if section is None else card.config.get(section))
+        adapter = model if isinstance(model, TypeAdapter) else TypeAdapter(model)
+        return adapter.validate_python(card.config)
     except ValidationError as error:
         where = storage.join(uri, "card.json")
         raise UsageError(

@@ -42,13 +42,13 @@ from data_pipeline.shards.manifest import (
 )
 from data_pipeline.shards.token_archive import parse_token_shard
 from data_pipeline.shards.token_shards import TokenBlock, encode_token_shard, first_outside
+from data_pipeline.shards.tokenizers import load_tokenizer, tokenizer_config
 from data_pipeline.shards.versions import check_version
-from data_pipeline.shards.weights import Card, read_config, read_weights, restore
-from model.config import TokenizerConfig
+from data_pipeline.shards.weights import Card
 from model.layout import TokenLayout
 
 if TYPE_CHECKING:
-    from model.tokenizers.imagefolder import ImageFolderTokenizer
+    from model.protocols import Tokenizer
 
 Images = npt.NDArray[np.float32]
 """A batch of one view, [B, C, H, W] in [-1, 1]."""
@@ -135,7 +135,7 @@ def plan_tokens(images: str, tokenizer: Card, config: TokensConfig, output: str,
         check_fit(fit, config.views)
     except ValueError as error:
         raise UsageError(f"tokens.views: {error}") from error
-    model = read_config("the tokenizer", tokenizer, TokenizerConfig)
+    model = tokenizer_config("the tokenizer", tokenizer)
     starts = range(0, manifest.samples, config.shard_samples)
     return TokenPlan(
         images=images,
@@ -373,22 +373,16 @@ def load_encoder(plan: TokenPlan, tokenizer: str, device: str = "cpu") -> Encode
     Raises:
         UsageError: if it is not the one that the plan was made for.
     """
-    import torch
-
-    from model.tokenizers.imagefolder import ImageFolderTokenizer
-
-    card, state = read_weights(tokenizer, "tokenizer")
+    network, card = load_tokenizer(tokenizer, device)
     if card.encoder() != plan.tokenizer.encoder:
         raise UsageError(
             f"{tokenizer} holds tokenizer {card.encoder()[:16]}, but the plan was made for "
             f"{plan.tokenizer.encoder[:16]}: it was trained again meanwhile; run foldtrain tokenize again"
         )
-    config = read_config(tokenizer, card, TokenizerConfig).without_pretraining()
-    network = restore(tokenizer, state, lambda: ImageFolderTokenizer(config))
-    return encoder_of(network.to(device, torch.float32).eval(), plan.precision, device)
+    return encoder_of(network, plan.precision, device)
 
 
-def encoder_of(network: ImageFolderTokenizer, precision: str, device: str) -> Encode:
+def encoder_of(network: Tokenizer, precision: str, device: str) -> Encode:
     """A network on a device as a function of batches."""
     import torch
 

@@ -19,7 +19,7 @@ from data_pipeline.shards.image_shards import ImageShards
 from data_pipeline.shards.manifest import ImageManifest, TokenManifest, read_manifest
 from data_pipeline.shards.token_archive import read_columns, read_token_shard
 from data_pipeline.shards.token_shards import REMEDY, Tokens, check_tokenizer
-from model.config import TokenizerConfig
+from data_pipeline.shards.tokenizers import load_tokenizer
 
 MOST_PIXELS = 256
 """Largest side of an image of a grid."""
@@ -182,13 +182,9 @@ def reconstructed_samples(uri: str, tokenizer: str, samples: int) -> npt.NDArray
     tokens_NLF = _first_tokens(uri, manifest, samples)
     import torch
 
-    from model.tokenizers.imagefolder import ImageFolderTokenizer
-
-    config = weights.read_config(tokenizer, card, TokenizerConfig).without_pretraining()
-    state = weights.read_weights(tokenizer, "tokenizer")[1]
-    network = weights.restore(tokenizer, state, lambda: ImageFolderTokenizer(config))
+    network, _ = load_tokenizer(tokenizer, "cpu")
     with torch.inference_mode():
-        images = network.eval().reconstruct(torch.from_numpy(tokens_NLF.astype(np.int64)))
+        images = network.detokenize(torch.from_numpy(tokens_NLF.astype(np.int64)))
     return np.asarray(images.numpy(), np.float32)
 
 

@@ -23,11 +23,11 @@ from data_pipeline import storage
 from data_pipeline.errors import FoldtrainError, UsageError
 from data_pipeline.shards.image_shards import index_name, read_index
 from data_pipeline.shards.manifest import MANIFEST_NAME, ImageManifest, TokenManifest, differences, read_manifest
+from data_pipeline.shards.tokenizers import recorded_config
 from data_pipeline.text import yaml_dialect
 from data_pipeline.tokens.tokenizing import record_name
 from data_pipeline.tools import examining
 from data_pipeline.tools.examining import EXAMINERS, Findings
-from model.config import TokenizerConfig
 
 THREADS = 4
 """Shards that are looked at, and so held in memory, at a time."""
@@ -240,8 +240,7 @@ def _lineage_checks(
         return [_check(examining.LINEAGE, "every index is about its own tar", problems)]
     made_by = manifest.tokenizer
     try:
-        untrained = {"quantizer_dropout": 0}  # what only training has is not recorded
-        layout = TokenizerConfig.model_validate(untrained | made_by.config).layout
+        layout = recorded_config(made_by.config).layout
     except ValidationError:
         layout = manifest.layout  # another program's tokenizer: its config says nothing of ours
     if layout != manifest.layout:

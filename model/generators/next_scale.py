@@ -21,14 +21,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.config import GeneratorConfig
+from model.config import NextScaleConfig
 from model.layers.attention import attend
 from model.layers.modulation import gated_sum, modulated_norm, normalized_heads
 from model.layers.precision import compute_dtype, without_autocast
 from model.layers.random_numbers import block_chances, drop_path
 from model.layers.visibility import GroupCausal, group_of_position
 from model.layout import TokenLayout
-from model.losses import linear_cross_entropy
+from model.losses import linear_cross_entropy, terms_of_groups
+from model.protocols import SamplingPlan, TeacherForcing, Terms
 
 MAX_LOG_TEMPERATURE = math.log(100)
 
@@ -77,7 +78,7 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Attention and MLP, each behind an affine-free LayerNorm that the condition scales, shifts and gates."""
 
-    def __init__(self, config: GeneratorConfig, drop_path: float) -> None:
+    def __init__(self, config: NextScaleConfig, drop_path: float) -> None:
         super().__init__()
         width, hidden = config.width, round(config.width * config.mlp_ratio)
         self.drop_path = drop_path
@@ -139,19 +140,19 @@ class FoldedGenerator(nn.Module):
     Args:
         config: sizes of the transformer.
         layout: a group per scale; all folds have one vocabulary.
-        code_dim: channels of one branch's code; the input has `layout.folds` times as many.
+        input_width: channels of the sums that it sees (`TeacherForcing.width`): the codes of all branches.
     """
 
-    def __init__(self, config: GeneratorConfig, layout: TokenLayout, code_dim: int) -> None:
+    def __init__(self, config: NextScaleConfig, layout: TokenLayout, input_width: int) -> None:
         super().__init__()
-        self.config, self.layout, self.code_dim = config, layout, code_dim
+        self.config, self.layout = config, layout
         self.groups = GroupCausal(layout.groups)
         width = config.width
         self.class_embed = nn.Embedding(config.classes + 1, width)
         self.start_embed = nn.Parameter(torch.empty(layout.groups[0], width))
         self.position_embed = nn.Parameter(torch.empty(layout.positions, width))
         self.level_embed = nn.Parameter(torch.empty(len(layout.groups), width))
-        self.input = nn.Linear(layout.folds * code_dim, width)
+        self.input = nn.Linear(input_width, width)
         rates = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
         self.blocks = nn.ModuleList([Block(config, rate) for rate in rates])
         self.shared_adaln = nn.Linear(width, 6 * width) if config.shared_adaln else None
@@ -236,6 +237,25 @@ class FoldedGenerator(nn.Module):
         loss, losses_NF = linear_cross_entropy(read_NC, self.head.weight, self.head.bias, tokens_BLF.flatten(0, 1))
         return loss, losses_NF.view(tokens_BLF.shape).mean(0)
 
+    def training_terms(
+        self, tokens_BLF: Tensor, condition_B: Tensor, seed_B: Tensor | None, forcing: TeacherForcing | None
+    ) -> Terms:
+        """Mean cross-entropy of all tokens, and that of each group and fold.
+
+        Raises:
+            ValueError: if there are no sums to predict from.
+        """
+        with torch.no_grad():
+            input_BMC = _needed(forcing).generator_input(tokens_BLF)
+        loss, loss_LF = self(condition_B, input_BMC, seed_B, tokens_BLF)
+        return {"loss": loss} | terms_of_groups(loss_LF, self.layout)
+
+    def sample(self, plan: SamplingPlan, forcing: TeacherForcing | None) -> Tensor:
+        """Draw scale by scale (`sampling.py`)."""
+        from model.generators.sampling import generate
+
+        return generate(self, _needed(forcing), plan)
+
     def start(self, label_B: Tensor) -> SamplingState:
         """Begin to sample images of these classes: project the condition once, and reserve the KV cache."""
         condition_BC = self.class_embed(label_B).float()
@@ -293,6 +313,12 @@ class FoldedGenerator(nn.Module):
         """Logits in float32, split into branches (the first is detail, the last semantic)."""
         logits: Tensor = self.head(self._before_head(x_BLC, head_modulation)).float()
         return logits.view(*x_BLC.shape[:2], self.layout.folds, self.layout.vocabulary())
+
+
+def _needed(forcing: TeacherForcing | None) -> TeacherForcing:
+    if forcing is None:
+        raise ValueError("generator kind next-scale needs the tokenizer's multi-scale sums")
+    return forcing
 
 
 def linear_fp32(layer: nn.Linear, x: Tensor) -> Tensor:

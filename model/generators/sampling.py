@@ -13,32 +13,21 @@ import torch
 from torch import Tensor
 
 from model.generators.next_scale import FoldedGenerator, SamplingState
-from model.quantizers.multi_scale import FoldedQuantizer
+from model.protocols import SamplingPlan, TeacherForcing
 
 
 @torch.no_grad()
 def generate(
     generator: FoldedGenerator,
-    quantizer: FoldedQuantizer,
-    label_B: Tensor,
-    uniform_BLF: Tensor,
-    guidance: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    kept: Tensor | None = None,
+    forcing: TeacherForcing,
+    plan: SamplingPlan,
 ) -> Tensor:
-    """Sample the tokens of one image per label.
+    """Sample the tokens of one image per condition.
 
     Args:
         generator: in eval mode.
-        quantizer: of the tokenizer whose tokens the generator was trained on.
-        label_B: classes, int64.
-        uniform_BLF: a number in [0, 1) for each token; equal numbers give equal images.
-        guidance: classifier-free guidance at the last scale; it grows linearly with the scale from 0 at the first.
-            0 leaves the unconditional half out.
-        top_k: draw from the k likeliest tokens; 0 for all.
-        top_p: draw from the likeliest tokens that hold this much probability.
-        kept: tokens `[B, L, F]` to keep as they are; those that are negative are drawn. None draws all.
+        forcing: of the tokenizer whose tokens the generator was trained on.
+        plan: what to draw. Guidance is that of the last scale; it grows linearly with the scale from 0 at the first.
 
     Returns:
         `tokens_BLF`, int64.
@@ -47,8 +36,9 @@ def generate(
         ValueError: if shapes or layouts do not fit, or the generator is in training mode.
     """
     layout = generator.layout
-    _check(generator, quantizer, label_B, uniform_BLF, kept)
-    latent_BPCHW = quantizer.empty_latent(len(label_B), uniform_BLF.device)
+    _check(generator, forcing, plan)
+    label_B, uniform_BLF, kept, guidance = plan.condition_B, plan.uniform_BLF, plan.kept_BLF, plan.guidance
+    latent = forcing.empty_latent(len(label_B), uniform_BLF.device)
     null_B = torch.full_like(label_B, generator.null_class)
     state = generator.start(torch.cat((label_B, null_B)) if guidance else label_B)
     input_BKC: Tensor | None = None
@@ -56,11 +46,11 @@ def generate(
     for scale, ramp in enumerate(guidance_ramp(guidance, len(layout.groups))):
         span = layout.span(scale)
         logits_BKFV = _guided(generator, state, input_BKC, ramp if guidance else None)
-        tokens_BKF = draw(truncate(logits_BKFV, top_k, top_p), uniform_BLF[:, span])
+        tokens_BKF = draw(truncate(logits_BKFV, plan.top_k, plan.top_p), uniform_BLF[:, span])
         if kept is not None:
             tokens_BKF = torch.where(kept[:, span] >= 0, kept[:, span].long(), tokens_BKF)
         tokens.append(tokens_BKF)
-        latent_BPCHW, input_BKC = quantizer.next_scale(latent_BPCHW, tokens_BKF, scale)
+        latent, input_BKC = forcing.next_scale(latent, tokens_BKF, scale)
     return torch.cat(tokens, dim=1)
 
 
@@ -75,27 +65,15 @@ def truncate(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
     Top-k keeps what is not below the k-th largest. Top-p then drops the tokens, least likely first, while the
     probability dropped stays within 1 - p; the likeliest is always kept, and equal logits share one fate.
     """
-    if top_p < 1:
-        return logits.masked_fill(logits < _least_kept(logits, top_k, top_p), float("-inf"))
     if 0 < top_k < logits.shape[-1]:
-        return logits.masked_fill(logits < logits.topk(top_k, dim=-1).values[..., -1:], float("-inf"))
+        kth = logits.topk(top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < kth, float("-inf"))
+    if top_p < 1:
+        ascending = logits.sort(dim=-1).values
+        dropped = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
+        first_kept = dropped.sum(dim=-1, keepdim=True).clamp(max=logits.shape[-1] - 1)
+        logits = logits.masked_fill(logits < ascending.gather(-1, first_kept), float("-inf"))
     return logits
-
-
-def _least_kept(logits: Tensor, top_k: int, top_p: float) -> Tensor:
-    """The smallest logit that both leave, `[..., 1]`. To sort what top-k leaves takes a third of sorting all."""
-    count = logits.shape[-1]
-    if not 0 < top_k < count:
-        ascending, ties = logits.sort(dim=-1).values, None
-    else:
-        ascending = logits.topk(top_k, dim=-1).values.flip(-1)
-        # As many as are equal to the k-th largest beyond the k: they stay, and their probability counts.
-        ties = (logits >= ascending[..., :1]).sum(-1, keepdim=True) - top_k
-    odds = (ascending - ascending[..., -1:]).exp()
-    dropped = odds.cumsum(-1) if ties is None else odds.cumsum(-1) + ties * odds[..., :1]
-    is_dropped = dropped <= (1 - top_p) * dropped[..., -1:]
-    first_kept = is_dropped.sum(dim=-1, keepdim=True).clamp(max=ascending.shape[-1] - 1)
-    return ascending.gather(-1, first_kept)
 
 
 def draw(logits: Tensor, uniform: Tensor) -> Tensor:
@@ -126,15 +104,13 @@ def _guided(
     return (1 + guidance) * conditional - guidance * unconditional
 
 
-def _check(
-    generator: FoldedGenerator, quantizer: FoldedQuantizer, label_B: Tensor, uniform_BLF: Tensor, kept: Tensor | None
-) -> None:
-    layout = generator.layout
+def _check(generator: FoldedGenerator, forcing: TeacherForcing, plan: SamplingPlan) -> None:
+    layout, uniform_BLF, kept = generator.layout, plan.uniform_BLF, plan.kept_BLF
     if generator.training:
         raise ValueError("the generator is in training mode: call eval() before sampling")
-    if quantizer.layout != layout:
-        raise ValueError(f"the quantizer's layout {quantizer.layout} is not the generator's {layout}")
-    expected = (len(label_B), layout.positions, layout.folds)
+    if forcing.layout != layout:
+        raise ValueError(f"the tokenizer's tokens are {forcing.layout}, and the generator's {layout}")
+    expected = (len(plan.condition_B), layout.positions, layout.folds)
     if tuple(uniform_BLF.shape) != expected:
         raise ValueError(f"uniform numbers are {list(uniform_BLF.shape)}, but this needs {list(expected)}")
     if kept is not None and tuple(kept.shape) != expected:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from model.config import TokenizerConfig
+from model.config import ImageFolderConfig
 from model.generators.next_scale import FoldedGenerator
 from model.published import imagefolder, var
 from model.tokenizers.imagefolder import ImageFolderTokenizer
@@ -36,7 +36,7 @@ class GeneratorFamily:
     """As it is told to users."""
     recognizes: Callable[[Options, State], bool]
     """Whether options and parameters are of this family."""
-    load: Callable[[Options, State, TokenizerConfig], FoldedGenerator]
+    load: Callable[[Options, State, ImageFolderConfig], FoldedGenerator]
     """The same with the config of the tokenizer whose tokens it predicts."""
 
 

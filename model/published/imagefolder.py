@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from model.config import TokenizerConfig, ViTConfig
+from model.config import ImageFolderConfig, ViTConfig
 from model.tokenizers.imagefolder import ImageFolderTokenizer
 
 IGNORED = re.compile(
@@ -72,7 +72,7 @@ def load_tokenizer(config: Mapping[str, object], state: Mapping[str, Tensor]) ->
     return tokenizer.eval()
 
 
-def published_name(own: str, config: TokenizerConfig) -> str:
+def published_name(own: str, config: ImageFolderConfig) -> str:
     """The published name of one of the parameters of `ImageFolderTokenizer(config)`."""
     if own in NAMES:
         return NAMES[own]
@@ -88,7 +88,7 @@ def published_name(own: str, config: TokenizerConfig) -> str:
     return f"{quantizer}.quant_resi.{holder}.{part}"
 
 
-def tokenizer_config(config: Mapping[str, object], state: Mapping[str, Tensor]) -> TokenizerConfig:
+def tokenizer_config(config: Mapping[str, object], state: Mapping[str, Tensor]) -> ImageFolderConfig:
     """This project's config of a published tokenizer.
 
     Raises:
@@ -104,7 +104,7 @@ def tokenizer_config(config: Mapping[str, object], state: Mapping[str, Tensor]) 
     patch_size = state["encoder.model.patch_embed.proj.weight"].shape[-1]
     patches = math.isqrt(state["encoder.model.pos_embed"].shape[1] - 1)
     codebook_size, code_dim = codebooks[0].shape
-    return TokenizerConfig(
+    return ImageFolderConfig(
         image_size=patches * patch_size,
         patch_size=patch_size,
         encoder=_vit_config(config, state, "encoder"),

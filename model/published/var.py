@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from model.config import GeneratorConfig, TokenizerConfig
+from model.config import ImageFolderConfig, NextScaleConfig
 from model.generators.next_scale import FoldedGenerator
 from model.layout import TokenLayout
 
@@ -47,7 +47,7 @@ BLOCK_NAMES = {
 
 
 def load_generator(
-    config: Mapping[str, object], state: Mapping[str, Tensor], tokenizer_config: TokenizerConfig
+    config: Mapping[str, object], state: Mapping[str, Tensor], tokenizer_config: ImageFolderConfig
 ) -> FoldedGenerator:
     """A published generator with its weights, in eval mode.
 
@@ -67,7 +67,7 @@ def load_generator(
     _refuse("misses", [published for own, published in needed.items() if own not in weights])
     layout = _layout(config, weights, tokenizer_config)
     with torch.device("meta"):
-        generator = FoldedGenerator(_generator_config(config, weights), layout, tokenizer_config.code_dim)
+        generator = FoldedGenerator(_generator_config(config, weights), layout, tokenizer_config.forcing_width)
     generator.load_state_dict(_fitted(weights, generator), assign=True)
     return generator.requires_grad_().eval()
 
@@ -93,7 +93,7 @@ def _published_name(own: str) -> str:
 
 
 def _layout(
-    config: Mapping[str, object], weights: Mapping[str, Tensor], tokenizer_config: TokenizerConfig
+    config: Mapping[str, object], weights: Mapping[str, Tensor], tokenizer_config: ImageFolderConfig
 ) -> TokenLayout:
     """Scales and branches of the published options, checked against the tokenizer and the weights."""
     sides, folds = config.get("patch_nums"), config.get("folds", 1)
@@ -111,7 +111,7 @@ def _layout(
     return layout
 
 
-def _generator_config(config: Mapping[str, object], weights: Mapping[str, Tensor]) -> GeneratorConfig:
+def _generator_config(config: Mapping[str, object], weights: Mapping[str, Tensor]) -> NextScaleConfig:
     """Sizes from the weights' shapes; the number of heads, which no shape tells without q/k norm, from the config."""
     temperature = weights.get("blocks.0.attention.log_temperature")
     heads = config.get("num_heads") if temperature is None else temperature.numel()
@@ -119,7 +119,7 @@ def _generator_config(config: Mapping[str, object], weights: Mapping[str, Tensor
     if hidden is None or not isinstance(heads, int):
         raise ValueError("the published generator misses blocks.0.ffn.fc1.weight, or its config num_heads")
     rows, width = weights["class_embed.weight"].shape
-    return GeneratorConfig(
+    return NextScaleConfig(
         num_classes=rows - 1,
         depth=1 + max(int(name.split(".")[1]) for name in weights if name.startswith("blocks.")),
         width=width,

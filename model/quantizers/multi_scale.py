@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.config import TokenizerConfig
+from model.config import ImageFolderConfig
 from model.layers.precision import without_autocast
 from model.layers.visibility import group_of_position
 from model.layout import TokenLayout
@@ -65,7 +65,7 @@ def area_resize(latent_BCHW: Tensor, side: int) -> Tensor:
 class MultiScaleQuantizer(nn.Module):
     """One branch. All of it is computed in float32, whatever the precision around it."""
 
-    def __init__(self, config: TokenizerConfig) -> None:
+    def __init__(self, config: ImageFolderConfig) -> None:
         super().__init__()
         self.scales = config.scales
         self.ratio = config.residual_ratio
@@ -154,10 +154,10 @@ def _running_sums(steps: list[Tensor]) -> list[Tensor]:
 class FoldedQuantizer(nn.Module):
     """The quantizers of all branches: all of the tokenizer that a generator needs beside itself."""
 
-    def __init__(self, config: TokenizerConfig) -> None:
+    def __init__(self, config: ImageFolderConfig) -> None:
         super().__init__()
         self.layout: TokenLayout = config.layout
-        self.scales, self.grid = config.scales, config.grid
+        self.scales, self.grid, self.width = config.scales, config.grid, config.forcing_width
         self.code_dim = config.code_dim
         self.commitment = config.commitment / (len(config.scales) if config.commitment_over_scales else 1)
         self.branches = nn.ModuleList(MultiScaleQuantizer(config) for _ in range(config.branches))
@@ -225,18 +225,18 @@ class FoldedQuantizer(nn.Module):
             latents = latent_BPCHW.float().unbind(1)
             return torch.stack([self.branch(p).quantize(latent)[0] for p, latent in enumerate(latents)], dim=2)
 
-    def dequantize(self, tokens_BLF: Tensor, scales: int | None = None) -> Tensor:
-        """The latent [B, P, C, H, W] that the tokens of the first `scales` scales stand for (None: of all).
+    def dequantize(self, tokens_BLF: Tensor, keep: int | None = None) -> Tensor:
+        """The latent [B, P, C, H, W] that the tokens of the first `keep` positions stand for (None: of all).
 
         Equal, bit for bit, to what quantization itself summed up.
 
         Raises:
-            ValueError: if `scales` is not between 1 and the number of scales.
+            ValueError: if `keep` is not where a scale ends.
         """
-        count = len(self.scales) if scales is None else scales
-        if not 1 <= count <= len(self.scales):
-            raise ValueError(f"scales {count}: give 1 to {len(self.scales)}")
-        return self._sums(tokens_BLF, count)[-1]
+        ends = self.layout.offsets[1:]
+        if keep is not None and keep not in ends:
+            raise ValueError(f"keep {keep}: scales end at {', '.join(map(str, ends))}")
+        return self._sums(tokens_BLF, len(ends) if keep is None else ends.index(keep) + 1)[-1]
 
     def generator_input(self, tokens_BLF: Tensor) -> Tensor:
         """Teacher forcing: what the generator sees at the positions of all scales but the first.

@@ -6,27 +6,25 @@ D width of a transformer or of the teacher's features, K latent positions of one
 
 from __future__ import annotations
 
-from typing import ClassVar, NamedTuple
+import re
+from collections.abc import Mapping
+from typing import ClassVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from model.config import TokenizerConfig
+from model.config import ImageFolderConfig
 from model.layers.random_numbers import split_seed
 from model.layers.vit import ImageDecoder, ImageEncoder
 from model.layout import TokenLayout
+from model.protocols import Draws, TokenizerOutput, Uniform
 from model.quantizers.multi_scale import FoldedQuantizer, Quantized
 
-
-class TokenizerOutput(NamedTuple):
-    """What a training step of the tokenizer gives to its losses."""
-
-    reconstruction_BCHW: Tensor
-    """The image from the quantized latent, not clamped; of no samples where decoding was left out."""
-    quantized: Quantized
-    """The quantized latent with its losses."""
-    semantic_BC: Tensor
-    """Spatial mean of the last branch's quantized latent, float32: the student of the semantic regularization."""
+KEPT_SCALES, KEPT_MEAN = "kept_scales", "kept_mean"
+"""What is drawn: of each sample, how many scales it keeps; of the step, the share that keeps each scale."""
+_NOT_DECAYED = re.compile(r"pos_embed|codebook|queries|level|token")
 
 
 class ImageFolderTokenizer(nn.Module):
@@ -40,7 +38,7 @@ class ImageFolderTokenizer(nn.Module):
     )
     """Parameters and settings that only training has."""
 
-    def __init__(self, config: TokenizerConfig) -> None:
+    def __init__(self, config: ImageFolderConfig) -> None:
         super().__init__()
         self.config = config
         self.layout: TokenLayout = config.layout
@@ -52,6 +50,41 @@ class ImageFolderTokenizer(nn.Module):
         self.quantizer = FoldedQuantizer(config)
         wide = config.teacher_width
         self.teacher_projection = None if wide is None else nn.Linear(wide, config.code_dim)
+
+    @property
+    def prefixes(self) -> tuple[int, ...]:
+        """An image can be decoded after each scale."""
+        return self.layout.offsets[1:]
+
+    @property
+    def codebooks(self) -> dict[str, tuple[int, int]]:
+        """One for each branch."""
+        shape = (len(self.config.scales), self.config.codebook_size)
+        return {f"quantizer.branches.{branch}.codebook": shape for branch in range(self.config.branches)}
+
+    def no_decay_parameters(self) -> set[str]:
+        """Names of the parameters without weight decay: codes, and tables of positions, levels and queries."""
+        return {name for name, _ in self.named_parameters() if _NOT_DECAYED.search(name)}
+
+    def draw(
+        self, uniform: Uniform, positions_B: npt.NDArray[np.int64], step_positions: npt.NDArray[np.int64]
+    ) -> Draws:
+        """Quantizer dropout: how many scales each sample keeps, and which share of the step's samples keeps each scale.
+
+        A share `quantizer_dropout` of samples keeps a number that is uniform from `dropout_min_scales` to all. It is a
+        function of the position, so the same images are affected at any number of workers (specs of ImageFolder, 1.6,
+        fix the first images of each worker's batch instead).
+        """
+        scales = np.arange(len(self.config.scales))
+        everyone = self._kept_scales(uniform, step_positions)
+        kept_mean_S = (everyone[:, None] > scales).mean(0).astype(np.float32)
+        return Draws({KEPT_SCALES: self._kept_scales(uniform, positions_B)}, {KEPT_MEAN: kept_mean_S})
+
+    def _kept_scales(self, uniform: Uniform, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        scales, fewest = len(self.config.scales), self.config.dropout_min_scales
+        dropped = uniform("quantizer_dropout", positions) < self.config.quantizer_dropout
+        count = fewest + np.floor(uniform("kept_scales", positions) * (scales - fewest + 1)).astype(np.int64)
+        return np.where(dropped, count, scales)
 
     def encode(self, image_BCHW: Tensor, seed_B: Tensor | None = None) -> Tensor:
         """Images in [-1, 1] -> latent before quantization, [B, P, C, H, W].
@@ -78,29 +111,37 @@ class ImageFolderTokenizer(nn.Module):
         image_BCHW: Tensor = self.decoder(self.from_latent(latent_BKC.to(self.from_latent.weight.dtype)), seed_B)
         return image_BCHW
 
-    def reconstruct(self, tokens_BLF: Tensor, scales: int | None = None) -> Tensor:
-        """Tokens of the first `scales` scales (None: of all) -> images clamped to [-1, 1], float32."""
-        return self.decode(self.quantizer.dequantize(tokens_BLF, scales)).float().clamp(-1, 1)
+    def detokenize(self, tokens_BLF: Tensor, keep: int | None = None) -> Tensor:
+        """Tokens of the first `keep` positions (None: of all) -> images clamped to [-1, 1], float32.
+
+        Raises:
+            ValueError: if `keep` is not where a scale ends (`prefixes`).
+        """
+        if keep is not None and keep not in self.prefixes:
+            raise ValueError(f"keep {keep}: scales end at {', '.join(map(str, self.prefixes))}")
+        return self.decode(self.quantizer.dequantize(tokens_BLF, keep)).float().clamp(-1, 1)
 
     def forward(
         self,
         image_BCHW: Tensor,
-        kept_scales_B: Tensor | None = None,
-        kept_mean_S: Tensor | None = None,
+        drawn: Mapping[str, Tensor] | None = None,
         seed_B: Tensor | None = None,
         *,
         decode: bool = True,
     ) -> TokenizerOutput:
         """One training pass.
 
-        `kept_scales_B` and `kept_mean_S` are quantizer dropout's (see FoldedQuantizer); `seed_B`, int64, is a random
-        number per sample, which stochastic depth needs. Without `decode` there is no reconstruction.
+        `drawn` is what `draw` gave; without it every sample keeps all scales. `seed_B`, int64, is a random number per
+        sample, which stochastic depth needs. Without `decode` there is no reconstruction.
         """
+        kept_scales_B, kept_mean_S = (drawn or {}).get(KEPT_SCALES), (drawn or {}).get(KEPT_MEAN)
         of_encoder, of_decoder = (None, None) if seed_B is None else split_seed(seed_B, 2).unbind()
         quantized: Quantized = self.quantizer(self.encode(image_BCHW, of_encoder), kept_scales_B, kept_mean_S)
         latent_BPCHW = quantized.latent_BPCHW
         seen_BCHW = self.decode(latent_BPCHW, of_decoder) if decode else image_BCHW[:0]
-        return TokenizerOutput(seen_BCHW, quantized, latent_BPCHW[:, -1].mean((2, 3)))
+        losses = {"codebook": quantized.codebook_loss, "commitment": quantized.commitment_loss}
+        hits = dict(zip(self.codebooks, quantized.hits_PSV, strict=True))
+        return TokenizerOutput(seen_BCHW, quantized.tokens_BLF, losses, latent_BPCHW[:, -1].mean((2, 3)), hits)
 
     def project_teacher(self, feature_BD: Tensor) -> Tensor:
         """The frozen teacher's features -> [B, C], to be compared with `semantic_BC`; gradients reach the projection.

@@ -24,7 +24,7 @@ from data_pipeline.shards.manifest import ImageManifest, TokenManifest
 from data_pipeline.shards.weights import Card, write_weights
 from data_pipeline.tokens.tokenizing import finish, load_encoder, missing, plan_tokens, tokenize_shard
 from model.classifier import Classifier
-from model.config import ClassifierConfig, GeneratorConfig, TokenizerConfig, ViTConfig
+from model.config import ClassifierConfig, ImageFolderConfig, NextScaleConfig, ViTConfig
 from model.generators.next_scale import FoldedGenerator
 from model.tokenizers.imagefolder import ImageFolderTokenizer
 from tests.cluster.conftest import SMALL
@@ -33,7 +33,7 @@ from tests.data_pipeline.small_data import write_photos
 pytestmark = pytest.mark.xdist_group("results")
 
 VIT = ViTConfig(width=16, depth=1, heads=2)
-TOKENIZER = TokenizerConfig(
+TOKENIZER = ImageFolderConfig(
     image_size=16,
     patch_size=8,
     encoder=VIT,
@@ -43,7 +43,8 @@ TOKENIZER = TokenizerConfig(
     code_dim=4,
     dropout_min_scales=1,
 )
-GENERATOR = GeneratorConfig(num_classes=5, depth=1, width=16, heads=2)
+GENERATOR = NextScaleConfig(num_classes=5, depth=1, width=16, heads=2)
+GENERATOR_TOKENS = {"layout": TOKENIZER.layout.to_json(), "forcing_width": TOKENIZER.forcing_width}
 JUDGE = "evaluation.judge={model: {image_size: 16, widths: [8]}, trainer: {steps: 2, global_batch: 8}}"
 Configure = Callable[..., RunConfig]
 
@@ -55,8 +56,8 @@ def dump(config: Any) -> dict[str, Any]:
 
 def write_generator(run: Path, tokenizer: Card, classes: tuple[str, ...], seed: int = 0) -> None:
     torch.manual_seed(seed)
-    generator = FoldedGenerator(GENERATOR, TOKENIZER.layout, TOKENIZER.code_dim)
-    both = {"generator": dump(GENERATOR), "tokenizer": dump(TOKENIZER)}
+    generator = FoldedGenerator(GENERATOR, TOKENIZER.layout, TOKENIZER.forcing_width)
+    both = {"generator": dump(GENERATOR), **GENERATOR_TOKENS}
     lineage = {"tokenizer": tokenizer.encoder(), "tokens": TokenManifest.read(str(run / "tokens")).fingerprint}
     files = {"model": generator.state_dict()}
     write_weights(str(run / "generator/export"), "generator", both, files, lineage, classes=classes, steps=2)
@@ -169,7 +170,7 @@ def test_an_evaluation_judges_classes_that_exist_and_says_what_it_was_asked(conf
     assert found["class_names"] == ["class0", "class1"]
     assert len(found["generation"]["class_accuracy_per_class"]) == 2
     assert found["sampling"]["guidance"] == 3
-    assert found["tokenizer"] == {"groups": [1, 4], "vocabularies": [16, 16]}
+    assert found["tokenizer"] == {"groups": [1, 4], "vocabularies": [16, 16], "fold_names": ["detail", "semantic"]}
     assert found["files"] == {"samples/reconstructions.png": digest(run / "samples/reconstructions.png")}
     assert {"generator", "tokenizer", "judge", "tokens", "real_images"} <= found["fingerprints"].keys()
 

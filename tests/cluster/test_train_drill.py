@@ -285,7 +285,7 @@ def test_every_difference_from_the_unbroken_run_is_named(changes: dict[str, Any]
 
 def test_clocks_do_not_count() -> None:
     clocks = {"time": 1.0, "step_seconds_p95": 2.0, "memory_bytes": 3, "goodput": 0.5, "mfu": 0.1, "eta_seconds": 4.0}
-    numbers = {"loss": 1.0, "loss_scale0_branch1": 2.0, "grad_norm": 3.0, "learning_rate": 4.0, "samples": 5}
+    numbers = {"loss": 1.0, "loss_group0_fold1": 2.0, "grad_norm": 3.0, "learning_rate": 4.0, "samples": 5}
     assert without_clocks(clocks | numbers) == numbers
 
 

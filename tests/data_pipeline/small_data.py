@@ -14,9 +14,9 @@ from data_pipeline.config import DataConfig
 from data_pipeline.shards.image_shards import ImageShards
 from data_pipeline.shards.weights import Card
 from data_pipeline.tokens.tokenizing import TokenPlan, finish, missing, tokenize_shard
-from model.config import TokenizerConfig
+from model.config import ImageFolderConfig
 
-TOKENIZER = TokenizerConfig(image_size=16, patch_size=4, scales=(1, 2, 4), codebook_size=64, code_dim=8)
+TOKENIZER = ImageFolderConfig(image_size=16, patch_size=4, scales=(1, 2, 4), codebook_size=64, code_dim=8)
 
 
 def jpeg(seed: int, width: int = 20, height: int = 24) -> bytes:

@@ -96,7 +96,7 @@ def test_tokens_are_drawn_through_the_tokenizer_that_made_them(images: Images, m
     found = reconstructed_samples(plan.output, export, 10)
     tokens_NLF = all_tokens(Path(plan.output))[:10, 0].astype(np.int64)
     with torch.inference_mode():
-        wanted = network.reconstruct(torch.from_numpy(tokens_NLF)).numpy()
+        wanted = network.detokenize(torch.from_numpy(tokens_NLF)).numpy()
     assert found.shape == (10, 3, 16, 16)
     np.testing.assert_allclose(found, wanted, atol=1e-6)
 

@@ -13,16 +13,16 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from model.classifier import Classifier
-from model.config import ClassifierConfig, GeneratorConfig, TokenizerConfig, ViTConfig
+from model.config import ClassifierConfig, ImageFolderConfig, NextScaleConfig, ViTConfig
 from model.generators.next_scale import FoldedGenerator
-from model.generators.sampling import generate
-from model.losses import contrastive_loss, folded_cross_entropy, loss_of_scales
+from model.losses import contrastive_loss, folded_cross_entropy, loss_of_groups
+from model.protocols import SamplingPlan
 from model.quantizers.multi_scale import FoldedQuantizer
-from model.tokenizers.imagefolder import ImageFolderTokenizer
+from model.tokenizers.imagefolder import KEPT_MEAN, KEPT_SCALES, ImageFolderTokenizer
 from tests.model.fake_cuda import FUSED_ATTENTION, GpuRules, fake_gpu, gpu_rules, on_fake_gpu
 
 VIT = ViTConfig(width=32, depth=2, heads=2, drop_path=0.2)
-TOKENIZER = TokenizerConfig(
+TOKENIZER = ImageFolderConfig(
     image_size=16,
     patch_size=4,
     encoder=VIT,
@@ -32,7 +32,7 @@ TOKENIZER = TokenizerConfig(
     code_dim=8,
     shared_residual_convs=2,
 )
-GENERATOR = GeneratorConfig(num_classes=5, depth=2, width=32, heads=2, drop_path=0.2)
+GENERATOR = NextScaleConfig(num_classes=5, depth=2, width=32, heads=2, drop_path=0.2)
 FLOAT32 = {"linear_fp32", "step", "choose", "contrastive_loss"}
 """The functions whose products are float32 in any case: the generator's input, the quantizer and a loss."""
 B = 4
@@ -42,8 +42,8 @@ def longs(*shape: int) -> Tensor:
     return torch.zeros(*shape, dtype=torch.int64, device="cuda")
 
 
-def train_generator(config: GeneratorConfig) -> Callable[[], object]:
-    network = on_fake_gpu(lambda: FoldedGenerator(config, TOKENIZER.layout, TOKENIZER.code_dim)).train()
+def train_generator(config: NextScaleConfig) -> Callable[[], object]:
+    network = on_fake_gpu(lambda: FoldedGenerator(config, TOKENIZER.layout, TOKENIZER.forcing_width)).train()
     quantizer = on_fake_gpu(lambda: FoldedQuantizer(TOKENIZER)).requires_grad_(False)
     tokens, label, seed = longs(B, 14, 2), longs(B), longs(B)
 
@@ -54,7 +54,7 @@ def train_generator(config: GeneratorConfig) -> Callable[[], object]:
         assert loss.dtype == loss_LF.dtype == torch.float32
         logits = network(label, inputs, seed)
         assert logits.dtype == torch.float32
-        return loss_of_scales(loss_LF, TOKENIZER.layout), folded_cross_entropy(logits, tokens)
+        return loss_of_groups(loss_LF, TOKENIZER.layout), folded_cross_entropy(logits, tokens)
 
     return terms
 
@@ -65,9 +65,9 @@ def train_tokenizer() -> Callable[[], object]:
     mean = torch.ones(3, device="cuda")
 
     def terms() -> object:
-        out = network(image, kept, mean, seed)
+        out = network(image, {KEPT_SCALES: kept, KEPT_MEAN: mean}, seed)
         teacher = network.project_teacher(torch.zeros(B, 32, device="cuda"))
-        assert out.quantized.codebook_loss.dtype == torch.float32
+        assert out.losses["codebook"].dtype == torch.float32
         return contrastive_loss(out.semantic_BC, teacher)
 
     return terms
@@ -81,14 +81,14 @@ def train_classifier() -> Callable[[], object]:
 
 
 def draw_samples() -> Callable[[], object]:
-    network = on_fake_gpu(lambda: FoldedGenerator(GENERATOR, TOKENIZER.layout, TOKENIZER.code_dim)).eval()
+    network = on_fake_gpu(lambda: FoldedGenerator(GENERATOR, TOKENIZER.layout, TOKENIZER.forcing_width)).eval()
     tokenizer = on_fake_gpu(lambda: ImageFolderTokenizer(TOKENIZER)).eval()
-    label, uniform = longs(B), torch.zeros(B, 14, 2, device="cuda")
+    plan = SamplingPlan(longs(B), torch.zeros(B, 14, 2, device="cuda"), guidance=2.0, top_k=5, top_p=0.9)
 
     def draw() -> object:
-        tokens = generate(network, tokenizer.quantizer, label, uniform, guidance=2.0, top_k=5, top_p=0.9)
+        tokens = network.sample(plan, tokenizer.quantizer)
         with torch.no_grad():
-            return tokenizer.reconstruct(tokens)
+            return tokenizer.detokenize(tokens)
 
     return draw
 
@@ -99,7 +99,7 @@ def tokenize() -> Callable[[], object]:
 
     def run() -> object:
         with torch.no_grad():
-            return network.reconstruct(network.tokenize(image), 2)
+            return network.detokenize(network.tokenize(image), network.prefixes[1])
 
     return run
 
@@ -191,7 +191,7 @@ def _under_rules(work: Callable[[], object]) -> None:
 def test_gradients_have_the_shapes_and_dtypes_of_their_parameters(autocast: bool) -> None:
     """Backward does not run on fake CUDA tensors, so it runs on meta ones, which no host value can be asked of."""
     with torch.device("meta"):
-        generator = FoldedGenerator(GENERATOR, TOKENIZER.layout, TOKENIZER.code_dim).train()
+        generator = FoldedGenerator(GENERATOR, TOKENIZER.layout, TOKENIZER.forcing_width).train()
         tokenizer = ImageFolderTokenizer(TOKENIZER).train()
         tokens = torch.zeros(B, 14, 2, dtype=torch.int64)
         label = seed = torch.zeros(B, dtype=torch.int64)
@@ -199,8 +199,8 @@ def test_gradients_have_the_shapes_and_dtypes_of_their_parameters(autocast: bool
     if autocast:
         generator, tokenizer = generator.bfloat16(), tokenizer.bfloat16()
     loss, _ = generator(label, inputs, seed, tokens)
-    out = tokenizer(image, label, None, seed)
-    (loss + out.reconstruction_BCHW.float().mean() + out.quantized.codebook_loss + out.semantic_BC.mean()).backward()
+    out = tokenizer(image, {KEPT_SCALES: label}, seed)
+    (loss + out.reconstruction_BCHW.float().mean() + out.losses["codebook"] + out.semantic_BC.mean()).backward()
     for name, parameter in [*generator.named_parameters(), *tokenizer.named_parameters()]:
         assert parameter.grad is not None, name
         assert (parameter.grad.shape, parameter.grad.dtype) == (parameter.shape, parameter.dtype), name

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.config import GeneratorConfig, TokenizerConfig
+from model.config import ImageFolderConfig, NextScaleConfig
 from model.generators.next_scale import FoldedGenerator
 from model.layout import TokenLayout
 from model.losses import folded_cross_entropy
@@ -22,7 +22,9 @@ def make(folds: int = 2, seed: int = 0, **sizes: object) -> FoldedGenerator:
     """A small generator whose gates are open, so that every part of it shows in the logits."""
     torch.manual_seed(seed)
     given: dict[str, object] = {"num_classes": 5, "depth": 3, "width": 24, "heads": 3, **sizes}
-    generator = FoldedGenerator(GeneratorConfig.model_validate(given), TokenLayout(GROUPS, (11,) * folds), CODE_DIM)
+    generator = FoldedGenerator(
+        NextScaleConfig.model_validate(given), TokenLayout(GROUPS, (11,) * folds), folds * CODE_DIM
+    )
     with torch.no_grad():
         for parameter in generator.parameters():
             parameter.normal_(std=0.3)
@@ -111,8 +113,8 @@ def test_half_precision_gives_float32_logits_near_those_of_float32(way: str) -> 
 
 def test_a_fresh_generator_gates_its_blocks_and_starts_near_even_odds() -> None:
     torch.manual_seed(0)
-    config = GeneratorConfig(num_classes=5, depth=2, width=96, heads=3, adaln_gamma_init=1e-3)
-    generator = FoldedGenerator(config, TokenLayout(GROUPS, (64, 64)), CODE_DIM)
+    config = NextScaleConfig(num_classes=5, depth=2, width=96, heads=3, adaln_gamma_init=1e-3)
+    generator = FoldedGenerator(config, TokenLayout(GROUPS, (64, 64)), 2 * CODE_DIM)
     std = math.sqrt(1 / (3 * 96))
     expected = {
         "class_embed.weight": std,
@@ -139,8 +141,8 @@ def test_a_fresh_generator_gates_its_blocks_and_starts_near_even_odds() -> None:
 @pytest.mark.parametrize(("width", "depth", "millions"), [(1024, 16, 314.1), (1088, 17, 375.3)])
 def test_the_published_sizes_have_the_published_number_of_parameters(width: int, depth: int, millions: float) -> None:
     with torch.device("meta"):
-        config = GeneratorConfig(num_classes=1000, width=width, depth=depth, heads=depth)
-        generator = FoldedGenerator(config, TokenizerConfig().layout, 32)
+        config = NextScaleConfig(num_classes=1000, width=width, depth=depth, heads=depth)
+        generator = FoldedGenerator(config, ImageFolderConfig().layout, 64)
     assert sum(p.numel() for p in generator.parameters()) / 1e6 == pytest.approx(millions, rel=1e-3)
 
 

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from model.config import GeneratorConfig, TokenizerConfig, ViTConfig
+from model.config import ImageFolderConfig, NextScaleConfig, ViTConfig
 from model.generators.next_scale import Block, FoldedGenerator
 from model.layers import attention
 from model.layers.visibility import GroupCausal
 from model.layers.vit import ImageBlock, build_trunk
-from model.tokenizers.imagefolder import ImageFolderTokenizer
+from model.tokenizers.imagefolder import KEPT_SCALES, ImageFolderTokenizer
 
 VIT = ViTConfig(width=32, depth=2, heads=2, drop_path=0.2)
-TOKENIZER = TokenizerConfig(
+TOKENIZER = ImageFolderConfig(
     image_size=16,
     patch_size=4,
     encoder=VIT,
@@ -27,7 +27,7 @@ TOKENIZER = TokenizerConfig(
     code_dim=8,
     shared_residual_convs=2,
 )
-GENERATOR = GeneratorConfig(num_classes=5, depth=2, width=32, heads=2, drop_path=0.2)
+GENERATOR = NextScaleConfig(num_classes=5, depth=2, width=32, heads=2, drop_path=0.2)
 B = 2
 
 
@@ -74,7 +74,7 @@ def test_a_block_of_a_vision_transformer_is_one_graph(bf16: bool) -> None:
 
 
 def test_a_generators_training_pass_is_one_graph() -> None:
-    network = FoldedGenerator(GENERATOR, TOKENIZER.layout, TOKENIZER.code_dim).train()
+    network = FoldedGenerator(GENERATOR, TOKENIZER.layout, TOKENIZER.forcing_width).train()
     tokens, label = torch.zeros(B, 14, 2, dtype=torch.int64), torch.zeros(B, dtype=torch.int64)
     assert graphs(network, label, torch.zeros(B, 13, 16), label, tokens) == 1
 
@@ -82,13 +82,13 @@ def test_a_generators_training_pass_is_one_graph() -> None:
 def test_a_tokenizers_training_pass_is_one_graph() -> None:
     network = ImageFolderTokenizer(TOKENIZER).train()
     kept = torch.full((B,), 2)
-    assert graphs(network, torch.zeros(B, 3, 16, 16), kept, None, kept) == 1
+    assert graphs(network, torch.zeros(B, 3, 16, 16), {KEPT_SCALES: kept}, kept) == 1
 
 
 def test_a_compiled_pass_has_the_loss_and_gradients_of_an_eager_one() -> None:
     """Compiled code takes the plain formulas, where eager code has its gradients written out."""
     torch.manual_seed(0)
-    network = FoldedGenerator(GENERATOR, TOKENIZER.layout, TOKENIZER.code_dim).train()
+    network = FoldedGenerator(GENERATOR, TOKENIZER.layout, TOKENIZER.forcing_width).train()
     tokens, label = torch.randint(64, (B, 14, 2)), torch.tensor([1, 4])
     arguments = label, torch.randn(B, 13, 16), torch.tensor([3, 9]), tokens
     names, parameters = zip(*network.named_parameters(), strict=True)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.config import TokenizerConfig
+from model.config import ImageFolderConfig
 from model.layout import TokenLayout
 
 IMAGEFOLDER = TokenLayout((1, 1, 4, 9, 9, 16, 25, 36, 64, 121), (4096, 4096))
@@ -16,10 +16,10 @@ sizes = st.lists(st.integers(1, 200), min_size=1, max_size=8).map(tuple)
 
 
 def test_imagefolders_ten_scales_have_286_positions_of_two_tokens() -> None:
-    assert TokenizerConfig().layout == IMAGEFOLDER
+    assert ImageFolderConfig().layout == IMAGEFOLDER
     assert IMAGEFOLDER.positions == 286
     assert IMAGEFOLDER.folds == 2
-    assert TokenizerConfig().grid == 11
+    assert ImageFolderConfig().grid == 11
 
 
 @given(sizes)
@@ -66,4 +66,4 @@ def test_what_is_no_layout_is_refused(record: dict[str, Any]) -> None:
 @pytest.mark.parametrize("scales", [(), (0, 2), (1, 4, 3)])
 def test_scales_that_are_no_pyramid_are_refused(scales: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="scales"):
-        TokenizerConfig(scales=scales, dropout_min_scales=1)
+        ImageFolderConfig(scales=scales, dropout_min_scales=1)

@@ -13,7 +13,7 @@ from model.losses import (
     contrastive_loss,
     folded_cross_entropy,
     linear_cross_entropy,
-    loss_of_scales,
+    loss_of_groups,
     token_cross_entropy,
 )
 
@@ -90,7 +90,7 @@ def test_tokens_may_come_as_they_are_stored() -> None:
 def test_losses_of_scales_are_means_over_their_own_positions() -> None:
     layout = TokenLayout((1, 4), (4, 4))
     loss_LF = torch.tensor([[9.0, 1.0], [0.0, 2.0], [2.0, 2.0], [4.0, 2.0], [6.0, 2.0]])
-    assert loss_of_scales(loss_LF, layout).tolist() == [[9.0, 1.0], [3.0, 2.0]]
+    assert loss_of_groups(loss_LF, layout).tolist() == [[9.0, 1.0], [3.0, 2.0]]
 
 
 def _head(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, ...]:

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from model.config import TokenizerConfig, ViTConfig
+from model.config import ImageFolderConfig, ViTConfig
 from model.published.containers import unwrap
 from model.published.families import GeneratorFamily, TokenizerFamily, find_family
 from model.published.imagefolder import load_tokenizer, published_name
@@ -67,10 +67,10 @@ def _check_tokenizer(tokenizer: ImageFolderTokenizer, io: dict[str, Tensor]) -> 
             assert torch.equal(tokens_BLF[:, layout.span(scale), branch], expected), f"branch {branch} scale {scale}"
     for name in (name for name in io if name.startswith("quantized.")):
         branch, scale = (int(number) for number in re.findall(r"\d+", name))
-        _close(tokenizer.quantizer.dequantize(tokens_BLF, scale + 1)[:, branch], io[name])
+        _close(tokenizer.quantizer.dequantize(tokens_BLF, layout.offsets[scale + 1])[:, branch], io[name])
     inputs = [io[f"generator_input.branch{branch}"] for branch in range(layout.folds)]
     _close(tokenizer.quantizer.generator_input(tokens_BLF), torch.cat(inputs, dim=2))
-    _close(tokenizer.reconstruct(tokens_BLF[:1]), io["reconstruction"], tolerance=1e-3)
+    _close(tokenizer.detokenize(tokens_BLF[:1]), io["reconstruction"], tolerance=1e-3)
 
 
 def _check_generator(family: GeneratorFamily, folder: Path, io: dict[str, Tensor]) -> None:
@@ -81,7 +81,7 @@ def _check_generator(family: GeneratorFamily, folder: Path, io: dict[str, Tensor
     _close(logits_BLFV.flatten(2), io["logits"])
 
 
-def _sibling_tokenizer(folder: Path) -> TokenizerConfig:
+def _sibling_tokenizer(folder: Path) -> ImageFolderConfig:
     config, state = _read(folder)
     family = find_family(config, state)
     if not isinstance(family, TokenizerFamily):
@@ -98,7 +98,7 @@ VIT = ViTConfig(width=24, depth=1, heads=2)
 
 def _published(shared: int, branches: int = 2) -> ImageFolderTokenizer:
     torch.manual_seed(shared)
-    config = TokenizerConfig(
+    config = ImageFolderConfig(
         image_size=20,
         patch_size=4,
         encoder=VIT,
@@ -134,7 +134,7 @@ def test_sizes_come_from_the_state_and_weights_survive(shared: int, branches: in
     image_BCHW = torch.rand(2, 3, 20, 20) * 2 - 1
     tokens_BLF = tokenizer.tokenize(image_BCHW)
     assert torch.equal(loaded.tokenize(image_BCHW), tokens_BLF)
-    assert torch.equal(loaded.reconstruct(tokens_BLF), tokenizer.reconstruct(tokens_BLF))
+    assert torch.equal(loaded.detokenize(tokens_BLF), tokenizer.detokenize(tokens_BLF))
 
 
 def test_a_missing_parameter_is_named() -> None:

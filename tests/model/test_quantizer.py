@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model.config import TokenizerConfig
+from model.config import ImageFolderConfig
 from model.quantizers.multi_scale import FoldedQuantizer, Quantized, area_resize, conv_of_scale
 
 SCALES = (1, 2, 3, 5)
@@ -20,7 +20,7 @@ SCALES = (1, 2, 3, 5)
 def _quantizer(**changes: object) -> FoldedQuantizer:
     torch.manual_seed(3)
     options = {"scales": SCALES, "codebook_size": 24, "code_dim": 6, "branches": 2, "shared_residual_convs": 2}
-    return FoldedQuantizer(TokenizerConfig.model_validate({**options, "image_size": 32, "patch_size": 4, **changes}))
+    return FoldedQuantizer(ImageFolderConfig.model_validate({**options, "image_size": 32, "patch_size": 4, **changes}))
 
 
 def _latent(batch: int = 4, branches: int = 2) -> Tensor:
@@ -82,7 +82,11 @@ def test_each_token_is_the_code_of_largest_cosine_similarity_to_the_residual() -
     quantizer, latent_BPCHW = _quantizer(), _latent()
     tokens_BLF = quantizer.tokenize(latent_BPCHW)
     for scale, side in enumerate(SCALES):
-        decoded = quantizer.dequantize(tokens_BLF, scale) if scale else torch.zeros_like(latent_BPCHW)
+        decoded = (
+            quantizer.dequantize(tokens_BLF, quantizer.layout.offsets[scale])
+            if scale
+            else torch.zeros_like(latent_BPCHW)
+        )
         for p in range(2):
             cells_BCK = F.interpolate((latent_BPCHW - decoded)[:, p], size=(side, side), mode="area").flatten(2)
             cosine_BVK = F.cosine_similarity(quantizer.branch(p).codebook[None, :, :, None], cells_BCK[:, None], dim=2)
@@ -111,10 +115,10 @@ def test_branches_do_not_touch_each_other() -> None:
     assert not torch.equal(before[..., 0], after[..., 0])
 
 
-@pytest.mark.parametrize("scales", [0, 5])
-def test_a_number_of_scales_that_is_not_there_is_refused(scales: int) -> None:
-    with pytest.raises(ValueError, match="give 1 to 4"):
-        _quantizer().dequantize(_quantizer().tokenize(_latent()), scales)
+@pytest.mark.parametrize("keep", [0, 3, 1000])
+def test_a_prefix_that_ends_within_a_scale_is_refused(keep: int) -> None:
+    with pytest.raises(ValueError, match="scales end at"):
+        _quantizer().dequantize(_quantizer().tokenize(_latent()), keep)
 
 
 def test_one_scale_alone_works_and_has_no_teacher_forcing_rows() -> None:
@@ -135,7 +139,7 @@ def test_sampling_scale_by_scale_gives_the_teacher_forcing_rows_bit_for_bit() ->
     for scale in range(len(SCALES)):
         tokens_BKF = tokens_BLF[:, quantizer.layout.span(scale)]
         latent_BPCHW, input_BKC = quantizer.next_scale(latent_BPCHW, tokens_BKF, scale)
-        assert torch.equal(latent_BPCHW, quantizer.dequantize(tokens_BLF, scale + 1))
+        assert torch.equal(latent_BPCHW, quantizer.dequantize(tokens_BLF, quantizer.layout.offsets[scale + 1]))
         if input_BKC is not None:
             rows.append(input_BKC)
     assert input_BKC is None
@@ -145,7 +149,7 @@ def test_sampling_scale_by_scale_gives_the_teacher_forcing_rows_bit_for_bit() ->
 def test_a_row_holds_the_cell_of_every_branch_side_by_side() -> None:
     quantizer = _quantizer()
     tokens_BLF = quantizer.tokenize(_latent())
-    first_BPCHW = quantizer.dequantize(tokens_BLF, 1)
+    first_BPCHW = quantizer.dequantize(tokens_BLF, quantizer.layout.offsets[1])
     expected_BKC = torch.cat([area_resize(first_BPCHW[:, p], 2).flatten(2).transpose(1, 2) for p in range(2)], dim=2)
     assert torch.equal(quantizer.generator_input(tokens_BLF)[:, :4], expected_BKC)
 
@@ -177,7 +181,7 @@ def _reference_losses(quantizer: FoldedQuantizer, latent_BPCHW: Tensor, kept: li
     for scale in range(len(SCALES)):
         images = [image for image, count in enumerate(kept) if scale < count]
         for image in images:
-            summed = quantizer.dequantize(tokens_BLF[image : image + 1], scale + 1)
+            summed = quantizer.dequantize(tokens_BLF[image : image + 1], quantizer.layout.offsets[scale + 1])
             total += (summed - latent_BPCHW[image]).square().mean() / len(images)
     return total.item() / len(SCALES), total.item()
 
@@ -204,7 +208,7 @@ def test_an_image_that_keeps_n_scales_is_the_sum_of_its_first_n() -> None:
     quantizer, latent_BPCHW = _quantizer(), _latent()
     quantized: Quantized = quantizer(latent_BPCHW, torch.tensor([1, 2, 3, 4]))
     for image, count in enumerate([1, 2, 3, 4]):
-        prefix = quantizer.dequantize(quantized.tokens_BLF[image : image + 1], count)[0]
+        prefix = quantizer.dequantize(quantized.tokens_BLF[image : image + 1], quantizer.layout.offsets[count])[0]
         torch.testing.assert_close(quantized.latent_BPCHW[image], prefix, rtol=0, atol=1e-6)
 
 

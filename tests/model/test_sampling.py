@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +11,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model.config import GeneratorConfig, TokenizerConfig
+from model.config import ImageFolderConfig, NextScaleConfig
 from model.generators.next_scale import FoldedGenerator
-from model.generators.sampling import draw, generate, guidance_ramp, truncate
+from model.generators.sampling import draw, guidance_ramp, truncate
+from model.protocols import SamplingPlan
 from model.quantizers.multi_scale import FoldedQuantizer
 
 LOGITS = st.lists(st.floats(-8, 8, width=32), min_size=2, max_size=12, unique=True)
@@ -21,9 +23,9 @@ LOGITS = st.lists(st.floats(-8, 8, width=32), min_size=2, max_size=12, unique=Tr
 def pair(folds: int = 2, scales: tuple[int, ...] = (1, 2, 3)) -> tuple[FoldedGenerator, FoldedQuantizer]:
     """A generator and a quantizer of one layout, with weights large enough that every input matters."""
     torch.manual_seed(0)
-    config = TokenizerConfig(branches=folds, scales=scales, codebook_size=13, code_dim=4, dropout_min_scales=1)
+    config = ImageFolderConfig(branches=folds, scales=scales, codebook_size=13, code_dim=4, dropout_min_scales=1)
     generator = FoldedGenerator(
-        GeneratorConfig(num_classes=5, depth=2, width=24, heads=3), config.layout, config.code_dim
+        NextScaleConfig(num_classes=5, depth=2, width=24, heads=3), config.layout, config.forcing_width
     )
     with torch.no_grad():
         for parameter in generator.parameters():
@@ -34,6 +36,12 @@ def pair(folds: int = 2, scales: tuple[int, ...] = (1, 2, 3)) -> tuple[FoldedGen
 def uniforms(generator: FoldedGenerator, batch: int, seed: int = 3) -> Tensor:
     shape = (batch, generator.layout.positions, generator.layout.folds)
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def generate(
+    generator: FoldedGenerator, quantizer: FoldedQuantizer, label_B: Tensor, uniform_BLF: Tensor, *args: Any, **how: Any
+) -> Tensor:
+    return generator.sample(SamplingPlan(label_B, uniform_BLF, *args, **how), quantizer)
 
 
 def kept_by_definition(logits: list[float], top_k: int, top_p: float) -> set[int]:
@@ -162,10 +170,10 @@ def test_kept_tokens_stay_and_the_others_follow_them() -> None:
     free = generate(generator, quantizer, label_B, uniform_BLF)
     kept = torch.full_like(free, -1)
     kept[:, :5] = (free[:, :5] + 1) % 13
-    bound = generate(generator, quantizer, label_B, uniform_BLF, kept=kept)
+    bound = generate(generator, quantizer, label_B, uniform_BLF, kept_BLF=kept)
     assert torch.equal(bound[:, :5], kept[:, :5])
     assert not torch.equal(bound[:, 5:], free[:, 5:])
-    assert torch.equal(generate(generator, quantizer, label_B, uniform_BLF, kept=torch.full_like(free, -1)), free)
+    assert torch.equal(generate(generator, quantizer, label_B, uniform_BLF, kept_BLF=torch.full_like(free, -1)), free)
 
 
 def test_sampling_records_no_gradients_and_leaves_the_weights_trainable() -> None:
@@ -184,7 +192,7 @@ def test_a_generator_in_training_mode_is_refused() -> None:
 def test_a_quantizer_of_another_layout_is_refused() -> None:
     generator, _ = pair()
     _, other = pair(scales=(1, 3))
-    with pytest.raises(ValueError, match="is not the generator's"):
+    with pytest.raises(ValueError, match="and the generator's 14 positions"):
         generate(generator, other, torch.tensor([1]), uniforms(generator, 1))
 
 
@@ -192,14 +200,3 @@ def test_too_few_random_numbers_are_refused() -> None:
     generator, quantizer = pair()
     with pytest.raises(ValueError, match=r"\[1, 13, 2\], but this needs \[1, 14, 2\]"):
         generate(generator, quantizer, torch.tensor([1]), uniforms(generator, 1)[:, 1:])
-
-
-@pytest.mark.parametrize(("top_k", "top_p"), [(0, 0.6), (3, 0.9), (5, 0.6), (20, 0.95), (7, 0.0)])
-def test_top_k_with_top_p_is_top_p_of_what_top_k_leaves_where_logits_are_equal(top_k: int, top_p: float) -> None:
-    """Whole numbers, as bf16 gives: many are equal to the k-th largest, stay, and count as probability."""
-    logits = torch.randn(50, 20, generator=torch.Generator().manual_seed(top_k)).mul(2).round()
-    left = truncate(logits, top_k)
-    ascending = left.sort(-1).values
-    dropped = (ascending.softmax(-1).cumsum(-1) <= 1 - top_p).sum(-1, keepdim=True).clamp(max=19)
-    expected = left.masked_fill(left < ascending.gather(-1, dropped), float("-inf"))
-    assert torch.equal(truncate(logits, top_k, top_p), expected)

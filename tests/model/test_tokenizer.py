@@ -12,9 +12,10 @@ from torch import Tensor
 
 import configs
 from cluster.config.run import RunConfig
-from model.config import TokenizerConfig, ViTConfig
+from model.config import ImageFolderConfig, ViTConfig
 from model.layers.vit import build_trunk, resize_positions
-from model.tokenizers.imagefolder import ImageFolderTokenizer, TokenizerOutput
+from model.protocols import TokenizerOutput
+from model.tokenizers.imagefolder import KEPT_SCALES, ImageFolderTokenizer
 
 DROPPING = {"width": 24, "depth": 2, "heads": 2, "drop_path": 0.5, "layer_scale": None}
 PAPER = Path(configs.__file__).parent / "tokenizer" / "imagefolder-msvr10p2-4096.yaml"
@@ -33,14 +34,14 @@ def _tokenizer(**changes: object) -> ImageFolderTokenizer:
         "code_dim": 6,
         "shared_residual_convs": 2,
     }
-    return ImageFolderTokenizer(TokenizerConfig.model_validate({**options, **changes}))
+    return ImageFolderTokenizer(ImageFolderConfig.model_validate({**options, **changes}))
 
 
 def _images(size: int = 20, batch: int = 2) -> Tensor:
     return torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
-def _paper() -> TokenizerConfig:
+def _paper() -> ImageFolderConfig:
     return RunConfig.model_validate(yaml.safe_load(PAPER.read_text())).tokenizer.model.without_pretraining()
 
 
@@ -48,7 +49,7 @@ def _paper() -> TokenizerConfig:
 
 
 def test_what_rebuilds_a_trained_tokenizer_asks_no_hub_for_weights() -> None:
-    config = TokenizerConfig(encoder=ViTConfig(pretrained=True, depth=5), decoder=ViTConfig(pretrained=True))
+    config = ImageFolderConfig(encoder=ViTConfig(pretrained=True, depth=5), decoder=ViTConfig(pretrained=True))
     rebuilt = config.without_pretraining()
     assert (rebuilt.encoder.pretrained, rebuilt.decoder.pretrained, rebuilt.encoder.depth) == (False, False, 5)
 
@@ -157,16 +158,17 @@ def test_reconstruction_decodes_the_quantized_latent_and_clamps() -> None:
         tokens_BLF = tokenizer.tokenize(_images())
         image_BCHW = tokenizer.decode(tokenizer.quantizer.dequantize(tokens_BLF))
         assert image_BCHW.max() > 1
-        assert torch.equal(tokenizer.reconstruct(tokens_BLF), image_BCHW.clamp(-1, 1))
+        assert torch.equal(tokenizer.detokenize(tokens_BLF), image_BCHW.clamp(-1, 1))
 
 
 def test_a_prefix_of_the_scales_decodes_without_the_tokens_after_it() -> None:
     tokenizer = _tokenizer().eval()
     tokens_BLF = tokenizer.tokenize(_images())
     changed = tokens_BLF.clone()
+    keep = tokenizer.prefixes[1]
     changed[:, tokenizer.layout.span(2)] = (changed[:, tokenizer.layout.span(2)] + 1) % 16
-    assert torch.equal(tokenizer.reconstruct(tokens_BLF, scales=2), tokenizer.reconstruct(changed, scales=2))
-    assert not torch.equal(tokenizer.reconstruct(tokens_BLF), tokenizer.reconstruct(changed))
+    assert torch.equal(tokenizer.detokenize(tokens_BLF, keep=keep), tokenizer.detokenize(changed, keep=keep))
+    assert not torch.equal(tokenizer.detokenize(tokens_BLF), tokenizer.detokenize(changed))
 
 
 def test_each_patch_is_laid_out_by_row_column_and_colour() -> None:
@@ -182,10 +184,10 @@ def test_each_patch_is_laid_out_by_row_column_and_colour() -> None:
 
 def test_every_parameter_gets_a_gradient() -> None:
     tokenizer = _tokenizer(teacher_width=7).train()
-    output: TokenizerOutput = tokenizer(_images(), torch.tensor([2, 3]))
-    quantized = output.quantized
-    loss = (output.reconstruction_BCHW - _images()).square().mean() + quantized.codebook_loss
-    loss = loss + quantized.commitment_loss + output.semantic_BC.square().mean()
+    output: TokenizerOutput = tokenizer(_images(), {KEPT_SCALES: torch.tensor([2, 3])})
+    assert output.semantic_BC is not None
+    loss = (output.reconstruction_BCHW - _images()).square().mean() + sum(output.losses.values())
+    loss = loss + output.semantic_BC.square().mean()
     (loss + tokenizer.project_teacher(torch.ones(2, 7)).square().mean()).backward()
     assert [name for name, parameter in tokenizer.named_parameters() if parameter.grad is None] == []
 
@@ -193,14 +195,16 @@ def test_every_parameter_gets_a_gradient() -> None:
 def test_the_student_is_the_mean_of_the_last_branch_and_reaches_the_encoder() -> None:
     tokenizer = _tokenizer(branches=3)
     output: TokenizerOutput = tokenizer(_images())
-    assert torch.equal(output.semantic_BC, output.quantized.latent_BPCHW[:, 2].mean((2, 3)))
+    latent_BPCHW = tokenizer.quantizer.dequantize(output.tokens_BLF)
+    assert output.semantic_BC is not None
+    torch.testing.assert_close(output.semantic_BC, latent_BPCHW[:, 2].mean((2, 3)))
     output.semantic_BC.sum().backward()
     assert tokenizer.to_latent.weight.grad is not None
 
 
 def test_quantizer_dropout_changes_the_reconstruction_of_the_dropped_image_only() -> None:
     tokenizer = _tokenizer().eval()
-    plain, dropped = tokenizer(_images()), tokenizer(_images(), torch.tensor([1, 3]))
+    plain, dropped = tokenizer(_images()), tokenizer(_images(), {KEPT_SCALES: torch.tensor([1, 3])})
     assert not torch.equal(plain.reconstruction_BCHW[0], dropped.reconstruction_BCHW[0])
     torch.testing.assert_close(plain.reconstruction_BCHW[1], dropped.reconstruction_BCHW[1])
 
@@ -223,8 +227,8 @@ def test_half_precision_trains(mode: str) -> None:
     tokenizer = tokenizer.bfloat16() if mode == "bf16 weights" else tokenizer
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mode == "autocast"):
         output: TokenizerOutput = tokenizer(_images())
-    (output.reconstruction_BCHW.float().square().mean() + output.quantized.codebook_loss).backward()
-    assert output.quantized.latent_BPCHW.dtype == torch.float32
-    assert tokenizer.reconstruct(output.quantized.tokens_BLF).dtype == torch.float32
+    (output.reconstruction_BCHW.float().square().mean() + output.losses["codebook"]).backward()
+    assert output.losses["codebook"].dtype == torch.float32
+    assert tokenizer.detokenize(output.tokens_BLF).dtype == torch.float32
     gradients = [parameter.grad for parameter in tokenizer.parameters() if parameter.grad is not None]
     assert all(bool(gradient.isfinite().all()) for gradient in gradients)

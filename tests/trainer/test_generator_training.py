@@ -15,7 +15,7 @@ from data_pipeline.order.permutations import SampleOrder, keyed_uniform
 from data_pipeline.shards import weights
 from data_pipeline.shards.image_shards import ImageShards
 from data_pipeline.tokens.tokenizing import finish, missing, plan_tokens, tokenize_shard
-from model.config import GeneratorConfig, TokenizerConfig, ViTConfig
+from model.config import ImageFolderConfig, NextScaleConfig, ViTConfig
 from model.generators.next_scale import FoldedGenerator
 from model.tokenizers.imagefolder import ImageFolderTokenizer
 from tests.trainer import small_runs
@@ -23,7 +23,7 @@ from tests.trainer.gloo import run_gloo
 from trainer.config import GeneratorStageConfig
 
 VIT = ViTConfig(width=8, depth=1, heads=2)
-TOKENIZER = TokenizerConfig(
+TOKENIZER = ImageFolderConfig(
     image_size=small_runs.SIZE,
     patch_size=4,
     scales=(1, 2),
@@ -37,7 +37,7 @@ TOKENIZER = TokenizerConfig(
 HIDDEN_SHARE, RATE, DECAY = 0.4, 1e-3, 0.5
 NULL = small_runs.COUNT + 2
 """Of the class table: two of its rows are of classes that the data have not."""
-MODEL = GeneratorConfig(num_classes=NULL, depth=2, width=16, heads=2, label_dropout=HIDDEN_SHARE)
+MODEL = NextScaleConfig(num_classes=NULL, depth=2, width=16, heads=2, label_dropout=HIDDEN_SHARE)
 NOT_DECAYED = {"start_embed", "position_embed", "level_embed"}
 
 
@@ -53,7 +53,7 @@ def tokenize(image_BCHW: np.ndarray) -> np.ndarray:
     return np.stack([tokens_of(label) for label in distances.argmin(1)]).astype(np.uint16)
 
 
-def section(model: GeneratorConfig = MODEL, **changes: Any) -> GeneratorStageConfig:
+def section(model: NextScaleConfig = MODEL, **changes: Any) -> GeneratorStageConfig:
     return GeneratorStageConfig(model=model, trainer=small_runs.trainer(final_learning_rate=1, **changes))
 
 
@@ -129,7 +129,7 @@ def first_scale(state: dict[str, Tensor], tokens_BLF: Tensor) -> Tensor:
 
 @pytest.fixture(scope="module")
 def losses(runs: Path) -> np.ndarray:
-    network = FoldedGenerator(MODEL, TOKENIZER.layout, TOKENIZER.code_dim)
+    network = FoldedGenerator(MODEL, TOKENIZER.layout, TOKENIZER.forcing_width)
     network.load_state_dict(small_runs.exported(runs / "start"))
     _, state = weights.read_weights(str(runs / "tokenizer"), "tokenizer")
     return plain_losses(network, state, hidden_labels(runs))
@@ -144,7 +144,7 @@ def test_the_loss_is_the_mean_over_samples_positions_and_folds(runs: Path, losse
 def test_the_losses_of_scales_and_branches_are_recorded_apart(
     runs: Path, losses: np.ndarray, scale: int, positions: slice, branch: int
 ) -> None:
-    (recorded,) = small_runs.records(runs / "start", f"loss_scale{scale}_branch{branch}")
+    (recorded,) = small_runs.records(runs / "start", f"loss_group{scale}_fold{branch}")
     assert recorded == pytest.approx(losses[:, positions, branch].mean(), rel=1e-6)
 
 
@@ -156,7 +156,3 @@ def test_decay_takes_its_share_of_layers_weights_and_of_nothing_else(runs: Path)
     assert {name for name in start if start[name].ndim < 2} <= spared
     for name in start.keys() - spared:
         torch.testing.assert_close(one[name] - decayed[name], RATE * DECAY * start[name], rtol=1e-3, atol=1e-7)
-
-
-def test_the_card_of_a_trained_generator_names_the_classes_of_its_data(runs: Path) -> None:
-    assert weights.read_card(str(runs / "one" / "export"), "generator").classes == small_runs.CLASSES

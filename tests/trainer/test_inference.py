@@ -22,19 +22,19 @@ from data_pipeline.node.node_cache import NodeCache
 from data_pipeline.shards import weights
 from data_pipeline.shards.image_shards import ImageShards
 from data_pipeline.shards.token_dataset import TokenShards
+from data_pipeline.shards.tokenizers import load_tokenizer as load_network
 from data_pipeline.tokens.tokenizing import finish, missing, plan_tokens, tokenize_shard
 from foldtrain import Generator, Tokenizer, load_generator, load_tokenizer
-from model.config import GeneratorConfig, TokenizerConfig, ViTConfig
+from model.config import ImageFolderConfig, NextScaleConfig, ViTConfig
 from tests.data_pipeline.small_data import contents
 from tests.trainer import small_runs
 from tests.trainer.gloo import run_gloo
-from trainer import networks
 from trainer.config import GeneratorStageConfig, SamplingConfig, TokenizerLossConfig, TokenizerStageConfig
 from trainer.evaluation.sampler import Sampler
 
 SIZE, COUNT = small_runs.SIZE, small_runs.COUNT
 VIT = ViTConfig(width=8, depth=1, heads=2, layer_scale=None)
-TOKENIZER = TokenizerConfig(
+TOKENIZER = ImageFolderConfig(
     image_size=SIZE,
     patch_size=4,
     scales=(1, 2, 4),
@@ -44,7 +44,7 @@ TOKENIZER = TokenizerConfig(
     encoder=VIT,
     decoder=VIT,
 )
-GENERATOR = GeneratorConfig(num_classes=COUNT + 1, depth=1, width=16, heads=2)
+GENERATOR = NextScaleConfig(num_classes=COUNT + 1, depth=1, width=16, heads=2)
 
 
 def train_run(folder: Path) -> None:
@@ -52,7 +52,7 @@ def train_run(folder: Path) -> None:
     trainer = small_runs.trainer(steps=3, learning_rate=0.01, ema_decay=0.5)
     section = TokenizerStageConfig(model=TOKENIZER, loss=TokenizerLossConfig(semantic=0), trainer=trainer)
     small_runs.train("tokenizer", run / "tokenizer", section, images=images)
-    tokenizer, card = networks.load_tokenizer(str(run / "tokenizer" / "export"), torch.device("cpu"))
+    tokenizer, card = load_network(str(run / "tokenizer" / "export"), torch.device("cpu"))
 
     def encode(image_BCHW: np.ndarray) -> np.ndarray:
         return tokenizer.tokenize(torch.from_numpy(image_BCHW)).numpy().astype(np.uint16)
@@ -141,7 +141,7 @@ def test_transparent_grey_and_turned_pictures_are_seen_as_ingest_sees_them(token
 def test_decoded_images_are_the_same_in_every_form(tokenizer: Tokenizer) -> None:
     tokens = tokenizer.encode(PIXELS[:3])
     floats, pixels, pictures = (tokenizer.decode(tokens, output=form) for form in ("torch", "numpy", "pil"))
-    torch.testing.assert_close(floats, tokenizer.network.reconstruct(torch.from_numpy(tokens)))
+    torch.testing.assert_close(floats, tokenizer.network.detokenize(torch.from_numpy(tokens)))
     assert floats.shape == (3, 3, SIZE, SIZE)
     np.testing.assert_array_equal(pixels, np.floor((floats.numpy() + 1) * 127.5 + 0.5).transpose(0, 2, 3, 1))
     assert pixels.dtype == np.uint8
@@ -219,7 +219,9 @@ WRONG = {
     "float tokens": Wrong(lambda t, _: t.decode(np.zeros((1, 21, 2))), ValueError, "float64: give whole numbers"),
     "large tokens": Wrong(lambda t, _: t.decode(np.full((21, 2), 64)), ValueError, "64 to 64: the codes are 0 to 63"),
     "negative tokens": Wrong(lambda t, _: t.decode(np.full((21, 2), -1)), ValueError, "from -1 to -1"),
-    "no group": Wrong(lambda t, _: t.decode(np.zeros((21, 2), int), keep=0), ValueError, "keep 0: .* 3 groups"),
+    "no group": Wrong(
+        lambda t, _: t.decode(np.zeros((21, 2), int), keep=0), ValueError, "keep 0: .* from 1, 5, 21 positions"
+    ),
     "a format": Wrong(
         lambda t, _: t.decode(np.zeros((21, 2), int), output="jpg"), ValueError, "give numpy, pil or torch"
     ),  # type: ignore[arg-type]

@@ -20,12 +20,12 @@ from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from data_pipeline.shards.weights import Card, read_weights, write_weights
 from model.generators.next_scale import FoldedGenerator
-from tests.cluster.test_results import GENERATOR, TOKENIZER, dump, finished  # noqa: F401 - finished is a fixture
+from tests.cluster.test_results import GENERATOR, GENERATOR_TOKENS, TOKENIZER, dump, finished  # noqa: F401 - finished is a fixture
 from tests.trainer.gloo import run_gloo
 from trainer.checkpoints.exporting import whole_network
 from trainer.config import TokenizerStageConfig
 from trainer.job import INITIAL, TrainJob
-from trainer.networks import load_quantizer
+from trainer.networks import load_forcing
 from trainer.records.jsonl import read_records
 from trainer.registry import stage_named
 from trainer.stages.initial import load_initial
@@ -70,8 +70,8 @@ def write_generator(uri: str, lineage: dict[str, Any], classes: tuple[str, ...] 
     files = {}
     for name, seed in (("model", 1), ("ema", 2)):
         torch.manual_seed(seed)
-        files[name] = FoldedGenerator(config, TOKENIZER.layout, TOKENIZER.code_dim).state_dict()
-    both = {"generator": dump(config), "tokenizer": dump(TOKENIZER)}
+        files[name] = FoldedGenerator(config, TOKENIZER.layout, TOKENIZER.forcing_width).state_dict()
+    both = {"generator": dump(config), **GENERATOR_TOKENS}
     return write_weights(uri, "generator", both, files, lineage, classes=classes, steps=2)
 
 
@@ -85,7 +85,7 @@ def test_the_weights_are_found_in_the_run_and_are_part_of_the_lineage(configure:
 
 def network_of(job: TrainJob) -> FoldedGenerator:
     model: Any = job.section.model
-    return FoldedGenerator(model, TOKENIZER.layout, TOKENIZER.code_dim)
+    return FoldedGenerator(model, TOKENIZER.layout, TOKENIZER.forcing_width)
 
 
 def test_the_moving_average_is_what_training_starts_from(configure: Configure, tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_another_number_of_classes_is_refused_with_the_remedy(configure: Configu
 def test_weights_of_another_shape_are_refused_with_tensors_and_settings(configure: Configure) -> None:
     write_generator("other", {}, width=32)
     job = job_of(configure("generator.init_from=other"))
-    card = {"generator": dump(job.section.model), "tokenizer": dump(TOKENIZER)}
+    card = {"generator": dump(job.section.model), **GENERATOR_TOKENS}
     words = (
         r"generator\.init_from: .*other is of another shape .*\(there -> here\): \S+ \(.*32.*\) -> \(.*16.*\).* and "
     )
@@ -198,10 +198,10 @@ def test_the_first_loss_is_that_of_the_given_network_and_the_average_starts_from
     job = job_of(configure("generator.init_from=other"))
     (seen,) = run_gloo(1, tmp_path, trained, job)
     state = read_weights("other", "generator")[1]
-    given = FoldedGenerator(GENERATOR, TOKENIZER.layout, TOKENIZER.code_dim)
+    given = FoldedGenerator(GENERATOR, TOKENIZER.layout, TOKENIZER.forcing_width)
     given.load_state_dict(state)
     tokens, label = torch.from_numpy(seen["tokens"]), torch.from_numpy(seen["label"])
-    quantizer = load_quantizer("runs/small/tokenizer/export", torch.device("cpu"))[0]
+    quantizer = load_forcing("runs/small/tokenizer/export", torch.device("cpu"))
     with torch.no_grad():
         logits = given.eval()(label, quantizer.generator_input(tokens))
         expected = F.cross_entropy(logits.flatten(0, 2), tokens.flatten())

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.config import TokenizerConfig, ViTConfig
+from model.config import ImageFolderConfig, ViTConfig
 from model.tokenizers.imagefolder import ImageFolderTokenizer
 from trainer.evaluation.judging import RealImages, evaluate_generator, evaluate_tokenizer
 
 SIZE = 8
 VIT = ViTConfig(width=8, depth=1, heads=2, layer_scale=None)
-TOKENIZER = TokenizerConfig(
+TOKENIZER = ImageFolderConfig(
     image_size=SIZE,
     patch_size=4,
     scales=(1, 2),
@@ -109,7 +109,7 @@ def reconstructed() -> SimpleNamespace:
     real = RealImages(draw_images(3, [0, 1, 2] * 87), torch.zeros(261))
     with torch.inference_mode():
         tokens = tokenizer.tokenize(real.image_NCHW)
-        images = [tokenizer.reconstruct(tokens, scales) for scales in (1, 2)]
+        images = [tokenizer.detokenize(tokens, keep) for keep in tokenizer.prefixes]
     return SimpleNamespace(
         found=evaluate_tokenizer(tokenizer, FirstPixels(), real), images=images, real=real.image_NCHW
     )
@@ -117,7 +117,7 @@ def reconstructed() -> SimpleNamespace:
 
 def test_the_error_of_a_reconstruction_is_the_mean_square_over_all_pixels(reconstructed: SimpleNamespace) -> None:
     expected = [float(np.square((image - reconstructed.real).numpy()).mean()) for image in reconstructed.images]
-    assert reconstructed.found["mse_per_scale"] == pytest.approx(expected, rel=1e-5)
+    assert reconstructed.found["mse_of_prefixes"] == pytest.approx(expected, rel=1e-5)
     assert expected[0] != pytest.approx(expected[1], rel=1e-4)
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from data_pipeline.errors import UsageError
 from model.classifier import Classifier
-from model.config import ClassifierConfig, GeneratorConfig, TokenizerConfig, ViTConfig
+from model.config import ClassifierConfig, ImageFolderConfig, NextScaleConfig, ViTConfig
 from model.generators.next_scale import FoldedGenerator
 from model.losses import contrastive_loss, folded_cross_entropy
 from model.tokenizers.imagefolder import ImageFolderTokenizer
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 
 STAGES = (0, 1, 2, 3)
 VIT = ViTConfig(width=16, depth=2, heads=2, drop_path=0.2)
-TOKENIZER = TokenizerConfig(
+TOKENIZER = ImageFolderConfig(
     image_size=28,
     patch_size=14,
     encoder=VIT,
@@ -48,7 +48,7 @@ class Generating(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.network = FoldedGenerator(
-            GeneratorConfig(num_classes=1000, depth=2, width=16, heads=2, drop_path=0.2),
+            NextScaleConfig(num_classes=1000, depth=2, width=16, heads=2, drop_path=0.2),
             TOKENIZER.layout,
             TOKENIZER.code_dim,
         )
@@ -58,7 +58,7 @@ class Generating(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         tokens_BLF = torch.randint(32, (4, layout.positions, layout.folds), generator=generator)
         later = layout.positions - layout.groups[0]
-        input_BLC = torch.randn(4, later, layout.folds * TOKENIZER.code_dim, generator=generator)
+        input_BLC = torch.randn(4, later, TOKENIZER.forcing_width, generator=generator)
         logits_BLFV = self.network(torch.arange(4), input_BLC, seed * 4 + torch.arange(4))
         return {"loss": folded_cross_entropy(logits_BLFV, tokens_BLF)[0]}
 
@@ -79,7 +79,7 @@ class Tokenizing(nn.Module):
         gather = torch.distributed.nn.all_gather
         student, teacher = (torch.cat(gather(side)) for side in sides)
         pixels = (output.reconstruction_BCHW.float() - image_BCHW).square().mean()
-        quantized = output.quantized.codebook_loss + output.quantized.commitment_loss
+        quantized = output.losses["codebook"] + output.losses["commitment"]
         return {"loss": pixels + quantized + contrastive_loss(student, teacher)}
 
 

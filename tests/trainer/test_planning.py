@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from data_pipeline import storage
 from data_pipeline.config import ReadingConfig, TokensConfig
 from data_pipeline.errors import UsageError
-from model.config import GeneratorConfig, TokenizerConfig, ViTConfig
+from model.config import ImageFolderConfig, NextScaleConfig, ViTConfig
 from model.layout import TokenLayout
 from trainer.config import GeneratorStageConfig, TokenizerLossConfig, TokenizerStageConfig, TrainerConfig
 from trainer.planning.failures import best_interval, expect_failures, lost_seconds
@@ -28,8 +28,8 @@ SMALL_VIT = ViTConfig(width=64, depth=2, heads=4)
 
 def configs(depth: int = 16, **trainer: Any) -> StageConfigs:
     shared = TrainerConfig.model_validate({"steps": 1000, "global_batch": 768, "precision": "bf16"} | trainer)
-    tokenizer = TokenizerConfig(encoder=SMALL_VIT, decoder=SMALL_VIT)
-    generator = GeneratorConfig(num_classes=1000, depth=depth, width=64 * depth, heads=depth)
+    tokenizer = ImageFolderConfig(encoder=SMALL_VIT, decoder=SMALL_VIT)
+    generator = NextScaleConfig(num_classes=1000, depth=depth, width=64 * depth, heads=depth)
     return StageConfigs(
         TokenizerStageConfig(model=tokenizer, loss=TokenizerLossConfig(semantic=0), trainer=shared),
         GeneratorStageConfig(model=generator, trainer=shared),
@@ -58,7 +58,7 @@ def test_the_best_interval_is_not_below_an_upload() -> None:
 
 
 def test_tokens_of_imagenet_are_about_one_and_a_half_gigabytes() -> None:
-    assert token_bytes(TokenizerConfig().layout, 1_281_167, 1) == pytest.approx(1.5e9, rel=0.05)
+    assert token_bytes(ImageFolderConfig().layout, 1_281_167, 1) == pytest.approx(1.5e9, rel=0.05)
 
 
 @pytest.mark.parametrize(("largest", "token"), [(65_536, 2), (65_537, 4)])

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from model import losses
 from model.classifier import Classifier
-from model.config import ClassifierConfig, GeneratorConfig, TokenizerConfig, ViTConfig
+from model.config import ClassifierConfig, ImageFolderConfig, NextScaleConfig, ViTConfig
 from model.generators.next_scale import FoldedGenerator
 from model.layers import attention
 from model.quantizers.multi_scale import FoldedQuantizer
@@ -20,12 +20,12 @@ from trainer.planning.frozen import frozen_teacher
 from trainer.planning.shapes import classifier_weights, count, generator_weights, tokenizer_weights
 
 VIT = ViTConfig(width=96, depth=2, heads=3)
-TOKENIZER = TokenizerConfig(
+TOKENIZER = ImageFolderConfig(
     image_size=32, patch_size=8, encoder=VIT, decoder=VIT, scales=(1, 2, 3, 4), codebook_size=256, code_dim=16
 )
 GENERATORS = [
-    GeneratorConfig(num_classes=10, depth=3, width=64, heads=4),
-    GeneratorConfig(num_classes=10, depth=2, width=96, heads=3, shared_adaln=True, qk_norm=False, mlp_ratio=3),
+    NextScaleConfig(num_classes=10, depth=3, width=64, heads=4),
+    NextScaleConfig(num_classes=10, depth=2, width=96, heads=3, shared_adaln=True, qk_norm=False, mlp_ratio=3),
 ]
 BATCH = 3
 
@@ -38,8 +38,8 @@ def plain_attention(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("plain_attention")
 @pytest.mark.parametrize("config", GENERATORS, ids=["adaln", "shared adaln"])
-def test_a_generator_step_is_what_torch_counts(config: GeneratorConfig) -> None:
-    network = FoldedGenerator(config, TOKENIZER.layout, TOKENIZER.code_dim)
+def test_a_generator_step_is_what_torch_counts(config: NextScaleConfig) -> None:
+    network = FoldedGenerator(config, TOKENIZER.layout, TOKENIZER.forcing_width)
     quantizer = FoldedQuantizer(TOKENIZER).requires_grad_(requires_grad=False)
     tokens = torch.randint(0, 256, (BATCH, TOKENIZER.layout.positions, 2))
     with FlopCounterMode(display=False) as counter:
@@ -57,9 +57,8 @@ def test_a_tokenizer_step_is_what_torch_counts() -> None:
     image = torch.randn(BATCH, 3, 32, 32)
     with FlopCounterMode(display=False) as counter:
         output = network(image)
-        quantized = output.quantized
         teacher = network.project_teacher(torch.randn(BATCH, VIT.width))
-        loss = output.reconstruction_BCHW.square().mean() + quantized.codebook_loss + quantized.commitment_loss
+        loss = output.reconstruction_BCHW.square().mean() + output.losses["codebook"] + output.losses["commitment"]
         (loss + losses.contrastive_loss(output.semantic_BC, teacher)).backward()
     assert BATCH * tokenizer_flops(TOKENIZER, BATCH).dense == pytest.approx(counter.get_total_flops(), rel=0.01)
 
@@ -72,7 +71,7 @@ def test_a_classifier_is_what_torch_counts() -> None:
 
 
 def test_visible_pairs_are_those_of_own_and_earlier_scales() -> None:
-    layout = TokenizerConfig().layout
+    layout = ImageFolderConfig().layout
     by_hand = sum(1 for q in _scale_of(layout.groups) for k in _scale_of(layout.groups) if k <= q)
     assert visible_pairs(layout) == by_hand < layout.positions**2
 
@@ -82,8 +81,8 @@ def _scale_of(sizes: tuple[int, ...]) -> list[int]:
 
 
 @pytest.mark.parametrize("config", GENERATORS, ids=["adaln", "shared adaln"])
-def test_a_generator_has_as_many_parameters_as_are_counted(config: GeneratorConfig) -> None:
-    network = FoldedGenerator(config, TOKENIZER.layout, TOKENIZER.code_dim)
+def test_a_generator_has_as_many_parameters_as_are_counted(config: NextScaleConfig) -> None:
+    network = FoldedGenerator(config, TOKENIZER.layout, TOKENIZER.forcing_width)
     assert _shapes(network) == sorted(weight.shape for weight in generator_weights(config, TOKENIZER))
 
 
@@ -107,7 +106,7 @@ def test_the_published_sizes_have_the_published_parameters() -> None:
     millions = {
         depth: count(
             generator_weights(
-                GeneratorConfig(num_classes=1000, depth=depth, width=64 * depth, heads=depth), TokenizerConfig()
+                NextScaleConfig(num_classes=1000, depth=depth, width=64 * depth, heads=depth), ImageFolderConfig()
             )
         )
         for depth in (16, 17)
@@ -117,7 +116,7 @@ def test_the_published_sizes_have_the_published_parameters() -> None:
 
 def test_a_backbone_is_measured_by_its_name() -> None:
     named = ViTConfig(backbone="vit_base_patch14_dinov2.lvd142m")
-    config = TokenizerConfig(encoder=named, decoder=named)
+    config = ImageFolderConfig(encoder=named, decoder=named)
     assert count(tokenizer_weights(config)) == pytest.approx(172.3e6, rel=1e-3)
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from model.config import GeneratorConfig, TokenizerConfig, ViTConfig
+from model.config import ImageFolderConfig, NextScaleConfig, ViTConfig
 from model.generators.next_scale import FoldedGenerator
 from model.quantizers.multi_scale import FoldedQuantizer
 from model.tokenizers.imagefolder import ImageFolderTokenizer
@@ -21,10 +21,10 @@ from trainer.planning.memory import Buckets, rank_memory, snapshot_bytes
 from trainer.planning.shapes import Weight, Weights, count, generator_weights, tokenizer_weights
 
 VIT = ViTConfig(width=128, depth=2, heads=4)
-TOKENIZER = TokenizerConfig(
+TOKENIZER = ImageFolderConfig(
     image_size=64, patch_size=8, encoder=VIT, decoder=VIT, scales=(1, 2, 3, 4, 6, 8), codebook_size=1024
 )
-GENERATOR = GeneratorConfig(num_classes=10, depth=4, width=256, heads=4)
+GENERATOR = NextScaleConfig(num_classes=10, depth=4, width=256, heads=4)
 BATCH = 4
 NOTHING = Activations(0, 0, 0, 0)
 SHAPES = st.lists(st.tuples(st.integers(1, 3000), st.integers(1, 3000)), min_size=1, max_size=20)
@@ -134,7 +134,7 @@ def copies(weights: Weights, bf16: bool) -> int:
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 def test_the_generator_keeps_what_is_counted(bf16: bool) -> None:
-    network = FoldedGenerator(GENERATOR, TOKENIZER.layout, TOKENIZER.code_dim)
+    network = FoldedGenerator(GENERATOR, TOKENIZER.layout, TOKENIZER.forcing_width)
     quantizer = FoldedQuantizer(TOKENIZER).requires_grad_(requires_grad=False)
     tokens = torch.randint(0, 1024, (BATCH, TOKENIZER.layout.positions, 2))
     inputs, label = quantizer.generator_input(tokens), torch.zeros(BATCH, dtype=torch.long)
@@ -159,7 +159,7 @@ def test_the_tokenizer_keeps_what_is_counted(bf16: bool) -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             output = network(image)
             loss = nn.functional.mse_loss(output.reconstruction_BCHW.float(), image)
-            return loss + output.quantized.codebook_loss + output.quantized.commitment_loss
+            return loss + output.losses["codebook"] + output.losses["commitment"]
 
     counted = tokenizer_activations(TOKENIZER, bf16=bf16, checkpointing=False)
     expected = BATCH * (counted.blocks + counted.rest) + copies(tokenizer_weights(TOKENIZER), bf16)

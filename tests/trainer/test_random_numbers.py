@@ -14,7 +14,7 @@ from torch import Tensor
 from data_pipeline.config import ReadingConfig
 from data_pipeline.loading.loader import ImageBatch, TokenBatch
 from data_pipeline.order.permutations import network_seeds, step_positions
-from model.config import ClassifierConfig, GeneratorConfig, TokenizerConfig, ViTConfig
+from model.config import ClassifierConfig, ImageFolderConfig, NextScaleConfig, ViTConfig
 from model.generators.next_scale import FoldedGenerator
 from model.quantizers.multi_scale import FoldedQuantizer
 from tests.trainer.gloo import run_gloo
@@ -38,7 +38,7 @@ Case = tuple[str, Changes]
 
 BATCH, SIZE, STEPS = 8, 16, 4
 VIT = ViTConfig(width=8, depth=3, heads=2, drop_path=0.5, layer_scale=None)
-TOKENIZER = TokenizerConfig(
+TOKENIZER = ImageFolderConfig(
     image_size=SIZE,
     patch_size=4,
     scales=(1, 2),
@@ -49,11 +49,13 @@ TOKENIZER = TokenizerConfig(
     encoder=VIT,
     decoder=VIT,
 )
-GENERATOR = GeneratorConfig(num_classes=4, depth=3, width=16, heads=2, drop_path=0.5, label_dropout=0.3)
+GENERATOR = NextScaleConfig(num_classes=4, depth=3, width=16, heads=2, drop_path=0.5, label_dropout=0.3)
 
 
 class NoShards:
     """A data set that is not read."""
+
+    layout = TOKENIZER.layout
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
 
@@ -84,9 +86,9 @@ class Tokens(Drawn):
         return TokenBatch(drawn.astype(np.uint16), position_B % 4, position_B, position_B)
 
 
-def quantizer(*_: Any) -> tuple[FoldedQuantizer, TokenizerConfig]:
+def quantizer(*_: Any) -> FoldedQuantizer:
     torch.manual_seed(1)
-    return FoldedQuantizer(TOKENIZER).eval().requires_grad_(False), TOKENIZER
+    return FoldedQuantizer(TOKENIZER).eval().requires_grad_(False)
 
 
 def section(stage: str, **changes: Any) -> StageSection:
@@ -137,7 +139,7 @@ FAKES: list[tuple[Any, str, Any]] = [
     (tokenizer, "ImageBatches", Images),
     (generator, "open_tokens", NoShards),
     (generator, "TokenBatches", Tokens),
-    (generator, "load_quantizer", quantizer),
+    (generator, "load_forcing", quantizer),
 ]
 
 
@@ -216,7 +218,7 @@ def gradients(network: FoldedGenerator) -> tuple[Tensor, list[Tensor]]:
 
 def test_a_block_that_is_computed_twice_leaves_the_same_branches_out() -> None:
     torch.manual_seed(0)
-    network = FoldedGenerator(GENERATOR, TOKENIZER.layout, 4).train()
+    network = FoldedGenerator(GENERATOR, TOKENIZER.layout, TOKENIZER.forcing_width).train()
     once, expected = gradients(network)
     recompute_blocks(network)
     twice, found = gradients(network)

@@ -21,11 +21,11 @@ from data_pipeline.errors import UsageError
 from trainer.report import ReportData, build_report, collect, write_report
 from trainer.report.charts import Line, column_chart, line_chart, linear_ticks, log_ticks, number, smoothed, stacked_bar
 from trainer.report.data import Evaluation, StageConfig, StageRecords, StageTime
-from trainer.report.page import branch_names, duration, flatten
+from trainer.report.page import duration, flatten, fold_names
 
 PNG = b"\x89PNG\r\n\x1a\n not decoded by the report"
 EVALUATION: dict[str, Any] = {
-    "reconstruction": {"mse_per_scale": [0.2, 0.1, 0.05], "frechet_distance": 1.234},
+    "reconstruction": {"prefixes": [1, 5, 21], "mse_of_prefixes": [0.2, 0.1, 0.05], "frechet_distance": 1.234},
     "generation": {
         "frechet_distance": 5.678,
         "samples": 1000,
@@ -37,7 +37,7 @@ EVALUATION: dict[str, Any] = {
     "class_names": ["Coat", "Bag"],
     "fingerprints": {"tokenizer": "ab12", "generator": {"weights": "cd34"}},
     "sampling": {"guidance": 2.5, "classes": None, "seed": 0},
-    "tokenizer": {"groups": [1, 4, 16], "vocabularies": [64, 64]},
+    "tokenizer": {"groups": [1, 4, 16], "vocabularies": [64, 64], "fold_names": ["detail", "semantic"]},
     "files": {"samples/reconstructions.png": hashlib.sha256(PNG + b"2").hexdigest()},
 }
 SAMPLES: dict[str, Any] = {
@@ -119,12 +119,12 @@ def test_the_headline_numbers_are_those_of_the_evaluation(run: Path) -> None:
         assert expected in words
 
 
-def test_the_error_of_every_number_of_scales_is_shown_with_its_change(run: Path) -> None:
+def test_the_error_of_every_prefix_is_shown_with_its_change(run: Path) -> None:
     words = Page(build_report(collect(str(run)))).words
-    assert "1 1 positions 0.2000 2 4 positions 0.1000 −50.0 % 3 16 positions 0.0500 −50.0 %" in words
+    assert "1 0.2000 5 0.1000 −50.0 % 21 0.0500 −50.0 %" in words
 
 
-def test_codebook_use_is_shown_per_scale_and_branch_with_the_number_of_codes(run: Path) -> None:
+def test_codebook_use_is_shown_per_group_and_fold_with_the_number_of_codes(run: Path) -> None:
     words = Page(build_report(collect(str(run)))).words
     assert "detail 25 % 16 codes 50 % 32 codes 100 % 64 codes semantic 12 % 8 codes" in words
 
@@ -242,7 +242,10 @@ def test_values_that_are_not_finite_do_not_break_the_page(run: Path) -> None:
     clean = collect(str(run))
     metrics = ({"step": 1, "loss": math.nan}, {"step": 2, "loss": None}, {"step": 3, "loss": math.inf}, {"step": 4})
     evaluation = dataclasses.replace(
-        clean.evaluation, mse_per_scale=(math.nan, 0.1, 0.0), generation_distance=math.nan, codebook_use=((math.nan,),)
+        clean.evaluation,
+        mse_of_prefixes=(math.nan, 0.1, 0.0),
+        generation_distance=math.nan,
+        codebook_use=((math.nan,),),
     )
     data = dataclasses.replace(clean, records=(StageRecords("tokenizer", metrics),), evaluation=evaluation)
     html = build_report(data)
@@ -280,7 +283,7 @@ def test_of_a_step_that_was_repeated_after_a_restart_the_last_record_counts(run:
     ]
 
 
-def test_the_scales_are_those_of_the_tokenizer_that_was_judged(run: Path) -> None:
+def test_the_layout_is_that_of_the_tokenizer_that_was_judged(run: Path) -> None:
     data = collect(f"file://{run}")
     assert (data.name, data.evaluation.groups, data.evaluation.vocabularies) == ("first", (1, 4, 16), (64, 64))
 
@@ -443,10 +446,10 @@ def test_durations_read_as_people_say_them(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-def test_branches_have_the_papers_names() -> None:
-    assert branch_names(1) == ["branch 1"]
-    assert branch_names(2) == ["detail", "semantic"]
-    assert branch_names(3) == ["branch 1", "branch 2", "branch 3 (semantic)"]
+def test_folds_are_called_as_their_tokenizer_calls_them_or_by_number() -> None:
+    use = ((0.5,), (0.5,))
+    assert fold_names(Evaluation(codebook_use=use, fold_names=("detail", "semantic"))) == ["detail", "semantic"]
+    assert fold_names(Evaluation(codebook_use=use)) == ["fold 1", "fold 2"]
 
 
 def test_nested_records_become_dotted_rows() -> None:

@@ -10,14 +10,14 @@ import torch
 from data_pipeline.errors import UsageError
 from data_pipeline.shards import weights
 from data_pipeline.shards.halves import halves_of
-from model.config import GeneratorConfig, TokenizerConfig, ViTConfig
+from model.config import ImageFolderConfig, NextScaleConfig, ViTConfig
 from model.generators.next_scale import FoldedGenerator
 from model.tokenizers.imagefolder import ImageFolderTokenizer
 from trainer.config import SamplingConfig
 from trainer.evaluation.sampler import Sampler
 
 VIT = ViTConfig(width=16, depth=1, heads=2)
-TOKENIZER = TokenizerConfig(
+TOKENIZER = ImageFolderConfig(
     image_size=16,
     patch_size=8,
     encoder=VIT,
@@ -27,7 +27,10 @@ TOKENIZER = TokenizerConfig(
     code_dim=4,
     dropout_min_scales=1,
 )
-GENERATOR = GeneratorConfig(num_classes=3, depth=1, width=16, heads=2)
+GENERATOR = NextScaleConfig(num_classes=3, depth=1, width=16, heads=2)
+
+
+GENERATOR_TOKENS = {"layout": TOKENIZER.layout.to_json(), "forcing_width": TOKENIZER.forcing_width}
 
 
 @pytest.fixture
@@ -39,9 +42,9 @@ def networks(tmp_path: Path) -> tuple[str, str]:
     config = TOKENIZER.model_dump(mode="json")
     state, halves = {"model": tokenizer.state_dict()}, halves_of(tokenizer)
     card = weights.write_weights(uri, "tokenizer", config, state, {}, halves=halves)
-    generator = FoldedGenerator(GENERATOR, TOKENIZER.layout, TOKENIZER.code_dim)
+    generator = FoldedGenerator(GENERATOR, TOKENIZER.layout, TOKENIZER.forcing_width)
     torch.nn.init.normal_(generator.head.weight)
-    both = {"generator": GENERATOR.model_dump(mode="json"), "tokenizer": config}
+    both = {"generator": GENERATOR.model_dump(mode="json"), **GENERATOR_TOKENS}
     lineage = {"tokenizer": card.encoder()}
     weights.write_weights(str(tmp_path / "generator"), "generator", both, {"model": generator.state_dict()}, lineage)
     return str(tmp_path / "generator"), uri

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +12,28 @@ import torch
 import torch.distributed as dist
 
 from data_pipeline.config import ReadingConfig
-from model.config import TokenizerConfig, ViTConfig
+from data_pipeline.order.permutations import Positions, keyed_uniform
+from model.config import ImageFolderConfig, ViTConfig
+from model.tokenizers.imagefolder import KEPT_SCALES, ImageFolderTokenizer
 from tests.trainer.gloo import run_gloo
 from trainer.config import TokenizerLossConfig, TokenizerStageConfig, TrainerConfig
 from trainer.job import TrainJob
 from trainer.stages import tokenizer
 from trainer.stages.dead_codes import replacements
-from trainer.stages.tokenizer import kept_scales
 
 SMALL = ViTConfig(width=8, depth=1, heads=2)
-CONFIG = TokenizerConfig(quantizer_dropout=0.1, dropout_min_scales=3)
+CONFIG = ImageFolderConfig(encoder=SMALL, decoder=SMALL, quantizer_dropout=0.1, dropout_min_scales=3)
+
+
+def kept_scales(seed: int, positions: Positions) -> Positions:
+    with torch.device("meta"):
+        tokenizer = ImageFolderTokenizer(CONFIG)
+    found: Positions = tokenizer.draw(partial(keyed_uniform, seed), positions, positions).of_sample[KEPT_SCALES]
+    return found
 
 
 def test_quantizer_dropout_keeps_three_to_all_scales_of_a_tenth_of_the_samples() -> None:
-    kept = kept_scales(CONFIG, 0, np.arange(200_000, dtype=np.int64))
+    kept = kept_scales(0, np.arange(200_000, dtype=np.int64))
     counts = np.bincount(kept, minlength=11) / len(kept)
     assert counts[:3].sum() == 0
     np.testing.assert_allclose(counts[3:10], 0.1 / 8, atol=0.001)  # uniform on {3..10}: an eighth each
@@ -33,8 +42,8 @@ def test_quantizer_dropout_keeps_three_to_all_scales_of_a_tenth_of_the_samples()
 
 def test_quantizer_dropout_is_a_function_of_the_position_alone() -> None:
     positions = np.arange(64, dtype=np.int64)
-    whole = kept_scales(CONFIG, 5, positions)
-    np.testing.assert_array_equal(whole, np.concatenate([kept_scales(CONFIG, 5, p) for p in np.split(positions, 4)]))
+    whole = kept_scales(5, positions)
+    np.testing.assert_array_equal(whole, np.concatenate([kept_scales(5, p) for p in np.split(positions, 4)]))
 
 
 class NoImages:
@@ -45,7 +54,7 @@ class NoImages:
 
 def counted(dead_code_steps: int) -> list[dict[str, Any]]:
     """The stage's counts on this rank: at first, after 5 on each rank, and when only rank 0 has restored them."""
-    model = TokenizerConfig(
+    model = ImageFolderConfig(
         image_size=16,
         patch_size=4,
         scales=(1, 2),
@@ -64,7 +73,8 @@ def counted(dead_code_steps: int) -> list[dict[str, Any]]:
         patch.setattr(tokenizer, "ImageBatches", NoImages)
         stage = tokenizer.TokenizerStage(job, torch.device("cpu"))
     found = [stage.state()]
-    stage._hits_PSV += 5
+    for hits_GV in stage._hits.values():
+        hits_GV += 5
     found.append(stage.state())
     stage.load_state(found[-1] if dist.get_rank() == 0 else {})
     states = [*found, stage.state()]
@@ -73,8 +83,10 @@ def counted(dead_code_steps: int) -> list[dict[str, Any]]:
 
 def test_counts_of_codes_are_summed_by_all_ranks_though_one_alone_restores_them(tmp_path: Path) -> None:
     for states in run_gloo(2, tmp_path, counted, 4):
-        assert [np.unique(state["hits"]).tolist() for state in states] == [[0], [10], [10]]
-        assert states[0]["hits"].shape == (2, 2, 8)
+        first = "hits.quantizer.branches.0.codebook"
+        assert [sorted(state) for state in states] == [[first, "hits.quantizer.branches.1.codebook"]] * 3
+        assert [np.unique(state[first]).tolist() for state in states] == [[0], [10], [10]]
+        assert states[0][first].shape == (2, 8)
     assert run_gloo(2, tmp_path, counted, 0) == [[{}] * 3] * 2
 
 

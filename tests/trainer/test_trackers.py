@@ -212,12 +212,12 @@ def test_tensorboard_files_reach_object_storage(s3_uri: str, tmp_path: Path) -> 
 def test_prometheus_finds_the_newest_numbers_in_a_file(tmp_path: Path) -> None:
     reader = PrometheusReader(str(tmp_path), "generator", None)
     reader.write(record(1))
-    reader.write(record(2) | {"loss": None, "loss_scale0_branch1": 0.25})
+    reader.write(record(2) | {"loss": None, "loss_group0_fold1": 0.25})
     reader.close()
     lines = (tmp_path / "metrics.prom").read_text().splitlines()
     assert 'foldtrain_step{stage="generator"} 2.0' in lines
     assert 'foldtrain_loss{stage="generator"} NaN' in lines  # it was, and is no number any more
-    assert 'foldtrain_loss_scale0_branch1{stage="generator"} 0.25' in lines
+    assert 'foldtrain_loss_group0_fold1{stage="generator"} 0.25' in lines
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.prom"]
 
 

@@ -2,7 +2,8 @@
 
 A stage's batch is a frozen dataclass below `Batch`. The shape suffix of a field says how it is cut: what begins with B
 has a row per sample, everything else (a mean over the global batch) belongs to each micro-batch whole. Tensors travel
-to the device, numpy arrays stay on the host, images travel as bytes and become numbers there (`normalized`).
+to the device, numpy arrays stay on the host, images travel as bytes and become numbers there (`normalized`). A field
+may be a dict of tensors, which are all cut alike.
 """
 
 from __future__ import annotations
@@ -58,11 +59,19 @@ class Batch:
         return [(each.name, value) for each in fields(self) if (value := getattr(self, each.name)) is not None]
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
-        moved: dict[str, Any] = {name: change(value) for name, value in self._held() if isinstance(value, Tensor)}
+        moved: dict[str, Any] = {}
+        for name, value in self._held():
+            if isinstance(value, Tensor):
+                moved[name] = change(value)
+            elif isinstance(value, dict):
+                moved[name] = {key: change(tensor) for key, tensor in value.items()}
         return replace(self, **moved)
 
 
 def _cut(rows: Any, parts: int) -> list[Any]:
+    if isinstance(rows, dict):
+        cuts = {name: _cut(value, parts) for name, value in rows.items()}
+        return [{name: pieces[number] for name, pieces in cuts.items()} for number in range(parts)]
     if len(rows) % parts:
         raise ValueError(f"{len(rows)} samples cannot be cut into {parts} equal micro-batches")
     return cast("list[Any]", rows.chunk(parts) if isinstance(rows, Tensor) else np.split(rows, parts))

@@ -17,7 +17,7 @@ from data_pipeline.loading.loader import decode_all
 from data_pipeline.shards.image_shards import ImageShards
 from data_pipeline.shards.token_dataset import TokenShards
 from model.classifier import Classifier
-from model.tokenizers.imagefolder import ImageFolderTokenizer
+from model.protocols import Tokenizer
 from trainer.evaluation.frechet import FeatureStatistics, frechet_distance
 from trainer.evaluation.sampler import Sampler
 from trainer.evaluation.teacher import Teacher
@@ -48,21 +48,22 @@ def statistics(teacher: Teacher, image_NCHW: Tensor) -> FeatureStatistics:
     return FeatureStatistics.from_features(features)
 
 
-def evaluate_tokenizer(tokenizer: ImageFolderTokenizer, teacher: Teacher | None, real: RealImages) -> dict[str, Any]:
-    """Squared error of reconstructions by scales kept, and the distance of the full ones from the originals."""
-    scales = len(tokenizer.layout.groups)
-    errors = np.zeros(scales)
+def evaluate_tokenizer(tokenizer: Tokenizer, teacher: Teacher | None, real: RealImages) -> dict[str, Any]:
+    """Squared error of reconstructions by positions kept, and the distance of the full ones from the originals."""
+    prefixes = tokenizer.prefixes
+    errors = np.zeros(len(prefixes))
     full = []
     with torch.inference_mode():
         for image_BCHW in torch.split(real.image_NCHW, _BATCH):
             tokens_BLF = tokenizer.tokenize(image_BCHW)
-            parts = [tokenizer.reconstruct(tokens_BLF, count) for count in range(1, scales + 1)]
+            parts = [tokenizer.detokenize(tokens_BLF, keep) for keep in prefixes]
             errors += [float((part - image_BCHW).square().mean((1, 2, 3)).sum()) for part in parts]
             full.append(parts[-1])
     distance = None
     if teacher is not None:
         distance = frechet_distance(statistics(teacher, torch.cat(full)), statistics(teacher, real.image_NCHW))
-    return {"mse_per_scale": (errors / len(real.image_NCHW)).tolist(), "frechet_distance": distance}
+    errors_of_prefixes = (errors / len(real.image_NCHW)).tolist()
+    return {"prefixes": list(prefixes), "mse_of_prefixes": errors_of_prefixes, "frechet_distance": distance}
 
 
 def codebook_use(tokens: TokenShards) -> list[list[float]]:

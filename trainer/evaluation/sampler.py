@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -21,10 +21,9 @@ from trainer.config import SamplingConfig
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
-    from model.generators.next_scale import FoldedGenerator
-    from model.tokenizers.imagefolder import ImageFolderTokenizer
+    from model.protocols import Generator, Tokenizer
 
 
 def read_cards(generator_uri: str, tokenizer_uri: str) -> dict[str, Card]:
@@ -78,8 +77,8 @@ def asked_classes(generator: Card, config: SamplingConfig) -> tuple[int, ...]:
 class Sampler:
     """A generator with the tokenizer whose tokens it was trained on."""
 
-    generator: FoldedGenerator
-    tokenizer: ImageFolderTokenizer
+    generator: Generator
+    tokenizer: Tokenizer
     cards: dict[str, Card]
     config: SamplingConfig
     seed: int
@@ -93,7 +92,8 @@ class Sampler:
         Raises:
             UsageError: as `read_cards`.
         """
-        from trainer.networks import load_generator, load_tokenizer
+        from data_pipeline.shards.tokenizers import load_tokenizer
+        from trainer.networks import load_generator
 
         read_cards(generator_uri, tokenizer_uri)
         generator, generator_card = load_generator(generator_uri, config.ema, device)
@@ -117,10 +117,11 @@ class Sampler:
         """Images [B, 3, H, W] in [-1, 1] of the given classes, in batches; image i has label_N[i]."""
         import torch
 
-        from model.generators.sampling import generate
+        from model.families import forcing_of
+        from model.protocols import SamplingPlan
 
-        layout = self.generator.layout
-        device = next(self.generator.parameters()).device
+        layout, forcing = self.generator.layout, forcing_of(self.tokenizer)
+        device = next(cast("nn.Module", self.generator).parameters()).device
         places = layout.positions * layout.folds
         with torch.inference_mode():
             for first in range(0, len(label_N), self.config.batch):
@@ -128,8 +129,5 @@ class Sampler:
                 numbers = np.arange(first * places, (first + len(label_B)) * places, dtype=np.int64)
                 uniform = torch.from_numpy(keyed_uniform(self.seed, "sample", numbers))
                 uniform_BLF = uniform.view(len(label_B), layout.positions, layout.folds).to(device)
-                guidance, top_k, top_p = self.config.guidance, self.config.top_k, self.config.top_p
-                tokens_BLF = generate(
-                    self.generator, self.tokenizer.quantizer, label_B, uniform_BLF, guidance, top_k, top_p
-                )
-                yield self.tokenizer.reconstruct(tokens_BLF)
+                drawn = SamplingPlan(label_B, uniform_BLF, self.config.guidance, self.config.top_k, self.config.top_p)
+                yield self.tokenizer.detokenize(self.generator.sample(drawn, forcing))

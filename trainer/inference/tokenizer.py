@@ -17,10 +17,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from data_pipeline.shards import tokenizers
 from data_pipeline.shards.weights import Card
 from model.layout import TokenLayout
-from model.tokenizers.imagefolder import ImageFolderTokenizer
-from trainer import networks
+from model.protocols import Tokenizer as Network
 from trainer.inference.exports import find_device, find_export
 from trainer.inference.given_images import Fit, Given, Output, check_fit, check_output, read_images, write_images
 
@@ -38,7 +38,7 @@ class Tokenizer:
         fit: how images of other sizes become squares.
     """
 
-    def __init__(self, network: ImageFolderTokenizer, card: Card, uri: str, device: torch.device, fit: Fit) -> None:
+    def __init__(self, network: Network, card: Card, uri: str, device: torch.device, fit: Fit) -> None:
         self.network, self.card, self.uri = network, card, uri
         self._device, self._fit = device, fit
 
@@ -46,6 +46,11 @@ class Tokenizer:
     def layout(self) -> TokenLayout:
         """What the positions and folds of its tokens are."""
         return self.network.layout
+
+    @property
+    def prefixes(self) -> tuple[int, ...]:
+        """Numbers of leading positions from which images can be decoded, ascending; the last is all."""
+        return self.network.prefixes
 
     @property
     def image_size(self) -> int:
@@ -80,7 +85,7 @@ class Tokenizer:
 
         Args:
             tokens: whole numbers [B, L, F] or [L, F], of numpy or torch.
-            keep: how many groups of the layout are decoded (scales, coarse to fine); None for all.
+            keep: how many leading positions are decoded, one of `prefixes`; None for all.
             output: numpy, pil or torch (see `Output`).
             batch: images that are decoded at once.
 
@@ -88,11 +93,12 @@ class Tokenizer:
             ValueError: if shape or numbers are not those of this tokenizer's tokens.
         """
         check_output(output)
-        tokens_BLF, groups = self._check_tokens(tokens), len(self.layout.groups)
-        if keep is not None and not 1 <= keep <= groups:
-            raise ValueError(f"keep {keep}: these tokens have {groups} groups, give 1 to {groups}, or None for all")
+        tokens_BLF = self._check_tokens(tokens)
+        if keep is not None and keep not in self.prefixes:
+            ends = ", ".join(map(str, self.prefixes))
+            raise ValueError(f"keep {keep}: images can be decoded from {ends} positions, or None for all")
         with torch.inference_mode():
-            parts = [self.network.reconstruct(part, keep) for part in self._parts(tokens_BLF, batch)]
+            parts = [self.network.detokenize(part, keep) for part in self._parts(tokens_BLF, batch)]
         return write_images(torch.cat(parts), output)
 
     def reconstruct(self, images: Given, *, keep: int | None = None, output: Output = "numpy", batch: int = 64) -> Any:
@@ -135,5 +141,5 @@ def load_tokenizer(uri: str, *, device: str = "cpu", fit: Fit = "crop") -> Token
     """
     check_fit(fit)
     export, where = find_export(uri, "tokenizer"), find_device(device)
-    network, card = networks.load_tokenizer(export, where)
+    network, card = tokenizers.load_tokenizer(export, where)
     return Tokenizer(network, card, export, where, fit)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from model.config import ClassifierConfig, GeneratorConfig, TokenizerConfig
+from model.config import ClassifierConfig, ImageFolderConfig, NextScaleConfig
 from trainer.planning.shapes import Trunk, trunk_of
 
 WIDE = 4
@@ -42,7 +42,7 @@ def _narrow(bf16: bool) -> int:
 
 
 def generator_activations(
-    config: GeneratorConfig, tokenizer: TokenizerConfig, *, bf16: bool, attention: Attention, checkpointing: bool
+    config: NextScaleConfig, tokenizer: ImageFolderConfig, *, bf16: bool, attention: Attention, checkpointing: bool
 ) -> Activations:
     """Of a training step of the generator."""
     from model.losses import LOGITS_AT_ONCE  # its module needs torch
@@ -58,15 +58,15 @@ def generator_activations(
     return Activations(config.depth * kept, head, logits, recomputed, most_output=LOGITS_AT_ONCE * WIDE)
 
 
-def _generator_block(config: GeneratorConfig, tokenizer: TokenizerConfig, bf16: bool, attention: Attention) -> int:
+def _generator_block(config: NextScaleConfig, tokenizer: ImageFolderConfig, bf16: bool, attention: Attention) -> int:
     """Bytes per position of one block: what LayerNorm, modulation, projections, attention and MLP save."""
     narrow, width = _narrow(bf16), config.width
     hidden = round(width * config.mlp_ratio)
     inputs = 3 * narrow  # the residual stream, its normalization, and what the condition makes of that
     qkv = 3 * narrow  # normalized queries and keys, and values: attention keeps the same
     if attention == "cpu":
-        # Small heads go to the float32 kernel, which is faster there: copies of q, k, v, and its own output.
-        own = 4 * WIDE + narrow if bf16 and config.width // config.heads < 64 else narrow
+        # Training in bf16 calls the float32 kernel, which is faster there: copies of q, k, v, and its own output.
+        own = 4 * WIDE + narrow if bf16 else narrow
     elif attention == "sdpa":
         own = narrow
     else:
@@ -86,13 +86,13 @@ def _trunk_block(trunk: Trunk, bf16: bool) -> int:
     return attention_half + (WIDE + narrow + scaled) * trunk.width + 2 * trunk.hidden * narrow
 
 
-def tokenizer_tokens(config: TokenizerConfig) -> tuple[int, int]:
+def tokenizer_tokens(config: ImageFolderConfig) -> tuple[int, int]:
     """Length of the encoder's and of the decoder's sequence: 499 and 379 for ImageFolder's."""
     patches, cells = (config.image_size // config.patch_size) ** 2, config.grid**2
     return 1 + patches + config.branches * cells, 1 + patches + 1 + cells
 
 
-def tokenizer_activations(config: TokenizerConfig, *, bf16: bool, checkpointing: bool) -> Activations:
+def tokenizer_activations(config: ImageFolderConfig, *, bf16: bool, checkpointing: bool) -> Activations:
     """Of a training step of the tokenizer; those of a teacher that sees reconstructions are not in it."""
     size, patch = config.image_size, config.patch_size
     blocks, largest = 0, 0

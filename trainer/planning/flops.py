@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from model.config import ClassifierConfig, GeneratorConfig, TokenizerConfig
+from model.config import ClassifierConfig, ImageFolderConfig, NextScaleConfig
 from model.layout import TokenLayout
 from trainer.planning.activations import tokenizer_tokens
 from trainer.planning.shapes import Trunk, trunk_of
@@ -68,12 +68,12 @@ def visible_pairs(layout: TokenLayout) -> int:
     return sum(size * end for size, end in zip(layout.groups, layout.offsets[1:], strict=True))
 
 
-def _phi(config: TokenizerConfig) -> int:
+def _phi(config: ImageFolderConfig) -> int:
     """One 3x3 convolution of the quantizer on the latent grid."""
     return 2 * 9 * config.code_dim**2 * config.grid**2
 
 
-def generator_flops(config: GeneratorConfig, tokenizer: TokenizerConfig) -> Flops:
+def generator_flops(config: NextScaleConfig, tokenizer: ImageFolderConfig) -> Flops:
     """Of a training step of the generator: the transformer, and the quantizer that makes its input from tokens."""
     layout, width = tokenizer.layout, config.width
     positions, hidden = layout.positions, round(width * config.mlp_ratio)
@@ -100,7 +100,7 @@ def _trunk_flops(trunk: Trunk, tokens: int) -> tuple[int, int]:
     return trunk.depth * block, trunk.depth * 4 * tokens**2 * trunk.width
 
 
-def tokenizer_flops(config: TokenizerConfig, contrastive_images: int = 0) -> Flops:
+def tokenizer_flops(config: ImageFolderConfig, contrastive_images: int = 0) -> Flops:
     """Of a training step of the tokenizer, without its teacher.
 
     Args:

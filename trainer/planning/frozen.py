@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from model.config import TokenizerConfig
+from model.config import ImageFolderConfig
 from trainer.config import TeacherConfig, TokenizerLossConfig
 from trainer.planning.activations import classifier_activations
 from trainer.planning.flops import classifier_forward
@@ -70,7 +70,7 @@ def _timm_teacher(name: str, image_size: int | None) -> Frozen:
     return Frozen(parameters * FP32, flops.get_total_flops(), sum(kept.values()))
 
 
-def frozen_quantizer(tokenizer: TokenizerConfig) -> Frozen:
+def frozen_quantizer(tokenizer: ImageFolderConfig) -> Frozen:
     """The quantizer, which turns tokens into the generator's input. Its operations are in `generator_flops`."""
     convs = tokenizer.shared_residual_convs or len(tokenizer.scales)
     dim = tokenizer.code_dim

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from data_pipeline.config import TokensConfig
-from model.config import TokenizerConfig
+from model.config import ImageFolderConfig, NextScaleConfig, TokenizerConfig
 from trainer.config import GeneratorStageConfig, TeacherConfig, TokenizerStageConfig
 from trainer.job import TrainJob
 from trainer.planning.devices import TERA, peak_flops
@@ -47,7 +47,10 @@ def step_flops(job: TrainJob, world: int) -> int | None:
     if not isinstance(job.section, TokenizerStageConfig | GeneratorStageConfig):
         return None
     tokenizer = _tokenizer(job)
-    if job.stage not in job.config or tokenizer is None:
+    counted = isinstance(tokenizer, ImageFolderConfig) and not (
+        isinstance(job.section, GeneratorStageConfig) and not isinstance(job.section.model, NextScaleConfig)
+    )
+    if job.stage not in job.config or not counted:
         return None
     configs = StageConfigs(
         job.section if isinstance(job.section, TokenizerStageConfig) else None,

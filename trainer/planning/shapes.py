@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from model.config import ClassifierConfig, GeneratorConfig, TokenizerConfig, ViTConfig
+from model.config import ClassifierConfig, ImageFolderConfig, NextScaleConfig, ViTConfig
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def _named_trunk(backbone: str, image_size: int, patch_size: int) -> Trunk:
     return Trunk(trunk.embed_dim, len(trunk.blocks), block.attn.num_heads, mlp.fc1.out_features, scaled)
 
 
-def generator_weights(config: GeneratorConfig, tokenizer: TokenizerConfig) -> Weights:
+def generator_weights(config: NextScaleConfig, tokenizer: ImageFolderConfig) -> Weights:
     """Every parameter of `FoldedGenerator`."""
     width, layout = config.width, tokenizer.layout
     hidden = round(width * config.mlp_ratio)
@@ -106,7 +106,7 @@ def _trunk_weights(trunk: Trunk, patches: int) -> Iterator[Weight]:
             yield from linear(inputs, outputs)
 
 
-def tokenizer_weights(config: TokenizerConfig) -> Weights:
+def tokenizer_weights(config: ImageFolderConfig) -> Weights:
     """Every parameter of `ImageFolderTokenizer`."""
     size, patch, dim = config.image_size, config.patch_size, config.code_dim
     encoder, decoder = (trunk_of(vit, size, patch) for vit in (config.encoder, config.decoder))

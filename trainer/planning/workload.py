@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from data_pipeline.config import ReadingConfig, TokensConfig
 from data_pipeline.errors import UsageError
 from data_pipeline.shards import weights
-from model.config import ClassifierConfig, TokenizerConfig
+from data_pipeline.shards.tokenizers import tokenizer_config
+from model.config import ClassifierConfig, GeneratorConfig, ImageFolderConfig, NextScaleConfig, TokenizerConfig
 from trainer.config import GeneratorStageConfig, TeacherConfig, TokenizerStageConfig, TrainerConfig
 from trainer.planning.activations import Activations, Attention, generator_activations, tokenizer_activations
 from trainer.planning.flops import Flops, generator_flops, tokenizer_flops
@@ -17,6 +19,10 @@ from trainer.planning.memory import RankMemory, rank_memory
 from trainer.planning.shapes import Weights, generator_weights, tokenizer_weights
 
 FP32, INT64 = 4, 8
+
+
+AnyModel = GeneratorConfig | TokenizerConfig
+Known = TypeVar("Known", NextScaleConfig, ImageFolderConfig)
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ class StageConfigs:
 
 def tokenizer_at(uri: str) -> TokenizerConfig:
     """The tokenizer of an export, by its card."""
-    return weights.read_config(uri, weights.read_card(uri, "tokenizer"), TokenizerConfig)
+    return tokenizer_config(uri, weights.read_card(uri, "tokenizer"))
 
 
 def teacher_at(uri: str) -> TeacherConfig:
@@ -97,15 +103,16 @@ def workload(stage: str, configs: StageConfigs, world: int) -> Workload:
 
 
 def _generator(configs: StageConfigs, world: int) -> Workload:
-    section, tokenizer = configs.generator, configs.tokenizer_model
+    section = configs.generator
     assert section is not None
+    model, tokenizer = _known(section.model, NextScaleConfig), _known(configs.tokenizer_model, ImageFolderConfig)
     layout = tokenizer.layout
     rows = layout.positions - layout.groups[0]
     size = layout.positions * layout.folds * INT64 + rows * layout.folds * tokenizer.code_dim * FP32
 
     def activations(trainer: TrainerConfig, attention: Attention) -> Activations:
         return generator_activations(
-            section.model,
+            model,
             tokenizer,
             bf16=trainer.half,
             attention=attention,
@@ -113,21 +120,28 @@ def _generator(configs: StageConfigs, world: int) -> Workload:
         )
 
     section.trainer.split_over(world)
-    weights = generator_weights(section.model, tokenizer)
-    flops = generator_flops(section.model, tokenizer)
+    weights = generator_weights(model, tokenizer)
+    flops = generator_flops(model, tokenizer)
     return Workload(section.trainer, weights, flops, frozen_quantizer(tokenizer), size, activations)
+
+
+def _known(model: AnyModel, kind: type[Known]) -> Known:
+    if not isinstance(model, kind):
+        raise UsageError(f"kind {model.kind} cannot be planned yet: its operations were not counted")
+    return model
 
 
 def _tokenizer(configs: StageConfigs, world: int) -> Workload:
     section = configs.tokenizer
     assert section is not None
+    model = _known(section.model, ImageFolderConfig)
     section.trainer.split_over(world)
     teacher = frozen_teacher(configs.teacher, section.loss)
     images = section.trainer.global_batch if section.loss.semantic else 0
-    flops = tokenizer_flops(section.model, images).plus_frozen(teacher.flops)
+    flops = tokenizer_flops(model, images).plus_frozen(teacher.flops)
 
     def activations(trainer: TrainerConfig, attention: Attention) -> Activations:  # noqa: ARG001 - a workload has it
-        return tokenizer_activations(section.model, bf16=trainer.half, checkpointing=trainer.activation_checkpointing)
+        return tokenizer_activations(model, bf16=trainer.half, checkpointing=trainer.activation_checkpointing)
 
-    size = 3 * section.model.image_size**2 * FP32
-    return Workload(section.trainer, tokenizer_weights(section.model), flops, teacher, size, activations)
+    size = 3 * model.image_size**2 * FP32
+    return Workload(section.trainer, tokenizer_weights(model), flops, teacher, size, activations)

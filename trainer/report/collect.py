@@ -66,7 +66,8 @@ def read_evaluation(uri: str) -> Evaluation:
         reconstruction, generation = record["reconstruction"], record["generation"]
         return _checked(
             Evaluation,
-            mse_per_scale=tuple(reconstruction["mse_per_scale"]),
+            prefixes=tuple(reconstruction["prefixes"]),
+            mse_of_prefixes=tuple(reconstruction["mse_of_prefixes"]),
             reconstruction_distance=reconstruction["frechet_distance"],
             generation_distance=generation["frechet_distance"],
             samples=generation["samples"],
@@ -78,6 +79,7 @@ def read_evaluation(uri: str) -> Evaluation:
             fingerprints=record.get("fingerprints", {}),
             sampling=record.get("sampling", {}),
             groups=tuple(record.get("tokenizer", {}).get("groups", ())),
+            fold_names=tuple(str(name) for name in record.get("tokenizer", {}).get("fold_names", ())),
             vocabularies=tuple(record.get("tokenizer", {}).get("vocabularies", ())),
             files=dict(record.get("files", {})),
             inputs=dict(record.get("inputs", {})),

@@ -46,8 +46,10 @@ class StageRecords:
 class Evaluation:
     """What `evaluate` measured (evaluation.json). None where it was not measured."""
 
-    mse_per_scale: tuple[float, ...] = ()
-    """Mean squared error of reconstructions from the first scale, the first two, and so on; pixels in [-1, 1]."""
+    prefixes: tuple[int, ...] = ()
+    """Numbers of leading positions from which images were decoded."""
+    mse_of_prefixes: tuple[float, ...] = ()
+    """Mean squared error of what was decoded from each; pixels in [-1, 1]."""
     reconstruction_distance: float | None = None
     """Fréchet distance of reconstructions in the teacher's feature space."""
     generation_distance: float | None = None
@@ -69,6 +71,8 @@ class Evaluation:
     """How the samples that were judged were drawn."""
     groups: tuple[int, ...] = ()
     """Positions of each group of the tokenizer that was judged; empty if unknown."""
+    fold_names: tuple[str, ...] = ()
+    """What its folds are called; empty if unknown."""
     vocabularies: tuple[int, ...] = ()
     """Codes of each fold of it; empty if unknown."""
     files: Record = field(default_factory=dict)

@@ -44,8 +44,8 @@ def build_report(data: ReportData) -> str:
         evaluation=evaluation,
         style=Markup((folder / "style.css").read_text(encoding="utf-8")),  # noqa: S704 - the project's own file
         headlines=_headlines(data),
-        scale_rows=_scale_rows(data),
-        scale_chart=_scale_chart(data),
+        prefix_rows=_prefix_rows(data),
+        prefix_chart=_prefix_chart(data),
         training=[_training(records) for records in data.records if records.metrics],
         use=_codebook_use(data),
         classes=_classes(evaluation),
@@ -93,20 +93,16 @@ def flatten(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]
     return rows
 
 
-def branch_names(branches: int) -> list[str]:
-    """Branches as ImageFolder calls them: the first keeps detail, the last is regularized to be semantic."""
-    if branches == 2:
-        return ["detail", "semantic"]
-    names = [f"branch {i + 1}" for i in range(branches)]
-    if branches > 2:
-        names[-1] += " (semantic)"
-    return names
+def fold_names(evaluation: Evaluation) -> list[str]:
+    """What the folds of the tokens are called, where that is known."""
+    folds, names = len(evaluation.codebook_use), evaluation.fold_names
+    return list(names) if len(names) == folds else [f"fold {number + 1}" for number in range(folds)]
 
 
 def _headlines(data: ReportData) -> list[dict[str, str]]:
     evaluation = data.evaluation
     finest = " / ".join(percent(branch[-1], 0) for branch in evaluation.codebook_use if branch)
-    branches = ", ".join(branch_names(len(evaluation.codebook_use)))
+    folds = ", ".join(fold_names(evaluation))
     cards = [
         ("Samples of the asked class", percent(evaluation.class_accuracy),
          f"of {evaluation.samples:,} samples, judged by a classifier that was trained on real images only"),
@@ -115,7 +111,7 @@ def _headlines(data: ReportData) -> list[dict[str, str]]:
         ("Fréchet distance of samples", number(evaluation.generation_distance), "in the teacher's feature space"),
         ("Fréchet distance of reconstructions", number(evaluation.reconstruction_distance),
          "in the teacher's feature space"),
-        ("Codes used at the finest scale", finest or "–", f"by branch: {branches}"),
+        ("Codes used in the last group", finest or "–", f"by fold: {folds}"),
         ("Time of all stages", duration(data.seconds) if data.stages else "–", "from raw images to this page"),
     ]  # fmt: skip
     return [{"name": name, "value": value, "note": note} for name, value, note in cards]
@@ -127,28 +123,21 @@ def _group_sizes(data: ReportData, count: int) -> list[str]:
     return [f"{positions:,}" for positions in groups] if len(groups) == count else ["–"] * count
 
 
-def _scale_rows(data: ReportData) -> list[dict[str, str]]:
-    errors = data.evaluation.mse_per_scale
+def _prefix_rows(data: ReportData) -> list[dict[str, str]]:
     rows, before = [], None
-    for i, (size, error) in enumerate(zip(_group_sizes(data, len(errors)), errors, strict=True)):
+    for keep, error in zip(data.evaluation.prefixes, data.evaluation.mse_of_prefixes, strict=True):
         change = "" if not before else f"{100 * (error - before) / before:+.1f} %".replace("-", "−")
-        rows.append(
-            {
-                "count": str(i + 1),
-                "positions": size,
-                "error": f"{error:.4f}" if math.isfinite(error) else "–",
-                "change": change,
-            }
-        )
+        shown = f"{error:.4f}" if math.isfinite(error) else "–"
+        rows.append({"positions": f"{keep:,}", "error": shown, "change": change})
         before = error
     return rows
 
 
-def _scale_chart(data: ReportData) -> Markup:
-    errors = data.evaluation.mse_per_scale
-    labels = [str(i + 1) for i in range(len(errors))]
-    title = "Reconstruction error by number of scales"
-    return column_chart(labels, errors, title=title, x_label="scales used", y_label="mean squared error")
+def _prefix_chart(data: ReportData) -> Markup:
+    labels = [f"{keep:,}" for keep in data.evaluation.prefixes]
+    title = "Reconstruction error by positions that are kept"
+    errors = data.evaluation.mse_of_prefixes
+    return column_chart(labels, errors, title=title, x_label="positions kept", y_label="mean squared error")
 
 
 def _training(records: StageRecords) -> dict[str, Any]:
@@ -193,14 +182,14 @@ def _codebook_use(data: ReportData) -> dict[str, Any]:
     sizes = codes if len(codes) == len(shares) else (0,) * len(shares)
     rows = [
         {
-            "branch": name,
+            "fold": name,
             "cells": [
                 {"share": _width(share), "percent": percent(share, 0),
                  "codes": f"{round(share * size):,}" if size and math.isfinite(share) else ""}
                 for share in branch
             ],
         }
-        for name, branch, size in zip(branch_names(len(shares)), shares, sizes, strict=True)
+        for name, branch, size in zip(fold_names(data.evaluation), shares, sizes, strict=True)
     ]  # fmt: skip
     return {"groups": _group_sizes(data, groups), "rows": rows}
 

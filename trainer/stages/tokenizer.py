@@ -1,23 +1,22 @@
-"""Train ImageFolder's tokenizer: reconstruction, quantization, and semantic regularization of the last branch."""
+"""Train a tokenizer of any kind: reconstruction, what its quantizer minimizes, and a teacher's view of the image."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from data_pipeline.loading.loader import ImageBatches
-from data_pipeline.order.permutations import Positions, keyed_uniform, network_seeds, step_positions
-from model.config import TokenizerConfig
-from model.tokenizers.imagefolder import ImageFolderTokenizer, TokenizerOutput
+from data_pipeline.order.permutations import keyed_uniform, network_seeds, step_positions
+from model.families import build_tokenizer
+from model.protocols import Tokenizer, TokenizerOutput
 from trainer.config import TokenizerStageConfig
 from trainer.engine.batches import Batch, normalized
 from trainer.engine.deepspeed_engine import Engine, Engines, train
@@ -30,32 +29,18 @@ from trainer.stages.dead_codes import replacements
 from trainer.stages.inputs import open_images
 
 _LAST_RESTART = 0.9  # share of the steps after which no code is restarted
-_NOT_DECAYED = re.compile(r"pos_embed|codebook|queries|level|token")
-
-
-def kept_scales(config: TokenizerConfig, seed: int, positions: Positions) -> Positions:
-    """Quantizer dropout: how many scales the sample at each position keeps, int64.
-
-    A share `quantizer_dropout` of samples keeps a number that is uniform from `dropout_min_scales` to all. It is a
-    function of the position, so the same images are affected at any number of workers (specs of ImageFolder, 1.6, fix
-    the first images of each worker's batch instead).
-    """
-    scales, fewest = len(config.scales), config.dropout_min_scales
-    dropped = keyed_uniform(seed, "quantizer_dropout", positions) < config.quantizer_dropout
-    count = fewest + np.floor(keyed_uniform(seed, "kept_scales", positions) * (scales - fewest + 1)).astype(np.int64)
-    return np.where(dropped, count, scales)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerImages(Batch):
-    """Images, and how many scales of each are kept."""
+    """Images, and what the tokenizer drew for them."""
 
     pixels_BCHW: Tensor
     """uint8."""
-    kept_scales_B: Tensor
-    """int64."""
-    kept_mean_S: Tensor
-    """Share of the global batch that keeps each scale, float32."""
+    drawn_B: dict[str, Tensor]
+    """For each sample (`Draws.of_sample`)."""
+    drawn: dict[str, Tensor]
+    """For the step (`Draws.of_step`)."""
 
 
 class TokenizerStage:
@@ -65,8 +50,7 @@ class TokenizerStage:
 
     def __init__(self, job: TrainJob, device: torch.device) -> None:
         assert isinstance(job.section, TokenizerStageConfig)
-        network = ImageFolderTokenizer(job.section.model).to(device)
-        teacher = None
+        network, teacher = build_tokenizer(job.section.model), None
         if job.section.loss.needs_teacher:
             teacher = load_teacher(job.inputs.get("teacher_timm"), job.inputs["teacher"], device)
         self._compose(job.section, network, teacher, device, job.seed)
@@ -82,7 +66,7 @@ class TokenizerStage:
 
     @classmethod
     def without_data(
-        cls, config: TokenizerStageConfig, network: ImageFolderTokenizer, teacher: Teacher | None, device: torch.device
+        cls, config: TokenizerStageConfig, network: Tokenizer, teacher: Teacher | None, device: torch.device
     ) -> Self:
         """The stage around given networks, which can do all but make batches: to trace or time its terms."""
         stage = cls.__new__(cls)
@@ -93,46 +77,45 @@ class TokenizerStage:
     def _compose(
         self,
         config: TokenizerStageConfig,
-        network: ImageFolderTokenizer,
+        network: Tokenizer,
         teacher: Teacher | None,
         device: torch.device,
         seed: int = 0,
     ) -> None:
         self._config, self._seed, self._device = config, seed, device
         self.network, self._teacher = network, teacher
-        no_decay = {name for name, _ in network.named_parameters() if _NOT_DECAYED.search(name)}
-        self.trainables: Trainables = {self.exported: Trainable(network, no_decay)}
-        layout = self.network.layout
-        shape_PSV = (layout.folds, len(layout.groups), layout.vocabulary())
-        self._hits_PSV = torch.zeros(shape_PSV, dtype=torch.int64, device=device)
+        module = cast("nn.Module", network).to(device)
+        self.trainables: Trainables = {self.exported: Trainable(module, network.no_decay_parameters())}
+        self._hits = {name: self._zeros(shape) for name, shape in network.codebooks.items()}
+        """How often each code was chosen since the last restart, by codebook."""
 
     def card(self) -> dict[str, Any]:
         """The config that rebuilds the network."""
         return self._config.model.without_pretraining().model_dump(mode="json")
 
     def batch(self, step: int) -> TokenizerImages:
-        """Images and seeds of this rank, and how many scales each keeps."""
-        model, share = self._config.model, self._config.trainer.global_batch
+        """Images and seeds of this rank, and what the tokenizer draws for them."""
         assert self.samples is not None
         batch = self.samples.batch(step, dist.get_rank(), dist.get_world_size())
-        all_kept = kept_scales(model, self._seed, step_positions(step, share))
-        scales = np.arange(len(model.scales))
+        everyone = step_positions(step, self._config.trainer.global_batch)
+        draws = self.network.draw(partial(keyed_uniform, self._seed), batch.position_B, everyone)
         return TokenizerImages(
             index_B=batch.index_B,
             seed_B=torch.from_numpy(network_seeds(self._seed, batch.position_B)),
             pixels_BCHW=torch.from_numpy(batch.pixels_BCHW),
-            kept_scales_B=torch.from_numpy(kept_scales(model, self._seed, batch.position_B)),
-            kept_mean_S=torch.from_numpy((all_kept[:, None] > scales).mean(0)).float(),
+            drawn_B={name: torch.from_numpy(rows) for name, rows in draws.of_sample.items()},
+            drawn={name: torch.from_numpy(values) for name, values in draws.of_step.items()},
         )
 
     def blank_batch(self, size: int) -> TokenizerImages:
         """A batch of the right shapes, with zeros in it."""
-        model, device = self._config.model, self._device
+        side, device, positions = self._config.model.image_size, self._device, np.arange(size)
+        draws = self.network.draw(lambda _, places: np.zeros(len(places)), positions, positions)
         return TokenizerImages(
             seed_B=torch.zeros(size, dtype=torch.int64, device=device),
-            pixels_BCHW=torch.zeros(size, 3, model.image_size, model.image_size, dtype=torch.uint8, device=device),
-            kept_scales_B=torch.zeros(size, dtype=torch.int64, device=device),
-            kept_mean_S=torch.ones(len(model.scales), device=device),
+            pixels_BCHW=torch.zeros(size, 3, side, side, dtype=torch.uint8, device=device),
+            drawn_B={name: torch.from_numpy(rows).to(device) for name, rows in draws.of_sample.items()},
+            drawn={name: torch.from_numpy(values).to(device) for name, values in draws.of_step.items()},
         )
 
     def step(self, micro_batches: Sequence[TokenizerImages], engines: Engines, rate: float) -> Scalars:
@@ -151,6 +134,7 @@ class TokenizerStage:
         target_BD = self._features(image_BCHW)
         teacher_BC = self.network.project_teacher(target_BD)
         output = self._encode(batch, image_BCHW, decode=False)
+        assert output.semantic_BC is not None  # the tokenizer compares, or this stage was refused
         return contrast.Seen(output.semantic_BC, teacher_BC, target_BD)
 
     def terms(self, batch: TokenizerImages, compared: contrast.Compared | None = None) -> Terms:
@@ -160,25 +144,28 @@ class TokenizerStage:
         # Before the encoder, so that a preview, which ends where the decoder begins, is the begin of an ordinary pass.
         teacher_BC = self.network.project_teacher(target_BD) if self._config.loss.semantic else None
         output = self._encode(batch, image_BCHW, decode=True)
-        self._hits_PSV += output.quantized.hits_PSV
+        self._count(output.hits)
         semantic = None
-        if teacher_BC is not None:
+        if teacher_BC is not None and output.semantic_BC is not None:
             semantic = contrast.semantic_loss(output.semantic_BC, teacher_BC, self._config.loss, compared)
         return self._losses(image_BCHW, output, target_BD, semantic)
 
     def _encode(self, batch: TokenizerImages, image_BCHW: Tensor, *, decode: bool) -> TokenizerOutput:
-        seen = (image_BCHW, batch.kept_scales_B, batch.kept_mean_S, batch.seed_B)
-        output: TokenizerOutput = self.network(*seen, decode=decode)
-        return output
+        return self.network(image_BCHW, batch.drawn_B | batch.drawn, batch.seed_B, decode=decode)
+
+    def _count(self, hits: Terms) -> None:
+        for name, chosen_GV in hits.items():
+            self._hits[name] += chosen_GV
+
+    def _zeros(self, shape: tuple[int, int]) -> Tensor:
+        return torch.zeros(shape, dtype=torch.int64, device=self._device)
 
     def _losses(self, image_BCHW: Tensor, output: TokenizerOutput, target_BD: Tensor, semantic: Tensor | None) -> Terms:
         weights = self._config.loss
-        terms = {
-            "reconstruction": F.mse_loss(output.reconstruction_BCHW.float(), image_BCHW),
-            "codebook": output.quantized.codebook_loss,
-            "commitment": output.quantized.commitment_loss,
-        }
-        loss = weights.reconstruction * terms["reconstruction"] + terms["codebook"] + terms["commitment"]
+        terms = {"reconstruction": F.mse_loss(output.reconstruction_BCHW.float(), image_BCHW)} | output.losses
+        loss = weights.reconstruction * terms["reconstruction"]
+        for term in output.losses.values():
+            loss = loss + term
         if weights.feature and self._teacher is not None:
             seen_BD = self._teacher.features(output.reconstruction_BCHW.float())
             terms["feature"] = F.mse_loss(seen_BD.float(), target_BD)
@@ -200,29 +187,33 @@ class TokenizerStage:
         every = self._config.dead_code_steps
         if not every or step % every or step >= self._config.trainer.steps * _LAST_RESTART:
             return {}
-        hits_PSV = self._hits_PSV.clone()
-        dist.all_reduce(hits_PSV)
-        self._hits_PSV.zero_()
         engine: Engine = engines[self.exported]
         restarted = []
-        for index in range(self.network.layout.folds):
-            name = f"quantizer.branches.{index}.codebook"
-            rows, values = replacements(engine.whole(name), hits_PSV[index], self._seed, step, index)
+        for index, (name, hits_GV) in enumerate(self._all_hits().items()):
+            rows, values = replacements(engine.whole(name), hits_GV, self._seed, step, index)
             if len(rows):
                 engine.overwrite_rows(name, rows, values)
             restarted.append(len(rows))
+        for hits_GV in self._hits.values():
+            hits_GV.zero_()
         return {"codes": restarted} if any(restarted) else {}
 
+    def _all_hits(self) -> dict[str, Tensor]:
+        """How often all ranks chose each code since the last restart, int64 [G, V] by codebook (a collective)."""
+        found = {name: hits_GV.clone() for name, hits_GV in self._hits.items()}
+        for hits_GV in found.values():
+            dist.all_reduce(hits_GV)
+        return found
+
     def state(self) -> dict[str, Tensor]:
-        """How often each code was chosen since the last restart, int64 [P, S, V], summed over ranks."""
+        """How often each code was chosen since the last restart, summed over ranks."""
         if not self._config.dead_code_steps:  # the config alone decides, so that all ranks reach the collective
             return {}
-        hits_PSV = self._hits_PSV.clone()
-        dist.all_reduce(hits_PSV)
-        return {"hits": hits_PSV}
+        return {f"hits.{name}": hits_GV for name, hits_GV in self._all_hits().items()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Count on from there."""
-        self._hits_PSV.zero_()
-        if "hits" in state:
-            self._hits_PSV += state["hits"].to(self._device)
+        for name, hits_GV in self._hits.items():
+            hits_GV.zero_()
+            if f"hits.{name}" in state:
+                hits_GV += state[f"hits.{name}"].to(self._device)

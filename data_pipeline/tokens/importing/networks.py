@@ -14,8 +14,9 @@ from data_pipeline.errors import UsageError
 from data_pipeline.shards import weights
 from data_pipeline.shards.halves import halves_of
 from data_pipeline.shards.safetensors_header import check_safetensors
+from data_pipeline.shards.tokenizers import tokenizer_config
 from data_pipeline.shards.weights import Card
-from model.config import TokenizerConfig
+from model.config import ImageFolderConfig, TokenizerConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,14 +60,21 @@ def import_network(
             files = {"model": network.state_dict()}
             return weights.write_weights(output, "tokenizer", config, files, lineage, halves=halves_of(network))
         card, speaks = _tokenizer_of(file, tokenizer)
+        if not isinstance(speaks, ImageFolderConfig):
+            raise UsageError(f"{file}: such generators speak tokens of ImageFolder's, and {tokenizer} is {speaks.kind}")
         generator = family.load(published, state, speaks)
     except (ValueError, KeyError) as error:
         raise UsageError(f"{file}: {error}") from None
     if classes and len(classes) > generator.config.classes:
         raise UsageError(f"{len(classes)} names of classes, but {file} knows {generator.config.classes} classes")
-    both = {"generator": generator.config.model_dump(mode="json"), "tokenizer": card.config}
+    described: dict[str, Any] = {
+        "generator": generator.config.model_dump(mode="json"),
+        "layout": speaks.layout.to_json(),
+    }
+    described |= {"forcing_width": speaks.forcing_width}
     lineage |= {"tokenizer": card.encoder()}
-    return weights.write_weights(output, "generator", both, {"model": generator.state_dict()}, lineage, classes=classes)
+    files = {"model": generator.state_dict()}
+    return weights.write_weights(output, "generator", described, files, lineage, classes=classes)
 
 
 def _tokenizer_of(file: str, uri: str | None) -> tuple[Card, TokenizerConfig]:
@@ -75,7 +83,7 @@ def _tokenizer_of(file: str, uri: str | None) -> tuple[Card, TokenizerConfig]:
             f"{file} is a generator: import the tokenizer whose tokens it predicts, and name it: --tokenizer"
         )
     card = weights.read_card(uri, "tokenizer")
-    return card, weights.read_config(uri, card, TokenizerConfig)
+    return card, tokenizer_config(uri, card)
 
 
 def _read_state(file: str) -> tuple[dict[str, Tensor], str]:

@@ -1,0 +1,219 @@
+"""What tokenizers, quantizers and generators are to everything that trains, stores and uses them.
+
+Shape suffixes: B batch, C channels, H = W side of the image in pixels, L positions (K of one group), F folds,
+V codes of a fold, G groups, D width of a teacher's features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from model.config import GeneratorConfig, TokenizerConfig
+from model.layout import TokenLayout
+
+Terms = dict[str, Tensor]
+"""Scalars of a training pass by name, one of them "loss", which is minimized."""
+Uniform = Callable[[str, npt.NDArray[np.int64]], npt.NDArray[np.float64]]
+"""Numbers of [0, 1) by the name of their purpose and the samples' positions in the order of training."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What a tokenizer draws for a training step, beside what follows from each sample's seed."""
+
+    of_sample: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
+    """A row per sample of this rank."""
+    of_step: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
+    """The same for all samples of the step, over all ranks."""
+
+
+class TokenizerOutput(NamedTuple):
+    """What a training pass of a tokenizer gives to its losses."""
+
+    reconstruction_BCHW: Tensor
+    """The image from the quantized latent, not clamped; of no samples where decoding was left out."""
+    tokens_BLF: Tensor
+    """Token ids, int64."""
+    losses: Terms
+    """What is minimized beside the reconstruction's error, weighted: codebook, commitment, entropy."""
+    semantic_BC: Tensor | None
+    """What is compared with a teacher's features, float32; None for kinds that are not (`TokenizerConfig.compares`)."""
+    hits: Terms
+    """Times that each code was chosen, int64 [G, V], by the name of the parameter that is the codebook."""
+
+
+class Tokenizer(Protocol):
+    """Images to tokens and back; an `nn.Module`."""
+
+    ENCODES: ClassVar[tuple[str, ...]]
+    """Prefixes of the parameters that tokens follow from."""
+    DECODES: ClassVar[tuple[str, ...]]
+    """Prefixes of the parameters that images follow from, given tokens."""
+
+    @property
+    def config(self) -> TokenizerConfig:
+        """What rebuilds it."""
+        ...
+
+    @property
+    def layout(self) -> TokenLayout:
+        """Of its tokens."""
+        ...
+
+    @property
+    def prefixes(self) -> tuple[int, ...]:
+        """Numbers of leading positions from which an image can be decoded, ascending; the last is all."""
+        ...
+
+    @property
+    def codebooks(self) -> dict[str, tuple[int, int]]:
+        """Groups in which a code is looked for, and codes, by the name of the parameter that is the codebook."""
+        ...
+
+    def tokenize(self, image_BCHW: Tensor) -> Tensor:
+        """Images in [-1, 1] -> token ids [B, L, F], int64."""
+        ...
+
+    def detokenize(self, tokens_BLF: Tensor, keep: int | None = None) -> Tensor:
+        """Tokens -> images clamped to [-1, 1], float32; of the first `keep` positions alone, one of `prefixes`."""
+        ...
+
+    def draw(
+        self, uniform: Uniform, positions_B: npt.NDArray[np.int64], step_positions: npt.NDArray[np.int64]
+    ) -> Draws:
+        """What a training step draws.
+
+        Args:
+            uniform: the run's random numbers.
+            positions_B: of this rank's samples.
+            step_positions: of all samples of the step.
+        """
+        ...
+
+    def __call__(
+        self, image_BCHW: Tensor, drawn: Mapping[str, Tensor], seed_B: Tensor | None = None, *, decode: bool = True
+    ) -> TokenizerOutput:
+        """One training pass. `drawn` is what `draw` gave; random masks follow from `seed_B`, a number per sample."""
+        ...
+
+    def project_teacher(self, feature_BD: Tensor) -> Tensor:
+        """A teacher's features -> [B, C], to be compared with `semantic_BC`; gradients reach the projection."""
+        ...
+
+    def no_decay_parameters(self) -> set[str]:
+        """Names of the parameters without weight decay, besides all vectors."""
+        ...
+
+
+class Quantizer(Protocol):
+    """Latents to codes and back; an `nn.Module`. Each family passes it what it needs in training."""
+
+    @property
+    def layout(self) -> TokenLayout:
+        """Of its codes."""
+        ...
+
+    def tokenize(self, latent: Tensor) -> Tensor:
+        """A latent -> ids [B, L, F], int64."""
+        ...
+
+    def dequantize(self, tokens_BLF: Tensor, keep: int | None = None) -> Tensor:
+        """Ids -> the latent that they stand for; the inverse of `tokenize` on what it can represent."""
+        ...
+
+
+class TeacherForcing(Protocol):
+    """Multi-scale sums: what next-scale generators see of the tokens of earlier groups; an `nn.Module`, frozen."""
+
+    @property
+    def layout(self) -> TokenLayout:
+        """Of the tokens."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Channels of what a generator sees."""
+        ...
+
+    def generator_input(self, tokens_BLF: Tensor) -> Tensor:
+        """The sums before each group but the first, [B, positions after the first group, width], float32."""
+        ...
+
+    def empty_latent(self, batch: int, device: torch.device) -> Tensor:
+        """The sum before the first group."""
+        ...
+
+    def next_scale(self, latent: Tensor, tokens_BKF: Tensor, group: int) -> tuple[Tensor, Tensor | None]:
+        """Add the tokens of a group: the new sum, and what a generator sees of it before the next; None at the end."""
+        ...
+
+
+@dataclass(frozen=True)
+class SamplingPlan:
+    """What is to be drawn, and how."""
+
+    condition_B: Tensor
+    """Classes, int64."""
+    uniform_BLF: Tensor
+    """A number of [0, 1) for each token; equal numbers give equal images."""
+    guidance: float = 0.0
+    """Classifier-free guidance; 0 leaves the unconditional half out."""
+    top_k: int = 0
+    """Draw from the k likeliest tokens; 0 for all."""
+    top_p: float = 1.0
+    """Draw from the likeliest tokens that hold this much probability."""
+    kept_BLF: Tensor | None = None
+    """Tokens to keep as they are; those that are negative are drawn. None draws all."""
+
+
+class Generator(Protocol):
+    """Predicts tokens in some order; an `nn.Module`."""
+
+    @property
+    def config(self) -> GeneratorConfig:
+        """What rebuilds it, beside the layout."""
+        ...
+
+    @property
+    def layout(self) -> TokenLayout:
+        """Of its tokens."""
+        ...
+
+    @property
+    def null_class(self) -> int:
+        """The condition that means "no class"."""
+        ...
+
+    def training_terms(
+        self, tokens_BLF: Tensor, condition_B: Tensor, seed_B: Tensor | None, forcing: TeacherForcing | None
+    ) -> Terms:
+        """What it minimizes, and what is worth a look beside it.
+
+        Parameters are used within `forward` of this module or of those below it: ZeRO 3 gathers them there.
+
+        Args:
+            tokens_BLF: true tokens, int64.
+            condition_B: classes; `null_class` where the class is hidden.
+            seed_B: a number per sample that random masks and orders follow from.
+            forcing: of the tokenizer; None for kinds that look at ids alone.
+        """
+        ...
+
+    def sample(self, plan: SamplingPlan, forcing: TeacherForcing | None) -> Tensor:
+        """Draw tokens [B, L, F], int64. In eval mode, without gradients.
+
+        Raises:
+            ValueError: if the plan's shapes do not fit, or the generator is in training mode.
+        """
+        ...
+
+    def no_decay_parameters(self) -> set[str]:
+        """Names of the parameters without weight decay, besides all vectors."""
+        ...
