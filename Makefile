@@ -10,7 +10,7 @@ export PIP_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-fast check format clean
+.PHONY: help setup quickstart test test-fast test-gpu check format clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ test: $(INSTALLED) ## all tests, on two processes
 
 test-fast: $(INSTALLED) ## the tests that start no Ray and no server and kill no process
 	$(VENV)/bin/pytest -n 2 --dist loadgroup -m "not slow" --allowed-skips tests/allowed_skips.txt
+
+test-gpu: $(INSTALLED) ## the tests that only a GPU can run, in one process; without one they are skipped
+	$(VENV)/bin/pytest -m gpu
 
 check: $(INSTALLED) ## lint, format, types, and which package may import which
 	$(VENV)/bin/ruff check .

@@ -8,6 +8,9 @@ step is the teacher-forcing input, forward, loss, backward and AdamW in bf16 aut
 and top-p, up to the tokens' latent (no decoder). Their default of sampling is float32. Memory is what a step adds to
 the resident memory of a fresh process at its highest (Linux).
 
+Seconds are of the processor (`time.process_time`), which a busy machine hardly changes, with one thread unless
+--threads says otherwise: threads that wait for one another count as busy.
+
 Nothing of the checkout is copied; it must be of the published revision's shape (models/, dist.py).
 """
 
@@ -33,7 +36,7 @@ from torch import Tensor, nn
 
 from model.config import ImageFolderConfig
 from model.generators.next_scale import FoldedGenerator
-from model.generators.sampling import generate
+from model.protocols import SamplingPlan
 from model.published.var import load_generator
 from model.quantizers.multi_scale import FoldedQuantizer
 
@@ -149,7 +152,8 @@ def sampling(both: Both, side: str, bf16: bool) -> Callable[[], float]:
             if side == "var":
                 both.var.autoregressive_infer_cfg(len(both.label_B), both.label_B, 0, GUIDANCE, TOP_K, TOP_P)
             else:
-                generate(both.ours, both.our_quantizer, both.label_B, uniform_BLF, GUIDANCE, TOP_K, TOP_P)
+                plan = SamplingPlan(both.label_B, uniform_BLF, GUIDANCE, TOP_K, TOP_P)
+                both.ours.sample(plan, both.our_quantizer)
         return 0.0
 
     return draw
@@ -160,10 +164,10 @@ def in_turns(work: dict[str, Callable[[], float]], rounds: int) -> dict[str, lis
     seconds: dict[str, list[float]] = {name: [] for name in work}
     for number in range(rounds + 1):
         for name in work if number % 2 else reversed(work):
-            began = time.perf_counter()
+            began = time.process_time()
             work[name]()
             if number:
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append(time.process_time() - began)
     return seconds
 
 
@@ -218,9 +222,11 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=16)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--memory-of", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     both = build(options.var.resolve(), options.depth, options.batch)
     if options.memory_of:
         kept = kept_bytes(both, options.memory_of)
@@ -257,6 +263,7 @@ def report(
         "depth": options.depth,
         "batch": options.batch,
         "rounds": options.rounds,
+        "threads": options.threads,
         "torch": torch.__version__,
         "largest_difference": apart,
         "training_seconds": training,

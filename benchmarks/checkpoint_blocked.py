@@ -50,13 +50,14 @@ class Layers(nn.Module):
         return {"loss": self.layers(x_BC).square().mean()}
 
 
-def measure(folder: str, millions: int, stage: int) -> dict[str, list[float]]:
+def measure(folder: str, millions: int, stage: int, kind: str = "cpu") -> dict[str, list[float]]:
     """Seconds of each checkpoint, on this rank."""
-    prepare_deepspeed(torch.device("cpu"))
+    device = torch.device(kind)
+    prepare_deepspeed(device)
     config = TrainerConfig(steps=9, global_batch=ROWS, zero_stage=stage, ema_decay=0.99)
-    module = Layers(millions)
+    module = Layers(millions).to(device)
     waits: list[Callable[[], None]] = []
-    engine = Engine(Trainable(module), config, torch.device("cpu"), lambda: [wait() for wait in waits] and None)
+    engine = Engine(Trainable(module), config, device, lambda: [wait() for wait in waits] and None)
     engines = {"layers": engine}
     writer = CheckpointWriter(f"{folder}/ours", Agreement(), Retention(1), 3, lambda *_, **__: None)
     writer.reserve(pieces(engines, {}))
@@ -67,7 +68,7 @@ def measure(folder: str, millions: int, stage: int) -> dict[str, list[float]]:
         writer.wait_for_copy()
         found["blocked"][-1] += time.perf_counter() - began
 
-    work = partial(module.forward, torch.randn(ROWS // dist.get_world_size(), WIDTH))
+    work = partial(module.forward, torch.randn(ROWS // dist.get_world_size(), WIDTH, device=device))
     for step in range(1, ROUNDS + 1):
         waits.clear()
         began = time.perf_counter()
@@ -86,11 +87,11 @@ def measure(folder: str, millions: int, stage: int) -> dict[str, list[float]]:
     return found
 
 
-def medians(millions: int, workers: int, stage: int, place: str | None = None) -> dict[str, float]:
+def medians(millions: int, workers: int, stage: int, place: str | None = None, device: str = "cpu") -> dict[str, float]:
     """Seconds of the slowest rank, medians over rounds: blocked, whole (ours), synchronous (theirs), step."""
     folder = Path(tempfile.mkdtemp(dir=place))
     try:
-        ranks = run_gloo(workers, folder, measure, str(folder), millions, stage, patience=1800)
+        ranks = run_gloo(workers, folder, measure, str(folder), millions, stage, device, patience=1800)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     slowest = {name: [max(rank[name][i] for rank in ranks) for i in range(1, ROUNDS)] for name in ranks[0]}

@@ -1,17 +1,22 @@
 """Checkpoints of every (ZeRO stage, workers) continued at every other: {0, 1, 2, 3} x {1, 2, 4}.
 
-    python benchmarks/elastic_matrix.py [--precision fp32|bf16|fp16|both|all]
+    python benchmarks/elastic_matrix.py [--precision fp32|bf16|fp16|both|all] [--two-networks]
 
 Prints, for each pair, the largest relative difference of a loss from the run that was not interrupted; `=` is bit for
 bit. Moments and averages are compared right after loading: a difference there ends it with an error. Below each matrix
 stands the most that a pair of two places differed by, and what it may: in 16 bits a sum in another order now and then
 rounds to the neighbouring number, and the loss follows it. `both` are fp32 and bf16. Exit code 1 if a pair of the same
 place is not equal, or another is out of its tolerance.
+
+With --two-networks a generator and a critic are trained instead, in fp32, by the training loop itself with two
+micro-batches a step; compared are all weights, moments and averages at the end, and their largest absolute difference.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -21,8 +26,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from tests.trainer.gloo import run_gloo
 from tests.trainer.small_training import ROLES, states
+from tests.trainer.test_adversarial import resumed, tensors, unbroken
 from tests.trainer.test_elastic_resume import MIDDLE, TOLERANCE, Matrix, Pair, Place
+from tests.trainer.toy_adversarial import SAVED, STEPS
+from trainer.checkpoints.catalog import step_folder
 
 PLACES: list[Place] = [(stage, world) for world in (1, 2, 4) for stage in (0, 1, 2, 3)]
 PRECISIONS = {name: [name] for name in TOLERANCE} | {"both": ["fp32", "bf16"], "all": list(TOLERANCE)}
@@ -63,12 +72,46 @@ def show(matrix: Matrix, precision: str, console: Console) -> bool:
     return same == 0 and elsewhere <= tolerance
 
 
+NETWORKS_DIFFER = 1e-5
+"""Largest absolute difference of a number of two networks at another place."""
+
+
+def two_networks(console: Console, root: Path) -> bool:
+    """The matrix of a stage with two trainables. Returns whether all of it is within tolerance."""
+    worlds = sorted({world for _, world in PLACES})
+    for world in worlds:
+        run_gloo(world, root, unbroken, str(root / str(world)), patience=600)
+    moved = {pair: root / f"{name_of(pair[0])}-to-{name_of(pair[1])}" for pair in itertools.product(PLACES, PLACES)}
+    for (here, _), folder in moved.items():
+        source = root / str(here[1]) / str(here[0]) / "checkpoints"
+        shutil.copytree(step_folder(str(source), SAVED), step_folder(str(folder / "checkpoints"), SAVED))
+    for world in worlds:
+        jobs = [(there[0], str(folder)) for (_, there), folder in moved.items() if there[1] == world]
+        run_gloo(world, root, resumed, jobs, patience=1800)
+    table, same, elsewhere = Table("from \\ to", *map(name_of, PLACES), title="two networks", box=None), 0.0, 0.0
+    for here in PLACES:
+        whole = tensors(root / str(here[1]) / str(here[0]), STEPS)
+        again = {there: tensors(moved[here, there], STEPS) for there in PLACES}
+        found = {
+            there: max(float((each[name] - whole[name]).abs().max()) for name in whole) for there, each in again.items()
+        }
+        table.add_row(name_of(here), *("=" if not d else f"{d:.0e}" for d in found.values()))
+        same, elsewhere = max(same, found.pop(here)), max(elsewhere, *found.values())
+    console.print(table)
+    console.print(f"same place {same:.1e}; elsewhere at most {elsewhere:.1e}, tolerance {NETWORKS_DIFFER:.0e}")
+    return same == 0 and elsewhere <= NETWORKS_DIFFER
+
+
 def main() -> None:
     """Run all pairs and print them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--precision", choices=list(PRECISIONS), default="both")
-    good = True
-    for precision in PRECISIONS[parser.parse_args().precision]:
+    parser.add_argument("--two-networks", action="store_true")
+    options, good = parser.parse_args(), True
+    if options.two_networks:
+        with tempfile.TemporaryDirectory() as folder:
+            sys.exit(0 if two_networks(Console(width=160), Path(folder)) else 1)
+    for precision in PRECISIONS[options.precision]:
         with tempfile.TemporaryDirectory() as folder:
             matrix = Matrix(Path(folder))
             matrix.run([(precision, here, there) for here in PLACES for there in PLACES])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,24 @@ def read_export(root: Path) -> Iterator[Callable[[], object]]:
     yield lambda: load_classifier(uri, "judge", torch.device("cpu"))
 
 
+def read_tokenizer(root: Path) -> Iterator[Callable[[], object]]:
+    """What every command does that holds tokens against their tokenizer."""
+    from data_pipeline.errors import UsageError
+    from data_pipeline.shards.manifest import TokenManifest
+    from data_pipeline.shards.token_shards import check_tokenizer
+    from data_pipeline.shards.weights import read_card, read_weights
+
+    uri = str(root / "tokenizer/export")
+
+    def hold() -> None:
+        with suppress(UsageError):  # the tokens there are of another one
+            check_tokenizer(TokenManifest.read(str(root / "tokens")), read_card(uri, "tokenizer"))
+
+    yield lambda: (card := read_card(uri, "tokenizer")) and (card.encoder(), card.decoder(), card.encoder_config())
+    yield hold
+    yield lambda: read_weights(uri, "tokenizer")
+
+
 def read_records(root: Path) -> Iterator[Callable[[], object]]:
     """monitor, plan, ledger audit, and what a start does."""
     from cluster.monitor.monitor_view import frame
@@ -268,6 +287,7 @@ TARGETS = (
     Target("checkpoint marker", f"{STEP}/COMPLETE", _JSON, read_checkpoint, needs=_STAGE),
     Target("checkpoint file", f"{STEP}/{RANK_FILE}", mutations.change_bytes, read_checkpoint, needs=_STAGE),
     Target("card", "judge/export/card.json", _JSON, read_export, needs=("judge/",)),
+    Target("tokenizer card", "tokenizer/export/card.json", _JSON, read_tokenizer, needs=("tokenizer/", "tokens/")),
     Target(
         "weights",
         "judge/export/model.safetensors",

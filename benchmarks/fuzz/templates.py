@@ -38,6 +38,7 @@ def everything() -> Files:
         _records(root / "generator")
         _checkpoint(str(root / STEP))
         _export(str(root / "judge/export"))
+        _export(str(root / "tokenizer/export"), "tokenizer", _HALVES)
         _config(root)
         _report(root)
         export_tokens(str(root / "tokens"), str(root / "npz"), "npz")
@@ -122,14 +123,19 @@ def _checkpoint(folder: str) -> None:
     commit(folder, Index(entries, {RANK_FILE: len(data)}, "0a").to_bytes(), state, "0a")
 
 
-def _export(uri: str) -> None:
+_HALVES = {"encode": ("body",), "decode": ("body.1", "head"), "neither": ("dropout",)}
+"""Of a small classifier, which stands in for a tokenizer."""
+
+
+def _export(uri: str, kind: str = "judge", halves: dict[str, tuple[str, ...]] | None = None) -> None:
     from data_pipeline.shards.weights import write_weights
     from model.classifier import Classifier
     from model.config import ClassifierConfig
 
     config = ClassifierConfig(image_size=8, widths=(4,), num_classes=3)
     state = Classifier(config).state_dict()
-    write_weights(uri, "judge", config.model_dump(mode="json"), {"model": state}, {}, classes=CLASSES, steps=2)
+    record = config.model_dump(mode="json")
+    write_weights(uri, kind, record, {"model": state}, {}, classes=CLASSES, steps=2, halves=halves)
 
 
 def _report(root: Path) -> None:

@@ -79,7 +79,7 @@ def train_job(config: RunConfig, stage: RunStage) -> TrainJob:
         inputs=inputs.uris,
         lineage=inputs.lineage,
         config=with_absolute_paths(config).model_dump(mode="json"),
-        classes=inputs.classes if knows_classes else (),
+        classes=inputs.classes,
         tracking=config.tracking,
         peak_tflops=config.cluster.peak_tflops,
         accept_changes=config.accept_changes,
@@ -173,13 +173,13 @@ def _check_ids_suffice(config: RunConfig, uri: str, made_by: TokenizerRecord) ->
 
 def _with_initial(inputs: Inputs, stage: RunStage, section: StageSection, folder: str) -> Inputs:
     """With the weights that training starts from. Where it has a checkpoint to go on from, they are not looked at."""
-    key, uri = f"{stage.section}.init_from", str(section.init_from)
+    uri = str(section.init_from)
     known = _recorded_initial(folder, uri)
     if known is not None:
         return inputs.plus(INITIAL, uri, known)
     found, card = _find_initial(stage, uri)
     _check_initial_classes(stage, section, card, found, inputs)
-    return inputs.plus(INITIAL, found, card.fingerprint(), *_notes(key, card, found, inputs))
+    return inputs.plus(INITIAL, found, card.fingerprint(), *_notes(stage, section, card, found, inputs))
 
 
 def check_initial(config: RunConfig, stage: RunStage) -> None:
@@ -230,10 +230,10 @@ def _check_initial_classes(stage: RunStage, section: StageSection, card: Card, u
     )
 
 
-def _notes(key: str, card: Card, uri: str, inputs: Inputs) -> list[str]:
+def _notes(stage: RunStage, section: StageSection, card: Card, uri: str, inputs: Inputs) -> list[str]:
     """What is allowed, and may be a mistake."""
-    found = []
-    if card.classes and inputs.classes and card.classes != inputs.classes:
+    found, key, learns = [], f"{stage.section}.init_from", hasattr(section.model, "num_classes")
+    if learns and card.classes and inputs.classes and card.classes != inputs.classes:
         found.append(f"{key}: the network at {uri} has learnt other classes than the data have, or in another order")
     other = card.lineage.get("tokenizer")
     if other is not None and other != inputs.lineage.get("tokenizer"):

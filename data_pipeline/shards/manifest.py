@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from itertools import accumulate
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
@@ -21,6 +21,23 @@ MANIFEST_VERSION: Literal[2] = 2
 COMMIT_VERSION: Literal[2] = 2
 MOST_GROUPS, MOST_POSITIONS, MOST_FOLDS = 65_536, 2**24, 1024
 """Bounds of a layout, so that no product of its numbers is beyond 64 bits."""
+
+
+def _parse_layout(record: Any) -> Any:
+    return TokenLayout.from_json(record) if isinstance(record, dict) else record
+
+
+def _bounded_layout(layout: TokenLayout) -> TokenLayout:
+    if len(layout.groups) > MOST_GROUPS or max(layout.groups) > MOST_POSITIONS or layout.folds > MOST_FOLDS:
+        raise ValueError(
+            f"a layout has at most {MOST_GROUPS} groups, of at most {MOST_POSITIONS} positions, and at most "
+            f"{MOST_FOLDS} folds"
+        )
+    return layout
+
+
+StoredLayout = Annotated[TokenLayout, BeforeValidator(_parse_layout), AfterValidator(_bounded_layout)]
+"""A layout of a manifest or a card, which anybody may have written: groups and vocabularies within bounds, no more."""
 
 
 class Record(BaseModel):
@@ -200,7 +217,7 @@ class TokenManifest(_Manifest):
     )
 
     kind: Literal["tokens"] = "tokens"
-    layout: TokenLayout
+    layout: StoredLayout
     """What the positions and folds of a sample are."""
     condition: Condition = CLASS
     """What a generator is told about a sample."""
@@ -222,16 +239,6 @@ class TokenManifest(_Manifest):
     """Versions of what computed the tokens; more than one if the run was continued with others."""
     shards: tuple[ShardRecord, ...]
     """The shards; sample i is the i-th in their order."""
-
-    @field_validator("layout")
-    @classmethod
-    def _check_layout(cls, layout: TokenLayout) -> TokenLayout:
-        if len(layout.groups) > MOST_GROUPS or max(layout.groups) > MOST_POSITIONS or layout.folds > MOST_FOLDS:
-            raise ValueError(
-                f"a layout has at most {MOST_GROUPS} groups, of at most {MOST_POSITIONS} positions, and at most "
-                f"{MOST_FOLDS} folds"
-            )
-        return layout
 
     def least_sample_bytes(self) -> int:
         """Its tokens, condition and CRC-32."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Field,
     StringConstraints,
     TypeAdapter,
     ValidationError,
@@ -121,12 +122,16 @@ def write_weights(
     return card
 
 
+_Names = Annotated[tuple[Annotated[str, StringConstraints(max_length=512)], ...], Field(max_length=64)]
+"""Few, since each is held against every parameter and every setting."""
+
+
 class _Halves(BaseModel):
     """The JSON of `Halves`."""
 
     model_config = ConfigDict(extra="forbid")
 
-    names: dict[Literal["encode", "decode", "neither"], tuple[Annotated[str, StringConstraints(max_length=512)], ...]]
+    names: dict[Literal["encode", "decode", "neither"], _Names]
     fingerprints: dict[Literal["model", "ema"], dict[Literal["encode", "decode"], Sha256]]
 
     @field_validator("fingerprints")

@@ -120,7 +120,7 @@ def test_a_running_stage_takes_more_only_if_a_usable_size_fits(sizes: Sizes) -> 
 @pytest.mark.parametrize(
     ("needed", "has", "workers"),
     [
-        ({"CPU": 0.1}, {"CPU": 1.0}, 10),  # 1.0 // 0.1 is 9
+        ({"CPU": 0.1}, {"CPU": 0.3}, 3),  # 0.3 / 0.1 is less than 3
         ({"CPU": 2, "GPU": 1}, {"CPU": 16, "GPU": 3}, 3),
         ({"CPU": 2, "GPU": 1}, {"CPU": 16}, 0),
     ],

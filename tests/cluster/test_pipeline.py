@@ -57,6 +57,16 @@ def test_the_number_of_classes_is_that_of_the_data_wherever_it_is_null(
     assert job.config["generator"]["model"]["num_classes"] == 3
 
 
+@pytest.mark.parametrize("stage", ["train-teacher", "train-judge", "train-tokenizer"])
+def test_every_network_is_told_the_names_of_the_classes_of_its_data(
+    configure: Configure, jobs: list[TrainJob], stage: str
+) -> None:
+    judge = "evaluation={judge: {model: {image_size: 16, widths: [8]}, trainer: {steps: 2, global_batch: 8}}}"
+    alone = ["teacher=null", "tokenizer.loss={feature: 0, semantic: 0}"] if stage == "train-tokenizer" else []
+    pipeline.run_stage(stage, configure(judge, *alone))
+    assert jobs[0].classes == ("class0", "class1", "class2")
+
+
 def test_more_classes_than_the_data_have_are_left_unused_and_that_is_said(
     configure: Configure, jobs: list[TrainJob], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -285,6 +285,25 @@ def test_a_codebook_beyond_all_bounds_is_refused(jsonl: Path, tmp_path: Path) ->
         imported(RARTokens(str(jsonl)), tmp_path / "out", codebook_size=2**32 + 1)
 
 
+@pytest.mark.parametrize("token", [65_541, 2**32 + 5, -65_531])
+def test_a_token_that_16_or_32_bits_would_make_5_of_is_refused(codes: Path, token: int, tmp_path: Path) -> None:
+    path = codes / "imagenet256_codes/3.npy"
+    array = np.load(path)
+    array[0, 1, 2] = token
+    np.save(path, array)
+    with pytest.raises(UsageError, match=rf"3\.npy: token {token} is outside 0 to {CODES - 1}"):
+        imported(LlamaGenCodes(str(codes)), tmp_path / "out")
+
+
+def test_a_number_that_64_bits_would_make_negative_is_named(codes: Path, tmp_path: Path) -> None:
+    path = codes / "imagenet256_codes/3.npy"
+    array = np.load(path).astype(np.uint64)
+    array[0, 1, 2] = 2**64 - 3
+    np.save(path, array)
+    with pytest.raises(UsageError, match=r"3\.npy holds the number 18446744073709551613, which has more than 63 bits"):
+        imported(LlamaGenCodes(str(codes)), tmp_path / "out")
+
+
 def test_a_large_codebook_is_stored_in_32_bits(jsonl: Path, tmp_path: Path) -> None:
     found = {
         codes: imported(RARTokens(str(jsonl)), tmp_path / str(codes), codebook_size=codes) for codes in (CODES, 65537)

@@ -121,3 +121,20 @@ def test_a_file_that_is_no_record_is_named(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "manifest.json").write_bytes(data)
     with pytest.raises(UsageError, match=r"manifest\.json"):
         read_manifest(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("layout", "reason"),
+    [
+        ({"groups": [1, 4], "vocabularies": [16, 16], "scales": [1, 2]}, "a layout has groups and vocabularies"),
+        ({"groups": [1, 4]}, "a layout has groups and vocabularies"),
+        ({"groups": [1, 4.0], "vocabularies": [16]}, "groups of a layout is a list of whole numbers"),
+        ({"groups": "14", "vocabularies": [16]}, "groups of a layout is a list of whole numbers"),
+    ],
+)
+def test_a_layout_is_groups_and_vocabularies_and_nothing_else(
+    tmp_path: Path, layout: dict[str, Any], reason: str
+) -> None:
+    put(tmp_path, tokens() | {"layout": layout})
+    with pytest.raises(UsageError, match=rf"manifest\.json is no valid manifest \(layout: {reason}"):
+        read_manifest(str(tmp_path))

@@ -77,6 +77,7 @@ def test_what_was_written_is_read(folder: Path) -> None:
         ({"halves": {"names": {"more": []}, "fingerprints": {}}}, "halves.names"),
         ({"halves": {"names": {}, "fingerprints": {"model": {"encode": "0" * 64}}}}, "each file has a fingerprint"),
         ({"halves": {"names": {}, "fingerprints": {"model": {"encode": "x"}}}}, "halves.fingerprints"),
+        ({"halves": {"names": {"encode": ["x"] * 65}, "fingerprints": {}}}, "halves.names"),
         ({"classes": ["x" * 5000]}, "classes"),
         ({"steps": -1}, "steps"),
         ({"steps": True}, "steps"),

@@ -200,3 +200,14 @@ def test_too_few_random_numbers_are_refused() -> None:
     generator, quantizer = pair()
     with pytest.raises(ValueError, match=r"\[1, 13, 2\], but this needs \[1, 14, 2\]"):
         generate(generator, quantizer, torch.tensor([1]), uniforms(generator, 1)[:, 1:])
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 0.6), (3, 0.9), (5, 0.6), (20, 0.95), (7, 0.0)])
+def test_top_k_with_top_p_is_top_p_of_what_top_k_leaves_where_logits_are_equal(top_k: int, top_p: float) -> None:
+    """Whole numbers, as bf16 gives: many are equal to the k-th largest, stay, and count as probability."""
+    logits = torch.randn(50, 20, generator=torch.Generator().manual_seed(top_k)).mul(2).round()
+    left = truncate(logits, top_k)
+    ascending = left.sort(-1).values
+    dropped = (ascending.softmax(-1).cumsum(-1) <= 1 - top_p).sum(-1, keepdim=True).clamp(max=19)
+    expected = left.masked_fill(left < ascending.gather(-1, dropped), float("-inf"))
+    assert torch.equal(truncate(logits, top_k, top_p), expected)

@@ -25,6 +25,8 @@ from trainer.loop.worker import run_worker
 
 SIZE, COUNT = 16, 16
 """Side of an image in pixels; images, which is samples of a batch, and classes: each has one image."""
+CLASSES = tuple(f"class{label:02d}" for label in range(COUNT))
+"""Their names."""
 NO_STEP = 1e-30
 """A learning rate that moves no weight: the export of such a run is what others begin with."""
 SEED = 3
@@ -79,8 +81,7 @@ def train(
         inputs: URIs of what it is trained from.
     """
     arguments = (section, SEED, "pad", ReadingConfig(cache_dir=str(folder.parent / "cache")), inputs, lineage or {}, {})
-    names = tuple(f"class{label:02d}" for label in range(COUNT))
-    run_worker(TrainJob(stage, str(folder), *arguments, classes=names), torch.device("cpu"))
+    run_worker(TrainJob(stage, str(folder), *arguments, classes=CLASSES), torch.device("cpu"))
 
 
 def exported(folder: Path, weights: str = "model") -> dict[str, Tensor]:

@@ -156,3 +156,7 @@ def test_decay_takes_its_share_of_layers_weights_and_of_nothing_else(runs: Path)
     assert {name for name in start if start[name].ndim < 2} <= spared
     for name in start.keys() - spared:
         torch.testing.assert_close(one[name] - decayed[name], RATE * DECAY * start[name], rtol=1e-3, atol=1e-7)
+
+
+def test_the_card_of_a_trained_generator_names_the_classes_of_its_data(runs: Path) -> None:
+    assert weights.read_card(str(runs / "one" / "export"), "generator").classes == small_runs.CLASSES

@@ -26,7 +26,7 @@ from tests.trainer.gloo import run_gloo
 from tests.trainer.small_training import Regression, Rows, rows
 from trainer.checkpoints.catalog import complete_steps
 from trainer.checkpoints.index import Index
-from trainer.config import ClassifierStageConfig, TrainerConfig
+from trainer.config import ClassifierStageConfig, TrackingConfig, TrainerConfig
 from trainer.engine.deepspeed_engine import Engines, train
 from trainer.engine.scalars import Scalars
 from trainer.engine.trainable import Trainable, Trainables
@@ -79,7 +79,18 @@ def job(folder: Path, lineage: str = "a", **changes: Any) -> TrainJob:
     values = {"steps": STEPS, "global_batch": 8, "checkpoint_every": 4, "keep_checkpoints": 100, "log_every": 1}
     trainer = TrainerConfig(**(values | {"ema_decay": 0.5} | changes))
     section = ClassifierStageConfig(trainer=trainer)
-    return TrainJob("teacher", str(folder), section, 0, "squash", ReadingConfig(), {}, {"images": lineage}, {})
+    return TrainJob(
+        "teacher",
+        str(folder),
+        section,
+        0,
+        "squash",
+        ReadingConfig(),
+        {},
+        {"images": lineage},
+        {},
+        TrackingConfig(wandb="off"),
+    )
 
 
 def run(jobs: list[tuple[TrainJob, int | None]]) -> list[tuple[bool, int]]:

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from data_pipeline.shards.halves import half_fingerprint, halves_of
+from data_pipeline.shards.weights import read_card
 from model.config import ImageFolderConfig, ViTConfig
 from model.tokenizers.imagefolder import ImageFolderTokenizer
 from tests.trainer import small_runs
@@ -178,3 +180,19 @@ def test_decay_takes_its_share_of_layers_weights_and_of_nothing_else(runs: Path)
     assert {name for name in start if start[name].ndim < 2} <= spared
     for name in start.keys() - spared:
         torch.testing.assert_close(one[name] - decayed[name], RATE * DECAY * start[name], rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("stage", ["teacher", "plain"])
+def test_the_card_of_a_trained_network_names_the_classes_of_its_data(runs: Path, stage: str) -> None:
+    kind = "teacher" if stage == "teacher" else "tokenizer"
+    assert read_card(str(runs / stage / "export"), kind).classes == small_runs.CLASSES
+
+
+def test_the_card_of_a_trained_tokenizer_tells_what_encodes_from_what_decodes(runs: Path) -> None:
+    start, plain = (read_card(str(runs / name / "export"), "tokenizer") for name in ("start", "plain"))
+    assert start.encoder() != plain.encoder()
+    assert start.decoder() != plain.decoder()
+    names = halves_of(ImageFolderTokenizer)
+    assert names is not None
+    for half, stated in (("encode", plain.encoder()), ("decode", plain.decoder())):
+        assert half_fingerprint(plain.config, small_runs.exported(runs / "plain"), names, half) == stated

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data_pipeline.config import ReadingConfig
-from trainer.config import ClassifierStageConfig, TrainerConfig
+from trainer.config import ClassifierStageConfig, TrackingConfig, TrainerConfig
 from trainer.engine.batches import Batch
 from trainer.engine.deepspeed_engine import Engines
 from trainer.engine.scalars import Scalars, Terms
@@ -153,7 +153,18 @@ def job(folder: Path | str, **changes: Any) -> TrainJob:
     extra = {"extra": EVERYTHING_PARTITIONED} if changes.get("zero_stage") == 3 else {}
     trainer = TrainerConfig(**(values | extra | changes))
     section = ClassifierStageConfig(trainer=trainer)
-    return TrainJob("teacher", str(folder), section, 0, "squash", ReadingConfig(), {}, {"images": "a"}, {})
+    return TrainJob(
+        "teacher",
+        str(folder),
+        section,
+        0,
+        "squash",
+        ReadingConfig(),
+        {},
+        {"images": "a"},
+        {},
+        TrackingConfig(wandb="off"),
+    )
 
 
 def run(each: TrainJob, kill_at: int | None = None) -> bool:

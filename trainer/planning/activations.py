@@ -65,8 +65,8 @@ def _generator_block(config: NextScaleConfig, tokenizer: ImageFolderConfig, bf16
     inputs = 3 * narrow  # the residual stream, its normalization, and what the condition makes of that
     qkv = 3 * narrow  # normalized queries and keys, and values: attention keeps the same
     if attention == "cpu":
-        # Training in bf16 calls the float32 kernel, which is faster there: copies of q, k, v, and its own output.
-        own = 4 * WIDE + narrow if bf16 else narrow
+        # Small heads go to the float32 kernel, which is faster there: copies of q, k, v, and its own output.
+        own = 4 * WIDE + narrow if bf16 and config.width // config.heads < 64 else narrow
     elif attention == "sdpa":
         own = narrow
     else:

@@ -133,4 +133,6 @@ def _load(path: str) -> npt.NDArray[np.int64]:
         raise UsageError(f"{path} is no .npy file of numbers ({error})") from error
     if array.dtype.kind not in "iu":
         raise UsageError(f"{path} holds {array.dtype}, not whole numbers")
+    if array.dtype.kind == "u" and array.size and int(array.max()) >= 2**63:  # int64 would make it negative
+        raise UsageError(f"{path} holds the number {int(array.max())}, which has more than 63 bits")
     return array.astype(np.int64)
