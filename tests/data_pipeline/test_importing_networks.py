@@ -13,9 +13,10 @@ from typer.testing import CliRunner
 from cluster.cli import app
 from cluster.stages.inputs import find_product
 from data_pipeline.errors import UsageError
+from data_pipeline.shards.tokenizers import load_tokenizer
 from data_pipeline.tokens.importing.networks import import_network
 from trainer.evaluation.sampler import read_cards
-from trainer.networks import load_generator, load_tokenizer
+from trainer.networks import load_generator
 
 PARITY = Path(__file__).parents[1] / "parity"
 TOKENIZER, GENERATOR = PARITY / "msvr4p3/state.safetensors", PARITY / "var_msvr4p3/state.safetensors"
