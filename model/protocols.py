@@ -55,7 +55,10 @@ class Tokenizer(Protocol):
     ENCODES: ClassVar[tuple[str, ...]]
     """Prefixes of the parameters that tokens follow from."""
     DECODES: ClassVar[tuple[str, ...]]
-    """Prefixes of the parameters that images follow from, given tokens."""
+    """Prefixes of the parameters that images follow from, given tokens.
+
+    What only training has, parameters and settings, is named in NEITHER, if there is any: a parameter that none of the
+    three names is refused when the tokenizer is exported."""
 
     @property
     def config(self) -> TokenizerConfig:

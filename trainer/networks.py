@@ -8,10 +8,10 @@ from pydantic import BaseModel, ConfigDict
 
 from data_pipeline.errors import CorruptShardError
 from data_pipeline.shards import weights
+from data_pipeline.shards.manifest import StoredLayout
 from data_pipeline.shards.tokenizers import tokenizer_config
 from data_pipeline.shards.weights import Card
 from model.families import AnyGeneratorConfig, build_forcing, build_generator, tokenizer_families
-from model.layout import TokenLayout
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +27,7 @@ class GeneratorCard(BaseModel):
 
     generator: AnyGeneratorConfig
     """Its own."""
-    layout: TokenLayout
+    layout: StoredLayout
     """Of the tokens that it predicts."""
     forcing_width: int | None
     """Channels of the multi-scale sums that it was trained with; None if it needs none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import pickle
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import webdataset
 
+from data_pipeline import storage
 from data_pipeline.config import DataConfig, FolderSource
 from data_pipeline.errors import FoldtrainError, UsageError
 from data_pipeline.ingest.ingesting import describe, finish, ingest, missing, plan_ingest, write_shard
@@ -22,9 +24,16 @@ def photos_config(folder: Path, **fields: int) -> DataConfig:
     return DataConfig(source=FolderSource(path=str(write_photos(folder))), shard_samples=7).model_copy(update=fields)
 
 
+def first_manifest(data: bytes) -> bytes:
+    """It has another version, and so another fingerprint; all else is the same."""
+    content = {name: value for name, value in json.loads(data).items() if name != "fingerprint"} | {"version": 1}
+    return storage.canonical_json({**content, "fingerprint": storage.fingerprint(content)})
+
+
 def digest(folder: Path) -> str:
-    """Of all files below a folder, with their names."""
-    files = [(name, hashlib.sha256(data).hexdigest()) for name, data in sorted(contents(folder).items())]
+    """Of all files below a folder, with their names; of a manifest as the first version of it was."""
+    found = {name: first_manifest(data) if "manifest" in name else data for name, data in contents(folder).items()}
+    files = [(name, hashlib.sha256(data).hexdigest()) for name, data in sorted(found.items())]
     return hashlib.sha256(repr(files).encode()).hexdigest()
 
 

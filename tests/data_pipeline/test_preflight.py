@@ -91,7 +91,7 @@ def test_reading_a_damaged_image_names_shard_and_key(images: Images) -> None:
         shards.read(1)
 
 
-@pytest.mark.parametrize("field", ["tokens", "label", "crc"])
+@pytest.mark.parametrize("field", ["tokens", "condition", "crc"])
 def test_any_damaged_row_of_a_token_shard_is_traced_to_its_sample(tokens: Path, field: str) -> None:
     path = tokens / "tokens-00001.tar"
     key = bytes(TokenShards(str(tokens)).keys[8 + 3]).decode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -107,4 +108,23 @@ def test_weights_that_were_changed_after_their_card_are_refused(networks: tuple[
     path = Path(networks[0], "model.safetensors")
     path.write_bytes(path.read_bytes()[:-4] + b"\x00\x00\x80\x3f")
     with pytest.raises(UsageError, match=r"model\.safetensors"):
+        sampler(networks)
+
+
+@pytest.mark.parametrize(
+    ("layout", "reason"),
+    [
+        ({"groups": [1, 2**40], "vocabularies": [16, 16]}, "a layout has at most"),
+        ({"groups": [1, 4]}, "a layout has groups and vocabularies"),
+        ({"groups": [1, 4], "vocabularies": [16, 16], "scales": [1, 2]}, "a layout has groups and vocabularies"),
+    ],
+)
+def test_a_layout_of_a_card_that_cannot_be_is_named(
+    networks: tuple[str, str], layout: dict[str, object], reason: str
+) -> None:
+    path = Path(networks[0], "card.json")
+    card = json.loads(path.read_text())
+    card["config"]["layout"] = layout
+    path.write_text(json.dumps(card))
+    with pytest.raises(UsageError, match=rf"card\.json has a config that cannot be \(layout: {reason}"):
         sampler(networks)
