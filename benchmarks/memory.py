@@ -23,18 +23,18 @@ import torch.distributed as dist
 from report import write_report
 from torch import Tensor, nn
 
+from data_pipeline.config import ReadingConfig, TokensConfig
 from model.config import ImageFolderConfig, NextScaleConfig
 from model.generators.next_scale import FoldedGenerator
-from model.losses import folded_cross_entropy
 from tests.trainer.gloo import run_gloo
 from trainer.checkpoints.snapshot import Snapshot, pieces
-from trainer.config import TrainerConfig
+from trainer.config import GeneratorStageConfig, TrainerConfig
 from trainer.engine.deepspeed_engine import Engine, prepare_deepspeed, train
 from trainer.engine.scalars import Terms
 from trainer.engine.trainable import Trainable
-from trainer.planning.activations import generator_activations
+from trainer.planning.blank_stages import StageConfigs
 from trainer.planning.memory import RankMemory, rank_memory
-from trainer.planning.shapes import count, generator_weights
+from trainer.planning.step_trace import trace_micro_batch
 
 MIB = 2**20
 STEPS = 2
@@ -56,7 +56,7 @@ class Trainee(nn.Module):
         self.network = FoldedGenerator(config, TOKENIZER.layout, TOKENIZER.forcing_width)
 
     def forward(self, label_B: Tensor, input_BLC: Tensor, tokens_BLF: Tensor) -> Terms:
-        return {"loss": folded_cross_entropy(self.network(label_B, input_BLC), tokens_BLF)[0]}
+        return {"loss": self.network(label_B, input_BLC, None, tokens_BLF)[0]}
 
 
 def trainer_config(stage: int, precision: str) -> TrainerConfig:
@@ -115,11 +115,10 @@ def peak_bytes(profiler: Any) -> int:
 def predict(size: str, stage: int, precision: str, world: int) -> RankMemory:
     """What the plan says of the same."""
     config = trainer_config(stage, precision)
-    network = SIZES[size]
-    kept = generator_activations(
-        network, TOKENIZER, bf16=precision == "bf16", attention="cpu", checkpointing=config.activation_checkpointing
-    )
-    return rank_memory(generator_weights(network, TOKENIZER), config, world, kept)
+    section = GeneratorStageConfig(model=SIZES[size], trainer=config)
+    configs = StageConfigs(None, section, None, TokensConfig(), ReadingConfig(), TOKENIZER)
+    trace = trace_micro_batch("train-generator", configs, config.split_over(world)[0], "cpu", warm=True)
+    return rank_memory(trace.weights, config, world, trace.held, touched_only=False)
 
 
 def main() -> None:
@@ -141,13 +140,12 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 measured = max(run_gloo(options.world, Path(folder), measure, size, stage, options.precision))
             cells[name] = {"predicted": whole, "measured": measured, "moment": predicted.moment}
-            millions = count(generator_weights(SIZES[size], TOKENIZER)) / 1e6
             numbers = [f"{whole / MIB:,.0f}", f"{measured / MIB:,.0f}", f"{measured / whole:.3f}", predicted.moment]
-            rows.append([name, f"{millions:.0f} M", *numbers])
+            rows.append([name, *numbers])
             print(*rows[-1], flush=True)
     ratio = {name: round(cell["measured"] / cell["predicted"], 4) for name, cell in cells.items()}
     figures = {"options": {"world": options.world, "precision": options.precision}, "cells": cells, "ratio": ratio}
-    columns = ["cell", "parameters", "predicted MiB", "measured MiB", "ratio", "peak at"]
+    columns = ["cell", "predicted MiB", "measured MiB", "ratio", "peak at"]
     write_report("memory", columns, rows, figures, options.json)
 
 

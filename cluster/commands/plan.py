@@ -13,7 +13,9 @@ from cluster.terminal.output import say_json
 def plan(
     config: Config,
     overrides: Overrides = None,
-    stage: Annotated[str, typer.Option("--stage", help="train-generator or train-tokenizer.")] = "train-generator",
+    stage: Annotated[
+        str, typer.Option("--stage", help="A stage that trains: train-generator, train-tokenizer, ...")
+    ] = "train-generator",
     nodes: Annotated[int | None, typer.Option(min=1, max=100_000, help="Nodes; cluster.workers if left out.")] = None,
     gpus_per_node: Annotated[
         int | None, typer.Option(min=1, max=1_000, help="Devices of a node: 8 if left out.")
@@ -21,7 +23,12 @@ def plan(
     device: Annotated[
         str | None, typer.Option(help='Kind of device, for instance "H100 SXM"; CPUs if left out.')
     ] = None,
-    mfu: Annotated[float | None, typer.Option(help="Share of the devices' peak that is reached, 0 to 1.")] = None,
+    matmul_share: Annotated[
+        float | None, typer.Option(help="Share of the peak in 16 bits that the prediction takes; 0.65 if left out.")
+    ] = None,
+    memory_share: Annotated[
+        float | None, typer.Option(help="Share of the memory's bandwidth that it takes; 0.8 if left out.")
+    ] = None,
     throughput: Annotated[float | None, typer.Option(help="Samples per second in all, if it was measured.")] = None,
     price: Annotated[float | None, typer.Option(min=0, max=1_000_000, help="USD per device and hour.")] = None,
     mtbf_hours: Annotated[
@@ -38,19 +45,23 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what a training stage will need: memory, time, storage, failures, cost; and what does not fit."""
+    from dataclasses import replace
+
     from cluster.config.loading import load_config
     from cluster.stages import plan_view, planning
     from data_pipeline import storage
     from trainer.planning.failures import LLAMA3_NODE_HOURS
     from trainer.planning.measured import read_measured
     from trainer.planning.plan import Request, make_plan
+    from trainer.planning.roofline import STANDARD
 
-    _check_figures(mfu, throughput, mtbf_hours, bandwidth, host_memory)
+    figures = {"throughput": throughput, "mtbf-hours": mtbf_hours, "bandwidth": bandwidth, "host-memory": host_memory}
+    _check_figures(figures, {"matmul-share": matmul_share, "memory-share": memory_share})
     resolved, classes_note = planning.known_classes(load_config(config, overrides or []), stage)
     node_count, per_node = planning.ranks(resolved, nodes, gpus_per_node)
     kind = planning.check_device(device)
     seen = read_measured(storage.join(measured, planning.stage_folder(stage))) if measured else None
-    taken = seen if throughput is None and mfu is None else None
+    taken = seen if throughput is None else None
     found = make_plan(
         Request(
             stage=stage,
@@ -60,7 +71,11 @@ def plan(
             device=kind,
             data=planning.find_data(resolved, stage, samples),
             peak_tflops=resolved.cluster.peak_tflops,
-            mfu=mfu,
+            assumed=replace(
+                STANDARD,
+                half_share=matmul_share or STANDARD.half_share,
+                bandwidth_share=memory_share or STANDARD.bandwidth_share,
+            ),
             throughput=taken.samples_per_second if taken else throughput,
             throughput_from=f"measured in {measured}" if taken else "as given",
             price=price,
@@ -81,20 +96,13 @@ SMALLEST, LARGEST = 1e-9, 1e12
 """Of a figure on the command line: beyond these it is a slip, and what follows from it cannot be shown."""
 
 
-def _check_figures(
-    mfu: float | None,
-    throughput: float | None,
-    mtbf_hours: float | None,
-    bandwidth: float,
-    host_memory: float | None,
-) -> None:
-    figures = {"mfu": mfu, "throughput": throughput, "mtbf-hours": mtbf_hours, "bandwidth": bandwidth}
-    figures["host-memory"] = host_memory
-    for name, value in figures.items():
+def _check_figures(figures: dict[str, float | None], shares: dict[str, float | None]) -> None:
+    for name, value in (figures | shares).items():
         if value is not None and not SMALLEST <= value <= LARGEST:
             raise typer.BadParameter(f"{value:g} is not between 0 and {LARGEST:g}", param_hint=f"--{name}")
-    if mfu is not None and mfu > 1:
-        raise typer.BadParameter(f"{mfu:g} is more than all of the peak, which is 1", param_hint="--mfu")
+    for name, value in shares.items():
+        if value is not None and value > 1:
+            raise typer.BadParameter(f"{value:g} is more than all of the peak, which is 1", param_hint=f"--{name}")
 
 
 def register(app: typer.Typer) -> None:

@@ -77,22 +77,25 @@ def work_rows(plan: Plan) -> Rows:
 def time_rows(plan: Plan) -> Rows:
     """Operations, and the time if it is known."""
     time = plan.time
-    dense = f" ({time.flops_per_sample_dense / 1e9:,.4g} with dense attention)"
+    more = f" ({time.flops_per_sample_computed / 1e9:,.4g} as computed)"
+    differs = time.flops_per_sample != time.flops_per_sample_computed
     rows = [
-        ("GFLOP per sample", f"{time.flops_per_sample / 1e9:,.4g}" + (dense if _differs(plan) else "")),
+        ("GFLOP per sample", f"{time.flops_per_sample / 1e9:,.4g}" + (more if differs else "")),
         ("TFLOP per step", f"{time.flops_per_step / 1e12:,.4g}"),
     ]
     if time.step_seconds is None or time.hours is None:
         return [*rows, ("time", f"cannot tell: {time.known_from}")]
+    said = "predicted" if time.predicted else "measured"
+    rows.append((f"step, {said}", f"{time.step_seconds:.3g} s, {time.samples_per_second:,.0f} samples/s"))
     rows += [
-        ("step", f"{time.step_seconds:.3g} s, {time.samples_per_second:,.0f} samples/s (from {time.known_from})"),
-        ("whole run", f"{duration(time.hours * 3600)} without failures"),
+        (f"  {part.phase}", f"{part.seconds * 1e3:,.1f} ms, {part.kernels:,.0f} kernels, {size(part.bytes)}")
+        for part in time.phases
     ]
+    rows.append((f"whole run, {said}", f"{duration(time.hours * 3600)} without failures"))
+    rows.append(("from", time.known_from))
+    if time.predicted:
+        return rows
     return [*rows, ("MFU", "unknown: no peak is known of this device" if time.mfu is None else f"{time.mfu:.1%}")]
-
-
-def _differs(plan: Plan) -> bool:
-    return plan.time.flops_per_sample != plan.time.flops_per_sample_dense
 
 
 def memory_rows(plan: Plan) -> Rows:
@@ -129,7 +132,8 @@ def host_rows(plan: Plan) -> Rows:
 
 
 def _remedy(plan: Plan, remedy: Remedy) -> str:
-    stage = {"train-tokenizer": "tokenizer", "train-generator": "generator"}[plan.stage]
+    name = plan.stage.removeprefix("train-")
+    stage = "evaluation.judge" if name == "judge" else name
     settings = " ".join(f"{stage}.trainer.{path}" for path in _assignments(remedy.settings))
     return f"{settings}  -> {size(remedy.bytes)} ({remedy.why})"
 

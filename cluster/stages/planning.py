@@ -8,12 +8,12 @@ from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from data_pipeline.shards.manifest import MANIFEST_NAME, read_manifest
 from model.config import TokenizerConfig
+from trainer.planning.blank_stages import StageConfigs, teacher_at, tokenizer_at
 from trainer.planning.devices import DEVICES, find_device
 from trainer.planning.plan import DataFacts
-from trainer.planning.workload import StageConfigs, teacher_at, tokenizer_at
 from trainer.registry import stage_named
 
-_STAGE_FOLDERS = {"train-tokenizer": "tokenizer", "train-generator": "generator"}
+_STAGE_FOLDERS = {f"train-{name}": name for name in ("teacher", "judge", "tokenizer", "generator")}
 
 
 def stage_folder(stage: str) -> str:
@@ -56,7 +56,8 @@ def stage_configs(config: RunConfig, stage: str) -> StageConfigs:
     given = _given_tokenizer(config) if stage == "train-generator" else None
     found = with_reachable(config, ["teacher"]) if config.given("teacher") else None
     teacher = teacher_at(found.product("teacher")) if found else config.teacher
-    return StageConfigs(config.tokenizer, config.generator, teacher, config.tokens, config.data.reading, given)
+    trained = config.tokenizer, config.generator, teacher
+    return StageConfigs(*trained, config.tokens, config.data.reading, given, config.evaluation.judge)
 
 
 def _given_tokenizer(config: RunConfig) -> TokenizerConfig | None:

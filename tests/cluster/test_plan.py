@@ -28,17 +28,33 @@ def plan(*arguments: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("stage", ["train-generator", "train-tokenizer"])
-def test_the_quickstart_is_planned_without_torch(stage: str) -> None:
+def test_the_quickstart_is_planned_as_a_command_without_ray() -> None:
     code = (
         "import sys; from typer.testing import CliRunner; from cluster.cli import app\n"
-        f"result = CliRunner().invoke(app, ['plan', {QUICKSTART!r}, '--stage', {stage!r}], catch_exceptions=False)\n"
-        "print(result.output); sys.exit(result.exit_code or 10 * ('torch' in sys.modules))"
+        f"result = CliRunner().invoke(app, ['plan', {QUICKSTART!r}], catch_exceptions=False)\n"
+        "print(result.output); sys.exit(result.exit_code or 10 * ('ray' in sys.modules or 'deepspeed' in sys.modules))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stdout + found.stderr
     assert "cannot tell" in found.stdout
     assert "checkpoint snapshot" in found.stdout
+
+
+@pytest.mark.parametrize("stage", ["train-teacher", "train-judge", "train-tokenizer", "train-generator"])
+def test_every_stage_that_trains_is_predicted(stage: str) -> None:
+    found = plan("--stage", stage, "--device", "H100", "--nodes", "1", "--gpus-per-node", "2")
+    assert found["time"]["predicted"] is True
+    assert [part["phase"] for part in found["time"]["phases"]] == ["forward", "backward", "update", "communication"]
+    assert (found["time"]["mfu"], found["device"]) == (None, "H100")
+
+
+def test_a_prediction_is_labelled_in_words_and_says_what_it_takes_of_the_peaks() -> None:
+    arguments = ["--device", "H100", "--matmul-share", "0.5", "--memory-share", "0.7", "--nodes", "1"]
+    words = CliRunner().invoke(app, ["plan", QUICKSTART, *arguments], env={"COLUMNS": "200"}).output
+    assert "step, predicted" in words
+    assert "0.5 x 989.4 TFLOP/s in 16 bits" in words
+    assert "0.7 x 3.35 TB/s" in words
+    assert "MFU" not in words
 
 
 def test_memory_parts_add_up_to_the_sum() -> None:
@@ -71,7 +87,7 @@ def test_the_number_of_classes_is_that_of_the_data_and_is_said_to_be_assumed_bef
 
 
 def test_an_unknown_device_is_noted() -> None:
-    found = plan("--device", "Abacus 3000", "--nodes", "1", "--gpus-per-node", "2", "--mfu", "0.4")
+    found = plan("--device", "Abacus 3000", "--nodes", "1", "--gpus-per-node", "2")
     assert "Abacus 3000 is not in the table" in found["note"]
     assert found["time"]["hours"] is None
 
@@ -97,7 +113,7 @@ _ODD = [
     *[
         ("--throughput", "inf"),
         ("--throughput", "nan"),
-        ("--mfu", "nan"),
+        ("--matmul-share", "nan"),
         ("--bandwidth", "inf"),
         ("--mtbf-hours", "nan"),
     ],
@@ -105,7 +121,7 @@ _ODD = [
 ]
 
 
-@pytest.mark.parametrize("option", [("--mfu", "1.5"), ("--throughput", "0"), ("--bandwidth", "0"), *_ODD])
+@pytest.mark.parametrize("option", [("--matmul-share", "1.5"), ("--throughput", "0"), ("--bandwidth", "0"), *_ODD])
 def test_a_figure_that_cannot_be_is_refused(option: tuple[str, str]) -> None:
     result = CliRunner().invoke(app, ["plan", QUICKSTART, *option])
     assert result.exit_code == 2

@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from cluster.config.loading import load_config
 from cluster.stages.planning import stage_configs
 from data_pipeline.config import ReadingConfig
+from model.config import ClassifierConfig
 from tests.trainer.gloo import run_gloo
 from trainer.config import ClassifierStageConfig, TrainerConfig
 from trainer.engine.deepspeed_engine import StepResult, Update
 from trainer.engine.scalars import Scalars
 from trainer.job import StageSection, TrainJob
 from trainer.planning.devices import peak_flops
-from trainer.planning.model_flops import model_flops
+from trainer.planning.model_flops import model_flops, sample_flops
 from trainer.planning.plan import DataFacts, Request, make_plan
 from trainer.records.meter import Meter, percentile
 
@@ -36,14 +37,14 @@ def step(loss: float, grad_norm: float = 1.0) -> StepResult:
 def two_records() -> list[dict[str, Any]]:
     """Rank r has losses that are r higher, and waits r times as long."""
     rank = dist.get_rank()
-    meter = Meter(CONFIG, flops_per_step=1e6, peak_flops=1e9, exported="network")
+    meter = Meter(CONFIG, flops_per_step=lambda: 1e6, peak_flops=1e9, exported="network")
     for number in range(4):
         meter.add(step(number + rank, grad_norm=number), waited=0.5 * rank, seconds=1.0 + number, tokens=100)
     meter.block(0.25 * (rank + 1))
     first = meter.record(4, skipped=2, passed_over=1)
     meter.add(step(math.inf), waited=0.0, seconds=1.0)
     second = meter.record(5, skipped=2)
-    unknown = Meter(CONFIG, flops_per_step=1e6, peak_flops=None)
+    unknown = Meter(CONFIG, flops_per_step=lambda: 1e6, peak_flops=None)
     unknown.add(step(1.0), waited=0.0, seconds=1.0)
     return [first, second, unknown.record(1, skipped=2)]
 
@@ -112,26 +113,41 @@ def resolved(stage: str, peak_tflops: float | None = None) -> TrainJob:
 def test_the_operations_of_a_step_are_those_of_the_plan(stage: str) -> None:
     config = load_config("configs/quickstart.yaml").with_classes(10)
     planned = make_plan(Request(f"train-{stage}", stage_configs(config, f"train-{stage}"), 1, 2, None, DataFacts(None)))
-    found = model_flops(resolved(stage), torch.device("cpu"), 2)
-    assert found.per_step == planned.time.flops_per_step
+    found = model_flops(resolved(stage, peak_tflops=1.0), torch.device("cpu"))
+    found.wait()
+    assert found.per_step() == pytest.approx(planned.time.flops_per_step, rel=1e-4)  # the pairs of images
+
+
+def test_nothing_is_counted_where_no_peak_is_known() -> None:
+    found = model_flops(resolved("generator"), torch.device("cpu"))
+    found.wait()
+    assert found.per_step() is None
     assert found.left_out == "MFU is left out: the peak of a CPU is not known; cluster.peak_tflops gives it"
 
 
+def test_a_run_that_ends_before_its_operations_are_counted_leaves_nobody_behind() -> None:
+    found = model_flops(resolved("generator", peak_tflops=1.0), torch.device("cpu"))
+    found.close()
+    assert found.per_step() is None
+
+
 def test_the_peak_that_is_given_goes_before_what_is_known() -> None:
-    found = model_flops(resolved("generator", peak_tflops=0.5), torch.device("cpu"), 1)
+    found = model_flops(resolved("generator", peak_tflops=0.5), torch.device("cpu"), count=False)
     assert (found.peak, found.left_out) == (0.5e12, None)
 
 
 def test_the_peak_of_a_gpu_is_that_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H200")
     job = resolved("generator")
-    found = model_flops(job, torch.device("cuda", 1), 1)
+    found = model_flops(job, torch.device("cuda", 1), count=False)
     assert (found.peak, found.left_out) == (peak_flops("NVIDIA H200", job.section.trainer.precision), None)
 
 
-def test_nobody_counts_a_classifier() -> None:
-    found = model_flops(resolved("judge"), torch.device("cpu"), 1)
-    assert (found.per_step, found.left_out) == (None, None)
+def test_the_operations_of_a_classifier_are_counted_too() -> None:
+    section = ClassifierStageConfig(model=ClassifierConfig(image_size=8, num_classes=10, widths=(4,)), trainer=CONFIG)
+    convolution, head = 2 * 9 * 3 * 4 * 4 * 4, 2 * 4 * 10
+    found = sample_flops("judge", section.model_dump(mode="json"), None, None)
+    assert found == 2 * convolution + 3 * head  # no gradient to pixels
 
 
 @given(st.lists(st.floats(0, 100), min_size=1), st.floats(0.01, 1))

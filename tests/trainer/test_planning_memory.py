@@ -10,23 +10,28 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
+from data_pipeline.config import ReadingConfig, TokensConfig
 from model.config import ImageFolderConfig, NextScaleConfig, ViTConfig
 from model.generators.next_scale import FoldedGenerator
 from model.quantizers.multi_scale import FoldedQuantizer
 from model.tokenizers.imagefolder import ImageFolderTokenizer
-from trainer.config import TrainerConfig
-from trainer.planning.activations import Activations, generator_activations, tokenizer_activations
-from trainer.planning.memory import Buckets, rank_memory, snapshot_bytes
-from trainer.planning.shapes import Weight, Weights, count, generator_weights, tokenizer_weights
+from trainer.config import GeneratorStageConfig, TokenizerLossConfig, TokenizerStageConfig, TrainerConfig
+from trainer.planning.blank_stages import StageConfigs
+from trainer.planning.memory import Buckets, Held, rank_memory, snapshot_bytes
+from trainer.planning.step_trace import MicroBatch, trace_micro_batch
+from trainer.stages.generator import GeneratorStage
+from trainer.stages.tokenizer import TokenizerStage
 
+Weights = tuple[int, ...]
 VIT = ViTConfig(width=128, depth=2, heads=4)
 TOKENIZER = ImageFolderConfig(
     image_size=64, patch_size=8, encoder=VIT, decoder=VIT, scales=(1, 2, 3, 4, 6, 8), codebook_size=1024
 )
 GENERATOR = NextScaleConfig(num_classes=10, depth=4, width=256, heads=4)
 BATCH = 4
-NOTHING = Activations(0, 0, 0, 0)
+NOTHING = Held(0, 0, 0, 0, 0)
 SHAPES = st.lists(st.tuples(st.integers(1, 3000), st.integers(1, 3000)), min_size=1, max_size=20)
 
 
@@ -35,7 +40,7 @@ def trainer(**changes: Any) -> TrainerConfig:
 
 
 def weights_of(shapes: list[tuple[int, int]]) -> Weights:
-    return [Weight(shape, multiplied=True) for shape in shapes]
+    return tuple(rows * columns for rows, columns in shapes)
 
 
 def small_buckets(stage: int) -> TrainerConfig:
@@ -50,7 +55,7 @@ def test_the_parts_are_positive_and_hold_at_least_the_optimizer(
     weights = weights_of(shapes)
     memory = rank_memory(weights, trainer(zero_stage=stage), world, NOTHING)
     assert all(size > 0 for size in memory.device.values())
-    share = -(-count(weights) // world) if stage else count(weights)
+    share = -(-sum(weights) // world) if stage else sum(weights)
     assert memory.device["AdamW moments"] == 2 * 4 * share
 
 
@@ -61,17 +66,20 @@ def test_with_small_buckets_stages_1_and_2_need_no_more_than_the_one_before(
     weights = weights_of([(rows * 100, columns) for rows, columns in shapes])
     needed = [rank_memory(weights, small_buckets(stage), world, NOTHING).device_bytes for stage in (0, 1, 2)]
     slack = 4 * (3 * 1000 + 2 * world)
-    assert needed[1] <= needed[0] + slack + 4 * -(-count(weights) // world)  # stage 1 has masters besides weights
+    assert needed[1] <= needed[0] + slack + 4 * -(-sum(weights) // world)  # stage 1 has masters besides weights
     assert needed[2] <= needed[1] + slack
 
 
 @given(st.sampled_from([0, 1, 2, 3]), st.sampled_from([1, 2, 4]), st.sampled_from([1, 2, 4]))
 def test_more_ranks_and_smaller_micro_batches_never_need_more(stage: int, world: int, micro: int) -> None:
     """As long as gradients are accumulated in any case: the first accumulation costs a copy of them."""
-    weights, kept = weights_of([(2000, 2000)] * 8), Activations(10**6, 10**5, 10**5, 0)
+    weights = weights_of([(2000, 2000)] * 8)
 
     def size(ranks: int, samples: int) -> int:
-        return rank_memory(weights, trainer(zero_stage=stage, micro_batch=samples), ranks, kept).device_bytes
+        config = trainer(zero_stage=stage, micro_batch=samples)
+        micro, _ = config.split_over(ranks)
+        held = Held(10**6 * micro, 10**6 * micro, 12 * 10**5 * micro, 9 * 10**5 * micro, 10**6)
+        return rank_memory(weights, config, ranks, held).device_bytes
 
     assert size(2 * world, micro) <= size(world, micro)
     assert size(world, micro) <= size(world, 8)
@@ -111,9 +119,34 @@ def test_a_batch_that_does_not_divide_is_refused() -> None:
         rank_memory(weights_of([(10, 10)]), trainer(), 7, NOTHING)
 
 
-def kept_bytes(network: nn.Module, forward: Callable[[], Tensor]) -> int:
-    """Bytes of the distinct tensors that autograd saves, without the network's own parameters."""
-    own = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+def configs(precision: str) -> StageConfigs:
+    shared = TrainerConfig.model_validate({"steps": 1, "global_batch": BATCH, "precision": precision})
+    tokenizer = TokenizerStageConfig(model=TOKENIZER, loss=TokenizerLossConfig(semantic=0), trainer=shared)
+    return StageConfigs(
+        tokenizer, GeneratorStageConfig(model=GENERATOR, trainer=shared), None, TokensConfig(), ReadingConfig()
+    )
+
+
+def traced(stage: str, precision: str, **options: Any) -> MicroBatch:
+    return trace_micro_batch(stage, configs(precision), BATCH, "cpu", warm=True, **options)
+
+
+def real_stage(stage: str, precision: str) -> GeneratorStage | TokenizerStage:
+    """With weights, on the CPU."""
+    cpu, found = torch.device("cpu"), configs(precision)
+    if stage == "train-tokenizer":
+        assert found.tokenizer is not None
+        return TokenizerStage.without_data(found.tokenizer, ImageFolderTokenizer(TOKENIZER), None, cpu)
+    assert found.generator is not None
+    network = FoldedGenerator(GENERATOR, TOKENIZER.layout, TOKENIZER.forcing_width)
+    quantizer = FoldedQuantizer(TOKENIZER).eval().requires_grad_(requires_grad=False)
+    return GeneratorStage.without_data(found.generator, network, quantizer, cpu)
+
+
+def saved_bytes(network: nn.Module, batch: Any, forward: Callable[[], Tensor]) -> int:
+    """Bytes of the distinct tensors that autograd saves, without parameters and the batch."""
+    fed = [value for value in tree_leaves(vars(batch)) if isinstance(value, Tensor)]
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*network.parameters(), *fed)}
     kept: dict[int, tuple[int, Tensor]] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -128,48 +161,30 @@ def kept_bytes(network: nn.Module, forward: Callable[[], Tensor]) -> int:
     return sum(size for size, _ in kept.values())
 
 
-def copies(weights: Weights, bf16: bool) -> int:
-    return 2 * sum(weight.numel for weight in weights if weight.multiplied) if bf16 else 0
-
-
-@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
-def test_the_generator_keeps_what_is_counted(bf16: bool) -> None:
-    network = FoldedGenerator(GENERATOR, TOKENIZER.layout, TOKENIZER.forcing_width)
-    quantizer = FoldedQuantizer(TOKENIZER).requires_grad_(requires_grad=False)
-    tokens = torch.randint(0, 1024, (BATCH, TOKENIZER.layout.positions, 2))
-    inputs, label = quantizer.generator_input(tokens), torch.zeros(BATCH, dtype=torch.long)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("stage", ["train-generator", "train-tokenizer"])
+def test_a_trace_keeps_what_autograd_saves(stage: str, precision: str) -> None:
+    real = real_stage(stage, precision)
+    batch = real.blank_batch(BATCH)
 
     def forward() -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            loss: Tensor = network(label, inputs, None, tokens)[0]
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            terms: Any = real.terms
+            loss: Tensor = terms(batch)["loss"]
             return loss
 
-    counted = generator_activations(GENERATOR, TOKENIZER, bf16=bf16, attention="cpu", checkpointing=False)
-    # The gradient of the head's weight is kept in place of the logits.
-    expected = BATCH * (counted.blocks + counted.rest) + copies(generator_weights(GENERATOR, TOKENIZER), bf16)
-    expected += 4 * network.head.weight.numel()
-    assert expected == pytest.approx(kept_bytes(network, forward), rel=0.02)
+    forward()  # masks are made once, and are no activations
+    held = traced(stage, precision).held
+    assert held.kept + held.casts == pytest.approx(saved_bytes(real.network, batch, forward), rel=0.03)
 
 
-@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
-def test_the_tokenizer_keeps_what_is_counted(bf16: bool) -> None:
-    network, image = ImageFolderTokenizer(TOKENIZER), torch.randn(BATCH, 3, 64, 64)
-
-    def forward() -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            output = network(image)
-            loss = nn.functional.mse_loss(output.reconstruction_BCHW.float(), image)
-            return loss + output.losses["codebook"] + output.losses["commitment"]
-
-    counted = tokenizer_activations(TOKENIZER, bf16=bf16, checkpointing=False)
-    expected = BATCH * (counted.blocks + counted.rest) + copies(tokenizer_weights(TOKENIZER), bf16)
-    assert expected == pytest.approx(kept_bytes(network, forward), rel=0.05)
+def test_checkpointing_keeps_little_and_computes_a_block_at_a_time() -> None:
+    plain, cheap = (traced("train-generator", "fp32", checkpointing=on).held for on in (False, True))
+    assert cheap.kept < plain.kept / 2
+    assert cheap.kept < cheap.backward_peak < plain.kept
 
 
-def test_checkpointing_keeps_a_blocks_input_alone() -> None:
-    plain, cheap = (
-        generator_activations(GENERATOR, TOKENIZER, bf16=False, attention="sdpa", checkpointing=on)
-        for on in (False, True)
-    )
-    assert cheap.blocks < plain.blocks / 10
-    assert cheap.recomputed == plain.blocks // GENERATOR.depth
+def test_weights_in_16_bits_are_counted_apart_and_do_not_grow_with_the_samples() -> None:
+    few, many = (trace_micro_batch("train-generator", configs("bf16"), samples, "cuda").held for samples in (2, 4))
+    assert few.casts == many.casts > 0
+    assert many.kept > 1.5 * few.kept

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from trainer.checkpoints.retention import rule_of
@@ -57,7 +56,7 @@ def build_loop(
         decisions=lambda: rollbacks.decisions,
         before_commit=journal.before_checkpoint,
     )
-    flops = model_flops(job, device, dist.get_world_size())
+    flops = model_flops(job, device, count=agreement.rank == 0)
     meter = Meter(config, flops.per_step, flops.peak, stage.exported)
     engines = _engines(stage.trainables, config, device, _held(writer, meter))
     return Loop(

@@ -147,6 +147,7 @@ class Loop:
             raise
         finally:
             self.watchdog.close()
+            self._flops.close()
             if self.ledger:
                 self.ledger.close()
             self.journal.close()

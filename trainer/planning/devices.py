@@ -1,4 +1,4 @@
-"""Peak arithmetic and memory of devices, by the name that `torch.cuda.get_device_name` gives or a person writes.
+"""Peak arithmetic, memory and bandwidth of devices, by the name that torch gives or a person writes.
 
 Peaks are dense: without the sparsity that data sheets like to double them by. A device that is not in the table has no
 peak, and nothing is made up for it: `cluster.peak_tflops` gives one. Only whole names match, since variants differ (an
@@ -27,24 +27,33 @@ class Device:
     """Operations per second in float32, outside of tensor cores (TF32 is another format)."""
     memory: float
     """Bytes, with the maker's GB taken as 10^9, which is a little less than there is."""
+    bandwidth: float
+    """Bytes per second from and to its memory."""
+    link: float
+    """Bytes per second to each side, in one direction, between the devices of a node: NVLink's, else the bus's."""
     source: str
     """Where the figures are from."""
 
 
+_ADA = "NVIDIA Ada GPU whitepaper, appendix A"
+_MI300X = "AMD Instinct MI300X data sheet"
+_H200 = "NVIDIA H200 datasheet, half of with sparsity"
+_B200 = "NVIDIA HGX B200 datasheet, half of with sparsity"
 _A100 = "NVIDIA A100 Tensor Core GPU datasheet (2021)"
 _H100 = "NVIDIA H100 Tensor Core GPU architecture whitepaper, table of peak rates"
 
 DEVICES = (
-    Device("A100 40GB", r"a100([- ](sxm4|pcie))?[- ]40gb|a100 40gb pcie", 312e12, 19.5e12, 40e9, _A100),
-    Device("A100", r"a100( sxm4?)?|a100([- ](sxm4|pcie))?[- ]80gb|a100 80gb (pcie|sxm)", 312e12, 19.5e12, 80e9, _A100),
-    Device("H100 SXM", r"h100 sxm5?|h100 80gb hbm3", 989.4e12, 66.9e12, 80e9, _H100),
-    Device("H100 PCIe", r"h100 pcie", 756e12, 51.2e12, 80e9, _H100),
-    Device("H200", r"h200( sxm)?", 989e12, 67e12, 141e9, "NVIDIA H200 datasheet, half of with sparsity"),
-    Device("B200", r"(hgx )?b200", 2250e12, 75e12, 180e9, "NVIDIA HGX B200 datasheet, half of with sparsity"),
-    Device("L40S", r"l40s", 362.05e12, 91.6e12, 48e9, "NVIDIA L40S datasheet"),
-    Device("A10", r"a10", 125e12, 31.2e12, 24e9, "NVIDIA A10 datasheet"),
-    Device("RTX 4090", r"(geforce )?rtx 4090", 165.2e12, 82.6e12, 24e9, "NVIDIA Ada GPU whitepaper, appendix A"),
-    Device("MI300X", r"(instinct )?mi300x( oam)?", 1307.4e12, 163.4e12, 192e9, "AMD Instinct MI300X data sheet"),
+    Device("A100 40GB", r"a100([- ](sxm4|pcie))?[- ]40gb|a100 40gb pcie", 312e12, 19.5e12, 40e9, 1555e9, 300e9, _A100),
+    Device("A100", r"a100( sxm4?)?|a100([- ](sxm4|pcie))?[- ]80gb|a100 80gb (pcie|sxm)", 312e12, 19.5e12, 80e9, 2039e9,
+           300e9, _A100),
+    Device("H100 SXM", r"h100( sxm5?)?|h100 80gb hbm3", 989.4e12, 66.9e12, 80e9, 3350e9, 450e9, _H100),
+    Device("H100 PCIe", r"h100 pcie", 756e12, 51.2e12, 80e9, 2000e9, 64e9, _H100),
+    Device("H200", r"h200( sxm)?", 989e12, 67e12, 141e9, 4800e9, 450e9, _H200),
+    Device("B200", r"(hgx )?b200", 2250e12, 75e12, 180e9, 8000e9, 900e9, _B200),
+    Device("L40S", r"l40s", 362.05e12, 91.6e12, 48e9, 864e9, 32e9, "NVIDIA L40S datasheet"),
+    Device("A10", r"a10", 125e12, 31.2e12, 24e9, 600e9, 32e9, "NVIDIA A10 datasheet"),
+    Device("RTX 4090", r"(geforce )?rtx 4090", 165.2e12, 82.6e12, 24e9, 1008e9, 32e9, _ADA),
+    Device("MI300X", r"(instinct )?mi300x( oam)?", 1307.4e12, 163.4e12, 192e9, 5300e9, 448e9, _MI300X),
 )  # fmt: skip
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer.config import TrainerConfig
-from trainer.planning.activations import Attention
 from trainer.planning.memory import RankMemory
 from trainer.planning.workload import Workload
 
@@ -56,47 +55,41 @@ def on_host(memory: RankMemory, device: str | None) -> int:
 
 
 def fit_host(
-    workload: Workload, world: int, ranks_per_node: int, device: str | None, limit: float | None, room: float | None
+    workload: Workload, ranks_per_node: int, device: str | None, limit: float | None, room: float | None
 ) -> HostFit:
     """Hold the ranks of a node against its memory.
 
     Args:
         workload: what is trained.
-        world: ranks in all.
         ranks_per_node: of them on one node.
         device: name of the ranks' devices; None for CPUs.
         limit: bytes of a node; None if unknown.
         room: bytes of a device; None if unknown.
     """
-    attention: Attention = "sdpa" if device else "cpu"
-    size = ranks_per_node * on_host(workload.memory(workload.trainer, world, attention), device)
+    size = ranks_per_node * on_host(workload.memory(workload.trainer), device)
     if limit is None or size <= MARGIN * limit:
         return HostFit(limit, size, None if limit is None else True)
     if workload.trainer.offload == "none" or device is None:
         return HostFit(limit, size, fits=False)
     settings = {"offload": "none"}
-    kept = workload.memory(workload.trainer.model_copy(update=settings), world, attention)
+    kept = workload.memory(workload.trainer.model_copy(update=settings))
     smaller = ranks_per_node * on_host(kept, device)
     fits = smaller <= MARGIN * limit and (room is None or on_device(kept) <= MARGIN * room)
     remedy = Remedy(settings, smaller, "the optimizer on the devices, which is faster, too") if fits else None
     return HostFit(limit, size, fits=False, remedy=remedy)
 
 
-def cheapest_remedy(
-    workload: Workload, world: int, attention: Attention, limit: float, host_limit: float | None = None
-) -> Remedy | None:
+def cheapest_remedy(workload: Workload, limit: float, host_limit: float | None = None) -> Remedy | None:
     """The first of the settings below, added to one another in their order, with which it fits; None if none helps.
 
     Args:
         workload: what is trained.
-        world: ranks.
-        attention: kind of its kernel.
         limit: bytes of a device.
         host_limit: bytes of its host for each rank; None if unknown.
     """
-    for settings, why in _attempts(workload.trainer, world):
+    for settings, why in _attempts(workload.trainer, workload.world):
         trainer = TrainerConfig.model_validate(workload.trainer.model_dump() | settings)
-        memory = workload.memory(trainer, world, attention)
+        memory = workload.memory(trainer)
         if host_limit is not None and memory.host_bytes + PROCESS_BYTES > MARGIN * host_limit:
             continue
         if on_device(memory) <= MARGIN * limit:

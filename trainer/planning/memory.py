@@ -25,12 +25,11 @@ from typing import Any
 
 from trainer.config import TrainerConfig
 from trainer.engine.settings import deepspeed_config
-from trainer.planning.activations import Activations
-from trainer.planning.shapes import Weights, count
 
 FP32 = 4
 REDUCE_BUCKET = 500_000_000
 AUTOCAST = "weights in 16 bits (autocast)"
+PASSING = "activations that pass"
 _ZERO0_BUCKET = 500_000_000  # elements that DeepSpeed's engine flattens at once for stage 0
 _PERSISTENCE, _REUSE, _PREFETCH, _SUB_GROUP = 100_000, 1_000_000_000, 50_000_000, 1_000_000_000
 
@@ -62,6 +61,27 @@ class Buckets:
 
 
 @dataclass(frozen=True)
+class Held:
+    """Bytes of a micro-batch: without weights and their gradients, and without weights in 16 bits where not said."""
+
+    kept: int
+    """At the end of forward."""
+    forward_peak: int
+    """The most during forward."""
+    backward_peak: int
+    """The most during backward."""
+    first_gradient: int
+    """When the first gradient of a matrix is there."""
+    casts: int
+    """Weights in 16 bits, kept by autocast and by backward; they do not grow with the samples."""
+
+    @property
+    def peak(self) -> int:
+        """The most at any time."""
+        return max(self.kept, self.forward_peak, self.backward_peak)
+
+
+@dataclass(frozen=True)
 class RankMemory:
     """Bytes of one rank."""
 
@@ -89,10 +109,10 @@ def snapshot_bytes(parameters: int, world: int, *, ema: bool) -> int:
 
 
 def rank_memory(
-    weights: Weights,
+    weights: tuple[int, ...],
     config: TrainerConfig,
     world: int,
-    activations: Activations,
+    held: Held,
     *,
     frozen: int = 0,
     batch: int = 0,
@@ -101,10 +121,10 @@ def rank_memory(
     """Predict the peak of one rank.
 
     Args:
-        weights: of what is trained.
+        weights: elements of each parameter that is trained.
         config: how it is trained.
         world: ranks.
-        activations: of one sample.
+        held: of one micro-batch.
         frozen: bytes of networks that are not trained: a teacher, a quantizer.
         batch: bytes of the rank's share of a global batch, and of what is made of it before the network.
         touched_only: count a buffer as far as it is used, as a CPU's memory does; if not, as far as it is allocated.
@@ -112,21 +132,21 @@ def rank_memory(
     Raises:
         ValueError: if the global batch cannot be cut into equal micro-batches over the ranks.
     """
-    micro, accumulation = config.split_over(world)
+    _, accumulation = config.split_over(world)
     buckets = Buckets.of(config, world)
     if touched_only:
-        buckets = replace(buckets, reduce=min(buckets.reduce, count(weights)), copies=1)
+        buckets = replace(buckets, reduce=min(buckets.reduce, sum(weights)), copies=1)
     states = _states(weights, config, world, buckets)
-    passing = _passing(weights, config, activations, micro)
+    passing = _passing(held)
     phases = {
         "forward": _forward(weights, config, buckets, passing),
         "backward": passing | _gradients_so_far(weights, config, world, buckets, accumulation),
-        "first gradients": _first_gradients(weights, config, world, buckets, accumulation, passing),
+        "first gradients": _first_gradients(weights, config, world, buckets, accumulation, held),
         "reduce": _reducing(weights, config, world, buckets, passing),
         "update": _updating(weights, config, world, buckets),
     }
     moment = max(phases, key=lambda name: sum(phases[name].values()))
-    host = {"checkpoint snapshot": snapshot_bytes(count(weights), world, ema=config.ema_decay > 0)}
+    host = {"checkpoint snapshot": snapshot_bytes(sum(weights), world, ema=config.ema_decay > 0)}
     if config.offload == "optimizer":
         for name in ("master weights", "AdamW moments"):
             host[name] = states.pop(name)
@@ -138,54 +158,49 @@ def rank_memory(
     return RankMemory({name: size for name, size in parts.items() if size}, host, moment)
 
 
-def _share(weights: Weights, world: int) -> int:
-    return -(-count(weights) // world)
+def _share(weights: tuple[int, ...], world: int) -> int:
+    return -(-sum(weights) // world)
 
 
-def _states(weights: Weights, config: TrainerConfig, world: int, buckets: Buckets) -> dict[str, int]:
+def _states(weights: tuple[int, ...], config: TrainerConfig, world: int, buckets: Buckets) -> dict[str, int]:
     """What a rank holds from the first step to the last."""
-    whole, share = FP32 * count(weights), FP32 * _share(weights, world)
+    whole, share = FP32 * sum(weights), FP32 * _share(weights, world)
     ema = share if config.ema_decay > 0 else 0
     if config.zero_stage == 0:
         return {"weights": whole, "AdamW moments": 2 * whole, "moving average": ema}
     states = {"weights": whole, "master weights": share, "AdamW moments": 2 * share, "moving average": ema}
     if config.zero_stage == 3:
-        small = FP32 * sum(weight.numel for weight in weights if weight.numel < buckets.persistence)
+        small = FP32 * sum(weight for weight in weights if weight < buckets.persistence)
         states |= {"weights": share + small, "gradients": share, "reduce bucket": FP32 * buckets.reduce}
     return states
 
 
-def _passing(weights: Weights, config: TrainerConfig, activations: Activations, micro: int) -> dict[str, int]:
+def _passing(held: Held) -> dict[str, int]:
     """What the begin of backward holds of one micro-batch."""
-    parts = {
-        "activations": micro * (activations.blocks + activations.rest),
-        "output, its softmax and gradient": 3 * _most_output(micro, activations),
-        "block that is computed again": micro * activations.recomputed,
-    }
-    if config.half:
-        parts[AUTOCAST] = 2 * sum(weight.numel for weight in weights if weight.multiplied)
-    return parts
+    return {"activations": held.kept, PASSING: held.peak - held.kept, AUTOCAST: held.casts}
 
 
-def _gathered(weights: Weights, buckets: Buckets) -> int:
+def _gathered(weights: tuple[int, ...], buckets: Buckets) -> int:
     """Bytes of weights that ZeRO 3 has whole at the begin of backward."""
-    large = sum(weight.numel for weight in weights if weight.numel >= buckets.persistence)
-    largest = max(weight.numel for weight in weights)
+    large = sum(weight for weight in weights if weight >= buckets.persistence)
+    largest = max(weights)
     return FP32 * min(large, buckets.reuse // 2 + buckets.prefetch + largest)
 
 
-def _forward(weights: Weights, config: TrainerConfig, buckets: Buckets, passing: dict[str, int]) -> dict[str, int]:
+def _forward(
+    weights: tuple[int, ...], config: TrainerConfig, buckets: Buckets, passing: dict[str, int]
+) -> dict[str, int]:
     """The last block: only in stage 3 it holds more than the begin of backward."""
     if config.zero_stage < 3:
         return {}
     gathered = _gathered(weights, buckets)
     ahead = min(gathered, 2 * FP32 * buckets.prefetch)
-    kept = {name: size for name, size in passing.items() if not name.startswith("output")}
+    kept = {name: size for name, size in passing.items() if name != PASSING}
     return kept | {"gathered weights": gathered, "weights gathered ahead": ahead}
 
 
 def _gradients_so_far(
-    weights: Weights, config: TrainerConfig, world: int, buckets: Buckets, accumulation: int
+    weights: tuple[int, ...], config: TrainerConfig, world: int, buckets: Buckets, accumulation: int
 ) -> dict[str, int]:
     """Gradients of earlier micro-batches, and buffers, while the last micro-batch begins its backward pass."""
     earlier = accumulation > 1
@@ -193,24 +208,24 @@ def _gradients_so_far(
         return {"gathered weights": _gathered(weights, buckets)}
     if config.zero_stage == 2:
         return {"gradients": earlier * FP32 * _share(weights, world)}
-    return {"gradients": earlier * FP32 * count(weights)}
+    return {"gradients": earlier * FP32 * sum(weights)}
 
 
 def _first_gradients(
-    weights: Weights, config: TrainerConfig, world: int, buckets: Buckets, accumulation: int, passing: dict[str, int]
+    weights: tuple[int, ...], config: TrainerConfig, world: int, buckets: Buckets, accumulation: int, held: Held
 ) -> dict[str, int]:
     """Right after the last layer's backward: its gradient is there, the output's is gone."""
-    parts = {name: size for name, size in passing.items() if not name.startswith(("output", "block that"))}
+    parts = {"activations": held.first_gradient, AUTOCAST: held.casts}
     parts |= _gradients_so_far(weights, config, world, buckets, accumulation)
-    parts["gradients"] = parts.get("gradients", 0) + FP32 * max(weight.numel for weight in weights)
+    parts["gradients"] = parts.get("gradients", 0) + FP32 * max(weights)
     return parts | ({"reduce bucket": FP32 * buckets.reduce * buckets.copies} if config.zero_stage in {1, 2} else {})
 
 
 def _reducing(
-    weights: Weights, config: TrainerConfig, world: int, buckets: Buckets, passing: dict[str, int]
+    weights: tuple[int, ...], config: TrainerConfig, world: int, buckets: Buckets, passing: dict[str, int]
 ) -> dict[str, int]:
     """The reduction of gradients: after backward in stages 0 and 1, in the course of it in stages 2 and 3."""
-    total, share = count(weights), _share(weights, world)
+    total, share = sum(weights), _share(weights, world)
     if config.zero_stage == 0:
         return {"gradients": FP32 * total, "gradients, flattened": FP32 * min(total, _ZERO0_BUCKET)}
     full = min(total, buckets.reduce)
@@ -225,15 +240,10 @@ def _reducing(
     return kept | {"bucket, flattened": FP32 * full, "gathered weights": gathered}
 
 
-def _updating(weights: Weights, config: TrainerConfig, world: int, buckets: Buckets) -> dict[str, int]:
+def _updating(weights: tuple[int, ...], config: TrainerConfig, world: int, buckets: Buckets) -> dict[str, int]:
     """The optimizer's step: gradients, and in stages 1 to 3 their flat copy."""
     share = _share(weights, world)
     if config.zero_stage == 0:
-        return {"gradients": FP32 * count(weights)}
+        return {"gradients": FP32 * sum(weights)}
     flat = {"gradients, flattened": FP32 * min(share, buckets.sub_group)}
     return flat if config.zero_stage == 3 else flat | {"gradients": FP32 * share}
-
-
-def _most_output(micro: int, activations: Activations) -> int:
-    whole = micro * activations.output
-    return whole if activations.most_output is None else min(whole, activations.most_output)

@@ -1,73 +1,137 @@
-"""What model FLOPs utilization (MFU) is measured by: operations of a step, and what a device could do."""
+"""What model FLOPs utilization (MFU) is measured by: operations of a step, and what a device could do.
+
+Operations are those of the traced networks (trainer/planning/step_trace.py), with exact attention and once what is
+computed twice. Tracing takes seconds, so a process of its own does it while training has begun, and only where the
+peak of the device is known; records have an MFU from then on. It needs a process group of one rank, too, which the
+process that trains cannot have beside its own.
+
+    python -P -m trainer.planning.model_flops < {"stage": ..., "section": ..., "tokenizer": ..., "teacher": ...}
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 
-import torch
+from pydantic import TypeAdapter
 
-from data_pipeline.config import TokensConfig
-from model.config import ImageFolderConfig, NextScaleConfig, TokenizerConfig
-from trainer.config import GeneratorStageConfig, TeacherConfig, TokenizerStageConfig
+from data_pipeline.config import ReadingConfig, TokensConfig
+from model.config import TokenizerConfig
+from model.families import AnyTokenizerConfig
+from trainer.config import ClassifierStageConfig, GeneratorStageConfig, TeacherConfig, TokenizerStageConfig
 from trainer.job import TrainJob
+from trainer.planning.blank_stages import StageConfigs, teacher_at, tokenizer_at
 from trainer.planning.devices import TERA, peak_flops
-from trainer.planning.workload import StageConfigs, teacher_at, tokenizer_at, workload
+
+_LEAST_URGENT = 19
+_FEW = 4
+"""Samples that are traced; operations are linear in them."""
 
 
-@dataclass(frozen=True)
 class ModelFlops:
-    """Of a stage on its devices."""
+    """Of a stage on its devices.
 
-    per_step: int | None
-    """Operations of one optimizer step over all ranks, exact attention (trainer/planning/flops.py); None for stages
-    that nobody counted."""
-    peak: float | None
-    """Operations per second of one rank's device; None if unknown."""
-    device: str
-    """Its name."""
+    Args:
+        device: its name.
+        peak: operations per second of one rank's device; None if unknown.
+        counting: the process that counts; None if nobody does.
+        samples: of a step.
+        counted: whether this stage's operations can be counted.
+    """
+
+    def __init__(
+        self,
+        device: str,
+        peak: float | None,
+        counting: subprocess.Popen[bytes] | None,
+        samples: int,
+        *,
+        countable: bool = True,
+    ) -> None:
+        self.device, self.peak, self._counting, self._samples = device, peak, counting, samples
+        self._countable = countable
+        self._per_step: int | None = None
+
+    def per_step(self) -> int | None:
+        """Operations of one optimizer step over all ranks, exact attention; None before they are counted."""
+        if self._counting is not None and self._counting.poll() is not None:
+            assert self._counting.stdout is not None
+            said = self._counting.stdout.read().strip()
+            self._counting.stdout.close()
+            self._per_step = round(float(said) * self._samples) if self._counting.returncode == 0 else None
+            self._counting = None
+        return self._per_step
+
+    def wait(self) -> None:
+        """Until the count is there."""
+        if self._counting is not None:
+            self._counting.wait()
+
+    def close(self) -> None:
+        """Let nobody count on."""
+        if self._counting is not None:
+            self._counting.kill()
+            self._counting.wait()
+            self.per_step()
 
     @property
     def left_out(self) -> str | None:
         """Why there is no MFU where there could be one; None otherwise."""
-        if self.per_step is None or self.peak is not None:
+        if not self._countable or self.peak is not None:
             return None
         return f"MFU is left out: the peak of {self.device} is not known; cluster.peak_tflops gives it"
 
 
-def model_flops(job: TrainJob, device: torch.device, world: int) -> ModelFlops:
-    """Operations of a job's steps, and the peak of its device: `cluster.peak_tflops`, else the table's."""
+def model_flops(job: TrainJob, device: Any, *, count: bool = True) -> ModelFlops:
+    """Operations of a job's steps, and the peak of its device: `cluster.peak_tflops`, else the table's.
+
+    Args:
+        job: what is trained.
+        device: of this rank, a torch.device.
+        count: whether to count operations; one rank of a run is enough.
+    """
+    import torch
+
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "a CPU"
     peak = peak_flops(name, job.section.trainer.precision) if device.type == "cuda" else None
-    given = None if job.peak_tflops is None else job.peak_tflops * TERA
-    return ModelFlops(step_flops(job, world), given or peak, name)
+    peak = peak if job.peak_tflops is None else job.peak_tflops * TERA
+    countable = job.stage in job.config or job.stage == "judge"
+    counting = _start_count(job) if count and countable and peak is not None else None
+    return ModelFlops(name, peak, counting, job.section.trainer.global_batch, countable=countable)
 
 
-def step_flops(job: TrainJob, world: int) -> int | None:
-    """Operations of one optimizer step on `world` ranks; None for classifiers, or if the run's config is not known."""
-    if not isinstance(job.section, TokenizerStageConfig | GeneratorStageConfig):
-        return None
-    tokenizer = _tokenizer(job)
-    counted = isinstance(tokenizer, ImageFolderConfig) and not (
-        isinstance(job.section, GeneratorStageConfig) and not isinstance(job.section.model, NextScaleConfig)
+def _start_count(job: TrainJob) -> subprocess.Popen[bytes]:
+    """This module as a program, in a process that gets in nobody's way."""
+    packages = str(Path(__file__).resolve().parents[2])
+    paths = [packages, os.environ.get("PYTHONPATH", "")]
+    changes = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "trainer.planning.model_flops"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | changes,
     )
-    if job.stage not in job.config or not counted:
-        return None
-    configs = StageConfigs(
-        job.section if isinstance(job.section, TokenizerStageConfig) else None,
-        job.section if isinstance(job.section, GeneratorStageConfig) else None,
-        _teacher(job),
-        TokensConfig(),
-        job.reading,
-        tokenizer,
-    )
-    return workload(f"train-{job.stage}", configs, world).flops.exact * job.section.trainer.global_batch
+    tokenizer, teacher = _tokenizer(job), _teacher(job)
+    asked = {
+        "stage": job.stage,
+        "section": job.section.model_dump(mode="json"),
+        "tokenizer": None if tokenizer is None else tokenizer.model_dump(mode="json"),
+        "teacher": None if teacher is None else teacher.model_dump(mode="json"),
+    }
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(asked).encode())
+    process.stdin.close()
+    return process
 
 
 def _tokenizer(job: TrainJob) -> TokenizerConfig | None:
-    """The tokenizer that is trained, or whose tokens a generator learns; None if it is not known."""
-    if isinstance(job.section, TokenizerStageConfig):
-        return job.section.model
-    if "tokenizer" in job.inputs:
+    """Whose tokens a generator learns; None if it is not known."""
+    if isinstance(job.section, GeneratorStageConfig) and "tokenizer" in job.inputs:
         return tokenizer_at(job.inputs["tokenizer"])
     section = job.config.get("tokenizer")
     return None if section is None else TokenizerStageConfig.model_validate(section).model
@@ -78,3 +142,35 @@ def _teacher(job: TrainJob) -> TeacherConfig | None:
         return teacher_at(job.inputs["teacher"])
     section = job.config.get("teacher")
     return None if section is None else TeacherConfig.model_validate(section)
+
+
+def sample_flops(
+    stage: str, section: dict[str, Any], tokenizer: dict[str, Any] | None, teacher: dict[str, Any] | None
+) -> float:
+    """Operations of one sample in training, exact attention.
+
+    Args:
+        stage: by its folder.
+        section: of the stage.
+        tokenizer: model of the tokenizer whose tokens are learned.
+        teacher: section of the teacher that the tokenizer is trained by.
+    """
+    from trainer.planning.step_trace import trace_micro_batch
+
+    trained_teacher = section if stage == "teacher" else teacher
+    configs = StageConfigs(
+        TokenizerStageConfig.model_validate(section) if stage == "tokenizer" else None,
+        GeneratorStageConfig.model_validate(section) if stage == "generator" else None,
+        None if trained_teacher is None else TeacherConfig.model_validate(trained_teacher),
+        TokensConfig(),
+        ReadingConfig(),
+        None if tokenizer is None else TypeAdapter(AnyTokenizerConfig).validate_python(tokenizer),
+        ClassifierStageConfig.model_validate(section) if stage == "judge" else None,
+    )
+    trace = trace_micro_batch(f"train-{stage}", configs, _FEW, "cuda", checkpointing=False, warm=True, short=True)
+    return trace.exact_flops / _FEW
+
+
+if __name__ == "__main__":
+    os.nice(_LEAST_URGENT)
+    sys.stdout.write(str(sample_flops(**json.load(sys.stdin))))

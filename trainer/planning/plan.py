@@ -8,14 +8,15 @@ from typing import Any
 
 from data_pipeline.errors import UsageError
 from trainer.config import TrainerConfig
-from trainer.planning.activations import Attention
+from trainer.planning.blank_stages import StageConfigs
 from trainer.planning.devices import GIGA, TERA, find_device, peak_flops
 from trainer.planning.failures import LLAMA3_NODE_HOURS, Failures, expect_failures
 from trainer.planning.fitting import MARGIN, HostFit, Remedy, cheapest_remedy, fit_host, on_device
 from trainer.planning.memory import RankMemory
-from trainer.planning.shapes import count
+from trainer.planning.roofline import STANDARD, Assumptions
+from trainer.planning.step_cost import Part
 from trainer.planning.storage import Checkpoints, Reading, checkpoint_cost, read_images, read_tokens, token_bytes
-from trainer.planning.workload import StageConfigs, Workload, workload
+from trainer.planning.workload import Workload, workload
 
 _COPY_BYTES_PER_SECOND = 10e9
 """From a device to its host: an upper bound of what a checkpoint blocks, as most of it hides behind the next step."""
@@ -48,10 +49,10 @@ class Request:
     data: DataFacts
     peak_tflops: float | None = None
     """In place of the table's peak."""
-    mfu: float | None = None
-    """Share of the peak that is reached."""
+    assumed: Assumptions = STANDARD
+    """What is reached of a device's peaks, for the prediction."""
     throughput: float | None = None
-    """Samples per second over all ranks, in place of it."""
+    """Samples per second over all ranks, as measured, in place of a prediction."""
     throughput_from: str = "as given"
     """Where that is from, in words."""
     price: float | None = None
@@ -77,16 +78,22 @@ class Time:
 
     flops_per_sample: int
     """Operations of the model, exact attention."""
-    flops_per_sample_dense: int
-    """The same with dense attention."""
+    flops_per_sample_computed: int
+    """Operations that the kernels compute: with pairs of positions that do not see each other, and what is computed
+    twice."""
     flops_per_step: int
-    """Of the global batch."""
+    """Of the model, and the global batch."""
     step_seconds: float | None
     hours: float | None
     samples_per_second: float | None
     mfu: float | None
+    """Of what was measured; None of a prediction."""
+    predicted: bool
+    """Whether the time is the roofline's."""
     known_from: str
     """Where the time is from, or what is missing."""
+    phases: tuple[Part, ...] = ()
+    """Of a predicted step, on one rank."""
 
 
 @dataclass(frozen=True)
@@ -144,21 +151,21 @@ def make_plan(request: Request) -> Plan:
         UsageError: if the batch does not divide over the ranks, the stage cannot be planned, or figures contradict.
     """
     try:
-        work = workload(request.stage, request.configs, request.world)
+        work = workload(request.stage, request.configs, request.world, "cuda" if request.device else "cpu")
+        parameters = work.parameters  # traced here, as a config may name a backbone that there is not
         micro, accumulation = work.trainer.split_over(request.world)
     except ValueError as error:
         raise UsageError(f"{request.stage} on {request.nodes} x {request.ranks_per_node} ranks: {error}") from None
     trainer = work.trainer
-    attention: Attention = "cpu" if request.device is None else "sdpa"
     time = estimate_time(request, work)
     seen = trainer.steps * trainer.global_batch
     saves = max(1, -(-trainer.steps // _steps_between_checkpoints(trainer, time)))
-    parameters, ema = count(work.weights), trainer.ema_decay > 0
+    ema = trainer.ema_decay > 0
     checkpoints = checkpoint_cost(parameters, request.world, request.nodes, saves, request.bandwidth, ema=ema)
     failures = _failures(request, trainer, time, checkpoints)
     hours = time.hours if time.hours is None or failures is None else time.hours + failures.lost_hours
     gpu_hours = None if hours is None else hours * request.world
-    memory = work.memory(trainer, request.world, attention)
+    memory = work.memory(trainer)
     return Plan(
         stage=request.stage,
         device=request.device or "cpu",
@@ -176,7 +183,7 @@ def make_plan(request: Request) -> Plan:
         parameters=parameters,
         time=time,
         memory=memory,
-        fit=_fit(request, work, memory, attention),
+        fit=_fit(request, work, memory),
         host=_host(request, work),
         reading=_reading(request, seen),
         checkpoints=checkpoints,
@@ -194,48 +201,51 @@ def device_peak(request: Request, precision: str) -> float | None:
 
 
 def estimate_time(request: Request, work: Workload) -> Time:
-    """Time from a throughput, or from an MFU and a peak; without either it says what is missing."""
+    """Time from a measured throughput, else from the roofline of the device; without either it says what is missing."""
     batch, steps = work.trainer.global_batch, work.trainer.steps
-    per_step = work.flops.exact * batch
-    peak = device_peak(request, work.trainer.precision)
-    seconds = None
+    per_step = work.exact_flops() * batch
+    device = find_device(request.device) if request.device else None
+    seconds = reached = None
+    phases: tuple[Part, ...] = ()
     if request.throughput is not None:
         seconds, source = batch / request.throughput, f"{request.throughput:g} samples/s, {request.throughput_from}"
-    elif request.mfu is not None and peak is not None:
-        seconds = per_step / (request.world * peak * request.mfu)
-        source = f"an MFU of {request.mfu:g} at {peak / TERA:g} TFLOP/s per device"
-    elif peak is None:
-        name = request.device or "a CPU"
-        source = f"no peak is known of {name}: give --throughput, or cluster.peak_tflops and --mfu"
+        peak = device_peak(request, work.trainer.precision)
+        reached = None if peak is None else per_step / (seconds * peak * request.world)
+    elif device is not None:
+        cost = work.cost(device, request.assumed, request.nodes)
+        seconds, phases = cost.seconds, tuple(cost.phases())
+        source = f"a trace of its operations at {request.assumed.describe(device)}"
     else:
-        source = "give --throughput, or --mfu (0.3 to 0.5 is usual for large matrices)"
+        source = f"nothing is known of the speed of {request.device or 'a CPU'}: give --throughput"
     return Time(
-        flops_per_sample=work.flops.exact,
-        flops_per_sample_dense=work.flops.dense,
+        flops_per_sample=per_step // batch,
+        flops_per_sample_computed=work.computed_flops(),
         flops_per_step=per_step,
         step_seconds=seconds,
         hours=None if seconds is None else seconds * steps / 3600,
         samples_per_second=None if seconds is None else batch / seconds,
-        mfu=None if seconds is None or peak is None else per_step / (seconds * peak * request.world),
+        mfu=reached,
+        predicted=bool(phases),
         known_from=source,
+        phases=phases,
     )
 
 
-def _fit(request: Request, work: Workload, memory: RankMemory, attention: Attention) -> Fit:
+def _fit(request: Request, work: Workload, memory: RankMemory) -> Fit:
     device = find_device(request.device) if request.device else None
     if device is None:
         return Fit(None, memory.device_bytes, None, None)
     size = on_device(memory)
     fits = size <= MARGIN * device.memory
     host = None if request.host_memory is None else request.host_memory / request.ranks_per_node
-    remedy = None if fits else cheapest_remedy(work, request.world, attention, device.memory, host)
+    remedy = None if fits else cheapest_remedy(work, device.memory, host)
     return Fit(device.memory, size, fits, remedy)
 
 
 def _host(request: Request, work: Workload) -> HostFit:
     device = find_device(request.device) if request.device else None
     room = device.memory if device else None
-    return fit_host(work, request.world, request.ranks_per_node, request.device, request.host_memory, room)
+    return fit_host(work, request.ranks_per_node, request.device, request.host_memory, room)
 
 
 def _reading(request: Request, seen: int) -> Reading | None:

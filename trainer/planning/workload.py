@@ -1,147 +1,132 @@
-"""A training stage as numbers: parameters, operations, activations. Chosen by the stage's name."""
+"""A training stage in numbers: parameters, operations, memory, time; all by tracing its own networks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import TypeVar
+import json
+from dataclasses import dataclass
+from typing import Any
 
-from data_pipeline.config import ReadingConfig, TokensConfig
-from data_pipeline.errors import UsageError
-from data_pipeline.shards import weights
-from data_pipeline.shards.tokenizers import tokenizer_config
-from model.config import ClassifierConfig, GeneratorConfig, ImageFolderConfig, NextScaleConfig, TokenizerConfig
-from trainer.config import GeneratorStageConfig, TeacherConfig, TokenizerStageConfig, TrainerConfig
-from trainer.planning.activations import Activations, Attention, generator_activations, tokenizer_activations
-from trainer.planning.flops import Flops, generator_flops, tokenizer_flops
-from trainer.planning.frozen import Frozen, frozen_quantizer, frozen_teacher
-from trainer.planning.memory import RankMemory, rank_memory
-from trainer.planning.shapes import Weights, generator_weights, tokenizer_weights
+from trainer.config import TrainerConfig
+from trainer.planning.blank_stages import StageConfigs
+from trainer.planning.devices import Device
+from trainer.planning.fake_device import Kind
+from trainer.planning.memory import Held, RankMemory, rank_memory
+from trainer.planning.roofline import Assumptions
+from trainer.planning.step_cost import StepCost, step_cost
+from trainer.planning.step_trace import MicroBatch, trace_micro_batch
 
-FP32, INT64 = 4, 8
+_FEW = 2
+"""Samples of the smaller of two traces from which bytes of other micro-batches follow: they are linear in the samples.
+One sample will not do: operations that broadcast take other ways."""
+
+_TRACES: dict[str, MicroBatch] = {}
+"""By what they depend on: plans that differ in other things share them."""
+_MOST_TRACES = 64
 
 
-AnyModel = GeneratorConfig | TokenizerConfig
-Known = TypeVar("Known", NextScaleConfig, ImageFolderConfig)
+@dataclass
+class Workload:
+    """One stage, traced as often as it is asked for something new."""
 
-
-@dataclass(frozen=True)
-class StageConfigs:
-    """The sections of a run's config that a plan looks at."""
-
-    tokenizer: TokenizerStageConfig | None
-    generator: GeneratorStageConfig | None
-    teacher: TeacherConfig | None
-    tokens: TokensConfig
-    reading: ReadingConfig
-    given_tokenizer: TokenizerConfig | None = None
-    """The one whose tokens a generator speaks, if the run does not train it."""
+    stage: str
+    """By its command."""
+    configs: StageConfigs
+    world: int
+    """Ranks."""
+    kind: Kind
+    """Of the devices."""
 
     @property
-    def tokenizer_model(self) -> TokenizerConfig:
-        """The tokenizer whose tokens a generator speaks."""
-        if self.given_tokenizer is not None:
-            return self.given_tokenizer
-        assert self.tokenizer is not None, "a config has the section, or names a tokenizer"
-        return self.tokenizer.model
+    def trainer(self) -> TrainerConfig:
+        """As the config has it."""
+        return self.configs.section(self.stage).trainer
 
+    @property
+    def whole(self) -> MicroBatch:
+        """The micro-batch that the config comes to."""
+        micro, accumulation = self.trainer.split_over(self.world)
+        return self._trace(micro, self.trainer.activation_checkpointing, accumulates=accumulation > 1)
 
-def tokenizer_at(uri: str) -> TokenizerConfig:
-    """The tokenizer of an export, by its card."""
-    return tokenizer_config(uri, weights.read_card(uri, "tokenizer"))
+    @property
+    def parameters(self) -> int:
+        """Elements of what is trained."""
+        return self.whole.parameters
 
+    def exact_flops(self) -> int:
+        """Of a sample: the model's operations, with exact attention, and once what is computed twice."""
+        micro, _ = self.trainer.split_over(self.world)
+        trace = self.whole
+        if self.trainer.activation_checkpointing:
+            trace = self._trace(micro, checkpointing=False, accumulates=False)
+        return round(trace.exact_flops / micro)
 
-def teacher_at(uri: str) -> TeacherConfig:
-    """The teacher of an export, by its card. It is not trained."""
-    model = weights.read_config(uri, weights.read_card(uri, "teacher"), ClassifierConfig)
-    return TeacherConfig(model=model, trainer=TrainerConfig(steps=1, global_batch=1))
+    def computed_flops(self) -> int:
+        """Of a sample: what kernels compute, with pairs that nobody sees and what is computed twice."""
+        micro, _ = self.trainer.split_over(self.world)
+        flops = sum(count * kernel.flops for kernel, count in self.whole.kernels.items() if kernel.phase != "ahead")
+        return round(flops / micro)
 
+    def cost(self, device: Device, assumed: Assumptions, nodes: int) -> StepCost:
+        """Of a step of one rank, by the roofline."""
+        return step_cost(self.whole, self.trainer, device, assumed, world=self.world, nodes=nodes)
 
-@dataclass(frozen=True)
-class Workload:
-    """One stage, trained as `trainer` says."""
-
-    trainer: TrainerConfig
-    weights: Weights
-    flops: Flops
-    """Of one sample."""
-    frozen: Frozen
-    sample_bytes: int
-    """Of one sample on the device, and of what is made of it before the network."""
-    activations: Callable[[TrainerConfig, Attention], Activations]
-    """Of one sample, by how it is trained."""
-
-    def memory(self, trainer: TrainerConfig, world: int, attention: Attention) -> RankMemory:
-        """Of one rank, if it were trained so.
+    def memory(self, trainer: TrainerConfig) -> RankMemory:
+        """Of one rank, if the stage were trained so.
 
         Raises:
             ValueError: if the global batch cannot be cut into equal micro-batches over the ranks.
         """
-        share = trainer.global_batch // world
-        kept = self.activations(trainer, attention)
-        seen = replace(kept, rest=kept.rest + self.frozen.activations)
-        size = share * self.sample_bytes
+        micro, _ = trainer.split_over(self.world)
+        whole = self.whole
+        held = self._held(micro, trainer.activation_checkpointing)
+        batch = whole.batch_bytes // whole.samples * (trainer.global_batch // self.world)
+        cpu = self.kind == "cpu"
         return rank_memory(
-            *(self.weights, trainer, world, seen),
-            frozen=self.frozen.bytes,
-            batch=size,
-            touched_only=attention == "cpu",
+            *(whole.weights, trainer, self.world, held), frozen=whole.frozen_bytes, batch=batch, touched_only=cpu
         )
 
+    def _held(self, samples: int, checkpointing: bool) -> Held:
+        """Of so many samples; of fewer than the config's micro-batch by the line through that and a small one."""
+        most, _ = self.trainer.split_over(self.world)
+        same = checkpointing == self.trainer.activation_checkpointing
+        high = self.whole if same else self._trace(most, checkpointing, accumulates=False)
+        if samples == most:
+            return high.held
+        if not _FEW < samples < most:
+            return self._trace(samples, checkpointing, accumulates=False).held
+        low = self._trace(_FEW, checkpointing, accumulates=False)
+        share = (samples - low.samples) / (high.samples - low.samples)
+        pairs = zip(vars(low.held).items(), vars(high.held).values(), strict=True)
+        return Held(**{name: round(few + share * (many - few)) for (name, few), many in pairs})
 
-def workload(stage: str, configs: StageConfigs, world: int) -> Workload:
-    """The numbers of a stage on `world` ranks.
+    def _trace(self, samples: int, checkpointing: bool, *, accumulates: bool) -> MicroBatch:
+        key = json.dumps([self.stage, self._networks(), samples, self.kind, checkpointing, accumulates])
+        if key not in _TRACES:
+            while len(_TRACES) >= _MOST_TRACES:
+                del _TRACES[next(iter(_TRACES))]
+            _TRACES[key] = trace_micro_batch(
+                *(self.stage, self.configs, samples, self.kind),
+                checkpointing=checkpointing,
+                accumulates=accumulates,
+                warm=True,
+                short=True,
+            )
+        return _TRACES[key]
+
+    def _networks(self) -> list[Any]:
+        """All of the config that a trace depends on."""
+        teacher, tokenizer = self.configs.teacher, self.configs.given_tokenizer or self.configs.tokenizer
+        parts = (self.configs.section(self.stage), teacher, tokenizer)
+        named = [None if part is None else part.model_dump(mode="json", exclude={"trainer"}) for part in parts]
+        return [self.trainer.precision, *named]
+
+
+def workload(stage: str, configs: StageConfigs, world: int, kind: Kind) -> Workload:
+    """A stage on `world` ranks.
 
     Raises:
-        UsageError: if the stage trains nothing that can be planned, or a network's sizes cannot be known.
+        UsageError: if the stage trains nothing.
         ValueError: if the global batch cannot be cut into equal micro-batches over the ranks.
     """
-    kinds = {"train-tokenizer": _tokenizer, "train-generator": _generator}
-    if stage not in kinds:
-        raise UsageError(f"--stage {stage}: only {' and '.join(kinds)} can be planned")
-    return kinds[stage](configs, world)
-
-
-def _generator(configs: StageConfigs, world: int) -> Workload:
-    section = configs.generator
-    assert section is not None
-    model, tokenizer = _known(section.model, NextScaleConfig), _known(configs.tokenizer_model, ImageFolderConfig)
-    layout = tokenizer.layout
-    rows = layout.positions - layout.groups[0]
-    size = layout.positions * layout.folds * INT64 + rows * layout.folds * tokenizer.code_dim * FP32
-
-    def activations(trainer: TrainerConfig, attention: Attention) -> Activations:
-        return generator_activations(
-            model,
-            tokenizer,
-            bf16=trainer.half,
-            attention=attention,
-            checkpointing=trainer.activation_checkpointing,
-        )
-
-    section.trainer.split_over(world)
-    weights = generator_weights(model, tokenizer)
-    flops = generator_flops(model, tokenizer)
-    return Workload(section.trainer, weights, flops, frozen_quantizer(tokenizer), size, activations)
-
-
-def _known(model: AnyModel, kind: type[Known]) -> Known:
-    if not isinstance(model, kind):
-        raise UsageError(f"kind {model.kind} cannot be planned yet: its operations were not counted")
-    return model
-
-
-def _tokenizer(configs: StageConfigs, world: int) -> Workload:
-    section = configs.tokenizer
-    assert section is not None
-    model = _known(section.model, ImageFolderConfig)
-    section.trainer.split_over(world)
-    teacher = frozen_teacher(configs.teacher, section.loss)
-    images = section.trainer.global_batch if section.loss.semantic else 0
-    flops = tokenizer_flops(model, images).plus_frozen(teacher.flops)
-
-    def activations(trainer: TrainerConfig, attention: Attention) -> Activations:  # noqa: ARG001 - a workload has it
-        return tokenizer_activations(model, bf16=trainer.half, checkpointing=trainer.activation_checkpointing)
-
-    size = 3 * model.image_size**2 * FP32
-    return Workload(section.trainer, tokenizer_weights(model), flops, teacher, size, activations)
+    configs.section(stage).trainer.split_over(world)
+    return Workload(stage, configs, world, kind)

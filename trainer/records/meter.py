@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -44,7 +44,7 @@ class Meter:
 
     Args:
         config: of the trainer.
-        flops_per_step: floating-point operations of one optimizer step, over all ranks; None if unknown.
+        flops_per_step: floating-point operations of one optimizer step, over all ranks; None as long as unknown.
         peak_flops: floating-point operations per second that one rank's device can do; None if unknown.
         exported: the trainable whose norm and loss scale have no name of their own.
     """
@@ -52,7 +52,7 @@ class Meter:
     def __init__(
         self,
         config: TrainerConfig,
-        flops_per_step: float | None = None,
+        flops_per_step: Callable[[], float | None] = lambda: None,
         peak_flops: float | None = None,
         exported: str = "",
     ) -> None:
@@ -117,8 +117,9 @@ class Meter:
             numbers |= self._by_trainable("loss_scale", self._loss_scales)
         if self._tokens:
             numbers["tokens_per_second"] = self._tokens * dist.get_world_size() / seconds
-        if self._flops and self._peak:
-            numbers["mfu"] = self._flops * count / (seconds * self._peak * dist.get_world_size())
+        flops = self._flops()
+        if flops and self._peak:
+            numbers["mfu"] = flops * count / (seconds * self._peak * dist.get_world_size())
         finite = {name: value if math.isfinite(value) else None for name, value in (numbers | most).items()}
         self.start()
         samples = (step - passed_over) * self._config.global_batch
