@@ -5,8 +5,8 @@
 
 Both sides get the same sizes, batch, optimizer and number of warm-up rounds, and take turns in each round. A training
 step is the teacher-forcing input, forward, loss, backward and AdamW in bf16 autocast; sampling is with guidance, top-k
-and top-p, up to the tokens' latent (no decoder). Their default of sampling is float32. Memory is what a step adds to
-the resident memory of a fresh process at its highest (Linux).
+and top-p, up to the tokens' latent (no decoder). Their default of sampling is float32. Memory is what the first step
+adds to the resident memory of a fresh process at its highest (Linux), gradients and moments included.
 
 Seconds are of the processor (`time.process_time`), which a busy machine hardly changes, with one thread unless
 --threads says otherwise: threads that wait for one another count as busy.
@@ -172,9 +172,8 @@ def in_turns(work: dict[str, Callable[[], float]], rounds: int) -> dict[str, lis
 
 
 def added_memory(both: Both, side: str) -> int:
-    """Bytes that forward and backward add to this process's resident memory at their highest."""
+    """Bytes that this process's first step adds to its resident memory at the highest; later ones find them free."""
     step = training_step(both, side)
-    step()
     Path("/proc/self/clear_refs").write_text("5")  # forget the highest so far
     before = _status("VmRSS")
     step()
@@ -229,8 +228,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     both = build(options.var.resolve(), options.depth, options.batch)
     if options.memory_of:
-        kept = kept_bytes(both, options.memory_of)
-        print(json.dumps({"kept": kept, "added": added_memory(both, options.memory_of)}))
+        added = added_memory(both, options.memory_of)
+        print(json.dumps({"kept": kept_bytes(both, options.memory_of), "added": added}))
         return
     apart = difference(both)
     if apart > 1e-3:
