@@ -187,7 +187,7 @@ def trained(job: TrainJob) -> dict[str, Any]:
 
     batch = build_stage(job, torch.device("cpu")).batch(0)
     run_worker(job, torch.device("cpu"))
-    return {"tokens": batch.tokens_BLF.numpy(), "label": batch.label_B.numpy()}
+    return {"tokens": batch.tokens_BLF.numpy(), "label": batch.condition_B.numpy()}
 
 
 @pytest.mark.slow
