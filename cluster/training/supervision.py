@@ -135,7 +135,8 @@ class Supervisor:
             return None, 0
         finally:
             self._notice.workers_are_up = False
-        if first.ending is Ending.FINISHED:
+        leaves_traces = self._job.section.trainer.zero_stage == 3  # DeepSpeed replaces torch's linear() for good
+        if first.ending is Ending.FINISHED and not leaves_traces:
             warm_workers.park(group)
         else:
             group.dismiss()

@@ -2,7 +2,8 @@
 
 Of a stage that is finished the group is parked: it hands back what it reserves, so that others can have the room, and
 forgets the stage. The next stage takes it if it is what that one needs: as many workers with as many CPUs, in the same
-places. Any other end of a stage ends the processes, too, and so does the end of the command's Ray.
+places. Any other end of a stage ends the processes, too, as does ZeRO 3 (DeepSpeed changes torch in its process), and
+the end of the command's Ray.
 """
 
 from __future__ import annotations

@@ -67,6 +67,7 @@ class Cluster:
         self.gone: set[str] = set()
         self.room = [0]
         self.clock = 0.0
+        self.zero_stage = 2
         self._folder = folder
         patch.setattr(supervision, "start_group", self._start)
         patch.setattr(supervision.time, "monotonic", self._now)
@@ -82,7 +83,8 @@ class Cluster:
 
     def supervisor(self, workers: Any = 2, max_failures: int = 2, sizes: tuple[int, ...] = (2,)) -> Supervisor:
         config = ClusterConfig.model_validate({"workers": workers, "max_failures": max_failures, "grow_seconds": 5})
-        job: Any = SimpleNamespace(stage="generator", checkpoints=str(self._folder))
+        section = SimpleNamespace(trainer=SimpleNamespace(zero_stage=self.zero_stage))
+        job: Any = SimpleNamespace(stage="generator", checkpoints=str(self._folder), section=section)
         return Supervisor(job, config, sizes, self.notice, self, self._folder, 0.0)
 
     def free(self) -> dict[str, dict[str, float]]:
@@ -124,6 +126,15 @@ def test_a_stage_that_finishes_leaves_its_workers_to_the_next_one(cluster: Clust
     cluster.has([{1: FINISHED}, {}, {0: FINISHED}])
     assert cluster.supervisor().run() == (Ending.FINISHED, 40)
     assert [group.fate for group in cluster.groups] == ["parked"]
+
+
+def test_workers_in_which_deepspeed_replaced_a_function_of_torch_are_not_left_to_the_next_stage(
+    cluster: Cluster,
+) -> None:
+    cluster.zero_stage = 3
+    cluster.has([{0: FINISHED, 1: FINISHED}])
+    assert cluster.supervisor().run() == (Ending.FINISHED, 40)
+    assert [group.fate for group in cluster.groups] == ["dismissed"]
 
 
 def test_after_a_lost_worker_all_are_started_again_and_the_reason_is_said(cluster: Cluster, lost: Exception) -> None:
