@@ -33,7 +33,7 @@ from trainer.config import GeneratorStageConfig, SamplingConfig, TokenizerLossCo
 from trainer.evaluation.sampler import Sampler
 
 SIZE, COUNT = small_runs.SIZE, small_runs.COUNT
-VIT = ViTConfig(width=8, depth=1, heads=2, layer_scale=None)
+VIT = ViTConfig(width=16, depth=1, heads=2, layer_scale=None)
 TOKENIZER = ImageFolderConfig(
     image_size=SIZE,
     patch_size=4,
@@ -49,8 +49,10 @@ GENERATOR = NextScaleConfig(num_classes=COUNT + 1, depth=1, width=16, heads=2)
 
 def train_run(folder: Path) -> None:
     images, run = small_runs.write_images(folder), folder / "run"
-    trainer = small_runs.trainer(steps=3, learning_rate=0.01, ema_decay=0.5)
-    section = TokenizerStageConfig(model=TOKENIZER, loss=TokenizerLossConfig(semantic=0), trainer=trainer)
+    long, short = (
+        small_runs.trainer(steps=steps, learning_rate=0.01, ema_decay=0.5, log_every=99) for steps in (99, 3)
+    )
+    section = TokenizerStageConfig(model=TOKENIZER, loss=TokenizerLossConfig(semantic=0), trainer=long)
     small_runs.train("tokenizer", run / "tokenizer", section, images=images)
     tokenizer, card = load_network(str(run / "tokenizer" / "export"), torch.device("cpu"))
 
@@ -62,7 +64,7 @@ def train_run(folder: Path) -> None:
         tokenize_shard(plan, shard, ImageShards(images), encode)
     finish(plan)
     inputs = {"tokens": plan.output, "tokenizer": str(run / "tokenizer" / "export")}
-    generator = GeneratorStageConfig(model=GENERATOR, trainer=trainer)
+    generator = GeneratorStageConfig(model=GENERATOR, trainer=short)
     small_runs.train("generator", run / "generator", generator, {"tokenizer": card.encoder()}, **inputs)
 
 
@@ -75,7 +77,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tokenizer(folder: Path) -> Tokenizer:
-    return load_tokenizer(str(folder / "run"))
+    """Trained until images differ in their tokens: else no test would see whether it is given the right ones."""
+    tokenizer = load_tokenizer(str(folder / "run"))
+    tokens = tokenizer.network.tokenize(small_runs.images()).flatten(1)
+    assert len(tokens.unique(dim=0)) > COUNT / 2
+    return tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -287,7 +293,8 @@ def test_a_generator_with_another_tokenizer_is_refused(folder: Path, tmp_path: P
 
 def test_the_weights_as_trained_give_other_images_than_their_average(folder: Path, generator: Generator) -> None:
     trained = load_generator(str(folder / "run"), ema=False)
-    assert not torch.equal(trained.sample([1], output="torch"), generator.sample([1], output="torch"))
+    every = range(COUNT)
+    assert not torch.equal(trained.sample(every, output="torch"), generator.sample(every, output="torch"))
 
 
 def test_where_nothing_is_the_places_that_were_looked_in_are_named(tmp_path: Path) -> None:
