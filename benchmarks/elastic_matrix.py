@@ -87,7 +87,8 @@ def two_networks(console: Console, root: Path) -> bool:
         shutil.copytree(step_folder(str(source), SAVED), step_folder(str(folder / "checkpoints"), SAVED))
     for world in worlds:
         jobs = [(there[0], str(folder)) for (_, there), folder in moved.items() if there[1] == world]
-        run_gloo(world, root, resumed, jobs, patience=1800)
+        # Stage 3 last: DeepSpeed then replaces torch's linear layer for the process, and what follows rounds otherwise.
+        run_gloo(world, root, resumed, sorted(jobs), patience=1800)
     table, same, elsewhere = Table("from \\ to", *map(name_of, PLACES), title="two networks", box=None), 0.0, 0.0
     for here in PLACES:
         whole = tensors(root / str(here[1]) / str(here[0]), STEPS)
