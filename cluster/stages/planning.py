@@ -11,9 +11,9 @@ from model.config import TokenizerConfig
 from trainer.planning.blank_stages import StageConfigs, teacher_at, tokenizer_at
 from trainer.planning.devices import DEVICES, find_device
 from trainer.planning.plan import DataFacts
-from trainer.registry import stage_named
+from trainer.registry import TRAINING, stage_named
 
-_STAGE_FOLDERS = {f"train-{name}": name for name in ("teacher", "judge", "tokenizer", "generator")}
+_STAGE_FOLDERS = {stage.command: stage.folder for stage in TRAINING}
 
 
 def stage_folder(stage: str) -> str:

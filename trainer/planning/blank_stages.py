@@ -25,6 +25,7 @@ from trainer.config import (
     TrainerConfig,
 )
 from trainer.planning.fake_device import FakeDevice
+from trainer.registry import TRAINING
 from trainer.stages.stage import Stage
 
 
@@ -55,15 +56,10 @@ class StageConfigs:
         Raises:
             UsageError: if the stage trains nothing, or the config has no such section.
         """
-        sections = {
-            "train-teacher": self.teacher,
-            "train-judge": self.judge,
-            "train-tokenizer": self.tokenizer,
-            "train-generator": self.generator,
-        }
+        sections = {each.command: getattr(self, each.folder) for each in TRAINING}
         if stage not in sections:
             raise UsageError(f"--stage {stage}: only {', '.join(sections)} can be planned")
-        found = sections[stage]
+        found: ClassifierStageConfig | TokenizerStageConfig | GeneratorStageConfig | None = sections[stage]
         if found is None or (isinstance(found, TeacherConfig) and found.timm is not None):
             raise UsageError(f"--stage {stage}: this config trains no {stage.removeprefix('train-')}")
         return found

@@ -15,9 +15,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 
 from data_pipeline.config import ReadingConfig, TokensConfig
 from model.config import TokenizerConfig
@@ -144,6 +144,13 @@ def _teacher(job: TrainJob) -> TeacherConfig | None:
     return None if section is None else TeacherConfig.model_validate(section)
 
 
+Read = TypeVar("Read", bound=BaseModel)
+
+
+def _read(kind: type[Read], section: dict[str, Any] | None) -> Read | None:
+    return None if section is None else kind.model_validate(section)
+
+
 def sample_flops(
     stage: str, section: dict[str, Any], tokenizer: dict[str, Any] | None, teacher: dict[str, Any] | None
 ) -> float:
@@ -157,15 +164,15 @@ def sample_flops(
     """
     from trainer.planning.step_trace import trace_micro_batch
 
-    trained_teacher = section if stage == "teacher" else teacher
+    own = {stage: section}
     configs = StageConfigs(
-        TokenizerStageConfig.model_validate(section) if stage == "tokenizer" else None,
-        GeneratorStageConfig.model_validate(section) if stage == "generator" else None,
-        None if trained_teacher is None else TeacherConfig.model_validate(trained_teacher),
+        _read(TokenizerStageConfig, own.get("tokenizer")),
+        _read(GeneratorStageConfig, own.get("generator")),
+        _read(TeacherConfig, own.get("teacher", teacher)),
         TokensConfig(),
         ReadingConfig(),
         None if tokenizer is None else TypeAdapter(AnyTokenizerConfig).validate_python(tokenizer),
-        ClassifierStageConfig.model_validate(section) if stage == "judge" else None,
+        _read(ClassifierStageConfig, own.get("judge")),
     )
     trace = trace_micro_batch(f"train-{stage}", configs, _FEW, "cuda", checkpointing=False, warm=True, short=True)
     return trace.exact_flops / _FEW
