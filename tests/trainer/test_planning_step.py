@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -193,3 +197,27 @@ def test_a_teacher_costs_what_its_sizes_say(sizes: dict[str, int], image: int, p
     tokens = patches + 1
     expected = 2 * (12 * (12 * width**2 * tokens + 2 * width * tokens**2) + patches * 3 * patch**2 * width)
     assert kernels[1] - kernels[0] == pytest.approx(expected, rel=1e-3)
+
+
+def test_families_of_another_package_are_planned() -> None:
+    toys = Path(__file__).parents[1] / "toy"
+    code = (
+        "from data_pipeline.config import ReadingConfig, TokensConfig\n"
+        "from trainer.config import GeneratorStageConfig, TrainerConfig\n"
+        "from toy_families import ToyGeneratorConfig, ToyTokenizerConfig\n"
+        "from trainer.planning.blank_stages import StageConfigs\n"
+        "from trainer.planning.step_trace import trace_micro_batch\n"
+        "section = GeneratorStageConfig(model=ToyGeneratorConfig(num_classes=3), "
+        "trainer=TrainerConfig(steps=1, global_batch=2))\n"
+        "found = StageConfigs(None, section, None, TokensConfig(), ReadingConfig(), ToyTokenizerConfig(image_size=8))\n"
+        "print(trace_micro_batch('train-generator', found, 2, 'cuda').exact_flops > 0)\n"
+    )
+    paths = os.pathsep.join([str(toys), str(toys.parents[1])])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip() == "True", done.stderr
