@@ -463,3 +463,11 @@ def test_a_config_that_is_none_is_named_and_costs_little(run: Path, text: str) -
     (run / "tokenizer" / "config.yaml").write_text(text)
     with pytest.raises(UsageError, match=r"tokenizer/config\.yaml is not valid YAML"):
         write_report(str(run))
+
+
+@pytest.mark.parametrize("prefixes", [[], [1, 5], [1, 5, 21, 22]])
+def test_errors_of_other_prefixes_than_are_named_are_shown_without_them(run: Path, prefixes: list[int]) -> None:
+    record = json.loads((run / "evaluation.json").read_text())
+    record["reconstruction"]["prefixes"] = prefixes
+    (run / "evaluation.json").write_text(json.dumps(record))
+    assert "0.2000" in Page(build_report(collect(str(run)))).words

@@ -123,18 +123,24 @@ def _group_sizes(data: ReportData, count: int) -> list[str]:
     return [f"{positions:,}" for positions in groups] if len(groups) == count else ["–"] * count
 
 
+def _prefixes(data: ReportData) -> list[str]:
+    """Positions that were kept for each error, where they are known."""
+    prefixes, errors = data.evaluation.prefixes, data.evaluation.mse_of_prefixes
+    return [f"{keep:,}" for keep in prefixes] if len(prefixes) == len(errors) else ["–"] * len(errors)
+
+
 def _prefix_rows(data: ReportData) -> list[dict[str, str]]:
     rows, before = [], None
-    for keep, error in zip(data.evaluation.prefixes, data.evaluation.mse_of_prefixes, strict=True):
+    for positions, error in zip(_prefixes(data), data.evaluation.mse_of_prefixes, strict=True):
         change = "" if not before else f"{100 * (error - before) / before:+.1f} %".replace("-", "−")
         shown = f"{error:.4f}" if math.isfinite(error) else "–"
-        rows.append({"positions": f"{keep:,}", "error": shown, "change": change})
+        rows.append({"positions": positions, "error": shown, "change": change})
         before = error
     return rows
 
 
 def _prefix_chart(data: ReportData) -> Markup:
-    labels = [f"{keep:,}" for keep in data.evaluation.prefixes]
+    labels = _prefixes(data)
     title = "Reconstruction error by positions that are kept"
     errors = data.evaluation.mse_of_prefixes
     return column_chart(labels, errors, title=title, x_label="positions kept", y_label="mean squared error")
