@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import pytest
 
 NAME = "allowed-skips"
-_OF_WORKER = "skipped_modules"
 
 
 class Allowed(NamedTuple):
@@ -49,10 +48,10 @@ def read_list(path: Path) -> list[Allowed]:
 
 
 class SkipCheck:
-    """Collects what is skipped, on the process that reports, and fails the run for what may not be."""
+    """Collects what is skipped, and fails the run for what may not be; xdist tells its own process of all of it."""
 
-    def __init__(self, config: pytest.Config, allowed: list[Allowed]) -> None:
-        self._config, self._allowed = config, allowed
+    def __init__(self, allowed: list[Allowed]) -> None:
+        self._allowed = allowed
         self._skipped: list[tuple[str, str]] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -61,14 +60,9 @@ class SkipCheck:
             self._skipped.append((report.nodeid, _reason(report)))
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        """A module, on the process that collects: xdist tells nobody else of it."""
+        """A module, wherever it was collected."""
         if report.skipped:
             self._skipped.append((report.nodeid, _reason(report)))
-
-    @pytest.hookimpl(optionalhook=True)
-    def pytest_testnodedown(self, node: Any, error: object) -> None:
-        """A worker of xdist has ended."""
-        self._skipped += [(test, reason) for test, reason in getattr(node, "workeroutput", {}).get(_OF_WORKER, [])]
 
     @property
     def _refused(self) -> list[str]:
@@ -79,11 +73,8 @@ class SkipCheck:
         return any(line.covers(test, reason) for line in self._allowed)
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Hand over what was skipped, or judge it."""
-        output = getattr(self._config, "workeroutput", None)
-        if output is not None:
-            output[_OF_WORKER] = self._skipped
-        elif self._refused and session.exitstatus == pytest.ExitCode.OK:
+        """Judge what was skipped."""
+        if self._refused and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
@@ -107,5 +98,5 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Check, if that is asked for."""
     path: Path | None = config.getoption(f"--{NAME}")
-    if path is not None:
-        config.pluginmanager.register(SkipCheck(config, read_list(config.rootpath / path)), "skip-check")
+    if path is not None and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(SkipCheck(read_list(config.rootpath / path)), "skip-check")
