@@ -190,13 +190,12 @@ def _gathered(weights: tuple[int, ...], buckets: Buckets) -> int:
 def _forward(
     weights: tuple[int, ...], config: TrainerConfig, buckets: Buckets, passing: dict[str, int]
 ) -> dict[str, int]:
-    """The last block: only in stage 3 it holds more than the begin of backward."""
+    """The end of the network and the loss: only in stage 3, which gathers weights, it holds more than backward."""
     if config.zero_stage < 3:
         return {}
     gathered = _gathered(weights, buckets)
     ahead = min(gathered, 2 * FP32 * buckets.prefetch)
-    kept = {name: size for name, size in passing.items() if name != PASSING}
-    return kept | {"gathered weights": gathered, "weights gathered ahead": ahead}
+    return passing | {"gathered weights": gathered, "weights gathered ahead": ahead}
 
 
 def _gradients_so_far(
