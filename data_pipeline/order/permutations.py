@@ -1,4 +1,4 @@
-"""The order of data, as pure functions of (seed, position). DESIGN section 5.
+"""The order of data, as pure functions of (seed, position).
 
     position p = samples consumed so far    epoch = p // N    index = permutation(seed, epoch)[p % N]
     step s consumes positions [s*B, (s+1)*B), B = global_batch; each rank takes its contiguous slice

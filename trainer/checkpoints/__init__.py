@@ -1,4 +1,4 @@
-"""Checkpoints that any number of ranks can write and any other number, at any ZeRO stage, can read. DESIGN section 4.
+"""Checkpoints that any number of ranks can write and any other number, at any ZeRO stage, can read.
 
 checkpoints/step_00001000/
     rank_0000-<attempt>.safetensors   the fragments that this rank owns, keyed role/parameter/start

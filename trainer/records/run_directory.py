@@ -1,4 +1,4 @@
-"""What a training stage leaves in its folder. DESIGN section 4.
+"""What a training stage leaves in its folder.
 
 <run>/<stage>/
     config.yaml         the resolved config of the whole run
