@@ -130,8 +130,8 @@ def run_quickstart(checkout: Path, _inputs: Path, steps: int) -> dict[str, float
         command = Command(checkout, "quickstart", config, f"run={folder / 'run'}", *trainer, *warm_up, *small)
         command.run(folder)
         stages = json.loads((folder / "run" / "stages.json").read_text())
-    seconds = {each: stages[f"train-{each}"]["seconds"] for each in TRAININGS}
-    return {f"train-{each}": value for each, value in seconds.items()} | {
+    seconds = {entry["stage"]: entry["seconds"] for entry in stages}
+    return {stage: seconds[stage] for stage in (f"train-{each}" for each in TRAININGS)} | {
         "exit": command.seconds,
         "CPU": command.cpu_seconds,
     }
