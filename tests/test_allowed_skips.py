@@ -47,6 +47,12 @@ def outcome(pytester: pytest.Pytester, listed: str, *options: str) -> pytest.Run
     return pytester.runpytest_subprocess(*command) if "-n" in options else pytester.runpytest_inprocess(*command)
 
 
+@pytest.fixture(autouse=True)
+def the_plugin_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In processes that know the packages alone, as they are installed."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
 everywhere = pytest.mark.parametrize("options", [(), ("-n", "1")], ids=["one process", "xdist"])
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from cluster.drills.victims import PATIENCE, Victim, run, started, wait_for
 from data_pipeline.shards.token_dataset import TokenShards
+from data_pipeline.shards.weights import read_weights, write_weights
 from tests.cluster.drills import digests, write_config
 
 pytestmark = [pytest.mark.drill, pytest.mark.xdist_group("drill")]
@@ -95,10 +96,11 @@ def interrupt(driver: Victim, number: signal.Signals) -> None:
 def test_a_generator_is_not_trained_on_tokens_of_another_tokenizer(whole: Path, tmp_path: Path, foldtrain) -> None:
     for name in ("images", "tokenizer", "tokens"):
         shutil.copytree(whole / "run" / name, tmp_path / name)
-    card = tmp_path / "tokenizer" / "export" / "card.json"
-    record = json.loads(card.read_text())
-    record["files"]["ema"] = "0" * 64
-    card.write_text(json.dumps(record))
+    export = str(tmp_path / "tokenizer" / "export")
+    card, state = read_weights(export, "tokenizer")
+    assert card.halves is not None
+    changed = {"model": state, "ema": state | {"to_latent.bias": state["to_latent.bias"] + 1}}
+    write_weights(export, "tokenizer", card.config, changed, card.lineage, halves=card.halves.names)
     done = foldtrain("train-generator", str(whole / "small.yaml"), f"run={tmp_path}")
     assert done.returncode == 2
     assert "were made by tokenizer" in done.stderr

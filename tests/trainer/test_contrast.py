@@ -83,7 +83,7 @@ def followed(job: TrainJob) -> Course:
         losses.append(float(loss) / dist.get_world_size())
         semantic.append(float(terms["semantic"]))
     end = torch.cat([engine.whole(name).flatten() for name in names])
-    hits = int(loop.stage.state()["hits"].sum())
+    hits = sum(int(hits.sum()) for hits in loop.stage.state().values())
     return Course(losses, semantic, end.numpy(), float((end - begin).abs().max()), hits, passes)
 
 

@@ -83,6 +83,14 @@ def test_a_command_uses_a_gpu_if_workers_do_and_says_when_it_has_none(
     assert "so it uses the CPU" in str(note)
 
 
+_MAY_ASK = {
+    Path("trainer/engine/device.py"),
+    # Predictions name a fake GPU, in whatever process they are made.
+    Path("trainer/planning/attention_pairs.py"),
+    Path("trainer/planning/model_flops.py"),
+}
+
+
 def _asks(tree: ast.AST) -> Iterator[int]:
     """Lines that ask torch which GPUs there are, or name one."""
     for node in ast.walk(tree):
@@ -103,7 +111,7 @@ def test_only_one_file_asks_for_gpus(package: str) -> None:
         for path in (ROOT / package).rglob("*.py")
         if (lines := list(_asks(ast.parse(path.read_text()))))
     }
-    assert set(asking) == ({Path("trainer/engine/device.py")} if package == "trainer" else set()), asking
+    assert set(asking) == (_MAY_ASK if package == "trainer" else set()), asking
 
 
 @pytest.mark.parametrize(

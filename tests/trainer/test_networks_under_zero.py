@@ -50,7 +50,7 @@ class Generating(nn.Module):
         self.network = FoldedGenerator(
             NextScaleConfig(num_classes=1000, depth=2, width=16, heads=2, drop_path=0.2),
             TOKENIZER.layout,
-            TOKENIZER.code_dim,
+            TOKENIZER.forcing_width,
         )
 
     def forward(self, seed: int) -> Terms:
