@@ -14,7 +14,7 @@ import torch.distributed as dist
 from data_pipeline.config import ReadingConfig
 from data_pipeline.order.permutations import Positions, keyed_uniform
 from model.config import ImageFolderConfig, ViTConfig
-from model.tokenizers.imagefolder import KEPT_SCALES, ImageFolderTokenizer
+from model.tokenizers.imagefolder import KEPT_MEAN, KEPT_SCALES, ImageFolderTokenizer
 from tests.trainer.gloo import run_gloo
 from trainer.config import TokenizerLossConfig, TokenizerStageConfig, TrainerConfig
 from trainer.job import TrainJob
@@ -38,6 +38,16 @@ def test_quantizer_dropout_keeps_three_to_all_scales_of_a_tenth_of_the_samples()
     assert counts[:3].sum() == 0
     np.testing.assert_allclose(counts[3:10], 0.1 / 8, atol=0.001)  # uniform on {3..10}: an eighth each
     np.testing.assert_allclose(counts[10], 0.9 + 0.1 / 8, atol=0.003)
+
+
+def test_the_share_that_keeps_a_scale_is_that_of_the_whole_step_and_not_of_a_rank() -> None:
+    with torch.device("meta"):
+        tokenizer = ImageFolderTokenizer(CONFIG)
+    everyone = np.arange(400, dtype=np.int64)
+    draws = [tokenizer.draw(partial(keyed_uniform, 0), mine, everyone) for mine in np.split(everyone, 4)]
+    kept = np.concatenate([each.of_sample[KEPT_SCALES] for each in draws])
+    for each in draws:
+        np.testing.assert_allclose(each.of_step[KEPT_MEAN], [(kept > scale).mean() for scale in range(10)], rtol=1e-6)
 
 
 def test_quantizer_dropout_is_a_function_of_the_position_alone() -> None:
