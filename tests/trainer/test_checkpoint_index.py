@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from data_pipeline import storage
 from data_pipeline.errors import CorruptShardError
@@ -15,6 +16,7 @@ from trainer.checkpoints.commits import DamagedCheckpointError, commit, mark, ma
 from trainer.checkpoints.exporting import assemble
 from trainer.checkpoints.index import BLOCK_BYTES, Entry, Index, TensorInfo
 from trainer.checkpoints.reader import CheckpointReader
+from trainer.checkpoints.snapshot import saved_buffers
 
 FILE = "rank_0000-a.safetensors"
 WEIGHT, BIAS = TensorInfo("layer.weight", (4, 2), "F32"), TensorInfo("layer.bias", (2,), "F32")
@@ -137,3 +139,13 @@ def test_a_mark_that_says_nothing_still_marks(tmp_path: Path, data: bytes) -> No
     assert marked_with(str(tmp_path)) == "f: it is cut"
     (tmp_path / "DAMAGED").write_bytes(data)
     assert marked_with(str(tmp_path)) == "marked as damaged"
+
+
+def test_buffers_that_a_module_makes_anew_are_not_saved() -> None:
+    module = torch.nn.Sequential(torch.nn.BatchNorm1d(2))
+    module[0].register_buffer("made_anew", torch.zeros(3), persistent=False)
+    assert {name for name, _ in saved_buffers(module)} == {
+        "0.running_mean",
+        "0.running_var",
+        "0.num_batches_tracked",
+    }

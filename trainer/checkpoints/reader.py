@@ -23,7 +23,7 @@ from data_pipeline.shards.safetensors_header import ITEM_BYTES
 from trainer.checkpoints.catalog import step_folder
 from trainer.checkpoints.commits import INDEX, STATE, Committed, DamagedCheckpointError, TrainableState, read_committed
 from trainer.checkpoints.index import BLOCK_BYTES, Entry, Index
-from trainer.checkpoints.snapshot import BUFFER, DTYPES, Trained, tensor_name
+from trainer.checkpoints.snapshot import BUFFER, DTYPES, Trained, saved_buffers, tensor_name
 
 _GAP_BYTES = 256 * 1024
 """Bytes between two ranges that are rather read than asked for in a second request."""
@@ -230,7 +230,7 @@ def read_own(reader: CheckpointReader, trained: Mapping[str, Trained]) -> dict[s
     buffers = {
         tensor_name(trainable, name): torch.empty(buffer.numel(), dtype=buffer.dtype)
         for trainable, each in trained.items()
-        for name, buffer in each.module.named_buffers()
+        for name, buffer in saved_buffers(each.module)
     }
     wanted += [Wanted(BUFFER, name, 0, flat) for name, flat in buffers.items()]
     reader.fill(wanted)
@@ -240,7 +240,7 @@ def read_own(reader: CheckpointReader, trained: Mapping[str, Trained]) -> dict[s
 def adopt(reader: CheckpointReader, trained: Mapping[str, Trained], buffers: dict[str, Tensor]) -> None:
     """Go on from what all ranks have read (a collective)."""
     for trainable, each in trained.items():
-        for name, buffer in each.module.named_buffers():
+        for name, buffer in saved_buffers(each.module):
             buffer.copy_(buffers[tensor_name(trainable, name)].view(buffer.shape))
         each.owned.optimizer_step = reader.trainable(trainable).optimizer_step
         each.owned.publish()

@@ -68,6 +68,12 @@ def tensor_name(trainable: str, name: str) -> str:
     return f"{trainable}.{name}"
 
 
+def saved_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The buffers that outlive a run, by name: without those that the module makes anew (`persistent=False`)."""
+    saved = module.state_dict().keys()
+    return ((name, buffer) for name, buffer in module.named_buffers() if name in saved)
+
+
 def pieces(trained: Mapping[str, Trained], stage_state: dict[str, Tensor]) -> list[Piece]:
     """All that this rank writes: its fragments; on rank 0 the buffers and the stage's own tensors, too."""
     found: list[Piece] = []
@@ -79,7 +85,7 @@ def pieces(trained: Mapping[str, Trained], stage_state: dict[str, Tensor]) -> li
                 for role, data in fragment.roles.items()
             ]
         if dist.get_rank() == 0:
-            found += [_whole(BUFFER, tensor_name(trainable, name), b) for name, b in each.module.named_buffers()]
+            found += [_whole(BUFFER, tensor_name(trainable, name), b) for name, b in saved_buffers(each.module)]
     if dist.get_rank() == 0:
         found += [_whole(STAGE, name, tensor) for name, tensor in stage_state.items()]
     # Wide elements first, as safetensors aligns them; then role by role, so that reading one role is one stretch.
