@@ -1,0 +1,118 @@
+"""What the driver and a node pay for a data set of 1.28 and of 14.2 million images: time, peak memory and requests.
+
+    python benchmarks/scale.py [--json FILE] [--samples 1280000 14200000] [--only tokenize ...]
+
+    ingest     the plan of a source whose listing is kept (scale_ingest.py)
+    index      the start of training on a node: eight ranks open the image set (scale_index.py)
+    tokenize   a start of tokenize that finds every shard done (scale_tokenize.py)
+    verify     the plan of verify (scale_tools.py)
+    monitor    one look at a run that goes on (scale_records.py)
+
+The sets are synthetic: names and sizes, no pixels. Each part runs in a process of its own, and its memory is the peak
+above what that process had when the work began. A bound is checked against the larger set, unless it says otherwise.
+The last column is a straight line through the two measured sizes, drawn on to 10⁹ images: nobody has measured it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from report import write_report
+
+HERE = Path(__file__).resolve().parent
+SAMPLES = (1_280_000, 14_200_000)
+FAR = 10**9
+Figures = dict[str, float]
+UNITS = {"seconds": "s", "cpu_seconds": "s of CPU", "peak_mib": "MiB", "requests": ""}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A module that measures, and what its figures may be at most."""
+
+    module: str
+    what: str
+    most: Figures
+    """At the larger set."""
+    most_small: Figures
+    """At the smaller one."""
+
+
+PARTS = {
+    "ingest": Part("scale_ingest", "ingest's plan", {"peak_mib": 300}, {}),
+    "index": Part("scale_index", "training start of a node, 8 ranks", {"peak_mib": 300, "requests": 10}, {}),
+    "tokenize": Part("scale_tokenize", "tokenize with all shards done", {"peak_mib": 300}, {"seconds": 30}),
+    "verify": Part("scale_tools", "verify's plan", {"peak_mib": 300}, {}),
+    "monitor": Part("scale_records", "a monitor's look", {"requests": 4}, {}),
+}
+
+
+def run_part(part: Part, samples: int) -> Figures:
+    """Its figures, from a process of its own."""
+    command = [sys.executable, str(HERE / f"{part.module}.py"), str(samples)]
+    ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if ended.returncode:
+        raise SystemExit(f"{' '.join(command)} failed with exit code {ended.returncode}")
+    figures: Figures = json.loads(ended.stdout.splitlines()[-1])
+    return figures
+
+
+def straight_line(sizes: tuple[int, int], values: tuple[float, float], far: int) -> float:
+    """Where the line through two measured points is at `far`."""
+    slope = (values[1] - values[0]) / (sizes[1] - sizes[0])
+    return values[1] + slope * (far - sizes[1])
+
+
+def verdict(part: Part, key: str, small: Figures, large: Figures) -> str:
+    """The bound of a figure, and whether it is met."""
+    for bounds, figures, where in ((part.most, large, ""), (part.most_small, small, " at the smaller")):
+        if key in bounds:
+            if key not in figures:
+                return f"≤ {bounds[key]:g}{where}: not measured"
+            return f"≤ {bounds[key]:g}{where}: {'met' if figures[key] <= bounds[key] else 'NOT MET'}"
+    return ""
+
+
+def table(part: Part, sizes: tuple[int, int], small: Figures, large: Figures) -> list[list[str]]:
+    """A row for each figure."""
+    rows = []
+    for key in small:
+        far = straight_line(sizes, (small[key], large[key]), FAR)
+        unit = UNITS.get(key, "")
+        values = [f"{value:,.4g} {unit}".strip() for value in (small[key], large[key], max(0.0, far))]
+        rows.append([part.what if not rows else "", key.replace("_", " "), *values, verdict(part, key, small, large)])
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--samples", type=int, nargs=2, default=SAMPLES, help="the two sizes, smaller first")
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="these parts")
+    given = parser.parse_args()
+    sizes = (given.samples[0], given.samples[1])
+    rows: list[list[str]] = []
+    figures: dict[str, Any] = {"samples": list(sizes), "extrapolated_to": FAR}
+    for name in given.only or PARTS:
+        part = PARTS[name]
+        if not (HERE / f"{part.module}.py").exists():
+            rows.append([part.what, f"not measured: there is no benchmarks/{part.module}.py", "", "", "", ""])
+            continue
+        small, large = (run_part(part, size) for size in sizes)
+        rows += table(part, sizes, small, large)
+        far = {key: straight_line(sizes, (small[key], large[key]), FAR) for key in small}
+        bounds = {key: verdict(part, key, small, large) for key in part.most | part.most_small}
+        figures[name] = {"small": small, "large": large, "extrapolated": far, "bounds": bounds}
+        print(f"{name}: {small} {large}", file=sys.stderr, flush=True)
+    columns = ["", "", f"{sizes[0]:,}", f"{sizes[1]:,}", "10⁹ (a line)", "bound"]
+    write_report("scale", columns, rows, figures, given.json)
+
+
+if __name__ == "__main__":
+    main()
