@@ -195,6 +195,20 @@ def size(uri: str) -> int:
         return local_path(uri).stat().st_size
 
 
+@retried
+def stat(uri: str) -> Entry:
+    """What tells this version of a file from another one, by one request: its length, time and ETag.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    if is_remote(uri):
+        return object_listing.stat_object(filesystem(uri), uri)
+    with local_disk.disk_errors(local_path(uri)):
+        status = local_path(uri).stat()
+    return Entry(status.st_size, status.st_mtime)
+
+
 def remove_tree(uri: str) -> None:
     """Delete all objects below a folder. Some S3 servers (SeaweedFS) go on listing the empty folders."""
     import shutil

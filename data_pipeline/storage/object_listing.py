@@ -13,7 +13,7 @@ from typing import Any
 
 from data_pipeline.errors import FoldtrainError
 from data_pipeline.storage.object_clients import is_s3
-from data_pipeline.storage.object_reads import time_limit
+from data_pipeline.storage.object_reads import head_object, object_info, time_limit
 from data_pipeline.storage.retries import patiently
 
 DELETED_AT_ONCE = 1000
@@ -32,6 +32,8 @@ class Entry:
     """Its length."""
     modified: float | None
     """When it was written, in seconds since 1970; None if the storage does not say."""
+    etag: str = ""
+    """What the storage calls this version of its content; empty if it was not asked, or does not say."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,19 @@ def _pages(
 def _all(pages: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     for page in pages:
         yield from page.get("Contents", [])
+
+
+def stat_object(fs: Any, uri: str) -> Entry:
+    """One object, by one request.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    if is_s3(fs):
+        head = head_object(fs, uri)
+        return Entry(int(head["ContentLength"]), head["LastModified"].timestamp(), str(head.get("ETag") or ""))
+    info = object_info(fs, uri)
+    return Entry(int(info.get("size") or 0), _modified(info), str(info.get("ETag") or info.get("etag") or ""))
 
 
 def _modified(info: dict[str, Any]) -> float | None:

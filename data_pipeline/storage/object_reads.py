@@ -72,7 +72,7 @@ def object_size(fs: Any, uri: str) -> int:
         if not fs.split_path(uri)[1]:
             raise NotAFileError(f"{uri} is a bucket, and a file is expected: name the file")
         return int(head_object(fs, uri)["ContentLength"])
-    found = _info(fs, uri).get("size") if _is_async(fs) else fs.size(uri)
+    found = object_info(fs, uri).get("size") if _is_async(fs) else fs.size(uri)
     if found is None:
         raise UsageError(f"{uri}: the server does not say how long it is; copy it to a disk or a bucket first")
     return int(found)
@@ -86,7 +86,7 @@ def exists(fs: Any, uri: str) -> bool:
     """
     if not is_s3(fs):
         with contextlib.suppress(FileNotFoundError):
-            _info(fs, uri)
+            object_info(fs, uri)
             return True
         return False
     bucket, key, _ = fs.split_path(uri.rstrip("/"))
@@ -99,7 +99,7 @@ def exists(fs: Any, uri: str) -> bool:
     return not key or bool(page.get("Contents") or page.get("CommonPrefixes"))
 
 
-def _info(fs: Any, uri: str) -> dict[str, Any]:
+def object_info(fs: Any, uri: str) -> dict[str, Any]:
     """What a filesystem other than s3fs says of an object. fsspec's HTTP says of any failure that there is none."""
     try:
         return dict(fs.info(uri, **time_limit(fs, uri)))

@@ -167,3 +167,13 @@ def test_a_server_that_does_not_answer_is_tried_again_and_then_named(monkeypatch
 
 def _disk_full(_: int) -> None:
     raise OSError(28, "No space left on device")
+
+
+def test_a_stat_tells_one_version_of_a_file_from_another(folder: str) -> None:
+    with pytest.raises(FileNotFoundError):
+        storage.stat(f"{folder}/file")
+    storage.write_bytes(f"{folder}/file", b"one")
+    first = storage.stat(f"{folder}/file")
+    storage.write_bytes(f"{folder}/file", b"two" if storage.is_remote(folder) else b"longer")
+    assert first.bytes == 3
+    assert storage.stat(f"{folder}/file") != first
