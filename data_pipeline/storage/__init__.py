@@ -4,7 +4,8 @@
 2. files.py: read, write, list, remove, one function each; this package offers them as `storage.read_bytes`
 3. on a disk: local_disk.py, local_listing.py. In object storage: object_clients.py, object_reads.py, object_writes.py,
    object_listing.py, upload_marks.py
-4. retries.py, pacing.py: trying again, and not all at once; outside_errors.py: foreign exceptions become ours
+4. retries.py, pacing.py: trying again, and not all at once; outside_errors.py: foreign exceptions become ours;
+   request_counts.py: how many were sent
 5. watchdog.py says what is waited for; tar.py reads and writes archives
 """
 
@@ -29,6 +30,7 @@ from data_pipeline.storage.files import (
     read_bytes,
     read_json,
     read_range,
+    read_ranges,
     remove_file,
     remove_tree,
     sha256,
@@ -39,6 +41,7 @@ from data_pipeline.storage.files import (
     write_bytes,
     write_json,
 )
+from data_pipeline.storage.request_counts import counted, requests
 
 __all__ = [
     "Entry",
@@ -47,6 +50,7 @@ __all__ = [
     "absolute",
     "canonical_json",
     "commit_bytes",
+    "counted",
     "create_bytes",
     "entries",
     "exists",
@@ -61,8 +65,10 @@ __all__ = [
     "read_bytes",
     "read_json",
     "read_range",
+    "read_ranges",
     "remove_file",
     "remove_tree",
+    "requests",
     "sha256",
     "size",
     "stat",

@@ -12,6 +12,7 @@ import functools
 import hashlib
 import io
 import json
+from collections.abc import Sequence
 from typing import Any, BinaryIO, cast
 
 from data_pipeline.errors import CorruptShardError, FoldtrainError, UsageError
@@ -71,6 +72,18 @@ def read_range(uri: str, start: int, length: int) -> bytes:
     if is_remote(uri):
         return object_reads.get_range(filesystem(uri), uri, start, length)
     return local_disk.read_file(local_path(uri), start, length)
+
+
+def read_ranges(uri: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    """Several ranges of one object, each as (start, length), in their order; neighbours in one request.
+
+    A range is shorter than asked for only where the object ends.
+
+    Raises:
+        FileNotFoundError: if there is no such object, and any range has a length.
+    """
+    read = functools.partial(read_range, uri)
+    return object_reads.read_coalesced(read, ranges) if is_remote(uri) else [read(*each) for each in ranges]
 
 
 def write_bytes(uri: str, data: bytes | memoryview) -> None:

@@ -9,9 +9,11 @@ import functools
 import os
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from data_pipeline.errors import UsageError
+from data_pipeline.storage.request_counts import count
 
 CONNECT_SECONDS, READ_SECONDS = 10, 60
 """A connection that is not made, or on which nothing arrives, for so long is given up and tried again."""
@@ -19,6 +21,15 @@ RENEWAL_SECONDS = 5.0
 """Seconds between two readings of the credentials, at least: many threads fail at once."""
 S3 = frozenset({"s3", "s3a"})
 
+_OPERATIONS = {
+    "HeadObject": "head",
+    "PutObject": "put",
+    **dict.fromkeys(("ListObjectsV2", "ListMultipartUploads"), "list"),
+    **dict.fromkeys(("DeleteObject", "DeleteObjects"), "delete"),
+    **dict.fromkeys(("CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload"), "upload"),
+    "AbortMultipartUpload": "upload",
+}
+_CALLS = {"cat_file": "get", "info": "head", "pipe_file": "put", "ls": "list", "find": "list", "rm_file": "delete"}
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 _renewed: dict[int, float] = {}
 _lock = threading.Lock()
@@ -72,11 +83,43 @@ def _open(protocol: str, endpoint: tuple[str, str] | None, server: tuple[tuple[s
     if protocol in S3:
         once = {"total_max_attempts": 1, "mode": "standard"}
         timeouts = {"connect_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS}
+        options["session"] = _session()
         options["config_kwargs"] = {"retries": once, "max_pool_connections": 50, **timeouts}
     fs = fsspec.filesystem(protocol, use_listings_cache=False, skip_instance_cache=True, **options)
     if protocol in S3:
         fs.retries = 1  # storage_retries has the retries of all layers
+    else:
+        _count_calls(fs)
     return fs
+
+
+def _session() -> Any:
+    """A session of botocore's, which finds the configuration and the credentials, and counts what its clients send."""
+    from aiobotocore.session import AioSession
+
+    session = AioSession()
+    session.register("before-send.s3", _count_operation)
+    return session
+
+
+def _count_operation(event_name: str, **_: Any) -> None:
+    count(_OPERATIONS.get(event_name.rpartition(".")[2], "get"))
+
+
+def _count_calls(fs: Any) -> None:
+    """Count the calls of a filesystem: it does not say what requests it makes of them."""
+    for name, kind in _CALLS.items():
+        if hasattr(fs, name):
+            setattr(fs, name, _counting(getattr(fs, name), kind))
+
+
+def _counting(call: Callable[..., Any], kind: str) -> Callable[..., Any]:
+    @functools.wraps(call)
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        count(kind)
+        return call(*args, **kwargs)
+
+    return counted
 
 
 def renew_credentials(uri: str) -> None:
@@ -89,6 +132,7 @@ def renew_credentials(uri: str) -> None:
         if now - _renewed.get(id(fs), -RENEWAL_SECONDS) < RENEWAL_SECONDS:
             return
         _renewed[id(fs)] = now
+    fs.session = _session()
     fs.connect(refresh=True)
 
 

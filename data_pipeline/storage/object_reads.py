@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
-from collections.abc import Callable, Set
+from collections.abc import Callable, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,6 +17,10 @@ from data_pipeline.storage.retries import FIRST_CONTACT_PATIENCE, ShortReadError
 PIECE_BYTES = 64 * 2**20
 """Larger objects are read in pieces of this size, so that a cut connection costs one piece."""
 PIECES_AT_ONCE = 4
+GAP_BYTES = 64 * 2**10
+"""Bytes between two ranges of an object that are read along rather than asked for apart: about what a connection
+transfers in the time that a request costs."""
+RANGES_AT_ONCE = 8
 ANSWER_SECONDS, SLOWEST_BYTES = 60.0, 100_000
 """A read that is not answered whole within so many seconds, and the time that its bytes take at so many a second, is
 tried again: a server at a byte a second keeps each connection alive for ever."""
@@ -135,6 +139,44 @@ def read_pieces(read: ReadRange, size: int) -> bytes:
     if len(data) != size:  # it was replaced between the question for its size and the read
         raise ShortReadError(f"{len(data)} of {size} bytes arrived")
     return data
+
+
+def read_coalesced(read: ReadRange, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    """Ranges of one object, each as (start, length), in their order; neighbours are read together.
+
+    What lies between two ranges is read along and thrown away, up to GAP_BYTES, and a request has at most PIECE_BYTES
+    unless one range alone has more. Several requests are under way at once.
+    """
+    groups = coalesce(ranges)
+    if len(groups) <= 1:
+        found = [read(start, length) for start, length, _ in groups]
+    else:
+        with ThreadPoolExecutor(min(RANGES_AT_ONCE, len(groups)), thread_name_prefix="read") as pool:
+            found = list(pool.map(lambda group: read(group[0], group[1]), groups))
+    cut = [b""] * len(ranges)
+    for (at, _, members), data in zip(groups, found, strict=True):
+        for member in members:
+            start, length = ranges[member]
+            whole = start == at and length >= len(data)
+            cut[member] = data if whole else data[start - at : start - at + length]
+    return cut
+
+
+def coalesce(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int, list[int]]]:
+    """The requests that read some ranges: start and length of each, and which of the ranges it holds."""
+    groups: list[tuple[int, int, list[int]]] = []
+    for member in sorted(range(len(ranges)), key=lambda number: ranges[number]):
+        start, length = ranges[member]
+        if length <= 0 or start < 0:
+            continue  # nothing is read of it
+        if groups:
+            at, size, members = groups[-1]
+            end = max(at + size, start + length)
+            if start <= at + size or (start - at - size <= GAP_BYTES and end - at <= PIECE_BYTES):
+                groups[-1] = (at, end - at, [*members, member])
+                continue
+        groups.append((start, length, [member]))
+    return groups
 
 
 class RangeFile(io.RawIOBase):

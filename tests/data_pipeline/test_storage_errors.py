@@ -126,6 +126,16 @@ def test_each_refusal_is_told_whatever_was_done(
     assert remedy in message
 
 
+@pytest.mark.parametrize("deed", DEEDS)
+def test_what_the_server_was_asked_is_what_is_counted(serving: Serving, deed: str, waits: list[float]) -> None:
+    kinds = {"GET": {"get", "list"}, "HEAD": {"head"}, "PUT": {"put"}, "DELETE": {"delete"}, "POST": {"delete"}}
+    asked = serving(always(refusal(500, "InternalError")))
+    with patience(20), storage.counted() as found, pytest.raises(StorageAwayError):
+        DEEDS[deed]("s3://bucket/folder/object")
+    assert found.total() == len(asked) > 1
+    assert all(found.keys() & kinds[request.method] for request in asked)
+
+
 @pytest.mark.parametrize("deed", ["exists", "list", "walk"])
 def test_a_bucket_itself_is_refused_as_its_objects_are(serving: Serving, deed: str) -> None:
     serving(always(refusal(403, "InvalidAccessKeyId")))
