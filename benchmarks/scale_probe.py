@@ -45,12 +45,12 @@ def probe() -> Iterator[Figures]:
     before = resident("VmRSS")
     with suppress(OSError):  # without it the peak is that of the whole process so far
         Path("/proc/self/clear_refs").write_text("5")
-    asked, began, used = requests(), time.perf_counter(), time.process_time()
+    asked, began, used = storage.requests(), time.perf_counter(), time.process_time()
     yield found
     found["seconds"] = time.perf_counter() - began
     found["cpu_seconds"] = time.process_time() - used
     found["peak_mib"] = max(0.0, resident("VmHWM") - before) / MIB
-    found["requests"] = requests() - asked
+    found["requests"] = (storage.requests() - asked).total()
 
 
 def resident(line: str) -> int:
@@ -58,11 +58,6 @@ def resident(line: str) -> int:
     status = Path("/proc/self/status").read_text().splitlines()
     found = next((text for text in status if text.startswith(f"{line}:")), None)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if found is None else int(found.split()[1]) * 1024
-
-
-def requests() -> int:
-    """Requests to remote storage that this process has sent so far."""
-    return sum(storage.requests().values()) if hasattr(storage, "requests") else 0
 
 
 def in_child(function: Callable[..., None], *arguments: Any) -> None:

@@ -1,7 +1,7 @@
 """Image shards to token shards: a plan, and what is done for one planned shard. Its driver may be killed at any time.
 
-    1. plan: consecutive images are cut into shards of `tokens.shard_samples`; the plan states all that decides bytes
-    2. missing: the shards of the plan that have no commit record yet
+    1. plan (plan.py): consecutive images, cut into shards of `tokens.shard_samples`; it states all that decides bytes
+    2. missing (commits.py): the shards of the plan that have no commit record yet
     3. tokenize_shard: read, decode and cut views in threads, encode in batches cut from the shard's start; commit the
        tar, then its record
     4. finish: manifest.json, from the records
@@ -15,157 +15,50 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import ValidationError
 
 from data_pipeline import storage
-from data_pipeline.config import TokensConfig
 from data_pipeline.errors import CorruptShardError, FoldtrainError, UsageError
-from data_pipeline.images.transforms import Pixels, Transform, to_model
-from data_pipeline.images.views import check_fit
+from data_pipeline.images.transforms import Pixels, to_model
 from data_pipeline.loading.prefetching import prefetch
-from data_pipeline.shards.conditions import CLASS
 from data_pipeline.shards.image_shards import ImageShards
-from data_pipeline.shards.manifest import (
-    COMMIT_VERSION,
-    ImageManifest,
-    ShardRecord,
-    TokenCommit,
-    TokenizerRecord,
-    TokenManifest,
-    differences,
-)
+from data_pipeline.shards.manifest import ShardRecord, TokenCommit, TokenManifest
 from data_pipeline.shards.token_archive import parse_token_shard
 from data_pipeline.shards.token_shards import TokenBlock, encode_token_shard, first_outside
-from data_pipeline.shards.tokenizers import load_tokenizer, tokenizer_config
-from data_pipeline.shards.versions import check_version
-from data_pipeline.shards.weights import Card
+from data_pipeline.shards.tokenizers import load_tokenizer
+from data_pipeline.tokens.commits import Commits, read_commit, read_commits, record_name
+from data_pipeline.tokens.plan import SOFTWARE, PlannedShard, TokenPlan, plan_tokens
 from model.layout import TokenLayout
 
 if TYPE_CHECKING:
     from model.protocols import Tokenizer
+
+__all__ = [
+    "SOFTWARE",
+    "Commits",
+    "PlannedShard",
+    "TokenPlan",
+    "encoder_of",
+    "finish",
+    "load_encoder",
+    "missing",
+    "plan_tokens",
+    "read_commit",
+    "read_commits",
+    "record_name",
+    "tokenize_shard",
+]
 
 Images = npt.NDArray[np.float32]
 """A batch of one view, [B, C, H, W] in [-1, 1]."""
 Encode = Callable[[Images], npt.NDArray[np.int64]]
 """Images to tokens [B, L, F], not yet checked against the vocabularies."""
 
-SOFTWARE = ("cykooz-resizer", "foldtrain", "numpy", "pillow", "simplejpeg", "torch")
-"""Packages whose versions are recorded with the tokens."""
-
 _BATCHES_AHEAD = 2
 """Batches that are decoded while one is encoded."""
-
-
-@dataclass(frozen=True)
-class PlannedShard:
-    """One token shard before it is written: images `start` to `stop` of the image data set."""
-
-    name: str
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True)
-class TokenPlan:
-    """All that is to be done. It is plain data: it can be sent to any process."""
-
-    images: str
-    """URI of the image shards."""
-    output: str
-    """URI of the token shards."""
-    classes: tuple[str, ...]
-    source: str
-    """Fingerprint of the image data set."""
-    tokenizer: TokenizerRecord
-    layout: TokenLayout
-    views: tuple[str, ...]
-    transform: Transform
-    batch: int
-    """Images per forward pass."""
-    precision: str
-    """Number format of the forward pass: fp32 or bf16."""
-    software: dict[str, str]
-    shards: tuple[PlannedShard, ...]
-
-    @property
-    def samples(self) -> int:
-        """Images in all."""
-        return self.shards[-1].stop
-
-    def made_by(self) -> dict[str, Any]:
-        """What every token follows from. It stands in each shard and each commit record, beside the software."""
-        return {
-            "tokenizer": self.tokenizer.model_dump(mode="json"),
-            "layout": self.layout.to_json(),
-            "condition": CLASS.model_dump(mode="json"),
-            "views": list(self.views),
-            "image_size": self.transform.size,
-            "fit": self.transform.fit,
-            "decode": self.transform.decode,
-            "precision": self.precision,
-            "batch": self.batch,
-            "source": self.source,
-            "shard_samples": self.shards[0].stop,
-        }
-
-
-def plan_tokens(images: str, tokenizer: Card, config: TokensConfig, output: str, fit: str) -> TokenPlan:
-    """Cut an image data set into token shards.
-
-    Args:
-        images: URI of the image shards.
-        tokenizer: the tokenizer's card; its moving average is used if it has one.
-        config: how tokens are cut and computed.
-        output: URI of the token shards.
-        fit: how images become squares (`data.fit`).
-
-    Raises:
-        UsageError: if the images are not complete, or cannot be seen as the views ask for.
-    """
-    manifest = ImageManifest.read(images)
-    if not manifest.samples:
-        raise UsageError(f"{images} holds no images: run foldtrain ingest on a source that has some")
-    try:
-        check_fit(fit, config.views)
-    except ValueError as error:
-        raise UsageError(f"tokens.views: {error}") from error
-    model = tokenizer_config("the tokenizer", tokenizer)
-    starts = range(0, manifest.samples, config.shard_samples)
-    return TokenPlan(
-        images=images,
-        output=output,
-        classes=manifest.classes,
-        source=manifest.fingerprint,
-        tokenizer=TokenizerRecord(encoder=tokenizer.encoder(), config=tokenizer.encoder_config()),
-        layout=model.layout,
-        views=config.views,
-        transform=Transform(model.image_size, fit, config.decode),
-        batch=config.batch,
-        precision=config.precision,
-        software={name: _version(name) for name in SOFTWARE},
-        shards=tuple(
-            PlannedShard(f"tokens-{number:05d}.tar", start, min(start + config.shard_samples, manifest.samples))
-            for number, start in enumerate(starts)
-        ),
-    )
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def record_name(shard: str) -> str:
-    """The commit record of a shard."""
-    return shard.removesuffix(".tar") + ".json"
 
 
 def missing(plan: TokenPlan) -> list[PlannedShard]:
@@ -174,46 +67,7 @@ def missing(plan: TokenPlan) -> list[PlannedShard]:
     Raises:
         UsageError: if the output holds tokens that this plan would not make; it says what differs.
     """
-    sizes = storage.walk(plan.output)
-    committed = {}
-    for name in sizes:
-        if name.startswith("tokens-") and name.endswith(".json"):
-            commit = _read_commit(plan, name)
-            committed[commit.shard.name] = commit.shard.bytes
-    return [shard for shard in plan.shards if committed.get(shard.name, -1) != sizes.get(shard.name)]
-
-
-def read_commit(path: str, made_by: dict[str, Any], setting: str) -> TokenCommit:
-    """The commit record of a token shard.
-
-    Args:
-        path: URI of the record.
-        made_by: what its tokens have to follow from.
-        setting: that names the folder, for the error.
-
-    Raises:
-        UsageError: if it is damaged, of another version, or of other tokens; it says what differs.
-    """
-    record = storage.read_json(path)
-    if isinstance(record, dict):
-        remedy = f"choose another {setting}, or delete that folder"
-        check_version(path, "a commit record of a token shard", record.get("version"), COMMIT_VERSION, remedy)
-    try:
-        commit = TokenCommit.model_validate(record)
-    except ValidationError as error:
-        raise UsageError(f"{path} is no commit record of a token shard: delete it and run again") from error
-    found = differences(commit.made_by, made_by)
-    if found:
-        raise UsageError(
-            f"{path} belongs to tokens that were made otherwise (there -> now):\n  "
-            + "\n  ".join(found)
-            + f"\nChoose another {setting}, or delete that folder."
-        )
-    return commit
-
-
-def _read_commit(plan: TokenPlan, name: str) -> TokenCommit:
-    return read_commit(storage.join(plan.output, name), plan.made_by(), "tokens.output")
+    return [plan.shards[int(number)] for number in read_commits(plan).missing]
 
 
 def tokenize_shard(
@@ -223,7 +77,7 @@ def tokenize_shard(
     encode: Encode,
     progress: Callable[[int], None] = lambda _images: None,
     threads: int = 1,
-) -> ShardRecord:
+) -> TokenCommit:
     """Make and commit one shard: the tar first, then the record that says that it is complete.
 
     Args:
@@ -250,7 +104,7 @@ def tokenize_shard(
     return _commit(plan, shard, TokenBlock(tokens_NWLF, images.labels[here], images.keys[here]))
 
 
-def _commit(plan: TokenPlan, shard: PlannedShard, block: TokenBlock) -> ShardRecord:
+def _commit(plan: TokenPlan, shard: PlannedShard, block: TokenBlock) -> TokenCommit:
     """Put the tar, then the record.
 
     Another process may have put this shard's tar meanwhile. Its bytes are the same on like hardware; on another kind of
@@ -272,7 +126,7 @@ def _commit(plan: TokenPlan, shard: PlannedShard, block: TokenBlock) -> ShardRec
     commit = TokenCommit(shard=record, made_by=plan.made_by(), software=software)
     record_bytes = storage.canonical_json(commit.model_dump(mode="json"))
     storage.commit_bytes(storage.join(plan.output, record_name(shard.name)), record_bytes)
-    return record
+    return commit
 
 
 def _software_of(plan: TokenPlan, path: str, archive: bytes) -> dict[str, str] | None:
@@ -333,31 +187,25 @@ def _checked(tokens_BLF: npt.NDArray[np.int64], layout: TokenLayout) -> npt.NDAr
     return tokens_BLF
 
 
-def finish(plan: TokenPlan) -> TokenManifest:
+def finish(plan: TokenPlan, commits: Commits | None = None) -> TokenManifest:
     """Complete the data set, once no shard is missing.
+
+    Args:
+        plan: of the data set.
+        commits: what is committed of it, as `Commits.refresh` has found it; None if nobody has looked yet.
 
     Raises:
         FoldtrainError: if a shard is missing.
     """
-    left = missing(plan)
-    if left:
-        raise FoldtrainError(f"{plan.output} still misses {left[0].name} ({len(left)} of {len(plan.shards)} shards)")
-    commits = [_read_commit(plan, record_name(shard.name)) for shard in plan.shards]
+    commits = read_commits(plan) if commits is None else commits
+    left = commits.missing
+    if len(left):
+        first = plan.shards[int(left[0])].name
+        raise FoldtrainError(f"{plan.output} still misses {first} ({len(left)} of {len(plan.shards)} shards)")
+    if commits.manifest is not None:
+        return commits.manifest
     manifest = TokenManifest.build(
-        samples=plan.samples,
-        classes=plan.classes,
-        layout=plan.layout,
-        views=plan.views,
-        image_size=plan.transform.size,
-        fit=plan.transform.fit,
-        tokenizer=plan.tokenizer,
-        source=plan.source,
-        decode=plan.transform.decode,
-        precision=plan.precision,
-        software={
-            name: sorted({commit.software.get(name, "not recorded") for commit in commits}) for name in plan.software
-        },
-        shards=tuple(commit.shard for commit in commits),
+        **plan.manifest_fields(), software=commits.software(), shards=tuple(commits.records())
     )
     assert sum(shard.samples for shard in manifest.shards) == plan.samples, plan.output
     manifest.write(plan.output)

@@ -235,7 +235,7 @@ def test_a_tar_that_another_process_has_put_stays_and_is_what_the_record_describ
     (Path(plan.output) / record_name(first.name)).unlink()
     ours = tokenize_shard(plan, first, shards, encode)
     assert ours == theirs
-    assert ours.sha256 == hashlib.sha256((Path(plan.output) / first.name).read_bytes()).hexdigest()
+    assert ours.shard.sha256 == hashlib.sha256((Path(plan.output) / first.name).read_bytes()).hexdigest()
 
 
 def test_a_damaged_tar_without_a_record_is_replaced(make_plan: Plans, images: Images) -> None:

@@ -1,0 +1,278 @@
+"""Which shards of a plan are committed, and what their records say: a row of numbers for each shard.
+
+    listing    one listing of the output says which tars and records there are, how long they are, and when they were
+               written. A shard is committed if its record is there and its tar is as long as the record says
+    manifest   a manifest of this very plan says of all shards what their records say. It is believed for each record
+               that storage lists as older than the manifest, so that a start with everything done reads one record
+    records    what is not known from the manifest is read, many at a time, one request each
+    workers    what a worker of this run has just committed is known from the worker; its presence is looked for again
+
+Times are those of the storage's own clock, in one listing; what has the same second as the manifest is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ValidationError
+
+from data_pipeline import storage
+from data_pipeline.errors import UsageError
+from data_pipeline.shards.manifest import (
+    COMMIT_VERSION,
+    MANIFEST_NAME,
+    ShardRecord,
+    TokenCommit,
+    TokenManifest,
+    differences,
+)
+from data_pipeline.shards.versions import check_version
+from data_pipeline.storage import Entry
+from data_pipeline.text import json_records
+from data_pipeline.tokens.plan import PlannedShard, TokenPlan
+
+READS_AT_ONCE = 32
+"""Records that are read at the same time."""
+_SUBMITTED = 512
+"""Records that wait for it: a future of each of a million would be a gigabyte."""
+
+Listing = dict[str, Entry]
+
+
+def record_name(shard: str) -> str:
+    """The commit record of a shard."""
+    return shard.removesuffix(".tar") + ".json"
+
+
+def read_commit(path: str, made_by: dict[str, Any], setting: str) -> TokenCommit:
+    """The commit record of a token shard.
+
+    Args:
+        path: URI of the record.
+        made_by: what its tokens have to follow from.
+        setting: that names the folder, for the error.
+
+    Raises:
+        UsageError: if it is damaged, of another version, or of other tokens; it says what differs.
+    """
+    return _checked(path, storage.read_json(path), made_by, setting)
+
+
+def _checked(path: str, record: Any, made_by: dict[str, Any], setting: str) -> TokenCommit:
+    if isinstance(record, dict):
+        remedy = f"choose another {setting}, or delete that folder"
+        check_version(path, "a commit record of a token shard", record.get("version"), COMMIT_VERSION, remedy)
+    try:
+        commit = TokenCommit.model_validate(record)
+    except ValidationError as error:
+        raise UsageError(f"{path} is no commit record of a token shard: delete it and run again") from error
+    found = differences(commit.made_by, made_by)
+    if found:
+        raise UsageError(
+            f"{path} belongs to tokens that were made otherwise (there -> now):\n  "
+            + "\n  ".join(found)
+            + f"\nChoose another {setting}, or delete that folder."
+        )
+    if record_name(commit.shard.name) != path.rpartition("/")[2]:
+        raise UsageError(f"{path} is the commit record of {commit.shard.name}, another shard: delete it and run again")
+    return commit
+
+
+class Commits:
+    """What is known of the shards of a plan; `read_commits` makes it.
+
+    Args:
+        plan: of whose shards.
+    """
+
+    def __init__(self, plan: TokenPlan) -> None:
+        count = len(plan.shards)
+        self.plan = plan
+        self._bytes = np.zeros(count, np.int64)
+        """Length of each tar; 0 for what is not committed."""
+        self._sha256 = np.zeros((count, 32), np.uint8)
+        self._software = np.zeros(count, np.int32)
+        self._written = np.full(count, np.nan)
+        """When storage says that the record was written; NaN for what a worker has reported."""
+        self._softwares: list[dict[str, str]] = []
+        self.manifest: TokenManifest | None = None
+        """The manifest, if it says all that is here."""
+
+    @property
+    def missing(self) -> npt.NDArray[np.int64]:
+        """Numbers of the shards that are still to be made, ascending."""
+        return np.flatnonzero(self._bytes == 0)
+
+    def images(self, numbers: npt.NDArray[np.int64]) -> int:
+        """Images of these shards in all."""
+        starts = numbers * self.plan.shard_samples
+        return int(np.sum(np.minimum(starts + self.plan.shard_samples, self.plan.samples) - starts))
+
+    def add(self, number: int, size: int, sha256: str, software: dict[str, str]) -> None:
+        """A worker has committed a shard just now."""
+        assert self.manifest is None, "nothing was missing"
+        self._put(number, size, bytes.fromhex(sha256), software, np.nan)
+
+    def _put(self, number: int, size: int, digest: bytes, software: dict[str, str], written: float | None) -> None:
+        if software not in self._softwares:
+            self._softwares.append(software)
+        self._bytes[number], self._sha256[number] = size, np.frombuffer(digest, np.uint8)
+        self._software[number] = self._softwares.index(software)
+        self._written[number] = -np.inf if written is None else written
+
+    def records(self) -> Iterator[ShardRecord]:
+        """The manifest's entries of all shards, once none is missing."""
+        for shard, size, digest in zip(self.plan.shards, self._bytes, self._sha256, strict=True):
+            yield ShardRecord(
+                name=shard.name, samples=shard.stop - shard.start, bytes=int(size), sha256=digest.tobytes().hex()
+            )
+
+    def software(self) -> dict[str, list[str]]:
+        """The versions of each package of the plan that made the shards."""
+        used = [self._softwares[number] for number in np.unique(self._software[self._bytes > 0])]
+        return {name: sorted({each.get(name, "not recorded") for each in used}) for name in self.plan.software}
+
+    # ---------------------------------------------------------------------------------------------- what storage says
+
+    def refresh(self) -> None:
+        """Look at the output again, and read what is not known yet.
+
+        Raises:
+            UsageError: if it holds tokens that this plan would not make; it says what differs.
+        """
+        plan, listing = self.plan, storage.entries(self.plan.output)
+        if self.manifest is not None:  # of several versions it does not say which made which shard
+            self._bytes[:], self.manifest = 0, None
+        self._believe_manifest(listing)
+        unknown = self._forget(listing)
+        strangers = [name for name in listing if _is_record(name) and self._number(name) is None]
+        for name, commit in _read(plan, listing, [*unknown, *strangers]):
+            number = self._number(name)
+            if number is not None:
+                self._take(number, commit, listing)
+        if len(self.missing):
+            self.manifest = None
+
+    def _forget(self, listing: Listing) -> list[str]:
+        """Forget what is not there any more, or was written again. Returns the records that are to be read."""
+        unknown = []
+        for shard in self.plan.shards:
+            tar, record = listing.get(shard.name), listing.get(record_name(shard.name))
+            held, written = self._bytes[shard.number], self._written[shard.number]
+            if tar is None or record is None:
+                self._bytes[shard.number] = 0
+            elif not held or tar.bytes != held or not (np.isnan(written) or written == record.modified):
+                self._bytes[shard.number] = 0
+                unknown.append(record_name(shard.name))
+        return unknown
+
+    def _take(self, number: int, commit: TokenCommit, listing: Listing) -> None:
+        shard, found = self.plan.shards[number], commit.shard
+        if found.samples != shard.stop - shard.start:
+            path = storage.join(self.plan.output, record_name(shard.name))
+            raise UsageError(
+                f"{path} states {found.samples} samples, and the shard has {shard.stop - shard.start}: delete it and "
+                "run again"
+            )
+        if listing[shard.name].bytes == found.bytes:
+            written = listing[record_name(shard.name)].modified
+            self._put(number, found.bytes, bytes.fromhex(found.sha256), commit.software, written)
+
+    def _number(self, record: str) -> int | None:
+        return self.plan.shards.number_of(record.removesuffix(".json") + ".tar")
+
+    def _believe_manifest(self, listing: Listing) -> None:
+        """Take rows that are not known yet from a manifest of this plan, where no record is younger than it."""
+        place, first = listing.get(MANIFEST_NAME), self.plan.shards[0]
+        if place is None or place.modified is None or self._bytes.any() or record_name(first.name) not in listing:
+            return
+        manifest = _manifest_of(self.plan)
+        if manifest is None:
+            return
+        one = {name: versions[0] for name, versions in manifest.software.items() if versions}
+        for shard, said in zip(self.plan.shards, manifest.shards, strict=True):
+            record = listing.get(record_name(shard.name))
+            if record is not None and record.modified is not None and _is_before(record.modified, place.modified):
+                self._put(shard.number, said.bytes, bytes.fromhex(said.sha256), one, record.modified)
+        self._bytes[0] = 0  # a record says what no manifest does, such as the batch: so one is read
+        is_whole = len(self._unconfirmed(listing)) == 0
+        if is_whole:
+            self.manifest = manifest
+        elif any(len(versions) > 1 for versions in manifest.software.values()):
+            self._bytes[:] = 0  # which shard was made by which version, only the records say
+
+    def _unconfirmed(self, listing: Listing) -> list[PlannedShard]:
+        """Shards but the first that the manifest does not vouch for, or whose tar is not as it says."""
+        sizes = (listing.get(shard.name, Entry(-1, None)).bytes for shard in self.plan.shards)
+        found = zip(self.plan.shards, self._bytes, sizes, strict=True)
+        return [shard for shard, held, size in found if shard.number and held != size]
+
+
+def _is_before(record: float, manifest: float) -> bool:
+    """Whether a record was surely there when the manifest was written. S3 lists whole seconds."""
+    is_whole = record == int(record) and manifest == int(manifest)
+    return record + 1 <= manifest if is_whole else record < manifest
+
+
+def _is_record(name: str) -> bool:
+    return name.startswith("tokens-") and name.endswith(".json")
+
+
+def _manifest_of(plan: TokenPlan) -> TokenManifest | None:
+    """The manifest in the output, if it is one of this plan and whole; whatever else is there is written anew."""
+    try:
+        manifest = TokenManifest.read(plan.output)
+    except UsageError:
+        return None
+    is_ours = all(getattr(manifest, name) == value for name, value in plan.manifest_fields().items())
+    if not is_ours or len(manifest.shards) != len(plan.shards):
+        return None
+    pairs = zip(plan.shards, manifest.shards, strict=True)
+    same = all(said.name == shard.name and said.samples == shard.stop - shard.start for shard, said in pairs)
+    return manifest if same and manifest.software.keys() == plan.software.keys() else None
+
+
+def _read(plan: TokenPlan, listing: Listing, names: list[str]) -> Iterator[tuple[str, TokenCommit]]:
+    """Records, many at a time; those that are gone since they were listed are left out."""
+    made_by = plan.made_by()
+
+    def read(name: str) -> TokenCommit | None:
+        path = storage.join(plan.output, name)
+        try:
+            record = _fetch(path, listing[name].bytes)
+        except FileNotFoundError:
+            return None
+        return _checked(path, record, made_by, "tokens.output")
+
+    with ThreadPoolExecutor(READS_AT_ONCE, thread_name_prefix="commits") as pool:
+        for start in range(0, len(names), _SUBMITTED):
+            some = names[start : start + _SUBMITTED]
+            for name, commit in zip(some, pool.map(read, some), strict=True):
+                if commit is not None:
+                    yield name, commit
+
+
+def _fetch(path: str, length: int) -> Any:
+    """A record of the length that was listed, in one request."""
+    if length <= json_records.MOST_BYTES:
+        data = storage.read_range(path, 0, length)
+        try:
+            return json_records.parse(data)
+        except ValueError:  # it was replaced meanwhile, or is no such record
+            pass
+    return storage.read_json(path)
+
+
+def read_commits(plan: TokenPlan) -> Commits:
+    """What is committed of a plan: a listing, and the records that no manifest stands for.
+
+    Raises:
+        UsageError: if the output holds tokens that this plan would not make; it says what differs.
+    """
+    commits = Commits(plan)
+    commits.refresh()
+    return commits
