@@ -8,6 +8,7 @@ import random
 import re
 import struct
 import tarfile
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -385,6 +386,24 @@ YAMLS = (
         "\ufeff",
     ),
 )
+
+
+def change_columns(rng: random.Random, data: bytes) -> bytes:
+    """A file of columns: any bytes, bytes behind the head, or another head with the CRC-32 that belongs to it."""
+    way = rng.random()
+    if way < 0.2:
+        return change_bytes(rng, data)
+    magic, version, length, _ = struct.unpack_from("<8sIII", data)
+    head, rest = data[20 : 20 + length], data[20 + length :]
+    if way < 0.6:
+        held = bytearray(rest)
+        for _ in range(rng.randint(1, 8)):
+            held[rng.randrange(len(held))] = rng.choice((0, 1, 0x7F, 0x80, 0xFF, rng.randrange(256)))
+        return data[: 20 + length] + bytes(held)
+    head = change_json(rng, head)
+    body = rest[-(20 + length) % 64 :]
+    start = struct.pack("<8sIII", magic, version, len(head), zlib.crc32(head)) + head
+    return start + bytes(-len(start) % 64) + body
 
 
 def change_yaml(rng: random.Random, data: bytes) -> bytes:

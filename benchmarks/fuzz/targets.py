@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.fuzz import mutations
 from benchmarks.fuzz.templates import RANK_FILE, STEP, Files
 from data_pipeline import storage
@@ -63,10 +65,25 @@ def _state_fingerprint(files: Files, name: str) -> None:
 
 
 def _state_shard(files: Files, name: str, **fields: Any) -> None:
-    """Put digest and size of the first shard into the manifest."""
+    """Put digest and size of the first shard into the table of the shards."""
+    from data_pipeline.shards.column_file import column, encode_columns, parse_columns
+
+    table = f"{name.rpartition('/')[0]}/shards.bin"
+    kind = f"table of {name.rpartition('/')[2].partition('-')[0]} shards"
+    held = parse_columns(np.frombuffer(files[table], np.uint8), kind)
+    arrays = {each: array.copy() for each, array in held.arrays.items()}
+    for each, value in fields.items():
+        arrays[each][0] = np.frombuffer(bytes.fromhex(value), np.uint8) if isinstance(value, str) else value
+    columns = {each: column(array) for each, array in arrays.items()}
+    files[table] = b"".join(encode_columns(kind, columns, held.texts))
+    _state_table(files, table, bytes=int(arrays["bytes"].sum()))
+
+
+def _state_table(files: Files, name: str, **fields: Any) -> None:
+    """Put digest and size of the table of the shards into the manifest."""
     manifest = f"{name.rpartition('/')[0]}/manifest.json"
     record = json.loads(files[manifest])
-    record["shards"][0] |= fields
+    record["shards"] |= {"table_bytes": len(files[name]), "table_sha256": storage.sha256(files[name]), **fields}
     files[manifest] = json.dumps(record).encode()
     _state_fingerprint(files, manifest)
 
@@ -279,6 +296,8 @@ _IMAGES, _TOKENS, _STAGE = ("images/",), ("tokens/", "images/"), ("generator/",)
 TARGETS = (
     Target("image manifest", "images/train/manifest.json", _JSON, read_images, _state_fingerprint, _IMAGES),
     Target("image index", "images/train/images-00000.index.json", _JSON, read_images, _state_index, _IMAGES),
+    Target("image table", "images/train/shards.bin", mutations.change_columns, read_images, _state_table, _IMAGES),
+    Target("token table", "tokens/shards.bin", mutations.change_columns, read_tokens, _state_table, _TOKENS),
     Target("token manifest", "tokens/manifest.json", _JSON, read_tokens, _state_fingerprint, _TOKENS),
     Target("token archive", "tokens/tokens-00000.tar", _change_shard, read_tokens, _state_tokens, _TOKENS),
     Target("token commit", "tokens/tokens-00000.json", _JSON, read_tokens, needs=_TOKENS),

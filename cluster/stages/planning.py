@@ -120,7 +120,7 @@ def find_data(config: RunConfig, stage: str, samples: int | None) -> DataFacts:
             continue
         manifest = read_manifest(folder)
         own = folder == folders[0]
-        size = sum(shard.bytes for shard in manifest.shards) if own else None
+        size = manifest.shards.total_bytes if own else None
         return DataFacts(manifest.samples, size, len(manifest.shards) if own else None, folder)
     return DataFacts(None)
 

@@ -25,7 +25,8 @@ from data_pipeline import storage
 from data_pipeline.errors import CorruptShardError, FoldtrainError
 from data_pipeline.images.transforms import Pixels
 from data_pipeline.node.node_cache import NodeCache
-from data_pipeline.shards.manifest import ImageManifest, ImageShardRecord, first_problem, shard_starts
+from data_pipeline.shards.manifest import ImageManifest, ImageShardRecord
+from data_pipeline.shards.shard_table import shard_folder, shard_uri
 from data_pipeline.storage.tar import BLOCK, MAX_NAME_BYTES, encode_member, write_tar
 from data_pipeline.storage.watchdog import reading
 from data_pipeline.text import json_records
@@ -174,7 +175,7 @@ def parse_index(uri: str, data: bytes) -> ShardIndex:
         index = _INDEX.validate_python(json_records.parse(data))
         index.check()
     except ValueError as error:
-        reason = first_problem(error) if isinstance(error, ValidationError) else error
+        reason = json_records.first_problem(error) if isinstance(error, ValidationError) else error
         raise CorruptShardError(
             f"{uri} is no index of a shard ({reason}): delete it and run foldtrain ingest again"
         ) from None
@@ -187,7 +188,7 @@ def read_index(uri: str, shard: ImageShardRecord) -> ShardIndex:
     Raises:
         CorruptShardError: if it is missing, or is not the one that the manifest names.
     """
-    path = storage.join(uri, index_name(shard.name))
+    path = storage.join(shard_folder(uri, shard), index_name(shard.name))
     try:
         data = storage.read_bytes(path, json_records.MOST_BYTES)
     except FileNotFoundError:
@@ -215,7 +216,7 @@ class ImageShards:
         self._cache = cache if storage.is_remote(uri) else None
         self.manifest = manifest or ImageManifest.read(uri)
         self.count = self.manifest.samples
-        self.starts: npt.NDArray[np.int64] = np.array(shard_starts(self.manifest.shards))
+        self.starts = self.manifest.shards.starts
         with ThreadPoolExecutor(_INDEX_READS, "index") as pool:
             indexes = list(pool.map(self._index, self.manifest.shards))
         self.labels: npt.NDArray[np.int32] = _column(indexes, "label", np.int32)
@@ -230,7 +231,7 @@ class ImageShards:
         classes = len(self.manifest.classes)
         stated, found = (shard.samples, shard.bytes, shard.sha256), (len(index.key), index.size, index.sha256)
         if stated != found or max(index.label, default=-1) >= classes:
-            path = storage.join(self.uri, index_name(shard.name))
+            path = storage.join(shard_folder(self.uri, shard), index_name(shard.name))
             raise CorruptShardError(
                 f"{path} is about another tar than the manifest, or has a label that is none of its {classes} classes: "
                 "delete it and run foldtrain ingest again"
@@ -240,7 +241,7 @@ class ImageShards:
     @property
     def shard_sizes(self) -> tuple[int, ...]:
         """Samples of each shard."""
-        return tuple(shard.samples for shard in self.manifest.shards)
+        return tuple(np.diff(self.starts).tolist())
 
     def key(self, index: int) -> str:
         """The key of a sample."""
@@ -248,7 +249,7 @@ class ImageShards:
 
     def where(self, index: int) -> str:
         """A sample's shard and key, for messages."""
-        return f"{storage.join(self.uri, self.manifest.shards[self.shard_of(index)].name)}: sample {self.key(index)}"
+        return f"{shard_uri(self.uri, self.manifest.shards[self.shard_of(index)])}: sample {self.key(index)}"
 
     def shard_of(self, index: int) -> int:
         """The number of the shard that holds a sample."""
@@ -298,7 +299,7 @@ class ImageShards:
             raise CorruptShardError(f"{self.where(index)} {error}") from error
 
     def _read(self, shard: ImageShardRecord, offset: int, length: int) -> bytes:
-        path = storage.join(self.uri, shard.name)
+        path = shard_uri(self.uri, shard)
         with reading(path):
             if self._cache is None:
                 try:

@@ -1,23 +1,62 @@
-"""What a data set is: manifest.json, written last, so that its presence means that the data set is complete."""
+"""What a data set is: manifest.json, written last, so that its presence means that the data set is complete.
+
+It has a few KB whatever the data set holds: the shards are a table of their own (shard_table.py), the samples of images
+another (sample_index.py), and the manifest states their digests.
+"""
 
 from __future__ import annotations
 
-from itertools import accumulate
-from typing import Annotated, Any, ClassVar, Literal, Self
+import functools
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from data_pipeline.shards.conditions import CLASS, Condition
+from data_pipeline.shards.shard_table import (
+    ImageShardRecord,
+    Record,
+    ShardRecord,
+    ShardTable,
+    TableStatement,
+    shard_uri,
+)
 from data_pipeline.shards.versions import check_version
 from data_pipeline.storage.tar import BLOCK
-from data_pipeline.text.names import ClassName, Count, Sha256, ShardName, StoredName
+from data_pipeline.text.json_records import first_problem
+from data_pipeline.text.names import ClassName, Count, StoredName
 from model.layout import TokenLayout
 
+__all__ = [
+    "MANIFEST_NAME",
+    "ImageManifest",
+    "ImageShardRecord",
+    "ShardRecord",
+    "ShardTable",
+    "TokenCommit",
+    "TokenManifest",
+    "TokenizerRecord",
+    "differences",
+    "first_problem",
+    "read_manifest",
+    "shard_uri",
+]
+
+R = TypeVar("R", bound=ShardRecord)
 MANIFEST_NAME = "manifest.json"
-MANIFEST_VERSION: Literal[2] = 2
+MANIFEST_VERSION: Literal[3] = 3
 COMMIT_VERSION: Literal[2] = 2
 MOST_GROUPS, MOST_POSITIONS, MOST_FOLDS = 65_536, 2**24, 1024
 """Bounds of a layout, so that no product of its numbers is beyond 64 bits."""
@@ -40,25 +79,6 @@ StoredLayout = Annotated[TokenLayout, BeforeValidator(_parse_layout), AfterValid
 """A layout of a manifest or a card, which anybody may have written: groups and vocabularies within bounds, no more."""
 
 
-class Record(BaseModel):
-    """A part of a manifest. Nothing in it depends on when or where it was made."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ShardRecord(Record):
-    """One shard of a data set."""
-
-    name: ShardName
-    """File name of its tar."""
-    samples: Count
-    """Images in it."""
-    bytes: Count
-    """Size of its tar."""
-    sha256: Sha256
-    """Digest of its tar."""
-
-
 class TokenCommit(Record):
     """Says that a token shard is complete, before the whole data set is."""
 
@@ -72,11 +92,22 @@ class TokenCommit(Record):
     """Versions of what computed the tokens. An interrupted run may be continued with newer ones."""
 
 
-class ImageShardRecord(ShardRecord):
-    """One shard of images."""
+def _parsed_table(record: type[R], kind: str, value: Any, info: ValidationInfo) -> ShardTable[R]:
+    """From what a manifest states, or from the records of a data set that is about to be written."""
+    if info.mode == "json":
+        return ShardTable(record, TableStatement.model_validate(value))
+    return value if isinstance(value, ShardTable) else ShardTable.of(record, kind, value)
 
-    index_sha256: Sha256
-    """Digest of its sidecar index."""
+
+_AS_STATED = PlainSerializer(lambda table: table.statement.model_dump(mode="json"))
+ImageTable = Annotated[
+    ShardTable[ImageShardRecord],
+    PlainValidator(functools.partial(_parsed_table, ImageShardRecord, "images")),
+    _AS_STATED,
+]
+TokenTable = Annotated[
+    ShardTable[ShardRecord], PlainValidator(functools.partial(_parsed_table, ShardRecord, "tokens")), _AS_STATED
+]
 
 
 class _Manifest(Record):
@@ -85,7 +116,9 @@ class _Manifest(Record):
     anew: ClassVar[str]
     """How one of another version is made anew."""
 
-    version: Literal[2] = MANIFEST_VERSION
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    version: Literal[3] = MANIFEST_VERSION
     """Version of this format."""
     kind: str
     """What the samples are."""
@@ -95,23 +128,12 @@ class _Manifest(Record):
     """Images in all."""
     classes: tuple[ClassName, ...]
     """Class names by label."""
-    shards: tuple[ShardRecord, ...]
-    """The shards; sample i is the i-th in their order."""
+    shards: ShardTable[Any]
+    """The shards; sample i is the i-th in their order. Of a manifest that was read, they are read when asked for."""
 
     @model_validator(mode="after")
     def _check_shards(self) -> Self:
-        names = [shard.name for shard in self.shards]
-        if len(set(names)) != len(names):
-            raise ValueError("it names a shard twice")
-        other = next((name for name in names if not name.startswith(f"{self.kind}-")), None)
-        if other is not None:
-            raise ValueError(f"a shard of {self.kind} is not called {other}")
-        total = sum(shard.samples for shard in self.shards)
-        if total != self.samples:
-            raise ValueError(f"its shards have {total} samples, it states {self.samples}")
-        wide = next((shard for shard in self.shards if shard.samples * self.least_sample_bytes() > shard.bytes), None)
-        if wide is not None:
-            raise ValueError(f"{wide.name} has no room for {wide.samples} samples in {wide.bytes} bytes")
+        self.shards.check(self.kind, self.samples, self.least_sample_bytes())
         return self
 
     def least_sample_bytes(self) -> int:
@@ -129,7 +151,8 @@ class _Manifest(Record):
         return self.model_dump(mode="json", exclude={"fingerprint"})
 
     def write(self, uri: str) -> None:
-        """Complete the data set at `uri`."""
+        """Complete the data set at `uri`: put the table of its shards, then the manifest."""
+        self.shards.write(uri, self.kind)
         storage.write_json(storage.join(uri, MANIFEST_NAME), {**self.content(), "fingerprint": self.fingerprint})
 
     @classmethod
@@ -159,7 +182,12 @@ class _Manifest(Record):
             raise UsageError(
                 f"{path} does not have the fingerprint that it states, so it was changed: {cls.remedy} again"
             )
-        return manifest
+        return manifest._stored(uri)
+
+    def _stored(self, uri: str) -> Self:
+        least, remedy = self.least_sample_bytes(), f"{self.remedy} again"
+        table = self.shards.stored(uri, self.kind, self.samples, least, remedy, self.fingerprint)
+        return self.model_copy(update={"shards": table})
 
 
 class ImageManifest(_Manifest):
@@ -173,7 +201,7 @@ class ImageManifest(_Manifest):
     """Which part of the source this is: train or validation."""
     quarantined: Count = 0
     """Images of the source that are left out because they cannot be decoded; quarantine.json lists them."""
-    shards: tuple[ImageShardRecord, ...]
+    shards: ImageTable
     """The shards; sample i is the i-th in their order."""
 
     def least_sample_bytes(self) -> int:
@@ -237,7 +265,7 @@ class TokenManifest(_Manifest):
     """Fingerprint of the image data set."""
     software: dict[str, list[str]]
     """Versions of what computed the tokens; more than one if the run was continued with others."""
-    shards: tuple[ShardRecord, ...]
+    shards: TokenTable
     """The shards; sample i is the i-th in their order."""
 
     def least_sample_bytes(self) -> int:
@@ -267,19 +295,6 @@ def read_manifest(uri: str) -> ImageManifest | TokenManifest:
     if not isinstance(kind, str) or kind not in kinds:
         raise UsageError(f"{uri} holds no complete data set of foldtrain's ({path} is of another kind: {kind})")
     return kinds[kind].read(uri)
-
-
-def first_problem(error: ValidationError) -> str:
-    """Where the first thing is that is wrong, and what."""
-    first = error.errors(include_url=False)[0]
-    where = ".".join(map(str, first["loc"]))
-    what = first["msg"].removeprefix("Value error, ")
-    return f"{where}: {what}" if where else what
-
-
-def shard_starts(shards: tuple[ShardRecord, ...] | tuple[ImageShardRecord, ...]) -> list[int]:
-    """Index of the first sample of each shard, and the number of samples at the end."""
-    return list(accumulate((shard.samples for shard in shards), initial=0))
 
 
 def differences(one: Any, other: Any, path: str = "") -> list[str]:

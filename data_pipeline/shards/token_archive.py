@@ -18,6 +18,7 @@ from data_pipeline import storage
 from data_pipeline.errors import CorruptShardError
 from data_pipeline.shards.conditions import Condition
 from data_pipeline.shards.manifest import ShardRecord, TokenManifest, first_problem
+from data_pipeline.shards.shard_table import shard_uri
 from data_pipeline.shards.token_shards import (
     FIELDS,
     REMEDY,
@@ -62,7 +63,7 @@ def read_token_shard(uri: str, shard: ShardRecord) -> TokenBlock:
     Raises:
         CorruptShardError: if it is missing or is not what the manifest names; it names the shard and the first bad key.
     """
-    path = storage.join(uri, shard.name)
+    path = shard_uri(uri, shard)
     try:
         with reading(path):
             archive = storage.read_bytes(path, shard.bytes)
@@ -104,7 +105,7 @@ def read_columns(uri: str, shard: ShardRecord) -> TokenColumns:
         CorruptShardError: as `parse_token_shard`, or if it is missing.
         UsageError: as `parse_token_shard`.
     """
-    path = storage.join(uri, shard.name)
+    path = shard_uri(uri, shard)
     stem = shard.name.removesuffix(".tar")
     try:
         places = {member.name: member for member in islice(_members(path, shard.bytes), _MEMBERS)}

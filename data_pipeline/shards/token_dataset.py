@@ -21,12 +21,12 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline import storage
 from data_pipeline.errors import CorruptShardError, UsageError
 from data_pipeline.node.copy_seal import content_bytes
 from data_pipeline.node.node_cache import NodeCache
 from data_pipeline.shards.conditions import check_classes
-from data_pipeline.shards.manifest import ShardRecord, TokenManifest, shard_starts
+from data_pipeline.shards.manifest import ShardRecord, TokenManifest
+from data_pipeline.shards.shard_table import shard_uri
 from data_pipeline.shards.token_archive import read_token_shard
 from data_pipeline.shards.token_shards import REMEDY, Tokens, first_outside
 from data_pipeline.text.names import MOST_KEY_BYTES
@@ -61,7 +61,7 @@ class TokenShards:
     @property
     def shard_sizes(self) -> tuple[int, ...]:
         """Samples of each shard."""
-        return tuple(shard.samples for shard in self.manifest.shards)
+        return tuple(np.diff(self.manifest.shards.starts).tolist())
 
     @property
     def layout(self) -> TokenLayout:
@@ -116,14 +116,15 @@ def _write_copy(uri: str, manifest: TokenManifest, draft: BinaryIO) -> None:
 
     def copy_shard(start: int, shard: ShardRecord) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bytes_]]:
         block = read_token_shard(uri, shard)
-        _check_shape(storage.join(uri, shard.name), block.tokens_NWLF, (shard.samples, *sample), layout)
-        check_classes(storage.join(uri, shard.name), block.condition, len(manifest.classes), REMEDY)
-        _check_tokens(storage.join(uri, shard.name), block.tokens_NWLF, layout)
+        path = shard_uri(uri, shard)
+        _check_shape(path, block.tokens_NWLF, (shard.samples, *sample), layout)
+        check_classes(path, block.condition, len(manifest.classes), REMEDY)
+        _check_tokens(path, block.tokens_NWLF, layout)
         tokens_NWLF[start : start + shard.samples] = block.tokens_NWLF
         return block.condition.copy(), block.key.copy()  # copies: a view would keep the shard's bytes alive
 
     with ThreadPoolExecutor(_DOWNLOADS, "copy") as pool:
-        parts = list(pool.map(copy_shard, shard_starts(manifest.shards), manifest.shards))
+        parts = list(pool.map(copy_shard, manifest.shards.starts[:-1].tolist(), manifest.shards))
     tokens_NWLF.flush()
     draft.seek(_condition_offset(manifest))
     for column in zip(*parts, strict=True):

@@ -40,6 +40,7 @@ from data_pipeline.storage.files import (
     walk,
     write_bytes,
     write_json,
+    write_stream,
 )
 from data_pipeline.storage.request_counts import counted, requests
 
@@ -76,4 +77,5 @@ __all__ = [
     "walk",
     "write_bytes",
     "write_json",
+    "write_stream",
 ]

@@ -12,7 +12,10 @@ import functools
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+import mmap
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from data_pipeline.errors import CorruptShardError, FoldtrainError, UsageError
@@ -95,6 +98,21 @@ def write_bytes(uri: str, data: bytes | memoryview) -> None:
         object_writes.put(filesystem(uri), uri, data, functools.partial(holds, uri, data))
     else:
         local_disk.write_file(local_path(uri), data, lambda temporary, path: temporary.replace(path))
+
+
+def write_stream(uri: str, fill: Callable[[BinaryIO], object]) -> None:
+    """As `write_bytes`, for what is too large for memory: `fill` writes it to a file of this machine.
+
+    A remote object is written to $TMPDIR first, from where it goes up in parts.
+    """
+    if not is_remote(uri):
+        local_disk.write_file(local_path(uri), fill, lambda temporary, path: temporary.replace(path))
+        return
+    with local_disk.disk_errors(Path(tempfile.gettempdir())), tempfile.TemporaryFile() as draft:
+        fill(draft)
+        draft.flush()
+        with mmap.mmap(draft.fileno(), 0, access=mmap.ACCESS_READ) as whole, memoryview(whole) as view:
+            write_bytes(uri, view)
 
 
 def create_bytes(uri: str, data: bytes) -> bool:

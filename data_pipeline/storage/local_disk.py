@@ -122,8 +122,12 @@ def read_file(path: Path, start: int = 0, length: int | None = None) -> bytes:
         return file.read() if length is None else file.read(min(length, there))
 
 
-def write_file(path: Path, data: bytes | memoryview, publish: Callable[[Path, Path], object]) -> None:
+def write_file(
+    path: Path, data: bytes | memoryview | Callable[[BinaryIO], object], publish: Callable[[Path, Path], object]
+) -> None:
     """Write a file under another name, and have `publish(temporary, path)` give it its own. Folders are made.
+
+    `data` is its content, or writes it.
 
     Raises:
         FileExistsError: as `publish` raises it.
@@ -135,7 +139,10 @@ def write_file(path: Path, data: bytes | memoryview, publish: Callable[[Path, Pa
     with disk_errors(path):
         try:
             with temporary.open("wb") as file:
-                file.write(data)
+                if callable(data):
+                    data(file)
+                else:
+                    file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             publish(temporary, path)

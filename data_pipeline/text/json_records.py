@@ -10,7 +10,10 @@ import json
 import math
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 MOST_BYTES = 32 * 2**20
 """Largest record that is read or written. Parsed, its objects take some 25 times as much memory at worst."""
@@ -83,6 +86,14 @@ def _check_depth(value: Any) -> None:
         if not level:
             return
     raise ValueError(_too_deep())
+
+
+def first_problem(error: ValidationError) -> str:
+    """Where the first thing is in a record that is wrong, and what."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    what = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {what}" if where else what
 
 
 def finite(value: Any) -> Any:

@@ -59,7 +59,10 @@ def check_keys(keys: Sequence[str]) -> None:
 StoredName = Annotated[str, AfterValidator(check_name)]
 """A file of a folder of ours, or of one below it."""
 
-ShardName = Annotated[str, StringConstraints(pattern=r"^(images|tokens)-[0-9]{5,9}\.tar$")]
+SHARD_DIGITS = "[0-9]{5,9}"
+"""The number in the name of a shard."""
+
+ShardName = Annotated[str, StringConstraints(pattern=rf"^(images|tokens)-{SHARD_DIGITS}\.tar$")]
 """The tar of a shard."""
 
 CheckpointFileName = Annotated[str, StringConstraints(pattern=r"^rank_[0-9]{4,9}(-[0-9A-Za-z_-]{1,64})?\.safetensors$")]
@@ -74,5 +77,6 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 ClassName = Annotated[str, StringConstraints(max_length=MOST_CLASS_CHARACTERS)]
 """A class, for people."""
 
-Count = Annotated[int, Field(strict=True, ge=0, le=2**50)]
+MOST_COUNT = 2**50
+Count = Annotated[int, Field(strict=True, ge=0, le=MOST_COUNT)]
 """Samples, bytes, elements: from 0 on, and so that products and sums of some are exact in 64 bits."""

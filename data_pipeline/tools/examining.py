@@ -28,6 +28,7 @@ from data_pipeline.shards.manifest import (
     TokenManifest,
     differences,
 )
+from data_pipeline.shards.shard_table import shard_folder, shard_uri
 from data_pipeline.shards.token_archive import TokenArchive, check_sample_keys, parse_token_shard, read_columns
 from data_pipeline.storage.tar import list_members
 from data_pipeline.tokens.tokenizing import record_name
@@ -129,7 +130,7 @@ def examine_tokens(uri: str, manifest: TokenManifest, shard: ShardRecord, size: 
         else:
             if storage.sha256(archive) != shard.sha256:
                 found.add(CHECKSUMS, f"sha256 differs; {token_shards.first_damage(shard.name, archive)}")
-            whole = parse_token_shard(storage.join(uri, shard.name), archive)
+            whole = parse_token_shard(shard_uri(uri, shard), archive)
             condition, key, meta = whole.block.condition, whole.block.key, whole.meta
     except FoldtrainError as error:
         found.add(COUNTS, str(error))
@@ -176,7 +177,7 @@ def _examine_lineage(
         found.add(LINEAGE, f"meta.json differs from the manifest (manifest -> meta.json): {difference}")
     made_by = {name: value for name, value in meta.items() if name != "software"}
     found.made_by = {name: value for name, value in made_by.items() if name not in stated}
-    path = storage.join(uri, record_name(shard.name))
+    path = storage.join(shard_folder(uri, shard), record_name(shard.name))
     try:
         commit = TokenCommit.model_validate(storage.read_json(path))
     except FileNotFoundError:
@@ -185,7 +186,7 @@ def _examine_lineage(
         found.add(LINEAGE, f"{path} is no commit record")
         return
     committed = {"shard": commit.shard.model_dump(), "made_by": commit.made_by}
-    for difference in differences(committed, {"shard": shard.model_dump(), "made_by": made_by}):
+    for difference in differences(committed, {"shard": shard.model_dump(exclude={"folder"}), "made_by": made_by}):
         found.add(LINEAGE, f"its commit record is about another shard: {difference}")
 
 
@@ -200,7 +201,7 @@ def _read(uri: str, shard: ShardRecord, size: int | None, quick: bool, found: Fi
         found.add(FILES, state)
     if quick or size is None or size > 2 * shard.bytes + MORE_BYTES:
         return None
-    return storage.read_bytes(storage.join(uri, shard.name), 2 * shard.bytes + MORE_BYTES)
+    return storage.read_bytes(shard_uri(uri, shard), 2 * shard.bytes + MORE_BYTES)
 
 
 def _more(rows: npt.NDArray[np.intp]) -> str:

@@ -16,7 +16,7 @@ from data_pipeline.images.transforms import Pixels, center_crop, decode
 from data_pipeline.shards import weights
 from data_pipeline.shards.conditions import check_classes
 from data_pipeline.shards.image_shards import ImageShards
-from data_pipeline.shards.manifest import ImageManifest, TokenManifest, read_manifest
+from data_pipeline.shards.manifest import ImageManifest, TokenManifest, read_manifest, shard_uri
 from data_pipeline.shards.token_archive import read_columns, read_token_shard
 from data_pipeline.shards.token_shards import REMEDY, Tokens, check_tokenizer
 from data_pipeline.shards.tokenizers import load_tokenizer
@@ -89,7 +89,7 @@ def inspect_data(uri: str, samples: int = 16, limit: int | None = None) -> Inspe
 def _schema(uri: str, manifest: ImageManifest | TokenManifest) -> dict[str, Any]:
     record = {"uri": uri, **manifest.model_dump(mode="json")}
     shards = record.pop("shards")
-    return record | {"classes": len(manifest.classes), "shards": len(shards), "bytes": sum(s["bytes"] for s in shards)}
+    return record | {"classes": len(manifest.classes), "shards": shards["count"], "bytes": shards["bytes"]}
 
 
 def _columns(uri: str, manifest: ImageManifest | TokenManifest) -> tuple[npt.NDArray[np.bytes_], npt.NDArray[np.int32]]:
@@ -101,7 +101,7 @@ def _columns(uri: str, manifest: ImageManifest | TokenManifest) -> tuple[npt.NDA
     if not parts:
         return np.array([], "S1"), np.array([], np.int32)
     for shard, part in zip(manifest.shards, parts, strict=True):
-        check_classes(f"{uri}/{shard.name}", part.condition, len(manifest.classes), REMEDY)
+        check_classes(shard_uri(uri, shard), part.condition, len(manifest.classes), REMEDY)
     return np.concatenate([part.key for part in parts]), np.concatenate([part.condition for part in parts])
 
 

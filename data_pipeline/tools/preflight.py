@@ -14,7 +14,7 @@ from typing import Any
 from data_pipeline import storage
 from data_pipeline.errors import CorruptShardError
 from data_pipeline.shards import image_shards, token_shards
-from data_pipeline.shards.manifest import ImageManifest, ImageShardRecord, ShardRecord, TokenManifest
+from data_pipeline.shards.manifest import ImageManifest, ImageShardRecord, ShardRecord, TokenManifest, shard_uri
 
 DIGEST_LIMIT = 2**30
 """Bytes up to which a local data set is read in full."""
@@ -70,11 +70,11 @@ def check_tokens(uri: str, *, every_byte: bool = False) -> TokenManifest:
 
 def _check(uri: str, manifest: ImageManifest | TokenManifest, kind: _Kind, every_byte: bool) -> None:
     sizes = storage.walk(uri)
-    total = sum(shard.bytes for shard in manifest.shards)
+    total = manifest.shards.total_bytes
     digest = every_byte or (not storage.is_remote(uri) and total <= DIGEST_LIMIT)
 
     def check(shard: Any) -> None:
-        path = storage.join(uri, shard.name)
+        path = shard_uri(uri, shard)
         if shard.name not in sizes:
             raise CorruptShardError(f"{path} is missing; {kind.remedy.partition(' and ')[2]}")
         if sizes[shard.name] != shard.bytes or digest:

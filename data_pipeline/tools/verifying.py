@@ -23,6 +23,7 @@ from data_pipeline import storage
 from data_pipeline.errors import FoldtrainError, UsageError
 from data_pipeline.shards.image_shards import index_name, read_index
 from data_pipeline.shards.manifest import MANIFEST_NAME, ImageManifest, TokenManifest, differences, read_manifest
+from data_pipeline.shards.shard_table import TABLE_NAME
 from data_pipeline.shards.tokenizers import recorded_config
 from data_pipeline.text import yaml_dialect
 from data_pipeline.tokens.tokenizing import record_name
@@ -33,7 +34,7 @@ THREADS = 4
 """Shards that are looked at, and so held in memory, at a time."""
 
 
-BESIDE = (MANIFEST_NAME, "quarantine.json", "control.json", "progress.json", "config.yaml")
+BESIDE = (MANIFEST_NAME, TABLE_NAME, "quarantine.json", "control.json", "progress.json", "config.yaml")
 """Files of a data set beside its shards."""
 
 Keys = npt.NDArray[np.bytes_]
@@ -206,7 +207,7 @@ def _manifest_check(manifest: ImageManifest | TokenManifest) -> Check:
 
 def _shard_checks(manifest: ImageManifest | TokenManifest, findings: list[Findings], quick: bool) -> list[Check]:
     shards, samples = len(manifest.shards), sum(len(found.key) for found in findings)
-    texts = {examining.FILES: f"{shards} shards are there, {sum(s.bytes for s in manifest.shards):,} bytes in all"}
+    texts = {examining.FILES: f"{shards} shards are there, {manifest.shards.total_bytes:,} bytes in all"}
     texts[examining.CHECKSUMS] = f"sha256 of {shards} shards" if not quick else "sizes and indexes alone (--quick)"
     if not quick:
         texts[examining.SAMPLES] = f"CRC-32 of {samples:,} samples"

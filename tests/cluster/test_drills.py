@@ -18,7 +18,7 @@ from tests.cluster.drills import digests, write_config
 
 pytestmark = [pytest.mark.drill, pytest.mark.xdist_group("drill")]
 
-TOKENS = ("tokens-*.tar", "tokens-*.json", "manifest.json")
+TOKENS = ("tokens-*.tar", "tokens-*.json", "shards.bin", "manifest.json")
 FOLDERS = ("images", "teacher", "tokenizer", "tokens", "generator")
 
 

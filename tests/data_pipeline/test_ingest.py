@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import pickle
 from pathlib import Path
@@ -16,6 +15,7 @@ from data_pipeline.config import DataConfig, FolderSource
 from data_pipeline.errors import FoldtrainError, UsageError
 from data_pipeline.ingest.ingesting import describe, finish, ingest, missing, plan_ingest, write_shard
 from data_pipeline.shards.image_shards import ImageShards
+from data_pipeline.shards.manifest import ImageManifest
 from tests.data_pipeline.raw_data import idx, tiny_png, write_idx, write_ilsvrc, write_ilsvrc_validation, write_parquet
 from tests.data_pipeline.small_data import Images, contents, jpeg, write_photos
 
@@ -24,15 +24,18 @@ def photos_config(folder: Path, **fields: int) -> DataConfig:
     return DataConfig(source=FolderSource(path=str(write_photos(folder))), shard_samples=7).model_copy(update=fields)
 
 
-def first_manifest(data: bytes) -> bytes:
-    """It has another version, and so another fingerprint; all else is the same."""
-    content = {name: value for name, value in json.loads(data).items() if name != "fingerprint"} | {"version": 1}
+def first_manifest(folder: Path) -> bytes:
+    """It held the shards itself, and has another version, and so another fingerprint; all else is the same."""
+    manifest = ImageManifest.read(str(folder))
+    shards = [shard.model_dump() for shard in manifest.shards]
+    content = manifest.content() | {"version": 1, "shards": shards}
     return storage.canonical_json({**content, "fingerprint": storage.fingerprint(content)})
 
 
 def digest(folder: Path) -> str:
     """Of all files below a folder, with their names; of a manifest as the first version of it was."""
-    found = {name: first_manifest(data) if "manifest" in name else data for name, data in contents(folder).items()}
+    found = {name: data for name, data in contents(folder).items() if not name.endswith(".bin")}
+    found |= {name: first_manifest((folder / name).parent) for name in found if "manifest" in name}
     files = [(name, hashlib.sha256(data).hexdigest()) for name, data in sorted(found.items())]
     return hashlib.sha256(repr(files).encode()).hexdigest()
 

@@ -364,7 +364,7 @@ def test_removing_takes_the_leftovers_and_nothing_else(folder: str) -> None:
     write_stage(f"{folder}/c", *steps)
     list(remove(find_leftovers(folder, clock=later(2 * HOUR))))
     kept = ["c/checkpoints/step_00000020/COMPLETE", "c/settings.json"]
-    kept += [f"train/{name}" for name in ("images-00000.index.json", "images-00000.tar", "manifest.json")]
+    kept += [f"train/{name}" for name in ("images-00000.index.json", "images-00000.tar", "manifest.json", "shards.bin")]
     assert [name for name in storage.walk(folder) if "lease/" not in name] == kept
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from data_pipeline import storage
-from data_pipeline.errors import UsageError
+from data_pipeline.errors import CorruptShardError, UsageError
 from data_pipeline.shards.manifest import (
     ImageManifest,
     ImageShardRecord,
@@ -62,39 +62,53 @@ def test_what_was_not_changed_is_read(tmp_path: Path, make: Callable[[], dict[st
 @pytest.mark.parametrize(
     ("field", "value", "reason"),
     [
-        ("name", "../../etc/images-00000.tar", "name"),
-        ("name", "/images-00000.tar", "name"),
-        ("name", "images-00000.tar\x00", "name"),
-        ("name", "other.tar", "name"),
-        ("sha256", "../../../x", "sha256"),
-        ("samples", -2, "samples"),
-        ("samples", 2**60, "samples"),
-        ("samples", 2.0, "samples"),
-        ("samples", "2", "samples"),
-        ("samples", 3, "its shards have 3 samples, it states 2"),
-        ("bytes", -1, "bytes"),
-        ("bytes", 3, "has no room for 2 samples in 3 bytes"),
+        ("count", -1, "count"),
+        ("count", 2**60, "count"),
+        ("count", 1.0, "count"),
+        ("bytes", "9000", "bytes"),
+        ("table_bytes", None, "table_bytes"),
+        ("table_sha256", "../../../x", "table_sha256"),
+        ("path", "../../x", "path"),
     ],
 )
-def test_a_shard_that_cannot_be_is_named(
+def test_a_statement_of_the_shards_that_cannot_be_is_named(
     tmp_path: Path, make: Callable[[], dict[str, Any]], field: str, value: object, reason: str
 ) -> None:
     record = make()
-    record["shards"][0][field] = value
+    record["shards"][field] = value
     put(tmp_path, record)
     with pytest.raises(UsageError, match=rf"manifest\.json is no valid manifest \(.*{reason}"):
         read_manifest(str(tmp_path))
 
 
-def test_a_shard_that_is_named_twice_or_of_the_other_kind_is_refused(tmp_path: Path) -> None:
-    record = images()
-    put(tmp_path, record | {"samples": 4, "shards": record["shards"] * 2})
-    with pytest.raises(UsageError, match="names a shard twice"):
+def test_shards_in_the_manifest_itself_are_of_the_second_version_and_refused(tmp_path: Path) -> None:
+    shard = {"name": "images-00000.tar", "samples": 2, "bytes": 9000, "sha256": SUM, "index_sha256": SUM}
+    put(tmp_path, images() | {"version": 2, "shards": [shard]})
+    with pytest.raises(UsageError, match="of version 2, but version 3 is needed: run foldtrain ingest again"):
         read_manifest(str(tmp_path))
-    record["shards"][0]["name"] = "tokens-00000.tar"
-    put(tmp_path, record)
-    with pytest.raises(UsageError, match="a shard of images is not called tokens-00000"):
+    put(tmp_path, images() | {"shards": [shard]})
+    with pytest.raises(UsageError, match=r"manifest\.json is no valid manifest \(shards"):
         read_manifest(str(tmp_path))
+
+
+def test_a_manifest_stays_small_whatever_it_holds(tmp_path: Path) -> None:
+    shards = (
+        ImageShardRecord(name=f"images-{n:05d}.tar", samples=9, bytes=9**5, sha256=SUM, index_sha256=SUM)
+        for n in range(3000)
+    )
+    ImageManifest.build(samples=27_000, classes=("a",), split="train", shards=shards).write(str(tmp_path))
+    assert (tmp_path / "manifest.json").stat().st_size < 1000
+    read = ImageManifest.read(str(tmp_path)).shards
+    assert (len(read), read.total_bytes) == (3000, 3000 * 9**5)
+    assert read[2999].name == "images-02999.tar"
+
+
+def test_what_needs_no_shard_reads_no_table(tmp_path: Path) -> None:
+    put(tmp_path, images())  # without shards.bin
+    manifest = ImageManifest.read(str(tmp_path))
+    assert (len(manifest.shards), manifest.shards.total_bytes, manifest.samples) == (1, 9000, 2)
+    with pytest.raises(CorruptShardError, match=r"shards\.bin is missing: run foldtrain ingest again"):
+        manifest.shards[0]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import BinaryIO
 
 import botocore.exceptions
 import fsspec
@@ -177,3 +178,28 @@ def test_a_stat_tells_one_version_of_a_file_from_another(folder: str) -> None:
     storage.write_bytes(f"{folder}/file", b"two" if storage.is_remote(folder) else b"longer")
     assert first.bytes == 3
     assert storage.stat(f"{folder}/file") != first
+
+
+def test_a_stream_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    uri = str(tmp_path / "folder/file")
+
+    def fill(draft: BinaryIO) -> None:
+        draft.write(b"12")
+        draft.write(b"34")
+
+    storage.write_stream(uri, fill)
+    assert storage.read_bytes(uri) == b"1234"
+
+    def break_off(draft: BinaryIO) -> None:
+        fill(draft)
+        raise UsageError("no more")
+
+    with pytest.raises(UsageError, match="no more"):
+        storage.write_stream(uri, break_off)
+    assert storage.read_bytes(uri) == b"1234"
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["file"]
+
+
+def test_a_stream_to_a_remote_place_arrives_as_it_was_written() -> None:
+    storage.write_stream("memory://streams/file", lambda draft: draft.write(bytes(range(256)) * 5000))
+    assert storage.read_bytes("memory://streams/file") == bytes(range(256)) * 5000

@@ -249,7 +249,7 @@ def test_a_manifest_whose_sum_is_wrong_fails(tokens: Path) -> None:
     record = {**json.loads(path.read_bytes()), "samples": 19}
     record["fingerprint"] = storage.fingerprint({name: record[name] for name in record if name != "fingerprint"})
     path.write_bytes(storage.canonical_json(record))
-    with pytest.raises(UsageError, match="its shards have 20 samples, it states 19"):
+    with pytest.raises(UsageError, match="its shards have 20 samples, the manifest states 19"):
         verify(str(tokens))
 
 

@@ -63,7 +63,7 @@ def test_a_token_data_set_of_the_first_version_is_refused_whoever_opens_it(
     change(tokens / "manifest.json", first_version)
     with pytest.raises(
         UsageError,
-        match=r"manifest\.json is a manifest of tokens of version 1, but version 2 is needed: "
+        match=r"manifest\.json is a manifest of tokens of version 1, but version 3 is needed: "
         r"make the tokens anew in another folder, by foldtrain tokenize",
     ):
         open_it(str(tokens))
@@ -74,15 +74,15 @@ def test_images_of_the_first_version_are_refused_and_ingest_writes_their_manifes
 ) -> None:
     before = contents(images.folder)
     change(images.folder / "manifest.json", first_version)
-    with pytest.raises(UsageError, match=r"images of version 1, but version 2 is needed: run foldtrain ingest"):
+    with pytest.raises(UsageError, match=r"images of version 1, but version 3 is needed: run foldtrain ingest"):
         ImageShards(images.uri)
     ingest(images.config, str(tmp_path / "images"), seed=0)
     assert contents(images.folder) == before
 
 
 def test_a_newer_version_asks_for_a_newer_foldtrain(tokens: Path) -> None:
-    change(tokens / "manifest.json", lambda record: record.update(version=3))
-    with pytest.raises(UsageError, match="of version 3, but version 2 is needed: update foldtrain"):
+    change(tokens / "manifest.json", lambda record: record.update(version=4))
+    with pytest.raises(UsageError, match="of version 4, but version 3 is needed: update foldtrain"):
         TokenManifest.read(str(tokens))
 
 
@@ -165,6 +165,6 @@ def test_every_record_states_its_version(tokens: Path, images: Images) -> None:
     place = next(member for member in list_members(archive) if member.name.endswith(".meta.json"))
     meta = json.loads(archive[place.offset : place.offset + place.length])
     records = [meta, *(json.loads((tokens / name).read_bytes()) for name in ("manifest.json", "tokens-00000.json"))]
-    assert [record["version"] for record in records] == [2, 2, 2]
+    assert [record["version"] for record in records] == [2, 3, 2]
     assert meta["condition"] == {"kind": "class"}
-    assert ImageManifest.read(images.uri).version == 2
+    assert ImageManifest.read(images.uri).version == 3

@@ -20,8 +20,8 @@ def open_images(job: TrainJob) -> ImageShards:
     limit, shards = job.reading.cache_bytes, images.manifest.shards
     if job.reading.cache_images and limit is not None:
         window = min(job.reading.shuffle_window or len(shards), len(shards))
-        needed = (window + 1) * (max(shard.bytes for shard in shards) + SEAL_BYTES)
-        if needed > limit and sum(shard.bytes + SEAL_BYTES for shard in shards) > limit:
+        needed = (window + 1) * (int(shards.sizes.max(initial=0)) + SEAL_BYTES)
+        if needed > limit and shards.total_bytes + len(shards) * SEAL_BYTES > limit:
             raise UsageError(
                 f"data.reading.cache_bytes is {limit}, but {window} shards are shuffled together, which take {needed} "
                 "bytes: raise it, set data.reading.shuffle_window lower, or set data.reading.cache_images to false"
