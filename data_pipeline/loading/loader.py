@@ -35,7 +35,7 @@ MEMORY_LIMIT = 2 * 2**30
 """Bytes of pixels up to which a data set is decoded once and kept."""
 
 _BLOCK = 4096
-"""Samples whose places are worked out at once: that costs less than step by step."""
+"""Samples whose places are worked out at once, if an epoch has as many: that costs less than step by step."""
 _CHECKED = 1000
 """Indices of the first epoch by which the order is known again."""
 _AHEAD = 2
@@ -112,7 +112,7 @@ class TokenBatches:
             ValueError: if the global batch cannot be cut evenly.
         """
         share = self._global_batch // world
-        steps = max(1, _BLOCK // max(1, share))
+        steps = max(1, min(_BLOCK, self._order.count) // max(1, share))
         number, place = divmod(step, steps)
         block = self._block
         if block is None or block.of != (number, rank, world):

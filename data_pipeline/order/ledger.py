@@ -24,7 +24,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from data_pipeline.errors import UsageError
-from data_pipeline.order.permutations import SampleOrder, step_positions
+from data_pipeline.order.permutations import ORDER_VERSION, SampleOrder, ShardSizes, step_positions
 
 Keys = npt.NDArray[np.bytes_]
 
@@ -32,12 +32,17 @@ FILE = "ledger.jsonl"
 MOST_STEPS = 10**8
 """Steps of a segment, which ends with each checkpoint."""
 
+_AT_ONCE = 2**18
+"""Positions that an audit looks at together."""
+
 
 class DataOrder(BaseModel):
     """What the order of a stage's samples follows from."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    version: int = ORDER_VERSION
+    """Of the permutations (order/permutations.py)."""
     data: str
     """URI of the data set."""
     kind: str
@@ -51,9 +56,9 @@ class DataOrder(BaseModel):
     global_batch: int
     """Samples of a step."""
     check: int
-    """CRC-32 over the first indices. numpy does not promise that its shuffle stays the same in all versions."""
+    """CRC-32 over the first indices, by which another computation of the same version would be found."""
 
-    def samples(self, shards: tuple[int, ...]) -> SampleOrder:
+    def samples(self, shards: ShardSizes) -> SampleOrder:
         """The order of a data set with shards of these sizes."""
         return SampleOrder(self.seed, shards, self.window)
 
@@ -118,7 +123,7 @@ def read_history(path: str, records: Sequence[dict[str, Any]]) -> History:
     """The history that the records of a ledger tell.
 
     Raises:
-        UsageError: if they are no ledger's; it names the file.
+        UsageError: if they are no ledger's, or one of an order of another version; it names the file.
     """
     history = None
     for number, record in enumerate(records, start=1):
@@ -127,6 +132,7 @@ def read_history(path: str, records: Sequence[dict[str, Any]]) -> History:
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UsageError(f"{path} is no ledger (record {number}: {error})") from error
         if isinstance(parsed, DataOrder):
+            _check_version(path, parsed.version)
             history = history or History(parsed)
         elif history is None:
             raise UsageError(f"{path} is no ledger: it has a record {record.get('event')!r} where none belongs")
@@ -137,6 +143,16 @@ def read_history(path: str, records: Sequence[dict[str, Any]]) -> History:
     if history is None:
         raise UsageError(f"{path} is empty: the stage has not begun")
     return history
+
+
+def _check_version(path: str, version: int) -> None:
+    if version != ORDER_VERSION:
+        remedy = "update foldtrain" if version > ORDER_VERSION else "begin the stage anew in another run"
+        raise UsageError(
+            f"{path}: the stage was begun in an order of its samples of version {version}, but version "
+            f"{ORDER_VERSION} is needed, in which the same seed gives another order: {remedy}, or use the foldtrain "
+            "that wrote it (environment.json)"
+        )
 
 
 def is_ledger_record(record: dict[str, Any]) -> bool:
@@ -152,7 +168,7 @@ def _parse(record: dict[str, Any]) -> DataOrder | Segment | tuple[int, int]:
     """An order, a segment, or the step and the world size of a start."""
     match record.get("event"):
         case "order":
-            return DataOrder.model_validate(_without_event(record))
+            return DataOrder.model_validate({"version": 1} | _without_event(record))  # the first stated no version
         case "segment":
             return Segment.parse(record)
         case "start":
@@ -175,7 +191,7 @@ def _restart(history: History, step: int, world: int) -> None:
     history.starts.append((step, world))
 
 
-def step_indices(order: DataOrder, shards: tuple[int, ...], step: int) -> npt.NDArray[np.int64]:
+def step_indices(order: DataOrder, shards: ShardSizes, step: int) -> npt.NDArray[np.int64]:
     """The samples of a step by number, in their order over all ranks, int64 [global_batch]."""
     return order.samples(shards).indices(step_positions(step, order.global_batch))
 
@@ -185,7 +201,7 @@ def chain(crc: int, keys: Keys) -> int:
     return zlib.crc32(keys.tobytes(), crc)
 
 
-def audit(history: History, keys: Keys, shards: tuple[int, ...]) -> Audit:
+def audit(history: History, keys: Keys, shards: ShardSizes) -> Audit:
     """Compare what was consumed with what should have been, and count every sample.
 
     Args:
@@ -200,29 +216,44 @@ def audit(history: History, keys: Keys, shards: tuple[int, ...]) -> Audit:
             problems.append(f"steps {end} to {segment.first - 1} are not on record")
         problems += _check_segment(segment, history.order, order, keys)
         end = segment.stop
-    passed = {step for segment in history.segments for first, stop in segment.skipped for step in range(first, stop)}
+    skipped = [steps for segment in history.segments for steps in segment.skipped]
+    passed = np.array([step for first, stop in skipped for step in range(first, stop)], np.int64)
     epochs = []
     for first in range(0, end * history.order.global_batch, len(keys)):
-        positions = np.arange(first, min(first + len(keys), end * history.order.global_batch))
-        if passed:
-            positions = positions[~np.isin(positions // history.order.global_batch, list(passed))]
-        times = np.bincount(order.indices(positions), minlength=len(keys))
-        epochs.append((len(positions), len(keys), int(times.max())))
+        stop = min(first + len(keys), end * history.order.global_batch)
+        times = _count_samples(order, first, stop, passed, history.order.global_batch)
+        epochs.append((int(times.sum()), len(keys), int(times.max())))
         if times.max() > 1:
             name = bytes(keys[int(times.argmax())]).decode(errors="replace")
             problems.append(f"epoch {first // len(keys)} has sample {name} {times.max()} times")
     return Audit(history, tuple(problems), tuple(epochs))
 
 
+def _count_samples(
+    order: SampleOrder, first: int, stop: int, passed: npt.NDArray[np.int64], global_batch: int
+) -> npt.NDArray[np.int32]:
+    """How often each sample stands at the positions `first` to `stop` - 1, without steps that were passed over [N]."""
+    times = np.zeros(order.count, np.int32)
+    for start in range(first, stop, _AT_ONCE):
+        positions = np.arange(start, min(start + _AT_ONCE, stop))
+        if passed.size:
+            positions = positions[~np.isin(positions // global_batch, passed)]
+        np.add.at(times, order.indices(positions), 1)
+    return times
+
+
 def _check_segment(segment: Segment, data: DataOrder, order: SampleOrder, keys: Keys) -> list[str]:
     problems = []
     if len(segment.crc) != segment.world:
         return [f"steps {segment.first} to {segment.stop - 1}: {len(segment.crc)} of {segment.world} ranks on record"]
+    at_once = max(1, _AT_ONCE * segment.world // data.global_batch)
     for rank, found in enumerate(segment.crc):
         crc = 0
         for first, stop in _runs(segment.steps()):
-            positions = step_positions(first, data.global_batch, rank, segment.world, stop - first)
-            crc = chain(crc, keys[order.indices(positions)])
+            for step in range(first, stop, at_once):
+                steps = min(at_once, stop - step)
+                positions = step_positions(step, data.global_batch, rank, segment.world, steps)
+                crc = chain(crc, keys[order.indices(positions)])
         if crc != found:
             problems.append(
                 f"steps {segment.first} to {segment.stop - 1}: rank {rank} of {segment.world} consumed other samples"

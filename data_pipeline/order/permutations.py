@@ -3,8 +3,9 @@
     position p = samples consumed so far    epoch = p // N    index = permutation(seed, epoch)[p % N]
     step s consumes positions [s*B, (s+1)*B), B = global_batch; each rank takes its contiguous slice
 
-A permutation shuffles all samples, or, with a window, the shards first and then the samples of a few shards at a time:
-a node that keeps that many shards then reads each of them once per epoch.
+The permutation is computed, not stored (feistel.py), so that an order takes no memory per sample and begins anywhere at
+once. It shuffles all samples; or, with a window, the shards first, and then the samples of a few shards at a time: a
+node that keeps that many shards reads each of them once per epoch. Then a table of two epochs' shards is kept.
 Nothing else enters: not the world size, not the number of loader threads, not gradient accumulation. Whatever is random
 about a sample (view, label dropout, quantizer dropout) is drawn by `keyed_uniform` from (seed, stream, p), and what the
 network itself draws in training (stochastic depth, dropout) follows from `network_seeds`.
@@ -13,22 +14,57 @@ network itself draws in training (stochastic depth, dropout) follows from `netwo
 from __future__ import annotations
 
 import functools
+import itertools
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from data_pipeline.order.feistel import Permutation
+
 Positions = npt.NDArray[np.int64]
-Indices = npt.NDArray[np.int32] | npt.NDArray[np.int64]
+ShardSizes = Sequence[int] | npt.NDArray[np.int64]
+
+ORDER_VERSION = 2
+"""Of the permutations: the same seed gives another order in another version. Version 1 was numpy's shuffle."""
 
 
 @dataclass(frozen=True)
+class Window:
+    """Positions whose samples are shuffled together, and the shards that hold them."""
+
+    epoch: int
+    number: int
+    """Of the window in its epoch."""
+    first: int
+    """First position."""
+    stop: int
+    """The position after the last; the next window begins there."""
+    shards: Sequence[int]
+    """Numbers of its shards, in the order of the manifest."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Epoch:
+    """The shards of an epoch in windows."""
+
+    number: int
+    turn: Positions
+    """Shards, in the order in which they are used [shards]."""
+    ends: Positions
+    """Samples of the epoch up to the end of each of them [shards]."""
+    window_ends: Positions
+    """Samples of the epoch up to the end of each window [windows]."""
+
+
+@dataclass(frozen=True, eq=False)
 class SampleOrder:
     """The order of a data set's samples, epoch after epoch."""
 
     seed: int
-    shards: tuple[int, ...]
+    shards: ShardSizes
     """Samples of each shard, in the order of the manifest."""
     window: int | None = None
     """Shards that are shuffled together; None shuffles all samples."""
@@ -36,63 +72,107 @@ class SampleOrder:
     @functools.cached_property
     def count(self) -> int:
         """Samples of the data set, which is the length of an epoch."""
-        return sum(self.shards)
+        return int(self._sizes.sum())
 
     def indices(self, positions: Positions) -> Positions:
         """Which samples stand at the given positions, int64 of the same shape."""
-        if not positions.size:
-            return positions
-        first, last = int(positions.min()) // self.count, int(positions.max()) // self.count
-        if first == last:
-            return self._epoch(first)[positions - first * self.count].astype(np.int64)
-        epochs, places = np.divmod(positions, self.count)
-        indices = np.empty_like(positions)
-        for epoch in range(first, last + 1):
-            here = epochs == epoch
-            if here.any():
-                indices[here] = self._epoch(epoch)[places[here]]
+        indices = np.array(positions, np.int64, order="C")
+        flat = indices.reshape(-1)
+        for epoch, here in _runs(flat // self.count):
+            places = flat[here]
+            places -= epoch * self.count
+            flat[here] = self._shuffle(epoch, places)
         return indices
 
-    def _epoch(self, epoch: int) -> Indices:
-        if self.window is None or self.window >= len(self.shards):
-            return permutation(self.seed, epoch, self.count)
-        return windowed_permutation(self.seed, epoch, self.shards, self.window)
+    def positions(self, epoch: int, indices: Positions) -> Positions:
+        """Where the given samples stand in an epoch, the inverse of `indices`: int64 of the same shape."""
+        if not self._is_windowed:
+            return self._permutation(epoch).invert(indices) + epoch * self.count
+        table = self._epoch(epoch)
+        shard = np.searchsorted(self._starts, indices, side="right") - 1
+        turn_of = np.empty_like(table.turn)
+        turn_of[table.turn] = np.arange(len(turn_of))
+        turns = turn_of[shard]
+        places = table.ends[turns] - self._sizes[shard] + indices - self._starts[shard]
+        flat = places.reshape(-1)
+        for number, here in _runs(np.searchsorted(table.window_ends, flat, side="right")):
+            first, stop = self._window_places(table, number)
+            flat[here] = self._permutation(epoch, number, stop - first).invert(flat[here] - first) + first
+        places += epoch * self.count
+        return places
+
+    def window_at(self, position: int) -> Window:
+        """The window that holds a position: all of the epoch where all samples are shuffled."""
+        epoch, place = divmod(position, self.count)
+        before = epoch * self.count
+        if not self._is_windowed:
+            return Window(epoch, 0, before, before + self.count, range(len(self.shards)))
+        assert self.window is not None
+        table = self._epoch(epoch)
+        number = int(np.searchsorted(table.window_ends, place, side="right"))
+        first, stop = self._window_places(table, number)
+        shards = np.sort(table.turn[number * self.window : (number + 1) * self.window])
+        return Window(epoch, number, before + first, before + stop, tuple(shards.tolist()))
+
+    @functools.cached_property
+    def _sizes(self) -> Positions:
+        return np.asarray(self.shards, np.int64)
+
+    @functools.cached_property
+    def _starts(self) -> Positions:
+        return np.cumsum(self._sizes) - self._sizes
+
+    @property
+    def _is_windowed(self) -> bool:
+        return self.window is not None and self.window < len(self.shards)
+
+    @functools.cached_property
+    def _epochs(self) -> dict[int, _Epoch]:
+        return {}
+
+    def _epoch(self, number: int) -> _Epoch:
+        """The windows of an epoch, of which those of two epochs are kept."""
+        found = self._epochs.get(number)
+        if found is None:
+            assert self.window is not None
+            turn = Permutation(self.seed, f"{number}/shards", len(self.shards)).permute(np.arange(len(self.shards)))
+            ends = np.cumsum(self._sizes[turn])
+            window_ends = np.append(ends[self.window - 1 : -1 : self.window], ends[-1])
+            found = _Epoch(number, turn, ends, window_ends)
+            for old in list(self._epochs)[:-1]:
+                self._epochs.pop(old, None)
+            self._epochs[number] = found
+        return found
+
+    def _shuffle(self, epoch: int, places: Positions) -> Positions:
+        """The samples at some places of an epoch."""
+        if not self._is_windowed:
+            return self._permutation(epoch).permute(places)
+        table = self._epoch(epoch)
+        for number, here in _runs(np.searchsorted(table.window_ends, places, side="right")):
+            first, stop = self._window_places(table, number)
+            places[here] = self._permutation(epoch, number, stop - first).permute(places[here] - first) + first
+        turns = np.searchsorted(table.ends, places, side="right")
+        shard = table.turn[turns]
+        indices: Positions = places - table.ends[turns] + self._sizes[shard] + self._starts[shard]
+        return indices
+
+    @staticmethod
+    def _window_places(table: _Epoch, number: int) -> tuple[int, int]:
+        """Samples of the epoch before a window, and up to its end."""
+        return int(table.window_ends[number - 1]) if number else 0, int(table.window_ends[number])
+
+    def _permutation(self, epoch: int, window: int | None = None, count: int | None = None) -> Permutation:
+        name = f"{epoch}" if window is None else f"{epoch}/{window}"
+        return Permutation(self.seed, name, self.count if count is None else count)
 
 
-@functools.lru_cache(maxsize=2)
-def permutation(seed: int, epoch: int, count: int) -> Indices:
-    """The order of one epoch: a shuffled `arange(count)`, read-only; int32 where that is enough, else int64."""
-    order = _count_up(count)
-    _generator(seed, epoch).shuffle(order)
-    order.flags.writeable = False
-    return order
-
-
-@functools.lru_cache(maxsize=2)
-def windowed_permutation(seed: int, epoch: int, shards: tuple[int, ...], window: int) -> Indices:
-    """The order of one epoch in which the samples of `window` shards are shuffled together, as `permutation`."""
-    generator = _generator(seed, epoch)
-    ends = np.cumsum(shards).tolist()
-    turn = generator.permutation(len(shards)).tolist()
-    order = _count_up(ends[-1])
-    filled = 0
-    for at in range(0, len(turn), window):
-        first = filled
-        for shard in turn[at : at + window]:
-            order[filled : filled + shards[shard]] = np.arange(ends[shard] - shards[shard], ends[shard])
-            filled += shards[shard]
-        generator.shuffle(order[first:filled])
-    order.flags.writeable = False
-    return order
-
-
-def _generator(seed: int, epoch: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(key=[seed, epoch]))
-
-
-def _count_up(count: int) -> Indices:
-    """0, 1, 2, … in four bytes each where that is enough: every rank of a node holds two epochs."""
-    return np.arange(count, dtype=np.int32) if count <= np.iinfo(np.int32).max else np.arange(count, dtype=np.int64)
+def _runs(numbers: Positions) -> list[tuple[int, slice]]:
+    """Neighbours that are equal, as (number, where): there are few where positions are consecutive."""
+    if not numbers.size:
+        return []
+    cuts = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
+    return [(int(numbers[a]), slice(a, b)) for a, b in itertools.pairwise(cuts)]
 
 
 def step_positions(step: int, global_batch: int, rank: int = 0, world: int = 1, steps: int = 1) -> Positions:

@@ -114,6 +114,32 @@ def test_a_step_that_was_not_passed_over_as_recorded_is_found() -> None:
 
 
 @pytest.mark.parametrize(
+    ("stated", "said"),
+    [
+        ({"version": 1}, "of version 1, but version 2 is needed.*begin the stage anew"),
+        ({"version": 3}, "of version 3, but version 2 is needed.*update foldtrain"),
+        ({}, "of version 1, but version 2 is needed.*begin the stage anew"),
+    ],
+)
+def test_an_order_of_another_version_is_refused_by_name(stated: Record, said: str) -> None:
+    order = {"event": "order"} | ORDER.model_dump(exclude={"version"}) | stated
+    assert is_ledger_record(order)  # a start that left it out would begin another order in the same ledger
+    with pytest.raises(UsageError, match=r"a/ledger\.jsonl.*" + said):
+        read_history("a/ledger.jsonl", [order, started(0, 1), segment(0, 4, 1)])
+
+
+def test_an_audit_in_small_parts_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    records = [started(0, 2), segment(0, 4, 2), segment(4, 9, 2, skipped={5, 7})]
+    twice = segment(9, 12, 2)
+    history = read_history("ledger.jsonl", ledger(*records, twice))
+    whole = audit(history, KEYS, SHARDS)
+    monkeypatch.setattr("data_pipeline.order.ledger._AT_ONCE", 3)
+    assert audit(history, KEYS, SHARDS) == whole
+    assert whole.problems == ()
+    assert whole.epochs == ((20, 20, 1), (20, 20, 1), (8, 20, 1), (16, 20, 1), (16, 20, 1))
+
+
+@pytest.mark.parametrize(
     "records", [[], [{"event": "segment"}], [{"event": "order", "data": 3}], ledger({"event": "other"})]
 )
 def test_what_is_no_ledger_is_refused_by_name(records: list[Record]) -> None:

@@ -108,5 +108,5 @@ def _check_order(path: str, begun: DataOrder, now: DataOrder) -> None:
     if found:
         raise UsageError(
             f"{path}: the stage was begun in another order of its samples ({'; '.join(found)}). If only `check` "
-            "differs, this version of numpy shuffles otherwise: go on with the one in environment.json"
+            "differs, the order is computed otherwise here: go on with the foldtrain and the numpy in environment.json"
         )
