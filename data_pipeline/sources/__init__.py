@@ -6,31 +6,40 @@ from collections.abc import Callable
 from typing import Any
 
 from data_pipeline.config import Source
-from data_pipeline.sources.folder import open_folder
-from data_pipeline.sources.idx import open_idx
-from data_pipeline.sources.ilsvrc import open_ilsvrc
-from data_pipeline.sources.ilsvrc_validation import open_ilsvrc_validation
-from data_pipeline.sources.parquet import open_parquet
-from data_pipeline.sources.source import ImageSource, ItemReader, RawItem, safe_key
-from data_pipeline.sources.webdataset import open_webdataset
+from data_pipeline.sources.folder import FolderImages
+from data_pipeline.sources.idx import IdxImages
+from data_pipeline.sources.ilsvrc import ILSVRCImages
+from data_pipeline.sources.ilsvrc_validation import ILSVRCValidationImages
+from data_pipeline.sources.parquet import ParquetImages
+from data_pipeline.sources.source import Facts, ImageSource, ItemReader, RawItem, RawSource, safe_key
+from data_pipeline.sources.webdataset import WebDatasetImages
 
-_KINDS: dict[str, Callable[[Any], ImageSource]] = {
-    "idx": open_idx,
-    "folder": open_folder,
-    "ilsvrc": open_ilsvrc,
-    "ilsvrc_val": open_ilsvrc_validation,
-    "webdataset": open_webdataset,
-    "parquet": open_parquet,
+_KINDS: dict[str, Callable[[Any], RawSource]] = {
+    "idx": IdxImages,
+    "folder": FolderImages,
+    "ilsvrc": ILSVRCImages,
+    "ilsvrc_val": ILSVRCValidationImages,
+    "webdataset": WebDatasetImages,
+    "parquet": ParquetImages,
 }
 
 
-def open_source(config: Source) -> ImageSource:
-    """List a source's images.
+def find_source(config: Source) -> RawSource:
+    """A source, before it is listed.
 
     Raises:
-        UsageError: if it is missing, empty or not of its kind.
+        UsageError: if there are no such files.
     """
     return _KINDS[config.kind](config)
 
 
-__all__ = ["ImageSource", "ItemReader", "RawItem", "open_source", "safe_key"]
+def open_source(config: Source) -> ImageSource:
+    """List a small source's images, in memory.
+
+    Raises:
+        UsageError: if it is missing, empty or not of its kind.
+    """
+    return ImageSource.of(find_source(config))
+
+
+__all__ = ["Facts", "ImageSource", "ItemReader", "RawItem", "RawSource", "find_source", "open_source", "safe_key"]

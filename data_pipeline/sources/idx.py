@@ -7,9 +7,8 @@ import importlib.resources
 import io
 import math
 import zlib
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, Any, cast
+from typing import IO, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +17,13 @@ from PIL import Image
 from data_pipeline import storage
 from data_pipeline.config import IdxSource
 from data_pipeline.errors import NotAFileError, UsageError
-from data_pipeline.sources.source import ItemReader, RawItem
+from data_pipeline.sources.source import Facts, ItemReader, RawItem, Take
 
 _EMBEDDED = "embedded:"
 _UNSIGNED_BYTE = 8
 MOST_BYTES = 2**30
 """Largest file, unpacked: it is held in memory."""
+_ITEMS_AT_ONCE = 16_384
 
 
 @dataclass(frozen=True)
@@ -43,41 +43,45 @@ class PixelReader:
 class IdxImages:
     """Grey images in memory, with keys that are zero-padded numbers."""
 
-    def __init__(self, config: IdxSource, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.uint8]) -> None:
-        count = int(labels.max()) + 1
+    prefixes = False
+
+    def __init__(self, config: IdxSource) -> None:
+        images = _read_array(config.images, dimensions=3)
+        self._labels = _read_array(config.labels, dimensions=1)
+        if len(images) != len(self._labels):
+            raise UsageError(
+                f"{config.images} holds {len(images)} images, but {config.labels} holds {len(self._labels)} labels"
+            )
+        if not images.size:
+            raise UsageError(f"{config.images} holds no images")
+        self._config, self._images = config, images
+        self.name = config.images
+        self.reader: ItemReader = PixelReader(images)
+
+    def stamp(self) -> str:
+        """Of the pixels, the labels and the config: they are read anyway."""
+        content = [self._digest(), storage.sha256(self._labels.tobytes())]
+        return storage.fingerprint([self._config.model_dump(mode="json"), *content])
+
+    def scan(self, take: Take) -> Facts:
+        """List both files.
+
+        Raises:
+            UsageError: if classes are named, but not all.
+        """
+        config, count = self._config, int(self._labels.max()) + 1
         if config.classes is not None and len(config.classes) < count:
             raise UsageError(
                 f"{config.labels} has labels up to {count - 1}, but {len(config.classes)} classes are named"
             )
-        self.name = config.images
-        self.skipped: Mapping[str, int] = {}
-        self.classes: tuple[str, ...] = config.classes or tuple(str(label) for label in range(count))
-        size = images[0].size
-        self.items: Sequence[RawItem] = [
-            RawItem(key=f"{number:08d}", label=int(label), size=size, name=f"image {number}", offset=number)
-            for number, label in enumerate(labels)
-        ]
-        self.reader: ItemReader = PixelReader(images)
-        self._images = images
+        size = self._images[0].size
+        for start in range(0, len(self._labels), _ITEMS_AT_ONCE):
+            labels = enumerate(self._labels[start : start + _ITEMS_AT_ONCE].tolist(), start)
+            take([RawItem(f"{number:08d}", label, size, f"image {number}", number) for number, label in labels])
+        return Facts(config.classes or tuple(str(label) for label in range(count)), {}, self._digest())
 
-    def identity(self) -> Any:
-        """The pixels' digest."""
+    def _digest(self) -> str:
         return storage.sha256(self._images.tobytes())
-
-
-def open_idx(config: IdxSource) -> IdxImages:
-    """Read both files.
-
-    Raises:
-        UsageError: if one is missing, or they are not a pair of images and labels.
-    """
-    images = _read_array(config.images, dimensions=3)
-    labels = _read_array(config.labels, dimensions=1)
-    if len(images) != len(labels):
-        raise UsageError(f"{config.images} holds {len(images)} images, but {config.labels} holds {len(labels)} labels")
-    if not images.size:
-        raise UsageError(f"{config.images} holds no images")
-    return IdxImages(config, images, labels)
 
 
 def _read_array(uri: str, dimensions: int) -> npt.NDArray[np.uint8]:

@@ -6,84 +6,82 @@ Only headers are read to list it. A tar inside a tar is not compressed, so each 
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import PurePosixPath
-from typing import Any, NamedTuple
 
 from data_pipeline import storage
 from data_pipeline.config import ILSVRCSource
 from data_pipeline.errors import UsageError
+from data_pipeline.sources.parts import in_parallel, stamp_files
+from data_pipeline.sources.skipped import add_counts
 from data_pipeline.sources.source import (
+    Facts,
     ItemReader,
     RawItem,
+    Take,
     check_class_names,
     name_some,
     safe_key,
-    unique_items,
 )
-from data_pipeline.sources.tar_listing import RangeReader, TarListing, in_parallel, list_tar
+from data_pipeline.sources.tar_listing import RangeReader, TarListing, list_tar
 from data_pipeline.storage.tar import Member
-
-
-class _Class(NamedTuple):
-    """A class, before its images are read."""
-
-    wnid: str
-    images: list[Member]
-    """Where they lie in the outer file."""
 
 
 class ILSVRCImages:
     """Images by their range of the outer tar. Classes are wnids, in sorted order."""
 
-    def __init__(self, path: str, classes: list[_Class], skipped: Mapping[str, int]) -> None:
-        self.name = path
-        self.reader: ItemReader = RangeReader(storage.absolute(path))
-        self.skipped = skipped
-        self.classes: tuple[str, ...] = tuple(sorted(one.wnid for one in classes))
-        labels = {wnid: label for label, wnid in enumerate(self.classes)}
-        self.items: Sequence[RawItem] = unique_items(
-            path,
-            (
-                RawItem(
-                    key=safe_key(PurePosixPath(image.name).stem),
-                    label=labels[one.wnid],
-                    size=image.length,
-                    name=f"{one.wnid}.tar/{image.name}",
-                    offset=image.offset,
-                )
-                for one in classes
-                for image in one.images
-            ),
-        )
+    prefixes = False
 
-    def identity(self) -> Any:
-        """Nothing beyond the names and sizes of the items."""
-        return None
+    def __init__(self, config: ILSVRCSource) -> None:
+        self._config = config
+        self.name = config.path
+        self.reader: ItemReader = RangeReader(storage.absolute(config.path))
+
+    def stamp(self) -> str:
+        """Of the tar and the config."""
+        return stamp_files(self._config, storage.absolute(self.name), [""])
+
+    def scan(self, take: Take) -> Facts:
+        """List the tar of tars.
+
+        Raises:
+            UsageError: if it is missing, damaged, empty or not a tar of tars, or a class has no images.
+        """
+        outer = self._list_outer()
+        parts = [member for member, _ in outer.files]
+        _check_parts(self.name, parts)
+        classes = tuple(sorted(map(_wnid, parts)))
+        labels = {wnid: label for label, wnid in enumerate(classes)}
+        skipped, empty = outer.skipped.counts(), []
+        for part, inner in zip(parts, in_parallel(self._list_class, parts), strict=True):
+            wnid = _wnid(part)
+            skipped = add_counts([skipped, inner.skipped.counts()])
+            if not inner.files:
+                empty.append(wnid)
+            take([_item(wnid, labels[wnid], image) for image, _ in inner.files])
+        if not self._config.allow_empty_classes:
+            _check_empty(self.name, sorted(empty))
+        return Facts(classes, skipped)
+
+    def _list_outer(self) -> TarListing:
+        try:
+            return list_tar(self.name)
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            raise UsageError(f"there is no file {self.name}: see data.source in the config") from None
+        except tarfile.TarError as error:
+            raise UsageError(f"{self.name} is not a tar of one tar per class, or is damaged ({error})") from error
+
+    def _list_class(self, part: Member) -> TarListing:
+        where = f"{self.name}: {part.name}"
+        try:
+            return list_tar(self.name, part.offset, part.length, where=where)
+        except tarfile.TarError as error:
+            raise UsageError(f"{where} is not a tar of the images of one class, or is damaged ({error})") from error
 
 
-def open_ilsvrc(config: ILSVRCSource) -> ILSVRCImages:
-    """List the tar of tars.
-
-    Raises:
-        UsageError: if it is missing, damaged, empty or not a tar of tars, or a class has no images.
-    """
-    try:
-        outer = list_tar(config.path)
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise UsageError(f"there is no file {config.path}: see data.source in the config") from None
-    except tarfile.TarError as error:
-        raise UsageError(f"{config.path} is not a tar of one tar per class, or is damaged ({error})") from error
-    parts = [member for member, _ in outer.files]
-    _check_parts(config.path, parts)
-    classes = []
-    listings = in_parallel(lambda part: _list_class(config.path, part), parts)
-    for part, (images, skipped) in zip(parts, listings, strict=True):
-        classes.append(_Class(_wnid(part), [image for image, _ in images]))
-        outer.skipped.update(skipped)
-    if not config.allow_empty_classes:
-        _check_images(config.path, classes)
-    return ILSVRCImages(config.path, classes, outer.skipped.counts())
+def _item(wnid: str, label: int, image: Member) -> RawItem:
+    key = safe_key(PurePosixPath(image.name).stem)
+    return RawItem(key, label, image.length, f"{wnid}.tar/{image.name}", image.offset)
 
 
 def _wnid(part: Member) -> str:
@@ -101,17 +99,8 @@ def _check_parts(path: str, parts: Sequence[Member]) -> None:
     check_class_names(path, seen)
 
 
-def _list_class(path: str, part: Member) -> TarListing:
-    where = f"{path}: {part.name}"
-    try:
-        return list_tar(path, part.offset, part.length, where=where)
-    except tarfile.TarError as error:
-        raise UsageError(f"{where} is not a tar of the images of one class, or is damaged ({error})") from error
-
-
-def _check_images(path: str, classes: Sequence[_Class]) -> None:
+def _check_empty(path: str, empty: Sequence[str]) -> None:
     """Labels follow from the sorted tars, so that a tar more or less shifts those of all after it."""
-    empty = sorted(one.wnid for one in classes if not one.images)
     if empty:
         raise UsageError(
             f"{path}: class tars without images ({len(empty)}): {name_some(f'{wnid}.tar' for wnid in empty)}. Make the "

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import re
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import PurePosixPath
-from typing import Any
 
 from data_pipeline import storage
 from data_pipeline.config import ILSVRCValidationSource
 from data_pipeline.errors import UsageError
 from data_pipeline.sources.label_text import is_number, read_text
-from data_pipeline.sources.parts import WHERE
-from data_pipeline.sources.source import ItemReader, RawItem, safe_key, unique_items
+from data_pipeline.sources.parts import WHERE, stamp_files
+from data_pipeline.sources.source import Facts, ItemReader, RawItem, Take, safe_key
 from data_pipeline.sources.tar_listing import RangeReader, list_tar
 from data_pipeline.storage.tar import Member
 
@@ -21,43 +20,45 @@ from data_pipeline.storage.tar import Member
 class ILSVRCValidationImages:
     """Images by their range of the tar. Classes are wnids, in sorted order."""
 
-    def __init__(self, path: str, images: Sequence[Member], wnids: Sequence[str], skipped: Mapping[str, int]) -> None:
-        self.name = path
-        self.skipped = skipped
-        self.reader: ItemReader = RangeReader(storage.absolute(path))
-        self.classes: tuple[str, ...] = tuple(sorted(set(wnids)))
-        labels = {wnid: label for label, wnid in enumerate(self.classes)}
-        self.items: Sequence[RawItem] = unique_items(
-            path,
-            (
+    prefixes = False
+
+    def __init__(self, config: ILSVRCValidationSource) -> None:
+        self._config = config
+        self.name = config.path
+        self.reader: ItemReader = RangeReader(storage.absolute(config.path))
+
+    def stamp(self) -> str:
+        """Of the tar, the labels, the synsets and the config."""
+        files = [self._config.path, self._config.labels, *filter(None, [self._config.synsets])]
+        return storage.fingerprint([stamp_files(self._config, storage.absolute(file), [""]) for file in files])
+
+    def scan(self, take: Take) -> Facts:
+        """List the tar and find each image's class.
+
+        Raises:
+            UsageError: if a file is missing or damaged, or the labels do not fit the images.
+        """
+        try:
+            found, skipped = list_tar(self.name)
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            raise UsageError(f"there is no file {self.name}: {WHERE}") from None
+        except tarfile.TarError as error:
+            raise UsageError(f"{self.name} is not a tar of images, or is damaged ({error})") from error
+        images = sorted((member for member, _ in found), key=lambda member: PurePosixPath(member.name).name)
+        wnids = _read_labels(self._config, images)
+        classes = tuple(sorted(set(wnids)))
+        labels = {wnid: label for label, wnid in enumerate(classes)}
+        take(
+            [
                 RawItem(_key(image), labels[wnid], image.length, image.name, image.offset)
                 for image, wnid in zip(images, wnids, strict=True)
-            ),
+            ]
         )
-
-    def identity(self) -> Any:
-        """Nothing beyond the names and sizes of the items."""
-        return None
+        return Facts(classes, skipped.counts())
 
 
 def _key(image: Member) -> str:
     return safe_key(PurePosixPath(image.name).stem)
-
-
-def open_ilsvrc_validation(config: ILSVRCValidationSource) -> ILSVRCValidationImages:
-    """List the tar and find each image's class.
-
-    Raises:
-        UsageError: if a file is missing or damaged, or the labels do not fit the images.
-    """
-    try:
-        found, skipped = list_tar(config.path)
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise UsageError(f"there is no file {config.path}: {WHERE}") from None
-    except tarfile.TarError as error:
-        raise UsageError(f"{config.path} is not a tar of images, or is damaged ({error})") from error
-    images = sorted((member for member, _ in found), key=lambda member: PurePosixPath(member.name).name)
-    return ILSVRCValidationImages(config.path, images, _read_labels(config, images), skipped.counts())
 
 
 def _read_labels(config: ILSVRCValidationSource, images: Sequence[Member]) -> list[str]:

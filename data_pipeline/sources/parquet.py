@@ -6,20 +6,21 @@ A row group is the least that can be read of the images, so it is a block: its i
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from data_pipeline import storage
 from data_pipeline.config import ParquetSource
 from data_pipeline.errors import UsageError
-from data_pipeline.sources.parts import WHERE, check_label, find_parts, name_classes
-from data_pipeline.sources.skipped import EMPTY_FILES
-from data_pipeline.sources.source import ItemReader, RawItem, safe_key, unique_items
-from data_pipeline.sources.tar_listing import Window, in_parallel
+from data_pipeline.sources.parts import WHERE, check_label, find_parts, in_parallel, name_classes, stamp_files
+from data_pipeline.sources.skipped import EMPTY_FILES, add_counts
+from data_pipeline.sources.source import Facts, ItemReader, RawItem, Take, safe_key
+from data_pipeline.sources.tar_listing import Window
 
 MAX_BLOCK_BYTES = 2**31
 """Largest row group that is taken: it is held in memory as a whole."""
+_ITEMS_AT_ONCE = 16_384
 
 
 class RowGroupReader:
@@ -72,18 +73,51 @@ class _Part(NamedTuple):
 class ParquetImages:
     """Images by row. Keys are the file's name and the row's number in it."""
 
-    def __init__(self, config: ParquetSource, root: str, parts: list[_Part], skipped: Mapping[str, int]) -> None:
-        self.name = config.path
-        self.skipped = skipped
-        self.reader: ItemReader = RowGroupReader(root, config.image)
-        labels = [label for part in parts for group in part.groups for label in group.labels]
-        self.classes: tuple[str, ...] = name_classes(config.path, config.classes or _classes(config, parts), labels)
-        self.items: Sequence[RawItem] = unique_items(config.path, (item for part in parts for item in _items(part)))
-        self._layout = storage.fingerprint([[part.name, [group.size for group in part.groups]] for part in parts])
+    prefixes = False
 
-    def identity(self) -> Any:
-        """A digest of the row groups' sizes, since those of single images are not known."""
-        return self._layout
+    def __init__(self, config: ParquetSource) -> None:
+        self._config = config
+        self._root, self._names, self._skipped = find_parts(config.path, ".parquet")
+        self.name = config.path
+        self.reader: ItemReader = RowGroupReader(self._root, config.image)
+
+    def stamp(self) -> str:
+        """Of the files and the config."""
+        return stamp_files(self._config, self._root, self._names)
+
+    def scan(self, take: Take) -> Facts:
+        """List the files.
+
+        Raises:
+            UsageError: if one is missing or damaged, or lacks a column, or a label is none.
+        """
+        layout: list[list[Any]] = []
+        empty, highest = 0, -1
+        first: _Part | None = None
+        for part in in_parallel(lambda name: _list_part(self._config, self._root, name), self._names):
+            first = first or part
+            if not self._config.classes:
+                _check_same_classes(self.name, first, part)
+            labels = [label for group in part.groups for label in group.labels]
+            highest = max([highest, *labels])
+            empty += not labels
+            layout.append([part.name, [group.size for group in part.groups]])
+            _take_groups(part, take)
+            part.groups.clear()
+        skipped = add_counts([self._skipped.counts(), {EMPTY_FILES: empty} if empty else {}])
+        classes = name_classes(self.name, self._config.classes or (first.classes if first else None), highest)
+        return Facts(classes, skipped, storage.fingerprint(layout))
+
+
+def _take_groups(part: _Part, take: Take) -> None:
+    """The images of a file, whole row groups at a time."""
+    held: list[RawItem] = []
+    for item in _items(part):
+        if len(held) >= _ITEMS_AT_ONCE and item.offset == 0:
+            take(held)
+            held = []
+        held.append(item)
+    take(held)
 
 
 def _items(part: _Part) -> Iterator[RawItem]:
@@ -104,29 +138,11 @@ def _items(part: _Part) -> Iterator[RawItem]:
             row += 1
 
 
-def _classes(config: ParquetSource, parts: list[_Part]) -> tuple[str, ...] | None:
-    first = parts[0]
-    for part in parts:
-        if part.classes != first.classes:
-            raise UsageError(
-                f"{config.path}: {first.name} and {part.name} name their classes differently: name them in "
-                "data.source.classes"
-            )
-    return first.classes
-
-
-def open_parquet(config: ParquetSource) -> ParquetImages:
-    """List the files.
-
-    Raises:
-        UsageError: if one is missing or damaged, or lacks a column, or a label is none.
-    """
-    root, names, skipped = find_parts(config.path, ".parquet")
-    parts = list(in_parallel(lambda part: _list_part(config, root, part), names))
-    for part in parts:
-        if not any(group.labels for group in part.groups):
-            skipped.add(EMPTY_FILES, part.name)
-    return ParquetImages(config, root, parts, skipped.counts())
+def _check_same_classes(where: str, first: _Part, part: _Part) -> None:
+    if part.classes != first.classes:
+        raise UsageError(
+            f"{where}: {first.name} and {part.name} name their classes differently: name them in data.source.classes"
+        )
 
 
 def _list_part(config: ParquetSource, root: str, part: str) -> _Part:

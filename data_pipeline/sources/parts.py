@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
+
+from pydantic import BaseModel
 
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
@@ -16,7 +20,11 @@ from data_pipeline.storage.local_disk import disk_errors
 WHERE = "see data.source in the config"
 MAX_CLASSES = 1_000_000
 """A greater label is an id of something else, or damage."""
+LISTING_THREADS = 32
+"""Parts of a source that are listed at a time. They wait for storage, not for the processor."""
 
+_Part = TypeVar("_Part")
+_Listing = TypeVar("_Listing")
 
 _COMPRESSED = (".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".tzst", ".lz4", ".zip", ".7z")
 """Endings of compressed files, whose parts cannot be read by themselves."""
@@ -108,15 +116,58 @@ def _is_folder(path: str) -> bool:
         return local.is_dir()
 
 
-def name_classes(where: str, classes: tuple[str, ...] | None, labels: Sequence[int]) -> tuple[str, ...]:
+def stamp_files(config: BaseModel, root: str, names: Sequence[str]) -> str:
+    """Hex digest of what is asked for of which files: their names, lengths, times and ETags. None of them is read.
+
+    Args:
+        config: of the source.
+        root: URI of the folder that they lie in.
+        names: relative to it; an empty one is the file itself that `root` is then.
+    """
+    files = [
+        [name, *found] for name, found in zip(names, in_parallel(lambda name: _stat(root, name), names), strict=True)
+    ]
+    return storage.fingerprint([config.model_dump(mode="json"), root, files])
+
+
+def _stat(root: str, name: str) -> tuple[int, float | None, str]:
+    try:
+        found = storage.stat(storage.join(root, name) if name else root)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):  # its listing says so
+        return -1, None, ""
+    return found.bytes, found.modified, found.etag
+
+
+def in_parallel(function: Callable[[_Part], _Listing], parts: Iterable[_Part]) -> Iterator[_Listing]:
+    """The listing of each part, in their order; no more are held than are listed at a time."""
+    with ThreadPoolExecutor(LISTING_THREADS, thread_name_prefix="listing") as pool:
+        ahead: deque[Future[_Listing]] = deque()
+        try:
+            for part in parts:
+                ahead.append(pool.submit(function, part))
+                if len(ahead) >= LISTING_THREADS:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()
+
+
+def name_classes(where: str, classes: tuple[str, ...] | None, highest: int) -> tuple[str, ...]:
     """The names of the classes: those that are known, or else the labels themselves.
+
+    Args:
+        where: the source, for messages.
+        classes: their names, if they are known.
+        highest: of the labels; -1 if there are none.
 
     Raises:
         UsageError: if a label has no name, or is too large to be one.
     """
-    if not labels:
+    if highest < 0:
         raise UsageError(f"{where} holds no images")
-    count = max(labels) + 1
+    count = highest + 1
     if count > MAX_CLASSES:
         raise UsageError(f"{where} has the label {count - 1}, which is too large to be a class: {WHERE}")
     if classes is None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
 HIDDEN = "hidden"
 SYSTEM = "of an operating system"
 OTHER_ENDING = "with another extension"
@@ -62,6 +65,14 @@ class Skipped:
     def counts(self) -> dict[str, int]:
         """By kind, in the order of their names."""
         return {kind: len(names) for kind, names in sorted(self._names.items())}
+
+
+def add_counts(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Over parts of a source that have nothing in common, by kind, in the order of their names."""
+    total: Counter[str] = Counter()
+    for counts in parts:
+        total.update(counts)
+    return dict(sorted(total.items()))
 
 
 def _kind(part: str) -> str | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
@@ -41,22 +42,98 @@ class ItemReader(Protocol):
         """An image's file, as it is in the source; fast if the images of a block are asked for together."""
 
 
-class ImageSource(Protocol):
-    """A set of raw images, listed in an order that depends on nothing but their names."""
+@dataclass(frozen=True)
+class Facts:
+    """What a listing comes to, beside the images."""
+
+    classes: tuple[str, ...]
+    """Class names by label."""
+    skipped: Mapping[str, int]
+    """What lies among the images and was left out, by kind."""
+    identity: Any = None
+    """What tells this source's content from another's, beyond the names and sizes of its images, as far as it can be
+    had without reading it all; JSON."""
+
+
+Take = Callable[[list[RawItem]], object]
+"""Is given the images of one part of a source after another."""
+
+
+class RawSource(Protocol):
+    """A set of raw images that is there, and may not be listed yet."""
+
+    name: str
+    """Where it is, for messages."""
+    reader: ItemReader
+    """Reads its images, in any process."""
+    prefixes: bool
+    """Whether all keys begin with the names of their parts if two parts share one (`prefixed`)."""
+
+    def stamp(self) -> str:
+        """Hex digest of the names, sizes, times and ETags of its files: as long as it is the same, so is a listing."""
+
+    def scan(self, take: Take) -> Facts:
+        """List it, part by part, in an order that depends on nothing but names.
+
+        Raises:
+            UsageError: if it is empty, damaged or not of its kind.
+        """
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """A source whose listing is held in memory; for small ones."""
 
     name: str
     """Where it is, for messages."""
     classes: tuple[str, ...]
     """Class names by label."""
     items: Sequence[RawItem]
-    """The images."""
+    """The images, by key."""
     reader: ItemReader
     """Reads them, in any process."""
     skipped: Mapping[str, int]
     """What lies among them and was left out, by kind."""
+    content: Any
+    """As `Facts.identity`."""
+
+    @classmethod
+    def of(cls, source: RawSource) -> ImageSource:
+        """List a source.
+
+        Raises:
+            UsageError: if it is wrong.
+        """
+        items: list[RawItem] = []
+        facts = source.scan(items.extend)
+        if source.prefixes and _share_keys(items):
+            items = [prefixed(item) for item in items]
+        return cls(
+            source.name, facts.classes, unique_items(source.name, items), source.reader, facts.skipped, facts.identity
+        )
 
     def identity(self) -> Any:
-        """What tells this source's content from another's, as far as it can be had without reading it all; JSON."""
+        """What tells this source's content from another's, beyond its items."""
+        return self.content
+
+
+def _share_keys(items: Iterable[RawItem]) -> bool:
+    """Whether a key occurs in two parts. One that a part holds twice is an error, which comes later."""
+    owners: dict[str, str] = {}
+    return any(owners.setdefault(item.key, item.part) != item.part for item in items)
+
+
+def prefixed(item: RawItem) -> RawItem:
+    """An image of a tar whose key begins with the name of the tar."""
+    inner, _ = split_member(item.name.removeprefix(f"{item.part}/"))
+    return item._replace(key=safe_key(f"{item.part.removesuffix('.tar')}/{inner}"))
+
+
+def split_member(name: str) -> tuple[str, str]:
+    """Key and extension of a member: "a/b.seg.png" is sample "a/b", extension "seg.png"."""
+    folder, slash, file = name.removeprefix("./").rpartition("/")
+    stem, _, extension = file.partition(".")
+    return (f"{folder}{slash}{stem}", extension.lower()) if stem else (name, "")
 
 
 def safe_key(name: str) -> str:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
@@ -29,8 +28,6 @@ WIDE_WINDOW_BYTES = 2**20
 """Least bytes of a read after a small gap."""
 MOST_HEADER_BYTES = 16 * 2**20
 """A longer header, or label, is damage: it would be held in memory."""
-LISTING_THREADS = 32
-"""Parts of a source that are listed at a time. They wait for storage, not for the processor."""
 
 _COMPRESSED = {
     "gzip": b"\x1f\x8b",
@@ -43,9 +40,6 @@ _COMPRESSED = {
     "7z": b"7z\xbc\xaf\x27\x1c",
 }
 """How compressed files begin, by the program that unpacks them."""
-
-_Part = TypeVar("_Part")
-_Listing = TypeVar("_Listing")
 
 
 @dataclass(frozen=True)
@@ -184,6 +178,7 @@ def list_tar(
         with tarfile.open(fileobj=window, mode="r:", encoding="utf-8") as archive:
             for info in archive:
                 members.add(info, read)
+                archive.members.clear()  # type: ignore[attr-defined]  # it would keep a kilobyte and more of each
             _check_end(window, archive.offset)
         files = members.files(read)
     except tarfile.TarError:
@@ -233,9 +228,3 @@ def _check_compression(where: str, window: Window) -> None:
                 f"{where} is compressed ({program}): images are read out of a tar by their places in it, so unpack it "
                 "first"
             )
-
-
-def in_parallel(function: Callable[[_Part], _Listing], parts: Iterable[_Part]) -> Iterator[_Listing]:
-    """The listing of each part, in their order."""
-    with ThreadPoolExecutor(LISTING_THREADS, thread_name_prefix="listing") as pool:
-        yield from pool.map(function, parts)

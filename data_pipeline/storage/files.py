@@ -14,7 +14,7 @@ import io
 import json
 import mmap
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -195,6 +195,14 @@ def entries(uri: str, *, folders: bool = False) -> dict[str, Entry]:
     kept = [one for one in found if folders or not one.is_folder]
     listed = {one.name + "/" * one.is_folder: Entry(one.status.st_size, one.status.st_mtime) for one in kept}
     return dict(sorted(listed.items()))
+
+
+def iter_entries(uri: str) -> Iterator[tuple[str, Entry]]:
+    """Every object and folder object below a remote folder, in the storage's order, so that not all are held at once.
+
+    All objects of a folder in it come one after another on S3. Names are relative; those of folders end in a slash.
+    """
+    return object_listing.iter_tree(filesystem(uri), uri, folders=True)
 
 
 def _is_temporary(name: str) -> bool:

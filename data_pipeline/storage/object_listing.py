@@ -54,19 +54,29 @@ def list_tree(fs: Any, uri: str, *, folders: bool = False) -> dict[str, Entry]:
         uri: the folder.
         folders: whether to list folders that the storage knows, too, with a slash behind their names.
     """
+    return dict(sorted(iter_tree(fs, uri, folders=folders)))
+
+
+def iter_tree(fs: Any, uri: str, *, folders: bool = False) -> Iterator[tuple[str, Entry]]:
+    """As `list_tree`, in the order of the storage; on S3 a page at a time."""
     if is_s3(fs):
         _, prefix = _place(fs, uri)
-        pages = _objects(fs, uri)
-        found = {entry["Key"]: Entry(entry["Size"], entry["LastModified"].timestamp()) for entry in _all(pages)}
+        found = ((entry["Key"], _entry(entry)) for entry in _all(_objects(fs, uri)))
     else:
         prefix = fs._strip_protocol(uri).rstrip("/") + "/"
         listed = patiently(uri, lambda: fs.find(uri, detail=True, withdirs=folders))
-        found = {
-            name.rstrip("/") + "/" * (info["type"] == "directory"): Entry(int(info["size"] or 0), _modified(info))
+        found = (
+            (name.rstrip("/") + "/" * (info["type"] == "directory"), Entry(int(info["size"] or 0), _modified(info)))
             for name, info in listed.items()
-        }
-    names = {name.removeprefix(prefix): entry for name, entry in found.items() if folders or not name.endswith("/")}
-    return {name: entry for name, entry in sorted(names.items()) if name}
+        )
+    for key, entry in found:
+        name = key.removeprefix(prefix)
+        if name and (folders or not name.endswith("/")):
+            yield name, entry
+
+
+def _entry(listed: dict[str, Any]) -> Entry:
+    return Entry(listed["Size"], listed["LastModified"].timestamp())
 
 
 def list_folder(fs: Any, uri: str) -> list[str]:
