@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -18,39 +17,35 @@ from cluster.session.ray_session import ray_session
 from cluster.terminal.output import console
 from data_pipeline import storage
 from data_pipeline.ingest.ingesting import (
+    Commits,
     IngestPlan,
     PlannedShard,
-    check_quarantine,
+    ShardInputs,
     describe,
+    find_plan,
     finish,
-    missing,
+    look,
     plan_ingest,
     write_shard,
 )
 from data_pipeline.leases.lease import Lease, only_driver
-from data_pipeline.sources import ItemReader
 
 FEW_IMAGES = 2_000
 """Fewer images than this take less time here than Ray and its workers take to start (5 to 10 seconds)."""
 
-_CHECK_SECONDS = 30.0
-"""Bad images of shards that are there already count, too; that means reading all indexes, so it is not done at once."""
-
 
 @dataclass(frozen=True)
 class IngestWork:
-    """What a worker does. The images to read come with each shard, what reads them comes once."""
+    """What a worker does. What it needs comes once; a shard is a few numbers, and its images are read from the plan."""
 
-    readers: dict[str, ItemReader]
-    output: str
-    max_bad: int
+    inputs: ShardInputs
 
     def open(self, threads: int) -> MakeShard:  # noqa: ARG002 - images are read and checked one after the other
         """A function that writes a shard."""
 
         def make(shard: PlannedShard, advance: Advance) -> dict[str, Any]:
-            record = write_shard(self.readers[shard.split], shard, self.output, self.max_bad, advance)
-            return {"bad": len(shard.items) - record.samples}
+            written = write_shard(self.inputs, shard, advance)
+            return {"shard": shard.number, "bad": written.bad, "named": written.named}
 
         return make
 
@@ -66,47 +61,59 @@ def ingest(config: RunConfig) -> int:
         LeaseHeldError: if another driver makes them.
         FoldtrainError: if too many images are bad, or shards failed too often.
     """
-    plan = plan_ingest(config.data, storage.absolute(config.folder("images")), config.seed)
-    left = missing(plan)
-    if left:
-        few = len(left) == 1 or sum(len(shard.items) for shard in left) < FEW_IMAGES
-        with (
-            nullcontext() if few else ray_session(config.cluster),
-            only_driver(plan.output, "ingest") as lease,
-        ):
-            left = missing(plan)  # another driver, whose end this one has waited for, may have made some
+    output = storage.absolute(config.folder("images"))
+    plan = find_plan(config.data, output, config.seed)
+    commits = look(plan) if plan else None
+    left: list[PlannedShard] = []
+    if plan is None or commits is None or commits.left():
+        with only_driver(output, "ingest") as lease:
+            plan = plan or plan_ingest(config.data, output, config.seed, lease.require)
+            commits = commits or Commits(plan)
+            commits.look()  # another driver, whose end this one has waited for, may have made some
+            commits.check_bad()
+            left = commits.left()
             if left:
                 record_config(config, "images")
-                with _progress(plan, left) as progress:
-                    (_make_here if few else _make_on_pool)(plan, left, config, progress, lease)
+                _make(plan, commits, left, config, lease)
     if not left:
         record_place(config, "images")
-    done = finish(plan)
+    done = finish(plan, commits)
     clear_scale(plan.output)
     console().print(f"ingest: {describe(plan, done)}", markup=False)
-    return sum(len(shard.items) for shard in left)
+    return sum(shard.images for shard in left)
 
 
-def _progress(plan: IngestPlan, left: list[PlannedShard]) -> PoolProgress:
-    images_left = sum(len(shard.items) for shard in left)
+def _make(plan: IngestPlan, commits: Commits, left: list[PlannedShard], config: RunConfig, lease: Lease) -> None:
+    images = sum(shard.images for shard in left)
     done = len(plan.shards) - len(left)
-    return PoolProgress("ingest", plan.output, len(plan.shards), plan.total, done, plan.total - images_left)
+    progress = PoolProgress("ingest", plan.output, len(plan.shards), plan.total, done, plan.total - images)
+    few = len(left) == 1 or images < FEW_IMAGES
+    with nullcontext() if few else ray_session(config.cluster), progress:
+        if few:
+            _make_here(plan, commits, left, progress, lease)
+        else:
+            _make_on_pool(plan, commits, left, config, progress, lease)
 
 
 def _make_here(
-    plan: IngestPlan, left: list[PlannedShard], _config: RunConfig, progress: PoolProgress, lease: Lease
+    plan: IngestPlan, commits: Commits, left: list[PlannedShard], progress: PoolProgress, lease: Lease
 ) -> None:
     for shard in left:
         lease.require()
-        record = write_shard(plan.readers[shard.split], shard, plan.output, plan.max_bad)
-        progress.add(len(shard.items))
+        written = write_shard(plan.inputs, shard)
+        progress.add(shard.images)
         progress.show_done()
-        if record.samples < len(shard.items):
-            check_quarantine(plan)
+        commits.note(shard.number, written.bad, written.named)
+        commits.check_bad()
 
 
 def _make_on_pool(
-    plan: IngestPlan, left: list[PlannedShard], config: RunConfig, progress: PoolProgress, lease: Lease
+    plan: IngestPlan,
+    commits: Commits,
+    left: list[PlannedShard],
+    config: RunConfig,
+    progress: PoolProgress,
+    lease: Lease,
 ) -> None:
     settings = PoolSettings(
         label="ingest",
@@ -117,16 +124,9 @@ def _make_on_pool(
         require=lease.require,
     )
 
-    bad, looked_at = 0, -_CHECK_SECONDS
+    def made(facts: dict[str, Any]) -> None:
+        commits.note(facts["shard"], facts["bad"], facts["named"])
+        commits.check_bad()
 
-    def check(facts: dict[str, Any]) -> None:
-        nonlocal bad, looked_at
-        bad += facts["bad"]
-        now = time.monotonic()
-        if bad > plan.max_bad or (facts["bad"] and now - looked_at >= _CHECK_SECONDS):
-            looked_at = now
-            check_quarantine(plan)
-
-    shards = [Shard(f"{shard.split}/{shard.name}", len(shard.items), shard) for shard in left]
-    work = IngestWork(plan.readers, plan.output, plan.max_bad)
-    make_shards(work, shards, settings, progress, check)
+    shards = [Shard(f"{shard.split}/{shard.name}", shard.images, shard) for shard in left]
+    make_shards(IngestWork(plan.inputs), shards, settings, progress, made)

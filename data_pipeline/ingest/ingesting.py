@@ -1,7 +1,8 @@
 """Raw images to image shards: a plan, and what is done for one planned shard. Its driver may be killed at any time.
 
-    1. plan_ingest: list the source (key, label, size of every image, no bytes), split it, order it, cut it into shards
-    2. missing: the shards of the plan that are not committed yet
+    1. plan_ingest: list the source (key, label, size of every image, no bytes), split it, order it, cut it into shards;
+       listing and plan lie on storage, beside the output (planning.py)
+    2. missing: the shards of the plan that are not committed yet (commits.py)
     3. write_shard: read the images of one shard, decode each to see that it is whole, commit the shard
     4. finish: quarantine.json and manifest.json of each split, from the shards' indexes
 
@@ -11,46 +12,36 @@ bytes: it does not matter which process writes it, how often, or in what order. 
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
-from fractions import Fraction
+
+import numpy as np
 
 from data_pipeline import storage
 from data_pipeline.config import DataConfig
 from data_pipeline.errors import FoldtrainError, UsageError
-from data_pipeline.ingest.plan import PlannedShard, open_splits, plan_shards
+from data_pipeline.ingest.commits import NAMED_BAD, Commits, too_many
+from data_pipeline.ingest.planning import IngestPlan, ShardInputs, find_plan, plan_ingest
 from data_pipeline.ingest.screening import screen_items
-from data_pipeline.shards.image_shards import (
-    Quarantined,
-    ShardIndex,
-    index_name,
-    parse_index,
-    shard_record,
-    write_image_shard,
-)
+from data_pipeline.ingest.shard_table import PlannedShard
+from data_pipeline.shards.image_shards import Quarantined, write_image_shard
 from data_pipeline.shards.manifest import ImageManifest, ImageShardRecord
-from data_pipeline.sources import ImageSource, ItemReader
-from data_pipeline.sources.nesting import refuse_nesting
 from data_pipeline.sources.source import name_some
-from data_pipeline.text import json_records
 
 QUARANTINE_NAME = "quarantine.json"
-NAMED_BAD = 5
-"""Bad images that an error names."""
-THREADS = 16
-"""Indexes that are read at a time."""
 
 __all__ = [
+    "Commits",
     "IngestPlan",
     "Ingested",
     "PlannedShard",
-    "check_quarantine",
+    "ShardInputs",
+    "Written",
     "describe",
+    "find_plan",
     "finish",
     "ingest",
+    "look",
     "missing",
     "plan_ingest",
     "write_shard",
@@ -58,67 +49,6 @@ __all__ = [
 
 Progress = Callable[[int, int], None]
 """Called with (images done, images in all) after every committed shard."""
-
-
-@dataclass(frozen=True)
-class IngestPlan:
-    """All that is to be done. It is plain data: it can be sent to any process."""
-
-    output: str
-    """URI of the folder of the splits."""
-    classes: tuple[str, ...]
-    """Class names by label."""
-    source: str
-    """Where the images come from, for messages."""
-    shards: tuple[PlannedShard, ...]
-    """The shards of all splits."""
-    readers: dict[str, ItemReader]
-    """By split: what reads its images."""
-    max_bad: int
-    """Most images, of all splits, that may be left out."""
-    skipped: dict[str, int]
-    """What lies in the sources and is no part of the data, by kind."""
-
-    @property
-    def total(self) -> int:
-        """Images in all, good or bad."""
-        return sum(len(shard.items) for shard in self.shards)
-
-
-def plan_ingest(config: DataConfig, output_uri: str, seed: int) -> IngestPlan:
-    """List the source and cut it into shards.
-
-    Raises:
-        UsageError: if the source is wrong, or the splits do not fit each other.
-    """
-    try:
-        refuse_nesting(config, {"the folder of the image shards": output_uri})
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-    splits = open_splits(config)
-    shards = [
-        shard
-        for split, (source, items) in splits.items()
-        for shard in plan_shards(split, source, items, seed, config.shard_samples, config.shard_bytes)
-    ]
-    total = sum(len(shard.items) for shard in shards)
-    return IngestPlan(
-        output=storage.absolute(output_uri),
-        classes=splits["train"][0].classes,
-        source=" and ".join(dict.fromkeys(source.name for source, _ in splits.values())),
-        shards=tuple(shards),
-        readers={split: source.reader for split, (source, _) in splits.items()},
-        max_bad=math.floor(Fraction(str(config.max_bad_share)) * total),
-        skipped=_sum_skipped(source for source, _ in splits.values()),
-    )
-
-
-def _sum_skipped(sources: Iterable[ImageSource]) -> dict[str, int]:
-    """Over all sources; both splits may be of the same."""
-    counts: Counter[str] = Counter()
-    for source in {id(source): source for source in sources}.values():
-        counts.update(source.skipped)
-    return dict(sorted(counts.items()))
 
 
 def ingest(
@@ -134,65 +64,69 @@ def ingest(
         FoldtrainError: if too many images are bad.
     """
     plan = plan_ingest(config, output_uri, seed)
-    left = missing(plan)
-    done = plan.total - sum(len(shard.items) for shard in left)
+    commits = look(plan)
+    left = commits.left()
+    done = plan.total - sum(shard.images for shard in left)
     for shard in left:
-        record = write_shard(plan.readers[shard.split], shard, plan.output, plan.max_bad)
-        done += len(shard.items)
+        written = write_shard(plan.inputs, shard)
+        done += shard.images
         progress(done, plan.total)
-        if record.samples < len(shard.items):
-            check_quarantine(plan)
-    return finish(plan).manifests
+        commits.note(shard.number, written.bad, written.named)
+        commits.check_bad()
+    return finish(plan, commits).manifests
 
 
-def missing(plan: IngestPlan) -> list[PlannedShard]:
-    """The shards that are not committed yet, in the plan's order.
+def look(plan: IngestPlan) -> Commits:
+    """What is committed of a plan.
 
     Raises:
         UsageError: if the output holds another data set.
         FoldtrainError: if too many images of the committed shards are bad.
     """
-    found = _committed(plan)
-    _check_bad(plan, found)
-    return [shard for shard, index in zip(plan.shards, found, strict=True) if index is None]
+    commits = Commits(plan)
+    commits.look()
+    commits.check_bad()
+    return commits
+
+
+def missing(plan: IngestPlan) -> list[PlannedShard]:
+    """The shards that are not committed yet, in the plan's order; raises as `look`."""
+    return look(plan).left()
+
+
+@dataclass(frozen=True)
+class Written:
+    """A shard that was committed."""
+
+    record: ImageShardRecord
+    bad: int
+    """How many of its images are bad."""
+    named: tuple[Quarantined, ...]
+    """The first few of them."""
 
 
 def write_shard(
-    reader: ItemReader,
-    shard: PlannedShard,
-    output: str,
-    max_bad: int,
-    progress: Callable[[int], None] = lambda _images: None,
-) -> ImageShardRecord:
+    inputs: ShardInputs, shard: PlannedShard, progress: Callable[[int], None] = lambda _images: None
+) -> Written:
     """Commit a planned shard: its tar, then its index.
 
     Args:
-        reader: `plan.readers[shard.split]`.
+        inputs: `plan.inputs`.
         shard: of `plan.shards`.
-        output: `plan.output`.
-        max_bad: `plan.max_bad`.
         progress: called with the number of images that were read and decoded since the last call.
 
     Returns:
-        Its record; `len(shard.items) - record.samples` images are bad. If there are any, the driver asks
-        `check_quarantine` whether the run may go on.
+        Its record, and what is bad. The driver tells `Commits.note` of it, and `Commits.check_bad` whether the run may
+        go on.
 
     Raises:
-        FoldtrainError: if more than `max_bad` images are bad in this shard alone.
+        FoldtrainError: if more than `inputs.max_bad` images are bad in this shard alone.
     """
-    samples, bad = screen_items(reader, shard.items, progress)
-    if len(bad) > max_bad:
-        raise _too_many(f"{shard.split}/{shard.name}", bad, max_bad)
-    return write_image_shard(storage.join(output, shard.split), shard.name, samples, shard.plan, bad)
-
-
-def check_quarantine(plan: IngestPlan) -> None:
-    """Is the number of bad images, in the shards that are committed, within the limit?
-
-    Raises:
-        FoldtrainError: if not; it names the first of them.
-    """
-    _check_bad(plan, _committed(plan))
+    samples, bad = screen_items(inputs.readers[shard.split], inputs.items(shard), progress)
+    if len(bad) > inputs.max_bad:
+        raise too_many(f"{shard.split}/{shard.name}", len(bad), bad, inputs.max_bad)
+    record = write_image_shard(storage.join(inputs.output, shard.split), shard.name, samples, shard.plan, bad)
+    return Written(record, len(bad), tuple(bad[:NAMED_BAD]))
 
 
 @dataclass(frozen=True)
@@ -205,33 +139,43 @@ class Ingested:
     """Classes of which there is nothing to train on."""
 
 
-def finish(plan: IngestPlan) -> Ingested:
-    """Write quarantine.json of each split that has bad images, then its manifest.json.
+def finish(plan: IngestPlan, commits: Commits | None = None) -> Ingested:
+    """Write quarantine.json of each split that has bad images, then its manifest.json, if they are not there already.
 
     A shard whose images are all bad is committed, but the manifest leaves it out.
+
+    Args:
+        plan: of which all is done.
+        commits: what is known of its shards, if anything.
 
     Raises:
         FoldtrainError: if a shard is missing, or too many images are bad.
         UsageError: if the output holds another data set.
     """
-    found = _committed(plan)
-    _check_bad(plan, found)
-    lost = [shard for shard, index in zip(plan.shards, found, strict=True) if index is None]
+    commits = commits or Commits(plan)
+    commits.look()
+    commits.check_bad()
+    lost = commits.left()
     if lost:
         raise FoldtrainError(
             f"{plan.output}: {len(lost)} of {len(plan.shards)} shards are missing, the first is "
             f"{lost[0].split}/{lost[0].name}: run foldtrain ingest again"
         )
-    manifests = {split: _finish_split(plan, split, found) for split in plan.readers}
-    return Ingested(manifests, _without_images(plan, found))
+    manifests = {
+        split: _kept_manifest(plan, split, commits) or _finish_split(plan, split, commits)
+        for split in plan.shards.splits
+    }
+    return Ingested(manifests, _without_images(plan, commits))
 
 
-def _without_images(plan: IngestPlan, found: Sequence[_Committed | None]) -> tuple[str, ...]:
-    held: set[int] = set()
-    for shard, entry in zip(plan.shards, found, strict=True):
-        if shard.split == "train" and entry is not None:
-            held.update(entry.index.label)
-    return tuple(name for label, name in enumerate(plan.classes) if label not in held)
+def _without_images(plan: IngestPlan, commits: Commits) -> tuple[str, ...]:
+    held = plan.label_counts.copy()
+    planned = held[held > 0]
+    if commits.bad("train") >= planned.min():  # fewer cannot empty a class
+        held[:] = 0
+        for commit in commits.read("train"):
+            np.add.at(held, commit.content.label, 1)
+    return tuple(plan.classes[label] for label in np.flatnonzero(held == 0).tolist())
 
 
 def describe(plan: IngestPlan, ingested: Ingested) -> str:
@@ -257,76 +201,39 @@ def _counted(count: int, one: str, many: str) -> str:
     return f"{count:,} {one if count == 1 else many}"
 
 
-def _finish_split(plan: IngestPlan, split: str, found: Sequence[_Committed | None]) -> ImageManifest:
+def _kept_manifest(plan: IngestPlan, split: str, commits: Commits) -> ImageManifest | None:
+    """The manifest of a split, if it is there and says what the shards' indexes say."""
+    try:
+        manifest = ImageManifest.read(storage.join(plan.output, split))
+    except UsageError:  # there is none, or it is of another version or damaged: it is written anew
+        return None
+    numbers = [number for number in plan.shards.of_split(split) if commits.images_left(number)]
+    stated = (manifest.classes, manifest.split, manifest.quarantined, len(manifest.shards))
+    if stated != (plan.classes, split, commits.bad(split), len(numbers)):
+        return None
+    is_kept = all(
+        record.name == plan.shards[number].name and commits.agrees(number, record)
+        for number, record in zip(numbers, manifest.shards, strict=True)
+    )
+    return manifest if is_kept else None
+
+
+def _finish_split(plan: IngestPlan, split: str, commits: Commits) -> ImageManifest:
     uri = storage.join(plan.output, split)
-    held = [
-        entry for shard, entry in zip(plan.shards, found, strict=True) if shard.split == split and entry is not None
-    ]
-    bad = sorted(image for entry in held for image in entry.quarantined())
-    records = tuple(entry.record for entry in held if entry.record.samples)
+    bad: list[Quarantined] = []
+    records: list[ImageShardRecord] = []
+    for commit in commits.read(split):
+        bad += commit.quarantined()
+        if commit.record.samples:
+            records.append(commit.record)
     if bad:
-        storage.write_json(storage.join(uri, QUARANTINE_NAME), [image._asdict() for image in bad])
+        storage.write_json(storage.join(uri, QUARANTINE_NAME), [image._asdict() for image in sorted(bad)])
     manifest = ImageManifest.build(
         samples=sum(record.samples for record in records),
         classes=plan.classes,
         split=split,
         quarantined=len(bad),
-        shards=records,
+        shards=tuple(records),
     )
     manifest.write(uri)
     return manifest
-
-
-@dataclass(frozen=True)
-class _Committed:
-    """A shard that is complete."""
-
-    record: ImageShardRecord
-    index: ShardIndex
-
-    def quarantined(self) -> list[Quarantined]:
-        return [Quarantined(**entry) for entry in self.index.quarantined]
-
-
-def _committed(plan: IngestPlan) -> list[_Committed | None]:
-    """What there is of each shard of the plan; None for one that is not complete."""
-    sizes = {split: storage.walk(storage.join(plan.output, split)) for split in plan.readers}
-
-    def look(shard: PlannedShard) -> _Committed | None:
-        there = sizes[shard.split]
-        if index_name(shard.name) not in there:
-            return None
-        return _read_commit(storage.join(plan.output, shard.split), shard, there.get(shard.name))
-
-    with ThreadPoolExecutor(THREADS, thread_name_prefix="indexes") as pool:
-        return list(pool.map(look, plan.shards))
-
-
-def _read_commit(uri: str, shard: PlannedShard, size: int | None) -> _Committed | None:
-    path = storage.join(uri, index_name(shard.name))
-    try:
-        data = storage.read_bytes(path, json_records.MOST_BYTES)
-    except FileNotFoundError:
-        return None
-    index = parse_index(path, data)
-    if index.plan != shard.plan:
-        raise UsageError(
-            f"{uri} already holds another data set: {shard.name} was planned from another source, seed, "
-            "validation_samples or shard size. Choose another data.images, or delete that folder"
-        )
-    return _Committed(shard_record(shard.name, index, data), index) if size == index.size else None
-
-
-def _check_bad(plan: IngestPlan, found: Iterable[_Committed | None]) -> None:
-    bad = [image for entry in found if entry is not None for image in entry.quarantined()]
-    if len(bad) > plan.max_bad:
-        raise _too_many(plan.source, bad, plan.max_bad)
-
-
-def _too_many(where: str, bad: Sequence[Quarantined], max_bad: int) -> UsageError:
-    named = "\n".join(f"  {image.source} (key {image.key}) {image.reason}" for image in bad[:NAMED_BAD])
-    return UsageError(
-        f"{where}: {len(bad)} images are bad, but only {max_bad} may be (data.max_bad_share):\n{named}\n"
-        "Raise data.max_bad_share to leave them out and go on; or mend the source and ingest into another folder "
-        "(another source is another data set)"
-    )

@@ -5,140 +5,173 @@
     3. cut: the order becomes shards by number and bytes
 
 Images that a source can only read together (a parquet row group) stay together: their blocks are shuffled in place of
-the images, a shard is made of whole blocks, and its images are shuffled within it.
+the images, a shard is made of whole blocks, and its images are shuffled within it. Everything here goes through tables
+of some ten thousand images, of which a few are in memory at a time (external_sort.py).
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from data_pipeline import storage
-from data_pipeline.config import DataConfig
-from data_pipeline.errors import UsageError
-from data_pipeline.sources import ImageSource, RawItem, open_source
+from data_pipeline.ingest.external_sort import HIGH, LOW, Digests, ExternalSort, digests
+from data_pipeline.ingest.item_files import to_items, to_table
+from data_pipeline.sources import RawItem
+from data_pipeline.sources.source import prefixed
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Tables = Callable[[], Iterable["pa.Table"]]
+"""Goes through a listing from its start."""
+MOST_TWINS = 10_000
+"""Keys that occur twice of which so many are looked at to name the first."""
 
 
-@dataclass(frozen=True)
-class PlannedShard:
-    """A shard before it is written."""
+class Keys(NamedTuple):
+    """What is known of all keys of a listing."""
 
-    split: str
-    """train or validation."""
-    name: str
-    """File name of its tar."""
-    items: tuple[RawItem, ...]
-    """What is to be in it, in this order."""
-    plan: str
-    """sha256 of what is to be in it, from the source's listing alone."""
+    twins: frozenset[bytes]
+    """Digests of keys that occur more than once; some of them if there are very many."""
+    shared: bool
+    """Whether a key occurs in two parts."""
+    limit: bytes
+    """The lowest digest of a key that is not held out; empty if none is held out."""
 
 
-def open_splits(config: DataConfig) -> dict[str, tuple[ImageSource, Sequence[RawItem]]]:
-    """The source and the images of each split that has any.
-
-    Raises:
-        UsageError: if a source is wrong, the splits do not fit each other, or nothing is left for training.
-    """
-    if config.validation_source is not None and config.validation_samples:
-        raise UsageError(
-            f"data.validation_samples is {config.validation_samples} and data.validation_source is set: validation "
-            "images are held out of the training source, or are a source of their own. Set one of them to 0 or null"
-        )
-    if config.source is None:
-        raise UsageError(
-            "data.source is missing: ingest needs raw images. A stage that is to read image shards that are there "
-            "already finds them by inputs.images"
-        )
-    train = open_source(config.source)
-    if config.validation_source is None:
-        held = split_items(train.items, config.validation_samples)
-        return {split: (train, items) for split, items in held.items()}
-    validation = open_source(config.validation_source)
-    _check_same_classes(train, validation)
-    return {"train": (train, train.items), "validation": (validation, validation.items)}
-
-
-def _check_same_classes(train: ImageSource, validation: ImageSource) -> None:
-    if train.classes == validation.classes:
-        return
-    difference = (
-        [f"- {name}" for name in train.classes if name not in set(validation.classes)]
-        + [f"+ {name}" for name in validation.classes if name not in set(train.classes)]
-    )  # fmt: skip
-    shown = ", ".join(difference[:10]) + (", ..." if len(difference) > 10 else "")
-    raise UsageError(
-        f"{validation.name} has other classes ({len(validation.classes)}) than {train.name} ({len(train.classes)}): "
-        f"{shown or 'they are the same, in another order'}. Both splits need the same labels: see "
-        "data.validation_source in the config"
-    )
-
-
-def split_items(items: Sequence[RawItem], validation_samples: int) -> dict[str, list[RawItem]]:
-    """The items of each split that has any.
-
-    Raises:
-        UsageError: if nothing is left for training.
-    """
-    if validation_samples >= len(items):
-        raise UsageError(
-            f"data.validation_samples is {validation_samples}, but the source has {len(items)} images in all: lower it"
-        )
-    ordered = sorted(items, key=lambda item: hashlib.sha256(item.key.encode()).digest())
-    splits = {"train": ordered[validation_samples:], "validation": ordered[:validation_samples]}
-    return {name: held for name, held in splits.items() if held}
-
-
-def shuffle_items(items: Iterable[RawItem], seed: int) -> list[RawItem]:
-    """The items in the order of sha256("seed:key")."""
-    return sorted(items, key=lambda item: _rank(seed, item.key))
-
-
-def shuffle_blocks(items: Iterable[RawItem], seed: int) -> list[list[RawItem]]:
-    """The items of each block, blocks in the order of a hash; an item that can be read alone is a block of its own."""
-    blocks: dict[str, list[RawItem]] = {}
-    for item in items:
-        name = item.key if item.block < 0 else f"{item.part}#{item.block}"
-        blocks.setdefault(name, []).append(item)
-    return [blocks[name] for name in sorted(blocks, key=lambda name: _rank(seed, name))]
-
-
-def _rank(seed: int, name: str) -> bytes:
-    return hashlib.sha256(f"{seed}:{name}".encode()).digest()
-
-
-def group_blocks(blocks: Iterable[list[RawItem]], shard_samples: int, shard_bytes: int) -> list[list[RawItem]]:
-    """Consecutive blocks in groups of at most so many samples and bytes; a larger block is a group by itself."""
-    groups: list[list[RawItem]] = []
-    room = 0
-    for block in blocks:
-        size = sum(item.size for item in block)
-        if not groups or len(groups[-1]) + len(block) > shard_samples or size > room:
-            groups.append([])
-            room = shard_bytes
-        groups[-1] += block
-        room -= size
-    return groups
-
-
-def plan_shards(
-    split: str, source: ImageSource, items: Iterable[RawItem], seed: int, shard_samples: int, shard_bytes: int
-) -> list[PlannedShard]:
-    """The shards of a split.
+def examine_keys(tables: Tables, rows: int, held_out: int) -> Keys:
+    """Sort all keys by their digests.
 
     Args:
-        split: its name.
-        source: where its items come from.
-        items: its images.
-        seed: of the order.
+        tables: of the listing.
+        rows: of it.
+        held_out: images that are held out, less than rows.
+    """
+    import pyarrow as pa
+
+    twins: set[bytes] = set()
+    shared, limit, seen = False, b"", 0
+    with ExternalSort(rows) as sorter:
+        for table in tables():
+            parts = digests(table.column("part").to_pylist())[:, 0]
+            sorter.add(pa.table({"part": pa.array(parts)}), digests(table.column("key").to_pylist()))
+        for table in sorter.sorted():
+            found = _digests_of(table)
+            equal = np.flatnonzero((found[1:] == found[:-1]).all(axis=1))
+            parts = table.column("part").to_numpy()
+            shared = shared or bool((parts[equal] != parts[equal + 1]).any())
+            twins.update(_bytes(found[number]) for number in equal[: max(0, MOST_TWINS - len(twins))])
+            if held_out and seen <= held_out < seen + len(found):
+                limit = _bytes(found[held_out - seen])
+            seen += len(found)
+    return Keys(frozenset(twins), shared, limit)
+
+
+def _digests_of(table: pa.Table) -> Digests:
+    return np.stack([table.column(HIGH).to_numpy(), table.column(LOW).to_numpy()], axis=1)
+
+
+def _bytes(digest: npt.NDArray[np.uint64]) -> bytes:
+    return digest.astype(">u8").tobytes()
+
+
+def with_prefixes(table: pa.Table) -> pa.Table:
+    """The images with keys that begin with the names of their tars."""
+    return to_table([prefixed(item) for item in to_items(table)])
+
+
+def find_twins(tables: Tables, keys: Keys) -> tuple[RawItem, RawItem]:
+    """The first two images, by key and name, that have the same key."""
+    found: list[RawItem] = []
+    for table in tables():
+        sums = digests(table.column("key").to_pylist())
+        rows = [number for number, digest in enumerate(sums) if _bytes(digest) in keys.twins]
+        found += to_items(table.take(rows))
+    found.sort()
+    return next((one, other) for one, other in pairwise(found) if one.key == other.key)
+
+
+def held_out_rows(table: pa.Table, limit: bytes) -> npt.NDArray[np.bool_]:
+    """Which images are held out, if it is those whose keys' digests lie below a limit."""
+    high, low = np.frombuffer(limit, ">u8").astype(np.uint64)
+    found = digests(table.column("key").to_pylist())
+    below: npt.NDArray[np.bool_] = (found[:, 0] < high) | ((found[:, 0] == high) & (found[:, 1] < low))
+    return below
+
+
+def ranks(table: pa.Table, seed: int) -> Digests:
+    """Where each image comes in the order: by a hash of seed and key, or of seed and block."""
+    names = table.column("key").to_pylist()
+    blocks = table.column("block").to_numpy()
+    if (blocks >= 0).any():
+        parts = table.column("part").to_pylist()
+        names = [key if block < 0 else f"{part}#{block}" for key, part, block in zip(names, parts, blocks, strict=True)]
+    return digests(f"{seed}:{name}" for name in names)
+
+
+def cut_shards(tables: Iterable[pa.Table], seed: int, shard_samples: int, shard_bytes: int) -> Iterator[pa.Table]:
+    """The images of one shard after another: consecutive blocks, at most so many samples and bytes.
+
+    An image that can be read alone is a block of its own; a larger block is a shard by itself.
+
+    Args:
+        tables: the images by rank (`ExternalSort.sorted`), blocks in one piece.
+        seed: of the order within a shard that has blocks.
         shard_samples: most images in a shard.
         shard_bytes: most bytes of images in a shard.
     """
-    groups = group_blocks(shuffle_blocks(items, seed), shard_samples, shard_bytes)
-    identity = source.identity()
-    planned = []
-    for number, group in enumerate(groups):
-        name, held = f"images-{number:05d}.tar", shuffle_items(group, seed)
-        content = [[item.key, item.label, item.size] for item in held]
-        planned.append(PlannedShard(split, name, tuple(held), storage.fingerprint([identity, name, content])))
-    return planned
+    held: list[pa.Table] = []
+    rows, room = 0, shard_bytes
+    for table in tables:
+        starts = _block_starts(table)
+        counts = np.diff([*starts, table.num_rows]).tolist()
+        sizes = np.add.reduceat(table.column("size").to_numpy(), starts).tolist()
+        begin = stop = 0
+        for count, size in zip(counts, sizes, strict=True):
+            if rows and (rows + count > shard_samples or size > room):
+                yield _in_order([*held, table.slice(begin, stop - begin)], seed)
+                held, begin, rows, room = [], stop, 0, shard_bytes
+            rows, room, stop = rows + count, room - size, stop + count
+        held.append(table.slice(begin))
+    if rows:
+        yield _in_order(held, seed)
+
+
+def _block_starts(table: pa.Table) -> npt.NDArray[np.int64]:
+    found = _digests_of(table)
+    return np.flatnonzero(np.r_[True, (found[1:] != found[:-1]).any(axis=1)])
+
+
+def _in_order(pieces: Sequence[pa.Table], seed: int) -> pa.Table:
+    """One shard's images, by the hash of seed and key."""
+    import pyarrow as pa
+
+    table = pa.concat_tables(pieces).drop_columns([HIGH, LOW])
+    if (table.column("block").to_numpy() < 0).all():
+        return table
+    found = digests(f"{seed}:{key}" for key in table.column("key").to_pylist())
+    return table.take(np.lexsort((found[:, 1], found[:, 0])))
+
+
+def fingerprint_shard(identity: Any, name: str, items: Iterable[tuple[str, int, int]]) -> str:
+    """sha256 of what is to be in a shard, from the source's listing alone.
+
+    It is `storage.fingerprint([identity, name, [[key, label, size], ...]])`, spelled here since that takes six times
+    as long.
+
+    Args:
+        identity: of the source.
+        name: of the shard.
+        items: key, label and size of each image, of which there are some.
+    """
+    rows = ",\n".join(
+        f"  [\n   {json.dumps(key, ensure_ascii=False)},\n   {label},\n   {size}\n  ]" for key, label, size in items
+    )
+    head = storage.canonical_json([identity, name]).decode().removesuffix("\n]\n")
+    return storage.sha256(f"{head},\n [\n{rows}\n ]\n]\n".encode())

@@ -64,6 +64,11 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+def data_sets(folder: Path) -> dict[str, bytes]:
+    """Every file of the splits below a folder, without the listings and plans that they were made by."""
+    return {name: data for name, data in contents(folder).items() if name.split("/")[0] not in {"listing", "plan"}}
+
+
 def flip_byte(path: Path, offset: int) -> None:
     """Damage a file without changing its size."""
     data = bytearray(path.read_bytes())

@@ -17,7 +17,7 @@ from data_pipeline.ingest.ingesting import describe, finish, ingest, missing, pl
 from data_pipeline.shards.image_shards import ImageShards
 from data_pipeline.shards.manifest import ImageManifest
 from tests.data_pipeline.raw_data import idx, tiny_png, write_idx, write_ilsvrc, write_ilsvrc_validation, write_parquet
-from tests.data_pipeline.small_data import Images, contents, jpeg, write_photos
+from tests.data_pipeline.small_data import Images, contents, data_sets, jpeg, write_photos
 
 
 def photos_config(folder: Path, **fields: int) -> DataConfig:
@@ -33,8 +33,8 @@ def first_manifest(folder: Path) -> bytes:
 
 
 def digest(folder: Path) -> str:
-    """Of all files below a folder, with their names; of a manifest as the first version of it was."""
-    found = {name: data for name, data in contents(folder).items() if not name.endswith(".bin")}
+    """Of all files of the splits below a folder, with their names; of a manifest as the first version of it was."""
+    found = {name: data for name, data in data_sets(folder).items() if not name.endswith(".bin")}
     found |= {name: first_manifest((folder / name).parent) for name in found if "manifest" in name}
     files = [(name, hashlib.sha256(data).hexdigest()) for name, data in sorted(found.items())]
     return hashlib.sha256(repr(files).encode()).hexdigest()
@@ -76,7 +76,7 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
     )
     ingest(one, str(tmp_path / "x"), seed=3)
     ingest(other, str(tmp_path / "y"), seed=3)
-    assert contents(tmp_path / "x") == contents(tmp_path / "y")
+    assert data_sets(tmp_path / "x") == data_sets(tmp_path / "y")
 
 
 def test_every_image_arrives_once_with_its_original_bytes_and_label(images: Images, tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_webdataset_opens_an_image_shard(images: Images) -> None:
 def test_shards_may_be_written_in_any_order_from_a_plan_that_was_sent(images: Images, tmp_path: Path) -> None:
     plan = pickle.loads(pickle.dumps(plan_ingest(images.config, str(tmp_path / "again"), seed=0)))
     for shard in reversed(missing(plan)):
-        write_shard(plan.readers[shard.split], shard, plan.output, plan.max_bad)
+        write_shard(plan.inputs, shard)
     finish(plan)
     assert contents(tmp_path / "again" / "train") == contents(images.folder)
 
@@ -172,13 +172,13 @@ def test_shards_may_be_written_in_any_order_from_a_plan_that_was_sent(images: Im
 def test_writing_a_shard_reports_every_image(images: Images, tmp_path: Path) -> None:
     plan = plan_ingest(images.config, str(tmp_path / "again"), seed=0)
     seen: list[int] = []
-    record = write_shard(plan.readers["train"], plan.shards[0], plan.output, plan.max_bad, seen.append)
-    assert sum(seen) == record.samples == 7
+    written = write_shard(plan.inputs, plan.shards[0], seen.append)
+    assert sum(seen) == written.record.samples == 7
 
 
 def test_an_unfinished_data_set_is_not_completed(images: Images, tmp_path: Path) -> None:
     plan = plan_ingest(images.config, str(tmp_path / "again"), seed=0)
-    write_shard(plan.readers["train"], plan.shards[1], plan.output, plan.max_bad)
+    write_shard(plan.inputs, plan.shards[1])
     with pytest.raises(FoldtrainError, match=r"2 of 3 shards are missing, the first is train/images-00000\.tar"):
         finish(plan)
     assert not (tmp_path / "again" / "train" / "manifest.json").exists()
@@ -191,9 +191,9 @@ def test_nothing_is_missing_from_a_complete_data_set(images: Images, tmp_path: P
 def test_an_image_that_vanishes_after_the_listing_is_named(tmp_path: Path) -> None:
     plan = plan_ingest(photos_config(tmp_path / "photos"), str(tmp_path / "images"), seed=0)
     (tmp_path / "photos" / "class1" / "photo 3.jpg").unlink()
-    (shard,) = (shard for shard in plan.shards if "class1/photo_3" in {item.key for item in shard.items})
+    (shard,) = (shard for shard in plan.shards if "class1/photo_3" in {item.key for item in plan.items(shard)})
     with pytest.raises(UsageError, match=r"class1/photo 3\.jpg \(key class1/photo_3\) was there when"):
-        write_shard(plan.readers["train"], shard, plan.output, plan.max_bad)
+        write_shard(plan.inputs, shard)
 
 
 def test_validation_may_be_a_source_of_its_own(tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_the_last_line_accounts_for_everything_that_the_sources_hold(tmp_path: P
     (tmp_path / "photos" / "class1" / "photo 3.jpg").write_bytes(b"damage")
     plan = plan_ingest(config, str(tmp_path / "images"), seed=0)
     for shard in missing(plan):
-        write_shard(plan.readers[shard.split], shard, plan.output, plan.max_bad)
+        write_shard(plan.inputs, shard)
     done = finish(plan)
     (split,) = (split for split, manifest in done.manifests.items() if manifest.quarantined)
     assert describe(plan, done) == (
@@ -262,7 +262,7 @@ def test_a_class_whose_images_are_all_set_aside_is_named_in_the_last_line(tmp_pa
     source = FolderSource(path=str(tmp_path / "photos"), allow_empty_classes=True)
     plan = plan_ingest(DataConfig(source=source, max_bad_share=0.5), str(tmp_path / "images"), seed=0)
     for shard in missing(plan):
-        write_shard(plan.readers[shard.split], shard, plan.output, plan.max_bad)
+        write_shard(plan.inputs, shard)
     done = finish(plan)
     assert done.manifests["train"].classes == ("class0", "class1", "class2", "class9")
     assert describe(plan, done).endswith("skipped: nothing; 2 classes without an image to train on: class1, class9")

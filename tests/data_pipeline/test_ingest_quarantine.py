@@ -13,14 +13,14 @@ from data_pipeline import storage
 from data_pipeline.config import DataConfig, FolderSource
 from data_pipeline.errors import FoldtrainError
 from data_pipeline.images.transforms import decode
-from data_pipeline.ingest.ingesting import check_quarantine, finish, ingest, missing, plan_ingest, write_shard
+from data_pipeline.ingest.ingesting import finish, ingest, look, missing, plan_ingest, write_shard
 from data_pipeline.shards.image_shards import ImageShards, parse_index
 from data_pipeline.shards.manifest import ImageManifest
 from data_pipeline.storage.tar import read_members
 from data_pipeline.tools.preflight import check_images
 from tests.data_pipeline.odd_images import ODD
 from tests.data_pipeline.raw_data import upload, write_parquet
-from tests.data_pipeline.small_data import contents, jpeg, write_photos
+from tests.data_pipeline.small_data import contents, data_sets, jpeg, write_photos
 
 BAD = {
     "class0/photo 2.jpg": (b"", "is empty"),
@@ -63,8 +63,8 @@ def test_the_index_of_a_shard_lists_what_is_left_out_of_it(damaged: DataConfig, 
         name = tmp_path / "images" / "train" / shard.name.replace(".tar", ".index.json")
         index = parse_index(str(name), name.read_bytes())
         left_out = [entry["key"] for entry in index.quarantined]
-        assert [item.key for item in shard.items if item.key not in left_out] == index.key
-        assert len(left_out) + len(index.key) == len(shard.items)
+        assert [item.key for item in plan.items(shard) if item.key not in left_out] == index.key
+        assert len(left_out) + len(index.key) == shard.images
 
 
 def test_a_data_set_without_bad_images_has_no_word_of_them(tmp_path: Path) -> None:
@@ -111,8 +111,8 @@ def test_a_higher_limit_continues_what_was_stopped(damaged: DataConfig, tmp_path
 def test_the_limit_is_checked_whenever_the_driver_asks(damaged: DataConfig, tmp_path: Path) -> None:
     plan = plan_ingest(damaged.model_copy(update={"max_bad_share": 0.15, "shard_samples": 2}), str(tmp_path / "x"), 0)
     for shard in plan.shards:
-        write_shard(plan.readers["train"], shard, plan.output, plan.max_bad)
-    for check in (check_quarantine, missing, finish):
+        write_shard(plan.inputs, shard)
+    for check in (look, missing, finish):
         with pytest.raises(FoldtrainError, match="4 images are bad, but only 3 may be"):
             check(plan)
 
@@ -130,7 +130,7 @@ def test_a_share_that_is_no_binary_fraction_is_not_rounded_below_itself(tmp_path
 def test_a_shard_whose_images_are_all_bad_is_left_out_of_the_manifest(tmp_path: Path) -> None:
     config = config_with(tmp_path / "photos", {}, share=0.5, validation_samples=6)
     plan = plan_ingest(config, str(tmp_path / "images"), seed=0)
-    for item in plan.shards[0].items:
+    for item in plan.items(plan.shards[0]):
         (tmp_path / "photos" / item.name).write_bytes(b"")
     again = plan_ingest(config, str(tmp_path / "images"), seed=0)
     manifests = ingest(config, str(tmp_path / "images"), seed=0)
@@ -146,7 +146,7 @@ def test_a_split_whose_images_are_all_bad_is_an_empty_data_set(tmp_path: Path) -
     config = config_with(tmp_path / "photos", {}, share=0.5, validation_samples=6)
     plan = plan_ingest(config, str(tmp_path / "images"), seed=0)
     for shard in plan.shards:
-        for item in shard.items if shard.split == "validation" else ():
+        for item in plan.items(shard) if shard.split == "validation" else ():
             (tmp_path / "photos" / item.name).write_bytes(b"")
     manifest = ingest(config, str(tmp_path / "images"), seed=0)["validation"]
     assert (manifest.samples, manifest.quarantined, manifest.shards) == (0, 6, ())
@@ -172,11 +172,11 @@ def test_an_interrupted_ingest_on_s3_ends_in_the_same_bytes_as_on_a_disk(
     upload(tmp_path / "photos", f"{s3_uri}/photos")
     remote = damaged.model_copy(update={"source": FolderSource(path=f"{s3_uri}/photos")})
     plan = plan_ingest(remote, f"{s3_uri}/images", seed=0)
-    write_shard(plan.readers["train"], plan.shards[1], plan.output, plan.max_bad)
+    write_shard(plan.inputs, plan.shards[1])
     storage.write_bytes(f"{s3_uri}/images/train/images-00000.tar", b"half")
     ingest(remote, f"{s3_uri}/images", seed=0)
-    names = storage.walk(f"{s3_uri}/images")
-    assert {name: storage.read_bytes(f"{s3_uri}/images/{name}") for name in names} == contents(tmp_path / "images")
+    names = [name for name in storage.walk(f"{s3_uri}/images") if name.startswith("train/")]
+    assert {name: storage.read_bytes(f"{s3_uri}/images/{name}") for name in names} == data_sets(tmp_path / "images")
 
 
 def test_bad_rows_of_a_parquet_file_are_left_out(tmp_path: Path) -> None:
