@@ -92,7 +92,7 @@ def find_twins(tables: Tables, keys: Keys) -> tuple[RawItem, RawItem]:
     for table in tables():
         sums = digests(table.column("key").to_pylist())
         rows = [number for number, digest in enumerate(sums) if _bytes(digest) in keys.twins]
-        found += to_items(table.take(rows))
+        found += to_items(table.take(np.array(rows, np.int64)))
     found.sort()
     return next((one, other) for one, other in pairwise(found) if one.key == other.key)
 
