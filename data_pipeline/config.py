@@ -124,7 +124,7 @@ Decode = Literal["exact", "fast"]
 
 
 class ReadingConfig(Section):
-    """How training reads images and tokens. The first four fields decide what is seen, the others how fast."""
+    """How training reads images and tokens. The first three fields decide what is seen, the others how fast."""
 
     decode: Decode = "exact"
     """How JPEG files become pixels."""
@@ -133,6 +133,10 @@ class ReadingConfig(Section):
     shuffle_window: int | None = Field(None, gt=0, le=1_000_000)
     """Shards that are shuffled together: each epoch shuffles the shards, then the samples of this many at a time, so
     that a bounded cache serves it. Null shuffles all samples."""
+    tokens: Literal["auto", "copy", "windows"] = "auto"
+    """How a node holds the tokens. copy: all of them, in one copy. windows: the shards of the shuffle window that is
+    read and of the next one, which needs `shuffle_window`. auto: copy where the cache has room for it, else windows.
+    The batches are the same."""
     cache_dir: DiskPlace | None = None
     """Where a node keeps copies of remote shards, one for all its processes, below a folder of mode 0700 for each user;
     null takes $XDG_CACHE_HOME/foldtrain or ~/.cache/foldtrain."""
@@ -140,7 +144,7 @@ class ReadingConfig(Section):
     """Most bytes of a user's copies on a node; the least recently used go first. Null leaves a tenth of the disk
     free."""
     cache_images: bool = False
-    """Copy remote image shards whole. If not, each image is one range read; tokens are always copied."""
+    """Copy remote image shards whole. If not, each image is one range read; tokens are always copied (`tokens`)."""
     threads: int = Field(4, ge=0, le=1_024)
     """Threads that decode images ahead of the step; 0 decodes within it. Tokens need none."""
     late_seconds: float = Field(120.0, gt=0, le=10**7)

@@ -31,8 +31,9 @@ from trainer.registry import FOLDERS
 if TYPE_CHECKING:
     import torch
 
-    from data_pipeline.node.node_cache import NodeCache
     from data_pipeline.shards.manifest import ImageManifest, TokenManifest
+    from data_pipeline.shards.token_dataset import TokenShards
+    from data_pipeline.shards.token_windows import TokenWindows
     from data_pipeline.shards.weights import Card
     from trainer.evaluation.judging import RealImages
 
@@ -112,10 +113,13 @@ def sample(config: RunConfig) -> int:
     return len(pixels)
 
 
-def _cache(config: RunConfig) -> NodeCache:
+def _open_tokens(config: RunConfig) -> TokenShards | TokenWindows:
     from data_pipeline.node.node_cache import NodeCache
+    from data_pipeline.shards.token_windows import open_tokens
 
-    return NodeCache(config.data.reading.cache_dir, config.data.reading.cache_bytes)
+    reading = config.data.reading
+    cache = NodeCache(reading.cache_dir, reading.cache_bytes)
+    return open_tokens(config.product("tokens"), cache, reading.tokens, reading.shuffle_window)
 
 
 def _check_inputs(config: RunConfig, held_out: str) -> tuple[dict[str, Card], ImageManifest, TokenManifest]:
@@ -173,7 +177,6 @@ def evaluate(config: RunConfig) -> int:
     """
     held_out = held_out_images(config)
     cards, images, tokens = _check_inputs(config, held_out)
-    from data_pipeline.shards.token_dataset import TokenShards
     from trainer.evaluation import judging as evaluation
     from trainer.evaluation.teacher import load_classifier, load_teacher
 
@@ -188,7 +191,7 @@ def evaluate(config: RunConfig) -> int:
     record: dict[str, Any] = {
         "reconstruction": evaluation.evaluate_tokenizer(sampler.tokenizer, teacher, real),
         "generation": evaluation.evaluate_generator(sampler, teacher, judge, real, samples),
-        "codebook_use": evaluation.codebook_use(TokenShards(config.product("tokens"), _cache(config))),
+        "codebook_use": evaluation.codebook_use(_open_tokens(config)),
         "class_names": list(sampler.class_names),
         "fingerprints": _fingerprints(cards | sampler.cards)
         | ({"teacher": timm} if timm else {})

@@ -30,6 +30,7 @@ from data_pipeline.order.permutations import Positions, SampleOrder, keyed_unifo
 from data_pipeline.shards.image_shards import ImageShards
 from data_pipeline.shards.token_dataset import TokenShards
 from data_pipeline.shards.token_shards import Tokens
+from data_pipeline.shards.token_windows import KeyColumn, TokenWindows
 
 MEMORY_LIMIT = 2 * 2**30
 """Bytes of pixels up to which a data set is decoded once and kept."""
@@ -80,21 +81,32 @@ class TokenBatches:
     """Batches of tokens, one view of each sample per epoch.
 
     Args:
-        shards: the data set.
+        shards: the data set, in one copy or by windows.
         seed: of the order and of what is random about a sample.
         global_batch: samples of a step, over all ranks.
         window: shards that are shuffled together (`data.reading.shuffle_window`).
     """
 
-    def __init__(self, shards: TokenShards, seed: int, global_batch: int, window: int | None = None) -> None:
+    def __init__(
+        self, shards: TokenShards | TokenWindows, seed: int, global_batch: int, window: int | None = None
+    ) -> None:
         self._shards, self._seed, self._global_batch = shards, seed, global_batch
         self._order = SampleOrder(seed, shards.shard_sizes, window)
         self._block: _Block | None = None
+        # by windows, so few positions of all ranks that they seldom reach into the next window
+        self._at_once = None
+        if shards.window is not None:
+            self._at_once = (min(_BLOCK, shards.count * shards.window // len(shards.manifest.shards)), global_batch)
 
     @property
-    def keys(self) -> npt.NDArray[np.bytes_]:
+    def keys(self) -> KeyColumn:
         """Keys of the data set [N]."""
         return self._shards.keys
+
+    @property
+    def held(self) -> str:
+        """How this node holds the tokens, for people."""
+        return self._shards.held
 
     def order(self) -> DataOrder:
         """What the order of the samples follows from."""
@@ -112,7 +124,8 @@ class TokenBatches:
             ValueError: if the global batch cannot be cut evenly.
         """
         share = self._global_batch // world
-        steps = max(1, min(_BLOCK, self._order.count) // max(1, share))
+        most, positions = self._at_once or (min(_BLOCK, self._order.count), share)
+        steps = max(1, most // max(1, positions))
         number, place = divmod(step, steps)
         block = self._block
         if block is None or block.of != (number, rank, world):
@@ -124,6 +137,8 @@ class TokenBatches:
     def _plan(self, of: tuple[int, int, int], steps: int) -> _Block:
         number, rank, world = of
         position_B = step_positions(number * steps, self._global_batch, rank, world, steps)
+        first = number * steps * self._global_batch
+        self._shards.follow(self._order, first, first + steps * self._global_batch)
         index_B = self._order.indices(position_B)
         row_B, views = index_B, len(self._shards.manifest.views)
         if views > 1:
@@ -176,6 +191,11 @@ class ImageBatches:
         """Keys of the data set [N]."""
         return self._images.keys
 
+    @property
+    def held(self) -> str:
+        """How this node holds the images, for people."""
+        return "decoded, in memory" if self._pixels_NHWC is not None else self._images.held
+
     def order(self) -> DataOrder:
         """What the order of the samples follows from."""
         return _describe(self._images, self._order, self._global_batch)
@@ -221,7 +241,7 @@ class ImageBatches:
         return self._images.decode(index, lambda data: self._transform.random(data, (side, y, x)))
 
 
-def _describe(data: ImageShards | TokenShards, order: SampleOrder, global_batch: int) -> DataOrder:
+def _describe(data: ImageShards | TokenShards | TokenWindows, order: SampleOrder, global_batch: int) -> DataOrder:
     return DataOrder(
         data=data.uri,
         kind=data.manifest.kind,

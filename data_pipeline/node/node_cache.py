@@ -51,6 +51,10 @@ _LOG = logging.getLogger(__name__)
 Make = Callable[[BinaryIO], object]
 
 
+class NoRoomError(UsageError):
+    """A cache may not hold a copy beside those that are in use."""
+
+
 class _GoneError(Exception):
     """A file or a folder of the cache was removed while it was used."""
 
@@ -103,7 +107,8 @@ class NodeCache:
                 does so, and calls `recheck`.
 
         Raises:
-            UsageError: if the cache's limit leaves no room for it, or the name is none.
+            NoRoomError: if the cache's limit leaves no room for it.
+            UsageError: if the name is none.
             FoldtrainError: if the disk is full or the folder cannot be used.
             Exception: whatever `make` raises, unchanged, so that a FileNotFoundError is never the cache's own.
         """
@@ -125,6 +130,15 @@ class NodeCache:
             f"{self._shared}: {name} could not be opened in {_TRIES} tries ({why}): end what empties the folder, or "
             "set data.reading.cache_dir to another one"
         )
+
+    def capacity(self) -> int:
+        """Bytes that this user's copies may take in all, those that are there included.
+
+        Raises:
+            FoldtrainError: if the folder cannot be used.
+        """
+        with self._failures(), private_folder(self._shared) as folder:
+            return self._capacity(folder, sum(status.st_size for status in folder.files().values()))
 
     def recheck(self, name: str) -> bool:
         """Compare every byte of a copy with its seal. Returns whether it is there and whole; damaged, it is removed."""
@@ -222,10 +236,7 @@ class NodeCache:
         """Remove copies that nobody uses until there is room; none if there cannot be enough."""
         held = folder.files()
         taken = sum(status.st_size for status in held.values())
-        limit = self.limit
-        if limit is None:
-            disk = shutil.disk_usage(folder.path)
-            limit = taken + disk.free - int(disk.total * _KEPT_FREE)
+        limit = self._capacity(folder, taken)
         excess = size + taken - limit
         with ExitStack() as locks:
             chosen = []
@@ -236,13 +247,19 @@ class NodeCache:
                     chosen.append(name)
                     excess -= status.st_size
             if excess > 0:
-                raise UsageError(
+                raise NoRoomError(
                     f"{folder.path} may hold {limit} bytes (data.reading.cache_bytes; without it a tenth of the disk "
                     f"is left free), which leaves no room for {size} more beside the copies in use: raise the limit by "
                     f"at least {excess}, free space there, or set data.reading.cache_dir to a larger disk of the node"
                 )
             for name in chosen:
                 folder.remove(name)
+
+    def _capacity(self, folder: PrivateFolder, taken: int) -> int:
+        if self.limit is not None:
+            return self.limit
+        disk = shutil.disk_usage(folder.path)
+        return taken + disk.free - int(disk.total * _KEPT_FREE)
 
     @contextmanager
     def _failures(self) -> Iterator[None]:

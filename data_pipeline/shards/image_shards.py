@@ -239,6 +239,11 @@ class ImageShards:
         return index
 
     @property
+    def held(self) -> str:
+        """How images are read on this node, for people."""
+        return "by range reads" if self._cache is None else "in copies of their shards"
+
+    @property
     def shard_sizes(self) -> tuple[int, ...]:
         """Samples of each shard."""
         return tuple(np.diff(self.starts).tolist())

@@ -3,10 +3,7 @@
 Every process of a node reads one memory-mapped copy of the data set, on the node's own disk (node_cache.py), so that a
 batch is one gather and eight ranks hold the tokens once:
 
-    <fingerprint of the manifest>.tokens
-      uint16 or uint32 [samples * views, positions * folds]    all shards, one after another
-      int32  [samples]                               classes
-      S      [samples]                               keys
+    <fingerprint of the manifest>.tokens    all shards, one after another (token_copy.py)
 
 Each shard is compared with its sha256 when the copy is made, and the copy with its seal when a process opens it.
 Shape suffixes: B samples asked for, N samples, W views, L positions, F folds, R rows (samples * views), T tokens of a
@@ -22,17 +19,16 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.errors import CorruptShardError, UsageError
-from data_pipeline.node.copy_seal import content_bytes
 from data_pipeline.node.node_cache import NodeCache
+from data_pipeline.order.permutations import SampleOrder
 from data_pipeline.shards.conditions import check_classes
-from data_pipeline.shards.manifest import ShardRecord, TokenManifest
+from data_pipeline.shards.manifest import TokenManifest
 from data_pipeline.shards.shard_table import shard_uri
 from data_pipeline.shards.token_archive import read_token_shard
-from data_pipeline.shards.token_shards import REMEDY, Tokens, first_outside
-from data_pipeline.text.names import MOST_KEY_BYTES
+from data_pipeline.shards.token_copy import TokenCopy
+from data_pipeline.shards.token_shards import REMEDY, TokenBlock, Tokens, first_outside
 from model.layout import TokenLayout
 
-_ALIGNMENT = 64
 _DOWNLOADS = 4
 
 
@@ -44,7 +40,8 @@ class TokenShards:
         cache: where this node keeps its copy.
 
     Raises:
-        UsageError: if there is no complete data set at `uri`, or the cache is too small for it.
+        UsageError: if there is no complete data set at `uri`.
+        NoRoomError: if the cache is too small for it.
         CorruptShardError: if a shard is not the one that the manifest names.
     """
 
@@ -56,7 +53,19 @@ class TokenShards:
         self.count = self.manifest.samples
         self._views, self._sample = len(self.manifest.views), (self.layout.positions, self.layout.folds)
         self._copy = _open_copy(uri, self.manifest, cache or NodeCache())
-        self._rows_RT, self.conditions, self.keys = _map_copy(self._copy, self.manifest)
+        mapped = copy_of(self.manifest).map(self._copy)
+        self._rows_RT, self.conditions, self.keys = mapped.rows_RT, mapped.conditions, mapped.keys
+
+    window: int | None = None
+    """Shards of a window, where the samples are read by windows (token_windows.py)."""
+
+    def follow(self, order: SampleOrder, first: int, stop: int) -> None:
+        """Positions `first` to `stop` - 1 come next; all of them are here."""
+
+    @property
+    def held(self) -> str:
+        """How the tokens are held on this node, for people."""
+        return "in one copy"
 
     @property
     def shard_sizes(self) -> tuple[int, ...]:
@@ -82,54 +91,51 @@ class TokenShards:
         return taken_BT.reshape(len(rows), *self._sample)
 
 
-def _condition_offset(manifest: TokenManifest) -> int:
-    layout = manifest.layout
-    tokens = manifest.samples * len(manifest.views) * layout.positions * layout.folds * np.dtype(layout.dtype).itemsize
-    return -(-tokens // _ALIGNMENT) * _ALIGNMENT
-
-
 def _open_copy(uri: str, manifest: TokenManifest, cache: NodeCache) -> BinaryIO:
-    most = _condition_offset(manifest) + manifest.samples * (4 + MOST_KEY_BYTES)  # what keys do not need is given back
-    return cache.open(f"{manifest.fingerprint}.tokens", most, lambda draft: _write_copy(uri, manifest, draft))
+    layout = copy_of(manifest)
+    return cache.open(copy_name(manifest), layout.most_bytes, lambda draft: _write_copy(uri, manifest, layout, draft))
 
 
-def _map_copy(copy: BinaryIO, manifest: TokenManifest) -> tuple[Tokens, npt.NDArray[np.int32], npt.NDArray[np.bytes_]]:
-    """Tokens by row, conditions and keys, all memory-mapped."""
-    samples, condition_offset = manifest.samples, _condition_offset(manifest)
-    key_offset = condition_offset + 4 * samples
-    key_width = (content_bytes(copy) - key_offset) // samples
-    layout, rows = manifest.layout, samples * len(manifest.views)
-
-    def mapped(dtype: str, offset: int, *shape: int) -> npt.NDArray[Any]:
-        # np.asarray: a plain array over the same map is sliced and gathered faster than np.memmap, a subclass.
-        return np.asarray(np.memmap(copy, dtype, "r", offset, shape))
-
-    tokens_RT = mapped(layout.dtype, 0, rows, layout.positions * layout.folds)
-    return tokens_RT, mapped("<i4", condition_offset, samples), mapped(f"S{key_width}", key_offset, samples)
+def copy_of(manifest: TokenManifest) -> TokenCopy:
+    """How the samples of a whole data set lie in its copy."""
+    return TokenCopy(manifest.samples, len(manifest.views), manifest.layout)
 
 
-def _write_copy(uri: str, manifest: TokenManifest, draft: BinaryIO) -> None:
+def copy_name(manifest: TokenManifest) -> str:
+    """What the copy of a whole data set is called in a node's cache."""
+    return f"{manifest.fingerprint}.tokens"
+
+
+def _write_copy(uri: str, manifest: TokenManifest, layout: TokenCopy, draft: BinaryIO) -> None:
     """Fill a copy from the shards, a few of them at a time."""
-    layout, samples = manifest.layout, manifest.samples
-    sample = (len(manifest.views), layout.positions, layout.folds)
-    tokens_NWLF = np.memmap(draft, layout.dtype, "r+", 0, (samples, *sample))
+    tokens_NWLF = layout.tokens(draft)
 
-    def copy_shard(start: int, shard: ShardRecord) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bytes_]]:
-        block = read_token_shard(uri, shard)
-        path = shard_uri(uri, shard)
-        _check_shape(path, block.tokens_NWLF, (shard.samples, *sample), layout)
-        check_classes(path, block.condition, len(manifest.classes), REMEDY)
-        _check_tokens(path, block.tokens_NWLF, layout)
-        tokens_NWLF[start : start + shard.samples] = block.tokens_NWLF
+    def copy_shard(number: int, start: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bytes_]]:
+        block = read_block(uri, manifest, number)
+        tokens_NWLF[start : start + len(block.key)] = block.tokens_NWLF
         return block.condition.copy(), block.key.copy()  # copies: a view would keep the shard's bytes alive
 
     with ThreadPoolExecutor(_DOWNLOADS, "copy") as pool:
-        parts = list(pool.map(copy_shard, manifest.shards.starts[:-1].tolist(), manifest.shards))
-    tokens_NWLF.flush()
-    draft.seek(_condition_offset(manifest))
-    for column in zip(*parts, strict=True):
-        draft.write(np.concatenate(column).tobytes())
-    draft.truncate()
+        numbers = range(len(manifest.shards))
+        parts = list(pool.map(copy_shard, numbers, manifest.shards.starts[:-1].tolist()))
+    tokens_NWLF.flush()  # type: ignore[union-attr]  # a map
+    conditions, keys = zip(*parts, strict=True)
+    layout.finish(draft, np.concatenate(conditions), np.concatenate(keys))
+
+
+def read_block(uri: str, manifest: TokenManifest, number: int) -> TokenBlock:
+    """The samples of one shard, once they are known to be what the manifest says.
+
+    Raises:
+        CorruptShardError: if they are not; it names the shard.
+    """
+    shard, layout = manifest.shards[number], manifest.layout
+    path, shape = shard_uri(uri, shard), (len(manifest.views), layout.positions, layout.folds)
+    block = read_token_shard(uri, shard)
+    _check_shape(path, block.tokens_NWLF, (shard.samples, *shape), layout)
+    check_classes(path, block.condition, len(manifest.classes), REMEDY)
+    _check_tokens(path, block.tokens_NWLF, layout)
+    return block
 
 
 def _check_tokens(path: str, tokens: Tokens, layout: TokenLayout) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +14,12 @@ from PIL import Image
 
 from data_pipeline.config import DataConfig
 from data_pipeline.shards.image_shards import ImageShards
+from data_pipeline.shards.manifest import TokenizerRecord, TokenManifest
+from data_pipeline.shards.token_shards import TokenBlock, write_token_shard
 from data_pipeline.shards.weights import Card
 from data_pipeline.tokens.tokenizing import TokenPlan, finish, missing, tokenize_shard
 from model.config import ImageFolderConfig
+from model.layout import TokenLayout
 
 TOKENIZER = ImageFolderConfig(image_size=16, patch_size=4, scales=(1, 2, 4), codebook_size=64, code_dim=8)
 
@@ -57,6 +62,55 @@ def tokenize_all(plan: TokenPlan) -> None:
     for shard in missing(plan):
         tokenize_shard(plan, shard, images, encode)
     finish(plan)
+
+
+def write_tokens(
+    folder: Path,
+    sizes: Sequence[int],
+    views: tuple[str, ...] = ("center",),
+    layout: TokenLayout = TOKENIZER.layout,
+    classes: tuple[str, ...] = ("cat", "dog"),
+    prefix: str = "sample",
+    **fields: Any,
+) -> str:
+    """A token set with shards of these sizes; each token, key and class follows from the sample's number and `prefix`.
+
+    Keys are as long as their number asks for, so that they are not as wide in each shard.
+    """
+    rng, start, shards = np.random.default_rng(len(prefix)), 0, []
+    for number, size in enumerate(sizes):
+        shape = (size, len(views), layout.positions, layout.folds)
+        tokens = rng.integers(0, layout.vocabularies, shape).astype(layout.dtype)
+        numbers = range(start, start + size)
+        keys = np.array([f"{prefix}/{number * 'x'}{each}".encode() for each in numbers] or [b""], "S")[:size]
+        block = TokenBlock(tokens, np.array([each % len(classes) for each in numbers], np.int32), keys)
+        made_by = {
+            "layout": layout.to_json(),
+            "views": list(views),
+            "image_size": 16,
+            "fit": "crop",
+            "source": "d" * 64,
+        }
+        meta = made_by | {"tokenizer": TokenizerRecord(encoder="e" * 64, config={}).model_dump(mode="json")} | fields
+        shards.append(write_token_shard(str(folder), f"tokens-{number:05d}.tar", block, meta))
+        start += size
+    manifest = TokenManifest.build(
+        samples=start,
+        classes=classes,
+        layout=layout,
+        views=views,
+        **{
+            "image_size": 16,
+            "fit": "crop",
+            "tokenizer": TokenizerRecord(encoder="e" * 64, config={}),
+            "source": "d" * 64,
+            "software": {},
+        }
+        | fields,
+        shards=tuple(shards),
+    )
+    manifest.write(str(folder))
+    return str(folder)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -16,6 +16,7 @@ from data_pipeline.images.transforms import Transform, to_model
 from data_pipeline.loading.loader import decode_all
 from data_pipeline.shards.image_shards import ImageShards
 from data_pipeline.shards.token_dataset import TokenShards
+from data_pipeline.shards.token_windows import TokenWindows
 from model.classifier import Classifier
 from model.protocols import Tokenizer
 from trainer.evaluation.frechet import FeatureStatistics, frechet_distance
@@ -66,7 +67,7 @@ def evaluate_tokenizer(tokenizer: Tokenizer, teacher: Teacher | None, real: Real
     return {"prefixes": list(prefixes), "mse_of_prefixes": errors_of_prefixes, "frechet_distance": distance}
 
 
-def codebook_use(tokens: TokenShards) -> list[list[float]]:
+def codebook_use(tokens: TokenShards | TokenWindows) -> list[list[float]]:
     """Share of each fold's codebook that occurs in each group of a token data set, [folds][groups]."""
     layout = tokens.layout
     seen = [[np.array([], layout.dtype) for _ in layout.groups] for _ in layout.vocabularies]

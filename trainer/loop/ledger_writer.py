@@ -13,8 +13,9 @@ import torch.distributed as dist
 
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
-from data_pipeline.order.ledger import FILE, DataOrder, Keys, chain, is_ledger_record, read_history
+from data_pipeline.order.ledger import FILE, DataOrder, chain, is_ledger_record, read_history
 from data_pipeline.shards.manifest import differences
+from data_pipeline.shards.token_windows import KeyColumn
 from trainer.records.jsonl import JsonlWriter, read_records
 
 _FLUSH_SECONDS = 5.0
@@ -37,7 +38,7 @@ class Ledger:
         self,
         folder: str,
         order: DataOrder,
-        keys: Keys,
+        keys: KeyColumn,
         step: int,
         device: torch.device,
         guard: Callable[[], object] = lambda: None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from data_pipeline.errors import UsageError
 from data_pipeline.node.copy_seal import SEAL_BYTES
 from data_pipeline.node.node_cache import NodeCache
+from data_pipeline.shards import token_windows
 from data_pipeline.shards.image_shards import ImageShards
 from data_pipeline.shards.token_dataset import TokenShards
 from trainer.job import TrainJob
@@ -29,9 +30,14 @@ def open_images(job: TrainJob) -> ImageShards:
     return images
 
 
-def open_tokens(job: TrainJob) -> TokenShards:
-    """The tokens, through this node's copy."""
-    return TokenShards(job.inputs["tokens"], _cache(job))
+def open_tokens(job: TrainJob) -> TokenShards | token_windows.TokenWindows:
+    """The tokens, through this node's copies, as `data.reading.tokens` says.
+
+    Raises:
+        UsageError: if the cache has no room for them.
+    """
+    reading = job.reading
+    return token_windows.open_tokens(job.inputs["tokens"], _cache(job), reading.tokens, reading.shuffle_window)
 
 
 def _cache(job: TrainJob) -> NodeCache:

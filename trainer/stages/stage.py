@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
 from torch import Tensor
 
 from data_pipeline.order.ledger import DataOrder
+from data_pipeline.shards.token_windows import KeyColumn
 from trainer.engine.deepspeed_engine import Engines
 from trainer.engine.scalars import Scalars
 from trainer.engine.trainable import Trainables
@@ -19,8 +18,13 @@ class Samples(Protocol):
     """The data set that a stage's batches are drawn from."""
 
     @property
-    def keys(self) -> npt.NDArray[np.bytes_]:
+    def keys(self) -> KeyColumn:
         """Keys of all samples."""
+        ...
+
+    @property
+    def held(self) -> str:
+        """How this node holds the data set, for people."""
         ...
 
     def order(self) -> DataOrder:
