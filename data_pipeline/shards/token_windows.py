@@ -182,7 +182,7 @@ def open_tokens(uri: str, cache: NodeCache, how: TokensHow, window: int | None) 
             _LOG.info("%s is read by windows of %d shards: %s", uri, window, error)
             return TokenWindows(uri, cache, window, manifest)
         raise NoRoomError(
-            f"{uri} has {manifest.shards.statement.bytes:,} bytes of tokens, for which this node's cache "
+            f"{uri} has {manifest.shards.total_bytes:,} bytes of tokens, for which this node's cache "
             f"has no room ({error}). Or {_advice(manifest, cache, window)}"
         ) from None
 

@@ -17,15 +17,17 @@ def open_images(job: TrainJob) -> ImageShards:
     Raises:
         UsageError: if a copy of every shard would be thrown away before its samples are used up.
     """
-    images = ImageShards(job.inputs["images"], cache=_cache(job) if job.reading.cache_images else None)
-    limit, shards = job.reading.cache_bytes, images.manifest.shards
-    if job.reading.cache_images and limit is not None:
+    cache = _cache(job) if job.reading.cache_images else None
+    images = ImageShards(job.inputs["images"], cache=cache)
+    if cache is not None:
+        limit, shards = cache.capacity(), images.manifest.shards
         window = min(job.reading.shuffle_window or len(shards), len(shards))
         needed = (window + 1) * (int(shards.sizes.max(initial=0)) + SEAL_BYTES)
         if needed > limit and shards.total_bytes + len(shards) * SEAL_BYTES > limit:
             raise UsageError(
-                f"data.reading.cache_bytes is {limit}, but {window} shards are shuffled together, which take {needed} "
-                "bytes: raise it, set data.reading.shuffle_window lower, or set data.reading.cache_images to false"
+                f"this node's cache may hold {limit:,} bytes (data.reading.cache_bytes; without it a tenth of the disk "
+                f"is left free), but {window} shards are shuffled together, which take {needed:,}: raise it, set "
+                "data.reading.shuffle_window lower, or set data.reading.cache_images to false"
             )
     return images
 
