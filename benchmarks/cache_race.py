@@ -26,7 +26,7 @@ from cluster.drills.s3_server import BUCKET, S3Server
 from data_pipeline import storage
 from data_pipeline.node.copy_seal import SEAL_BYTES, content_bytes
 from data_pipeline.node.node_cache import NodeCache
-from data_pipeline.shards.image_shards import ImageSample, ImageShards, write_image_shard
+from data_pipeline.shards.image_shards import ImageSample, ImageShards, finish_images, read_indexes, write_image_shard
 from data_pipeline.shards.manifest import ImageManifest
 
 COPIES = 24
@@ -60,8 +60,7 @@ def write_data_set(uri: str) -> None:
         numbers = range(shard * _PER_SHARD, (shard + 1) * _PER_SHARD)
         samples = [ImageSample(f"image-{number}", 0, "jpg", content_of(number)) for number in numbers]
         records.append(write_image_shard(uri, f"images-{shard:05d}.tar", samples, "plan"))
-    count = COPIES * _PER_SHARD
-    ImageManifest.build(samples=count, classes=("a",), split="train", shards=tuple(records)).write(uri)
+    finish_images(uri, read_indexes(uri, records), classes=("a",), split="train")
 
 
 def read_images(uri: str, cache: NodeCache) -> Read:

@@ -43,8 +43,7 @@ from cluster.pool.tokenizing import TokenizeWork
 from cluster.session.ray_session import ray_session
 from data_pipeline.config import TokensConfig
 from data_pipeline.node.host_memory import keep_freed_memory
-from data_pipeline.shards.image_shards import ImageSample, write_image_shard
-from data_pipeline.shards.manifest import ImageManifest
+from data_pipeline.shards.image_shards import ImageSample, finish_images, read_indexes, write_image_shard
 from data_pipeline.shards.weights import Card, write_weights
 from data_pipeline.tokens.tokenizing import TokenPlan, encoder_of, finish, load_encoder, missing, plan_tokens
 from model.config import ImageFolderConfig, ViTConfig
@@ -130,7 +129,7 @@ def write_images(uri: str, count: int) -> None:
         write_image_shard(uri, f"images-{number:05d}.tar", samples[start : start + IMAGE_SHARD], "made")
         for number, start in enumerate(starts)
     )
-    ImageManifest.build(samples=count, classes=("made",), split="train", shards=records).write(uri)
+    finish_images(uri, read_indexes(uri, records), classes=("made",), split="train")
 
 
 def write_tokenizer(uri: str) -> Card:

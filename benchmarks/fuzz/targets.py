@@ -92,6 +92,15 @@ def _state_index(files: Files, name: str) -> None:
     _state_shard(files, name, index_sha256=storage.sha256(files[name]))
 
 
+def _state_samples(files: Files, name: str) -> None:
+    """Put digest and size of the index of the samples into the manifest."""
+    manifest = f"{name.rpartition('/')[0]}/manifest.json"
+    record = json.loads(files[manifest])
+    record["index"] = {"bytes": len(files[name]), "sha256": storage.sha256(files[name])}
+    files[manifest] = json.dumps(record).encode()
+    _state_fingerprint(files, manifest)
+
+
 def _state_tokens(files: Files, name: str) -> None:
     _state_shard(files, name, sha256=storage.sha256(files[name]), bytes=len(files[name]))
 
@@ -297,6 +306,7 @@ TARGETS = (
     Target("image manifest", "images/train/manifest.json", _JSON, read_images, _state_fingerprint, _IMAGES),
     Target("image index", "images/train/images-00000.index.json", _JSON, read_images, _state_index, _IMAGES),
     Target("image table", "images/train/shards.bin", mutations.change_columns, read_images, _state_table, _IMAGES),
+    Target("samples", "images/train/index.bin", mutations.change_columns, read_images, _state_samples, _IMAGES),
     Target("token table", "tokens/shards.bin", mutations.change_columns, read_tokens, _state_table, _TOKENS),
     Target("token manifest", "tokens/manifest.json", _JSON, read_tokens, _state_fingerprint, _TOKENS),
     Target("token archive", "tokens/tokens-00000.tar", _change_shard, read_tokens, _state_tokens, _TOKENS),

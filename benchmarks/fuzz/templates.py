@@ -12,7 +12,7 @@ import numpy as np
 from data_pipeline import storage
 from data_pipeline.order.ledger import DataOrder
 from data_pipeline.shards.conditions import CLASS
-from data_pipeline.shards.image_shards import ImageSample, write_image_shard
+from data_pipeline.shards.image_shards import ImageSample, finish_images, read_indexes, write_image_shard
 from data_pipeline.shards.manifest import ImageManifest, TokenCommit, TokenizerRecord, TokenManifest
 from data_pipeline.shards.token_shards import TokenBlock, write_token_shard
 from data_pipeline.tokens.exporting import export_tokens
@@ -50,7 +50,7 @@ def _images(uri: str) -> None:
     for shard in range(2):
         samples = [ImageSample(f"c/{shard}{n}", n % 3, "jpg", bytes([n]) * (40 + n)) for n in range(3)]
         records.append(write_image_shard(uri, f"images-{shard:05d}.tar", samples, "plan"))
-    ImageManifest.build(samples=6, classes=CLASSES, split="train", shards=tuple(records)).write(uri)
+    finish_images(uri, read_indexes(uri, records), classes=CLASSES, split="train")
 
 
 def _tokens(uri: str, source: str) -> None:

@@ -12,7 +12,7 @@ bytes: it does not matter which process writes it, how often, or in what order. 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +24,8 @@ from data_pipeline.ingest.commits import NAMED_BAD, Commits, too_many
 from data_pipeline.ingest.planning import IngestPlan, ShardInputs, find_plan, plan_ingest
 from data_pipeline.ingest.screening import screen_items
 from data_pipeline.ingest.shard_table import PlannedShard
-from data_pipeline.shards.image_shards import Quarantined, write_image_shard
+from data_pipeline.shards.image_commits import ShardIndex
+from data_pipeline.shards.image_shards import Quarantined, finish_images, holds_index, write_image_shard
 from data_pipeline.shards.manifest import ImageManifest, ImageShardRecord
 from data_pipeline.sources.source import name_some
 
@@ -203,37 +204,30 @@ def _counted(count: int, one: str, many: str) -> str:
 
 def _kept_manifest(plan: IngestPlan, split: str, commits: Commits) -> ImageManifest | None:
     """The manifest of a split, if it is there and says what the shards' indexes say."""
-    try:
-        manifest = ImageManifest.read(storage.join(plan.output, split))
-    except UsageError:  # there is none, or it is of another version or damaged: it is written anew
-        return None
+    uri = storage.join(plan.output, split)
     numbers = [number for number in plan.shards.of_split(split) if commits.images_left(number)]
-    stated = (manifest.classes, manifest.split, manifest.quarantined, len(manifest.shards))
-    if stated != (plan.classes, split, commits.bad(split), len(numbers)):
+    try:
+        manifest = ImageManifest.read(uri)
+        stated = (manifest.classes, manifest.split, manifest.quarantined, len(manifest.shards))
+        is_kept = stated == (plan.classes, split, commits.bad(split), len(numbers)) and all(
+            record.name == plan.shards[number].name and commits.agrees(number, record)
+            for number, record in zip(numbers, manifest.shards, strict=True)
+        )
+        return manifest if is_kept and holds_index(uri, manifest) else None
+    except UsageError:  # there is none, it is of another version, or it or what it names is damaged: it is written anew
         return None
-    is_kept = all(
-        record.name == plan.shards[number].name and commits.agrees(number, record)
-        for number, record in zip(numbers, manifest.shards, strict=True)
-    )
-    return manifest if is_kept else None
 
 
 def _finish_split(plan: IngestPlan, split: str, commits: Commits) -> ImageManifest:
     uri = storage.join(plan.output, split)
-    bad: list[Quarantined] = []
-    records: list[ImageShardRecord] = []
-    for commit in commits.read(split):
-        bad += commit.quarantined()
-        if commit.record.samples:
-            records.append(commit.record)
-    if bad:
-        storage.write_json(storage.join(uri, QUARANTINE_NAME), [image._asdict() for image in sorted(bad)])
-    manifest = ImageManifest.build(
-        samples=sum(record.samples for record in records),
-        classes=plan.classes,
-        split=split,
-        quarantined=len(bad),
-        shards=tuple(records),
-    )
-    manifest.write(uri)
-    return manifest
+
+    def shards() -> Iterator[tuple[ImageShardRecord, ShardIndex]]:
+        bad: list[Quarantined] = []
+        for commit in commits.read(split):
+            bad += commit.quarantined()
+            if commit.record.samples:
+                yield commit.record, commit.content
+        if bad:
+            storage.write_json(storage.join(uri, QUARANTINE_NAME), [image._asdict() for image in sorted(bad)])
+
+    return finish_images(uri, shards(), classes=plan.classes, split=split, quarantined=commits.bad(split))

@@ -211,6 +211,16 @@ def open_columns(place: Place, check: Check, copy_name: str = "", cache: NodeCac
         raise CorruptShardError(f"{place.uri} is no {place.kind} ({error}): {place.remedy}") from None
 
 
+def is_whole(place: Place) -> bool:
+    """Whether a file is there with the digest that is stated; it is read piece by piece."""
+    measured = _Measure()
+    try:
+        measured.all(_pieces(place))
+    except (FileNotFoundError, ValueError):
+        return False
+    return measured.written() == place.stated
+
+
 def _checked(place: Place, held: npt.NDArray[np.uint8], check: Check) -> Columns:
     if len(held) != place.stated.bytes:
         raise ValueError(f"it has {len(held):,} bytes, and {place.stated.bytes:,} in the manifest")
@@ -232,7 +242,7 @@ def _make_copy(place: Place, check: Check, draft: BinaryIO) -> None:
 
 
 def _pieces(place: Place) -> Iterator[bytes]:
-    """The bytes of a remote file; no question for its size, which the manifest states."""
+    """The bytes of a file; no question for its size, which the manifest states."""
     for start in range(0, place.stated.bytes, PIECE_BYTES):
         length = min(PIECE_BYTES, place.stated.bytes - start)
         with reading(place.uri):

@@ -24,6 +24,7 @@ from pydantic import (
 
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
+from data_pipeline.node.node_cache import NodeCache
 from data_pipeline.shards.conditions import CLASS, Condition
 from data_pipeline.shards.shard_table import (
     ImageShardRecord,
@@ -36,11 +37,12 @@ from data_pipeline.shards.shard_table import (
 from data_pipeline.shards.versions import check_version
 from data_pipeline.storage.tar import BLOCK
 from data_pipeline.text.json_records import first_problem
-from data_pipeline.text.names import ClassName, Count, StoredName
+from data_pipeline.text.names import ClassName, Count, Sha256, StoredName
 from model.layout import TokenLayout
 
 __all__ = [
     "MANIFEST_NAME",
+    "FileStatement",
     "ImageManifest",
     "ImageShardRecord",
     "ShardRecord",
@@ -184,14 +186,27 @@ class _Manifest(Record):
             )
         return manifest._stored(uri)
 
+    def through(self, cache: NodeCache) -> Self:
+        """The same manifest, whose table of shards is read through this node's copy where it is remote."""
+        return self.model_copy(update={"shards": self.shards.through(cache)})
+
     def _stored(self, uri: str) -> Self:
         least, remedy = self.least_sample_bytes(), f"{self.remedy} again"
         table = self.shards.stored(uri, self.kind, self.samples, least, remedy, self.fingerprint)
         return self.model_copy(update={"shards": table})
 
 
+class FileStatement(Record):
+    """What a manifest states of a file beside it."""
+
+    bytes: Count
+    """Of the file."""
+    sha256: Sha256
+    """Digest of the file."""
+
+
 class ImageManifest(_Manifest):
-    """A set of image shards."""
+    """A set of image shards, which `finish_images` completes."""
 
     remedy = "run foldtrain ingest"
     anew = "run foldtrain ingest again (the shards stay as they are, and the manifest is written anew)"
@@ -203,6 +218,14 @@ class ImageManifest(_Manifest):
     """Images of the source that are left out because they cannot be decoded; quarantine.json lists them."""
     shards: ImageTable
     """The shards; sample i is the i-th in their order."""
+    index: FileStatement | None = None
+    """index.bin (sample_index.py); a set without samples may have none."""
+
+    @model_validator(mode="after")
+    def _check_index(self) -> Self:
+        if self.index is None and self.samples:
+            raise ValueError("index: it states no index of its samples")
+        return self
 
     def least_sample_bytes(self) -> int:
         """The headers of its two files."""

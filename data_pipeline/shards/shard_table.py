@@ -90,13 +90,16 @@ class ImageShardRecord(ShardRecord):
 R_co = TypeVar("R_co", bound=ShardRecord, covariant=True)
 
 
-def shard_folder(data_set_uri: str, record: ShardRecord) -> str:
-    """URI of the folder that a shard of a data set lies in.
+def shard_folder(data_set_uri: str, folder: str) -> str:
+    """URI of a folder that shards of a data set lie in.
+
+    Args:
+        data_set_uri: of the data set.
+        folder: of a record.
 
     Raises:
         UsageError: if a remote data set names a folder of this machine, or one above its bucket.
     """
-    folder = record.folder
     if not folder:
         return data_set_uri
     if not storage.is_remote(data_set_uri):
@@ -109,7 +112,7 @@ def shard_folder(data_set_uri: str, record: ShardRecord) -> str:
     found = posixpath.normpath(f"{inside}/{folder}")
     if folder.startswith("/") or "://" in folder or found.startswith(".."):
         raise UsageError(
-            f"{data_set_uri} says that {record.name} lies in {folder!r}, which is outside of its bucket and no URI of "
+            f"{data_set_uri} says that its shards lie in {folder!r}, which is outside of its bucket and no URI of "
             "another: make the data set anew"
         )
     return f"{scheme}://{bucket}/{found}"
@@ -121,7 +124,7 @@ def shard_uri(data_set_uri: str, record: ShardRecord) -> str:
     Raises:
         UsageError: as `shard_folder`.
     """
-    return storage.join(shard_folder(data_set_uri, record), record.name)
+    return storage.join(shard_folder(data_set_uri, record.folder), record.name)
 
 
 class TableStatement(Record):

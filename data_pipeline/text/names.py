@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator, Field, StringConstraints
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 MOST_BYTES = 1024
 """Longest name with its folders, in UTF-8; S3 has the same limit."""
@@ -56,6 +60,22 @@ def check_keys(keys: Sequence[str]) -> None:
             check_name(key, MOST_KEY_BYTES)
 
 
+def check_key_bytes(keys: npt.NDArray[np.bytes_]) -> None:
+    """As `check_keys`, for keys as numpy stores them; trailing zeros are none of theirs.
+
+    Raises:
+        ValueError: as `check_keys`.
+    """
+    text = b"\n".join(keys.tolist())
+    is_short = keys.dtype.itemsize <= MOST_KEY_BYTES
+    plain = is_short and text.count(b"\n") == len(keys) - 1 and not text.translate(None, _PLAIN)
+    if not plain or any(part in b"/%b/" % text.replace(b"\n", b"/") for part in (b"//", b"/./", b"/../")):
+        check_keys([key.decode() for key in keys.tolist()])
+
+
+_PLAIN = bytes(code for code in range(0x20, 0x7F) if code != ord("\\")) + b"\n"
+"""Bytes that no rule is about, but for the slash and the dot."""
+
 StoredName = Annotated[str, AfterValidator(check_name)]
 """A file of a folder of ours, or of one below it."""
 
@@ -70,6 +90,9 @@ CheckpointFileName = Annotated[str, StringConstraints(pattern=r"^rank_[0-9]{4,9}
 
 TensorName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$", max_length=512)]
 """A parameter or a buffer of a network; an export makes folders of these names."""
+
+EXTENSION = re.compile(r"[a-z0-9]{1,8}")
+"""What an image's file ends in."""
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 """A digest. Copies in a node's cache have their names from it."""

@@ -177,7 +177,7 @@ def _examine_lineage(
         found.add(LINEAGE, f"meta.json differs from the manifest (manifest -> meta.json): {difference}")
     made_by = {name: value for name, value in meta.items() if name != "software"}
     found.made_by = {name: value for name, value in made_by.items() if name not in stated}
-    path = storage.join(shard_folder(uri, shard), record_name(shard.name))
+    path = storage.join(shard_folder(uri, shard.folder), record_name(shard.name))
     try:
         commit = TokenCommit.model_validate(storage.read_json(path))
     except FileNotFoundError:

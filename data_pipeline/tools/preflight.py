@@ -6,6 +6,7 @@ Sizes are always compared. Digests are compared too where that takes less than a
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,20 +14,22 @@ from typing import Any
 
 from data_pipeline import storage
 from data_pipeline.errors import CorruptShardError
+from data_pipeline.node.node_cache import NodeCache
 from data_pipeline.shards import image_shards, token_shards
 from data_pipeline.shards.manifest import ImageManifest, ImageShardRecord, ShardRecord, TokenManifest, shard_uri
+from data_pipeline.shards.sample_index import INDEX_NAME, open_sample_index
+from data_pipeline.shards.shard_table import shard_folder
 
 DIGEST_LIMIT = 2**30
 """Bytes up to which a local data set is read in full."""
 _THREADS = 8
+Sizes = Callable[[str], dict[str, int]]
 
 
 @dataclass(frozen=True)
 class _Kind:
     """What differs between shards of images and of tokens."""
 
-    sidecar: Callable[[str, Any], object]
-    """Reads what lies beside a shard, given the data set's URI and the shard's record; raises if it is not right."""
     damage: Callable[[str, Any, bytes], str]
     """Says what is wrong with the bytes of a shard, given URI and record."""
     remedy: str
@@ -41,8 +44,8 @@ def _token_damage(_uri: str, shard: ShardRecord, archive: bytes) -> str:
     return token_shards.first_damage(shard.name, archive)
 
 
-_IMAGES = _Kind(image_shards.read_index, _image_damage, image_shards.REMEDY)
-_TOKENS = _Kind(lambda _uri, _shard: None, _token_damage, token_shards.REMEDY)
+_IMAGES = _Kind(_image_damage, image_shards.REMEDY)
+_TOKENS = _Kind(_token_damage, token_shards.REMEDY)
 
 
 def check_images(uri: str, *, every_byte: bool = False) -> ImageManifest:
@@ -57,7 +60,13 @@ def check_images(uri: str, *, every_byte: bool = False) -> ImageManifest:
         CorruptShardError: if a shard is missing or damaged; it names the shard and the first bad key.
     """
     manifest = ImageManifest.read(uri)
-    _check(uri, manifest, _IMAGES, every_byte)
+    sizes, digest = _check(uri, manifest, _IMAGES, every_byte)
+    found = sizes("").get(INDEX_NAME)
+    if manifest.index is not None and found != manifest.index.bytes:
+        state = "is missing" if found is None else f"has {found} bytes, {manifest.index.bytes} in the manifest"
+        raise CorruptShardError(f"{storage.join(uri, INDEX_NAME)} {state}: {manifest.remedy} again")
+    if digest:
+        open_sample_index(uri, manifest, NodeCache())
     return manifest
 
 
@@ -68,21 +77,22 @@ def check_tokens(uri: str, *, every_byte: bool = False) -> TokenManifest:
     return manifest
 
 
-def _check(uri: str, manifest: ImageManifest | TokenManifest, kind: _Kind, every_byte: bool) -> None:
-    sizes = storage.walk(uri)
+def _check(uri: str, manifest: ImageManifest | TokenManifest, kind: _Kind, every_byte: bool) -> tuple[Sizes, bool]:
+    """Returns the sizes of the files by folder and name, and whether digests were compared."""
+    sizes: Sizes = functools.cache(lambda folder: storage.walk(shard_folder(uri, folder)))
     total = manifest.shards.total_bytes
     digest = every_byte or (not storage.is_remote(uri) and total <= DIGEST_LIMIT)
 
     def check(shard: Any) -> None:
         path = shard_uri(uri, shard)
-        if shard.name not in sizes:
+        if shard.name not in sizes(shard.folder):
             raise CorruptShardError(f"{path} is missing; {kind.remedy.partition(' and ')[2]}")
-        if sizes[shard.name] != shard.bytes or digest:
+        if sizes(shard.folder)[shard.name] != shard.bytes or digest:
             archive = storage.read_bytes(path, max(2 * shard.bytes, DIGEST_LIMIT))
             if len(archive) != shard.bytes or storage.sha256(archive) != shard.sha256:
                 raise CorruptShardError(f"{path}: {kind.damage(uri, shard, archive)}; {kind.remedy}")
-        kind.sidecar(uri, shard)
 
     with ThreadPoolExecutor(_THREADS, "check") as pool:
         for _ in pool.map(check, manifest.shards):
             pass
+    return sizes, digest

@@ -23,6 +23,7 @@ from data_pipeline import storage
 from data_pipeline.errors import FoldtrainError, UsageError
 from data_pipeline.shards.image_shards import index_name, read_index
 from data_pipeline.shards.manifest import MANIFEST_NAME, ImageManifest, TokenManifest, differences, read_manifest
+from data_pipeline.shards.sample_index import INDEX_NAME
 from data_pipeline.shards.shard_table import TABLE_NAME
 from data_pipeline.shards.tokenizers import recorded_config
 from data_pipeline.text import yaml_dialect
@@ -34,7 +35,7 @@ THREADS = 4
 """Shards that are looked at, and so held in memory, at a time."""
 
 
-BESIDE = (MANIFEST_NAME, TABLE_NAME, "quarantine.json", "control.json", "progress.json", "config.yaml")
+BESIDE = (MANIFEST_NAME, TABLE_NAME, INDEX_NAME, "quarantine.json", "control.json", "progress.json", "config.yaml")
 """Files of a data set beside its shards."""
 
 Keys = npt.NDArray[np.bytes_]

@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 from cluster.cli import app
 from cluster.monitor.data_view import write_grid
 from data_pipeline.errors import FoldtrainError, UsageError
-from data_pipeline.shards.image_shards import ImageSample, write_image_shard
+from data_pipeline.shards.image_shards import ImageSample, finish_images, read_indexes, write_image_shard
 from data_pipeline.shards.manifest import ImageManifest, TokenizerRecord, TokenManifest
 from data_pipeline.shards.token_shards import TokenBlock, write_token_shard
 from data_pipeline.shards.weights import write_weights
@@ -49,7 +49,7 @@ def images(tmp_path: Path) -> Path:
         write_image_shard(uri, f"images-{n:05d}.tar", [_sample(row) for row in range(3 * n, 3 * n + 3)], "plan")
         for n in range(2)
     ]
-    ImageManifest.build(samples=6, classes=("cat", "dog"), split="train", shards=tuple(records)).write(uri)
+    finish_images(uri, read_indexes(uri, records), classes=("cat", "dog"), split="train")
     return Path(uri)
 
 

@@ -13,13 +13,14 @@ from data_pipeline import storage
 from data_pipeline.errors import CorruptShardError
 from data_pipeline.shards.image_shards import (
     ImageSample,
-    ImageShards,
+    finish_images,
     index_name,
     parse_index,
     read_index,
+    read_indexes,
     write_image_shard,
 )
-from data_pipeline.shards.manifest import ImageManifest, ImageShardRecord
+from data_pipeline.shards.manifest import ImageShardRecord
 
 NAME = "images-00000.tar"
 SAMPLES = [ImageSample("c/a", 0, "jpg", b"12345"), ImageSample("c/b", 1, "png", b"67")]
@@ -77,11 +78,13 @@ def test_a_file_that_is_no_index_is_named(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("edit", [{"label": [0, 2]}, {"size": 2**20}, {"sha256": "0" * 64}])
-def test_an_index_about_something_else_than_the_manifest_is_refused(tmp_path: Path, edit: dict[str, Any]) -> None:
+def test_an_index_about_something_else_than_its_shard_completes_no_data_set(
+    tmp_path: Path, edit: dict[str, Any]
+) -> None:
     record = written(tmp_path)
     data = change(tmp_path, lambda index: index.update(edit))
     record = record.model_copy(update={"index_sha256": storage.sha256(data)})
-    ImageManifest.build(samples=2, classes=("a", "b"), split="train", shards=(record,)).write(str(tmp_path))
     assert read_index(str(tmp_path), record).key == ["c/a", "c/b"]
     with pytest.raises(CorruptShardError, match=r"images-00000\.index\.json is about another tar"):
-        ImageShards(str(tmp_path))
+        finish_images(str(tmp_path), read_indexes(str(tmp_path), [record]), classes=("a", "b"), split="train")
+    assert not (tmp_path / "manifest.json").exists()

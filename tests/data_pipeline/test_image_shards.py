@@ -60,8 +60,8 @@ def test_a_shard_that_is_missing_in_storage_is_called_so(remote: str, tmp_path: 
         far.read(0)
 
 
-def test_a_cache_that_cannot_be_used_is_not_called_a_missing_shard(remote: str) -> None:
-    far = ImageShards(remote, cache=NodeCache("/proc/cache"))
+def test_a_cache_that_cannot_be_used_is_not_called_a_missing_shard(remote: str, tmp_path: Path) -> None:
+    far = ImageShards(remote, cache=NodeCache("/proc/cache"), index_cache=NodeCache(str(tmp_path)))
     with pytest.raises(FoldtrainError, match=r"data\.reading\.cache_dir") as caught:
         far.read(0)
     assert not isinstance(caught.value, CorruptShardError)

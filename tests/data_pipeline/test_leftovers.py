@@ -15,7 +15,7 @@ from data_pipeline.errors import UsageError
 from data_pipeline.ingest.ingesting import ingest
 from data_pipeline.leases import lease_record
 from data_pipeline.leases.lease import LeaseHeldError, only_driver, take
-from data_pipeline.shards.manifest import ImageManifest, ImageShardRecord
+from data_pipeline.shards.manifest import FileStatement, ImageManifest, ImageShardRecord
 from data_pipeline.storage import object_writes, upload_marks
 from data_pipeline.tokens.tokenizing import TokenPlan
 from data_pipeline.tools.leftovers import Leftover, find_leftovers, remove
@@ -48,7 +48,8 @@ def write_images(folder: str, *shards: str) -> None:
     sums = {"sha256": "0" * 64, "index_sha256": "0" * 64}
     records = [ImageShardRecord(name=f"{shard}.tar", samples=1, bytes=2048, **sums) for shard in shards]
     write(folder, *(f"{shard}{end}" for shard in shards for end in (".tar", ".index.json")))
-    ImageManifest.build(samples=len(shards), classes=("a",), split="train", shards=tuple(records)).write(folder)
+    index = FileStatement(bytes=1, sha256="0" * 64)
+    ImageManifest.build(samples=len(shards), classes=("a",), split="train", shards=records, index=index).write(folder)
 
 
 def names(folder: str, found: list[Leftover]) -> dict[str, str]:

@@ -12,6 +12,7 @@ import pytest
 from data_pipeline import storage
 from data_pipeline.errors import CorruptShardError, UsageError
 from data_pipeline.shards.manifest import (
+    FileStatement,
     ImageManifest,
     ImageShardRecord,
     ShardRecord,
@@ -22,11 +23,13 @@ from data_pipeline.shards.manifest import (
 from model.layout import TokenLayout
 
 SUM = "0" * 64
+INDEX = FileStatement(bytes=9, sha256=SUM)
 
 
 def images() -> dict[str, Any]:
     shard = ImageShardRecord(name="images-00000.tar", samples=2, bytes=9000, sha256=SUM, index_sha256=SUM)
-    return ImageManifest.build(samples=2, classes=("a",), split="train", shards=(shard,)).model_dump(mode="json")
+    manifest = ImageManifest.build(samples=2, classes=("a",), split="train", shards=(shard,), index=INDEX)
+    return manifest.model_dump(mode="json")
 
 
 def tokens() -> dict[str, Any]:
@@ -96,7 +99,8 @@ def test_a_manifest_stays_small_whatever_it_holds(tmp_path: Path) -> None:
         ImageShardRecord(name=f"images-{n:05d}.tar", samples=9, bytes=9**5, sha256=SUM, index_sha256=SUM)
         for n in range(3000)
     )
-    ImageManifest.build(samples=27_000, classes=("a",), split="train", shards=shards).write(str(tmp_path))
+    manifest = ImageManifest.build(samples=27_000, classes=("a",), split="train", shards=shards, index=INDEX)
+    manifest.write(str(tmp_path))
     assert (tmp_path / "manifest.json").stat().st_size < 1000
     read = ImageManifest.read(str(tmp_path)).shards
     assert (len(read), read.total_bytes) == (3000, 3000 * 9**5)
@@ -109,6 +113,22 @@ def test_what_needs_no_shard_reads_no_table(tmp_path: Path) -> None:
     assert (len(manifest.shards), manifest.shards.total_bytes, manifest.samples) == (1, 9000, 2)
     with pytest.raises(CorruptShardError, match=r"shards\.bin is missing: run foldtrain ingest again"):
         manifest.shards[0]
+
+
+@pytest.mark.parametrize(
+    ("index", "reason"),
+    [
+        (None, "index: it states no index of its samples"),
+        ({"bytes": 9}, "index.sha256"),
+        ({"bytes": -9, "sha256": SUM}, "index.bytes"),
+        ({"bytes": 9, "sha256": "../x"}, "index.sha256"),
+        ({"bytes": 9, "sha256": SUM, "name": "x"}, "index.name"),
+    ],
+)
+def test_a_statement_of_the_index_that_cannot_be_is_named(tmp_path: Path, index: object, reason: str) -> None:
+    put(tmp_path, images() | {"index": index})
+    with pytest.raises(UsageError, match=rf"manifest\.json is no valid manifest \({reason}"):
+        read_manifest(str(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def test_a_shard_that_was_cut_is_traced_to_its_first_sample_that_is_not_whole(im
         check_images(images.uri)
 
 
-@pytest.mark.parametrize("name", ["images-00001.tar", "images-00001.index.json"])
+@pytest.mark.parametrize("name", ["images-00001.tar", "index.bin", "shards.bin"])
 def test_a_file_that_is_gone_is_named(images: Images, name: str) -> None:
     (images.folder / name).unlink()
     with pytest.raises(
@@ -63,8 +63,11 @@ def test_a_file_that_is_gone_is_named(images: Images, name: str) -> None:
 
 
 def test_a_damaged_index_is_named(images: Images) -> None:
-    flip_byte(images.folder / "images-00000.index.json", 100)
-    with pytest.raises(CorruptShardError, match=r"images-00000\.index\.json is corrupt"):
+    flip_byte(images.folder / "index.bin", 700)
+    with pytest.raises(CorruptShardError, match=r"index\.bin .*its sha256 is not that of.*: run foldtrain"):
+        check_images(images.uri)
+    (images.folder / "index.bin").write_bytes(b"x")
+    with pytest.raises(CorruptShardError, match=r"index\.bin has 1 bytes, \d+ in the manifest: run foldtrain"):
         check_images(images.uri)
 
 

@@ -15,7 +15,7 @@ from data_pipeline.errors import CorruptShardError, UsageError
 from data_pipeline.node.node_cache import NodeCache
 from data_pipeline.shards import shard_table
 from data_pipeline.shards.column_file import Columns, write_columns
-from data_pipeline.shards.manifest import ImageManifest
+from data_pipeline.shards.manifest import FileStatement, ImageManifest
 from data_pipeline.shards.shard_table import ImageShardRecord, ShardRecord, ShardTable, TableStatement, shard_uri
 
 
@@ -34,12 +34,13 @@ def memory_uri() -> Iterator[str]:
     fsspec.filesystem("memory").rm(uri, recursive=True)
 
 
+INDEX = FileStatement(bytes=1, sha256="0" * 64)
 RECORDS = [record(number) for number in range(5)]
 
 
 def manifest(records: list[ImageShardRecord]) -> ImageManifest:
     samples = sum(each.samples for each in records)
-    return ImageManifest.build(samples=samples, classes=("a",), split="train", shards=records)
+    return ImageManifest.build(samples=samples, classes=("a",), split="train", shards=records, index=INDEX)
 
 
 def test_records_come_back_as_they_were_written(tmp_path: Path) -> None:
@@ -159,7 +160,7 @@ def test_a_stored_table_is_checked_before_a_record_of_it_is_given(tmp_path: Path
     written = write_columns(str(tmp_path / "shards.bin"), kind, as_columns, made.texts)
     statement = TableStatement(count=5, bytes=45010, table_bytes=written.bytes, table_sha256=written.sha256)
     table = ShardTable(ImageShardRecord, statement)
-    forged = ImageManifest.build(samples=20, classes=("a",), split="train", shards=table)
+    forged = ImageManifest.build(samples=20, classes=("a",), split="train", shards=table, index=INDEX)
     storage.write_json(str(tmp_path / "manifest.json"), {**forged.content(), "fingerprint": forged.fingerprint})
     with pytest.raises(CorruptShardError, match=r"shards\.bin is no table of images shards \(a shard of images is not"):
         ImageManifest.read(str(tmp_path)).shards[0]
@@ -185,7 +186,7 @@ def test_a_shard_lies_in_its_data_set_or_in_the_folder_that_it_names(data_set: s
 @pytest.mark.parametrize("folder", ["../../../other", "/etc", "file:///etc"])
 def test_a_remote_data_set_names_no_folder_of_this_machine_and_none_above_its_bucket(folder: str) -> None:
     shard = ShardRecord(name="tokens-00000.tar", samples=1, bytes=1, sha256="0" * 64, folder=folder)
-    with pytest.raises(UsageError, match=r"s3://bucket/a/b says that tokens-00000\.tar lies in"):
+    with pytest.raises(UsageError, match=r"s3://bucket/a/b says that its shards lie in"):
         shard_uri("s3://bucket/a/b", shard)
 
 
