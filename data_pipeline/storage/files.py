@@ -24,6 +24,7 @@ from data_pipeline.storage.local_disk import TEMPORARY
 from data_pipeline.storage.local_listing import scan
 from data_pipeline.storage.object_listing import Entry, UnfinishedUpload
 from data_pipeline.storage.retries import retried
+from data_pipeline.storage.store_errors import TooLargeError
 from data_pipeline.storage.uris import absolute, is_remote, join, local_path
 from data_pipeline.text import json_records
 
@@ -57,14 +58,19 @@ def read_bytes(uri: str, most: int | None = None) -> bytes:
 
 def _check_size(uri: str, found: int, most: int | None) -> None:
     if most is not None and found > most:
-        raise CorruptShardError(f"{uri} has more than the {most:,} bytes that such a file may have: it is another file")
+        raise _too_large(uri, most)
+
+
+def _too_large(uri: str, most: int) -> CorruptShardError:
+    return CorruptShardError(f"{uri} has more than the {most:,} bytes that such a file may have: it is another file")
 
 
 @retried
 def _read_whole(uri: str, most: int | None) -> bytes:
-    found = size(uri)
-    _check_size(uri, found, most)
-    return object_reads.read_pieces(functools.partial(read_range, uri), found)
+    try:
+        return object_reads.read_whole(filesystem(uri), uri, most, functools.partial(read_range, uri))
+    except TooLargeError as error:
+        raise _too_large(uri, most or 0) from error
 
 
 @retried
@@ -86,7 +92,11 @@ def read_ranges(uri: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         FileNotFoundError: if there is no such object, and any range has a length.
     """
     read = functools.partial(read_range, uri)
-    return object_reads.read_coalesced(read, ranges) if is_remote(uri) else [read(*each) for each in ranges]
+    if not is_remote(uri):
+        return [read(*each) for each in ranges]
+    return object_reads.read_coalesced(
+        read, ranges, lambda wanted: object_reads.read_together(filesystem(uri), uri, wanted)
+    )
 
 
 def write_bytes(uri: str, data: bytes | memoryview) -> None:
@@ -146,13 +156,13 @@ def commit_bytes(uri: str, data: bytes) -> None:
 def holds(uri: str, data: bytes | memoryview) -> bool:
     """Whether there is an object with exactly these bytes."""
     try:
+        if isinstance(data, bytes):
+            return read_bytes(uri, len(data)) == data
         if size(uri) != len(data):
             return False
-        if isinstance(data, bytes):
-            return read_bytes(uri) == data
         part = object_writes.VIEW_PART_BYTES
         return all(read_range(uri, at, part) == bytes(data[at : at + part]) for at in range(0, len(data), part))
-    except FileNotFoundError:
+    except (FileNotFoundError, CorruptShardError):  # the latter if it has more bytes
         return False
 
 
@@ -266,8 +276,7 @@ def remove_file(uri: str) -> None:
             local_path(uri).unlink(missing_ok=True)
         return
     with contextlib.suppress(FileNotFoundError):
-        fs = filesystem(uri)
-        fs.rm_file(uri, **object_reads.time_limit(fs, uri))
+        object_writes.delete(filesystem(uri), uri)
 
 
 def unfinished_uploads(uri: str) -> list[UnfinishedUpload]:

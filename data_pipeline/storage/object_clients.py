@@ -10,7 +10,8 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from data_pipeline.errors import UsageError
 from data_pipeline.storage.request_counts import count
@@ -33,6 +34,34 @@ _CALLS = {"cat_file": "get", "info": "head", "pipe_file": "put", "ls": "list", "
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 _renewed: dict[int, float] = {}
 _lock = threading.Lock()
+
+
+class Address(NamedTuple):
+    """Where a bucket is, as botocore resolved it."""
+
+    url: str
+    """Of the bucket, its name included."""
+    region: str
+    signed: bool
+
+
+def learn(addresses: dict[str, Address], http_response: Any, context: dict[str, Any], **_: Any) -> None:
+    """Note where a request to a bucket was answered. A handler of botocore's event `after-call`."""
+    asked = context.get("input_params") or {}
+    schemes = (context.get("endpoint_properties") or {}).get("authSchemes") or [{}]
+    signed = context.get("auth_type") != "none"
+    v4 = schemes[0].get("name") == "sigv4" and schemes[0].get("signingName") == "s3"
+    served = http_response.status_code < 300 or http_response.status_code in {404, 412}
+    if not served or not isinstance(asked.get("Bucket"), str) or (signed and not v4):
+        return
+    url = str(http_response.url).partition("?")[0].rstrip("/")
+    if key := asked.get("Key"):
+        end = "/" + quote(key, safe="/~")
+        if not url.endswith(end):
+            return
+        url = url.removesuffix(end)
+    region = (context.get("signing") or {}).get("region") or schemes[0].get("signingRegion") or ""
+    addresses[asked["Bucket"]] = Address(url, region, signed)
 
 
 def endpoint_variable() -> tuple[str, str] | None:
@@ -98,7 +127,9 @@ def _session() -> Any:
     from aiobotocore.session import AioSession
 
     session = AioSession()
+    session.addresses, session.buckets = {}, {}  # by the name of a bucket; object_buckets fills the latter
     session.register("before-send.s3", _count_operation)
+    session.register("after-call.s3", functools.partial(learn, session.addresses))
     return session
 
 

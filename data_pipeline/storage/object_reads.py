@@ -1,4 +1,7 @@
-"""Remote objects read by ranges: each range is tried again by itself, and is compared with the object's length."""
+"""Remote objects read by ranges: each range is tried again by itself, and is compared with the object's length.
+
+On S3 by obstore where it can (`object_buckets.through`), and else by the fsspec filesystem.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,19 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from data_pipeline.errors import NotAFileError, UsageError
+from data_pipeline.storage.object_buckets import Bucket, allowance, through
 from data_pipeline.storage.object_clients import is_s3
 from data_pipeline.storage.outside_errors import service_code
+from data_pipeline.storage.pacing import pacer_of
 from data_pipeline.storage.retries import FIRST_CONTACT_PATIENCE, ShortReadError, was_reached
+from data_pipeline.storage.store_errors import TooLargeError
 
 PIECE_BYTES = 64 * 2**20
 """Larger objects are read in pieces of this size, so that a cut connection costs one piece."""
 PIECES_AT_ONCE = 4
+FIRST_BYTES = 16 * 2**20
+"""What is asked for of an object of unknown length: most are read whole by it, and a server that sends a byte at a time
+has no longer than such a piece may take."""
 GAP_BYTES = 64 * 2**10
 """Bytes between two ranges of an object that are read along rather than asked for apart: about what a connection
 transfers in the time that a request costs."""
@@ -27,22 +36,30 @@ tried again: a server at a byte a second keeps each connection alive for ever.""
 BUFFER_BYTES = 4 * 2**20
 """What an open file asks for at least."""
 
+_OUT_OF_RANGE = 416
 UNEXPLAINED = frozenset({301, 400, 403, 404})
 """Statuses with several reasons."""
 
 ReadRange = Callable[[int, int], bytes]
 """Reads (start, length) of one object."""
+ReadTogether = Callable[[Sequence[tuple[int, int]]], "list[bytes] | None"]
+"""Reads several of them, or gives None."""
 
 
 def _is_async(fs: Any) -> bool:
     return bool(getattr(fs, "async_impl", False))
 
 
+def seconds_for(read: int) -> float:
+    """How long a request may take whose answer has so many bytes."""
+    return ANSWER_SECONDS + read / SLOWEST_BYTES
+
+
 def time_limit(fs: Any, uri: str, read: int = 0) -> dict[str, float]:
     """What makes fsspec give a request up in time whose answer has so many bytes; a first one sooner."""
     if not _is_async(fs):
         return {}
-    seconds = ANSWER_SECONDS + read / SLOWEST_BYTES
+    seconds = seconds_for(read)
     return {"timeout": seconds if was_reached(uri) else min(seconds, FIRST_CONTACT_PATIENCE)}
 
 
@@ -52,6 +69,29 @@ def get_range(fs: Any, uri: str, start: int, length: int) -> bytes:
     Raises:
         ShortReadError: if fewer arrived, although there are more.
     """
+    return through(
+        uri,
+        fs,
+        lambda bucket, key: _part(bucket, key, start, length)[0],
+        lambda: _get_range(fs, uri, start, length),
+    )
+
+
+def _part(bucket: Bucket, key: str, start: int, length: int, most: int | None = None) -> tuple[bytes, int]:
+    """A range of an object, and how many bytes the object has, in one request."""
+    try:
+        data, size = bucket.read(key, start, length, seconds_for(allowance(length)), most)
+    except OSError as error:
+        if (service_code(error) or (0, ""))[0] != _OUT_OF_RANGE:
+            raise
+        return b"", 0 if start == 0 else start  # nothing of the range is inside the object
+    there = min(max(0, size - start), length)
+    if len(data) != there:
+        raise ShortReadError(f"{len(data)} of {there} bytes arrived from {start} on")
+    return data, size
+
+
+def _get_range(fs: Any, uri: str, start: int, length: int) -> bytes:
     try:
         data = bytes(fs.cat_file(uri, start=start, end=start + length, **time_limit(fs, uri, length)))
     except OSError as error:
@@ -63,6 +103,32 @@ def get_range(fs: Any, uri: str, start: int, length: int) -> bytes:
         if len(data) != there:
             raise ShortReadError(f"{len(data)} of {there} bytes arrived from {start} on")
     return data
+
+
+def read_whole(fs: Any, uri: str, most: int | None, read: ReadRange) -> bytes:
+    """A whole object, in one request if it is no larger than FIRST_BYTES.
+
+    Args:
+        fs: the filesystem of the URI.
+        uri: the object.
+        most: bytes that it may have; None for no bound.
+        read: reads a range of it, patiently.
+
+    Raises:
+        TooLargeError: if it has more; the answer to the request says so before its bytes are read.
+    """
+
+    def near(bucket: Bucket, key: str) -> bytes:
+        data, size = _part(bucket, key, 0, FIRST_BYTES, most)
+        return data if len(data) == size else data + read_pieces(read, size, len(data))
+
+    def far() -> bytes:
+        size = object_size(fs, uri)
+        if most is not None and size > most:
+            raise TooLargeError(size)
+        return read_pieces(read, size)
+
+    return through(uri, fs, near, far)
 
 
 def object_size(fs: Any, uri: str) -> int:
@@ -118,41 +184,68 @@ def head_object(fs: Any, uri: str, unexplained: Set[int] = UNEXPLAINED) -> Any:
     """What the server says of an object. Its refusal of a HEAD has no body that says why, so a GET is sent after it."""
     bucket, key, _ = fs.split_path(uri)
     place = {"Bucket": bucket, "Key": key, **time_limit(fs, uri)}
-    try:
-        return fs.call_s3("head_object", **place)
-    except OSError as error:
-        answer = service_code(error)
-        if answer is None or not answer[1].isdigit() or answer[0] not in unexplained:
+
+    def ask(head: Callable[[], Any], get: Callable[[], Any]) -> Any:
+        try:
+            return head()
+        except OSError as error:
+            if _status(error) not in unexplained:
+                raise
+            get()
             raise
-        fs.call_s3("get_object", Range="bytes=0-0", **place)
-        raise
+
+    def near(store: Bucket, key: str) -> Any:
+        seconds = seconds_for(allowance(1))
+        return ask(lambda: store.head(key, seconds), lambda: store.read(key, 0, 1, seconds))
+
+    def far() -> Any:
+        return ask(
+            lambda: fs.call_s3("head_object", **place), lambda: fs.call_s3("get_object", Range="bytes=0-0", **place)
+        )
+
+    return through(uri, fs, near, far)
 
 
-def read_pieces(read: ReadRange, size: int) -> bytes:
-    """A whole object of `size` bytes. Large objects are written once, so their pieces belong together."""
-    if size <= PIECE_BYTES:
-        data = read(0, size)
+def _status(error: OSError) -> int | None:
+    """The status of an answer that says nothing more."""
+    answer = service_code(error)
+    if answer is not None and answer[1].isdigit():
+        return answer[0]
+    return 404 if answer is None and isinstance(error, FileNotFoundError) else None
+
+
+def read_pieces(read: ReadRange, size: int, start: int = 0) -> bytes:
+    """An object of `size` bytes from `start` on. Large objects are written once, so their pieces belong together."""
+    starts = range(start, size, PIECE_BYTES)
+    if len(starts) <= 1:
+        data = read(start, size - start)
     else:
-        starts = range(0, size, PIECE_BYTES)
         with ThreadPoolExecutor(PIECES_AT_ONCE, thread_name_prefix="read") as pool:
-            data = b"".join(pool.map(lambda start: read(start, min(PIECE_BYTES, size - start)), starts))
-    if len(data) != size:  # it was replaced between the question for its size and the read
-        raise ShortReadError(f"{len(data)} of {size} bytes arrived")
+            data = b"".join(pool.map(lambda at: read(at, min(PIECE_BYTES, size - at)), starts))
+    if len(data) != size - start:  # it was replaced between the question for its size and the read
+        raise ShortReadError(f"{len(data)} of {size - start} bytes arrived from {start} on")
     return data
 
 
-def read_coalesced(read: ReadRange, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+def read_coalesced(
+    read: ReadRange, ranges: Sequence[tuple[int, int]], together: ReadTogether = lambda _: None
+) -> list[bytes]:
     """Ranges of one object, each as (start, length), in their order; neighbours are read together.
 
     What lies between two ranges is read along and thrown away, up to GAP_BYTES, and a request has at most PIECE_BYTES
     unless one range alone has more. Several requests are under way at once.
+
+    Args:
+        read: reads one range, patiently.
+        ranges: what to read.
+        together: reads several in one call, or gives None: then each is read by itself.
     """
     groups = coalesce(ranges)
-    if len(groups) <= 1:
-        found = [read(start, length) for start, length, _ in groups]
-    else:
+    wanted = [(start, length) for start, length, _ in groups]
+    found = together(wanted) if len(groups) > 1 else [read(start, length) for start, length in wanted]
+    if found is None:
         with ThreadPoolExecutor(min(RANGES_AT_ONCE, len(groups)), thread_name_prefix="read") as pool:
-            found = list(pool.map(lambda group: read(group[0], group[1]), groups))
+            found = list(pool.map(lambda each: read(*each), wanted))
     cut = [b""] * len(ranges)
     for (at, _, members), data in zip(groups, found, strict=True):
         for member in members:
@@ -160,6 +253,22 @@ def read_coalesced(read: ReadRange, ranges: Sequence[tuple[int, int]]) -> list[b
             whole = start == at and length >= len(data)
             cut[member] = data if whole else data[start - at : start - at + length]
     return cut
+
+
+def read_together(fs: Any, uri: str, ranges: Sequence[tuple[int, int]]) -> list[bytes] | None:
+    """Several ranges by one call of obstore; None if that cannot be, or if anything went wrong."""
+    if pacer_of(uri, writes=False).rate is not None:
+        return None
+
+    def near(bucket: Bucket, key: str) -> list[bytes] | None:
+        seconds = seconds_for(allowance(max(length for _, length in ranges)))
+        try:
+            found = bucket.read_many(key, ranges, seconds)
+        except Exception:  # each by itself tells what is wrong
+            return None
+        return found if [len(data) for data in found] == [length for _, length in ranges] else None
+
+    return through(uri, fs, near, lambda: None)
 
 
 def coalesce(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int, list[int]]]:

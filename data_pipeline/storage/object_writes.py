@@ -1,6 +1,7 @@
 """Objects on remote storage, put whole or not at all: in one request, or in parts on S3.
 
-Every request to S3 carries a CRC-32 of its body, unless the user switched that off (`checksum_arguments`). The server
+Every request to S3 carries a checksum of its body, unless the user switched that off (`checksum_arguments`): SHA-256 of
+an object that goes up whole, by obstore, and CRC-32 of a part, by s3fs. The server
 compares it before it keeps anything; a part or an object that arrives damaged is refused and sent again. Reads are by
 range, which carry no checksum: their length is checked here, their bytes by the caller, with the CRC-32 or sha256 of an
 index or a manifest.
@@ -19,9 +20,10 @@ from uuid import uuid4
 
 from data_pipeline.errors import FoldtrainError
 from data_pipeline.storage import upload_marks
+from data_pipeline.storage.object_buckets import allowance, through
 from data_pipeline.storage.object_clients import checksum_arguments, is_s3
 from data_pipeline.storage.object_listing import abort_upload
-from data_pipeline.storage.object_reads import head_object
+from data_pipeline.storage.object_reads import head_object, seconds_for, time_limit
 from data_pipeline.storage.outside_errors import service_code
 from data_pipeline.storage.retries import patiently
 
@@ -76,8 +78,16 @@ def put(
     )
     mode = {"mode": "create"} if only_if_absent else {}
 
+    metadata = {} if token is None else {_MARK: token}
+    seconds = _seconds_for(allowance(len(data)))
+
     def request() -> None:
-        fs.pipe_file(uri, whole, **mode, **options)
+        through(
+            uri,
+            fs,
+            lambda bucket, key: bucket.put(key, whole, seconds, metadata=metadata, only_if_absent=only_if_absent),
+            lambda: fs.pipe_file(uri, whole, **mode, **options),
+        )
 
     done, unsure = _commit(uri, request, holds, len(data), only_if_absent=only_if_absent)
     return done or _is_ours(fs, uri, token, lambda: unsure and holds())
@@ -90,7 +100,21 @@ def _marked(token: str | None) -> dict[str, Any]:
 
 def _within(written: int) -> dict[str, float]:
     """What makes fsspec give a write up in time."""
-    return {"timeout": WRITE_SECONDS + written / SLOWEST_BYTES}
+    return {"timeout": _seconds_for(written)}
+
+
+def _seconds_for(written: int) -> float:
+    return WRITE_SECONDS + written / SLOWEST_BYTES
+
+
+def delete(fs: Any, uri: str) -> None:
+    """Delete one object, if it is there; some storage raises FileNotFoundError if it is not."""
+    through(
+        uri,
+        fs,
+        lambda bucket, key: bucket.delete(key, seconds_for(allowance(1))),
+        lambda: fs.rm_file(uri, **time_limit(fs, uri)),
+    )
 
 
 def _is_ours(fs: Any, uri: str, token: str | None, otherwise: Callable[[], bool]) -> bool:
@@ -228,7 +252,7 @@ class _Upload:
     def _unmark(self) -> None:
         mark = upload_marks.place(self._uri, self._target["UploadId"])
         with contextlib.suppress(FoldtrainError, FileNotFoundError):  # foldtrain gc removes it
-            patiently(self._uri, lambda: self._fs.rm_file(mark), written=0)
+            patiently(self._uri, lambda: delete(self._fs, mark), written=0)
 
     def _abort(self) -> bool:
         """Give the parts back; says whether they are. What cannot be reached now is found by `foldtrain gc`."""

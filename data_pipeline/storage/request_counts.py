@@ -17,10 +17,10 @@ _counts: Counter[str] = Counter()
 _lock = threading.Lock()
 
 
-def count(kind: str) -> None:
-    """Note that a request is sent."""
+def count(kind: str, number: int = 1) -> None:
+    """Note that a request is sent, or several."""
     with _lock:
-        _counts[kind] += 1
+        _counts[kind] += number
 
 
 def requests() -> Counter[str]:

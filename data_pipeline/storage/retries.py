@@ -17,7 +17,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, NoReturn, ParamSpec, TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 
@@ -129,20 +129,29 @@ def patiently(uri: str, attempt: Callable[[], R], *, written: int | None = None)
         if state.attempt_number == 5:
             _LOG.warning("%s: %s; trying again for %.0f seconds", uri, reason(error), stop.seconds)
 
-    retrying = Retrying(
-        retry=retry_if_exception(may_pass),
-        stop=stop,
-        wait=wait_random_exponential(multiplier=0.2, max=LONGEST_WAIT),
-        before_sleep=before_sleep,
-        reraise=True,
-    )
     try:
-        return retrying(paced)
+        try:
+            return paced()
+        except Exception as error:
+            if not may_pass(error):
+                raise
+            first = [error]
+        return Retrying(
+            retry=retry_if_exception(may_pass),
+            stop=stop,
+            wait=wait_random_exponential(multiplier=0.2, max=LONGEST_WAIT),
+            before_sleep=before_sleep,
+            reraise=True,
+        )(lambda: _raise(first.pop()) if first else paced())  # the first try was made: tenacity costs as much as it
     except Exception as error:
         known = explain(uri, error, stop.seconds if may_pass(error) else None)
         if known is None:
             raise
         raise known from error
+
+
+def _raise(error: Exception) -> NoReturn:
+    raise error
 
 
 def _error(state: RetryCallState) -> BaseException:

@@ -54,6 +54,23 @@ def page(keys: list[str], token: str | None = None) -> Answer:
     return Answer(200, body.encode(), {"Content-Type": "application/xml"})
 
 
+def _as_s3(request: Request, answer: Answer) -> Answer:
+    """What S3 adds to an answer: an ETag, and where a range lies."""
+    if answer.status != 200:
+        return answer
+    headers = {"ETag": '"0"'} | answer.headers
+    asked = request.headers.get("range", "") if request.method == "GET" else ""
+    if not asked.startswith("bytes="):
+        return Answer(200, answer.body, headers, answer.pause)
+    first, _, last = asked.removeprefix("bytes=").partition("-")
+    whole, start = len(answer.body), int(first)
+    if start >= whole:
+        return refusal(416, "InvalidRange")
+    body = answer.body[start : int(last) + 1]
+    headers["Content-Range"] = f"bytes {start}-{start + len(body) - 1}/{whole}"
+    return Answer(206, body, headers, answer.pause)
+
+
 @contextlib.contextmanager
 def stub_s3(respond: Respond) -> Iterator[tuple[str, list[Request]]]:
     """A server on a port of its own: its URL, and the requests that it got."""
@@ -69,7 +86,7 @@ def stub_s3(respond: Respond) -> Iterator[tuple[str, list[Request]]]:
             body = self.rfile.read(int(headers.get("content-length", 0)))
             request = Request(self.command, parts.path, dict(parse_qsl(parts.query, True)), headers, body)
             asked.append(request)
-            answer = respond(request)
+            answer = _as_s3(request, respond(request))
             self.send_response(answer.status)
             for name, value in ({"Content-Length": str(len(answer.body))} | answer.headers).items():
                 self.send_header(name, value)
