@@ -30,6 +30,8 @@ class Fault(Enum):
     """The server sees its head and about half of its body."""
     CUT_RESPONSE = "cut in the response"
     """The server does it; the client gets half of the answer's body, or nothing if it has none."""
+    DAMAGE = "damage"
+    """The server sees a body of which one byte is another."""
     SILENCE = "silence"
     """The server never sees it, and the client gets no answer, as from a node that is lost."""
 
@@ -163,7 +165,7 @@ class FaultProxy:
                 writer.write(answer.raw)
                 answer = None
         if answer is None:
-            if not await _forward_request(head, reader, upstream, cut=fault is Fault.CUT_REQUEST):
+            if not await _forward_request(head, reader, upstream, fault):
                 return False
             answer = await read_head(source)
         if answer is None or fault is Fault.CUT_REQUEST:
@@ -203,11 +205,13 @@ async def _refuse(fault: Fault, head: Head, reader: asyncio.StreamReader, writer
 
 
 async def _forward_request(
-    head: Head, reader: asyncio.StreamReader, upstream: asyncio.StreamWriter, *, cut: bool
+    head: Head, reader: asyncio.StreamReader, upstream: asyncio.StreamWriter, fault: Fault | None
 ) -> bool:
     """Pass a request's body on. False if it was cut; at its half, or right away if its length is not stated."""
     room = (head.length or 0) // 2
-    async for piece in request_body(reader, head):
+    cut = fault is Fault.CUT_REQUEST
+    async for found in request_body(reader, head):
+        piece = bytes([found[0] ^ 1]) + found[1:] if fault is Fault.DAMAGE and found else found
         if cut and len(piece) > room:
             upstream.write(piece[:room])
             await upstream.drain()

@@ -34,6 +34,9 @@ IDLE_SECONDS = 15
 ALLOWANCE_BYTES = 2**20
 """What a request is given time for is rounded up to this times a power of four: each has its own connections."""
 
+THREADS = 4
+"""Threads of obstore's own in a process, at most."""
+
 _ODD = re.compile(r"(?:^|/)\.{0,2}(?:/|$)|[\x00-\x1f\x7f]|\?versionId=")
 """Keys with a part that is empty, `.` or `..`, which obstore refuses or changes, or what s3fs takes for a version."""
 _runtime: int | None = None
@@ -154,6 +157,8 @@ class Bucket:
         from obstore.store import S3Store
 
         global _runtime
+        if _runtime is None:  # a thread for each core, on nodes of 192 with a process for each GPU, would be thousands
+            os.environ.setdefault("TOKIO_WORKER_THREADS", str(min(THREADS, len(os.sched_getaffinity(0)))))
         _runtime = os.getpid()
         client: ClientConfig = {
             "allow_http": True,

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from data_pipeline.errors import UsageError
+from data_pipeline.storage.listing_pages import parse_page
 from data_pipeline.storage.request_counts import count
 
 CONNECT_SECONDS, READ_SECONDS = 10, 60
@@ -129,6 +130,7 @@ def _session() -> Any:
     session = AioSession()
     session.addresses, session.buckets = {}, {}  # by the name of a bucket; object_buckets fills the latter
     session.register("before-send.s3", _count_operation)
+    session.register("before-parse.s3.ListObjectsV2", parse_page)
     session.register("after-call.s3", functools.partial(learn, session.addresses))
     return session
 

@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
+import fsspec
 import pytest
 
 from data_pipeline import storage
@@ -437,3 +439,56 @@ def test_a_time_limit_grows_with_what_is_read_in_few_steps(serving: Serving) -> 
         storage.read_range("s3://bucket/a", 0, length)
     (bucket,) = storage.filesystem("s3://bucket").session.buckets.values()
     assert sorted(bucket._stores) == pytest.approx([60 + 4**n * 2**20 / 100_000 for n in range(4)])
+
+
+# ---------------------------------------------------------------------------------------------------------- listings
+
+CONTENT = (
+    "<Contents><Key>{key}</Key><LastModified>2026-11-25T20:50:10.123Z</LastModified><ETag>&quot;e&quot;</ETag>"
+    "<Size>{size}</Size><StorageClass>STANDARD</StorageClass><Owner><ID>1</ID></Owner></Contents>"
+)
+PREFIX = "<CommonPrefixes><Prefix>f/a%20b/</Prefix></CommonPrefixes>"
+
+
+def listing(inside: str, truncated: str = "false") -> bytes:
+    head = '<?xml version="1.0"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Name>bucket</Name>'
+    return f"{head}<IsTruncated>{truncated}</IsTruncated>{inside}</ListBucketResult>".encode()
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        listing(""),
+        listing(
+            "<EncodingType>url</EncodingType>" + CONTENT.format(key="f/%C3%BC%2B%231", size=5_000_000_000) + PREFIX
+        ),
+        listing(
+            CONTENT.format(key="a &amp; b%20", size=0) + "<NextContinuationToken>t=/</NextContinuationToken>", "true"
+        ),
+        listing(CONTENT.format(key="x", size="")),
+        listing(CONTENT.format(key="x", size=1), "perhaps"),
+        listing(
+            "<Contents><Key>x</Key><Size>1</Size><LastModified>Wed, 25 Nov 2026 20:50:10 GMT</LastModified></Contents>"
+        ),
+    ],
+    ids=["empty", "encoded", "first", "no_size", "no_end", "old_date"],
+)
+def test_a_page_of_a_listing_is_read_as_botocore_reads_it(serving: Serving, page: bytes) -> None:
+    serving(lambda _: Answer(200, page, {"Content-Type": "application/xml"}))
+    ours = storage.filesystem("s3://bucket")
+    theirs = fsspec.filesystem("s3", skip_instance_cache=True, config_kwargs={"retries": {"total_max_attempts": 1}})
+    theirs.retries = 1
+
+    def read(fs: Any) -> Any:
+        try:
+            found = fs.call_s3("list_objects_v2", Bucket="bucket")
+        except (OSError, ValueError) as error:
+            return type(error)
+        entries = [
+            {name: entry[name] for name in ("Key", "Size", "LastModified", "ETag") if name in entry}
+            for entry in found.get("Contents", [])
+        ]
+        names = ("IsTruncated", "NextContinuationToken", "EncodingType", "CommonPrefixes")
+        return entries, {name: found[name] for name in names if name in found}
+
+    assert read(ours) == read(theirs)

@@ -26,6 +26,19 @@ def test_reads_back_what_was_written(folder: str) -> None:
     assert storage.read_bytes(f"{folder}/deep/er/object") == b"content"
 
 
+@pytest.mark.parametrize(
+    "name", ["a b", "ü/é", "a#1", "a%20b", "a+b", "a?b&c=d", "日本", "~*'()!$,;:@=", 'q"<>|^`{}[]']
+)
+def test_a_name_is_taken_to_the_letter(folder: str, name: str) -> None:
+    for number in range(2):  # of which the first may be by another client
+        storage.write_bytes(f"{folder}/{name}", b"%d" % number)
+        assert storage.read_bytes(f"{folder}/{name}") == b"%d" % number
+    assert storage.read_range(f"{folder}/{name}", 0, 1) == b"1"
+    assert storage.walk(folder) == {name: 1}
+    storage.remove_file(f"{folder}/{name}")
+    assert not storage.exists(f"{folder}/{name}")
+
+
 def test_an_empty_object_is_an_object(folder: str) -> None:
     storage.write_bytes(f"{folder}/empty", b"")
     assert storage.exists(f"{folder}/empty")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import random
 import socket
 import threading
 import tracemalloc
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -27,9 +30,13 @@ pytestmark = pytest.mark.xdist_group("s3")
 Behind = Callable[..., AbstractContextManager[FaultProxy]]
 
 
+BOTH = pytest.mark.parametrize("behind", ["s3fs", "obstore"], indirect=True)
+"""The first requests to a bucket go by the one client, and the others by the other."""
+
+
 @pytest.fixture
-def behind(s3: S3, monkeypatch: pytest.MonkeyPatch) -> Behind:
-    """Puts a proxy between this process and the S3 server."""
+def behind(request: pytest.FixtureRequest, s3: S3, monkeypatch: pytest.MonkeyPatch) -> Behind:
+    """Puts a proxy between this process and the S3 server, through which the bucket was reached before."""
 
     @contextmanager
     def proxied(
@@ -37,6 +44,11 @@ def behind(s3: S3, monkeypatch: pytest.MonkeyPatch) -> Behind:
     ) -> Iterator[FaultProxy]:
         with FaultProxy(target, 7, share_503, share_cut, rule) as proxy, monkeypatch.context() as patched:
             patched.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+            if getattr(request, "param", "obstore") == "obstore":
+                proxy.faulty = False
+                storage.list_names(f"s3://{BUCKET}/nothing")
+                proxy.faulty = True
+                proxy.counts.clear()
             yield proxy
         pacing._pacer.cache_clear()  # the pace that this test was slowed to is no other test's
 
@@ -54,6 +66,7 @@ def once(fault: Fault, method: str, part: str = "") -> Rule:
     return rule
 
 
+@BOTH
 def test_a_write_that_nobody_answers_is_tried_again(
     behind: Behind, s3_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,6 +143,7 @@ def test_of_six_who_create_at_once_one_wins(kind: str, tmp_path: Path, request: 
     assert set(storage.entries(folder)) == {str(n) for n in range(4)}
 
 
+@BOTH
 def test_a_create_whose_answer_was_lost_was_ours(behind: Behind, s3_uri: str) -> None:
     with behind(once(Fault.CUT_RESPONSE, "PUT")) as proxy:
         assert storage.create_bytes(f"{s3_uri}/lease", b"mine")
@@ -141,6 +155,7 @@ def test_equal_bytes_are_created_once(s3_uri: str) -> None:
     assert not storage.create_bytes(f"{s3_uri}/shard", b"same")
 
 
+@BOTH
 def test_a_create_that_failed_once_does_not_claim_anothers_object(behind: Behind, s3_uri: str) -> None:
     storage.write_bytes(f"{s3_uri}/lease", b"theirs")
     with behind(once(Fault.CUT_RESPONSE, "PUT")) as proxy:
@@ -149,6 +164,7 @@ def test_a_create_that_failed_once_does_not_claim_anothers_object(behind: Behind
     assert storage.read_bytes(f"{s3_uri}/lease") == b"theirs"
 
 
+@BOTH
 def test_a_store_without_conditional_put_creates_what_is_not_there(behind: Behind, s3_uri: str) -> None:
     def refuse(method: str, path: str, headers: dict[str, str]) -> Fault | None:
         return Fault.NOT_IMPLEMENTED if "if-none-match" in headers else None
@@ -165,7 +181,8 @@ def test_a_store_without_conditional_put_creates_what_is_not_there(behind: Behin
 def puts(proxy_log: list[str]) -> Rule:
     def rule(method: str, path: str, headers: dict[str, str]) -> Fault | None:
         if method == "PUT":
-            proxy_log.append(headers.get("x-amz-checksum-crc32", ""))
+            sums = [headers.get(f"x-amz-checksum-{kind}", "") for kind in ("crc32", "sha256")]
+            proxy_log.append("".join(sums))
         return None
 
     return rule
@@ -181,11 +198,27 @@ def test_a_commit_writes_nothing_where_the_bytes_are_there(behind: Behind, s3_ur
     assert len(log) == 4  # three conditional ones, and the one that replaces
 
 
-def test_writes_carry_a_checksum(behind: Behind, s3_uri: str) -> None:
+@pytest.mark.parametrize(
+    ("behind", "checksum"),
+    [
+        ("s3fs", base64.b64encode(zlib.crc32(b"123456789").to_bytes(4, "big"))),
+        ("obstore", base64.b64encode(hashlib.sha256(b"123456789").digest())),
+    ],
+    indirect=["behind"],
+)
+def test_writes_carry_a_checksum(behind: Behind, s3_uri: str, checksum: bytes) -> None:
     log: list[str] = []
     with behind(puts(log)):
         storage.write_bytes(f"{s3_uri}/object", b"123456789")
-    assert log == ["y/Q5Jg=="]  # CRC-32 of those nine bytes is cbf43926
+    assert log == [checksum.decode()]
+
+
+@BOTH
+def test_bytes_that_were_damaged_on_their_way_are_sent_again(behind: Behind, s3_uri: str) -> None:
+    with behind(once(Fault.DAMAGE, "PUT")) as proxy:
+        storage.write_bytes(f"{s3_uri}/object", b"123456789")
+        assert proxy.counts[Fault.DAMAGE] == 1
+    assert storage.read_bytes(f"{s3_uri}/object") == b"123456789"
 
 
 def test_a_large_object_goes_up_in_parts_and_only_what_was_cut_is_sent_again(behind: Behind, s3_uri: str) -> None:
@@ -269,6 +302,7 @@ def test_a_large_object_is_read_in_pieces(s3_uri: str, monkeypatch: pytest.Monke
     assert storage.read_bytes(f"{s3_uri}/object") == data
 
 
+@BOTH
 def test_a_file_is_read_through_cuts(behind: Behind, s3_uri: str) -> None:
     data = random.Random(9).randbytes(50_000)
     storage.write_bytes(f"{s3_uri}/object", data)
@@ -307,6 +341,7 @@ def test_a_read_that_is_silently_short_is_done_again(
     assert short.reads == 2
 
 
+@BOTH
 def test_what_is_forbidden_or_missing_is_asked_for_once(behind: Behind, s3_uri: str) -> None:
     with behind() as proxy:
         with pytest.raises(FileNotFoundError):
