@@ -5,7 +5,8 @@
 Both go through the same functions of `data_pipeline.storage`, with its retries, pacing and checks; for `s3fs` obstore
 is left out, as it is where it cannot be used. The server is SeaweedFS in a process of its own: its time is not counted.
 Requests are sent one after the other by the main thread, 1,000 bytes each; `ranges` are 100 of one object, too far
-apart to be read together, in one call; a page of a listing has 1,000 objects.
+apart to be read together, in one call; a page of a listing has 1,000 objects. Of ten rounds the one that took the least
+processor time is told: another program on the machine only adds to it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from cluster.drills.s3_server import BUCKET, S3Server
 from data_pipeline import storage
 from data_pipeline.storage import object_buckets
 
-BYTES, RANGES, PAGE = 1000, 100, 1000
+BYTES, RANGES, PAGE, ROUNDS = 1000, 100, 1000, 10
 APART = 2**17
 CLIENTS = ("s3fs", "obstore")
 
@@ -37,20 +38,19 @@ def no_bucket(*_: object) -> None:
     """In place of what finds obstore's client of a bucket."""
 
 
-def measure(deed: Callable[[int], object], times: int, kind: str, requests: int) -> dict[str, float]:
-    """Milliseconds of processor and of clock per request, and how many there were."""
+def measure(deed: Callable[[int], object], times: int, kind: str) -> dict[str, float]:
+    """Milliseconds of processor and of clock per request, in the best of some rounds, and requests in all."""
     deed(-1)
-    processor, clock = time.process_time(), time.perf_counter()
-    with storage.counted() as sent:
-        for number in range(times):
-            deed(number)
-    processor, clock = time.process_time() - processor, time.perf_counter() - clock
-    assert sent[kind] >= requests, (kind, sent)
-    return {
-        "requests": sent[kind],
-        "cpu_ms": round(1e3 * processor / sent[kind], 4),
-        "wall_ms": round(1e3 * clock / sent[kind], 4),
-    }
+    total, best = 0, (float("inf"), float("inf"))
+    for turn in range(ROUNDS):
+        processor, clock = time.process_time(), time.perf_counter()
+        with storage.counted() as sent:
+            for number in range(turn, times, ROUNDS):
+                deed(number)
+        spent = time.process_time() - processor, time.perf_counter() - clock
+        total += sent[kind]
+        best = min(best, (1e3 * spent[0] / sent[kind], 1e3 * spent[1] / sent[kind]))
+    return {"requests": total, "cpu_ms": round(best[0], 4), "wall_ms": round(best[1], 4)}
 
 
 def run(folder: str, requests: int) -> dict[str, dict[str, float]]:
@@ -68,13 +68,10 @@ def run(folder: str, requests: int) -> dict[str, dict[str, float]]:
         "create": (lambda n: storage.create_bytes(f"{folder}/new/{n}", data), "put", requests),
         "delete": (lambda n: storage.remove_file(f"{folder}/new/{n}"), "delete", requests),
     }
-    found = {
-        name: measure(deed, times, kind, times * (RANGES if name == "ranges" else 1))
-        for name, (deed, kind, times) in kinds.items()
-    }
+    found = {name: measure(deed, times, kind) for name, (deed, kind, times) in kinds.items()}
     for number in range(PAGE):
         storage.write_bytes(f"{folder}/list/images-{number:05}.tar", b"")
-    found["page"] = measure(lambda _: storage.walk(f"{folder}/list"), max(1, requests // 100), "list", 1)
+    found["page"] = measure(lambda _: storage.walk(f"{folder}/list"), max(ROUNDS, requests // 100), "list")
     return found
 
 

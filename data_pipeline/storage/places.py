@@ -32,6 +32,8 @@ _WRAPPERS = frozenset(
     | {"blockcache", "filecache", "simplecache", "cached"}
 )
 """What fsspec knows that is no storage by itself."""
+_SAME = {"abfss": "abfs"}
+"""Schemes that a package adds to fsspec once it is installed, and one of the same package that fsspec knows."""
 _URLS = frozenset({"http", "https"})
 """Schemes of addresses, in which an empty name or a query may stand."""
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
@@ -110,6 +112,8 @@ def require_package(scheme: str) -> None:
         return
     from fsspec.registry import get_filesystem_class, known_implementations
 
+    if scheme not in known_implementations:
+        scheme = _SAME.get(scheme, scheme)
     if scheme not in known_implementations or scheme in _WRAPPERS:
         raise ValueError(
             f"{scheme}:// is no kind of storage that is known here: give s3://bucket/folder, or a path; a folder of "

@@ -210,7 +210,8 @@ def test_an_endpoint_that_is_none_is_named(value: str, monkeypatch: pytest.Monke
     [
         ("S3://bucket/x", "write s3://bucket/x"),
         ("s3://", "names no bucket"),
-        ("gs://bucket/x", "pip install 'gcsfs'"),
+        *((f"{scheme}://bucket/x", "pip install 'gcsfs'") for scheme in ("gs", "gcs")),
+        *((f"{scheme}://bucket/x", "pip install 'adlfs'") for scheme in ("az", "abfs", "abfss")),
         ("foo://bucket/x", "no kind of storage"),
     ],
 )

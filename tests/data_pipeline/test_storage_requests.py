@@ -32,6 +32,14 @@ def test_each_kind_is_counted_by_itself(memory: str) -> None:
     assert found == {"put": 1, "get": 1, "head": 1, "list": 1, "delete": 1}
 
 
+def test_storage_of_another_kind_creates_an_object_once(memory: str) -> None:
+    assert storage.create_bytes(f"{memory}/a", b"first")
+    assert not storage.create_bytes(f"{memory}/a", b"second")
+    assert storage.read_bytes(f"{memory}/a") == b"first"
+    storage.commit_bytes(f"{memory}/a", b"third")
+    assert storage.holds(f"{memory}/a", b"third")
+
+
 def test_what_is_on_a_disk_is_no_request(tmp_path: object) -> None:
     with storage.counted() as found:
         storage.write_bytes(f"{tmp_path}/a", b"x")
