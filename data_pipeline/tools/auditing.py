@@ -9,10 +9,10 @@ import numpy as np
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from data_pipeline.order.ledger import FILE, Audit, DataOrder, History, Keys, audit, read_history, step_indices
+from data_pipeline.record_files.reading import whole_lines
 from data_pipeline.shards.image_shards import ImageShards
 from data_pipeline.shards.manifest import TokenManifest
 from data_pipeline.shards.token_archive import read_columns
-from data_pipeline.text.json_records import parse_lines
 
 
 class Samples(NamedTuple):
@@ -51,10 +51,9 @@ def stage_history(folder: str) -> History:
 
 def _records(path: str) -> list[dict[str, Any]]:
     try:
-        whole = storage.read_bytes(path).rpartition(b"\n")[0]  # a last line without an end was being written
+        lines = whole_lines(path)
     except FileNotFoundError:
         raise UsageError(f"{path} is missing: give the folder of a stage that has begun") from None
-    lines = parse_lines(whole)
     if lines.left_out:
         raise UsageError(
             f"{path} is no ledger: line {lines.left_out[0]} is no record. Training that is started again leaves the "

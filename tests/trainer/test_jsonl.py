@@ -133,7 +133,7 @@ def test_a_line_that_is_no_record_is_left_out_and_said(tmp_path: Path, caplog: p
 def test_a_full_disk_is_told_with_the_file(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     writer = JsonlWriter(str(path), keep=[])
-    writer._file = Path("/dev/full").open("a")  # noqa: SIM115 - the writer closes it
+    writer._file._file = Path("/dev/full").open("ab")  # noqa: SIM115 - the writer closes it
     with pytest.raises(DiskError, match=rf"{path}: No space left on device: the disk is full"):
         writer.write({"step": 1})
     with contextlib.suppress(OSError):  # what it could not write is still in its buffer

@@ -16,7 +16,7 @@ from data_pipeline.errors import UsageError
 from data_pipeline.order.ledger import FILE, DataOrder, chain, is_ledger_record, read_history
 from data_pipeline.shards.manifest import differences
 from data_pipeline.shards.token_windows import KeyColumn
-from trainer.records.jsonl import JsonlWriter, read_records
+from trainer.records.jsonl import Continued, JsonlWriter, read_records
 
 _FLUSH_SECONDS = 5.0
 """Storage that does not take the record in this time gets it later; what is lost with the process, the audit names."""
@@ -48,7 +48,7 @@ class Ledger:
         if dist.get_rank() == 0:
             path = storage.join(folder, FILE)
             earlier = read_records(path, is_ledger_record)
-            self._file = JsonlWriter(path, keep=earlier, guard=guard)
+            self._file = JsonlWriter(path, keep=Continued(is_ledger_record), guard=guard)
             if earlier:
                 _check_order(path, read_history(path, earlier).order, order)
             else:

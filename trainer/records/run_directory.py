@@ -25,8 +25,10 @@ from typing import Any
 
 from data_pipeline import storage
 from trainer.config import TrackingConfig
-from trainer.records.goodput import goodput, slim
-from trainer.records.jsonl import JsonlWriter, left_out, read_lines, read_records
+from trainer.records import columns
+from trainer.records.goodput import Account
+from trainer.records.jsonl import Continued, JsonlWriter, read_lines
+from trainer.records.reading_columns import read_columns
 from trainer.records.record_shapes import is_event, is_metrics
 from trainer.records.trackers import close_followers, open_followers
 
@@ -43,7 +45,7 @@ def environment(extra: dict[str, Any]) -> dict[str, Any]:
 def append_event(uri: str, event: str, step: int, **details: Any) -> None:
     """Record something that happened before a stage's start is on record; returns when it is stored, or cannot be."""
     path = storage.join(uri, "events.jsonl")
-    events = JsonlWriter(path, keep=read_records(path, is_event))
+    events = JsonlWriter(path, keep=Continued(is_event))
     events.write({"time": time.time(), "event": event, "step": step} | details)
     events.close()
 
@@ -74,23 +76,27 @@ class RunDirectory:
         guard: Callable[[], object] = lambda: None,
     ) -> None:
         self.uri, self._workers = uri, workers
-        events = read_lines(storage.join(uri, "events.jsonl"), is_event)
-        measured = read_lines(storage.join(uri, "metrics.jsonl"), is_metrics)
-        self._history, metrics = events.records, measured.records
-        self._windows = [slim(record) for record in metrics]
-        kept = [record for record in metrics if record["step"] <= resume_step]
-        self._metrics = JsonlWriter(storage.join(uri, "metrics.jsonl"), keep=kept, guard=guard)
-        self._events = JsonlWriter(storage.join(uri, "events.jsonl"), keep=self._history, guard=guard)
+        files = {name: storage.join(uri, f"{name}.jsonl") for name in ("events", "metrics")}
+        self._history = read_lines(files["events"], is_event).records
+        done = read_columns(files["metrics"], lambda _name: False)
+        self._last_step = int(done["step"].max(initial=resume_step))
+        self._account = Account()
+        for record in self._history:
+            self._account.event(record)
+        self._account.windows(done)
+        later = Continued(is_metrics, lambda record: record["step"] > resume_step)
+        self._metrics = JsonlWriter(files["metrics"], keep=later, guard=guard, in_columns=True)
+        self._events = JsonlWriter(files["events"], keep=Continued(is_event), guard=guard)
         self._followers = open_followers(tracking or TrackingConfig(), uri, name, config)
         self.restarts = sum(record["event"] in {"start", "resume"} for record in self._history)
         self._asked, self._is_stepping = began or time.time(), False
         self._began = self._begin(
             "resume" if self.restarts else "start", resume_step, began=self._asked, workers=workers
         )
-        for file, lines in (("events.jsonl", events), ("metrics.jsonl", measured)):
-            if lines.left_out:
-                _LOG.warning("%s", left_out(storage.join(uri, file), lines))
-                self.event("lines_left_out", resume_step, file=file, count=len(lines.left_out))
+        for file, writer in ((files["events"], self._events), (files["metrics"], self._metrics)):
+            if writer.left_out:
+                _LOG.warning("%s: %d lines at its end are taken out: no records", file, writer.left_out)
+                self.event("lines_left_out", resume_step, file=file.rsplit("/", 1)[-1], count=writer.left_out)
 
     def _begin(self, event: str, step: int, **details: Any) -> dict[str, Any]:
         """Record that training goes on after `step`, and account for the time up to the last record before.
@@ -98,12 +104,11 @@ class RunDirectory:
         Returns:
             The record.
         """
-        lost = max((window["step"] for window in self._windows), default=step) - step
-        before = goodput(self._history, self._windows, back_to=step)
+        lost, self._last_step = self._last_step - step, min(self._last_step, step)
+        before = self._account.total(back_to=step)
         if before:
             seconds = {cause: round(each, 3) for cause, each in before.seconds.items()}
             details |= {"accounted": seconds, "last_record": before.last_record}
-        self._windows = [window for window in self._windows if window["step"] <= step]
         return self.event(event, step, lost_steps=max(0, lost), **details)
 
     def under_way(self, step: int) -> None:
@@ -141,6 +146,7 @@ class RunDirectory:
         """Record that something happened. Returns the record."""
         record = {"time": time.time(), "event": event, "step": step} | details
         self._history.append(record)
+        self._account.event(record)
         self._events.write(record)
         return record
 
@@ -159,8 +165,9 @@ class RunDirectory:
 
     def metrics(self, record: dict[str, Any]) -> None:
         """Record measurements of a step, and the share of the wall time so far that was training (`goodput`)."""
-        self._windows.append(slim(record))
-        account = goodput(self._history, self._windows)
+        self._last_step = max(self._last_step, record["step"])
+        self._account.windows(columns.from_records([record]))
+        account = self._account.total()
         record = record | ({"goodput": round(account.shares["training"], 4)} if account else {})
         self._metrics.write(record)
         for follower in self._followers:
@@ -172,7 +179,7 @@ class RunDirectory:
         step = self._history[-1]["step"]
         if dropped:
             self.event("dropped_records", step, **dropped)
-        account = goodput(self._history, self._windows)
+        account = self._account.total()
         if account:
             shares = {cause: round(share, 6) for cause, share in account.shares.items()}
             self.event("goodput", step, wall_seconds=round(account.wall, 3), shares=shares)

@@ -1,0 +1,68 @@
+"""Reads of a file of records what is new since the last look."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from data_pipeline.record_files.reading import State, of_one_state
+
+
+class News(NamedTuple):
+    """What a look has found."""
+
+    lines: bytes
+    """Whole lines that are new."""
+    is_other: bool
+    """Whether what was read before does not count: lines were taken back, or the file is another one."""
+
+
+class Cursor:
+    """A place in a file of records, behind the last whole line that was read.
+
+    Segments that are put together do not move it. It is known again by the bytes of the line before it, which has the
+    time at which it was written.
+
+    Args:
+        uri: the file.
+        most: bytes from the end that the first look reads at most; None for all.
+    """
+
+    def __init__(self, uri: str, most: int | None = None) -> None:
+        self._uri, self._most = uri, most
+        self._offset, self._last = 0, b""
+        self._seen: State | None = None
+
+    def news(self) -> News:
+        """Look, with one request where nothing has changed; nothing without a file. Errors as for `of_one_state`."""
+        try:
+            return of_one_state(self._uri, self._news)
+        except FileNotFoundError:
+            was_there = self._offset > 0
+            self._offset, self._last, self._seen = 0, b"", None
+            return News(b"", was_there)
+
+    def _news(self, state: State) -> News:
+        if state == self._seen and state.newest is not None:
+            return News(b"", False)
+        knows_place = self._offset <= state.size and self._is_place(state)
+        data = state.read(self._offset, state.size) if knows_place else self._from_the_end(state)
+        whole = data[: data.rfind(b"\n") + 1]
+        is_other = not knows_place and self._offset > 0
+        self._offset = (self._offset if knows_place else state.size - len(data)) + len(whole)
+        if whole:
+            self._last = whole[whole.rfind(b"\n", 0, -1) + 1 :]
+        elif not knows_place:
+            self._last = b""
+        self._seen = state
+        return News(whole, is_other)
+
+    def _is_place(self, state: State) -> bool:
+        if not self._offset:
+            return False
+        return state.read(self._offset - len(self._last), self._offset) == self._last
+
+    def _from_the_end(self, state: State) -> bytes:
+        """The last lines, without one that is cut at its beginning."""
+        start = 0 if self._most is None else max(0, state.size - self._most)
+        data = state.read(start, state.size)
+        return data.partition(b"\n")[2] if start else data

@@ -1,0 +1,125 @@
+"""The numbers of a stretch of metrics.jsonl in columns, beside the lines: 1,000,000 rows are read in a second.
+
+    8,192 bytes    {"rows": 570, "names": ["step", "time", …]} and blanks
+    then           a column after the other, each of `rows` float64 (little endian); NaN where a row has no number
+
+The lines stay the record; columns are made of them, only where all of them are records, and say nothing else. They may
+come from anybody: their size has to be what their head asks for, and what `is_metrics` asks of a line is asked of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from data_pipeline.text import json_records
+from trainer.records.record_shapes import is_metrics
+
+HEAD_BYTES = 8192
+_MOST_STEP = 2**53
+ALWAYS = ("step", "time", "window_steps", "window_seconds", "data_wait_share", "checkpoint_seconds")
+"""Columns that stand first and are read always, as far as there are any."""
+_WINDOW = ("time", "window_steps", "window_seconds")
+Column = npt.NDArray[np.float64]
+Columns = dict[str, Column]
+"""Numbers by name, all of the same length; NaN for none."""
+Wanted = Callable[[str], bool]
+"""Whether a column is read."""
+
+
+def from_records(records: Sequence[Mapping[str, Any]]) -> Columns:
+    """Columns of all finite numbers that records hold on their first level; `step` is always one."""
+    values: dict[str, list[float]] = {"step": []}
+    for number, record in enumerate(records):
+        for name, value in record.items():
+            if type(value) is float or type(value) is int:  # not bool
+                column = values.get(name)
+                if column is None:
+                    column = values[name] = []
+                if len(column) < number:
+                    column.extend([np.nan] * (number - len(column)))
+                column.append(value)
+    for column in values.values():
+        column.extend([np.nan] * (len(records) - len(column)))
+    found = {name: np.array(column, np.float64) for name, column in values.items()}
+    for column in found.values():
+        column[~np.isfinite(column)] = np.nan
+    return found
+
+
+def joined(parts: Iterable[Columns]) -> Columns:
+    """One after the other."""
+    kept = [part for part in parts if part and len(next(iter(part.values())))]
+    rows = [len(next(iter(part.values()))) for part in kept]
+    ends = np.cumsum(rows) if rows else []
+    found = {name: np.full(sum(rows), np.nan) for part in kept for name in part}
+    for part, stop, count in zip(kept, ends, rows, strict=True):
+        for name, column in part.items():
+            found[name][stop - count : stop] = column
+    return found or {"step": np.empty(0)}
+
+
+def encode(lines: bytes) -> bytes | None:
+    """The columns of lines that this process wrote; None if one of them is no record of metrics, or there are too many
+    names."""
+    records = [json.loads(line) for line in lines.split(b"\n") if line]
+    if not records or not all(isinstance(record, dict) and is_metrics(record) for record in records):
+        return None
+    columns = from_records(records)
+    names = [name for name in ALWAYS if name in columns]
+    names += sorted(columns.keys() - set(names))
+    head = json.dumps({"rows": len(records), "names": names}).encode()
+    if len(head) >= HEAD_BYTES:
+        return None
+    return b"".join([head.ljust(HEAD_BYTES - 1) + b"\n", *(columns[name].astype("<f8").tobytes() for name in names)])
+
+
+def read(read_ranges: Callable[[list[tuple[int, int]]], list[bytes]], size: int, wanted: Wanted) -> Columns:
+    """The wanted columns of a file of columns, and those that say whether it is sound.
+
+    Args:
+        read_ranges: the bytes of several (start, length).
+        size: of the file.
+        wanted: which ones.
+
+    Raises:
+        ValueError: if it is no such file; it says why.
+    """
+    rows, names = _parse_head(read_ranges([(0, HEAD_BYTES)])[0], size)
+    places = {name: HEAD_BYTES + 8 * rows * number for number, name in enumerate(names)}
+    kept = [name for name in names if name in ALWAYS or wanted(name)]
+    data = read_ranges([(places[name], 8 * rows) for name in kept])
+    found = {name: np.frombuffer(each, "<f8") for name, each in zip(kept, data, strict=True)}
+    if any(len(column) != rows for column in found.values()):
+        raise ValueError("it was cut")
+    _check(found)
+    return found
+
+
+def _parse_head(head: bytes, size: int) -> tuple[int, list[str]]:
+    record = json_records.parse(head)
+    rows, names = (record.get("rows"), record.get("names")) if isinstance(record, dict) else (None, None)
+    if type(rows) is not int or not 0 < rows <= size:
+        raise ValueError("it does not say how many rows it has")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len({*names}) != len(names):
+        raise ValueError("it does not name its columns")
+    if size != HEAD_BYTES + 8 * rows * len(names):
+        raise ValueError(f"it has {size:,} bytes, and {rows:,} rows of {len(names)} columns have others")
+    return rows, names
+
+
+def _check(columns: Columns) -> None:
+    """What `is_metrics` asks of each line."""
+    step = columns.get("step")
+    if step is None or not (np.all(step >= 0) and np.all(step < _MOST_STEP) and np.all(step == np.floor(step))):
+        raise ValueError("a row of it has no step")
+    if any(np.isinf(column).any() for column in columns.values()):
+        raise ValueError("a number of it is not finite")
+    if "window_seconds" in columns:
+        is_window = ~np.isnan(columns["window_seconds"])
+        if any(name not in columns or np.isnan(columns[name][is_window]).any() for name in _WINDOW):
+            raise ValueError("a window of it is not whole")

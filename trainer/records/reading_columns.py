@@ -1,0 +1,144 @@
+"""All numbers of a metrics.jsonl in columns: from what is stored in columns where there is any, else from its lines."""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from data_pipeline import storage
+from data_pipeline.record_files.layout import Segment, columns_folder
+from data_pipeline.record_files.reading import State, of_one_state
+from data_pipeline.text.json_records import parse_lines
+from trainer.records import columns
+from trainer.records.columns import Columns, Wanted
+from trainer.records.local_file import columns_there
+from trainer.records.record_shapes import is_metrics
+from trainer.records.segmented_object import COLUMNS
+
+_LOG = logging.getLogger(__name__)
+_PIECE_BYTES = 4 * 2**20
+"""Lines that are turned into columns at once: as objects they take some 10 times as much memory."""
+
+
+class Part(NamedTuple):
+    """A stretch of a file."""
+
+    numbers: Columns
+    lines: int
+    left_out: list[int]
+    """Lines of it, from 1, that are no records."""
+
+
+def read_columns(uri: str, wanted: Wanted) -> Columns:
+    """The numbers of the records of metrics.jsonl, in their order; no rows without a file.
+
+    Lines that are no records are left out, and the log says how many.
+
+    Args:
+        uri: the file.
+        wanted: which columns to read; those that say when a step was, and how long it took, are read always.
+    """
+    try:
+        parts = of_one_state(uri, lambda state: list(_parts(state, wanted)))
+    except FileNotFoundError:
+        return columns.joined([])
+    before, left_out = 0, list[int]()
+    for part in parts:
+        left_out += [before + number for number in part.left_out]
+        before += part.lines
+    if left_out:
+        many = "s" if len(left_out) > 1 else ""
+        _LOG.warning("%s: %d line%s left out, the first is line %d: no record", uri, len(left_out), many, left_out[0])
+    return columns.joined(part.numbers for part in parts)
+
+
+def _parts(state: State, wanted: Wanted) -> Iterator[Part]:
+    if state.newest is None:
+        yield from _local_parts(state, wanted)
+        return
+    for segment in state.segments:
+        found = _of_segment(state, segment, wanted) if segment.column_bytes else None
+        yield found or _of_lines(state.text(segment), wanted)
+    yield _of_lines(state.newest, wanted)
+
+
+def _local_parts(state: State, wanted: Wanted) -> Iterator[Part]:
+    at = 0
+    for each in columns_there(state.uri):
+        if not at <= each.start < each.stop <= state.size:
+            continue
+        lines = state.read(each.start, each.stop)
+        if zlib.crc32(lines) != each.crc:
+            continue
+        found = _stored(storage.join(columns_folder(state.uri), each.name), lines.count(b"\n"), wanted)
+        if found:
+            yield from _between(state, at, each.start, wanted)
+            yield found
+            at = each.stop
+    yield from _between(state, at, state.size, wanted)
+
+
+def _between(state: State, start: int, stop: int, wanted: Wanted) -> Iterator[Part]:
+    """Lines of a file on a disk, piece by piece."""
+    while start < stop:
+        text = state.read(start, min(stop, start + _PIECE_BYTES))
+        end = text.rfind(b"\n") + 1
+        if start + len(text) < stop and end:
+            text = text[:end]
+        if not text:
+            return
+        yield _of_lines(text, wanted)
+        start += len(text)
+
+
+def _of_lines(text: bytes, wanted: Wanted) -> Part:
+    found = parse_lines(text, is_metrics)
+    numbers = columns.from_records(found.records)
+    kept = {name: column for name, column in numbers.items() if name in columns.ALWAYS or wanted(name)}
+    return Part(kept, text.count(b"\n"), found.left_out)
+
+
+def _of_segment(state: State, segment: Segment, wanted: Wanted) -> Part | None:
+    return _stored(state.segment_uri(segment) + COLUMNS, segment.rows, wanted, segment.column_bytes)
+
+
+def _stored(uri: str, lines: int, wanted: Wanted, size: int | None = None) -> Part | None:
+    """Numbers that are stored in columns; None if they cannot be used, so that the lines are read.
+
+    Args:
+        uri: of the columns.
+        lines: that they are of.
+        wanted: which columns.
+        size: bytes of the file, if it is known and read by ranges.
+    """
+    try:
+        if size is None:
+            data = storage.read_bytes(uri)
+            numbers = columns.read(lambda ranges: [data[at : at + length] for at, length in ranges], len(data), wanted)
+        else:
+            numbers = columns.read(lambda ranges: _read_ranges(uri, ranges), size, wanted)
+        if len(numbers["step"]) != lines:
+            raise ValueError(f"it has other rows than the {lines:,} lines that it is of")  # noqa: TRY301
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        _LOG.warning("%s is not used: %s; the lines are read instead", uri, error)
+        return None
+    return Part(numbers, lines, [])
+
+
+def _read_ranges(uri: str, ranges: list[tuple[int, int]]) -> list[bytes]:
+    """Several ranges, with one request for those that touch."""
+    found: list[bytes] = []
+    at = 0
+    while at < len(ranges):
+        stop = at + 1
+        while stop < len(ranges) and ranges[stop][0] == sum(ranges[stop - 1]):
+            stop += 1
+        start = ranges[at][0]
+        data = storage.read_range(uri, start, sum(ranges[stop - 1]) - start)
+        found += [data[begin - start : begin - start + length] for begin, length in ranges[at:stop]]
+        at = stop
+    return found
