@@ -61,16 +61,19 @@ def decode(uri: str, data: bytes) -> tuple[tuple[Segment, ...], bytes]:
         return (), data
     head, _, lines = data.partition(b"\n")
     try:
-        entries = json_records.parse(head)["segments"]
-        if not isinstance(entries, list) or len(entries) > _MOST_SEGMENTS:
-            raise ValueError(f"it names more than {_MOST_SEGMENTS:,} segments, or is no list")
-        segments = tuple(_segment(entry) for entry in entries)
+        segments = _segments(json_records.parse(head)["segments"])
     except (ValueError, TypeError, KeyError) as error:
         raise UsageError(
             f"{uri}: its first line is no list of segments ({error}); it was cut or edited, and the older records "
             f"cannot be found without it: restore it, or delete it and {segments_folder(uri)} to begin anew"
         ) from error
     return segments, lines
+
+
+def _segments(entries: object) -> tuple[Segment, ...]:
+    if not isinstance(entries, list) or len(entries) > _MOST_SEGMENTS:
+        raise ValueError(f"it names more than {_MOST_SEGMENTS:,} segments, or is no list")
+    return tuple(_segment(entry) for entry in entries)
 
 
 def _segment(entry: object) -> Segment:

@@ -206,7 +206,7 @@ def test_whatever_comes_from_a_run_is_escaped(run: Path) -> None:
         created=HOSTILE,
         evaluation=evaluation,
         stages=(StageTime(HOSTILE, 1.0, 1, HOSTILE),),
-        records=(StageRecords(HOSTILE, metrics),),
+        records=(StageRecords.of(HOSTILE, metrics),),
         configs=(StageConfig(HOSTILE, HOSTILE, (HOSTILE,)),),
         notes=(HOSTILE,),
     )
@@ -247,7 +247,7 @@ def test_values_that_are_not_finite_do_not_break_the_page(run: Path) -> None:
         generation_distance=math.nan,
         codebook_use=((math.nan,),),
     )
-    data = dataclasses.replace(clean, records=(StageRecords("tokenizer", metrics),), evaluation=evaluation)
+    data = dataclasses.replace(clean, records=(StageRecords.of("tokenizer", metrics),), evaluation=evaluation)
     html = build_report(data)
     assert "Nothing was recorded." in html
     assert not re.search(r'(?:points|d|x|y|cx|cy|width|height)="[^"]*(?:nan|inf)', html)
@@ -275,7 +275,7 @@ def test_of_a_step_that_was_repeated_after_a_restart_the_last_record_counts(run:
     with (run / "tokenizer" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 20, "loss": 7.0}\n{"step": 25, "loss": 8.0}\n{"step": 40, "lo')
     tokenizer = next(records for records in collect(str(run)).records if records.stage == "tokenizer")
-    assert [(record["step"], record["loss"]) for record in tokenizer.metrics] == [
+    assert list(zip(tokenizer.steps, tokenizer.metrics["loss"], strict=True)) == [
         (10, 0.1),
         (20, 7.0),
         (25, 8.0),

@@ -20,6 +20,8 @@ from data_pipeline.text import json_records
 from trainer.records.record_shapes import is_metrics
 
 HEAD_BYTES = 8192
+MOST_NAMES = 100
+"""Columns at most; a record of a training stage has some 30 numbers."""
 _MOST_STEP = 2**53
 ALWAYS = ("step", "time", "window_steps", "window_seconds", "data_wait_share", "checkpoint_seconds")
 """Columns that stand first and are read always, as far as there are any."""
@@ -31,41 +33,49 @@ Wanted = Callable[[str], bool]
 """Whether a column is read."""
 
 
-def from_records(records: Sequence[Mapping[str, Any]]) -> Columns:
-    """Columns of all finite numbers that records hold on their first level; `step` is always one."""
+def from_records(records: Sequence[Mapping[str, Any]], wanted: Wanted = lambda _name: True) -> Columns:
+    """Columns of the finite numbers that records hold on their first level; `step` is always one.
+
+    Of the wanted names the first `MOST_NAMES` count, so that the columns are bound by the size of the records.
+    """
     values: dict[str, list[float]] = {"step": []}
+    left_out = set[str]()
     for number, record in enumerate(records):
         for name, value in record.items():
-            if type(value) is float or type(value) is int:  # not bool
-                column = values.get(name)
-                if column is None:
-                    column = values[name] = []
-                if len(column) < number:
-                    column.extend([np.nan] * (number - len(column)))
-                column.append(value)
-    for column in values.values():
+            if not (type(value) is float or type(value) is int) or name in left_out:  # bool is none
+                continue
+            if name not in values:
+                if not (name in ALWAYS or (wanted(name) and len(values) < MOST_NAMES)):
+                    left_out.add(name)
+                    continue
+                values[name] = []
+            column = values[name]
+            if len(column) < number:
+                column.extend([np.nan] * (number - len(column)))
+            column.append(value)
+    found: Columns = {}
+    for name, column in values.items():
         column.extend([np.nan] * (len(records) - len(column)))
-    found = {name: np.array(column, np.float64) for name, column in values.items()}
-    for column in found.values():
-        column[~np.isfinite(column)] = np.nan
+        found[name] = np.array(column, np.float64)
+        found[name][~np.isfinite(found[name])] = np.nan
     return found
 
 
 def joined(parts: Iterable[Columns]) -> Columns:
-    """One after the other."""
+    """One after the other; of all names, again the first `MOST_NAMES`."""
     kept = [part for part in parts if part and len(next(iter(part.values())))]
     rows = [len(next(iter(part.values()))) for part in kept]
-    ends = np.cumsum(rows) if rows else []
-    found = {name: np.full(sum(rows), np.nan) for part in kept for name in part}
-    for part, stop, count in zip(kept, ends, rows, strict=True):
-        for name, column in part.items():
-            found[name][stop - count : stop] = column
-    return found or {"step": np.empty(0)}
+    names = [*ALWAYS, *dict.fromkeys(name for part in kept for name in part if name not in ALWAYS)][:MOST_NAMES]
+    found: Columns = {"step": np.empty(0)}
+    for name in names:
+        if any(name in part for part in kept):
+            pieces = zip(kept, rows, strict=True)
+            found[name] = np.concatenate([part.get(name, np.full(count, np.nan)) for part, count in pieces])
+    return found
 
 
 def encode(lines: bytes) -> bytes | None:
-    """The columns of lines that this process wrote; None if one of them is no record of metrics, or there are too many
-    names."""
+    """The columns of lines that this process wrote; None if one is no record of metrics, or names are too long."""
     records = [json.loads(line) for line in lines.split(b"\n") if line]
     if not records or not all(isinstance(record, dict) and is_metrics(record) for record in records):
         return None
@@ -103,6 +113,8 @@ def read(read_ranges: Callable[[list[tuple[int, int]]], list[bytes]], size: int,
 def _parse_head(head: bytes, size: int) -> tuple[int, list[str]]:
     record = json_records.parse(head)
     rows, names = (record.get("rows"), record.get("names")) if isinstance(record, dict) else (None, None)
+    if isinstance(names, list) and len(names) > MOST_NAMES:
+        raise ValueError(f"it has more than {MOST_NAMES} columns")
     if type(rows) is not int or not 0 < rows <= size:
         raise ValueError("it does not say how many rows it has")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len({*names}) != len(names):

@@ -91,6 +91,7 @@ class Account:
 
     def __init__(self) -> None:
         self._start: Record | None = None
+        self._last_event, self._has_ended = 0.0, False
 
     def event(self, event: Record) -> None:
         """Take a record of events.jsonl."""
@@ -108,9 +109,9 @@ class Account:
         self._before = dict.fromkeys(CAUSES, 0.0) | dict(start.get("accounted") or {})
         self._began = float(start.get("last_record") or start.get("began") or start["time"])
         self._clock = self._last_event = float(start["time"])
+        self._has_ended = False
         self._first: float | None = None
         self._totals = dict.fromkeys(("lost_steps", "data_wait", "checkpoint_blocked", "training"), 0.0)
-        self._has_ended = False
         self._kept = [array("d") for _ in _Windows._fields]  # what a rollback needs: 40 bytes a window
 
     def windows(self, numbers: Columns) -> None:

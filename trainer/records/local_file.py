@@ -12,9 +12,8 @@ import logging
 import os
 import re
 import zlib
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from data_pipeline import storage
 from data_pipeline.record_files.layout import columns_folder

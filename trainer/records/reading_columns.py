@@ -13,7 +13,7 @@ from data_pipeline.record_files.reading import State, of_one_state
 from data_pipeline.text.json_records import parse_lines
 from trainer.records import columns
 from trainer.records.columns import Columns, Wanted
-from trainer.records.local_file import columns_there
+from trainer.records.local_file import ColumnsOf, columns_there
 from trainer.records.record_shapes import is_metrics
 from trainer.records.segmented_object import COLUMNS
 
@@ -66,18 +66,29 @@ def _parts(state: State, wanted: Wanted) -> Iterator[Part]:
 
 def _local_parts(state: State, wanted: Wanted) -> Iterator[Part]:
     at = 0
-    for each in columns_there(state.uri):
-        if not at <= each.start < each.stop <= state.size:
-            continue
-        lines = state.read(each.start, each.stop)
-        if zlib.crc32(lines) != each.crc:
-            continue
-        found = _stored(storage.join(columns_folder(state.uri), each.name), lines.count(b"\n"), wanted)
+    for each in _sound(state):
+        found = _stored(storage.join(columns_folder(state.uri), each.name), None, wanted) if each.start >= at else None
         if found:
             yield from _between(state, at, each.start, wanted)
             yield found
             at = each.stop
     yield from _between(state, at, state.size, wanted)
+
+
+def _sound(state: State) -> Iterator[ColumnsOf]:
+    """The columns beside a file on a disk that are of the lines that it has now."""
+    there = [each for each in columns_there(state.uri) if each.start < each.stop <= state.size]
+    if not there:
+        return
+    with storage.open_reader(state.uri) as file:
+        buffer = memoryview(bytearray(min(_PIECE_BYTES, max(each.stop - each.start for each in there))))
+        for each in there:
+            file.seek(each.start)
+            crc, left = 0, each.stop - each.start
+            while left and (count := file.readinto(buffer[:left])):  # type: ignore[attr-defined]
+                crc, left = zlib.crc32(buffer[:count], crc), left - count
+            if not left and crc == each.crc:
+                yield each
 
 
 def _between(state: State, start: int, stop: int, wanted: Wanted) -> Iterator[Part]:
@@ -95,21 +106,19 @@ def _between(state: State, start: int, stop: int, wanted: Wanted) -> Iterator[Pa
 
 def _of_lines(text: bytes, wanted: Wanted) -> Part:
     found = parse_lines(text, is_metrics)
-    numbers = columns.from_records(found.records)
-    kept = {name: column for name, column in numbers.items() if name in columns.ALWAYS or wanted(name)}
-    return Part(kept, text.count(b"\n"), found.left_out)
+    return Part(columns.from_records(found.records, wanted), text.count(b"\n"), found.left_out)
 
 
 def _of_segment(state: State, segment: Segment, wanted: Wanted) -> Part | None:
     return _stored(state.segment_uri(segment) + COLUMNS, segment.rows, wanted, segment.column_bytes)
 
 
-def _stored(uri: str, lines: int, wanted: Wanted, size: int | None = None) -> Part | None:
+def _stored(uri: str, lines: int | None, wanted: Wanted, size: int | None = None) -> Part | None:
     """Numbers that are stored in columns; None if they cannot be used, so that the lines are read.
 
     Args:
         uri: of the columns.
-        lines: that they are of.
+        lines: that they are of, if that is known.
         wanted: which columns.
         size: bytes of the file, if it is known and read by ranges.
     """
@@ -119,14 +128,15 @@ def _stored(uri: str, lines: int, wanted: Wanted, size: int | None = None) -> Pa
             numbers = columns.read(lambda ranges: [data[at : at + length] for at, length in ranges], len(data), wanted)
         else:
             numbers = columns.read(lambda ranges: _read_ranges(uri, ranges), size, wanted)
-        if len(numbers["step"]) != lines:
+        rows = len(numbers["step"])
+        if lines not in {None, rows}:
             raise ValueError(f"it has other rows than the {lines:,} lines that it is of")  # noqa: TRY301
     except FileNotFoundError:
         return None
     except ValueError as error:
         _LOG.warning("%s is not used: %s; the lines are read instead", uri, error)
         return None
-    return Part(numbers, lines, [])
+    return Part(numbers, rows, [])
 
 
 def _read_ranges(uri: str, ranges: list[tuple[int, int]]) -> list[bytes]:

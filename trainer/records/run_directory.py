@@ -166,7 +166,7 @@ class RunDirectory:
     def metrics(self, record: dict[str, Any]) -> None:
         """Record measurements of a step, and the share of the wall time so far that was training (`goodput`)."""
         self._last_step = max(self._last_step, record["step"])
-        self._account.windows(columns.from_records([record]))
+        self._account.windows(columns.from_records([record], lambda _name: False))
         account = self._account.total()
         record = record | ({"goodput": round(account.shares["training"], 4)} if account else {})
         self._metrics.write(record)

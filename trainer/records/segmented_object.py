@@ -1,6 +1,7 @@
-"""A file of records in object storage: the newest lines in one object, older ones in segments (data_pipeline/record_files).
+"""A file of records in object storage: the newest lines in one object, older ones in segments.
 
-Used by one thread, that of `JsonlWriter`: nothing here is locked.
+data_pipeline/record_files says how, and why it may be killed at any instant. One thread uses it, that of `JsonlWriter`:
+nothing here is locked.
 """
 
 from __future__ import annotations

@@ -51,8 +51,8 @@ def _stage_notes(run_uri: str, records: StageRecords, evaluation: Evaluation) ->
     judged = evaluation.fingerprints.get(records.stage)
     if judged is not None and judged != card.fingerprint():
         yield f"The {records.stage} was trained again since it was judged: evaluate again."
-    step = records.metrics[-1].get("step") if records.metrics else None
-    if card.steps is not None and isinstance(step, int) and step > card.steps:
+    step = int(records.steps.max(initial=0))
+    if card.steps is not None and step > card.steps:
         yield (
             f"The {records.stage} is being trained further: the curves go to step {step}, and the network that is "
             f"there has {card.steps}."

@@ -9,6 +9,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 from markupsafe import Markup
 
 WIDTH, HEIGHT = 560, 250
@@ -16,7 +18,12 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 22, 12, 44
 COLOURS = 8
 """Colours of the palette (classes c0 to c7 of the page)."""
 
+MOST_POINTS = 2000
+"""Points of a line that are drawn: some four for each pixel of its width."""
+
 Point = tuple[float, float]
+Points = npt.NDArray[np.float64]
+"""x and y of each point [N, 2]."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +31,7 @@ class Line:
     """A named series. Points that are not finite are left out; a faint line stands behind the others, unnamed."""
 
     label: str
-    points: Sequence[Point]
+    points: Sequence[Point] | Points
     colour: int = 0
     faint: bool = False
 
@@ -62,28 +69,53 @@ def log_ticks(low: float, high: float) -> list[float]:
     return ticks[first : last + 1]
 
 
-def smoothed(points: Sequence[Point], share: float = 0.04) -> list[Point]:
+def smoothed(points: Sequence[Point] | Points, share: float = 0.04) -> Points:
     """A moving average around each point, over `share` of all points; narrower towards both ends."""
-    reach = int(len(points) * share / 2)
-    result = []
-    for i, (x, _) in enumerate(points):
-        side = min(reach, i, len(points) - 1 - i)
-        window = [y for _, y in points[i - side : i + side + 1]]
-        result.append((x, sum(window) / len(window)))
-    return result
+    found = _array(points).copy()
+    count = len(found)
+    if not count:
+        return found
+    at = np.arange(count)
+    side = np.minimum(int(count * share / 2), np.minimum(at, count - 1 - at))
+    with np.errstate(over="ignore", invalid="ignore"):  # sums of numbers near 1e308 are left out of the chart
+        level = found[:, 1].mean()  # sums of what is around zero keep their digits
+        sums = np.concatenate([[0.0], np.cumsum(found[:, 1] - level)])
+        found[:, 1] = level + (sums[at + side + 1] - sums[at - side]) / (2 * side + 1)
+    return found
+
+
+def thinned(points: Points, most: int = MOST_POINTS) -> Points:
+    """At most so many points, the first and the last among them: of each stretch the highest and the lowest stay.
+
+    So a single spike is drawn, however many points there are.
+    """
+    count = len(points)
+    if count <= most:
+        return points
+    stretches = (most - 2) // 2
+    size = -(-count // stretches)
+    edges = np.arange(0, count, size)
+    padded = np.concatenate([points[:, 1], np.full(len(edges) * size - count, points[-1, 1])]).reshape(-1, size)
+    picked = np.concatenate([edges + padded.argmin(axis=1), edges + padded.argmax(axis=1), [0, count - 1]])
+    kept: Points = points[np.unique(np.minimum(picked, count - 1))]
+    return kept
 
 
 def line_chart(lines: Sequence[Line], *, title: str, x_label: str, y_label: str, log_y: bool = False) -> Markup:
-    """Lines over a common x axis, with a legend if more than one has a name; a sentence if there is no point."""
-    drawn = [Line(line.label, _drawable(line.points, log_y), line.colour, line.faint) for line in lines]
-    drawn = [line for line in drawn if line.points]
+    """Lines over a common x axis, with a legend if more than one has a name; a sentence if there is no point.
+
+    Of a line with more than `MOST_POINTS` points, those that `thinned` leaves are drawn.
+    """
+    drawable = [Line(line.label, thinned(_drawable(line.points, log_y)), line.colour, line.faint) for line in lines]
+    drawn = [line for line in drawable if len(line.points)]
     if not drawn:
         return Markup('<p class="none">Nothing was recorded.</p>')
-    xs = [x for line in drawn for x, _ in line.points]
-    ys = [y for line in drawn for _, y in line.points]
-    first = min(0.0, *xs)
-    x_axis = _Axis(linear_ticks(first, max(xs), 6), _LEFT, WIDTH - _RIGHT, bounds=(first, max(xs)))
-    y_ticks = log_ticks(min(ys), max(ys)) if log_y else linear_ticks(min(ys), max(ys))
+    (left, low), (right, high) = (
+        getattr(np.concatenate([line.points for line in drawn]), end)(axis=0).tolist() for end in ("min", "max")
+    )
+    first = min(0.0, left)
+    x_axis = _Axis(linear_ticks(first, right, 6), _LEFT, WIDTH - _RIGHT, bounds=(first, right))
+    y_ticks = log_ticks(low, high) if log_y else linear_ticks(low, high)
     y_axis = _Axis(y_ticks, HEIGHT - _BOTTOM, _TOP, log=log_y)
     paths = [_path(line, x_axis, y_axis) for line in sorted(drawn, key=lambda line: not line.faint)]
     body = [_grid(x_axis, y_axis), *paths, _axis_labels(x_label, y_label)]
@@ -146,12 +178,19 @@ class _Axis:
         return self.start + share * (self.end - self.start)
 
 
-def _drawable(points: Sequence[Point], log_y: bool) -> list[Point]:
-    return [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y) and (y > 0 or not log_y)]
+def _array(points: Sequence[Point] | Points) -> Points:
+    return np.asarray(points, np.float64).reshape(-1, 2)
+
+
+def _drawable(points: Sequence[Point] | Points, log_y: bool) -> Points:
+    found = _array(points)
+    kept = np.isfinite(found).all(axis=1) & ((found[:, 1] > 0) | (not log_y))
+    drawable: Points = found[kept]
+    return drawable
 
 
 def _path(line: Line, x_axis: _Axis, y_axis: _Axis) -> Markup:
-    corners = " ".join(f"{x_axis.place(x):.1f},{y_axis.place(y):.1f}" for x, y in line.points)
+    corners = " ".join(f"{x_axis.place(x):.1f},{y_axis.place(y):.1f}" for x, y in np.asarray(line.points).tolist())
     kind = "faint" if line.faint else "line"
     if len(line.points) == 1:
         x, y = corners.split(",")

@@ -14,10 +14,21 @@ from data_pipeline.errors import UsageError
 from data_pipeline.shards.manifest import first_problem
 from data_pipeline.text import yaml_dialect
 from trainer.records.jsonl import read_records
-from trainer.records.record_shapes import is_event, is_metrics
+from trainer.records.reading_columns import read_columns
+from trainer.records.record_shapes import is_event
 from trainer.registry import STAGES, TRAINING
 from trainer.report.belonging import notes
-from trainer.report.data import Evaluation, Record, ReportData, Samples, StageConfig, StageRecords, StageTime
+from trainer.report.data import (
+    Evaluation,
+    Record,
+    ReportData,
+    Samples,
+    StageConfig,
+    StageRecords,
+    StageTime,
+    in_order_of_steps,
+    is_shown,
+)
 
 Checked = TypeVar("Checked", Evaluation, StageTime)
 
@@ -107,16 +118,10 @@ def read_samples(run_uri: str) -> Samples | None:
     return None if png is None else Samples(png, sampling, made_by)
 
 
-def in_order_of_steps(records: Iterable[Any]) -> tuple[Record, ...]:
-    """One record a step, in order; of a step that was repeated after a restart, the last."""
-    by_step = {record["step"]: record for record in records if isinstance(record, dict) and "step" in record}
-    return tuple(by_step[step] for step in sorted(by_step))
-
-
 def _stage_records(run_uri: str, stage: str) -> StageRecords:
-    metrics = read_records(storage.join(run_uri, stage, "metrics.jsonl"), is_metrics)
+    metrics = read_columns(storage.join(run_uri, stage, "metrics.jsonl"), is_shown)
     events = read_records(storage.join(run_uri, stage, "events.jsonl"), is_event)
-    return StageRecords(stage, in_order_of_steps(metrics), tuple(event for event in events if isinstance(event, dict)))
+    return StageRecords(stage, in_order_of_steps(metrics), tuple(events))
 
 
 def _stage_times(uri: str) -> tuple[StageTime, ...]:

@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
+from trainer.records import columns
+from trainer.records.columns import Column, Columns
+
 Record = Mapping[str, Any]
 """One line of metrics.jsonl or events.jsonl."""
+
+
+BOOKKEEPING = frozenset(
+    [
+        *("time", "step", "steps", "samples", "epoch", "loss", "learning_rate", "grad_norm"),
+        *("samples_per_second", "tokens_per_second", "mfu", "eta_seconds", "skipped_steps", "passed_over_steps"),
+        *("step_seconds", "step_seconds_p50", "step_seconds_p95", "step_seconds_max", "window_steps", "window_seconds"),
+        *("data_wait_share", "checkpoint_seconds", "goodput", "loss_scale"),
+        *("memory_bytes", "cuda_allocated_bytes", "cuda_reserved_bytes"),
+    ]
+)
+"""Keys of metrics.jsonl that are no terms of the loss."""
+
+
+def is_shown(name: str) -> bool:
+    """Whether a number of metrics.jsonl is drawn, or summed up."""
+    return name not in BOOKKEEPING or name in {"loss", "samples_per_second"}
 
 
 @dataclass(frozen=True)
@@ -26,9 +48,24 @@ class StageRecords:
     """What a training stage wrote down."""
 
     stage: str
-    metrics: tuple[Record, ...] = ()
-    """In order of steps, one record a step."""
+    metrics: Columns = field(default_factory=dict)
+    """The numbers of metrics.jsonl by name, in order of steps, one row a step; NaN where a record has none."""
     events: tuple[Record, ...] = ()
+
+    @classmethod
+    def of(cls, stage: str, metrics: Sequence[Record], events: tuple[Record, ...] = ()) -> StageRecords:
+        """From records, of which the last of each step counts."""
+        return cls(stage, in_order_of_steps(columns.from_records(metrics)), events)
+
+    @property
+    def steps(self) -> Column:
+        """The step of each row."""
+        return self.metrics.get("step", np.empty(0))
+
+    def numbers(self, name: str) -> Column:
+        """Those that were recorded under a name, in order of steps."""
+        found = self.metrics.get(name, np.empty(0))
+        return found[np.isfinite(found)]
 
     def count(self, event: str) -> int:
         """How often something happened."""
@@ -40,6 +77,16 @@ class StageRecords:
         found = [record.get("seconds") for record in self.events if record.get("event") == "first_step"]
         seconds = [each for each in found if isinstance(each, int | float) and not isinstance(each, bool)]
         return float(sum(seconds)) if seconds else None
+
+
+def in_order_of_steps(metrics: Columns) -> Columns:
+    """One row a step, in order; of a step that was repeated after a restart, the last."""
+    step = metrics["step"]
+    if np.all(np.diff(step) > 0):
+        return metrics
+    order = np.argsort(step, kind="stable")
+    is_last = np.append(np.diff(step[order]) > 0, True)
+    return {name: column[order[is_last]] for name, column in metrics.items()}
 
 
 @dataclass(frozen=True)

@@ -6,26 +6,26 @@ import base64
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import median
-from typing import Any, TypeGuard
+from typing import Any
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from trainer.records.columns import Column
 from trainer.records.goodput import CAUSES, goodput
-from trainer.report.charts import COLOURS, Line, column_chart, line_chart, number, smoothed, stacked_bar
-from trainer.report.data import Evaluation, ReportData, StageRecords
-
-BOOKKEEPING = frozenset(
-    [
-        *("time", "step", "steps", "samples", "epoch", "loss", "learning_rate", "grad_norm"),
-        *("samples_per_second", "tokens_per_second", "mfu", "eta_seconds", "skipped_steps", "passed_over_steps"),
-        *("step_seconds", "step_seconds_p50", "step_seconds_p95", "step_seconds_max", "window_steps", "window_seconds"),
-        *("data_wait_share", "checkpoint_seconds", "goodput", "loss_scale"),
-        *("memory_bytes", "cuda_allocated_bytes", "cuda_reserved_bytes"),
-    ]
+from trainer.report.charts import (
+    COLOURS,
+    Line,
+    Points,
+    column_chart,
+    line_chart,
+    number,
+    smoothed,
+    stacked_bar,
+    thinned,
 )
-"""Keys of metrics.jsonl that are no terms of the loss."""
+from trainer.report.data import BOOKKEEPING, Evaluation, ReportData, StageRecords
 
 
 def build_report(data: ReportData) -> str:
@@ -46,7 +46,7 @@ def build_report(data: ReportData) -> str:
         headlines=_headlines(data),
         prefix_rows=_prefix_rows(data),
         prefix_chart=_prefix_chart(data),
-        training=[_training(records) for records in data.records if records.metrics],
+        training=[_training(records) for records in data.records if len(records.steps)],
         use=_codebook_use(data),
         classes=_classes(evaluation),
         stages=_stages(data),
@@ -150,35 +150,33 @@ def _training(records: StageRecords) -> dict[str, Any]:
     loss = _series(records, "loss")
     crowded = len(loss) > 30
     lines = [Line("every record", loss, faint=crowded)] + ([Line("smoothed", smoothed(loss))] if crowded else [])
-    names = sorted({key for record in records.metrics for key in record} - BOOKKEEPING)
-    terms = [(name, _series(records, name)) for name in names]
-    terms = [(name, points) for name, points in terms if points]
-    shown = [Line(name.replace("_", " "), smoothed(points), i) for i, (name, points) in enumerate(terms[:COLOURS])]
-    wide = _spread([y for _, points in terms[:COLOURS] for _, y in points]) > 20
+    terms = [name for name in sorted(records.metrics.keys() - BOOKKEEPING) if len(records.numbers(name))][:COLOURS]
+    shown = [Line(name.replace("_", " "), thinned(smoothed(_series(records, name))), i) for i, name in enumerate(terms)]
+    wide = _spread([records.numbers(name) for name in terms]) > 20
     title = f"{records.stage}: what was recorded beside the loss"
     y_label = shown[0].label if len(shown) == 1 else "value"
     return {
         "stage": records.stage,
-        "last": number(loss[-1][1]) if loss else "–",
-        "steps": f"{int(records.metrics[-1].get('step', 0)):,}",
+        "last": number(loss[-1, 1]) if len(loss) else "–",
+        "steps": f"{int(records.steps[-1]):,}",
         "loss": line_chart(lines, title=f"{records.stage}: loss by step", x_label="step", y_label="loss"),
         "terms": line_chart(shown, title=title, x_label="step", y_label=y_label, log_y=wide) if shown else None,
         "log": wide,
     }
 
 
-def _series(records: StageRecords, key: str) -> list[tuple[float, float]]:
-    points = [(record.get("step"), record.get(key)) for record in records.metrics]
-    return [(x, y) for x, y in points if _is_number(x) and _is_number(y)]
+def _series(records: StageRecords, key: str) -> Points:
+    values = records.metrics.get(key)
+    if values is None:
+        return np.empty((0, 2))
+    kept = np.isfinite(values)
+    return np.column_stack([records.steps[kept], values[kept]])
 
 
-def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _spread(values: Sequence[float]) -> float:
+def _spread(values: Sequence[Column]) -> float:
     """Largest over smallest, 1 if any is not positive (a logarithmic axis could not show it)."""
-    return max(values) / min(values) if values and min(values) > 0 else 1.0
+    low = min((float(each.min()) for each in values), default=0.0)
+    return max(float(each.max()) for each in values) / low if low > 0 else 1.0
 
 
 def _codebook_use(data: ReportData) -> dict[str, Any]:
@@ -222,7 +220,7 @@ def _stages(data: ReportData) -> list[dict[str, str]]:
     for i, stage in enumerate(data.stages):
         trained = records.get(stage.stage.removeprefix("train-"), StageRecords(stage.stage))
         rate = stage.items / stage.seconds if stage.seconds else math.inf
-        rates = [r["samples_per_second"] for r in trained.metrics if _is_number(r.get("samples_per_second"))]
+        rates = trained.numbers("samples_per_second")
         rows.append(
             {
                 "colour": str(i % COLOURS),
@@ -232,7 +230,7 @@ def _stages(data: ReportData) -> list[dict[str, str]]:
                 "first_step": "" if trained.until_first_step is None else duration(trained.until_first_step),
                 "work": f"{stage.items:,} {stage.unit}",
                 "rate": f"{number(rate)} {stage.unit}/s",
-                "training_rate": f"{number(median(rates))} samples/s" if rates else "",
+                "training_rate": f"{number(float(np.median(rates)))} samples/s" if len(rates) else "",
                 "restarts": str(trained.count("resume")) if trained.events else "",
                 "skipped": str(trained.count("skipped_step")) if trained.events else "",
             }
