@@ -46,7 +46,7 @@ _CHECKPOINT_FILES = re.compile(
 )
 _PLACE = (
     r"(?:(?:train|validation|quarantine|export|lease|checkpoints|(?:train|validation)/quarantine"
-    r"|checkpoints/step_\d{8,})/)?(?:\.foldtrain-uploads/)?"
+    r"|(?:metrics|events|ledger)\.(?:segments|columns)|checkpoints/step_\d{8,})/)?(?:\.foldtrain-uploads/)?"
 )
 _OWN_FILE = re.compile(rf"{_PLACE}(?:{_OWN_NAME})")
 _OWN_DRAFT = re.compile(rf"{_PLACE}\.tmp-[0-9a-f]+-(?:{_OWN_NAME})")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from data_pipeline import storage
 from data_pipeline.record_files.reading import State, of_one_state
 
 
@@ -30,35 +31,33 @@ class Cursor:
     def __init__(self, uri: str, most: int | None = None) -> None:
         self._uri, self._most = uri, most
         self._offset, self._last = 0, b""
-        self._seen: State | None = None
+        self._version: storage.Entry | None = None
 
     def news(self) -> News:
         """Look, with one request where nothing has changed; nothing without a file. Errors as for `of_one_state`."""
         try:
-            return of_one_state(self._uri, self._news)
+            version = storage.stat(self._uri)
+            if version == self._version:
+                return News(b"", False)
+            news = of_one_state(self._uri, self._news)
         except FileNotFoundError:
             was_there = self._offset > 0
-            self._offset, self._last, self._seen = 0, b"", None
+            self._offset, self._last, self._version = 0, b"", None
             return News(b"", was_there)
+        self._version = version  # of before the read: what comes after it is another one
+        return news
 
     def _news(self, state: State) -> News:
-        if state == self._seen and state.newest is not None:
-            return News(b"", False)
-        knows_place = self._offset <= state.size and self._is_place(state)
+        knows_place = 0 < self._offset <= state.size and self._is_place(state)
         data = state.read(self._offset, state.size) if knows_place else self._from_the_end(state)
         whole = data[: data.rfind(b"\n") + 1]
         is_other = not knows_place and self._offset > 0
         self._offset = (self._offset if knows_place else state.size - len(data)) + len(whole)
         if whole:
             self._last = whole[whole.rfind(b"\n", 0, -1) + 1 :]
-        elif not knows_place:
-            self._last = b""
-        self._seen = state
         return News(whole, is_other)
 
     def _is_place(self, state: State) -> bool:
-        if not self._offset:
-            return False
         return state.read(self._offset - len(self._last), self._offset) == self._last
 
     def _from_the_end(self, state: State) -> bytes:

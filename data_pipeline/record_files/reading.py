@@ -86,7 +86,12 @@ def open_state(uri: str) -> State:
     """
     if not storage.is_remote(uri):
         return State(uri, storage.size(uri))
-    segments, newest = decode(uri, storage.read_bytes(uri))
+    data = b""
+    for _ in range(_TRIES):
+        data = storage.read_bytes(uri)
+        if data.endswith(b"\n"):
+            break  # else it grew between the question for its length and the read, or somebody cut it
+    segments, newest = decode(uri, data)
     return State(uri, sum(segment.bytes for segment in segments) + len(newest), segments, newest)
 
 
