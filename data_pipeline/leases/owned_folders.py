@@ -39,6 +39,7 @@ UPLOAD_MARK = re.compile(r"(?:.+/)?\.foldtrain-uploads/[0-9a-f]{32}\.json")
 _OWN_NAME = (
     rf"{SHARD.pattern}|{CHECKPOINT_FILE.pattern}|COMPLETE|\d{{6,12}}\.json|(?:metrics|events|ledger|quarantine)\.jsonl"
     r"|(?:manifest|control|progress|settings|lineage|environment|card|quarantine|stages|metrics|generated)\.json"
+    r"|[0-9a-f]{12}-[0-9a-f]{12}-[0-9a-f]{8}|[0-9a-f]{16}(?:\.columns)?"
     r"|(?:shards|index)\.bin|config\.yaml|metrics\.prom|report\.html|(?:model|ema)\.safetensors|[0-9a-f]{32}\.json"
 )
 _CHECKPOINT_FILES = re.compile(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import zlib
 from pathlib import Path
@@ -116,7 +117,7 @@ class TestCursor:
         """All lines; in object storage some of them in segments."""
         ends = [end for end in (100, 400, 2000) if end < len(text)]
         cuts = [0, *(text.rfind(b"\n", 0, end) + 1 for end in ends)]
-        pieces = [text[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+        pieces = [text[a:b] for a, b in itertools.pairwise(cuts)]
         if storage.is_remote(place):
             put(place, pieces, text[cuts[-1] :])
         else:
