@@ -242,7 +242,7 @@ def read_report(root: Path) -> Iterator[Callable[[], object]]:
 def read_work(root: Path) -> Iterator[Callable[[], object]]:
     """monitor, and what a pool of workers looks at."""
     from cluster.monitor.monitor_view import frame
-    from cluster.monitor.watching import read_shards
+    from cluster.monitor.stage_readers import read_shards
     from cluster.pool.scale import read_scale
     from cluster.terminal.output import console
 

@@ -6,7 +6,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from cluster.monitor.watching import Event, StageView, read_given, read_run, require_run
+from cluster.monitor.stage_view import Event, StageView
+from cluster.monitor.watching import RunReader, read_given, require_run
 from cluster.pool.shard_ledger import slowest
 from cluster.terminal.output import console, duration, sparkline
 from data_pipeline.errors import FoldtrainError, StorageAwayError
@@ -27,6 +28,8 @@ _LEAST_SHARE = 0.005
 """Of the wall time, below which a cause is not listed."""
 _PATIENCE_SECONDS = 5.0
 """How long one request of a look may be tried: the next look is soon."""
+_LONGEST_PAUSE = 60.0
+"""Seconds between looks at most, of a run in which nothing is at work."""
 _HOSTS = 8
 """Hosts whose workers are listed."""
 _WIDE = 100
@@ -34,7 +37,7 @@ _WIDE = 100
 
 
 def show(run: str, *, once: bool, interval: float) -> None:
-    """Print how a run stands, once or every `interval` seconds until interrupted.
+    """Print how a run stands, once or every `interval` seconds until interrupted; less often once nothing is at work.
 
     A store that does not answer is said and asked again; it does not end the monitor.
 
@@ -51,12 +54,12 @@ def show(run: str, *, once: bool, interval: float) -> None:
     elif not terminal.is_terminal:
         while True:  # a pipe gets one frame below the other
             terminal.print(watch.look(time.time(), terminal.width))
-            time.sleep(interval)
+            time.sleep(watch.pause(interval))
     else:
         with Live(console=terminal, auto_refresh=False) as live:
             while True:
                 live.update(watch.look(time.time(), terminal.width), refresh=True)
-                time.sleep(interval)
+                time.sleep(watch.pause(interval))
 
 
 class Watch:
@@ -67,8 +70,9 @@ class Watch:
     """
 
     def __init__(self, run: str) -> None:
-        self._run = run
+        self._run, self._reader = run, RunReader(run)
         self._views: list[StageView] = []
+        self._idle_looks = 0  # one after the other, at which nothing was at work and nothing had changed
         self._given: dict[str, str] = {}
         self._seen_at: float | None = None
         self._away = ""
@@ -83,12 +87,22 @@ class Watch:
         """
         if self._seen_at is None:
             require_run(self._run)
-        views = read_run(self._run, now)
+        views = self._reader.look(now)
         begun = [view.name for view in views]
         if begun != [view.name for view in self._views]:  # a stage records what it is given once, as it begins
             self._given = read_given(self._run, begun)
+        has_ended = bool(views) and all(view.has_ended for view in views)
+        self._idle_looks = self._idle_looks + 1 if has_ended and begun == [view.name for view in self._views] else 0
         self._views = views
         self._seen_at, self._away = now, ""
+
+    def pause(self, interval: float) -> float:
+        """Seconds until the next look: `interval`, and from look to look twice as many once nothing is at work.
+
+        Args:
+            interval: seconds between looks while there is something to see.
+        """
+        return max(interval, min(_LONGEST_PAUSE, interval * 2.0 ** min(self._idle_looks, 30)))
 
     def look(self, now: float, width: int) -> RenderableType:
         """Read how the run stands, and show that; or what was seen last, while storage does not answer.
@@ -112,7 +126,9 @@ class Watch:
         from rich.text import Text
 
         if not self._away:
-            return frame(self._run, self._views, now, width, self._given)
+            shown = frame(self._run, self._views, now, width, self._given)
+            idle = f"nothing is at work: looks come up to {_LONGEST_PAUSE:g} s apart until something is"
+            return Group(shown, Text(idle, "dim")) if self._idle_looks > 1 else shown
         last = "nothing was seen yet" if self._seen_at is None else f"this is from {_clock('%H:%M:%S', self._seen_at)}"
         note = Text(f"storage cannot be read, {last}; trying again. {printable(self._away)}", "yellow")
         if self._seen_at is None:

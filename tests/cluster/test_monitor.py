@@ -6,17 +6,20 @@ import json
 import socket
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from rich.console import Console
 
 from cluster.monitor import monitor_view
 from cluster.monitor.monitor_view import Watch, frame, show
-from cluster.monitor.watching import StageView, read_run, read_training, usual_gap
+from cluster.monitor.stage_readers import read_training, usual_gap
+from cluster.monitor.stage_view import StageView
+from cluster.monitor.watching import MOST_REQUESTS, RunReader, read_run
 from cluster.pool.pool_progress import PoolProgress
 from data_pipeline import storage
 from data_pipeline.errors import FoldtrainError, StorageAwayError, UsageError
-from trainer.records.jsonl import read_last_records
+from trainer.records.jsonl import JsonlWriter, read_last_records
 
 NOW = 1_000_000.0
 SLOW_NODE = ((1, "node1", 90.0), (2, "node1", 80.0), (3, "node2", 20.0))
@@ -240,7 +243,7 @@ def test_while_storage_is_away_the_last_view_is_shown_with_its_time_and_then_the
         raise StorageAwayError("the server does not answer")
 
     with monkeypatch.context() as patch:
-        patch.setattr(monitor_view, "read_run", away)
+        patch.setattr(RunReader, "look", away)
         shown_meanwhile = looked(watch, NOW + 500)
     assert "storage cannot be read, this is from" in shown_meanwhile
     assert "trying again. the server does not answer" in shown_meanwhile
@@ -270,7 +273,7 @@ def test_a_refusal_that_does_not_pass_ends_the_first_look_and_no_later_one(
     stage(tmp_path, [metric(10, 5)], [event("start", 0, 50)])
     seen = Watch(str(tmp_path))
     looked(seen)
-    monkeypatch.setattr(monitor_view, "read_run", refused)
+    monkeypatch.setattr(RunReader, "look", refused)
     with pytest.raises(FoldtrainError, match="access is denied"):
         looked(Watch(str(tmp_path)))
     assert "trying again. access is denied" in looked(seen)
@@ -301,6 +304,121 @@ def test_a_run_in_object_storage_looks_the_same(tmp_path: Path, s3_uri: str) -> 
     for name in ("metrics.jsonl", "events.jsonl"):
         storage.write_bytes(f"{s3_uri}/generator/{name}", (tmp_path / "generator" / name).read_bytes())
     assert read_run(s3_uri, NOW) == [local]
+
+
+TRAINED = ("teacher", "judge", "tokenizer", "generator")
+
+
+def remote_stage(run: str, name: str, metrics: list[dict[str, Any]], events: list[dict[str, Any]]) -> None:
+    """A training stage in object storage that left these records."""
+    for file, records in (("metrics", metrics), ("events", events)):
+        text = "".join(json.dumps(record) + "\n" for record in records)
+        if text:
+            storage.write_bytes(f"{run}/{name}/{file}.jsonl", text.encode())
+
+
+def remote_run(run: str) -> None:
+    """A run with all stages, of which the generator is at work and the set of tokens has no word of its end."""
+    for name in TRAINED:
+        ended = [] if name == "generator" else [event("finish", 100, 500)]
+        remote_stage(run, name, [metric(90, 5)], [event("start", 0, 900), *ended])
+    for name in ("images", "tokens"):
+        storage.write_json(f"{run}/{name}/progress.json", {"time": NOW - 5, "shards_done": 1, "shards": 2})
+
+
+def requests_of_looks(run: str, looks: int) -> list[int]:
+    """Of those after the first."""
+    reader, found = RunReader(run), list[int]()
+    reader.look(NOW)
+    for _ in range(looks):
+        with storage.counted() as sent:
+            reader.look(NOW)
+        found.append(sent.total())
+    return found
+
+
+def test_a_look_at_a_run_that_has_not_changed_costs_few_requests_however_many_stages_it_has() -> None:
+    run = f"memory://{uuid4().hex}/run"
+    remote_run(run)
+    assert max(requests_of_looks(run, 40)) <= MOST_REQUESTS
+    remote_stage(run, "generator", [], [event("start", 0, 900), event("finish", 100, 1)])
+    assert max(requests_of_looks(run, 40)) <= MOST_REQUESTS
+
+
+@pytest.mark.xdist_group("s3")
+@pytest.mark.parametrize("state", ["at work", "before its first record", "ended", "making shards"])
+def test_so_it_does_on_s3(s3_uri: str, state: str) -> None:
+    remote_run(s3_uri)
+    started = [event("start", 0, 9)]
+    match state:
+        case "before its first record":
+            storage.remove_file(f"{s3_uri}/generator/metrics.jsonl")
+            remote_stage(s3_uri, "generator", [], started)
+        case "ended":
+            remote_stage(s3_uri, "generator", [], [*started, event("finish", 100, 1)])
+        case "making shards":
+            storage.remove_tree(f"{s3_uri}/generator")
+    found = requests_of_looks(s3_uri, 30)
+    assert max(found) <= MOST_REQUESTS
+    assert max(found) > 1
+
+
+def test_whatever_changes_in_a_run_is_seen_some_looks_later() -> None:
+    run = f"memory://{uuid4().hex}/run"
+    remote_run(run)
+    storage.remove_tree(f"{run}/judge")
+    reader = RunReader(run)
+    reader.look(NOW)
+    done = [event("start", 0, 900), event("finish", 1, 5)]
+    remote_stage(run, "teacher", [metric(99, 1)], done)
+    remote_stage(run, "judge", [metric(7, 1)], done)
+    storage.write_json(f"{run}/tokens/manifest.json", {})
+    for number in range(30):  # and the stage at work never rests
+        remote_stage(run, "generator", [metric(90 + step, 5) for step in range(number + 1)], [event("start", 0, 900)])
+        views = {view.name: view for view in reader.look(NOW)}
+        assert views["generator"].done == 90 + number
+    assert (views["teacher"].done, views["judge"].done, views["tokens"].status) == (99, 7, "finished")
+    remote_stage(run, "judge", [metric(7, 1)], [*done, event("resume", 9, 1)])
+    for _ in range(12):
+        views = {view.name: view for view in reader.look(NOW)}
+    assert views["judge"].status == "running"
+
+
+def test_looks_come_less_often_once_nothing_is_at_work(tmp_path: Path) -> None:
+    stage(tmp_path, [metric(10, 5)], [event("start", 0, 50)])
+    watch = Watch(str(tmp_path))
+    for _ in range(3):
+        assert "looks come" not in looked(watch)
+    assert watch.pause(2.0) == 2.0
+    stage(tmp_path, [metric(10, 5)], [event("start", 0, 50), event("finish", 10, 1)])
+    pauses = []
+    for _ in range(9):
+        text = looked(watch)
+        pauses.append(watch.pause(2.0))
+    assert pauses == [4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0, 60.0, 60.0]
+    assert watch.pause(600.0) == 600.0
+    assert "nothing is at work: looks come up to 60 s apart" in text
+    stage(tmp_path, [metric(10, 5)], [event("start", 0, 50), event("finish", 10, 3), event("resume", 10, 1)])
+    looked(watch)
+    assert watch.pause(2.0) == 2.0
+
+
+def test_records_of_a_stage_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = f"memory://{uuid4().hex}/run"
+    writer = JsonlWriter(f"{run}/generator/metrics.jsonl", keep=[], interval=3600)
+    for step in range(500):
+        writer.write(metric(step + 1, 5, note="x" * 200))
+    assert writer.flush(60)
+    reader = RunReader(run)
+    assert len(reader.look(NOW)[0].losses) == 500
+    writer.write(metric(501, 1))
+    assert writer.flush(60)
+    read = list[int]()
+    read_range = storage.read_range
+    monkeypatch.setattr(storage, "read_range", lambda *place: read.append(place[2]) or read_range(*place))
+    assert len(reader.look(NOW)[0].losses) == 501
+    assert sum(read) < 1000  # the last line that is known
+    writer.close()
 
 
 def test_ingest_and_its_workers_are_read_from_its_progress(tmp_path: Path) -> None:
