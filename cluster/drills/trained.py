@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.drills.bucket import Bucket
+from data_pipeline.record_files.layout import decode, segments_folder
 from data_pipeline.shards.manifest import differences
 from trainer.checkpoints.commits import COMPLETE, INDEX, STATE
 from trainer.checkpoints.index import Index
@@ -57,7 +58,9 @@ def read_trained(bucket: Bucket, folder: str) -> Trained:
 
 
 def _records(bucket: Bucket, key: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in bucket.read(key).decode().splitlines()]
+    segments, newest = decode(key, bucket.read(key))
+    text = b"".join([*(bucket.read(f"{segments_folder(key)}/{segment.name}") for segment in segments), newest])
+    return [json.loads(line) for line in text.decode().splitlines() if line]
 
 
 def complete_checkpoints(names: Any) -> set[str]:
