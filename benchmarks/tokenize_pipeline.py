@@ -36,8 +36,8 @@ from report import write_report
 from cluster.config.run import ClusterConfig
 from cluster.drills.s3_server import BUCKET, S3Server
 from cluster.pool.pool_progress import PoolProgress
-from cluster.pool.ray_pool import PoolSize, Shard, WorkerNeeds
-from cluster.pool.shard_pool import PoolSettings, make_shards
+from cluster.pool.ray_pool import PoolSize, WorkerNeeds
+from cluster.pool.shard_pool import PoolSettings, Shards, make_shards
 from cluster.pool.shard_worker import Advance, MakeShard
 from cluster.pool.tokenizing import TokenizeWork
 from cluster.session.ray_session import ray_session
@@ -45,7 +45,9 @@ from data_pipeline.config import TokensConfig
 from data_pipeline.node.host_memory import keep_freed_memory
 from data_pipeline.shards.image_shards import ImageSample, finish_images, read_indexes, write_image_shard
 from data_pipeline.shards.weights import Card, write_weights
-from data_pipeline.tokens.tokenizing import TokenPlan, encoder_of, finish, load_encoder, missing, plan_tokens
+from data_pipeline.tokens.commits import read_commits
+from data_pipeline.tokens.plan import TokenPlan, plan_tokens
+from data_pipeline.tokens.tokenizing import encoder_of, finish, load_encoder
 from model.config import ImageFolderConfig, ViTConfig
 from model.tokenizers.imagefolder import ImageFolderTokenizer
 
@@ -99,12 +101,12 @@ class TimedWork:
                 encode(image_BCHW)
             return time.time() - began, time.process_time() - used
 
-        def timed(payload: Any, advance: Advance) -> dict[str, Any]:
+        def timed(number: int, advance: Advance) -> dict[str, Any]:
             before = alone()
             began, used = time.time(), time.process_time()
-            facts = make(payload, advance)
+            facts = make(number, advance)
             ended = {"committed": time.time(), "cpu": time.process_time() - used, "worker": os.getpid()}
-            facts |= {"began": began, "images": payload.stop - payload.start} | ended
+            facts |= {"began": began, "images": self.work.plan.shards[number].samples} | ended
             return facts | {"alone": (before, alone())}
 
         return timed
@@ -171,16 +173,18 @@ def encoder_rate(workers: int, threads: int, precision: str) -> Rate:
 
 def run_pipeline(plan: TokenPlan, tokenizer: str, workers: int, threads: int) -> tuple[list[dict[str, Any]], float]:
     """What the workers say of their shards, and the seconds before the first read."""
-    shards = [Shard(shard.name, shard.stop - shard.start, shard) for shard in missing(plan)]
+    left = read_commits(plan).missing
+    shards = Shards(left, lambda number: plan.shards[number].name, lambda number: plan.shards[number].samples)
     needs, size = WorkerNeeds(threads, 0), PoolSize(workers, workers)
     settings = PoolSettings("tokenize", plan.output, size, needs)
     facts: list[dict[str, Any]] = []
     launched = time.time()
     with (
-        PoolProgress("tokenize", plan.output, len(shards), plan.samples, 0, 0) as progress,
+        PoolProgress("tokenize", plan.output, len(left), plan.samples, 0, 0) as progress,
         ray_session(ClusterConfig(workers=workers, cpus_per_worker=threads)),
     ):
-        make_shards(TimedWork(TokenizeWork(plan, tokenizer, gpus=0)), shards, settings, progress, facts.append)
+        work = TimedWork(TokenizeWork(plan, tokenizer, gpus=0))
+        make_shards(work, shards, settings, progress, lambda _number, fact: facts.append(fact))
     finish(plan)
     return facts, min(fact["began"] for fact in facts) - launched
 

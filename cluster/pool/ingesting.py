@@ -6,11 +6,13 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from cluster.config.run import RunConfig
 from cluster.pool.pool_progress import PoolProgress
-from cluster.pool.ray_pool import PoolSize, Shard, WorkerNeeds
+from cluster.pool.ray_pool import PoolSize, WorkerNeeds
 from cluster.pool.scale import clear_scale
-from cluster.pool.shard_pool import PoolSettings, make_shards
+from cluster.pool.shard_pool import PoolSettings, Shards, make_shards
 from cluster.pool.shard_worker import Advance, MakeShard
 from cluster.progress.stage_records import record_config, record_place
 from cluster.session.ray_session import ray_session
@@ -28,6 +30,7 @@ from data_pipeline.ingest.ingesting import (
     plan_ingest,
     write_shard,
 )
+from data_pipeline.ingest.shard_table import ShardTable
 from data_pipeline.leases.lease import Lease, only_driver
 
 FEW_IMAGES = 2_000
@@ -36,16 +39,17 @@ FEW_IMAGES = 2_000
 
 @dataclass(frozen=True)
 class IngestWork:
-    """What a worker does. What it needs comes once; a shard is a few numbers, and its images are read from the plan."""
+    """What a worker does. It gets some tens of bytes for each shard of the plan, and reads the rows of those it makes."""
 
     inputs: ShardInputs
+    shards: ShardTable
 
     def open(self, threads: int) -> MakeShard:  # noqa: ARG002 - images are read and checked one after the other
         """A function that writes a shard."""
 
-        def make(shard: PlannedShard, advance: Advance) -> dict[str, Any]:
-            written = write_shard(self.inputs, shard, advance)
-            return {"shard": shard.number, "bad": written.bad, "named": written.named}
+        def make(number: int, advance: Advance) -> dict[str, Any]:
+            written = write_shard(self.inputs, self.shards[number], advance)
+            return {"bad": written.bad, "named": written.named}
 
         return make
 
@@ -124,9 +128,14 @@ def _make_on_pool(
         require=lease.require,
     )
 
-    def made(facts: dict[str, Any]) -> None:
-        commits.note(facts["shard"], facts["bad"], facts["named"])
+    def made(number: int, facts: dict[str, Any]) -> None:
+        commits.note(number, facts["bad"], facts["named"])
         commits.check_bad()
 
-    shards = [Shard(f"{shard.split}/{shard.name}", shard.images, shard) for shard in left]
-    make_shards(IngestWork(plan.inputs), shards, settings, progress, made)
+    def name(number: int) -> str:
+        shard = plan.shards[number]
+        return f"{shard.split}/{shard.name}"
+
+    numbers = np.array([shard.number for shard in left], np.int64)
+    shards = Shards(numbers, name, lambda number: plan.shards[number].images)
+    make_shards(IngestWork(plan.inputs, plan.shards), shards, settings, progress, made)

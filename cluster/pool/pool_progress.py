@@ -14,7 +14,8 @@ from data_pipeline import storage
 from data_pipeline.errors import FoldtrainError
 from data_pipeline.storage.retries import patience
 
-_RECORD_SECONDS = 5.0
+_RECORD_SECONDS, _SHARD_SECONDS = 5.0, 1.0
+"""Between two records, and between two that have more shards: a pool may end several shards a second."""
 _ASIDE_SECONDS = 5.0
 """How long storage is waited for: the run does not depend on it."""
 
@@ -62,7 +63,7 @@ class PoolProgress:
 
     def show(self, report: Report) -> None:
         """Show and record how things stand."""
-        begun = {shard.name: shard.images for shard in report.in_flight}
+        begun = {shard.number: shard.images for shard in report.in_flight}
         self._show(report.images_per_second, sum(begun.values()), report.workers)
 
     def show_done(self) -> None:
@@ -75,7 +76,8 @@ class PoolProgress:
         eta = max(0, self._images - self.images_done - begun) / rate if rate > 0 else None
         self._line.update(self.shards_done, self._shards, _note(rate, eta, workers))
         now = time.monotonic()
-        if now - self._written_at >= _RECORD_SECONDS or self.shards_done > self._written_done:
+        has_more = self.shards_done > self._written_done
+        if now - self._written_at >= (_SHARD_SECONDS if has_more else _RECORD_SECONDS):
             self._record("running", eta, workers)
             self._written_at, self._written_done = now, self.shards_done
 

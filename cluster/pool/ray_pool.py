@@ -1,4 +1,8 @@
-"""Ray's side of a pool: Ray Data maps the planned shards over actors, between a fewest and a most of them.
+"""Ray's side of a pool: Ray Data keeps actors, between a fewest and a most of them, which ask the ledger for shards.
+
+What Ray Data maps over the actors is a turn for each actor that may be: the actor that gets it makes shards until there
+are none left. So the number of shards costs Ray nothing, and no row of a plan passes through it; a turn whose process
+died is given out again.
 
 Ray Data runs in an actor of its own. What an actor started ends with it, so that one kill releases the whole pool:
 workers that hang, workers that wait for room in the cluster, and Ray Data itself.
@@ -8,29 +12,13 @@ from __future__ import annotations
 
 import logging
 import math
-import pickle
 import time
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.pool.shard_ledger import Ledger
+from cluster.pool.shard_ledger import InFlight, Ledger, Numbers, Report, to_ranges
 from cluster.pool.shard_worker import ShardWork, ShardWorker
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A planned shard that is still to be made."""
-
-    name: str
-    images: int
-    payload: Any
-    """What a worker needs to know of it; it is pickled."""
-
-    def row(self) -> dict[str, Any]:
-        """What Ray Data carries."""
-        return {"name": self.name, "payload": pickle.dumps(self.payload)}
 
 
 @dataclass(frozen=True)
@@ -85,16 +73,17 @@ def _resources() -> tuple[dict[str, float], dict[str, float]]:
 class _RayData:
     """The actor that runs Ray Data."""
 
-    def run(self, work: Any, ledger: Any, rows: list[dict[str, Any]], size: PoolSize, needs: WorkerNeeds) -> None:
-        """Offer every row to the pool once. It ends when all were made, failed or handed back."""
+    def run(self, work: Any, ledger: Any, size: PoolSize, needs: WorkerNeeds) -> None:
+        """Give every actor a turn. It ends when the ledger has no shard for any of them any more."""
         import ray.data
 
         warnings.simplefilter("ignore")  # on pools larger than their work, and the like: the driver says what matters
         for name in ("ray.data", "ray.train", "ray.util"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         _configure(ray.data.DataContext.get_current())
-        fewest, most = min(size.fewest, len(rows)), min(size.most, len(rows))
-        results = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+        fewest, most = size.fewest, size.most
+        turns = [{"turn": number} for number in range(most)]
+        results = ray.data.from_items(turns, override_num_blocks=most).map(
             ShardWorker,  # type: ignore[arg-type] # Ray Data takes a class whose instances are called
             fn_constructor_kwargs={"work": work, "ledger": ledger, "threads": needs.threads},
             compute=ray.data.ActorPoolStrategy(
@@ -139,18 +128,36 @@ class RayPool:
         self.ledger: Any = ray.remote(Ledger).options(**options).remote(max_attempts)
         self._ray_data: Any = None
         self._pass: Any = None
-        self._second: dict[str, Any] = {}
+        self._second: dict[int, Any] = {}
         self._is_abandoned = False
 
-    def start_pass(self, shards: Sequence[Shard], size: PoolSize) -> None:
+    def start_pass(self, numbers: Numbers, size: PoolSize) -> None:
         """Offer these shards to a pool of this size."""
         import ray
 
         if self._ray_data is None:
             self._ray_data = ray.remote(_RayData).options(**self._beside).remote()
-        ray.get(self.ledger.start_pass.remote([shard.name for shard in shards]))
-        rows = [shard.row() for shard in shards]
-        self._pass = self._ray_data.run.remote(self._work, self.ledger, rows, size, self._needs)
+        ray.get(self.ledger.start_pass.remote(to_ranges(numbers)))
+        most = min(size.most, len(numbers))
+        size = PoolSize(min(size.fewest, most), most)
+        self._pass = self._ray_data.run.remote(self._work, self.ledger, size, self._needs)
+
+    def report(self, ledger: float, known: int) -> Report:
+        """What the ledger says (`Ledger.report`)."""
+        import ray
+
+        report: Report = ray.get(self.ledger.report.remote(ledger, known))
+        return report
+
+    def fail(self, shard: InFlight, reason: str) -> None:
+        """Count a failure of a shard that is in a worker's hands."""
+        import ray
+
+        ray.get(self.ledger.fail.remote(shard.number, shard.worker, shard.host, reason))
+
+    def drain(self) -> None:
+        """Have no shard begun any more."""
+        self.ledger.drain.remote()
 
     def wait(self, seconds: float) -> bool:
         """Wait so long for the pass to end. Returns whether it has.
@@ -165,34 +172,34 @@ class RayPool:
             ray.get(self._pass)
         return bool(ended)
 
-    def try_again(self, shard: Shard) -> None:
+    def try_again(self, number: int) -> None:
         """Give a shard to a further worker, on a node with few of them, beside the one that has it."""
         import ray
 
         worker = ray.remote(_SecondTry).options(**self._needs.options(), scheduling_strategy="SPREAD")
         actor: Any = worker.remote(self._work, self.ledger, self._needs.threads)
-        actor.make.remote(shard.row())
-        self._second[shard.name] = (actor, time.monotonic())
+        actor.make.remote(number)
+        self._second[number] = (actor, time.monotonic())
 
     @property
-    def second_tries(self) -> dict[str, float]:
+    def second_tries(self) -> dict[int, float]:
         """When (time.monotonic) each shard was given to a further worker."""
-        return {name: since for name, (_, since) in self._second.items()}
+        return {number: since for number, (_, since) in self._second.items()}
 
-    def end_second_try(self, name: str) -> None:
-        """Release the further worker of a shard."""
-        import ray
-
-        actor, _ = self._second.pop(name, (None, 0.0))
+    def end_second_try(self, number: int) -> None:
+        """Release the further worker of a shard, if there is one."""
+        actor, _ = self._second.pop(number, (None, 0.0))
         if actor is not None:
+            import ray
+
             ray.kill(actor)
 
     def end_pass(self) -> None:
         """Release all workers, whatever they do."""
         import ray
 
-        for name in list(self._second):
-            self.end_second_try(name)
+        for number in list(self._second):
+            self.end_second_try(number)
         if self._ray_data is not None:
             ray.kill(self._ray_data)
         self._ray_data = self._pass = None
@@ -219,6 +226,6 @@ class _SecondTry:
     def __init__(self, work: ShardWork, ledger: Any, threads: int) -> None:
         self._worker = ShardWorker(work, ledger, threads)
 
-    def make(self, row: dict[str, Any]) -> None:
+    def make(self, number: int) -> None:
         """Make it."""
-        self._worker(row)
+        self._worker.make_one(number)

@@ -1,7 +1,8 @@
 """What happens to the shards of a run: who makes which, how often each failed, how fast it goes. No Ray in here.
 
-One object of this class lives in an actor beside the driver (cluster/pool/shard_pool.py). Workers tell it when they
-begin and end a shard, so that a shard whose process is gone is known, too.
+One object of this class lives in an actor beside the driver (cluster/pool/shard_pool.py). Workers ask it for a shard,
+by its number in the plan, and tell it when they have ended one, so that a shard whose process is gone is known, too. Of
+a shard it keeps its number, and what making it gave until the driver has heard of it.
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ from __future__ import annotations
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-Verdict = Literal["make", "later", "drop"]
-"""What a worker is to do with a shard: make it, hand it back, or forget it since it is settled."""
+import numpy as np
+import numpy.typing as npt
+
+Numbers = npt.NDArray[np.int64]
+"""Of shards in their plan, ascending."""
 
 WINDOW_SECONDS = 60.0
 """Rates are those of the last minute."""
@@ -22,6 +26,8 @@ ALIVE_SECONDS = 20.0
 """A worker that has not been heard of for so long is not counted as alive."""
 _RETRIES_IN_PLACE = 1
 """Times that a shard whose process died is tried again where Ray restarts it; from then on another worker gets it."""
+_REMEMBERED = 1001
+"""Shards whose median time is taken, the last ones; and reasons of workers that could not start."""
 _SLOW = 0.5
 """A worker is named when it is slower than this share of the median."""
 PROCESS_DIED = "its process ended while it was made (killed, out of memory, or a crash in a library)"
@@ -59,7 +65,7 @@ class _Worker:
 class InFlight:
     """A shard that is being made."""
 
-    name: str
+    number: int
     worker: str
     host: str
     began: float
@@ -82,7 +88,7 @@ class WorkerRate:
 class Result:
     """A shard that is settled: made, or tried often enough."""
 
-    name: str
+    number: int
     made: bool
     facts: dict[str, Any] = field(default_factory=dict)
     """What making it gave."""
@@ -101,7 +107,7 @@ class Report:
     now: float
     """The ledger's clock."""
     results: tuple[Result, ...]
-    """What was settled since the last report."""
+    """What was settled since the last report that the driver has seen."""
     in_flight: tuple[InFlight, ...]
     workers: tuple[WorkerRate, ...]
     """Those that are alive."""
@@ -110,7 +116,7 @@ class Report:
     last_begin: float
     images_per_second: float
     median_seconds: float | None
-    """Of the shards that were made by this run."""
+    """Of the shards that were made last."""
     refused: int
     """Times that one could not."""
     refusals: tuple[str, ...]
@@ -119,6 +125,15 @@ class Report:
     """Times that a worker of this pass opened what it needs."""
     fatal: Exception | None
     """An error of the user that concerns all shards."""
+
+
+def to_ranges(numbers: Numbers) -> list[tuple[int, int]]:
+    """Ascending numbers as ranges [start, stop): what travels of them."""
+    if not len(numbers):
+        return []
+    cuts = np.flatnonzero(np.diff(numbers) != 1) + 1
+    starts, stops = numbers[np.r_[0, cuts]], numbers[np.r_[cuts - 1, len(numbers) - 1]] + 1
+    return list(zip(starts.tolist(), stops.tolist(), strict=True))
 
 
 class Ledger:
@@ -133,30 +148,37 @@ class Ledger:
         now = clock()
         self._clock, self._max_attempts, self._made_at = clock, max_attempts, now
         self._draining = False
-        self._waiting: set[str] = set()
-        self._settled: set[str] = set()
+        self._pass: Numbers = np.empty(0, np.int64)
+        self._next = 0
+        """Where in the pass the next shard is."""
+        self._begun_early: set[int] = set()
+        """Shards from there on that nobody needs to begin any more."""
+        self._settled: set[int] = set()
         self._results: list[Result] = []
-        self._failures: dict[str, list[str]] = {}
-        self._died_in_pass: dict[str, int] = {}
-        self._in_flight: dict[tuple[str, str], InFlight] = {}
+        self._told = 0
+        """Results that the driver has seen; they are not kept."""
+        self._failures: dict[int, list[str]] = {}
+        self._died_in_pass: dict[int, int] = {}
+        self._in_flight: dict[str, InFlight] = {}
         self._workers: dict[str, _Worker] = {}
         self._meter = Meter(now)
-        self._seconds: list[float] = []
+        self._seconds: deque[float] = deque(maxlen=_REMEMBERED)
         self._last_begin = now
-        self._refusals: list[str] = []
+        self._refused = 0
+        self._refusals: dict[str, None] = {}
         self._opened = 0
         self._fatal: Exception | None = None
 
-    def start_pass(self, names: list[str]) -> None:
-        """A pool begins with these shards; what earlier pools had in their hands is forgotten."""
-        now = self._clock()
-        self._draining, self._waiting, self._last_begin = False, set(names), now
-        self._opened = 0
-        for forgotten in (self._died_in_pass, self._in_flight, self._workers, self._refusals):
+    def start_pass(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """A pool begins with the shards of these ranges; what earlier pools had in their hands is forgotten."""
+        parts = [np.arange(start, stop, dtype=np.int64) for start, stop in ranges]
+        self._pass, self._next = np.concatenate([np.empty(0, np.int64), *parts]), 0
+        self._draining, self._last_begin, self._opened, self._refused = False, self._clock(), 0, 0
+        for forgotten in (self._begun_early, self._died_in_pass, self._in_flight, self._workers, self._refusals):
             forgotten.clear()
 
     def drain(self) -> None:
-        """From now on, shards are handed back instead of begun."""
+        """From now on, no shard is begun."""
         self._draining = True
 
     def open(self, worker: str, host: str) -> None:
@@ -169,88 +191,120 @@ class Ledger:
 
     def refuse(self, host: str, reason: str, fatal: Exception | None) -> None:
         """A worker could not open what it needs; `fatal` is an error that would meet every other worker, too."""
-        self._refusals.append(f"{host}: {reason}")
+        self._refused += 1
+        if len(self._refusals) < _REMEMBERED:
+            self._refusals[f"{host}: {reason}"] = None
         if fatal is not None:
             self._fatal = self._fatal or fatal
             self._draining = True
 
-    def begin(self, name: str, worker: str, host: str) -> Verdict:
-        """A worker is about to make a shard."""
-        now = self._clock()
-        if self._in_flight.pop((name, worker), None) is not None:  # Ray gave it to the same worker after a restart
-            self._died_in_pass[name] = self._died_in_pass.get(name, 0) + 1
-            self._fail(name, host, PROCESS_DIED)
-        if name in self._settled:
-            return "drop"
-        if self._draining or self._died_in_pass.get(name, 0) > _RETRIES_IN_PLACE:
-            self._waiting.discard(name)
-            return "later"
-        self._waiting.discard(name)
-        self._last_begin = now
-        self._in_flight[name, worker] = InFlight(name, worker, host, now, now)
-        return "make"
+    def take(self, worker: str, host: str) -> int | None:
+        """The shard that a worker is to make now; None if there is none for it in this pass any more."""
+        dead = self._in_flight.pop(worker, None)
+        if dead is not None:  # Ray started it again
+            deaths = self._died_in_pass[dead.number] = self._died_in_pass.get(dead.number, 0) + 1
+            self._fail(dead.number, host, PROCESS_DIED)
+            if deaths <= _RETRIES_IN_PLACE and self.begin(dead.number, worker, host):
+                return dead.number
+        while self._next < len(self._pass) and not self._draining:
+            number = int(self._pass[self._next])
+            self._next += 1
+            if number in self._begun_early:
+                self._begun_early.remove(number)
+            elif self.begin(number, worker, host):
+                return number
+        return None
 
-    def beat(self, worker: str, name: str | None, images: int) -> bool:
-        """A sign of life, with the images done since the last one. Returns whether `name` is settled by another."""
+    def begin(self, number: int, worker: str, host: str) -> bool:
+        """A worker is about to make this very shard. Returns whether it should."""
+        if number in self._settled or self._draining:
+            return False
+        now = self._clock()
+        self._need_not_begin(number)
+        self._last_begin = now
+        self._in_flight[worker] = InFlight(number, worker, host, now, now)
+        return True
+
+    def _need_not_begin(self, number: int) -> None:
+        place = int(np.searchsorted(self._pass, number))
+        if self._next <= place < len(self._pass) and self._pass[place] == number:
+            self._begun_early.add(number)
+
+    def beat(self, worker: str, number: int | None, images: int) -> bool:
+        """A sign of life, with the images done since the last one. Returns whether `number` is settled by another."""
         now = self._clock()
         known = self._workers.get(worker)
         if known is not None:
             known.heard = now
             known.meter.add(images, now)
         self._meter.add(images, now)
-        shard = self._in_flight.get((name, worker)) if name is not None else None
-        if shard is not None and images:
+        shard = self._in_flight.get(worker)
+        if shard is not None and shard.number == number and images:
             shard.images += images
             shard.advanced = now
-        return name in self._settled
+        return number in self._settled
 
-    def finish(self, name: str, worker: str, facts: dict[str, Any]) -> None:
+    def finish(self, number: int, worker: str, facts: dict[str, Any]) -> None:
         """A worker has made a shard."""
         now = self._clock()
-        shard = self._in_flight.pop((name, worker), None)
+        shard = self._end(number, worker)
         if shard is not None:
             self._seconds.append(now - shard.began)
-        if name not in self._settled:
-            self._settle(Result(name, made=True, facts=facts, host=shard.host if shard else ""))
+        if number not in self._settled:
+            self._settle(Result(number, made=True, facts=facts, host=shard.host if shard else ""))
 
-    def leave(self, name: str, worker: str) -> None:
+    def leave(self, number: int, worker: str) -> None:
         """A worker has dropped a shard that another one made."""
-        self._in_flight.pop((name, worker), None)
+        self._end(number, worker)
 
-    def fail(self, name: str, worker: str, host: str, reason: str) -> None:
+    def fail(self, number: int, worker: str, host: str, reason: str) -> None:
         """A try at a shard failed."""
-        self._in_flight.pop((name, worker), None)
-        self._fail(name, host, reason)
+        self._end(number, worker)
+        self._fail(number, host, reason)
 
-    def _fail(self, name: str, host: str, reason: str) -> None:
-        if name in self._settled:
+    def _end(self, number: int, worker: str) -> InFlight | None:
+        shard = self._in_flight.get(worker)
+        return self._in_flight.pop(worker) if shard is not None and shard.number == number else None
+
+    def _fail(self, number: int, host: str, reason: str) -> None:
+        if number in self._settled:
             return
-        reasons = self._failures.setdefault(name, [])
+        reasons = self._failures.setdefault(number, [])
         reasons.append(reason)
         if len(reasons) >= self._max_attempts:
-            self._settle(Result(name, made=False, reasons=tuple(reasons), host=host))
+            self._settle(Result(number, made=False, reasons=tuple(reasons), host=host))
 
     def _settle(self, result: Result) -> None:
-        self._settled.add(result.name)
-        self._waiting.discard(result.name)
+        self._settled.add(result.number)
+        self._need_not_begin(result.number)
+        self._failures.pop(result.number, None)
         self._results.append(result)
 
-    def report(self, known: int) -> Report:
-        """How things stand, with the results from number `known` on."""
+    def report(self, ledger: float, known: int) -> Report:
+        """How things stand.
+
+        Args:
+            ledger: what the last report said of the ledger that it came from.
+            known: results of that ledger that the driver has seen: the report has those after them, and if they were
+                this one's, they are forgotten.
+        """
         now = self._clock()
+        if ledger == self._made_at and known > self._told:
+            del self._results[: known - self._told]
+            self._told = known
         alive = {key: worker for key, worker in self._workers.items() if now - worker.heard < ALIVE_SECONDS}
         return Report(
             ledger=self._made_at,
             now=now,
-            results=tuple(self._results[known:]),
-            in_flight=tuple(shard for shard in self._in_flight.values() if shard.name not in self._settled),
+            results=tuple(self._results),
+            in_flight=tuple(shard for shard in self._in_flight.values() if shard.number not in self._settled),
             workers=tuple(WorkerRate(key, worker.host, worker.meter.rate(now)) for key, worker in alive.items()),
-            waiting=len(self._waiting),
+            waiting=len(self._pass) - self._next - len(self._begun_early),
             last_begin=self._last_begin,
             images_per_second=self._meter.rate(now),
             median_seconds=statistics.median(self._seconds) if self._seconds else None,
-            refused=len(self._refusals),
-            refusals=tuple(dict.fromkeys(self._refusals))[-3:],
+            refused=self._refused,
+            refusals=tuple(self._refusals)[-3:],
             opened=self._opened,
             fatal=self._fatal,
         )

@@ -1,12 +1,13 @@
 """One pool of workers that makes planned shards, for ingest and for tokenize: what its driver decides.
 
-    pass: every shard that is left is offered to a pool of the size that is asked for (cluster/pool/ray_pool.py)
+    pass: the workers of a pool of the size that is asked for (cluster/pool/ray_pool.py) take every shard that is left
     a shard that fails is tried again in the next pass, by another worker; after max_attempts failures it is set aside
     a shard that takes far longer than the others, when nothing else is left to begin, is given to a second worker, too
     `foldtrain scale` makes workers hand back what they have not begun, and the next pass has the new size
 
 Shards are functions of the plan and commits are atomic, so it does no harm to make one twice. What is committed decides
-what is left, so a driver may be killed at any instant.
+what is left, so a driver may be killed at any instant. It keeps a bit for each shard; what it does at a tick depends on
+the workers and on what was settled since the last one, and not on how many shards are left.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
+import numpy as np
+
 from cluster.pool.pool_progress import PoolProgress
-from cluster.pool.ray_pool import PoolSize, RayPool, Shard, WorkerNeeds
+from cluster.pool.ray_pool import PoolSize, RayPool, WorkerNeeds
 from cluster.pool.scale import read_scale
-from cluster.pool.shard_ledger import InFlight, Report, Result
+from cluster.pool.shard_ledger import InFlight, Numbers, Report, Result
 from cluster.pool.shard_worker import ShardWork
 from cluster.session.head_watch import HeadLostError, HeadWatch, watch_head
 from data_pipeline import storage
@@ -63,12 +67,28 @@ class PoolSettings:
     """Called again and again; raises if another driver has taken over."""
 
 
+@dataclass(frozen=True)
+class Shards:
+    """Shards of a plan that are to be made."""
+
+    numbers: Numbers
+    """In the plan, which a worker's `ShardWork` knows."""
+    name: Callable[[int], str]
+    """Of the shard of a number."""
+    images: Callable[[int], int]
+    """That it holds."""
+
+
+OnMade = Callable[[int, dict[str, Any]], None]
+"""Called with the number of a shard and what making it gave."""
+
+
 def make_shards(
     work: ShardWork,
-    shards: Sequence[Shard],
+    shards: Shards,
     settings: PoolSettings,
     progress: PoolProgress,
-    on_made: Callable[[dict[str, Any]], None] = lambda _facts: None,
+    on_made: OnMade = lambda _number, _facts: None,
 ) -> None:
     """Make all shards, on the Ray cluster that this process is connected to.
 
@@ -77,7 +97,7 @@ def make_shards(
         shards: what is left of the plan.
         settings: size and patience.
         progress: where it is shown.
-        on_made: called here with what making a shard gave; it may raise to stop the run.
+        on_made: called here for each shard that was made; it may raise to stop the run.
 
     Raises:
         UsageError: what a worker says of something that concerns every shard.
@@ -85,8 +105,9 @@ def make_shards(
     """
     with (
         watch_head(lambda: None) as head,
-        contextlib.closing(_Run(work, shards, settings, progress, on_made, head)) as run,
+        contextlib.closing(RayPool(work, settings.needs, settings.max_attempts)) as pool,
     ):
+        run = Run(pool, shards, settings, progress, on_made, head)
         try:
             run.make_all()
         except (KeyboardInterrupt, SystemExit):
@@ -95,39 +116,49 @@ def make_shards(
             raise
 
 
-class _Run:
-    """The driver's side of a run."""
+class Run:
+    """The driver's side of a run.
+
+    Args:
+        pool: its workers; the caller closes it.
+        shards: what is left of the plan.
+        settings: size and patience.
+        progress: where it is shown.
+        on_made: called for each shard that was made.
+        head: knows whether Ray's head is lost.
+    """
 
     def __init__(
         self,
-        work: ShardWork,
-        shards: Sequence[Shard],
+        pool: RayPool,
+        shards: Shards,
         settings: PoolSettings,
         progress: PoolProgress,
-        on_made: Callable[[dict[str, Any]], None],
+        on_made: OnMade,
         head: HeadWatch,
     ) -> None:
-        self._head = head
+        self._pool, self._shards, self._head = pool, shards, head
         self._settings, self._progress, self._on_made = settings, progress, on_made
-        self._left = {shard.name: shard for shard in shards}
+        self._is_left = np.zeros(1 + int(shards.numbers.max(initial=-1)), np.bool_)
+        self._is_left[shards.numbers] = True
+        self._left = len(shards.numbers)
         self._aside: list[Result] = []
-        self._known, self._ledger_made_at = 0, -1.0
+        self._known, self._ledger = 0, -1.0
         self._size = settings.size
         self._looked_at = 0.0
         self._draining = False
         self._complaint = ""
-        self._pool = RayPool(work, settings.needs, settings.max_attempts)
         self._old_records = set(storage.list_names(storage.join(settings.output, QUARANTINE)))
 
     def make_all(self) -> None:
         """Pass by pass, until every shard is made or set aside."""
         broken = 0
         while self._left:
-            before = len(self._left)
+            before = self._left
             try:
                 self._pass()
             except _ray_error() as error:
-                broken = broken + 1 if len(self._left) == before else 0
+                broken = broken + 1 if self._left == before else 0
                 self._progress.say(f"the pool broke ({type(error).__name__}); starting another")
                 if broken == _BROKEN_PASSES:
                     from cluster.session.worker_errors import lost_process
@@ -142,17 +173,13 @@ class _Run:
         """Take what was settled since the last look, so that the last word on progress is right."""
         self._absorb()
 
-    def close(self) -> None:
-        """Release the pool."""
-        self._pool.close()
-
     def _pass(self) -> None:
         self._size, self._draining = self._asked_size(), False
         if self._size != self._settings.size:
             self._progress.say(
                 f"{self._size} workers, as `foldtrain scale` asked; the config says {self._settings.size}"
             )
-        self._pool.start_pass(list(self._left.values()), self._size)
+        self._pool.start_pass(np.flatnonzero(self._is_left), self._size)
         started, said = time.monotonic(), False
         while True:
             self._settings.require()
@@ -182,12 +209,9 @@ class _Run:
         Raises:
             FoldtrainError: an error of the user that concerns every shard.
         """
-        import ray
-
-        report: Report = ray.get(self._pool.ledger.report.remote(self._known))
-        if report.ledger != self._ledger_made_at:  # a ledger that Ray restarted counts from nothing
-            self._ledger_made_at, self._known = report.ledger, 0
-            report = ray.get(self._pool.ledger.report.remote(0))
+        report = self._pool.report(self._ledger, self._known)
+        if report.ledger != self._ledger:  # a ledger that Ray restarted counts from nothing
+            self._ledger, self._known = report.ledger, 0
         if report.fatal is not None:
             raise report.fatal
         if not report.opened and report.refused >= self._settings.max_attempts:
@@ -199,22 +223,28 @@ class _Run:
         return report
 
     def _settle(self, result: Result) -> None:
-        shard = self._left.pop(result.name, None)
-        self._pool.end_second_try(result.name)
-        if shard is None:
+        self._pool.end_second_try(result.number)
+        if not self._wanted(result.number):
             return
-        record = _record_name(result.name)
+        self._is_left[result.number] = False
+        self._left -= 1
+        name = self._shards.name(result.number)
+        record = _record_name(name)
         uri = storage.join(self._settings.output, QUARANTINE, record)
         if not result.made:
             self._aside.append(result)
-            facts = {"shard": result.name, "reason": result.reasons[-1], "reasons": list(result.reasons)}
+            facts = {"shard": name, "reason": result.reasons[-1], "reasons": list(result.reasons)}
             storage.write_json(uri, facts | {"attempts": len(result.reasons), "host": result.host})
-            self._progress.say(f"{result.name} is set aside after {len(result.reasons)} tries: {result.reasons[-1]}")
+            self._progress.say(f"{name} is set aside after {len(result.reasons)} tries: {result.reasons[-1]}")
             return
         if record in self._old_records:
             storage.remove_file(uri)
-        self._progress.add(shard.images)
-        self._on_made(result.facts)
+        self._progress.add(self._shards.images(result.number))
+        self._on_made(result.number, result.facts)
+
+    def _wanted(self, number: int) -> bool:
+        """Whether a shard is still left."""
+        return 0 <= number < len(self._is_left) and bool(self._is_left[number])
 
     def _asked_size(self) -> PoolSize:
         with patience(_ASIDE_SECONDS):
@@ -236,11 +266,11 @@ class _Run:
             return
         if asked != self._size:
             self._draining = True
-            self._pool.ledger.drain.remote()
+            self._pool.drain()
             self._progress.say(f"scaling to {asked} workers when the shards in hand are done")
 
     def _say_room(self, report: Report) -> bool:
-        fewest = min(self._size.fewest, len(self._left))
+        fewest = min(self._size.fewest, self._left)
         if len(report.workers) < fewest:
             going_on = f"going on with {len(report.workers)}" if report.workers else "waiting for room"
             self._progress.say(
@@ -256,48 +286,50 @@ class _Run:
         hung = [shard for shard in report.in_flight if report.now - shard.advanced > limit]
         if self._draining:  # nothing is begun any more, by a second worker neither
             all_hang = bool(hung) and len(hung) == len(report.in_flight)
-            return all_hang and self._give_up(hung, {shard.name for shard in hung}, report)
-        alone = [name for name in self._overdue(report) if name not in tries]
-        for name in alone[: self._size.most - len(tries)]:
-            self._progress.say(f"{name} takes long: a second worker tries it, too")
-            self._pool.try_again(self._left[name])
-        waited = {name for name, since in tries.items() if time.monotonic() - since > limit}
-        advancing = {shard.name for shard in report.in_flight} - {shard.name for shard in hung}
+            return all_hang and self._give_up(hung, {shard.number for shard in hung}, report)
+        alone = (number for number in self._overdue(report) if number not in tries)
+        for number in islice(alone, max(0, self._size.most - len(tries))):
+            self._progress.say(f"{self._shards.name(number)} takes long: a second worker tries it, too")
+            self._pool.try_again(number)
+        waited = {number for number, since in tries.items() if time.monotonic() - since > limit}
+        advancing = {shard.number for shard in report.in_flight} - {shard.number for shard in hung}
         stuck = waited - advancing
         if not stuck or advancing or report.waiting > len(stuck):
             return False
         return self._give_up(hung, stuck, report)
 
-    def _give_up(self, hung: Sequence[InFlight], stuck: set[str], report: Report) -> bool:
+    def _give_up(self, hung: Sequence[InFlight], stuck: set[int], report: Report) -> bool:
         """Count a failure of each shard that hangs, and end the pass."""
-        import ray
-
         limit = self._settings.patience
-        for shard in {shard.name: shard for shard in hung}.values():  # one failure each, however many workers tried
+        for shard in {shard.number: shard for shard in hung}.values():  # one failure each, however many workers tried
             reason = f"it got no further for {report.now - shard.advanced:.0f} s (a batch may take {limit:.0f} s)"
-            ray.get(self._pool.ledger.fail.remote(shard.name, shard.worker, shard.host, reason))
-        self._progress.say(f"{', '.join(sorted(stuck))}: no worker gets any further; starting another pool")
+            self._pool.fail(shard, reason)
+        names = sorted(self._shards.name(number) for number in stuck)
+        self._progress.say(f"{', '.join(names)}: no worker gets any further; starting another pool")
         self._absorb()
         return True
 
-    def _overdue(self, report: Report) -> list[str]:
+    def _overdue(self, report: Report) -> Iterator[int]:
         """Shards that a second worker should try: nothing else is left to begin, and they are late."""
         limit = self._settings.patience
         if report.waiting:  # normal, unless the workers that should begin them hang
             quiet = report.opened and report.now - max([report.last_begin, *_advances(report)]) > limit
-            begun = {shard.name for shard in report.in_flight}
-            return [name for name in self._left if name not in begun] if quiet else []
+            if not quiet:
+                return iter(())
+            begun = {shard.number for shard in report.in_flight}
+            return (number for number in map(int, np.flatnonzero(self._is_left)) if number not in begun)
         slow = max(limit, _SLOW_TIMES * report.median_seconds) if report.median_seconds is not None else math.inf
         late = [
-            shard.name
+            shard.number
             for shard in report.in_flight
             if report.now - shard.advanced > limit or report.now - shard.began > slow
         ]
-        return list(dict.fromkeys(name for name in late if name in self._left))
+        return (number for number in dict.fromkeys(late) if self._wanted(number))
 
     def _failure(self) -> FoldtrainError:
         named = "\n".join(
-            f"  {result.name} ({len(result.reasons)} tries, the last on {result.host}): {result.reasons[-1]}"
+            f"  {self._shards.name(result.number)} ({len(result.reasons)} tries, the last on {result.host}): "
+            f"{result.reasons[-1]}"
             for result in self._aside
         )
         count = len(self._aside)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import pickle
 import socket
 import threading
 import time
@@ -16,8 +15,8 @@ from foldtrain import refusal
 
 Advance = Callable[[int], None]
 """Called between batches with the number of images done since the last call."""
-MakeShard = Callable[[Any, Advance], dict[str, Any]]
-"""Makes and commits the shard that a payload describes, and says what the driver is to know of it. The shard's bytes
+MakeShard = Callable[[int, Advance], dict[str, Any]]
+"""Makes and commits the shard of this number in the plan, and says what the driver is to know of it. The shard's bytes
 follow from the plan alone, so that it does not matter how often or where it is made."""
 
 _BEAT_SECONDS = 1.0
@@ -25,7 +24,7 @@ _OPEN_AGAIN_SECONDS = 10.0
 
 
 class ShardWork(Protocol):
-    """What a pool does. It is pickled and sent to every worker."""
+    """What a pool does. It is pickled and sent to every worker: it names a plan, and has nothing for each shard."""
 
     def open(self, threads: int) -> MakeShard:
         """Build what all shards need (a network, an index of images), once in a worker that has so many CPUs.
@@ -50,44 +49,51 @@ class ShardWorker:
         self.id = str(ray.get_runtime_context().get_actor_id())[:12]
         self.host = socket.gethostname()
         self._lock = threading.Lock()
-        self._name: str | None = None
+        self._number: int | None = None
         self._images = 0
         self._dropped = False
         self._make = self._open(work, threads)
         threading.Thread(target=self._beat, name="beat", daemon=True).start()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Make the shard of a row {name, payload}, if the ledger says so; all that matters is told to the ledger."""
-        name = str(row["name"])
-        if self._make is not None and self._ask(self._ledger.begin.remote(name, self.id, self.host)) == "make":
-            self._attempt(self._make, name, row["payload"])
-        return {"name": name}
+        """Make shards until the ledger has none for this worker; `row` is a turn that says nothing."""
+        while self._make is not None:
+            number = self._ask(self._ledger.take.remote(self.id, self.host))
+            if number is None:
+                break
+            self._attempt(self._make, number)
+        return row
 
-    def _attempt(self, make: MakeShard, name: str, payload: bytes) -> None:
+    def make_one(self, number: int) -> None:
+        """Make this shard, if the ledger says so; all that matters is told to the ledger."""
+        if self._make is not None and self._ask(self._ledger.begin.remote(number, self.id, self.host)):
+            self._attempt(self._make, number)
+
+    def _attempt(self, make: MakeShard, number: int) -> None:
         with self._lock:
-            self._name, self._dropped = name, False
+            self._number, self._dropped = number, False
         try:
-            facts = make(pickle.loads(payload), self._advance)  # from our own driver, through Ray
+            facts = make(number, self._advance)
         except ShardDroppedError:
-            self._ask(self._ledger.leave.remote(name, self.id))
+            self._ask(self._ledger.leave.remote(number, self.id))
         except Exception as error:  # whatever it is, it is counted and shown
             if isinstance(error, UsageError) and not isinstance(error, CorruptShardError):
                 self._ask(self._ledger.refuse.remote(self.host, str(error), error))  # no other worker can do better
-            self._ask(self._ledger.fail.remote(name, self.id, self.host, in_words(error)))
+            self._ask(self._ledger.fail.remote(number, self.id, self.host, in_words(error)))
         else:
             with contextlib.suppress(Exception):  # only the count of images
                 self._report()
-            self._ask(self._ledger.finish.remote(name, self.id, facts))
+            self._ask(self._ledger.finish.remote(number, self.id, facts))
         finally:
             with self._lock:
-                self._name = None
+                self._number = None
 
     def _advance(self, images: int) -> None:
         with self._lock:
             self._images += images
             dropped = self._dropped
         if dropped:
-            raise ShardDroppedError(self._name)
+            raise ShardDroppedError(self._number)
 
     def _open(self, work: ShardWork, threads: int) -> MakeShard | None:
         """Open the work; None once it is known that no worker can. A node that cannot, gets no shards meanwhile."""
@@ -115,10 +121,10 @@ class ShardWorker:
     def _report(self) -> None:
         """Tell the ledger how far the shard is, and hear whether another worker was faster."""
         with self._lock:
-            name, images, self._images = self._name, self._images, 0
-        dropped = self._ask(self._ledger.beat.remote(self.id, name, images), timeout=30)
+            number, images, self._images = self._number, self._images, 0
+        dropped = self._ask(self._ledger.beat.remote(self.id, number, images), timeout=30)
         with self._lock:
-            self._dropped = self._dropped or (bool(dropped) and name == self._name)
+            self._dropped = self._dropped or (bool(dropped) and number == self._number)
 
 
 def in_words(error: Exception) -> str:

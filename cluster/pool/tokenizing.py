@@ -1,6 +1,8 @@
 """Tokenize on the pool: a worker holds the tokenizer, reads its shards' images from storage, commits the tokens there.
 
-No image passes through Ray. What is committed decides what is left, so a driver or a worker may die at any instant.
+No image passes through Ray: a worker gets the plan, which has the same size for any number of images, then numbers of
+shards, and says what it has committed. What is committed decides what is left, so a driver or a worker may die at any
+instant.
 """
 
 from __future__ import annotations
@@ -10,16 +12,18 @@ from typing import Any
 
 from cluster.config.run import RunConfig
 from cluster.pool.pool_progress import PoolProgress
-from cluster.pool.ray_pool import PoolSize, Shard, WorkerNeeds
+from cluster.pool.ray_pool import PoolSize, WorkerNeeds
 from cluster.pool.scale import clear_scale
-from cluster.pool.shard_pool import PoolSettings, make_shards
+from cluster.pool.shard_pool import PoolSettings, Shards, make_shards
 from cluster.pool.shard_worker import Advance, MakeShard
 from cluster.progress.stage_records import record_config, record_place
 from cluster.session.ray_session import ray_session, require_gpus
 from data_pipeline import storage
 from data_pipeline.leases.lease import Lease, only_driver
 from data_pipeline.shards import weights
-from data_pipeline.tokens.tokenizing import PlannedShard, TokenPlan, finish, missing, plan_tokens
+from data_pipeline.tokens.commits import Commits, read_commits
+from data_pipeline.tokens.plan import TokenPlan, plan_tokens
+from data_pipeline.tokens.tokenizing import finish
 from data_pipeline.tools.preflight import check_images
 
 
@@ -53,9 +57,9 @@ class TokenizeWork:
         images = ImageShards(self.plan.images)
         encode = load_encoder(self.plan, self.tokenizer, str(device))
 
-        def make(shard: PlannedShard, advance: Advance) -> dict[str, Any]:
-            tokenize_shard(self.plan, shard, images, encode, advance, threads)
-            return {}
+        def make(number: int, advance: Advance) -> dict[str, Any]:
+            made = tokenize_shard(self.plan, self.plan.shards[number], images, encode, advance, threads)
+            return {"size": made.shard.bytes, "sha256": made.shard.sha256, "software": made.software}
 
         return make
 
@@ -75,28 +79,27 @@ def tokenize(config: RunConfig) -> int:
     output = storage.absolute(config.folder("tokens"))
     check_images(images)
     plan = plan_tokens(images, weights.read_card(tokenizer, "tokenizer"), config.tokens, output, config.data.fit)
-    left = _left(plan)
-    if left:
+    commits = read_commits(plan)
+    left = commits.missing
+    if len(left):
         with ray_session(config.cluster):
             require_gpus(config.cluster, min(config.tokens.min_workers, len(left)))
             with only_driver(plan.output, "tokenize") as lease:
-                left = _left(plan)  # another driver, whose end this one has waited for, may have made some
-                if left:
+                commits.refresh()  # another driver, whose end this one has waited for, may have made some
+                left = commits.missing
+                if len(left):
                     record_config(config, "tokens")
-                    _make(TokenizeWork(plan, tokenizer, config.cluster.gpus_per_worker), left, config, lease)
-    if not left:
+                    _make(TokenizeWork(plan, tokenizer, config.cluster.gpus_per_worker), commits, config, lease)
+                    commits.refresh()
+    if not len(left):
         record_place(config, "tokens")
-    finish(plan)
+    finish(plan, commits)
     clear_scale(output)
-    return sum(shard.images for shard in left)
+    return commits.images(left)
 
 
-def _left(plan: TokenPlan) -> list[Shard]:
-    return [Shard(shard.name, shard.stop - shard.start, shard) for shard in missing(plan)]
-
-
-def _make(work: TokenizeWork, left: list[Shard], config: RunConfig, lease: Lease) -> None:
-    plan, images = work.plan, sum(shard.images for shard in left)
+def _make(work: TokenizeWork, commits: Commits, config: RunConfig, lease: Lease) -> None:
+    plan, left = work.plan, commits.missing
     settings = PoolSettings(
         label="tokenize",
         output=plan.output,
@@ -106,7 +109,11 @@ def _make(work: TokenizeWork, left: list[Shard], config: RunConfig, lease: Lease
         patience=config.tokens.patience_seconds,
         require=lease.require,
     )
-    done = len(plan.shards) - len(left)
-    progress = PoolProgress("tokenize", plan.output, len(plan.shards), plan.samples, done, plan.samples - images)
-    with progress:
-        make_shards(work, left, settings, progress)
+    shards = Shards(left, lambda number: plan.shards[number].name, lambda number: plan.shards[number].samples)
+    done, images = len(plan.shards) - len(left), plan.samples - commits.images(left)
+
+    def on_made(number: int, facts: dict[str, Any]) -> None:
+        commits.add(number, **facts)
+
+    with PoolProgress("tokenize", plan.output, len(plan.shards), plan.samples, done, images) as progress:
+        make_shards(work, shards, settings, progress, on_made)

@@ -127,9 +127,7 @@ class Commits:
     def records(self) -> Iterator[ShardRecord]:
         """The manifest's entries of all shards, once none is missing."""
         for shard, size, digest in zip(self.plan.shards, self._bytes, self._sha256, strict=True):
-            yield ShardRecord(
-                name=shard.name, samples=shard.stop - shard.start, bytes=int(size), sha256=digest.tobytes().hex()
-            )
+            yield ShardRecord(name=shard.name, samples=shard.samples, bytes=int(size), sha256=digest.tobytes().hex())
 
     def software(self) -> dict[str, list[str]]:
         """The versions of each package of the plan that made the shards."""
@@ -172,11 +170,10 @@ class Commits:
 
     def _take(self, number: int, commit: TokenCommit, listing: Listing) -> None:
         shard, found = self.plan.shards[number], commit.shard
-        if found.samples != shard.stop - shard.start:
+        if found.samples != shard.samples:
             path = storage.join(self.plan.output, record_name(shard.name))
             raise UsageError(
-                f"{path} states {found.samples} samples, and the shard has {shard.stop - shard.start}: delete it and "
-                "run again"
+                f"{path} states {found.samples} samples, and the shard has {shard.samples}: delete it and run again"
             )
         if listing[shard.name].bytes == found.bytes:
             written = listing[record_name(shard.name)].modified
@@ -232,7 +229,7 @@ def _manifest_of(plan: TokenPlan) -> TokenManifest | None:
     if not is_ours or len(manifest.shards) != len(plan.shards):
         return None
     pairs = zip(plan.shards, manifest.shards, strict=True)
-    same = all(said.name == shard.name and said.samples == shard.stop - shard.start for shard, said in pairs)
+    same = all(said.name == shard.name and said.samples == shard.samples for shard, said in pairs)
     return manifest if same and manifest.software.keys() == plan.software.keys() else None
 
 

@@ -37,6 +37,11 @@ class PlannedShard:
         """Of its tar."""
         return f"tokens-{self.number:05d}.tar"
 
+    @property
+    def samples(self) -> int:
+        """Images in it."""
+        return self.stop - self.start
+
 
 @dataclass(frozen=True)
 class PlannedShards(Sequence[PlannedShard]):

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
+import pickle
+from itertools import pairwise
 
-from cluster.pool.shard_ledger import ALIVE_SECONDS, PROCESS_DIED, Ledger, WorkerRate, slowest
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.pool.shard_ledger import ALIVE_SECONDS, PROCESS_DIED, Ledger, Report, WorkerRate, slowest, to_ranges
 
 
 class Clock:
@@ -24,89 +30,164 @@ def clock() -> Clock:
 
 @pytest.fixture
 def ledger(clock: Clock) -> Ledger:
-    """A pass over two shards, with two workers that have opened."""
+    """A pass over shards 4 and 5, with two workers that have opened."""
     ledger = Ledger(max_attempts=3, clock=clock)
-    ledger.start_pass(["a", "b"])
+    ledger.start_pass([(4, 6)])
     ledger.open("w1", "host1")
     ledger.open("w2", "host2")
     return ledger
 
 
+def look(ledger: Ledger) -> Report:
+    """A report to who has seen none."""
+    return ledger.report(-1.0, 0)
+
+
+@given(st.sets(st.integers(0, 60)))
+def test_numbers_travel_as_ranges(numbers: set[int]) -> None:
+    ranges = to_ranges(np.array(sorted(numbers), np.int64))
+    assert [number for start, stop in ranges for number in range(start, stop)] == sorted(numbers)
+    assert all(one[1] < other[0] for one, other in pairwise(ranges))
+
+
+def test_each_shard_of_a_pass_is_given_out_once_in_order() -> None:
+    ledger = Ledger(max_attempts=3)
+    ledger.start_pass([(3, 5), (9, 10)])
+    assert [ledger.take(f"w{n}", "host") for n in range(5)] == [3, 4, 9, None, None]
+    assert look(ledger).waiting == 0
+
+
 def test_a_shard_that_was_made_is_settled_with_what_its_worker_said(ledger: Ledger, clock: Clock) -> None:
-    assert ledger.begin("a", "w1", "host1") == "make"
+    assert ledger.take("w1", "host1") == 4
     clock.now += 8
-    ledger.finish("a", "w1", {"bad": 2})
-    report = ledger.report(0)
-    assert [(r.name, r.made, r.facts, r.host) for r in report.results] == [("a", True, {"bad": 2}, "host1")]
+    ledger.finish(4, "w1", {"bad": 2})
+    report = look(ledger)
+    assert [(r.number, r.made, r.facts, r.host) for r in report.results] == [(4, True, {"bad": 2}, "host1")]
     assert (report.waiting, report.median_seconds, report.in_flight) == (1, 8, ())
-    assert ledger.report(1).results == ()
+
+
+def test_results_are_told_until_the_driver_has_seen_them(ledger: Ledger) -> None:
+    for number in (ledger.take("w1", "host1"), ledger.take("w2", "host2")):
+        ledger.finish(number, f"w{number - 3}", {})
+    made = look(ledger).ledger
+    assert [result.number for result in ledger.report(made, 0).results] == [4, 5]
+    assert [result.number for result in ledger.report(made, 1).results] == [5]
+    assert [result.number for result in ledger.report(made, 1).results] == [5]  # the last answer may have been lost
+    assert ledger.report(made, 2).results == ()
+
+
+def test_what_another_ledger_told_is_not_taken_for_its_own(ledger: Ledger) -> None:
+    ledger.finish(ledger.take("w1", "host1"), "w1", {})
+    assert [result.number for result in ledger.report(look(ledger).ledger - 1, 70).results] == [4]
 
 
 def test_a_shard_is_set_aside_after_its_last_failure_with_every_reason(ledger: Ledger) -> None:
     for reason in ("one", "two", "three"):
-        assert ledger.begin("a", "w1", "host1") == "make"
-        assert not ledger.report(0).results
-        ledger.fail("a", "w1", "host1", reason)
-    (result,) = ledger.report(0).results
+        ledger.start_pass([(4, 5)])
+        assert ledger.take("w1", "host1") == 4
+        assert not look(ledger).results
+        ledger.fail(4, "w1", "host1", reason)
+        assert ledger.take("w1", "host1") is None  # the next pass gives it to another
+    (result,) = look(ledger).results
     assert (result.made, result.reasons, result.host) == (False, ("one", "two", "three"), "host1")
-    assert ledger.begin("a", "w2", "host2") == "drop"
+    ledger.start_pass([(4, 5)])
+    assert ledger.take("w2", "host2") is None
 
 
 def test_a_death_is_tried_again_in_place_once_then_left_to_another_worker(ledger: Ledger) -> None:
-    assert ledger.begin("a", "w1", "host1") == "make"
-    assert ledger.begin("a", "w1", "host1") == "make"  # Ray restarted it, and gave it its shard again
-    assert ledger.begin("a", "w1", "host1") == "later"
-    ledger.start_pass(["a"])
-    assert ledger.begin("a", "w3", "host1") == "make"
-    assert ledger.begin("a", "w3", "host1") == "drop"
-    (result,) = ledger.report(0).results
-    assert result.reasons == (PROCESS_DIED,) * 3
+    assert ledger.take("w1", "host1") == 4
+    assert ledger.take("w1", "host1") == 4  # Ray started it again
+    assert ledger.take("w1", "host1") == 5
+    ledger.start_pass([(4, 5)])
+    assert ledger.take("w3", "host1") == 4
+    assert ledger.take("w3", "host1") is None
+    (result,) = look(ledger).results
+    assert (result.number, result.reasons) == (4, (PROCESS_DIED,) * 3)
 
 
 def test_the_slower_of_two_workers_at_a_shard_hears_that_it_is_made(ledger: Ledger) -> None:
-    ledger.begin("a", "w1", "host1")
-    ledger.begin("a", "w2", "host2")
-    assert not ledger.beat("w1", "a", 1)
-    ledger.finish("a", "w2", {})
-    assert ledger.beat("w1", "a", 1)
-    ledger.finish("a", "w1", {})
-    assert len(ledger.report(0).results) == 1
+    assert ledger.take("w1", "host1") == 4
+    assert ledger.begin(4, "w2", "host2")
+    assert not ledger.beat("w1", 4, 1)
+    ledger.finish(4, "w2", {})
+    assert ledger.beat("w1", 4, 1)
+    ledger.finish(4, "w1", {})
+    assert len(look(ledger).results) == 1
+    assert look(ledger).in_flight == ()
+
+
+def test_a_shard_that_a_second_worker_has_begun_is_not_given_out_again(ledger: Ledger) -> None:
+    assert ledger.begin(5, "second", "host2")
+    assert look(ledger).waiting == 1
+    assert [ledger.take("w1", "host1"), ledger.take("w2", "host2")] == [4, None]
+    ledger.finish(5, "second", {})
+    assert not ledger.begin(5, "third", "host1")
+    assert look(ledger).waiting == 0
 
 
 def test_a_draining_pool_begins_nothing(ledger: Ledger) -> None:
     ledger.drain()
-    assert ledger.begin("a", "w1", "host1") == "later"
-    ledger.start_pass(["a"])
-    assert ledger.begin("a", "w1", "host1") == "make"
+    assert ledger.take("w1", "host1") is None
+    assert not ledger.begin(4, "w2", "host2")
+    assert look(ledger).waiting == 2
+    ledger.start_pass([(4, 5)])
+    assert ledger.take("w1", "host1") == 4
+
+
+def test_a_worker_that_dies_while_the_pool_drains_does_not_begin_again(ledger: Ledger) -> None:
+    assert ledger.take("w1", "host1") == 4
+    ledger.drain()
+    assert ledger.take("w1", "host1") is None
 
 
 def test_rates_are_those_of_the_last_minute(ledger: Ledger, clock: Clock) -> None:
-    ledger.begin("a", "w1", "host1")
+    ledger.take("w1", "host1")
     clock.now += 10
-    ledger.beat("w1", "a", 200)
+    ledger.beat("w1", 4, 200)
     ledger.beat("w2", None, 100)
-    report = ledger.report(0)
+    report = look(ledger)
     assert report.images_per_second == 30
     assert {(w.host, w.images_per_second) for w in report.workers} == {("host1", 20), ("host2", 10)}
     assert [(shard.images, shard.advanced) for shard in report.in_flight] == [(200, clock.now)]
     clock.now += 120
-    assert ledger.report(0).images_per_second == 0
+    assert look(ledger).images_per_second == 0
 
 
 def test_a_worker_that_is_not_heard_of_is_not_counted(ledger: Ledger, clock: Clock) -> None:
     clock.now += ALIVE_SECONDS - 1
     ledger.beat("w1", None, 0)
     clock.now += 2
-    assert [worker.worker for worker in ledger.report(0).workers] == ["w1"]
+    assert [worker.worker for worker in look(ledger).workers] == ["w1"]
 
 
 def test_an_error_that_would_meet_every_worker_ends_the_pass(ledger: Ledger) -> None:
     ledger.refuse("host1", "away for a moment", None)
-    assert ledger.report(0).fatal is None
+    assert look(ledger).fatal is None
     error = ValueError("wrong tokenizer")
     ledger.refuse("host1", "wrong tokenizer", error)
-    assert ledger.report(0).fatal is error
-    assert ledger.begin("a", "w2", "host2") == "later"
+    report = look(ledger)
+    assert (report.fatal, report.refused) == (error, 2)
+    assert report.refusals == ("host1: away for a moment", "host1: wrong tokenizer")
+    assert ledger.take("w2", "host2") is None
+
+
+def test_a_report_costs_the_same_after_a_hundred_thousand_shards(clock: Clock) -> None:
+    """It has what is new, and what is kept of a settled shard is its number."""
+    ledger, sizes, known = Ledger(max_attempts=3, clock=clock), [], 0
+    ledger.start_pass([(0, 100_000)])
+    ledger.open("w1", "host1")
+    made = look(ledger).ledger
+    for number in range(100_000):
+        clock.now += 1
+        assert ledger.take("w1", "host1") == number
+        ledger.beat("w1", number, 1)
+        ledger.finish(number, "w1", {"sha256": "a" * 64})
+        if number % 1000 == 10:
+            report = ledger.report(made, known)
+            known += len(report.results)
+            sizes.append(len(pickle.dumps(ledger.report(made, known))))
+    assert max(sizes) < 500
+    assert len(pickle.dumps(ledger)) < 100_000 * 20
 
 
 def test_the_slowest_worker_is_named_below_half_of_the_median() -> None:

@@ -13,15 +13,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cluster.config.loading import load_config
 from cluster.config.run import ClusterConfig, RunConfig
 from cluster.pool import ingesting
 from cluster.pool.pool_progress import PoolProgress
-from cluster.pool.ray_pool import PoolSize, Shard, WorkerNeeds
+from cluster.pool.ray_pool import PoolSize, WorkerNeeds
 from cluster.pool.scale import write_scale
-from cluster.pool.shard_pool import PoolSettings, make_shards
+from cluster.pool.shard_pool import PoolSettings, Shards, make_shards
 from cluster.pool.shard_worker import Advance, MakeShard
 from cluster.session.head_watch import HeadLostError
 from cluster.session.ray_session import ray_session
@@ -46,18 +47,19 @@ def cluster() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Files:
-    """Work that writes a file per shard, or does what its payload says instead."""
+    """Work that writes a file per shard, or does what is said of it instead."""
 
     folder: str
+    behaviours: tuple[str, ...]
 
     def open(self, threads: int) -> MakeShard:
         if (Path(self.folder) / "wrong").exists():
             raise UsageError("the tokenizer is another one")
 
-        def make(payload: tuple[str, str], advance: Advance) -> dict[str, Any]:
-            name, behaviour = payload
+        def make(number: int, advance: Advance) -> dict[str, Any]:
+            name = f"s{number}.tar"
             first = self._is_first(name)
-            match behaviour:
+            match self.behaviours[number]:
                 case "raises":
                     raise ValueError("this shard is poison")
                 case "dies":
@@ -91,11 +93,12 @@ def make_all(cluster: None, tmp_path: Path) -> MakeAll:
     """Makes shards that behave in the given ways, in a pool of two; returns what the workers said of those made."""
 
     def make(*behaviours: str, patience: float = 60.0, max_attempts: int = 2) -> list[dict[str, Any]]:
-        shards = [Shard(f"s{n}.tar", 1, (f"s{n}.tar", behaviour)) for n, behaviour in enumerate(behaviours)]
+        shards = Shards(np.arange(len(behaviours)), lambda number: f"s{number}.tar", lambda _number: 1)
         needs, said = WorkerNeeds(1, 0), []
         settings = PoolSettings("test", str(tmp_path), PoolSize(1, 2), needs, max_attempts, patience)
-        with PoolProgress("test", str(tmp_path), len(shards), len(shards), 0, 0) as progress:
-            make_shards(Files(str(tmp_path)), shards, settings, progress, said.append)
+        with PoolProgress("test", str(tmp_path), len(behaviours), len(behaviours), 0, 0) as progress:
+            work = Files(str(tmp_path), behaviours)
+            make_shards(work, shards, settings, progress, lambda number, facts: said.append({"number": number} | facts))
         return said
 
     return make
@@ -106,7 +109,8 @@ def made(folder: Path) -> set[str]:
 
 
 def test_a_shard_whose_worker_was_killed_is_made_by_another(make_all: MakeAll, tmp_path: Path) -> None:
-    make_all("well", "dies once", "well", "well")
+    said = make_all("well", "dies once", "well", "well")
+    assert sorted(facts["number"] for facts in said) == [0, 1, 2, 3]
     assert made(tmp_path) == {"s0.tar", "s1.tar", "s2.tar", "s3.tar"}
     assert not (tmp_path / "quarantine").exists()
 
