@@ -57,6 +57,7 @@ class FaultProxy:
         share_cut: share of the requests whose connection is cut, half of them in the request, half in the response.
         rule: decides before chance does.
         answered: is told of the server's answers.
+        delay: seconds that each request waits before the server gets it; many wait at the same time.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class FaultProxy:
         share_cut: float = 0.0,
         rule: Rule | None = None,
         answered: Answered | None = None,
+        delay: float = 0.0,
     ) -> None:
         assert 0 <= share_503 + share_cut <= 1, (share_503, share_cut)
         place = urlsplit(target)
@@ -75,7 +77,7 @@ class FaultProxy:
         self._host, self._target_port = place.hostname, place.port or 80
         self._random = random.Random(seed)
         self._share_503, self._share_cut, self._rule = share_503, share_cut, rule
-        self._answered = answered
+        self._answered, self._delay = answered, delay
         self.counts: Counter[Fault | str] = Counter()
         """Requests by what was done to them; "passed" for those that went through."""
         self.faulty = True
@@ -148,6 +150,7 @@ class FaultProxy:
             return False
         fault = self._choose(head)
         self.counts["passed" if fault is None else fault] += 1
+        await asyncio.sleep(self._delay)
         if fault is Fault.SILENCE:
             while await reader.read(CHUNK):
                 pass

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from data_pipeline import storage
-from data_pipeline.errors import UsageError
+from data_pipeline.errors import FoldtrainError, UsageError
 from data_pipeline.shards.manifest import (
     COMMIT_VERSION,
     MANIFEST_NAME,
@@ -223,14 +223,16 @@ def _manifest_of(plan: TokenPlan) -> TokenManifest | None:
     """The manifest in the output, if it is one of this plan and whole; whatever else is there is written anew."""
     try:
         manifest = TokenManifest.read(plan.output)
-    except UsageError:
+        is_ours = all(getattr(manifest, name) == value for name, value in plan.manifest_fields().items())
+        if not is_ours or manifest.software.keys() != plan.software.keys() or len(manifest.shards) != len(plan.shards):
+            return None
+        return manifest if all(map(_is_entry_of, manifest.shards, plan.shards)) else None
+    except FoldtrainError:
         return None
-    is_ours = all(getattr(manifest, name) == value for name, value in plan.manifest_fields().items())
-    if not is_ours or len(manifest.shards) != len(plan.shards):
-        return None
-    pairs = zip(plan.shards, manifest.shards, strict=True)
-    same = all(said.name == shard.name and said.samples == shard.samples for shard, said in pairs)
-    return manifest if same and manifest.software.keys() == plan.software.keys() else None
+
+
+def _is_entry_of(said: ShardRecord, shard: PlannedShard) -> bool:
+    return (said.name, said.samples, said.folder) == (shard.name, shard.samples, "")
 
 
 def _read(plan: TokenPlan, listing: Listing, names: list[str]) -> Iterator[tuple[str, TokenCommit]]:

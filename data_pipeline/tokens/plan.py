@@ -16,12 +16,13 @@ from data_pipeline.shards.conditions import CLASS
 from data_pipeline.shards.manifest import ImageManifest, TokenizerRecord
 from data_pipeline.shards.tokenizers import tokenizer_config
 from data_pipeline.shards.weights import Card
+from data_pipeline.text.names import SHARD_DIGITS
 from model.layout import TokenLayout
 
 SOFTWARE = ("cykooz-resizer", "foldtrain", "numpy", "pillow", "simplejpeg", "torch")
 """Packages whose versions are recorded with the tokens."""
 
-_NAME = re.compile(r"tokens-(\d{5,9})\.tar")
+_NAME = re.compile(rf"tokens-({SHARD_DIGITS})\.tar")
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,22 @@ def test_without_faults_everything_passes_on_one_connection(origin: Origin, clie
         assert dict(proxy.counts) == {"passed": 3}
 
 
+def test_each_request_waits_as_long_as_is_asked_before_the_server_gets_it(
+    origin: Origin, client: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[tuple[float, int]] = []
+
+    async def sleep(seconds: float) -> None:
+        waited.append((seconds, len(origin.served)))
+
+    monkeypatch.setattr("cluster.drills.fault_proxy.asyncio.sleep", sleep)
+    with FaultProxy(origin.url, seed=0, delay=30.0) as proxy:
+        connection = client(proxy)
+        for _ in range(3):
+            assert ask(connection, "PUT", body=BODY)[0] == 200
+    assert waited == [(30.0, 0), (30.0, 1), (30.0, 2)]
+
+
 def test_answers_of_the_server_are_told_and_the_faults_of_the_proxy_are_not(origin: Origin, client: Connect) -> None:
     told: list[tuple[str, str, int]] = []
 

@@ -118,7 +118,7 @@ def test_what_workers_report_is_not_read_again_and_gives_the_same_manifest(plan:
     with storage.counted() as asked:
         found.refresh()
         manifest = finish(plan, found)
-    assert asked == {"list": 1, "put": 1}
+    assert asked == {"list": 1, "put": 2}  # the table of the shards, and the manifest
     assert manifest.shards[7] == made.shard.model_copy(
         update={"name": "tokens-00007.tar", "sha256": f"{7:064x}", "samples": 8}
     )
@@ -151,7 +151,7 @@ def test_with_everything_done_one_record_is_read_and_nothing_written(
         assert finish(plan, found) == manifest
     assert len(found.missing) == 0
     assert (asked["list"], asked["put"]) == (1, 0)
-    assert asked["get"] <= 2  # the manifest, and the first record
+    assert asked["get"] <= 3  # the manifest, its table, and the first record
 
 
 @pytest.mark.parametrize(("ago", "read"), [(11, 1), (10, 2), (9.5, 2), (5, 2)])
@@ -164,7 +164,7 @@ def test_a_record_that_may_be_younger_than_the_manifest_is_read(
     age(monkeypatch, manifest=10, tokens_00005=ago)
     with storage.counted() as asked:
         read_commits(plan)
-    assert asked["get"] == 1 + read  # the manifest, and records
+    assert asked["get"] == 2 + read  # the manifest, its table, and records
 
 
 def test_a_shard_that_was_made_again_after_the_manifest_is_what_its_record_says(
@@ -194,6 +194,18 @@ def test_where_versions_are_mixed_and_a_shard_is_lost_the_records_say_who_made_t
     found.add(5, made.shard.bytes, made.shard.sha256, made.software)
     found.refresh()
     assert finish(plan, found).software["numpy"] == ["1", "2"]
+
+
+def test_a_manifest_whose_table_is_damaged_stands_for_nothing(plan: TokenPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(SHARDS):
+        commit(plan, number)
+    manifest, table = finish(plan), storage.read_bytes(f"{plan.output}/shards.bin")
+    storage.write_bytes(f"{plan.output}/shards.bin", table[:-1] + bytes([table[-1] ^ 1]))
+    age(monkeypatch, manifest=10)
+    with storage.counted() as asked:
+        assert finish(plan) == manifest
+    assert asked["get"] >= SHARDS
+    assert storage.read_bytes(f"{plan.output}/shards.bin") == table
 
 
 @pytest.mark.parametrize("change", [{"batch": 5}, {"precision": "bf16"}, {"source": "0" * 64}])
