@@ -39,7 +39,7 @@ FEW_IMAGES = 2_000
 
 @dataclass(frozen=True)
 class IngestWork:
-    """What a worker does. It gets some tens of bytes for each shard of the plan, and reads the rows of those it makes."""
+    """What a worker does. It gets some tens of bytes of each shard of the plan, and reads the rows of its own."""
 
     inputs: ShardInputs
     shards: ShardTable
