@@ -69,6 +69,11 @@ def straight_line(sizes: tuple[int, int], values: tuple[float, float], far: int)
     return values[1] + slope * (far - sizes[1])
 
 
+def in_both(small: Figures, large: Figures) -> list[str]:
+    """Names of the figures that can be drawn on."""
+    return [name for name in small if name in large]
+
+
 def verdict(part: Part, key: str, small: Figures, large: Figures) -> str:
     """The bound of a figure, and whether it is met."""
     for bounds, figures, where in ((part.most, large, ""), (part.most_small, small, " at the smaller")):
@@ -82,7 +87,7 @@ def verdict(part: Part, key: str, small: Figures, large: Figures) -> str:
 def table(part: Part, sizes: tuple[int, int], small: Figures, large: Figures) -> list[list[str]]:
     """A row for each figure."""
     rows = []
-    for key in small:
+    for key in in_both(small, large):
         far = straight_line(sizes, (small[key], large[key]), FAR)
         unit = UNITS.get(key, "")
         values = [f"{value:,.4g} {unit}".strip() for value in (small[key], large[key], max(0.0, far))]
@@ -106,7 +111,7 @@ def main() -> None:
             continue
         small, large = (run_part(part, size) for size in sizes)
         rows += table(part, sizes, small, large)
-        far = {key: straight_line(sizes, (small[key], large[key]), FAR) for key in small}
+        far = {key: straight_line(sizes, (small[key], large[key]), FAR) for key in in_both(small, large)}
         bounds = {key: verdict(part, key, small, large) for key in part.most | part.most_small}
         figures[name] = {"small": small, "large": large, "extrapolated": far, "bounds": bounds}
         print(f"{name}: {small} {large}", file=sys.stderr, flush=True)
