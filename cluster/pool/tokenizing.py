@@ -89,6 +89,7 @@ def tokenize(config: RunConfig) -> int:
                 left = commits.missing
                 if len(left):
                     record_config(config, "tokens")
+                    commits.remove_stale()
                     _make(TokenizeWork(plan, tokenizer, config.cluster.gpus_per_worker), commits, config, lease)
                     commits.refresh()
     if not len(left):

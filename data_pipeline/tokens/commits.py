@@ -101,6 +101,8 @@ class Commits:
         self._softwares: list[dict[str, str]] = []
         self.manifest: TokenManifest | None = None
         """The manifest, if it says all that is here."""
+        self._stale: list[str] = []
+        """Records whose tar is not there, or is another one."""
 
     @property
     def missing(self) -> npt.NDArray[np.int64]:
@@ -152,8 +154,21 @@ class Commits:
             number = self._number(name)
             if number is not None:
                 self._take(number, commit, listing)
+        names = (record_name(self.plan.shards[int(number)].name) for number in self.missing)
+        self._stale = [name for name in names if name in listing]
         if len(self.missing):
             self.manifest = None
+
+    def remove_stale(self) -> None:
+        """Delete the records of shards that are missing, before these are made.
+
+        A worker that is killed between a new tar and its record would leave the old one beside it, and the tar of
+        another processor may differ and has the same length.
+        """
+        paths = [storage.join(self.plan.output, name) for name in self._stale]
+        with ThreadPoolExecutor(READS_AT_ONCE, thread_name_prefix="commits") as pool:
+            list(pool.map(storage.remove_file, paths))
+        self._stale = []
 
     def _forget(self, listing: Listing) -> list[str]:
         """Forget what is not there any more, or was written again. Returns the records that are to be read."""
@@ -227,7 +242,7 @@ def _manifest_of(plan: TokenPlan) -> TokenManifest | None:
         if not is_ours or manifest.software.keys() != plan.software.keys() or len(manifest.shards) != len(plan.shards):
             return None
         return manifest if all(map(_is_entry_of, manifest.shards, plan.shards)) else None
-    except FoldtrainError:
+    except (FoldtrainError, FileNotFoundError):
         return None
 
 

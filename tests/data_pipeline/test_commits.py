@@ -180,6 +180,20 @@ def test_a_shard_that_was_made_again_after_the_manifest_is_what_its_record_says(
     assert TokenManifest.read(plan.output) == manifest
 
 
+@pytest.mark.parametrize("loss", ["removed", "cut"])
+def test_a_record_whose_tar_is_lost_is_gone_before_another_tar_comes(plan: TokenPlan, loss: str) -> None:
+    """Another processor's tar has the same length: with the old record beside it, it would pass for committed."""
+    for number in range(3):
+        commit(plan, number)
+    path = f"{plan.output}/tokens-00001.tar"
+    storage.remove_file(path) if loss == "removed" else storage.write_bytes(path, TAR[:-1])
+    found = read_commits(plan)
+    found.remove_stale()
+    storage.write_bytes(path, TAR[::-1])  # and the worker is killed
+    assert set(read_commits(plan).missing) == {1, *range(3, SHARDS)}
+    assert {f"tokens-{number:05d}.json" for number in (0, 2)} <= storage.walk(plan.output).keys()
+
+
 def test_where_versions_are_mixed_and_a_shard_is_lost_the_records_say_who_made_the_rest(
     plan: TokenPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
