@@ -26,8 +26,10 @@ from data_pipeline.config import ReadingConfig
 from data_pipeline.images.transforms import Pixels, Transform
 from data_pipeline.loading.prefetching import Ahead
 from data_pipeline.order.ledger import DataOrder
-from data_pipeline.order.permutations import Positions, SampleOrder, keyed_uniform, step_positions
+from data_pipeline.order.mixing import MixPart, Order, order_of
+from data_pipeline.order.permutations import Positions, keyed_uniform, step_positions
 from data_pipeline.shards.image_shards import ImageShards
+from data_pipeline.shards.manifest import ImageManifest, TokenManifest
 from data_pipeline.shards.token_dataset import TokenShards
 from data_pipeline.shards.token_shards import Tokens
 from data_pipeline.shards.token_windows import KeyColumn, TokenWindows
@@ -91,7 +93,7 @@ class TokenBatches:
         self, shards: TokenShards | TokenWindows, seed: int, global_batch: int, window: int | None = None
     ) -> None:
         self._shards, self._seed, self._global_batch = shards, seed, global_batch
-        self._order = SampleOrder(seed, shards.shard_sizes, window)
+        self._order = order_of(seed, shards.shard_sizes, window, mix_of(shards.manifest))
         self._block: _Block | None = None
         # by windows, so few positions of all ranks that they seldom reach into the next window
         self._at_once = None
@@ -179,7 +181,7 @@ class ImageBatches:
         self._images, self._transform = images, Transform(image_size, fit, self._reading.decode)
         self._seed, self._global_batch, self._flip = seed, global_batch, horizontal_flip
         self._random_crop = fit == "crop" and self._reading.crop == "random"
-        self._order = SampleOrder(seed, images.shard_sizes, self._reading.shuffle_window)
+        self._order = order_of(seed, images.shard_sizes, self._reading.shuffle_window, mix_of(images.manifest))
         fits = images.count * image_size * image_size * 3 <= memory_limit and not self._random_crop
         self._pixels_NHWC = decode_all(images, self._transform) if fits else None
         threads = 0 if fits else self._reading.threads
@@ -241,7 +243,7 @@ class ImageBatches:
         return self._images.decode(index, lambda data: self._transform.random(data, (side, y, x)))
 
 
-def _describe(data: ImageShards | TokenShards | TokenWindows, order: SampleOrder, global_batch: int) -> DataOrder:
+def _describe(data: ImageShards | TokenShards | TokenWindows, order: Order, global_batch: int) -> DataOrder:
     return DataOrder(
         data=data.uri,
         kind=data.manifest.kind,
@@ -249,8 +251,15 @@ def _describe(data: ImageShards | TokenShards | TokenWindows, order: SampleOrder
         seed=order.seed,
         window=order.window,
         global_batch=global_batch,
+        mix=mix_of(data.manifest),
         check=zlib.crc32(order.indices(np.arange(min(order.count, _CHECKED))).tobytes()),
     )
+
+
+def mix_of(manifest: ImageManifest | TokenManifest) -> tuple[MixPart, ...]:
+    """What the order of a mix follows from; nothing for any other data set."""
+    edit = manifest.edit
+    return edit.mix() if edit is not None else ()
 
 
 def decode_all(images: ImageShards, transform: Transform, most: int | None = None) -> Pixels:

@@ -15,15 +15,16 @@ away with the weights that it made, so it does not count; the audit says how man
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from data_pipeline.errors import UsageError
+from data_pipeline.order.mixing import MixPart, Order, order_of
 from data_pipeline.order.permutations import ORDER_VERSION, SampleOrder, ShardSizes, step_positions
 
 Keys = npt.NDArray[np.bytes_]
@@ -55,12 +56,14 @@ class DataOrder(BaseModel):
     """Shards that are shuffled together."""
     global_batch: int
     """Samples of a step."""
+    mix: tuple[MixPart, ...] = Field((), exclude_if=lambda mix: not mix)
+    """Of a mix of data sets: shards and samples per epoch of each."""
     check: int
     """CRC-32 over the first indices, by which another computation of the same version would be found."""
 
-    def samples(self, shards: ShardSizes) -> SampleOrder:
+    def samples(self, shards: ShardSizes) -> Order:
         """The order of a data set with shards of these sizes."""
-        return SampleOrder(self.seed, shards, self.window)
+        return order_of(self.seed, shards, self.window, self.mix)
 
 
 @dataclass(frozen=True)
@@ -219,30 +222,57 @@ def audit(history: History, keys: Keys, shards: ShardSizes) -> Audit:
     skipped = [steps for segment in history.segments for steps in segment.skipped]
     passed = np.array([step for first, stop in skipped for step in range(first, stop)], np.int64)
     epochs = []
-    for first in range(0, end * history.order.global_batch, len(keys)):
-        stop = min(first + len(keys), end * history.order.global_batch)
-        times = _count_samples(order, first, stop, passed, history.order.global_batch)
-        epochs.append((int(times.sum()), len(keys), int(times.max())))
+    for what, size, times in _rounds(order, end * history.order.global_batch, passed, history.order.global_batch):
+        epochs.append((int(times.sum()), size, int(times.max())))
         if times.max() > 1:
             name = bytes(keys[int(times.argmax())]).decode(errors="replace")
-            problems.append(f"epoch {first // len(keys)} has sample {name} {times.max()} times")
+            problems.append(f"{what} has sample {name} {times.max()} times")
     return Audit(history, tuple(problems), tuple(epochs))
 
 
-def _count_samples(
-    order: SampleOrder, first: int, stop: int, passed: npt.NDArray[np.int64], global_batch: int
-) -> npt.NDArray[np.int32]:
-    """How often each sample stands at the positions `first` to `stop` - 1, without steps that were passed over [N]."""
-    times = np.zeros(order.count, np.int32)
+def _rounds(
+    order: Order, end: int, passed: npt.NDArray[np.int64], global_batch: int
+) -> Iterator[tuple[str, int, npt.NDArray[np.int32]]]:
+    """How often each sample stands in each epoch up to position `end`, without steps that were passed over.
+
+    Of a mix, in each round through each of its sets: in a round, too, each sample of the set comes once.
+
+    Yields:
+        The name of the round, the samples that it has when it is whole, and the counts of all samples [N].
+    """
+    if isinstance(order, SampleOrder):
+        for first in range(0, end, order.count):
+            times = np.zeros(order.count, np.int32)
+            for positions in _consumed(first, min(first + order.count, end), passed, global_batch):
+                np.add.at(times, order.indices(positions), 1)
+            yield f"epoch {first // order.count}", order.count, times
+        return
+    total = sum(stream.order.count for stream in order.streams)
+    counts: dict[tuple[int, int], npt.NDArray[np.int32]] = {}
+    for positions in _consumed(0, end, passed, global_batch):
+        for number, (stream, _, own) in enumerate(order.split(positions)):
+            for turn in np.unique(own // stream.order.count).tolist():
+                times = counts.setdefault((number, turn), np.zeros(total, np.int32))
+                here = own[own // stream.order.count == turn]
+                np.add.at(times, stream.order.indices(here) + stream.first_sample, 1)
+        latest = dict(sorted(counts))
+        for number, turn in sorted(counts):  # rounds that are over
+            if turn < latest[number]:
+                yield f"round {turn} of set {number}", order.streams[number].order.count, counts.pop((number, turn))
+    for (number, turn), times in sorted(counts.items()):
+        yield f"round {turn} of set {number}", order.streams[number].order.count, times
+
+
+def _consumed(
+    first: int, stop: int, passed: npt.NDArray[np.int64], global_batch: int
+) -> Iterator[npt.NDArray[np.int64]]:
+    """The positions `first` to `stop` - 1, some at a time, without those of steps that were passed over."""
     for start in range(first, stop, _AT_ONCE):
         positions = np.arange(start, min(start + _AT_ONCE, stop))
-        if passed.size:
-            positions = positions[~np.isin(positions // global_batch, passed)]
-        np.add.at(times, order.indices(positions), 1)
-    return times
+        yield positions[~np.isin(positions // global_batch, passed)] if passed.size else positions
 
 
-def _check_segment(segment: Segment, data: DataOrder, order: SampleOrder, keys: Keys) -> list[str]:
+def _check_segment(segment: Segment, data: DataOrder, order: Order, keys: Keys) -> list[str]:
     problems = []
     if len(segment.crc) != segment.world:
         return [f"steps {segment.first} to {segment.stop - 1}: {len(segment.crc)} of {segment.world} ranks on record"]

@@ -26,6 +26,7 @@ from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from data_pipeline.node.node_cache import NodeCache
 from data_pipeline.shards.conditions import CLASS, Condition
+from data_pipeline.shards.edits import Edit
 from data_pipeline.shards.shard_table import (
     ImageShardRecord,
     Record,
@@ -130,6 +131,8 @@ class _Manifest(Record):
     """Images in all."""
     classes: tuple[ClassName, ...]
     """Class names by label."""
+    edit: Edit | None = Field(None, exclude_if=lambda edit: edit is None)
+    """How it was made of other data sets; their shards are its own."""
     shards: ShardTable[Any]
     """The shards; sample i is the i-th in their order. Of a manifest that was read, they are read when asked for."""
 
@@ -294,7 +297,10 @@ class TokenManifest(_Manifest):
     def least_sample_bytes(self) -> int:
         """Its tokens, condition and CRC-32."""
         layout = self.layout
-        return len(self.views) * layout.positions * layout.folds * np.dtype(layout.dtype).itemsize + 8
+        joined = self.edit is not None and self.edit.operation == "views"  # in the tars of several sets
+        return (1 if joined else len(self.views)) * layout.positions * layout.folds * np.dtype(
+            layout.dtype
+        ).itemsize + 8
 
     def content(self) -> dict[str, Any]:
         """All fields but the fingerprint, as JSON; without the decoder and the number format where they are usual."""

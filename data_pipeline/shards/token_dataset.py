@@ -13,20 +13,18 @@ row (positions * folds).
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.errors import CorruptShardError, UsageError
+from data_pipeline.errors import UsageError
 from data_pipeline.node.node_cache import NodeCache
-from data_pipeline.order.permutations import SampleOrder
-from data_pipeline.shards.conditions import check_classes
+from data_pipeline.order.mixing import Order
 from data_pipeline.shards.manifest import TokenManifest
-from data_pipeline.shards.shard_table import shard_uri
-from data_pipeline.shards.token_archive import read_token_shard
 from data_pipeline.shards.token_copy import TokenCopy
-from data_pipeline.shards.token_shards import REMEDY, TokenBlock, Tokens, first_outside
+from data_pipeline.shards.token_reader import TokenReader
+from data_pipeline.shards.token_shards import Tokens
 from model.layout import TokenLayout
 
 _DOWNLOADS = 4
@@ -59,7 +57,7 @@ class TokenShards:
     window: int | None = None
     """Shards of a window, where the samples are read by windows (token_windows.py)."""
 
-    def follow(self, order: SampleOrder, first: int, stop: int) -> None:
+    def follow(self, order: Order, first: int, stop: int) -> None:
         """Positions `first` to `stop` - 1 come next; all of them are here."""
 
     @property
@@ -108,10 +106,10 @@ def copy_name(manifest: TokenManifest) -> str:
 
 def _write_copy(uri: str, manifest: TokenManifest, layout: TokenCopy, draft: BinaryIO) -> None:
     """Fill a copy from the shards, a few of them at a time."""
-    tokens_NWLF = layout.tokens(draft)
+    tokens_NWLF, reader = layout.tokens(draft), TokenReader(uri, manifest)
 
     def copy_shard(number: int, start: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bytes_]]:
-        block = read_block(uri, manifest, number)
+        block = reader.block(number)
         tokens_NWLF[start : start + len(block.key)] = block.tokens_NWLF
         return block.condition.copy(), block.key.copy()  # copies: a view would keep the shard's bytes alive
 
@@ -121,33 +119,3 @@ def _write_copy(uri: str, manifest: TokenManifest, layout: TokenCopy, draft: Bin
     tokens_NWLF.flush()  # type: ignore[union-attr]  # a map
     conditions, keys = zip(*parts, strict=True)
     layout.finish(draft, np.concatenate(conditions), np.concatenate(keys))
-
-
-def read_block(uri: str, manifest: TokenManifest, number: int) -> TokenBlock:
-    """The samples of one shard, once they are known to be what the manifest says.
-
-    Raises:
-        CorruptShardError: if they are not; it names the shard.
-    """
-    shard, layout = manifest.shards[number], manifest.layout
-    path, shape = shard_uri(uri, shard), (len(manifest.views), layout.positions, layout.folds)
-    block = read_token_shard(uri, shard)
-    _check_shape(path, block.tokens_NWLF, (shard.samples, *shape), layout)
-    check_classes(path, block.condition, len(manifest.classes), REMEDY)
-    _check_tokens(path, block.tokens_NWLF, layout)
-    return block
-
-
-def _check_tokens(path: str, tokens: Tokens, layout: TokenLayout) -> None:
-    outside = first_outside(tokens, layout)
-    if outside is not None:
-        _, fold, token = outside
-        codes = layout.vocabularies[fold]
-        raise CorruptShardError(f"{path} holds the token {token} of a codebook of {codes} (fold {fold}); {REMEDY}")
-
-
-def _check_shape(path: str, tokens: npt.NDArray[Any], shape: tuple[int, ...], layout: TokenLayout) -> None:
-    if tokens.shape != shape or tokens.dtype != layout.dtype:
-        raise CorruptShardError(
-            f"{path} holds {tokens.dtype} {tokens.shape}, but its manifest says {layout.dtype} {shape}; {REMEDY}"
-        )

@@ -26,11 +26,13 @@ from data_pipeline.errors import UsageError
 from data_pipeline.node.copy_seal import SEAL_BYTES
 from data_pipeline.node.held_copies import HeldCopies
 from data_pipeline.node.node_cache import NodeCache, NoRoomError
-from data_pipeline.order.permutations import SampleOrder
+from data_pipeline.order.mixing import Order, upcoming
 from data_pipeline.shards.manifest import TokenManifest
 from data_pipeline.shards.token_copy import MappedTokens, TokenCopy
-from data_pipeline.shards.token_dataset import TokenShards, read_block
+from data_pipeline.shards.token_dataset import TokenShards
+from data_pipeline.shards.token_reader import TokenReader
 from data_pipeline.shards.token_shards import Tokens
+from data_pipeline.text.names import MOST_KEY_BYTES
 from model.layout import TokenLayout
 
 TokensHow = Literal["auto", "copy", "windows"]
@@ -66,7 +68,8 @@ class TokenWindows:
         self.count, self.window = self.manifest.samples, window
         self._starts = self.manifest.shards.starts
         self._views, self._sample = len(self.manifest.views), (self.layout.positions, self.layout.folds)
-        self._copies: HeldCopies[MappedTokens] = HeldCopies(lambda number: _open_block(uri, manifest, number, cache))
+        reader = TokenReader(uri, manifest)
+        self._copies: HeldCopies[MappedTokens] = HeldCopies(lambda number: _open_block(reader, number, cache))
         self.conditions: Column[np.int32] = Column(self, "conditions")
         self.keys: Column[np.bytes_] = Column(self, "keys")
 
@@ -85,16 +88,10 @@ class TokenWindows:
         """How the tokens are held on this node, for people."""
         return f"by windows of {self.window} shards of {len(self.manifest.shards)}"
 
-    def follow(self, order: SampleOrder, first: int, stop: int) -> None:
+    def follow(self, order: Order, first: int, stop: int) -> None:
         """Positions `first` to `stop` - 1 come next: hold the shards of their windows, fetch the window after them."""
-        numbers: list[int] = []
-        while True:
-            window = order.window_at(first)
-            numbers += [number for number in window.shards if self._starts[number] < self._starts[number + 1]]
-            if first >= stop:
-                break
-            first = window.stop
-        self._copies.keep(numbers)
+        numbers = upcoming(order, first, stop)
+        self._copies.keep(number for number in numbers if self._starts[number] < self._starts[number + 1])
 
     def tokens(self, indices: _Indices) -> Tokens:
         """All views of some samples, [B, views, positions, folds], of the layout's dtype."""
@@ -213,8 +210,9 @@ def _check_room(uri: str, manifest: TokenManifest, cache: NodeCache, window: int
 
 def _windows_bytes(manifest: TokenManifest, window: int) -> int:
     """What two windows take at most: the one that is read, and the next."""
-    sizes = np.sort(manifest.shards.sizes)[-2 * window :]
-    return int(sizes.sum()) + len(sizes) * (_MORE_BYTES + SEAL_BYTES)
+    sets = len(manifest.edit.parents) if manifest.edit is not None and manifest.edit.draws else 1  # each by windows
+    sizes = np.sort(_block_bytes(manifest))[-2 * window * sets :]
+    return int(sizes.sum()) + len(sizes) * SEAL_BYTES
 
 
 def _largest_window(manifest: TokenManifest, capacity: int) -> int:
@@ -225,21 +223,24 @@ def _largest_window(manifest: TokenManifest, capacity: int) -> int:
     return low
 
 
-def _open_block(uri: str, manifest: TokenManifest, number: int, cache: NodeCache) -> MappedTokens:
-    shard = manifest.shards[number]
-    layout = TokenCopy(shard.samples, len(manifest.views), manifest.layout)
+def _open_block(reader: TokenReader, number: int, cache: NodeCache) -> MappedTokens:
+    manifest = reader.manifest
+    layout = TokenCopy(manifest.shards[number].samples, len(manifest.views), manifest.layout)
 
     def make(draft: BinaryIO) -> None:
-        block = read_block(uri, manifest, number)
+        block = reader.block(number)
         layout.tokens(draft)[:] = block.tokens_NWLF
         layout.finish(draft, block.condition, block.key)
 
-    with cache.open(_block_name(manifest, number), shard.bytes + _MORE_BYTES, make) as file:
+    name = f"{storage.fingerprint(reader.copy_of(number))}.block"
+    with cache.open(name, int(_block_bytes(manifest)[number]), make) as file:
         return layout.map(file)
 
 
-def _block_name(manifest: TokenManifest, number: int) -> str:
-    """Follows from what is in the copy, and what it was checked for."""
-    shard = manifest.shards[number]
-    of = {"sha256": shard.sha256, "layout": manifest.layout.to_json(), "views": len(manifest.views)}
-    return f"{storage.fingerprint(of | {'classes': len(manifest.classes)})}.block"
+def _block_bytes(manifest: TokenManifest) -> npt.NDArray[np.int64]:
+    """Bytes that the copy of each shard may take: a tar of its own holds the same, and more."""
+    if manifest.edit is None:
+        return manifest.shards.sizes + _MORE_BYTES
+    tokens = manifest.layout.positions * manifest.layout.folds * np.dtype(manifest.layout.dtype).itemsize
+    sample = len(manifest.views) * tokens + 4 + MOST_KEY_BYTES
+    return np.diff(manifest.shards.starts) * sample + _MORE_BYTES

@@ -1,0 +1,370 @@
+"""Data sets made of others, each a new manifest over shards that are there: append, subset, mix, views (edits.py).
+
+    1. plan: read the parents' manifests, and their keys and labels where the edit asks for them; refuse what does not
+       fit; say what it comes to. Nothing is written
+    2. write: put what stands beside the manifest, then the table of the shards and the manifest, under a lease
+
+The same edit into the same folder again writes nothing; another one is refused.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from data_pipeline import storage
+from data_pipeline.errors import UsageError
+from data_pipeline.leases.lease import only_driver
+from data_pipeline.order.feistel import Permutation
+from data_pipeline.shards.edits import Edit, Operation, Parent, Selection, join_classes
+from data_pipeline.shards.manifest import MANIFEST_NAME, ImageManifest, TokenManifest, differences, read_manifest
+from data_pipeline.shards.shard_table import ShardRecord, shard_folder
+from data_pipeline.shards.token_reader import Columns, TokenReader
+
+_READS = 8
+"""Shards whose keys and labels are read at a time."""
+_ALIKE = ("layout", "condition", "tokenizer", "image_size", "fit", "decode", "precision")
+"""Fields in which sets of tokens that are put together agree."""
+
+Numbers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """An edit that can be made."""
+
+    output: str
+    manifest: TokenManifest
+    summary: tuple[str, ...]
+    """What it comes to, for people."""
+    selection: Selection | None = None
+
+    def write(self, say: Callable[[str], object] = print) -> bool:
+        """Put it into its folder. Returns whether there was anything to write.
+
+        Raises:
+            UsageError: if another data set is there.
+            LeaseHeldError: if a driver is at work there.
+        """
+        if not storage.exists(storage.join(self.output, MANIFEST_NAME)):
+            _refuse_occupied(self.output)
+        with only_driver(self.output, f"data {self.manifest.edit.operation if self.manifest.edit else ''}", say=say):
+            if storage.exists(storage.join(self.output, MANIFEST_NAME)):
+                there = read_manifest(self.output)
+                if there.fingerprint == self.manifest.fingerprint:
+                    return False
+                raise UsageError(
+                    f"{self.output} already holds another data set ({there.fingerprint[:16]}): choose another --output"
+                )
+            if self.selection is not None:
+                self.selection.write(self.output)
+            self.manifest.write(self.output)
+        return True
+
+
+def _refuse_occupied(output: str) -> None:
+    shards = next((name for name in storage.list_names(output) if name.startswith(("tokens-", "images-"))), None)
+    if shards is not None:
+        raise UsageError(f"{output} holds shards of its own ({shards}): choose an empty folder as --output")
+
+
+def append(uris: Sequence[str], output: str, source: str | None = None) -> Planned:
+    """The samples of some sets of tokens, one set after another.
+
+    Args:
+        uris: of the sets, at least two.
+        output: folder of the new manifest.
+        source: URI of the images that all of them were made of, appended in the same order; it becomes the source of
+            the tokens. Without it they have no source in common.
+
+    Raises:
+        UsageError: if they do not fit each other; it says how they differ.
+    """
+    parents = _open(uris, output, at_least=2)
+    _check_alike(parents, ("views",))
+    found = _source_of(parents, source)
+    parents = [each for parent in parents for each in _appended(parent)]
+    shards, classes = _joined_shards(parents)
+    edit = _edit("append", parents)
+    manifest = _build(parents[0], parents, shards, classes=classes, edit=edit, source=found)
+    counts = " + ".join(f"{each.manifest.samples:,}" for each in parents)
+    return Planned(output, manifest, (f"{counts} = {manifest.samples:,} samples, {len(classes)} classes",))
+
+
+def _appended(parent: TokenReader) -> Sequence[TokenReader]:
+    """The sets that a parent was appended of, so that sets which grow day by day do not become a chain."""
+    edit = parent.manifest.edit
+    is_whole = edit is not None and sum(each.shards for each in edit.parents) == len(parent.manifest.shards)
+    return parent.parents if edit is not None and edit.operation == "append" and is_whole else [parent]
+
+
+def mix(weights: Mapping[str, float], output: str) -> Planned:
+    """Some sets of tokens, with the samples of each as often in an epoch as its weight says, on average.
+
+    Args:
+        weights: by URI of the set, at least two.
+        output: folder of the new manifest.
+
+    Raises:
+        UsageError: as `append`, or if a weight leaves a set without a sample.
+    """
+    parents = _open(list(weights), output, at_least=2)
+    _check_alike(parents, ("views",))
+    for each in parents:
+        if each.manifest.edit is not None and each.manifest.edit.operation == "mix":
+            raise UsageError(f"{each.uri} is a mix itself, and its weights would be lost: mix the sets that it is of")
+    shards, classes = _joined_shards(parents)
+    draws = tuple(round(weight * each.manifest.samples) for each, weight in zip(parents, weights.values(), strict=True))
+    for each, weight, count in zip(parents, weights.values(), draws, strict=True):
+        if count < 1 or weight * each.manifest.samples > 2**50:
+            raise UsageError(f"{each.uri}: the weight {weight:g} takes {count} of its samples into an epoch")
+    asked = {f"weight {number}": f"{weight:g}" for number, weight in enumerate(weights.values())}
+    edit = _edit("mix", parents, asked=asked, draws=draws)
+    source = _source_of(parents, None)
+    manifest = _build(parents[0], parents, shards, classes=classes, edit=edit, source=source)
+    lines = [
+        f"{each.uri}: {count:,} of its {each.manifest.samples:,} samples in an epoch, each {_times(count, each)}"
+        for each, count in zip(parents, draws, strict=True)
+    ]
+    return Planned(output, manifest, (*lines, f"{sum(draws):,} samples in an epoch, {len(classes)} classes"))
+
+
+def _times(count: int, each: TokenReader) -> str:
+    often, rest = divmod(count, each.manifest.samples)
+    if not rest:
+        return "once" if often == 1 else f"{often} times"
+    return f"{often} or {often + 1} times ({count / each.manifest.samples:.6g} on average)"
+
+
+def views(
+    uris: Sequence[str], output: str, progress: Callable[[int, int], object] = lambda _done, _all: None
+) -> Planned:
+    """Sets of tokens of the same images, each with views of its own, as one set with all of these views.
+
+    Args:
+        uris: of the sets, at least two; the shards of the first decide how the set is cut.
+        output: folder of the new manifest.
+        progress: called with (shards read, shards in all).
+
+    Raises:
+        UsageError: as `append`, or if they are of other images, or two have a view in common.
+    """
+    parents = _open(uris, output, at_least=2)
+    _check_alike(parents, ("source", "classes", "samples"))
+    names = tuple(view for each in parents for view in each.manifest.views)
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"two of the sets have the view {twice}: tokenize only the views that are new")
+    total = sum(len(each.manifest.shards) for each in parents)
+    done, sums = 0, []
+    for each in parents:
+        crc = 0
+        for columns in _columns(each):
+            crc = zlib.crc32(b"".join(key + b"\0" for key in columns.key.tolist()), crc)
+            done += 1
+            progress(done, total)
+        sums.append(crc)
+    other = next((each for each, crc in zip(parents, sums, strict=True) if crc != sums[0]), None)
+    if other is not None:
+        raise UsageError(
+            f"{other.uri} has other samples than {parents[0].uri}, or in another order: both must be whole"
+        )
+    shards = [_placed(parents[0], record, record.samples) for record in parents[0].manifest.shards]
+    edit = _edit("views", parents)
+    source = parents[0].manifest.source
+    classes = parents[0].manifest.classes
+    manifest = _build(parents[0], parents, shards, classes=classes, edit=edit, source=source, views=names)
+    return Planned(output, manifest, (f"{manifest.samples:,} samples with the views {', '.join(names)}",))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which samples of a set a subset holds; what is given holds all at once, in the order of the fields."""
+
+    classes: tuple[str, ...] = ()
+    """Of these classes."""
+    keys: tuple[str, ...] = ()
+    """With these keys."""
+    share: float | None = None
+    """This share of what is left, drawn by `seed`; a larger share with the same seed holds the smaller one."""
+    seed: int = 0
+    first: int | None = None
+    """The first so many of what is left. Shards are in shuffled order, so these are of all classes."""
+
+    def asked(self) -> dict[str, str]:
+        """As a record."""
+        found: dict[str, Any] = {"classes": ", ".join(self.classes), "keys": len(self.keys) or ""}
+        found |= {"share": "" if self.share is None else f"{self.share:g}, seed {self.seed}"}
+        found |= {"first": "" if self.first is None else self.first}
+        return {name: str(value)[:1000] for name, value in found.items() if value != ""}
+
+
+def subset(
+    uri: str, output: str, choice: Choice, progress: Callable[[int, int], object] = lambda _done, _all: None
+) -> Planned:
+    """Some samples of a set of tokens, in its order. Its shards are those that hold any of them.
+
+    Args:
+        uri: of the set.
+        output: folder of the new manifest.
+        choice: which samples.
+        progress: called with (shards read, shards in all), where keys or classes are chosen by.
+
+    Raises:
+        UsageError: if it has no such class or key, or no sample is left.
+    """
+    (parent,) = _open([uri], output, at_least=1)
+    chosen = _chosen(parent, choice, progress)
+    if not len(chosen):
+        raise UsageError(f"no sample of {uri} is left ({choice.asked()}): choose others")
+    starts = parent.manifest.shards.starts
+    selection = Selection.take(chosen, starts)
+    sizes = np.diff(selection.starts)
+    records = parent.manifest.shards
+    shards = [
+        _placed(parent, records[of], size) for of, size in zip(selection.of.tolist(), sizes.tolist(), strict=True)
+    ]
+    edit = _edit("subset", [parent], asked=choice.asked()).model_copy(update={"rows": selection.statement()})
+    source = parent.manifest.source
+    manifest = _build(parent, [parent], shards, classes=parent.manifest.classes, edit=edit, source=source)
+    read = f"{len(shards):,} of {len(records):,} shards"
+    line = f"{len(chosen):,} of {parent.manifest.samples:,} samples, in {read}"
+    return Planned(output, manifest, (line,), selection)
+
+
+def _chosen(parent: TokenReader, choice: Choice, progress: Callable[[int, int], object]) -> Numbers:
+    chosen = np.arange(parent.manifest.samples)
+    if choice.classes or choice.keys:
+        chosen = _by_columns(parent, choice, progress)
+    if choice.share is not None and len(chosen):
+        count = round(choice.share * len(chosen))
+        drawn = Permutation(choice.seed, "subset", len(chosen)).permute(np.arange(count))
+        chosen = chosen[np.sort(drawn)]
+    return chosen if choice.first is None else chosen[: choice.first]
+
+
+def _by_columns(parent: TokenReader, choice: Choice, progress: Callable[[int, int], object]) -> Numbers:
+    names = parent.manifest.classes
+    unknown = next((name for name in choice.classes if name not in names), None)
+    if unknown is not None:
+        raise UsageError(f"{parent.uri} has no class {unknown!r}; it has {', '.join(names[:5])}, ...")
+    labels = np.array([label for label, name in enumerate(names) if name in choice.classes], np.int32)
+    wanted = np.unique(np.array([key.encode() for key in choice.keys] or [b""], "S"))
+    parts, start, found = [], 0, 0
+    for number, columns in enumerate(_columns(parent), start=1):
+        mask = np.ones(len(columns.key), bool)
+        if choice.keys:
+            mask = np.isin(columns.key, wanted)
+            found += int(mask.sum())
+        if choice.classes:
+            mask &= np.isin(columns.condition, labels)
+        parts.append(np.flatnonzero(mask) + start)
+        start += len(columns.key)
+        progress(number, len(parent.manifest.shards))
+    if choice.keys and found < len(wanted):
+        every = np.concatenate([columns.key for columns in _columns(parent)])
+        missing = np.setdiff1d(wanted, every)
+        raise UsageError(
+            f"{parent.uri} has no sample {missing[0].decode(errors='replace')!r} ({len(missing)} of {len(wanted)} keys "
+            "are not there): correct the list"
+        )
+    return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+
+def _columns(reader: TokenReader) -> Iterator[Columns]:
+    """Keys and labels of a set, shard by shard; some are read ahead."""
+    numbers = range(len(reader.manifest.shards))
+    with ThreadPoolExecutor(_READS, "columns") as pool:
+        for first in range(0, len(numbers), 4 * _READS):
+            yield from pool.map(reader.columns, numbers[first : first + 4 * _READS])
+
+
+def _open(uris: Sequence[str], output: str, at_least: int) -> list[TokenReader]:
+    if len(uris) < at_least:
+        raise UsageError(f"{len(uris)} data set is given, and at least {at_least} are needed")
+    found = []
+    for uri in map(storage.absolute, uris):
+        if storage.is_remote(output) and not storage.is_remote(uri):
+            raise UsageError(f"{uri} is on this machine, and {output} is not: nodes would not find its shards")
+        if uri == storage.absolute(output):
+            raise UsageError(f"{uri} is the data set itself: choose another --output")
+        manifest = read_manifest(uri)
+        if isinstance(manifest, ImageManifest):
+            raise UsageError(f"{uri} holds images, and this is done with tokens")
+        if not manifest.samples:
+            raise UsageError(f"{uri} holds no samples")
+        found.append(TokenReader(uri, manifest))
+    return found
+
+
+def _check_alike(parents: Sequence[TokenReader], more: tuple[str, ...]) -> None:
+    def fields(each: TokenReader) -> dict[str, Any]:
+        record = each.manifest.model_dump(mode="json", include={*_ALIKE, *more})
+        return record | {"layout": each.manifest.layout.to_json()}
+
+    for other in parents[1:]:
+        found = differences(fields(parents[0]), fields(other))
+        if found:
+            raise UsageError(
+                f"{parents[0].uri} and {other.uri} cannot be put together, they differ (first -> other):\n  "
+                + "\n  ".join(text[:500] for text in found)
+            )
+
+
+def _joined_shards(parents: Sequence[TokenReader]) -> tuple[list[ShardRecord], tuple[str, ...]]:
+    shards = [_placed(each, record, record.samples) for each in parents for record in each.manifest.shards]
+    return shards, join_classes([each.manifest.classes for each in parents])
+
+
+def _placed(parent: TokenReader, record: ShardRecord, samples: int) -> ShardRecord:
+    """A shard of a parent as one of another set: with the folder that it lies in."""
+    return record.model_copy(update={"folder": shard_folder(parent.uri, record), "samples": samples})
+
+
+def _edit(operation: Operation, parents: Sequence[TokenReader], **fields: Any) -> Edit:
+    stated = tuple(
+        Parent(uri=each.uri, fingerprint=each.manifest.fingerprint, shards=len(each.manifest.shards))
+        for each in parents
+    )
+    return Edit(operation=operation, parents=stated, **fields)
+
+
+def _fields(manifest: TokenManifest) -> dict[str, Any]:
+    return {name: getattr(manifest, name) for name in TokenManifest.model_fields if name != "fingerprint"}
+
+
+def _build(
+    like: TokenReader, parents: Sequence[TokenReader], shards: list[ShardRecord], **fields: Any
+) -> TokenManifest:
+    """A manifest with the fields of a parent, but for those that are given."""
+    software: dict[str, set[str]] = {}
+    for each in parents:
+        for package, versions in each.manifest.software.items():
+            software.setdefault(package, set()).update(versions)
+    merged = {package: sorted(versions) for package, versions in sorted(software.items())}
+    samples = sum(record.samples for record in shards)
+    changed = {"software": merged, "shards": tuple(shards), "samples": samples}
+    return TokenManifest.build(**_fields(like.manifest) | changed | fields)
+
+
+def _source_of(parents: Sequence[TokenReader], images: str | None) -> str:
+    """Fingerprint of the images of joined tokens."""
+    sources = list(dict.fromkeys(each.manifest.source for each in parents))
+    if images is None:
+        return sources[0] if len(sources) == 1 else storage.fingerprint({"sources": sources})
+    manifest = ImageManifest.read(images)
+    stated = [parent.fingerprint for parent in manifest.edit.parents] if manifest.edit is not None else []
+    found = [each.manifest.source for each in parents]
+    if stated != found:
+        one, other = (", ".join(each[:16] for each in both) or "none" for both in (stated, found))
+        raise UsageError(
+            f"{images} is not the images of these tokens, appended in their order: it is made of {one}, and the tokens "
+            f"are of {other}"
+        )
+    return manifest.fingerprint
