@@ -37,7 +37,7 @@ def verify(
     from data_pipeline.errors import FoldtrainError
     from data_pipeline.tools.verifying import verify as check
 
-    with _progress("verify", "shards", quiet=as_json) as progress:
+    with progress_of("verify", "shards", quiet=as_json) as progress:
         report = check(uri, against, quick=quick, progress=progress)
     if as_json:
         say_json(report.to_json(), indent=1)
@@ -77,7 +77,7 @@ def export(
     """Write tokens in the format of another trainer; the same command again completes it."""
     from data_pipeline.tokens.exporting import export_tokens
 
-    with _progress("export", "shards") as progress:
+    with progress_of("export", "shards") as progress:
         record = export_tokens(uri, to, export_format, progress=progress)
     say(f"{to}: {record['tokens']['samples']:,} samples in {len(record['files'])} files, see export.json")
 
@@ -153,13 +153,13 @@ def _import(source: ForeignTokens, foreign: Foreign, output: str, classes: str |
 
     plan = plan_import(source, foreign, output)
     names = read_classes(classes) if classes else None
-    with _progress("import", "samples") as progress:
+    with progress_of("import", "samples") as progress:
         manifest = import_tokens(plan, names, progress)
     say(f"{output}: {manifest.samples:,} samples, views {', '.join(manifest.views)}, {manifest.fingerprint[:16]}")
 
 
 @contextmanager
-def _progress(label: str, unit: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], Any]]:
+def progress_of(label: str, unit: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], Any]]:
     """What a long step tells how far it is: a bar in a terminal, nothing elsewhere."""
     from cluster.progress.training_progress import ProgressLine
     from cluster.terminal.output import console

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cluster.commands.data import progress_of
 from cluster.terminal.output import say
-from cluster.terminal.progress import progress_of
 
 if TYPE_CHECKING:
     from data_pipeline.tools.editing import Planned
@@ -124,7 +124,7 @@ def parse_weights(sets: list[str]) -> dict[str, float]:
     return found
 
 
-def _make(plan: Callable[[], Planned], dry_run: bool) -> None:  # noqa: FBT001
+def _make(plan: Callable[[], Planned], dry_run: bool) -> None:
     planned = plan()
     manifest, made = planned.manifest, "would be"
     if not dry_run:

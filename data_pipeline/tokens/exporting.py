@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, StringConstraints, TypeAdapter, Vali
 from data_pipeline import storage
 from data_pipeline.errors import CorruptShardError, UsageError
 from data_pipeline.shards.manifest import ShardRecord, TokenManifest, differences, first_problem
-from data_pipeline.shards.token_archive import read_token_shard
+from data_pipeline.shards.token_reader import TokenReader
 from data_pipeline.shards.token_shards import TokenBlock
 from data_pipeline.shards.versions import check_version
 from data_pipeline.storage.tar import END_OF_ARCHIVE, encode_member
@@ -153,8 +153,10 @@ def export_tokens(
     record = {"version": EXPORT_VERSION, "format": export_format, "tokens": describe(manifest)}
     kept = _files_of(output, record)
     files: dict[str, dict[str, Any]] = {}
-    for done, shard in enumerate(manifest.shards, start=1):
-        files |= _kept_of_shard(output, shard, kept) or _write_shard(uri, output, shard, manifest, writer)
+    reader = TokenReader(uri, manifest)
+    for done, record_of in enumerate(manifest.shards, start=1):
+        shard = _as_exported(manifest, done - 1, record_of)
+        files |= _kept_of_shard(output, shard, kept) or _write_shard(reader, done - 1, output, shard, writer)
         complete = done == len(manifest.shards)
         rest = {name: entry for name, entry in kept.items() if not complete and name not in files}
         listed = [files.get(name) or rest[name] for name in sorted(files | rest)]
@@ -215,12 +217,17 @@ def _kept_of_shard(output: str, shard: ShardRecord, kept: dict[str, dict[str, An
     return files
 
 
+def _as_exported(manifest: TokenManifest, number: int, shard: ShardRecord) -> ShardRecord:
+    """A shard under the name of its files: of a set that is made of others the number, as names may come twice."""
+    return shard if manifest.edit is None else shard.model_copy(update={"name": f"tokens-{number:05d}.tar"})
+
+
 def _write_shard(
-    uri: str, output: str, shard: ShardRecord, manifest: TokenManifest, writer: ExportFormat
+    reader: TokenReader, number: int, output: str, shard: ShardRecord, writer: ExportFormat
 ) -> dict[str, dict[str, Any]]:
-    block = read_token_shard(uri, shard)
+    block = reader.block(number)
     files = {}
-    for name, samples, data in writer.files(shard.name.removesuffix(".tar"), block, manifest):
+    for name, samples, data in writer.files(shard.name.removesuffix(".tar"), block, reader.manifest):
         storage.write_bytes(storage.join(output, name), data)
         digest = storage.sha256(data)
         files[name] = {

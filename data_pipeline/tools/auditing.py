@@ -12,7 +12,7 @@ from data_pipeline.order.ledger import FILE, Audit, DataOrder, History, Keys, au
 from data_pipeline.record_files.reading import whole_lines
 from data_pipeline.shards.image_shards import ImageShards
 from data_pipeline.shards.manifest import TokenManifest
-from data_pipeline.shards.token_archive import read_columns
+from data_pipeline.shards.token_reader import TokenReader
 
 
 class Samples(NamedTuple):
@@ -74,7 +74,8 @@ def read_samples(order: DataOrder) -> Samples:
         return Samples(images.keys, images.shard_sizes)
     manifest = TokenManifest.read(order.data)
     _check_fingerprint(order, manifest.fingerprint)
-    keys = [read_columns(order.data, shard).key for shard in manifest.shards]
+    reader = TokenReader(order.data, manifest)
+    keys = [reader.columns(number).key for number in range(len(manifest.shards))]
     return Samples(np.concatenate(keys), tuple(shard.samples for shard in manifest.shards))
 
 

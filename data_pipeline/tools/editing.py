@@ -324,7 +324,7 @@ def _joined_shards(parents: Sequence[TokenReader]) -> tuple[list[ShardRecord], t
 
 def _placed(parent: TokenReader, record: ShardRecord, samples: int) -> ShardRecord:
     """A shard of a parent as one of another set: with the folder that it lies in."""
-    return record.model_copy(update={"folder": shard_folder(parent.uri, record), "samples": samples})
+    return record.model_copy(update={"folder": shard_folder(parent.uri, record.folder), "samples": samples})
 
 
 def _edit(operation: Operation, parents: Sequence[TokenReader], **fields: Any) -> Edit:

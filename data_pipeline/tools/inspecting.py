@@ -14,11 +14,10 @@ import numpy.typing as npt
 from data_pipeline.errors import UsageError
 from data_pipeline.images.transforms import Pixels, center_crop, decode
 from data_pipeline.shards import weights
-from data_pipeline.shards.conditions import check_classes
 from data_pipeline.shards.image_shards import ImageShards
-from data_pipeline.shards.manifest import ImageManifest, TokenManifest, read_manifest, shard_uri
-from data_pipeline.shards.token_archive import read_columns, read_token_shard
-from data_pipeline.shards.token_shards import REMEDY, Tokens, check_tokenizer
+from data_pipeline.shards.manifest import ImageManifest, TokenManifest, read_manifest
+from data_pipeline.shards.token_reader import TokenReader
+from data_pipeline.shards.token_shards import Tokens, check_tokenizer
 from data_pipeline.shards.tokenizers import load_tokenizer
 
 MOST_PIXELS = 256
@@ -97,11 +96,10 @@ def _columns(uri: str, manifest: ImageManifest | TokenManifest) -> tuple[npt.NDA
     if isinstance(manifest, ImageManifest):
         images = ImageShards(uri, manifest)
         return images.keys, images.labels
-    parts = [read_columns(uri, shard) for shard in manifest.shards]
+    reader = TokenReader(uri, manifest)
+    parts = [reader.columns(number) for number in range(len(manifest.shards))]
     if not parts:
         return np.array([], "S1"), np.array([], np.int32)
-    for shard, part in zip(manifest.shards, parts, strict=True):
-        check_classes(shard_uri(uri, shard), part.condition, len(manifest.classes), REMEDY)
     return np.concatenate([part.key for part in parts]), np.concatenate([part.condition for part in parts])
 
 
@@ -109,11 +107,11 @@ def _codebook(uri: str, manifest: TokenManifest, limit: int | None) -> tuple[lis
     layout = manifest.layout
     none = np.array([], np.int64)
     counts = [[(none, none) for _ in layout.groups] for _ in layout.vocabularies]
-    counted = 0
-    for shard in manifest.shards:
+    counted, reader = 0, TokenReader(uri, manifest)
+    for number in range(len(manifest.shards)):
         if limit is not None and counted >= limit:
             break
-        tokens_NWLF = read_token_shard(uri, shard).tokens_NWLF
+        tokens_NWLF = reader.block(number).tokens_NWLF
         counted += len(tokens_NWLF)
         for fold in range(layout.folds):
             for group in range(len(layout.groups)):
@@ -189,10 +187,4 @@ def reconstructed_samples(uri: str, tokenizer: str, samples: int) -> npt.NDArray
 
 
 def _first_tokens(uri: str, manifest: TokenManifest, samples: int) -> Tokens:
-    parts: list[Tokens] = []
-    for shard in manifest.shards:
-        if sum(map(len, parts)) >= samples:
-            break
-        parts.append(read_token_shard(uri, shard).tokens_NWLF[:, 0])
-    tokens: Tokens = np.concatenate(parts)  # type: ignore[assignment]  # all are of the layout's dtype
-    return tokens[:samples]
+    return TokenReader(uri, manifest).samples(0, min(samples, manifest.samples)).tokens_NWLF[:, 0]

@@ -13,7 +13,8 @@ unfinished upload   Parts of an S3 object that were never put together, with a m
                     time that one object takes to go up.
 upload mark         A mark whose upload is gone.
 stray shard         A file named like a shard (its tar, index or record) beside a complete manifest.json that does not
-                    name it. Without manifest.json there are none: the next run takes up what is there.
+                    name it, nor that of a data set below the same folder which was made of this one (edits.py).
+                    Without manifest.json there are none: the next run takes up what is there.
 old checkpoint      A checkpoint folder without COMPLETE and KEEP, and a complete one of a later step beside it. A run
                     resumes from the newest complete one, and never goes back. Later folders may be in the writing.
 stray rank file     A worker's file in a complete checkpoint whose index does not name it: of an attempt at that step
@@ -36,6 +37,7 @@ from data_pipeline.leases.lease import LeaseHeldError, only_driver
 from data_pipeline.leases.owned_folders import CHECKPOINT_FILE, SHARD, UPLOAD_MARK, Owned
 from data_pipeline.shards.image_shards import INDEX_SUFFIX
 from data_pipeline.shards.manifest import ImageManifest, TokenManifest
+from data_pipeline.shards.shard_table import shard_uri
 from data_pipeline.storage import upload_marks
 
 OLDER_THAN = 3600.0
@@ -240,16 +242,29 @@ def _candidates(place: _Place, owned: Owned) -> Iterator[Candidate]:
         yield from _beside_manifest(place, owned)
 
 
+def _named_elsewhere(place: _Place) -> set[str]:
+    """Shards, without their endings, that data sets made of others name in folders that are not their own."""
+    found = set()
+    for owned in place.folders:
+        if owned.manifest is not None and owned.manifest.get("edit"):
+            uri = storage.absolute(_join(place.root, owned.name))
+            manifest = (ImageManifest if owned.manifest["kind"] == "images" else TokenManifest).read(uri)
+            found |= {shard_uri(uri, shard).removesuffix(".tar") for shard in manifest.shards if shard.folder}
+    return found
+
+
 def _beside_manifest(place: _Place, owned: Owned) -> Iterator[Candidate]:
     assert owned.manifest is not None
     path, kind = _join(place.root, owned.name), str(owned.manifest["kind"])
     manifest = (ImageManifest if kind == "images" else TokenManifest).read(path)
     named = {shard.name.removesuffix(".tar") for shard in manifest.shards}
+    elsewhere = _named_elsewhere(place)
     empty = set(_quarantined_shards(path, named)) if kind == "images" else set()
     for name in place.listing:
         rest = owned.rest(name)
         match = SHARD.fullmatch(rest) if rest else None
-        if match and match[1].startswith(kind) and match[1] not in named and match[1] not in empty:
+        is_stray = match and match[1].startswith(kind) and match[1] not in named and match[1] not in empty
+        if match and is_stray and storage.join(storage.absolute(path), match[1]) not in elsewhere:
             yield "stray shard", name, [name]
         elif rest in _RUN_FILES:
             yield "run file", name, [name]

@@ -74,6 +74,9 @@ def check_tokens(uri: str, *, every_byte: bool = False) -> TokenManifest:
     """The manifest of the token shards at `uri`, once they are found to match it; otherwise as `check_images`."""
     manifest = TokenManifest.read(uri)
     _check(uri, manifest, _TOKENS, every_byte)
+    if manifest.edit is not None and manifest.edit.operation == "views":  # whose other views lie in other shards
+        for parent in manifest.edit.parents[1:]:
+            check_tokens(parent.uri, every_byte=every_byte)
     return manifest
 
 

@@ -16,6 +16,8 @@ from data_pipeline.order.ledger import chain
 from data_pipeline.order.permutations import SampleOrder
 from data_pipeline.shards.manifest import TokenManifest
 from data_pipeline.shards.token_dataset import TokenShards
+from data_pipeline.shards.token_reader import TokenReader
+from data_pipeline.shards.token_shards import TokenBlock
 from data_pipeline.shards.token_windows import TokenWindows, open_tokens
 from model.layout import TokenLayout
 from tests.data_pipeline.small_data import flip_byte, write_tokens
@@ -33,16 +35,14 @@ def blocks_in(folder: Path) -> list[Path]:
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Numbers of the shards of which a copy is made."""
-    from data_pipeline.shards import token_windows
-
     numbers: list[int] = []
-    read = token_windows.read_block
+    read = TokenReader.block
 
-    def counted(uri: str, manifest: TokenManifest, number: int) -> object:
+    def counted(reader: TokenReader, number: int) -> TokenBlock:
         numbers.append(number)
-        return read(uri, manifest, number)
+        return read(reader, number)
 
-    monkeypatch.setattr(token_windows, "read_block", counted)
+    monkeypatch.setattr(TokenReader, "block", counted)
     return numbers
 
 
