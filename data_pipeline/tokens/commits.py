@@ -12,7 +12,7 @@ Times are those of the storage's own clock, in one listing; what has the same se
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -48,21 +48,8 @@ def record_name(shard: str) -> str:
     return shard.removesuffix(".tar") + ".json"
 
 
-def read_commit(path: str, made_by: dict[str, Any], setting: str) -> TokenCommit:
-    """The commit record of a token shard.
-
-    Args:
-        path: URI of the record.
-        made_by: what its tokens have to follow from.
-        setting: that names the folder, for the error.
-
-    Raises:
-        UsageError: if it is damaged, of another version, or of other tokens; it says what differs.
-    """
-    return _checked(path, storage.read_json(path), made_by, setting)
-
-
 def _checked(path: str, record: Any, made_by: dict[str, Any], setting: str) -> TokenCommit:
+    """The commit record of a token shard, if it is one of tokens that follow from `made_by`."""
     if isinstance(record, dict):
         remedy = f"choose another {setting}, or delete that folder"
         check_version(path, "a commit record of a token shard", record.get("version"), COMMIT_VERSION, remedy)
@@ -150,12 +137,14 @@ class Commits:
         self._believe_manifest(listing)
         unknown = self._forget(listing)
         strangers = [name for name in listing if _is_record(name) and self._number(name) is None]
-        for name, commit in _read(plan, listing, [*unknown, *strangers]):
+        names = [*unknown, *strangers]
+        lengths = {name: listing[name].bytes for name in names}
+        for name, commit in read_records(plan.output, lengths, names, plan.made_by(), "tokens.output"):
             number = self._number(name)
             if number is not None:
                 self._take(number, commit, listing)
-        names = (record_name(self.plan.shards[int(number)].name) for number in self.missing)
-        self._stale = [name for name in names if name in listing]
+        records = (record_name(plan.shards[int(number)].name) for number in self.missing)
+        self._stale = [name for name in records if name in listing]
         if len(self.missing):
             self.manifest = None
 
@@ -250,17 +239,29 @@ def _is_entry_of(said: ShardRecord, shard: PlannedShard) -> bool:
     return (said.name, said.samples, said.folder) == (shard.name, shard.samples, "")
 
 
-def _read(plan: TokenPlan, listing: Listing, names: list[str]) -> Iterator[tuple[str, TokenCommit]]:
-    """Records, many at a time; those that are gone since they were listed are left out."""
-    made_by = plan.made_by()
+def read_records(
+    uri: str, lengths: Mapping[str, int], names: Sequence[str], made_by: dict[str, Any], setting: str
+) -> Iterator[tuple[str, TokenCommit]]:
+    """Commit records of a folder, many at a time in a request each; what is gone since the listing is left out.
+
+    Args:
+        uri: of the folder.
+        lengths: bytes of each record, as they were listed.
+        names: of the records.
+        made_by: what the tokens have to follow from.
+        setting: that names the folder, for the error.
+
+    Raises:
+        UsageError: if one is damaged, of another version, or of other tokens; it says what differs.
+    """
 
     def read(name: str) -> TokenCommit | None:
-        path = storage.join(plan.output, name)
+        path = storage.join(uri, name)
         try:
-            record = _fetch(path, listing[name].bytes)
+            record = _fetch(path, lengths[name])
         except FileNotFoundError:
             return None
-        return _checked(path, record, made_by, "tokens.output")
+        return _checked(path, record, made_by, setting)
 
     with ThreadPoolExecutor(READS_AT_ONCE, thread_name_prefix="commits") as pool:
         for start in range(0, len(names), _SUBMITTED):

@@ -29,7 +29,7 @@ from data_pipeline.shards.manifest import ShardRecord, TokenCommit, TokenManifes
 from data_pipeline.shards.token_archive import parse_token_shard
 from data_pipeline.shards.token_shards import TokenBlock, encode_token_shard, first_outside
 from data_pipeline.shards.tokenizers import load_tokenizer
-from data_pipeline.tokens.commits import Commits, read_commit, read_commits, record_name
+from data_pipeline.tokens.commits import Commits, read_commits, record_name
 from data_pipeline.tokens.plan import SOFTWARE, PlannedShard, TokenPlan, plan_tokens
 from model.layout import TokenLayout
 
@@ -46,7 +46,6 @@ __all__ = [
     "load_encoder",
     "missing",
     "plan_tokens",
-    "read_commit",
     "read_commits",
     "record_name",
     "tokenize_shard",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -159,6 +160,15 @@ def test_an_interrupted_import_ends_in_the_same_bytes(jsonl: Path, tmp_path: Pat
     imported(RARTokens(str(jsonl), 2), tmp_path / "fresh")
     assert (tmp_path / "out" / "tokens-00000.tar").stat().st_mtime_ns == kept
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+
+
+def test_an_import_that_is_done_reads_a_listing_and_each_record_once(jsonl: Path) -> None:
+    plan = plan_import(RARTokens(str(jsonl), VIEWS), FOREIGN, f"memory://{uuid4().hex}", 2)
+    classes = ("a", "b", "c", "d")
+    import_tokens(plan, classes)
+    with storage.counted() as asked:
+        import_tokens(plan, classes)
+    assert (asked["list"], asked["get"], asked["head"]) == (1, 12, 0)
 
 
 def test_another_input_is_not_mixed_into_the_same_folder(jsonl: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from data_pipeline.shards.token_archive import read_columns
 from data_pipeline.shards.token_shards import TokenBlock, first_outside, write_token_shard
 from data_pipeline.sources.label_text import read_text
 from data_pipeline.text.names import MOST_CLASS_CHARACTERS
-from data_pipeline.tokens.tokenizing import read_commit, record_name
+from data_pipeline.tokens.commits import read_records, record_name
 from model.layout import TokenLayout
 
 MOST_CODES = 2**32
@@ -170,10 +170,9 @@ def import_tokens(
     Raises:
         UsageError: if the input is not what it should be, or the output holds other tokens.
     """
-    records, sizes = [], storage.walk(plan.output)
+    records, committed = [], _committed(plan)
     for name, start, stop in plan.shards():
-        commit = _committed(plan, name, sizes)
-        records.append(commit.shard if commit else _write(plan, name, start, stop, classes))
+        records.append(committed.get(name) or _write(plan, name, start, stop, classes))
         progress(stop, plan.source.samples)
     if classes is None:
         most = max(int(read_columns(plan.output, record).condition.max()) for record in records)
@@ -194,12 +193,12 @@ def import_tokens(
     return manifest
 
 
-def _committed(plan: ImportPlan, name: str, sizes: dict[str, int]) -> TokenCommit | None:
-    """The commit record of a shard, if it is complete."""
-    if record_name(name) not in sizes:
-        return None
-    commit = read_commit(storage.join(plan.output, record_name(name)), plan.made_by(), "--output")
-    return commit if sizes.get(name) == commit.shard.bytes else None
+def _committed(plan: ImportPlan) -> dict[str, ShardRecord]:
+    """The shards that are complete, by name."""
+    sizes = storage.walk(plan.output)
+    names = [record_name(name) for name, _, _ in plan.shards() if record_name(name) in sizes]
+    commits = (commit for _, commit in read_records(plan.output, sizes, names, plan.made_by(), "--output"))
+    return {commit.shard.name: commit.shard for commit in commits if sizes.get(commit.shard.name) == commit.shard.bytes}
 
 
 def _write(plan: ImportPlan, name: str, start: int, stop: int, classes: tuple[str, ...] | None) -> ShardRecord:
