@@ -3,6 +3,7 @@
     python benchmarks/scale.py [--json FILE] [--samples 1280000 14200000] [--only tokenize ...]
 
     ingest     the plan of a source whose listing is kept (scale_ingest.py)
+    order      the order of samples: a first batch, others, and memory (scale_order.py)
     index      the start of training on a node: eight ranks open the image set (scale_index.py)
     tokenize   a start of tokenize that finds every shard done (scale_tokenize.py)
     verify     the plan of verify (scale_tools.py)
@@ -46,6 +47,7 @@ class Part:
 
 PARTS = {
     "ingest": Part("scale_ingest", "ingest's plan", {"peak_mib": 300}, {}),
+    "order": Part("scale_order", "the order of samples", {}, {}),
     "index": Part("scale_index", "training start of a node, 8 ranks", {"peak_mib": 300, "requests": 10}, {}),
     "tokenize": Part("scale_tokenize", "tokenize with all shards done", {"peak_mib": 300}, {"seconds": 30}),
     "verify": Part("scale_tools", "verify's plan", {"peak_mib": 300}, {}),
@@ -59,8 +61,15 @@ def run_part(part: Part, samples: int) -> Figures:
     ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if ended.returncode:
         raise SystemExit(f"{' '.join(command)} failed with exit code {ended.returncode}")
-    figures: Figures = json.loads(ended.stdout.splitlines()[-1])
-    return figures
+    return flatten(json.loads(ended.stdout.splitlines()[-1]))
+
+
+def flatten(figures: dict[str, Any], within: str = "") -> Figures:
+    """Figures in one level: those of a part of a part have its name before theirs."""
+    found: Figures = {}
+    for name, value in figures.items():
+        found |= flatten(value, f"{within}{name}_") if isinstance(value, dict) else {f"{within}{name}": value}
+    return found
 
 
 def straight_line(sizes: tuple[int, int], values: tuple[float, float], far: int) -> float:

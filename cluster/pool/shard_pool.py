@@ -147,6 +147,7 @@ class Run:
         self._size = settings.size
         self._looked_at = 0.0
         self._draining = False
+        self._idle_since: float | None = None
         self._complaint = ""
         self._old_records = set(storage.list_names(storage.join(settings.output, QUARANTINE)))
 
@@ -174,7 +175,7 @@ class Run:
         self._absorb()
 
     def _pass(self) -> None:
-        self._size, self._draining = self._asked_size(), False
+        self._size, self._draining, self._idle_since = self._asked_size(), False, None
         if self._size != self._settings.size:
             self._progress.say(
                 f"{self._size} workers, as `foldtrain scale` asked; the config says {self._settings.size}"
@@ -283,6 +284,9 @@ class Run:
     def _is_hopeless(self, report: Report) -> bool:
         """Give shards of slow or hung workers to others. Returns whether the pass is to be ended, since all hang."""
         tries, limit = self._pool.second_tries, self._settings.patience
+        if self._is_idle(report):
+            self._progress.say("no worker has anything to do, and not all end (is a node lost?); starting another pool")
+            return True
         hung = [shard for shard in report.in_flight if report.now - shard.advanced > limit]
         if self._draining:  # nothing is begun any more, by a second worker neither
             all_hang = bool(hung) and len(hung) == len(report.in_flight)
@@ -297,6 +301,12 @@ class Run:
         if not stuck or advancing or report.waiting > len(stuck):
             return False
         return self._give_up(hung, stuck, report)
+
+    def _is_idle(self, report: Report) -> bool:
+        """Whether for long nothing was begun or left to begin: what failed waits for a pass that does not come."""
+        busy = report.in_flight or not report.opened or (report.waiting and not self._draining)
+        self._idle_since = None if busy else self._idle_since or report.now
+        return self._idle_since is not None and report.now - self._idle_since > self._settings.patience
 
     def _give_up(self, hung: Sequence[InFlight], stuck: set[int], report: Report) -> bool:
         """Count a failure of each shard that hangs, and end the pass."""

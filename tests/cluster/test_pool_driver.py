@@ -198,6 +198,24 @@ def test_where_all_workers_hang_as_many_second_workers_begin_as_there_may_be(
     assert tried == list(range(WORKERS, 2 * WORKERS))
 
 
+def test_a_worker_that_never_ends_its_turn_does_not_keep_what_failed_from_another_pass(
+    drive: Callable[..., Counter[int]],
+) -> None:
+    """As one whose node is lost: all others are done, so Ray waits for it alone."""
+
+    def act(pool: Pool) -> bool:
+        while (number := pool.ledger.take("w0", "host")) is not None:
+            if number == 3 and len(pool.passes) == 1:
+                pool.ledger.fail(number, "w0", "host", "a poor try")
+            else:
+                pool.ledger.finish(number, "w0", {})
+        return False
+
+    pool = Pool(act)
+    assert drive(pool, 10, patience=0.0) == Counter(range(10))
+    assert [ranges for ranges, _ in pool.passes] == [[(0, 10)], [(3, 4)]]
+
+
 def test_a_pool_is_started_anew_in_the_size_that_is_asked_for(
     drive: Callable[..., Counter[int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
