@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ssl
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -72,7 +73,7 @@ def _as_s3(request: Request, answer: Answer) -> Answer:
 
 
 @contextlib.contextmanager
-def stub_s3(respond: Respond) -> Iterator[tuple[str, list[Request]]]:
+def stub_s3(respond: Respond, tls: ssl.SSLContext | None = None) -> Iterator[tuple[str, list[Request]]]:
     """A server on a port of its own: its URL, and the requests that it got."""
     asked: list[Request] = []
     ended = Event()
@@ -110,10 +111,12 @@ def stub_s3(respond: Respond) -> Iterator[tuple[str, list[Request]]]:
             """A client that went away is what some tests are about."""
 
     server = Server(("127.0.0.1", 0), Handler)
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     thread = Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}", asked
+        yield f"{'https' if tls else 'http'}://127.0.0.1:{server.server_address[1]}", asked
     finally:
         ended.set()
         server.shutdown()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import signal
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,10 @@ from urllib.parse import unquote
 
 import fsspec
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from data_pipeline import storage
 from data_pipeline.errors import CorruptShardError, FoldtrainError, StorageAwayError
@@ -28,8 +35,8 @@ Serving = Callable[[Respond], list[Request]]
 
 
 @pytest.fixture(autouse=True)
-def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Nothing of this machine's credentials, and clients that are opened in the test."""
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nothing of this machine's credentials."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
@@ -37,24 +44,43 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    object_clients._open.cache_clear()
-    yield
-    object_clients._open.cache_clear()
+
+
+@dataclass
+class _Server:
+    """One server for all tests, so that one client is opened; what it says changes."""
+
+    url: str
+    asked: list[Request]
+    respond: Respond
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[_Server]:
+    server = _Server("", [], body)
+    with stub_s3(lambda request: server.respond(request)) as (server.url, server.asked):
+        yield server
 
 
 @pytest.fixture
-def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serving]:
-    """Starts a server that answers as it is told; gives the list of what it is asked."""
-    found: list[Respond] = []
-    with stub_s3(lambda request: found[-1](request)) as (url, asked):
-        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+def serving(server: _Server, monkeypatch: pytest.MonkeyPatch) -> Serving:
+    """Has the server answer as it is told; gives the list of what it is asked."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
 
-        def start(respond: Respond) -> list[Request]:
-            found.append(respond)
-            asked.clear()
-            return asked
+    def start(respond: Respond) -> list[Request]:
+        server.respond = respond
+        server.asked.clear()
+        return server.asked
 
-        yield start
+    return start
+
+
+@pytest.fixture
+def new_client() -> Iterator[None]:
+    """The client is opened in this test, and in no other: it reads the environment once."""
+    object_clients._open.cache_clear()
+    yield
+    object_clients._open.cache_clear()
 
 
 def body(_: Request) -> Answer:
@@ -151,6 +177,7 @@ def test_of_many_ranges_one_that_fails_or_is_cut_is_read_again(serving: Serving)
 # ------------------------------------------------------------------------------------------ addresses and credentials
 
 
+@pytest.mark.usefixtures("new_client")
 def test_a_profile_says_endpoint_region_and_keys(
     serving: Serving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,6 +196,7 @@ def test_a_profile_says_endpoint_region_and_keys(
     assert all("/eu-west-9/s3/" in request.headers["authorization"] for request in asked)
 
 
+@pytest.mark.usefixtures("new_client")
 def test_the_variable_for_s3_goes_before_the_general_one(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = serving(body)
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", os.environ["AWS_ENDPOINT_URL"])
@@ -178,6 +206,7 @@ def test_the_variable_for_s3_goes_before_the_general_one(serving: Serving, monke
     assert len(asked) == 2
 
 
+@pytest.mark.usefixtures("new_client")
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -200,6 +229,7 @@ def test_variables_that_botocore_does_not_know_mean_nothing(
     assert len(request.headers["x-amz-content-sha256"]) == 64
 
 
+@pytest.mark.usefixtures("new_client")
 def test_a_bucket_that_is_read_without_credentials_is_so_by_obstore(
     serving: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,6 +242,51 @@ def test_a_bucket_that_is_read_without_credentials_is_so_by_obstore(
     assert not any("authorization" in request.headers for request in asked)
 
 
+@pytest.mark.usefixtures("new_client")
+def test_a_proxy_of_the_environment_is_used_by_both(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = serving(body)
+    monkeypatch.setenv("http_proxy", os.environ["AWS_ENDPOINT_URL"])
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://storage.invalid")
+    for _ in range(2):
+        assert storage.read_range("s3://bucket/a", 0, 1) == b"0"
+    assert [by_obstore(request) for request in asked] == [False, True]
+    assert {request.headers["host"] for request in asked} == {"storage.invalid"}
+
+
+def own_authority(folder: Path) -> tuple[Path, ssl.SSLContext]:
+    """A certificate for loopback that nobody but its file vouches for, and a server's use of it."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now, loopback = datetime.now(UTC), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([loopback]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    public, private = folder / "authority.pem", folder / "key.pem"
+    public.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    plain = serialization.NoEncryption()
+    private.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(public, private)
+    return public, context
+
+
+@pytest.mark.usefixtures("new_client")
+def test_an_authority_of_ones_own_is_trusted_by_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    public, context = own_authority(tmp_path)
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(public))
+    with stub_s3(body, context) as (url, asked):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        for _ in range(2):
+            assert storage.read_range("s3://bucket/a", 0, 1) == b"0"
+        assert [by_obstore(request) for request in asked] == [False, True]
+
+
+@pytest.mark.usefixtures("new_client")
 def test_what_cannot_be_carried_over_stays_with_s3fs(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = serving(body)
     fs = storage.filesystem("s3://bucket")
@@ -221,6 +296,7 @@ def test_what_cannot_be_carried_over_stays_with_s3fs(serving: Serving, monkeypat
     assert not any(map(by_obstore, asked))
 
 
+@pytest.mark.usefixtures("new_client")
 def test_a_bucket_that_moves_is_found_again(serving: Serving) -> None:
     moved: list[bool] = []
 
@@ -238,6 +314,7 @@ def test_a_bucket_that_moves_is_found_again(serving: Serving) -> None:
     assert found == [(False, False), (False, True), (False, False), (True, False), (True, True)]
 
 
+@pytest.mark.usefixtures("new_client")
 def test_credentials_that_expire_are_renewed_before_they_do(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
     """As of a container's or an instance's role: each answer of the role's server has keys for some minutes."""
     monkeypatch.setattr(object_buckets, "CREDENTIALS_SECONDS", 0.0)
@@ -267,6 +344,7 @@ def test_credentials_that_expire_are_renewed_before_they_do(serving: Serving, mo
     assert tokens == [key.replace("K", "T") for key in used]
 
 
+@pytest.mark.usefixtures("new_client")
 def test_credentials_that_end_are_told_in_the_words_of_botocore(
     serving: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -362,23 +440,23 @@ def test_a_server_that_ends_is_named_with_what_the_system_says(
     serving: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     serving(body)
-    storage.read_range("s3://bucket/a", 0, 1)
-    addresses = storage.filesystem("s3://bucket").session.addresses
-    addresses["bucket"] = addresses["bucket"]._replace(url="http://127.0.0.1:1/bucket")
-    with patience(0), pytest.raises(StorageAwayError, match=r"s3://bucket/a: .*127\.0\.0\.1:1.*Connection refused"):
-        storage.read_range("s3://bucket/a", 0, 1)
+    storage.read_range("s3://ending/a", 0, 1)
+    addresses = storage.filesystem("s3://ending").session.addresses
+    addresses["ending"] = addresses["ending"]._replace(url="http://127.0.0.1:1/bucket")
+    with patience(0), pytest.raises(StorageAwayError, match=r"s3://ending/a: .*127\.0\.0\.1:1.*Connection refused"):
+        storage.read_range("s3://ending/a", 0, 1)
 
 
 def test_a_server_that_says_nothing_any_more_is_given_up(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
     serving(body)
-    storage.read_range("s3://bucket/a", 0, 1)
+    storage.read_range("s3://silent/a", 0, 1)
     monkeypatch.setattr(object_clients, "READ_SECONDS", 0.2)
-    addresses = storage.filesystem("s3://bucket").session.addresses
+    addresses = storage.filesystem("s3://silent").session.addresses
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/bucket"
-        addresses["bucket"] = addresses["bucket"]._replace(url=url)
-        with patience(0), pytest.raises(StorageAwayError, match="s3://bucket/a: the server does not answer"):
-            storage.read_range("s3://bucket/a", 0, 1)
+        addresses["silent"] = addresses["silent"]._replace(url=url)
+        with patience(0), pytest.raises(StorageAwayError, match="s3://silent/a: the server does not answer"):
+            storage.read_range("s3://silent/a", 0, 1)
 
 
 class _InterruptError(Exception):
@@ -435,9 +513,9 @@ def test_many_threads_share_a_bucket(serving: Serving) -> None:
 
 def test_a_time_limit_grows_with_what_is_read_in_few_steps(serving: Serving) -> None:
     serving(body)
-    for length in (1, 1, 100, 2**20, 2**20 + 1, 2**24, 2**25, 2**26):
-        storage.read_range("s3://bucket/a", 0, length)
-    (bucket,) = storage.filesystem("s3://bucket").session.buckets.values()
+    for length in (1, 1, 1, 100, 2**20, 2**20 + 1, 2**24, 2**25, 2**26):
+        storage.read_range("s3://limits/a", 0, length)
+    bucket = storage.filesystem("s3://limits").session.buckets["limits"]
     assert sorted(bucket._stores) == pytest.approx([60 + 4**n * 2**20 / 100_000 for n in range(4)])
 
 
