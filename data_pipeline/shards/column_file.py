@@ -320,19 +320,22 @@ def _view(body: npt.NDArray[np.uint8], name: str, each: _ColumnHead) -> npt.NDAr
     return body[each.offset : each.offset + size].view(each.dtype).reshape(each.shape)
 
 
-def check_shapes(columns: Columns, expected: Mapping[str, tuple[str, int | None]]) -> None:
-    """The columns are these and no others.
+def check_shapes(columns: Columns, expected: Mapping[str, tuple[str, int | None]], *texts: str) -> None:
+    """The columns are these and no others, and so are the lists of text.
 
     Args:
         columns: of a file.
         expected: by name, how the elements are spelled by numpy (i8, u1) or begin to be (u, S), and the elements of a
             row, None for one.
+        texts: names of the lists of text.
 
     Raises:
         ValueError: if not; it says why.
     """
     if columns.arrays.keys() != expected.keys():
         raise ValueError(f"its columns are {', '.join(sorted(columns.arrays))}")
+    if columns.texts.keys() != set(texts):
+        raise ValueError(f"its lists of text are {', '.join(sorted(columns.texts)) or 'none'}")
     for name, (kind, width) in expected.items():
         held = columns.arrays[name]
         if not held.dtype.str[1:].startswith(kind) or held.shape[1:] != (() if width is None else (width,)):

@@ -173,11 +173,11 @@ def check_samples(manifest: ImageManifest, columns: Columns) -> None:
         ValueError: if not; it says which sample cannot be.
     """
     expected: dict[str, tuple[str, int | None]] = dict.fromkeys(("offset", "length", "extension"), ("u", None))
-    check_shapes(columns, expected | {"crc32": ("u4", None), "label": ("i4", None), "key": ("S", None)})
+    check_shapes(columns, expected | {"crc32": ("u4", None), "label": ("i4", None), "key": ("S", None)}, "extensions")
     held, starts, sizes = columns.arrays, manifest.shards.starts, manifest.shards.sizes
     if any(len(column) != manifest.samples for column in held.values()):
         raise ValueError(f"its columns are not of {manifest.samples} samples")
-    extensions = columns.texts.get("extensions", [])
+    extensions = columns.texts["extensions"]
     if not all(map(EXTENSION.fullmatch, extensions)):
         raise ValueError("one of its extensions is none")
     longest = max(map(len, extensions), default=0)

@@ -337,12 +337,12 @@ class _Check:
             "sha256": ("u1", 32),
         }
         expected |= {"name": ("S", None), "folder": ("u", None)}
-        check_shapes(columns, expected | ({"index_sha256": ("u1", 32)} if self.with_indexes else {}))
+        check_shapes(columns, expected | ({"index_sha256": ("u1", 32)} if self.with_indexes else {}), "folders")
         held = columns.arrays
         if any(len(column) != shards + (name == "start") for name, column in held.items()):
             raise ValueError(f"its columns are not of {shards} shards")
         self._check_sizes(held["start"], held["bytes"], held["name"])
-        self._check_places(held["name"], held["folder"], columns.texts)
+        self._check_places(held["name"], held["folder"], columns.texts["folders"])
 
     def _check_sizes(
         self, start: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64], name: npt.NDArray[np.bytes_]
@@ -360,11 +360,8 @@ class _Check:
             named = name[shard].decode(errors="replace")
             raise ValueError(f"{named} has no room for {samples[shard]} samples in {sizes[shard]} bytes")
 
-    def _check_places(
-        self, name: npt.NDArray[np.bytes_], folder: npt.NDArray[Any], texts: dict[str, list[str]]
-    ) -> None:
-        folders = texts.get("folders", [])
-        if len(folders) > _MOST_FOLDERS or folder.max(initial=0) >= max(1, len(folders)):
+    def _check_places(self, name: npt.NDArray[np.bytes_], folder: npt.NDArray[Any], folders: list[str]) -> None:
+        if len(folders) > _MOST_FOLDERS or (len(folder) and folder.max() >= len(folders)):
             raise ValueError(f"it has {len(folders)} folders, and a shard of another")
         for each in folders:
             check_folder(each)

@@ -218,6 +218,13 @@ def test_an_extension_that_is_none_is_refused(tmp_path: Path, extension: str) ->
         check_samples(manifest, Columns(held.arrays, {"extensions": ["jpg", extension]}))
 
 
+def test_an_index_without_its_list_of_extensions_is_refused(tmp_path: Path) -> None:
+    manifest = write_set(str(tmp_path))
+    for texts in ({}, {"extensions": ["jpg", "png"], "others": []}):
+        with pytest.raises(ValueError, match="its lists of text are"):
+            check_samples(manifest, Columns(raw(tmp_path, manifest).arrays, texts))
+
+
 def raw(folder: Path, manifest: ImageManifest) -> Columns:
     assert manifest.index is not None
     stated = Written(manifest.index.bytes, manifest.index.sha256)

@@ -154,6 +154,14 @@ def test_content_that_cannot_be_is_refused(edit: Callable[[dict[str, Any]], obje
         ShardTable(ImageShardRecord, statement, made).check("images", 20, 1024)
 
 
+@pytest.mark.parametrize("texts", [{}, {"folders": []}, {"folders": ["a\nb"]}, {"folders": [""], "others": []}])
+def test_a_table_without_a_folder_for_its_shards_is_refused(texts: dict[str, list[str]]) -> None:
+    statement = ShardTable.of(ImageShardRecord, "images", RECORDS).statement
+    made = Columns(columns(lambda _: None).arrays, texts)
+    with pytest.raises(ValueError, match=r"lists of text|it has 0 folders|is no folder of shards"):
+        ShardTable(ImageShardRecord, statement, made).check("images", 20, 1024)
+
+
 def test_a_stored_table_is_checked_before_a_record_of_it_is_given(tmp_path: Path) -> None:
     made = columns(put("name", 1, b"images-1.tar"))
     kind, as_columns = "table of images shards", shard_table._as_columns(made)
