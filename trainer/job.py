@@ -10,7 +10,7 @@ from data_pipeline.config import ReadingConfig
 from data_pipeline.errors import UsageError
 from data_pipeline.leases.lease import Claim
 from data_pipeline.shards import weights
-from data_pipeline.shards.manifest import differences
+from data_pipeline.shards.manifest import ImageManifest, TokenManifest, differences
 from data_pipeline.shards.weights import Card
 from trainer.config import ClassifierStageConfig, GeneratorStageConfig, TokenizerStageConfig, TrackingConfig
 from trainer.registry import trained_in
@@ -88,6 +88,8 @@ class TrainJob:
     peak_tflops: float | None = None
     accept_changes: bool = False
     lease: Claim | None = None
+    manifests: dict[str, ImageManifest | TokenManifest] = field(default_factory=dict)
+    """By input: those that the driver has read; a worker reads what is missing."""
 
     @property
     def checkpoints(self) -> str:

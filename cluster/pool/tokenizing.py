@@ -7,7 +7,7 @@ instant.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.config.run import RunConfig
@@ -19,8 +19,10 @@ from cluster.pool.shard_worker import Advance, MakeShard
 from cluster.progress.stage_records import record_config, record_place
 from cluster.session.ray_session import ray_session, require_gpus
 from data_pipeline import storage
+from data_pipeline.config import ReadingConfig
 from data_pipeline.leases.lease import Lease, only_driver
 from data_pipeline.shards import weights
+from data_pipeline.shards.manifest import ImageManifest
 from data_pipeline.tokens.commits import Commits, read_commits
 from data_pipeline.tokens.plan import TokenPlan, plan_tokens
 from data_pipeline.tokens.tokenizing import finish
@@ -36,6 +38,10 @@ class TokenizeWork:
     """URI of its export."""
     gpus: int
     """GPUs that each worker reserves, 0 or 1."""
+    manifest: ImageManifest | None = None
+    """Of the images; a worker without it reads it."""
+    reading: ReadingConfig = field(default_factory=ReadingConfig)
+    """Where a node keeps the index of the images."""
 
     def open(self, threads: int) -> MakeShard:
         """Load the tokenizer, and the indexes of the image shards.
@@ -46,6 +52,7 @@ class TokenizeWork:
         import torch
 
         from data_pipeline.node.host_memory import keep_freed_memory
+        from data_pipeline.node.node_cache import NodeCache
         from data_pipeline.shards.image_shards import ImageShards
         from data_pipeline.tokens.tokenizing import load_encoder, tokenize_shard
         from trainer.engine.device import given_device
@@ -54,7 +61,8 @@ class TokenizeWork:
         device = given_device(self.gpus)
         if device.type == "cpu":
             keep_freed_memory()
-        images = ImageShards(self.plan.images)
+        cache = NodeCache(self.reading.cache_dir, self.reading.cache_bytes)
+        images = ImageShards(self.plan.images, self.manifest, index_cache=cache)
         encode = load_encoder(self.plan, self.tokenizer, str(device))
 
         def make(number: int, advance: Advance) -> dict[str, Any]:
@@ -77,7 +85,7 @@ def tokenize(config: RunConfig) -> int:
     """
     images, tokenizer = (storage.absolute(config.product(name)) for name in ("images", "tokenizer"))
     output = storage.absolute(config.folder("tokens"))
-    check_images(images)
+    manifest = check_images(images)
     plan = plan_tokens(images, weights.read_card(tokenizer, "tokenizer"), config.tokens, output, config.data.fit)
     commits = read_commits(plan)
     left = commits.missing
@@ -90,7 +98,8 @@ def tokenize(config: RunConfig) -> int:
                 if len(left):
                     record_config(config, "tokens")
                     commits.remove_stale()
-                    _make(TokenizeWork(plan, tokenizer, config.cluster.gpus_per_worker), commits, config, lease)
+                    gpus, reading = config.cluster.gpus_per_worker, config.data.reading
+                    _make(TokenizeWork(plan, tokenizer, gpus, manifest, reading), commits, config, lease)
                     commits.refresh()
     if not len(left):
         record_place(config, "tokens")

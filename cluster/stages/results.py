@@ -31,6 +31,7 @@ from trainer.registry import FOLDERS
 if TYPE_CHECKING:
     import torch
 
+    from data_pipeline.node.node_cache import NodeCache
     from data_pipeline.shards.manifest import ImageManifest, TokenManifest
     from data_pipeline.shards.token_dataset import TokenShards
     from data_pipeline.shards.token_windows import TokenWindows
@@ -113,13 +114,17 @@ def sample(config: RunConfig) -> int:
     return len(pixels)
 
 
-def _open_tokens(config: RunConfig) -> TokenShards | TokenWindows:
+def _node_cache(config: RunConfig) -> NodeCache:
     from data_pipeline.node.node_cache import NodeCache
+
+    return NodeCache(config.data.reading.cache_dir, config.data.reading.cache_bytes)
+
+
+def _open_tokens(config: RunConfig) -> TokenShards | TokenWindows:
     from data_pipeline.shards.token_windows import open_tokens
 
     reading = config.data.reading
-    cache = NodeCache(reading.cache_dir, reading.cache_bytes)
-    return open_tokens(config.product("tokens"), cache, reading.tokens, reading.shuffle_window)
+    return open_tokens(config.product("tokens"), _node_cache(config), reading.tokens, reading.shuffle_window)
 
 
 def _check_inputs(config: RunConfig, held_out: str) -> tuple[dict[str, Card], ImageManifest, TokenManifest]:
@@ -183,7 +188,7 @@ def evaluate(config: RunConfig) -> int:
     device = _device(config)
     sampler = _sampler(config, device)
     size, samples = cards["tokenizer"].config["image_size"], config.evaluation.samples
-    real = evaluation.RealImages.load(held_out, size, config.data.fit, samples, device)
+    real = evaluation.RealImages.load(held_out, size, config.data.fit, samples, device, _node_cache(config))
     timm = _timm(config)
     teacher = load_teacher(timm, config.product("teacher"), device) if config.has("teacher") else None
     judge = load_classifier(config.product("judge"), "judge", device) if config.has("judge") else None

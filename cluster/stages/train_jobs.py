@@ -6,7 +6,7 @@ Imports no torch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cluster.config.absolute_paths import with_absolute_paths
@@ -16,7 +16,7 @@ from cluster.terminal.output import console
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from data_pipeline.shards import weights
-from data_pipeline.shards.manifest import TokenizerRecord, TokenManifest
+from data_pipeline.shards.manifest import ImageManifest, TokenizerRecord, TokenManifest
 from data_pipeline.shards.token_shards import check_tokenizer
 from data_pipeline.shards.tokenizers import tokenizer_config
 from data_pipeline.shards.weights import Card
@@ -37,6 +37,8 @@ class Inputs:
     """Names of the classes of the data, by label."""
     notes: tuple[str, ...] = ()
     """What the user should know of them."""
+    manifests: dict[str, ImageManifest | TokenManifest] = field(default_factory=dict)
+    """Of those that are data sets."""
 
     def plus(self, name: str, uri: str, fingerprint: str, *notes: str) -> Inputs:
         """With another one."""
@@ -83,6 +85,7 @@ def train_job(config: RunConfig, stage: RunStage) -> TrainJob:
         tracking=config.tracking,
         peak_tflops=config.cluster.peak_tflops,
         accept_changes=config.accept_changes,
+        manifests=inputs.manifests,
     )
 
 
@@ -113,7 +116,8 @@ def check_classes(section: str, known: int, names: Sequence[str], *, say: bool =
 def _image_inputs(config: RunConfig, stage: RunStage) -> Inputs:
     uri = storage.absolute(config.product("images"))
     images = check_images(uri)
-    inputs = Inputs({"images": uri}, {"images": images.fingerprint}, images.classes)
+    lineage = {"images": images.fingerprint}
+    inputs = Inputs({"images": uri}, lineage, images.classes, manifests={"images": images})
     if "teacher" not in stage.needs or not config.has("teacher"):
         return inputs
     teacher = storage.absolute(config.product("teacher"))
@@ -134,7 +138,7 @@ def _token_inputs(config: RunConfig, _stage: RunStage) -> Inputs:
         card = weights.read_card(tokenizer, "tokenizer")
     tokens = check_tokens(uri)
     lineage = {"tokens": tokens.fingerprint, "tokenizer": tokens.tokenizer.encoder}
-    inputs = Inputs({"tokens": uri}, lineage, tokens.classes)
+    inputs = Inputs({"tokens": uri}, lineage, tokens.classes, manifests={"tokens": tokens})
     if card is None:
         _check_ids_suffice(config, uri, tokens.tokenizer)
         _check_layout(config, tokens, None)

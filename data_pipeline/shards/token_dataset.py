@@ -36,6 +36,7 @@ class TokenShards:
     Args:
         uri: the data set.
         cache: where this node keeps its copy.
+        manifest: of the data set, if it was read already.
 
     Raises:
         UsageError: if there is no complete data set at `uri`.
@@ -43,14 +44,15 @@ class TokenShards:
         CorruptShardError: if a shard is not the one that the manifest names.
     """
 
-    def __init__(self, uri: str, cache: NodeCache | None = None) -> None:
+    def __init__(self, uri: str, cache: NodeCache | None = None, manifest: TokenManifest | None = None) -> None:
         self.uri = uri
-        self.manifest = TokenManifest.read(uri)
+        cache = cache or NodeCache()
+        self.manifest = (manifest or TokenManifest.read(uri)).through(cache)
         if not self.manifest.samples:
             raise UsageError(f"{uri} holds no samples: {TokenManifest.remedy} on images first")
         self.count = self.manifest.samples
         self._views, self._sample = len(self.manifest.views), (self.layout.positions, self.layout.folds)
-        self._copy = _open_copy(uri, self.manifest, cache or NodeCache())
+        self._copy = _open_copy(uri, self.manifest, cache)
         mapped = copy_of(self.manifest).map(self._copy)
         self._rows_RT, self.conditions, self.keys = mapped.rows_RT, mapped.conditions, mapped.keys
 

@@ -61,7 +61,7 @@ class TokenWindows:
     def __init__(self, uri: str, cache: NodeCache, window: int, manifest: TokenManifest | None = None) -> None:
         self.uri = uri
         manifest = manifest or TokenManifest.read(uri)
-        self.manifest = manifest = manifest.model_copy(update={"shards": manifest.shards.through(cache)})
+        self.manifest = manifest = manifest.through(cache)
         if not self.manifest.samples:
             raise UsageError(f"{uri} holds no samples: {TokenManifest.remedy} on images first")
         _check_room(uri, self.manifest, cache, window)
@@ -152,7 +152,9 @@ KeyColumn = npt.NDArray[np.bytes_] | Column[np.bytes_]
 """The keys of a data set, in memory or mapped, or gathered from windows."""
 
 
-def open_tokens(uri: str, cache: NodeCache, how: TokensHow, window: int | None) -> TokenShards | TokenWindows:
+def open_tokens(
+    uri: str, cache: NodeCache, how: TokensHow, window: int | None, manifest: TokenManifest | None = None
+) -> TokenShards | TokenWindows:
     """The tokens at `uri`, as `data.reading.tokens` says; what `auto` has chosen is told as `held`.
 
     Args:
@@ -160,6 +162,7 @@ def open_tokens(uri: str, cache: NodeCache, how: TokensHow, window: int | None) 
         cache: of this node.
         how: one whole copy; windows; or `auto`: a whole copy where there is room for one, else windows.
         window: shards that are shuffled together (`data.reading.shuffle_window`).
+        manifest: of the data set, if it was read already.
 
     Raises:
         UsageError: if there is no complete data set at `uri`, or the cache cannot hold it so.
@@ -169,11 +172,11 @@ def open_tokens(uri: str, cache: NodeCache, how: TokensHow, window: int | None) 
             raise UsageError(
                 "data.reading.tokens is windows, but all samples are shuffled together: set data.reading.shuffle_window"
             )
-        return TokenWindows(uri, cache, window)
+        return TokenWindows(uri, cache, window, manifest)
+    manifest = manifest or TokenManifest.read(uri)
     try:
-        return TokenShards(uri, cache)
+        return TokenShards(uri, cache, manifest)
     except NoRoomError as error:
-        manifest = TokenManifest.read(uri)
         fits = window is not None and window < len(manifest.shards)
         if how == "auto" and fits and window is not None:
             _LOG.info("%s is read by windows of %d shards: %s", uri, window, error)

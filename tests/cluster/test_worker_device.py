@@ -42,7 +42,7 @@ def test_a_training_worker_reserves_the_gpus_of_the_config(gpus: int, resources:
 @pytest.mark.parametrize(("gpus", "device"), [(0, "cpu"), (1, "cuda:0")])
 def test_a_tokenize_worker_uses_what_it_reserves(monkeypatch: pytest.MonkeyPatch, gpus: int, device: str) -> None:
     seen: list[str] = []
-    monkeypatch.setattr("data_pipeline.shards.image_shards.ImageShards", lambda _: None)
+    monkeypatch.setattr("data_pipeline.shards.image_shards.ImageShards", lambda *_, **__: None)
     monkeypatch.setattr("data_pipeline.node.host_memory.keep_freed_memory", lambda: seen.append("memory is kept"))
     monkeypatch.setattr(
         "data_pipeline.tokens.tokenizing.load_encoder", lambda plan, tokenizer, device: seen.append(device)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from data_pipeline.images.transforms import Transform, to_model
 from data_pipeline.loading.loader import decode_all
+from data_pipeline.node.node_cache import NodeCache
 from data_pipeline.shards.image_shards import ImageShards
 from data_pipeline.shards.token_dataset import TokenShards
 from data_pipeline.shards.token_windows import TokenWindows
@@ -34,9 +35,14 @@ class RealImages:
     label_N: Tensor
 
     @classmethod
-    def load(cls, uri: str, size: int, fit: str, most: int, device: torch.device) -> RealImages:
-        """The first `most` images of a data set (shards are in shuffled order); images on the device, classes not."""
-        shards = ImageShards(uri)
+    def load(
+        cls, uri: str, size: int, fit: str, most: int, device: torch.device, cache: NodeCache | None = None
+    ) -> RealImages:
+        """The first `most` images of a data set (shards are in shuffled order); images on the device, classes not.
+
+        `cache` is where this node keeps the index of the data set, if it is remote.
+        """
+        shards = ImageShards(uri, index_cache=cache)
         pixels = decode_all(shards, Transform(size, fit), most)
         labels = torch.from_numpy(np.asarray(shards.labels[: len(pixels)], dtype=np.int64))
         return cls(torch.from_numpy(to_model(pixels)).to(device), labels)

@@ -7,6 +7,7 @@ from data_pipeline.node.copy_seal import SEAL_BYTES
 from data_pipeline.node.node_cache import NodeCache
 from data_pipeline.shards import token_windows
 from data_pipeline.shards.image_shards import ImageShards
+from data_pipeline.shards.manifest import ImageManifest, TokenManifest
 from data_pipeline.shards.token_dataset import TokenShards
 from trainer.job import TrainJob
 
@@ -18,7 +19,9 @@ def open_images(job: TrainJob) -> ImageShards:
         UsageError: if a copy of every shard would be thrown away before its samples are used up.
     """
     cache = _cache(job) if job.reading.cache_images else None
-    images = ImageShards(job.inputs["images"], cache=cache)
+    manifest = job.manifests.get("images")
+    assert not isinstance(manifest, TokenManifest)
+    images = ImageShards(job.inputs["images"], manifest, cache, index_cache=_cache(job))
     if cache is not None:
         limit, shards = cache.capacity(), images.manifest.shards
         window = min(job.reading.shuffle_window or len(shards), len(shards))
@@ -38,8 +41,11 @@ def open_tokens(job: TrainJob) -> TokenShards | token_windows.TokenWindows:
     Raises:
         UsageError: if the cache has no room for them.
     """
-    reading = job.reading
-    return token_windows.open_tokens(job.inputs["tokens"], _cache(job), reading.tokens, reading.shuffle_window)
+    reading, manifest = job.reading, job.manifests.get("tokens")
+    assert not isinstance(manifest, ImageManifest)
+    return token_windows.open_tokens(
+        job.inputs["tokens"], _cache(job), reading.tokens, reading.shuffle_window, manifest
+    )
 
 
 def _cache(job: TrainJob) -> NodeCache:
