@@ -87,7 +87,7 @@ class Guard:
             self._folder = ""
 
     def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if not self._folder or event not in _WATCHED:
+        if not self._folder or event not in _WATCHED or _is_nameless(event, arguments):
             return
         for path in arguments[:2] if event in {"os.rename", "os.link"} else arguments[:1]:
             if isinstance(path, str | bytes | os.PathLike):
@@ -99,6 +99,12 @@ class Guard:
         free = any(found == each or found.startswith(each + os.sep) for each in _FREE)
         if not (inside or free or (self._named and path in self._named)):
             self.opened.append(f"{event} {path[:200]}")
+
+
+def _is_nameless(event: str, arguments: tuple[Any, ...]) -> bool:
+    """Whether it makes a temporary file that has no name: nothing that is there is opened or replaced."""
+    flags = arguments[2] if event == "open" and len(arguments) > 2 else 0
+    return isinstance(flags, int) and flags & os.O_TMPFILE == os.O_TMPFILE
 
 
 def _end(_signal: int, _frame: FrameType | None) -> None:

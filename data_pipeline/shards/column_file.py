@@ -265,6 +265,44 @@ def parse_columns(held: npt.NDArray[np.uint8], kind: str) -> Columns:
     Raises:
         ValueError: if it is no file of columns, or of another kind; it says why.
     """
+    record, start = _read_head(held, kind)
+    body = held[_aligned(start) :]
+    if len(body) != record.bytes:
+        raise ValueError(f"its columns have {len(body):,} bytes, and {record.bytes:,} in its head")
+    return Columns({name: _view(body, name, each) for name, each in record.columns.items()}, record.texts)
+
+
+class StoredColumn(NamedTuple):
+    """Where a column lies in its file."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    offset: int
+    """Of its first byte in the file."""
+
+
+def find_columns(place: Place) -> tuple[dict[str, StoredColumn], dict[str, list[str]]]:
+    """Where the columns of a file lie, and its texts, from its head alone: for who reads rows by ranges.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: as `parse_columns`.
+    """
+    first = storage.read_range(place.uri, 0, min(place.stated.bytes, _PREFIX.size + _MOST_HEAD_BYTES))
+    record, start = _read_head(np.frombuffer(first, np.uint8), place.kind)
+    body = place.stated.bytes - _aligned(start)
+    if body != record.bytes:
+        raise ValueError(f"its columns have {body:,} bytes, and {record.bytes:,} in its head")
+    found = {}
+    for name, each in record.columns.items():
+        if each.offset + _bytes_of(each.dtype, each.shape) > body:
+            raise ValueError(f"its column {name[:64]!r} reaches beyond its end")
+        found[name] = StoredColumn(np.dtype(each.dtype), tuple(each.shape), _aligned(start) + each.offset)
+    return found, record.texts
+
+
+def _read_head(held: npt.NDArray[np.uint8], kind: str) -> tuple[_Head, int]:
+    """The head of a file from its first bytes, and where it ends."""
     if len(held) < _PREFIX.size:
         raise ValueError(f"it has {len(held)} bytes")
     magic, version, length, crc32 = _PREFIX.unpack(held[: _PREFIX.size].tobytes())
@@ -281,10 +319,7 @@ def parse_columns(held: npt.NDArray[np.uint8], kind: str) -> Columns:
     record = _parse_head(head)
     if record.kind != kind:
         raise ValueError(f"it is of the kind {record.kind[:64]!r}")
-    body = held[_aligned(start) :]
-    if len(body) != record.bytes:
-        raise ValueError(f"its columns have {len(body):,} bytes, and {record.bytes:,} in its head")
-    return Columns({name: _view(body, name, each) for name, each in record.columns.items()}, record.texts)
+    return record, start
 
 
 class _ColumnHead(BaseModel):

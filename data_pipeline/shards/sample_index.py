@@ -141,7 +141,7 @@ def open_sample_index(uri: str, manifest: ImageManifest, cache: NodeCache) -> Sa
     """
     if manifest.index is None:
         return _from_columns(_no_samples())
-    place = _place(uri, manifest, manifest.index)
+    place = index_place(uri, manifest, manifest.index)
     check = functools.partial(check_samples, manifest)
     # The name follows from all of the manifest: the content is checked against its classes and its shards.
     return _from_columns(open_columns(place, check, f"{manifest.fingerprint}.index", cache))
@@ -149,10 +149,11 @@ def open_sample_index(uri: str, manifest: ImageManifest, cache: NodeCache) -> Sa
 
 def holds_index(uri: str, manifest: ImageManifest) -> bool:
     """Whether the index that a manifest names is there and whole; it is read piece by piece."""
-    return manifest.index is None or is_whole(_place(uri, manifest, manifest.index))
+    return manifest.index is None or is_whole(index_place(uri, manifest, manifest.index))
 
 
-def _place(uri: str, manifest: ImageManifest, index: FileStatement) -> Place:
+def index_place(uri: str, manifest: ImageManifest, index: FileStatement) -> Place:
+    """Where the index of a data set is, and what the manifest says of it."""
     stated = Written(index.bytes, index.sha256)
     return Place(storage.join(uri, INDEX_NAME), _KIND, stated, f"{manifest.remedy} again")
 

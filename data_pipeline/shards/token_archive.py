@@ -88,7 +88,7 @@ def parse_token_shard(path: str, archive: bytes) -> TokenArchive:
     try:
         members = {member.name: member for member in list_members(archive)}
         place = members.pop(f"{stem}.meta.json")
-        meta = _parse_meta(path, archive[place.offset : place.offset + place.length])
+        meta = parse_meta(path, archive[place.offset : place.offset + place.length])
         fields = read_arrays(f"{stem}.tar", archive)
     except (tarfile.TarError, KeyError, ValueError, EOFError) as error:
         raise CorruptShardError(f"{path} is cut or its headers are corrupt ({error}); {REMEDY}") from error
@@ -114,7 +114,7 @@ def read_columns(uri: str, shard: ShardRecord) -> TokenColumns:
             place = places[f"{stem}.{member}"]
             return storage.read_range(path, place.offset, place.length)
 
-        meta = _parse_meta(path, read("meta.json"))
+        meta = parse_meta(path, read("meta.json"))
         arrays = {field: check_field(field, read(f"{field}.npy")) for field in ("condition", "key")}
         check_lengths(arrays)
         columns = TokenColumns(arrays["condition"], arrays["key"], meta)
@@ -149,7 +149,13 @@ def _members(path: str, size: int) -> Iterator[Member]:
     return walk_headers(lambda offset, length: storage.read_range(path, offset, length), size)
 
 
-def _parse_meta(path: str, data: bytes) -> dict[str, Any]:
+def parse_meta(path: str, data: bytes) -> dict[str, Any]:
+    """A shard's meta.json, but for the version.
+
+    Raises:
+        ValueError: if it is none.
+        UsageError: if it is of another version.
+    """
     meta = json_records.parse(data)
     if not isinstance(meta, dict):
         raise ValueError("its meta.json holds no object")  # noqa: TRY004 - as for any other damage

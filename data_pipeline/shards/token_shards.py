@@ -129,10 +129,19 @@ def check_field(field: str, data: bytes | memoryview) -> npt.NDArray[Any]:
     if field == "condition":
         check_condition(array)
         return array
-    is_right = array.dtype in map(np.dtype, _DTYPES[field]) or (field == "key" and array.dtype.kind == "S")
-    if not is_right or array.ndim != (4 if field == "tokens" else 1) or array.dtype.itemsize > MOST_KEY_BYTES:
-        raise ValueError(f"its member {field} holds {array.dtype} in {array.ndim} dimensions")
+    check_kind(field, array.dtype, array.ndim)
     return array
+
+
+def check_kind(field: str, dtype: np.dtype[Any], dimensions: int) -> None:
+    """Whether an array is of the kind that a field has, which is none of `condition`.
+
+    Raises:
+        ValueError: if not.
+    """
+    is_right = dtype in map(np.dtype, _DTYPES[field]) or (field == "key" and dtype.kind == "S")
+    if not is_right or dimensions != (4 if field == "tokens" else 1) or dtype.itemsize > MOST_KEY_BYTES:
+        raise ValueError(f"its member {field} holds {dtype} in {dimensions} dimensions")
 
 
 def first_outside(tokens: npt.NDArray[np.integer[Any]], layout: TokenLayout) -> tuple[int, int, int] | None:

@@ -35,11 +35,16 @@ def encode_member(name: str, data: bytes) -> bytes:
         ValueError: if the name takes more than 100 bytes, which is all that a plain header holds, or would lead whoever
             unpacks the tar out of his folder.
     """
+    return encode_header(name, len(data)) + data + bytes(-len(data) % BLOCK)
+
+
+def encode_header(name: str, length: int) -> bytes:
+    """The header of a member of so many bytes; raises as `encode_member`."""
     if len(name.encode()) > MAX_NAME_BYTES:
         raise ValueError(f"tar member name of more than {MAX_NAME_BYTES} bytes: {name}")
     info = tarfile.TarInfo(check_name(name))  # mtime, uid and gid are 0, the mode is 0644
-    info.size = len(data)
-    return info.tobuf(tarfile.USTAR_FORMAT, encoding="utf-8") + data + bytes(-len(data) % BLOCK)
+    info.size = length
+    return info.tobuf(tarfile.USTAR_FORMAT, encoding="utf-8")
 
 
 def write_tar(files: Iterable[tuple[str, bytes]]) -> tuple[bytes, list[Member]]:

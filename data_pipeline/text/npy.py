@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import struct
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,11 +23,43 @@ _HEADER = re.compile(
 )
 
 
-def parse_npy(data: bytes | memoryview) -> npt.NDArray[Any]:
-    """The array of an .npy file, read-only, over the same memory.
+class NpyHeader(NamedTuple):
+    """What an .npy file says of its array."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    is_fortran: bool
+    """Whether its first axis, not its last, changes fastest."""
+    start: int
+    """Bytes of the file before the array."""
+
+    @property
+    def array_bytes(self) -> int:
+        """Bytes of the array."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def check_bytes(self, held: int) -> None:
+        """Whether the file has as many bytes behind its header as the shape asks for.
+
+        Raises:
+            ValueError: if not; it says how many.
+        """
+        if held != self.array_bytes or not self.dtype.itemsize:
+            raise ValueError(
+                f"an .npy array of shape {self.shape} and dtype {self.dtype} has {self.array_bytes} bytes, "
+                f"but there are {held}"
+            )
+
+
+MOST_START = 12 + _MOST_HEADER
+"""Bytes of a file in which its header ends."""
+
+
+def parse_header(data: bytes | memoryview) -> NpyHeader:
+    """The header of an .npy file from its first bytes: `MOST_START` of them, or all.
 
     Raises:
-        ValueError: if it is none, or of another length than its shape asks for; it says why.
+        ValueError: if it is none; it says why.
     """
     if len(data) < 12 or bytes(data[:6]) != _MAGIC or data[6] not in {1, 2, 3}:
         raise ValueError("it is no .npy file")
@@ -39,9 +71,17 @@ def parse_npy(data: bytes | memoryview) -> npt.NDArray[Any]:
     if header is None:
         raise ValueError("its .npy header is none of an array of numbers or of byte strings")
     shape = tuple(int(side.strip().rstrip("L")) for side in header["shape"].split(",") if side.strip())
-    dtype = np.dtype(header["dtype"])
-    held, wanted = len(data) - start - length, math.prod(shape) * dtype.itemsize
-    if held != wanted or not dtype.itemsize:
-        raise ValueError(f"an .npy array of shape {shape} and dtype {dtype} has {wanted} bytes, but there are {held}")
-    order: Any = "F" if header["fortran"] == "True" else "C"
-    return np.frombuffer(data, dtype, math.prod(shape), offset=start + length).reshape(shape, order=order)
+    return NpyHeader(np.dtype(header["dtype"]), shape, header["fortran"] == "True", start + length)
+
+
+def parse_npy(data: bytes | memoryview) -> npt.NDArray[Any]:
+    """The array of an .npy file, read-only, over the same memory.
+
+    Raises:
+        ValueError: if it is none, or of another length than its shape asks for; it says why.
+    """
+    header = parse_header(data)
+    header.check_bytes(len(data) - header.start)
+    order: Any = "F" if header.is_fortran else "C"
+    flat = np.frombuffer(data, header.dtype, math.prod(header.shape), offset=header.start)
+    return flat.reshape(header.shape, order=order)

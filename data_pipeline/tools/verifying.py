@@ -1,17 +1,22 @@
 """Is a data set right, from its bytes to its lineage? One report, one line a check; what is wrong has shard and key.
 
-    1. each shard for itself: digest, CRC of each sample, counts, ranges, what it says made it (examining.py)
-    2. all shards together: no key twice; tokens against their images: the same keys and labels in the same order
+    1. each shard for itself: digest, CRC of each sample, counts, ranges, what it says made it (examining_*.py)
+    2. all shards together: no key twice; of images, index.bin against the index of each shard; tokens against their
+       images: the same keys and labels in the same order
     3. what lies beside the shards and belongs to none
 
-A few shards are in memory at a time. Of each, keys and labels are kept.
+Memory does not grow with the data set: of each shard a piece is held at a time, and its keys go to scratch disk
+(key_spool.py). Every shard is read once.
+
+`quick` reads no shard: one listing of each folder that has some is compared with the sizes in the manifest. It asks for
+the manifest with its table of shards, the listing (a request for 1,000 files), quarantine.json, and index.bin if it is
+small; of tokens also for the manifest and the quarantine of their images, and for config.yaml, which names them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,97 +25,77 @@ import yaml
 from pydantic import ValidationError
 
 from data_pipeline import storage
-from data_pipeline.errors import FoldtrainError, UsageError
-from data_pipeline.shards.image_shards import index_name, read_index
-from data_pipeline.shards.manifest import MANIFEST_NAME, ImageManifest, TokenManifest, differences, read_manifest
-from data_pipeline.shards.sample_index import INDEX_NAME
-from data_pipeline.shards.shard_table import TABLE_NAME
+from data_pipeline.errors import CorruptShardError, FoldtrainError, UsageError
+from data_pipeline.shards.image_shards import index_name
+from data_pipeline.shards.manifest import (
+    MANIFEST_NAME,
+    ImageManifest,
+    ImageShardRecord,
+    ShardRecord,
+    TokenManifest,
+    differences,
+    read_manifest,
+)
+from data_pipeline.shards.sample_index import INDEX_NAME, holds_index
+from data_pipeline.shards.shard_table import TABLE_NAME, shard_folder
 from data_pipeline.shards.tokenizers import recorded_config
 from data_pipeline.text import yaml_dialect
-from data_pipeline.tokens.tokenizing import record_name
+from data_pipeline.tokens.commits import record_name
 from data_pipeline.tools import examining
-from data_pipeline.tools.examining import EXAMINERS, Findings
+from data_pipeline.tools.checks import MOST_PROBLEMS, Check, Problems, Report
+from data_pipeline.tools.comparing import Comparison, Images, in_order, quarantined_keys
+from data_pipeline.tools.examining import Findings
+from data_pipeline.tools.examining_images import examine_images
+from data_pipeline.tools.examining_tokens import examine_tokens
+from data_pipeline.tools.index_rows import IndexCheck, IndexRows
+from data_pipeline.tools.key_spool import KeySpool, Repeated
+
+__all__ = ["Check", "Report", "find_images", "verify"]
 
 THREADS = 4
-"""Shards that are looked at, and so held in memory, at a time."""
-
+"""Shards that are looked at at a time, each with some pieces in memory."""
 
 BESIDE = (MANIFEST_NAME, TABLE_NAME, INDEX_NAME, "quarantine.json", "control.json", "progress.json", "config.yaml")
 """Files of a data set beside its shards."""
+ONCE, AGAINST, QUARANTINE, OTHERS = "exactly once", "against images", "quarantine", "other files"
+SMALL_BYTES = 64 * 2**20
+"""An index.bin of so many bytes (some million samples) has its digest compared by `quick`, too; else its size alone."""
+_PLACES = 10
+"""Shards that are listed of those that have a key."""
 
-Keys = npt.NDArray[np.bytes_]
-Labels = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Check:
-    """One line of the report."""
-
-    name: str
-    passed: bool
-    summary: str
-    """What was found, if it passed; what was looked at, if not."""
-    problems: tuple[str, ...] = ()
-    """What is wrong, with shard and key."""
+Manifest = ImageManifest | TokenManifest
+Progress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
-class Report:
-    """All that was found out about a data set."""
+def verify(
+    uri: str, against: str | None = None, *, quick: bool = False, progress: Progress = lambda _done, _total: None
+) -> Report:
+    """Check a data set of images or of tokens.
 
-    uri: str
-    kind: str
-    fingerprint: str
-    samples: int
-    shards: int
-    checks: tuple[Check, ...]
+    Args:
+        uri: of the data set.
+        against: of the images that tokens were made of; by default those of the same run, if they are there.
+        quick: compare sizes and lineage, and read no shard.
+        progress: called with (shards done, shards in all).
 
-    @property
-    def passed(self) -> bool:
-        """Whether nothing is wrong."""
-        return all(check.passed for check in self.checks)
-
-    def to_json(self) -> dict[str, Any]:
-        """As a record."""
-        return asdict(self) | {"passed": self.passed}
-
-
-@dataclass(frozen=True)
-class Images:
-    """The images that tokens are held against: who they are, without their bytes."""
-
-    uri: str
-    manifest: ImageManifest
-    key: Keys
-    label: Labels
-    quarantined: tuple[str, ...]
-    """Keys that were left out of the image data set."""
-
-    @classmethod
-    def read(cls, uri: str) -> Images:
-        """From the indexes of the image data set at `uri`.
-
-        Raises:
-            UsageError: if it is not complete.
-        """
-        manifest = ImageManifest.read(uri)
-        indexes = [read_index(uri, shard) for shard in manifest.shards]
-        keys = np.array([key.encode() for index in indexes for key in index.key], "S")
-        labels = np.array([label for index in indexes for label in index.label], np.int64)
-        return cls(uri, manifest, keys, labels, quarantined_keys(uri))
-
-
-def quarantined_keys(uri: str) -> tuple[str, ...]:
-    """Keys of the images that ingest left out of the data set at `uri`."""
-    try:
-        record = storage.read_json(storage.join(uri, "quarantine.json"))
-    except FileNotFoundError:
-        return ()
-    try:
-        return tuple(str(entry["key"]) for entry in record)
-    except (KeyError, TypeError) as error:
-        where = storage.join(uri, "quarantine.json")
-        raise UsageError(f"{where} is no list of images: restore it or run foldtrain ingest again") from error
+    Raises:
+        UsageError: if there is no complete data set at `uri`, or none at `against`.
+        DiskError: if the keys do not fit onto the scratch disk.
+    """
+    manifest = read_manifest(uri)
+    if against and not isinstance(manifest, TokenManifest):
+        raise UsageError(f"{uri} holds {manifest.kind}: only tokens can be held against images, so leave --against out")
+    images = None
+    if isinstance(manifest, TokenManifest):
+        against = against or find_images(uri, manifest)
+        images = Images.read(against) if against else None
+    sizes = _Sizes(uri)
+    if quick:
+        checks = list(_quick_checks(uri, manifest, sizes, images, progress))
+    else:
+        with KeySpool(manifest.samples) as keys:
+            checks = list(_full_checks(uri, manifest, sizes, images, keys, progress))
+    return Report(uri, manifest.kind, manifest.fingerprint, manifest.samples, len(manifest.shards), tuple(checks))
 
 
 def find_images(tokens: str, manifest: TokenManifest) -> str | None:
@@ -136,182 +121,245 @@ def _recorded_images(tokens: str) -> str | None:
     return images if isinstance(images, str) else None
 
 
-def verify(
-    uri: str,
-    against: str | None = None,
-    *,
-    quick: bool = False,
-    progress: Callable[[int, int], None] = lambda _done, _total: None,
-) -> Report:
-    """Check a data set of images or of tokens.
+class _Sizes:
+    """Bytes of the files of a data set, and of the other folders that it has shards in: a listing of each."""
 
-    Args:
-        uri: of the data set.
-        against: of the images that tokens were made of; by default those of the same run, if they are there.
-        quick: read sizes, keys, labels and lineage, but no image and no token.
-        progress: called with (shards done, shards in all).
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self.own = storage.walk(uri)
+        """By name, those of its own folder."""
+        self._folders = {uri: self.own}
 
-    Raises:
-        UsageError: if there is no complete data set at `uri`, or none at `against`.
-    """
-    manifest = read_manifest(uri)
-    if against and not isinstance(manifest, TokenManifest):
-        raise UsageError(f"{uri} holds {manifest.kind}: only tokens can be held against images, so leave --against out")
-    images = None
+    def of(self, shard: ShardRecord, name: str = "") -> int | None:
+        """Of a shard's tar, or of another file beside it; None if there is none."""
+        folder = shard_folder(self._uri, shard.folder)
+        if folder not in self._folders:
+            self._folders[folder] = storage.walk(folder)
+        return self._folders[folder].get(name or shard.name)
+
+
+def _quick_checks(
+    uri: str, manifest: Manifest, sizes: _Sizes, images: Images | None, progress: Progress
+) -> Iterator[Check]:
+    """What one listing and the records of the whole data set tell."""
+    problems = Problems()
+    for done, shard in enumerate(manifest.shards, start=1):
+        found = Findings(shard.name)
+        found.check_size(shard, sizes.of(shard))
+        if isinstance(manifest, ImageManifest) and sizes.of(shard, index_name(shard.name)) is None:
+            found.add(examining.FILES, f"its index {index_name(shard.name)} is missing")
+        problems.add(examining.FILES, found.problems[examining.FILES])
+        progress(done, len(manifest.shards))
+    if isinstance(manifest, ImageManifest):
+        problems.add(INDEX_NAME, _quick_index_problems(uri, manifest, sizes))
+    _add_lineage(problems, manifest, images)
+    stated, quarantined, where = _quarantine(uri, manifest, images)
+    _add_quarantine(problems, stated, quarantined, where)
+    yield _manifest_check(manifest)
+    yield problems.check(examining.FILES, _files_text(manifest))
+    yield problems.check(examining.CHECKSUMS, "no shard was read (--quick): sizes and records alone")
     if isinstance(manifest, TokenManifest):
-        against = against or find_images(uri, manifest)
-        images = Images.read(against) if against else None
-    sizes = storage.walk(uri)
-    findings = _examine(uri, manifest, sizes, quick, progress)
-    keys = np.concatenate([Findings("").key, *(found.key for found in findings)])
-    labels = np.concatenate([Findings("").label, *(found.label for found in findings)])
-    checks = [
-        _manifest_check(manifest),
-        *_shard_checks(manifest, findings, quick),
-        _once_check(findings, keys),
-        *_lineage_checks(manifest, findings, images),
-        *([_against_check(images, keys, labels)] if isinstance(manifest, TokenManifest) else []),
-        *_quarantine_checks(uri, manifest, keys, images),
-        _histogram_check(labels, manifest.classes),
-        _stray_check(manifest, sizes),
-    ]
-    return Report(uri, manifest.kind, manifest.fingerprint, manifest.samples, len(manifest.shards), tuple(checks))
+        yield problems.check(examining.LINEAGE, _lineage_text(manifest, "the manifest"))
+    else:
+        yield problems.check(INDEX_NAME, "as the manifest states it")
+    if where:
+        yield problems.check(QUARANTINE, f"{stated} images were set aside")
+    yield _stray_check(manifest, sizes)
 
 
-def _examine(
+def _quick_index_problems(uri: str, manifest: ImageManifest, sizes: _Sizes) -> Iterator[str]:
+    if manifest.index is None:
+        return
+    found, stated = sizes.own.get(INDEX_NAME), manifest.index.bytes
+    if found != stated:
+        yield "it is missing" if found is None else f"it has {found:,} bytes, and {stated:,} in the manifest"
+    elif stated <= SMALL_BYTES and not holds_index(uri, manifest):
+        yield "its sha256 is not that of the manifest"
+
+
+def _full_checks(
     uri: str,
-    manifest: ImageManifest | TokenManifest,
-    sizes: dict[str, int],
-    quick: bool,
-    progress: Callable[[int, int], None],
-) -> list[Findings]:
-    examine, findings = EXAMINERS[manifest.kind], []
-    with ThreadPoolExecutor(THREADS, "verify") as pool:
-        waiting = [
-            pool.submit(examine, uri, manifest, shard, sizes.get(shard.name), quick) for shard in manifest.shards
-        ]
-        for done, future in enumerate(waiting, start=1):
-            findings.append(future.result())
-            progress(done, len(waiting))
-    return findings
+    manifest: Manifest,
+    sizes: _Sizes,
+    images: Images | None,
+    keys: KeySpool,
+    progress: Progress,
+) -> Iterator[Check]:
+    stated, quarantined, where = _quarantine(uri, manifest, images)
+    survey = _Survey(uri, manifest, keys, Comparison(images) if images else None, quarantined)
+    for done, found in enumerate(_examine(uri, manifest, sizes), start=1):
+        survey.add(manifest.shards[done - 1], found)
+        progress(done, len(manifest.shards))
+    problems = survey.finish()
+    _add_lineage(problems, manifest, images)
+    _add_quarantine(problems, stated, quarantined, where)
+    yield _manifest_check(manifest)
+    for name, text in _shard_texts(manifest, keys.count).items():
+        yield problems.check(name, text)
+    yield problems.check(ONCE, f"{keys.count:,} keys, none twice")
+    if isinstance(manifest, ImageManifest):
+        yield problems.check(examining.LINEAGE, "every index is about its own tar")
+        yield problems.check(INDEX_NAME, "its rows are those of the shards' own indexes")
+    else:
+        yield problems.check(examining.LINEAGE, _lineage_text(manifest, "every shard"))
+        unknown = "not compared: their images were not found; name them by --against"
+        yield problems.check(AGAINST, f"the keys, labels and order of {images.uri}" if images else unknown)
+    if where:
+        yield problems.check(QUARANTINE, f"{stated} images were set aside; none of them is in a shard")
+    yield _histogram_check(survey.label_counts, manifest.classes)
+    yield _stray_check(manifest, sizes)
 
 
-def _check(name: str, summary: str, problems: Iterable[str] = ()) -> Check:
-    found = tuple(problems)
-    return Check(name, not found, summary, found)
+def _examine(uri: str, manifest: Manifest, sizes: _Sizes) -> Iterator[Findings]:
+    examine: Callable[[tuple[Any, int | None]], Findings]
+    if isinstance(manifest, ImageManifest):
+        examine = partial(_examine_one, examine_images, uri, manifest)
+    else:
+        examine = partial(_examine_one, examine_tokens, uri, manifest)
+    yield from in_order(examine, ((shard, sizes.of(shard)) for shard in manifest.shards), THREADS)
 
 
-def _manifest_check(manifest: ImageManifest | TokenManifest) -> Check:
+def _examine_one(
+    examine: Callable[..., Findings], uri: str, manifest: Manifest, shard: tuple[Any, int | None]
+) -> Findings:
+    return examine(uri, manifest, *shard)
+
+
+class _Survey:
+    """What the shards come to together; takes them in their order, and keeps no more than their counts."""
+
+    def __init__(
+        self, uri: str, manifest: Manifest, keys: KeySpool, comparison: Comparison | None, quarantined: tuple[str, ...]
+    ) -> None:
+        self._manifest, self._keys, self._comparison = manifest, keys, comparison
+        self._quarantined = np.array([key.encode() for key in quarantined], "S")
+        self._problems = Problems()
+        self._index: IndexCheck | None = None
+        if isinstance(manifest, ImageManifest):
+            try:
+                self._index = IndexCheck(IndexRows.open(uri, manifest))
+            except CorruptShardError as error:
+                self._problems.add(INDEX_NAME, [str(error)])
+        self._first: Findings | None = None
+        """The first shard of tokens that says what made it."""
+        self._starts: list[int] = []
+        self._next = 0
+        self.label_counts = np.zeros(len(manifest.classes), np.int64)
+        """Samples of each class."""
+
+    def add(self, shard: ShardRecord, found: Findings) -> None:
+        """The next shard."""
+        self._starts.append(self._keys.count)
+        self._keys.add(found.key)
+        for name, problems in found.problems.items():
+            self._problems.add(name, problems)
+        classes = len(self.label_counts)
+        inside = found.label[(found.label >= 0) & (found.label < classes)]
+        self.label_counts += np.bincount(inside, minlength=classes)
+        if self._comparison:
+            self._comparison.add(self._next, shard.samples, found.key, found.label)
+        if self._index and isinstance(shard, ImageShardRecord):
+            self._problems.add(INDEX_NAME, self._index.compare(shard, found.index))
+        self._next += shard.samples
+        self._add_made_by(found)
+        for key in found.key[np.isin(found.key, self._quarantined)] if len(self._quarantined) else ():
+            name = bytes(key).decode(errors="replace")
+            self._problems.add(QUARANTINE, [f"sample {name} is quarantined and there all the same"])
+
+    def finish(self) -> Problems:
+        """What is wrong, after all shards."""
+        repeated, more = self._keys.twice(MOST_PROBLEMS)
+        self._problems.add(ONCE, map(self._describe, repeated), more)
+        if self._comparison:
+            self._problems.add(AGAINST, self._comparison.problems(self._keys, self._manifest.samples))
+        return self._problems
+
+    def _describe(self, repeated: Repeated) -> str:
+        places = np.searchsorted(self._starts, repeated.numbers[:_PLACES], "right") - 1
+        where = ", ".join(self._manifest.shards[int(place)].name for place in places)
+        rest = ", ..." if repeated.times > len(places) else ""
+        return f"sample {repeated.key.decode(errors='replace')} is there {repeated.times} times: {where}{rest}"
+
+    def _add_made_by(self, found: Findings) -> None:
+        """What the manifest does not state, such as the batch size, is still the same in all shards."""
+        if not found.made_by:
+            return
+        self._first = self._first or found
+        listed = differences(self._first.made_by, found.made_by)
+        self._problems.add(examining.LINEAGE, [f"{self._first.shard} -> {found.shard}: {each}" for each in listed])
+
+
+def _manifest_check(manifest: Manifest) -> Check:
     """It was read, so it is right in itself (`manifest.read_manifest`)."""
-    return _check("manifest", f"fingerprint {manifest.fingerprint[:16]} is that of its content")
+    return Check("manifest", True, f"fingerprint {manifest.fingerprint[:16]} is that of its content")
 
 
-def _shard_checks(manifest: ImageManifest | TokenManifest, findings: list[Findings], quick: bool) -> list[Check]:
-    shards, samples = len(manifest.shards), sum(len(found.key) for found in findings)
-    texts = {examining.FILES: f"{shards} shards are there, {manifest.shards.total_bytes:,} bytes in all"}
-    texts[examining.CHECKSUMS] = f"sha256 of {shards} shards" if not quick else "sizes and indexes alone (--quick)"
-    if not quick:
-        texts[examining.SAMPLES] = f"CRC-32 of {samples:,} samples"
-    texts[examining.COUNTS] = f"{samples:,} samples in manifest, shards and members"
-    if isinstance(manifest, TokenManifest) and not quick:
+def _files_text(manifest: Manifest) -> str:
+    return f"{len(manifest.shards)} shards are there, {manifest.shards.total_bytes:,} bytes in all"
+
+
+def _shard_texts(manifest: Manifest, samples: int) -> dict[str, str]:
+    """For each check of single shards what was found if it passed."""
+    texts = {
+        examining.FILES: _files_text(manifest),
+        examining.CHECKSUMS: f"sha256 of {len(manifest.shards)} shards",
+        examining.SAMPLES: f"CRC-32 of {samples:,} samples",
+        examining.COUNTS: f"{samples:,} samples in manifest, shards and members",
+    }
+    if isinstance(manifest, TokenManifest):
         codes = " and ".join(f"{size:,}" for size in dict.fromkeys(manifest.layout.vocabularies))
         texts[examining.TOKENS] = f"every token is one of its fold's {codes} codes"
-    texts[examining.LABELS] = f"every label is one of {len(manifest.classes)} classes"
-    return [_check(name, text, _problems(findings, name)) for name, text in texts.items()]
+    return texts | {examining.LABELS: f"every label is one of {len(manifest.classes)} classes"}
 
 
-def _problems(findings: list[Findings], name: str) -> list[str]:
-    return [problem for found in findings for problem in found.problems.get(name, ())]
+def _lineage_text(manifest: TokenManifest, where: str) -> str:
+    return f"tokenizer {manifest.tokenizer.encoder[:16]}, images {manifest.source[:16]}, in {where}"
 
 
-def _once_check(findings: list[Findings], keys: Keys) -> Check:
-    """No key twice, in one shard or in two."""
-    unique, counts = np.unique(keys, return_counts=True)
-    problems = []
-    for key in unique[counts > 1]:
-        where = [found.shard for found in findings for _ in range(int((found.key == key).sum()))]
-        problems.append(f"sample {key.decode(errors='replace')} is there {len(where)} times: {', '.join(where)}")
-    return _check("exactly once", f"{len(unique):,} keys, none twice", problems)
-
-
-def _lineage_checks(
-    manifest: ImageManifest | TokenManifest, findings: list[Findings], images: Images | None
-) -> list[Check]:
-    problems = _problems(findings, examining.LINEAGE)
+def _add_lineage(problems: Problems, manifest: Manifest, images: Images | None) -> None:
+    """What the records of the whole data set say of each other."""
     if not isinstance(manifest, TokenManifest):
-        return [_check(examining.LINEAGE, "every index is about its own tar", problems)]
-    made_by = manifest.tokenizer
+        return
     try:
-        layout = recorded_config(made_by.config).layout
+        layout = recorded_config(manifest.tokenizer.config).layout
     except ValidationError:
         layout = manifest.layout  # another program's tokenizer: its config says nothing of ours
     if layout != manifest.layout:
-        problems.append(f"the tokenizer's layout is {layout.to_json()}, the tokens' {manifest.layout.to_json()}")
-    stated = [found for found in findings if found.made_by]
-    for other in stated[1:]:
-        for difference in differences(stated[0].made_by, other.made_by):
-            problems.append(f"{stated[0].shard} -> {other.shard}: {difference}")
+        text = f"the tokenizer's layout is {layout.to_json()}, the tokens' {manifest.layout.to_json()}"
+        problems.add(examining.LINEAGE, [text])
     if images and images.manifest.fingerprint != manifest.source:
         found = images.manifest.fingerprint[:16]
-        problems.append(f"the tokens were made of images {manifest.source[:16]}, but {images.uri} holds {found}")
-    text = f"tokenizer {made_by.encoder[:16]}, images {manifest.source[:16]}, in every shard"
-    return [_check(examining.LINEAGE, text, problems)]
+        text = f"the tokens were made of images {manifest.source[:16]}, but {images.uri} holds {found}"
+        problems.add(examining.LINEAGE, [text])
 
 
-def _against_check(images: Images | None, keys: Keys, labels: Labels) -> Check:
-    """The samples are those of the images: none missing, none extra, in the same order, with the same labels."""
-    if images is None:
-        return _check("against images", "not compared: their images were not found; name them by --against")
-    problems = []
-    missing, extra = np.setdiff1d(images.key, keys), np.setdiff1d(keys, images.key)
-    for these, what in ((missing, "are missing"), (extra, "are no images of it")):
-        if len(these):
-            problems.append(f"{len(these)} samples {what}; the first is {these[0].decode(errors='replace')}")
-    if not problems and len(keys) == len(images.key):
-        moved = np.flatnonzero(keys != images.key)
-        if len(moved):
-            here, there = (each[moved[0]].decode(errors="replace") for each in (keys, images.key))
-            problems.append(f"the order differs from sample {moved[0]} on: {here} here, {there} in the images")
-        elif (labels != images.label).any():
-            row = int(np.flatnonzero(labels != images.label)[0])
-            name = keys[row].decode(errors="replace")
-            problems.append(f"sample {name} has label {labels[row]}, its image {images.label[row]}")
-    return _check("against images", f"the keys, labels and order of {images.uri}", problems)
-
-
-def _quarantine_checks(
-    uri: str, manifest: ImageManifest | TokenManifest, keys: Keys, images: Images | None
-) -> list[Check]:
-    """Images that were set aside are in no shard, and are as many as the manifest of the images says."""
+def _quarantine(uri: str, manifest: Manifest, images: Images | None) -> tuple[int, tuple[str, ...], str]:
+    """How many images were set aside, their keys, and the data set that says so; the last is empty if none is known."""
     if isinstance(manifest, ImageManifest):
-        stated, quarantined, where = manifest.quarantined, quarantined_keys(uri), uri
-    elif images:
-        stated, quarantined, where = images.manifest.quarantined, images.quarantined, images.uri
-    else:
-        return []
-    problems = []
-    if len(set(quarantined)) != stated:
-        problems.append(f"{where}/quarantine.json lists {len(set(quarantined))} images, the manifest states {stated}")
-    present = np.intersect1d(np.array([key.encode() for key in quarantined], "S"), keys)
-    problems += [f"sample {key.decode(errors='replace')} is quarantined and there all the same" for key in present]
-    return [_check("quarantine", f"{stated} images were set aside; none of them is in a shard", problems)]
+        return manifest.quarantined, quarantined_keys(uri), uri
+    return (images.manifest.quarantined, images.quarantined, images.uri) if images else (0, (), "")
 
 
-def _histogram_check(labels: Labels, classes: tuple[str, ...]) -> Check:
+def _add_quarantine(problems: Problems, stated: int, quarantined: tuple[str, ...], where: str) -> None:
+    if where and len(set(quarantined)) != stated:
+        text = f"{where}/quarantine.json lists {len(set(quarantined))} images, the manifest states {stated}"
+        problems.add(QUARANTINE, [text])
+
+
+def _histogram_check(counts: npt.NDArray[np.int64], classes: tuple[str, ...]) -> Check:
     if not classes:
-        return _check("labels", "there are no classes")
-    counts = np.bincount(labels[(labels >= 0) & (labels < len(classes))], minlength=len(classes))
+        return Check("labels", True, "there are no classes")
     empty = [name for name, count in zip(classes, counts, strict=True) if not count]
     text = f"{counts.min()} to {counts.max()} samples a class, median {np.median(counts):g}"
     if empty:
         text += f"; {len(empty)} classes have none ({', '.join(empty[:3])}{', ...' if len(empty) > 3 else ''})"
-    return _check("labels", text)
+    return Check("labels", True, text)
 
 
-def _stray_check(manifest: ImageManifest | TokenManifest, sizes: dict[str, int]) -> Check:
+def _stray_check(manifest: Manifest, sizes: _Sizes) -> Check:
     """Files that belong to no shard are told, and are no failure."""
     beside = index_name if manifest.kind == "images" else record_name
     ours = {*BESIDE, *(name for shard in manifest.shards for name in (shard.name, beside(shard.name)))}
-    stray = [name for name in sizes if name not in ours]
+    stray = [name for name in sizes.own if name not in ours]
     text = f"{len(stray)} that belong to no shard: {', '.join(stray[:5])}{', ...' if len(stray) > 5 else ''}"
-    return _check("other files", text if stray else "none")
+    return Check(OTHERS, True, text if stray else "none")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,26 @@ import pytest
 
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
-from data_pipeline.shards.image_shards import read_index
-from data_pipeline.shards.manifest import ImageManifest, TokenManifest
+from data_pipeline.shards.image_shards import (
+    ShardIndex,
+    finish_images,
+    index_name,
+    read_index,
+    read_indexes,
+    shard_record,
+)
+from data_pipeline.shards.manifest import FileStatement, ImageManifest, ImageShardRecord, TokenManifest
+from data_pipeline.shards.sample_index import SampleIndexWriter
 from data_pipeline.shards.token_archive import parse_token_shard
 from data_pipeline.shards.token_shards import TokenBlock, write_token_shard
-from data_pipeline.storage.tar import read_members
+from data_pipeline.storage.request_counts import counted
+from data_pipeline.storage.tar import END_OF_ARCHIVE, encode_member, read_members
+from data_pipeline.tools.checks import MOST_PROBLEMS, Problems
 from data_pipeline.tools.verifying import Report, find_images, verify
 from tests.data_pipeline.small_data import Images, flip_byte
+
+QUICK_IMAGES, QUICK_TOKENS = 8, 14
+"""Most requests of `verify --quick`, beyond further pages of the listing."""
 
 
 def failures(report: Report) -> dict[str, tuple[str, ...]]:
@@ -137,6 +151,173 @@ def test_a_file_that_is_gone_is_named(images: Images, name: str) -> None:
     (images.folder / name).unlink()
     problems = [problem for found in failures(verify(images.uri)).values() for problem in found]
     assert any(name in problem and "is missing" in problem for problem in problems)
+
+
+def put_images(images: Images, number: int, archive: bytes, **changes: Any) -> None:
+    """Commit other bytes as the tar of a shard, with an index of other columns, so that every digest is right."""
+    manifest = ImageManifest.read(images.uri)
+    shard = manifest.shards[number]
+    columns = vars(read_index(images.uri, shard)) | {"size": len(archive), "sha256": storage.sha256(archive)} | changes
+    data = ShardIndex(**columns).encode()
+    (images.folder / shard.name).write_bytes(archive)
+    (images.folder / index_name(shard.name)).write_bytes(data)
+    record = shard_record(shard.name, ShardIndex(**columns), data)
+    finish(images, images.uri, [record if each.name == shard.name else each for each in manifest.shards])
+
+
+def finish(images: Images, uri: str, shards: list[ImageShardRecord]) -> None:
+    """Complete a data set of some shards, with the classes of another."""
+    manifest = ImageManifest.read(images.uri)
+    finish_images(uri, read_indexes(uri, shards), classes=manifest.classes, split=manifest.split)
+
+
+def put_index(images: Images, column: str, value: object) -> str:
+    """Commit an index.bin in which a sample of the second shard has another value, and none else; its key."""
+    manifest = ImageManifest.read(images.uri)
+    key = read_index(images.uri, manifest.shards[1]).key[2]
+    with SampleIndexWriter() as writer:
+        for number, shard in enumerate(manifest.shards):
+            index = read_index(images.uri, shard)
+            if number == 1:
+                getattr(index, column)[2] = value
+            writer.add(index)
+        written = writer.write(images.uri)
+    fields = {name: getattr(manifest, name) for name in type(manifest).model_fields if name != "fingerprint"}
+    stated = FileStatement(bytes=written.bytes, sha256=written.sha256)
+    ImageManifest.build(**fields | {"index": stated}).write(images.uri)
+    return key
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("label", 7), ("key", "class0/stranger"), ("extension", "png"), ("offset", 513), ("length", 3), ("crc32", 5)],
+)
+def test_a_value_that_is_wrong_in_index_bin_alone_is_found(images: Images, column: str, value: object) -> None:
+    stated = getattr(read_index(images.uri, ImageManifest.read(images.uri).shards[1]), column)[2]
+    key = put_index(images, column, value)
+    text = f"images-00001.tar: sample {key} has the {column} {value} in index.bin, {stated} in its shard"
+    assert failures(verify(images.uri)) == {"index.bin": (text,)}
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_an_index_bin_that_is_damaged_fails(images: Images, quick: bool) -> None:
+    flip_byte(images.folder / "index.bin", 700)
+    (problem,) = failures(verify(images.uri, quick=quick))["index.bin"]
+    assert "its sha256 is not that of the manifest" in problem
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_an_index_bin_that_is_gone_fails(images: Images, quick: bool) -> None:
+    (images.folder / "index.bin").unlink()
+    (problem,) = failures(verify(images.uri, quick=quick))["index.bin"]
+    assert "is missing" in problem
+
+
+def test_an_index_bin_of_another_number_of_samples_fails(images: Images) -> None:
+    manifest = ImageManifest.read(images.uri)
+    with SampleIndexWriter() as writer:
+        writer.add(read_index(images.uri, manifest.shards[0]))
+        written = writer.write(images.uri)
+    fields = {name: getattr(manifest, name) for name in type(manifest).model_fields if name != "fingerprint"}
+    stated = FileStatement(bytes=written.bytes, sha256=written.sha256)
+    ImageManifest.build(**fields | {"index": stated}).write(images.uri)
+    assert "its column key holds" in failures(verify(images.uri))["index.bin"][0]
+
+
+def test_a_file_in_a_tar_that_its_index_does_not_know_fails(images: Images) -> None:
+    archive = (images.folder / "images-00001.tar").read_bytes().removesuffix(END_OF_ARCHIVE)
+    put_images(images, 1, archive + encode_member("stranger.jpg", b"x") + END_OF_ARCHIVE)
+    assert failures(verify(images.uri)) == {
+        "counts": (
+            "images-00001.tar: its end is not where the last sample of its index ends: it was cut, or holds more",
+        )
+    }
+
+
+@pytest.mark.parametrize("column", ["label", "key", "extension", "offset", "length"])
+def test_an_index_that_is_not_about_its_tar_fails_with_the_key(images: Images, column: str) -> None:
+    index = read_index(images.uri, ImageManifest.read(images.uri).shards[1])
+    other = {
+        "label": 1 - index.label[2],
+        "key": "class0/stranger",
+        "extension": "png",
+        "offset": index.offset[2] + 512,
+        "length": index.length[2] - 1,
+    }
+    values = [*getattr(index, column)]
+    values[2] = other[column]
+    put_images(images, 1, (images.folder / "images-00001.tar").read_bytes(), **{column: values})
+    key = values[2] if column == "key" else index.key[2]
+    found = failures(verify(images.uri))
+    assert found["counts"][0].startswith(f"images-00001.tar: sample {key} is not in the tar with label ")
+    assert ("samples" in found) == (column in {"offset", "length"})
+
+
+def test_a_header_of_an_image_that_is_damaged_is_traced_to_its_key(images: Images) -> None:
+    member = read_members(str(images.folder / "images-00001.tar"))[4]
+    flip_byte(images.folder / "images-00001.tar", member.offset - 500)
+    key, found = member.name.removesuffix(".jpg"), failures(verify(images.uri))
+    assert set(found) == {"checksums", "counts"}
+    assert f"sample {key} is corrupt (its tar headers or its label differ)" in found["checksums"][0]
+    assert found["counts"][0].startswith(f"images-00001.tar: sample {key} is not in the tar")
+
+
+@pytest.mark.parametrize("kind", ["images", "tokens"])
+def test_quick_reads_no_shard_and_no_index(images: Images, tokens: Path, kind: str) -> None:
+    folder = images.folder if kind == "images" else tokens
+    for path in folder.iterdir():
+        if path.name.startswith(f"{kind}-"):
+            path.write_bytes(bytes(path.stat().st_size))
+    assert failures(verify(str(folder), quick=True)) == {}
+    assert "checksums" in failures(verify(str(folder)))
+
+
+def test_quick_sees_that_an_index_is_gone(images: Images) -> None:
+    (images.folder / "images-00001.index.json").unlink()
+    assert failures(verify(images.uri, quick=True)) == {
+        "files": ("images-00001.tar: its index images-00001.index.json is missing",)
+    }
+
+
+def test_quick_sees_images_other_than_the_source(images: Images, tokens: Path) -> None:
+    rewrite(tokens, source="f" * 64)
+    (problem,) = failures(verify(str(tokens), images.uri, quick=True))["lineage"]
+    assert problem.startswith("the tokens were made of images ffffffffffffffff, but ")
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_shards_of_another_folder_are_verified_where_they_lie(images: Images, tmp_path: Path, quick: bool) -> None:
+    manifest, uri = ImageManifest.read(images.uri), str(tmp_path / "subset")
+    finish(images, uri, [shard.model_copy(update={"folder": images.uri}) for shard in manifest.shards[:2]])
+    assert failures(verify(uri, quick=quick)) == {}
+    (images.folder / "images-00001.tar").unlink()
+    assert failures(verify(uri, quick=quick)) == {"files": ("images-00001.tar: is missing",)}
+
+
+def test_of_many_problems_the_first_are_listed_and_the_others_counted() -> None:
+    problems = Problems()
+    problems.add("samples", (f"sample {n}" for n in range(MOST_PROBLEMS)))
+    problems.add("samples", ["one", "another"], more=3)
+    listed = problems.check("samples", "").problems
+    assert listed[MOST_PROBLEMS - 1 :] == (f"sample {MOST_PROBLEMS - 1}", "and 5 more of this kind")
+
+
+def test_no_shard_stays_in_memory(tokens: Path) -> None:
+    """A view of a shard's keys would keep all of its bytes."""
+    here, records = block(tokens, 0), []
+    meta = parse_token_shard("tokens-00000.tar", (tokens / "tokens-00000.tar").read_bytes()).meta
+    for number in range(40):
+        keys = np.char.add(f"shard{number}/", [str(row) for row in range(1000)]).astype("S")
+        large = TokenBlock(np.repeat(here.tokens_NWLF[:1], 1000, 0), np.zeros(1000, np.int32), keys)
+        records.append(write_token_shard(str(tokens), f"tokens-{number:05d}.tar", large, meta))
+        (tokens / f"tokens-{number:05d}.json").unlink(missing_ok=True)
+    rewrite(tokens, shards=tuple(records), samples=40_000)
+    (tokens.parent / "images").rename(tokens.parent / "elsewhere")
+    tracemalloc.start()
+    assert verify(str(tokens)).passed
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < sum(record.bytes for record in records) / 2
 
 
 def test_quick_sees_a_shard_of_another_size(tokens: Path) -> None:
@@ -300,6 +481,33 @@ def test_a_data_set_on_s3_is_verified_where_it_is(tokens: Path, s3_uri: str) -> 
     shard[700] ^= 1
     storage.write_bytes(f"{s3_uri}/tokens-00001.tar", bytes(shard))
     assert set(failures(verify(s3_uri))) >= {"checksums", "samples"}
+
+
+@pytest.mark.xdist_group("s3")
+def test_quick_asks_for_a_listing_and_the_records_of_the_data_set_alone(
+    images: Images, tokens: Path, s3_uri: str
+) -> None:
+    for folder, name in ((images.folder, "run/images/train"), (tokens, "run/tokens")):
+        for path in folder.iterdir():
+            storage.write_bytes(f"{s3_uri}/{name}/{path.name}", path.read_bytes())
+    for name, most in (("run/images/train", QUICK_IMAGES), ("run/tokens", QUICK_TOKENS)):
+        with counted() as sent:
+            assert verify(f"{s3_uri}/{name}", quick=True).passed
+        assert sent["list"] == 1
+        assert sent.total() <= most, dict(sent)
+
+
+@pytest.mark.xdist_group("s3")
+def test_a_shard_is_asked_for_once(images: Images, tokens: Path, s3_uri: str) -> None:
+    for folder, requests in ((images.folder, 2), (tokens, 3)):
+        for path in folder.iterdir():
+            storage.write_bytes(f"{s3_uri}/{folder.name}/{path.name}", path.read_bytes())
+        with counted() as quick:
+            verify(f"{s3_uri}/{folder.name}", quick=True)
+        with counted() as sent:
+            verify(f"{s3_uri}/{folder.name}")
+        shards = 3
+        assert sent.total() - quick.total() <= shards * (1 + requests), (dict(sent), dict(quick))
 
 
 @pytest.mark.parametrize("key", ["../../evil", "/etc/evil"])
