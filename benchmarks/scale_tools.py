@@ -1,9 +1,9 @@
 """What verify and export cost as a data set grows: time, memory above an empty start, requests. Sizes only, no pixels.
 
-    python benchmarks/scale_tools.py SAMPLES [--export]
+    python benchmarks/scale_tools.py SAMPLES [--commands "verify,verify --quick"]
 
-Token shards of SAMPLES samples (two tokens each) are written whole. Of their images there are the manifest and the
-indexes. Each command runs in a process of its own. Prints JSON.
+Token shards of SAMPLES samples (two tokens each) are written whole. Of their images there are the manifest, index.bin
+and shards.bin. Each command runs in a process of its own. Prints JSON.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,8 @@ import numpy as np
 import root_on_path  # noqa: F401 - before what follows
 
 from data_pipeline import storage
-from data_pipeline.shards.image_shards import ShardIndex, index_name, shard_record
-from data_pipeline.shards.manifest import ImageManifest, TokenizerRecord, TokenManifest
+from data_pipeline.shards.image_shards import ShardIndex, finish_images, shard_record
+from data_pipeline.shards.manifest import ImageManifest, ImageShardRecord, TokenizerRecord, TokenManifest
 from data_pipeline.shards.token_shards import TokenBlock, write_token_shard
 from model.layout import TokenLayout
 
@@ -43,29 +43,25 @@ def keys_and_labels(first: int, stop: int) -> tuple[list[str], np.ndarray]:
 
 def write_images(uri: str, samples: int) -> ImageManifest:
     """The manifest and the indexes of images that nobody has."""
-    shards = []
-    for number, first in enumerate(range(0, samples, IMAGE_SHARD)):
-        keys, labels = keys_and_labels(first, min(first + IMAGE_SHARD, samples))
-        name, stride = f"images-{number:05d}.tar", BYTES + 1536
-        index = ShardIndex(
-            plan="synthetic",
-            size=len(keys) * stride + 1024,
-            sha256=storage.sha256(name.encode()),
-            key=keys,
-            label=labels.tolist(),
-            extension=["jpg"] * len(keys),
-            offset=[512 + row * stride for row in range(len(keys))],
-            length=[BYTES] * len(keys),
-            crc32=[0] * len(keys),
-        )
-        data = index.encode()
-        path = Path(uri, index_name(name))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-        shards.append(shard_record(name, index, data))
-    manifest = ImageManifest.build(samples=samples, classes=CLASSES, split="train", shards=tuple(shards))
-    manifest.write(uri)
-    return manifest
+
+    def shards() -> Iterator[tuple[ImageShardRecord, ShardIndex]]:
+        for number, first in enumerate(range(0, samples, IMAGE_SHARD)):
+            keys, labels = keys_and_labels(first, min(first + IMAGE_SHARD, samples))
+            name, stride = f"images-{number:05d}.tar", BYTES + 1536
+            index = ShardIndex(
+                plan="synthetic",
+                size=len(keys) * stride + 1024,
+                sha256=storage.sha256(name.encode()),
+                key=keys,
+                label=labels.tolist(),
+                extension=["jpg"] * len(keys),
+                offset=[512 + row * stride for row in range(len(keys))],
+                length=[BYTES] * len(keys),
+                crc32=[0] * len(keys),
+            )
+            yield shard_record(name, index, b""), index
+
+    return finish_images(uri, shards(), classes=CLASSES, split="train")
 
 
 def write_tokens(uri: str, samples: int, source: str) -> None:

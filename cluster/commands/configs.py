@@ -27,7 +27,8 @@ def json_schema() -> dict[str, Any]:
 
     schema = _without_required(RunConfig.model_json_schema())
     files = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
-    extends = {**files, "description": "Configs that this one builds on, relative to this file."}
+    text = "Configs that this one builds on: relative to this file, or package:NAME for one that comes with foldtrain."
+    extends = {**files, "description": text}
     schema["properties"] = {"extends": extends, **schema["properties"]}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "foldtrain config"}
 

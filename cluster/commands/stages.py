@@ -10,7 +10,7 @@ import typer
 
 from trainer.registry import QUICKSTART, STAGES
 
-Config = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML config: a path or a URI.")]
+Config = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML config: a path, a URI, or package:NAME.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, for instance generator.trainer.global_batch=64"),
@@ -64,15 +64,10 @@ def quickstart(
 ) -> None:
     """Everything, small, on this machine, in minutes: from raw images to samples and a report."""
     given = list(arguments or [])
+    from cluster.config.files import packaged
+
     with_config = bool(given) and ("=" not in given[0] or os.path.isfile(given[0]))  # noqa: PTH113 - a Path raises where a name is too long
     run(QUICKSTART, given.pop(0) if with_config else packaged("quickstart.yaml"), given)
-
-
-def packaged(name: str) -> str:
-    """Path of a config that comes with foldtrain."""
-    from importlib import resources
-
-    return str(resources.files("configs") / name)
 
 
 def register(app: typer.Typer) -> None:

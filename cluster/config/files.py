@@ -1,9 +1,14 @@
-"""A config's file, and those that it extends, each read once: bounded in size, in number and in depth."""
+"""A config's file, and those that it extends, each read once: bounded in size, in number and in depth.
+
+`package:imagefolder/gpus-8.yaml` is one that comes with foldtrain, wherever that is installed.
+"""
 
 from __future__ import annotations
 
+import functools
 import stat
 from collections.abc import Mapping
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +23,8 @@ from data_pipeline.text import yaml_dialect
 
 MOST_FILES = 100
 """That one config may extend."""
+PACKAGED = "package:"
+"""How the names of configs begin that come with foldtrain."""
 _PIPES = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
 """Where a shell shows a command's output as a file: <(envsubst < config.yaml)."""
 
@@ -29,8 +36,33 @@ def file_layers(path: str) -> list[Layer]:
         UsageError: if a file is missing, is no YAML, or too large, or if files extend each other in a circle.
     """
     found: dict[str, Layer] = {}
-    _gather(path if path.startswith(_PIPES) else place(path), (), found)
+    _gather(path if path.startswith(_PIPES) else _named(path), (), found)
     return list(found.values())
+
+
+def packaged(name: str) -> str:
+    """Path of a config that comes with foldtrain, by its name in configs/: `imagefolder/gpus-8.yaml`.
+
+    Raises:
+        UsageError: if there is none of that name; it says what there is.
+    """
+    there = packaged_names()
+    if name not in there:
+        near = closest(name, there)
+        hint = f"did you mean {PACKAGED}{near}?" if near else f"there are {', '.join(there)}"
+        raise UsageError(f"{PACKAGED}{name:.200} is no config that comes with foldtrain; {hint}")
+    return str(resources.files("configs") / name)
+
+
+@functools.cache
+def packaged_names() -> list[str]:
+    """The configs that come with foldtrain."""
+    root = Path(str(resources.files("configs")))
+    return sorted(file.relative_to(root).as_posix() for file in root.rglob("*.yaml"))
+
+
+def _named(name: str) -> str:
+    return packaged(name.removeprefix(PACKAGED)) if name.startswith(PACKAGED) else place(name)
 
 
 def resolve_scalars(value: Any, path: tuple[str, ...] = ()) -> Any:
@@ -87,7 +119,7 @@ def _gather(path: str, parents: tuple[str, ...], found: dict[str, Layer]) -> Non
 def _beside(path: str, name: str) -> str:
     """The file that `name` means in the file at `path`."""
     try:
-        name = place(name)
+        name = _named(name)
     except UsageError as error:
         raise UsageError(f"{path}: extends: {error}") from None
     if storage.is_remote(name) or name.startswith("/"):

@@ -1,7 +1,8 @@
 """A config from its file: `extends:`, then the file, then `key=value` from the command line; checked as a whole.
 
-    extends: base.yaml     # or a list, each over the one before; relative to this file. Sections are merged key by
-                           # key, all else is replaced. A file that several of them extend applies once, first.
+    extends: base.yaml     # or a list, each over the one before; relative to this file, or package:NAME for one that
+                           # comes with foldtrain. Sections are merged key by key, all else is replaced. A file that
+                           # several of them extend applies once, first.
     generator:
       trainer: {global_batch: 256}
 

@@ -104,7 +104,7 @@ def require_gpus(config: ClusterConfig, workers: int) -> None:
         return
     lack = f"cluster.gpus_per_worker is 1, which makes {workers} for as many workers; there are {there} GPUs"
     if asked_address(config.address) is not None and FILE_VARIABLE not in os.environ:  # other nodes may join
-        console().print(f"{lack} in the cluster so far: waiting for more")
+        console().print(f"{lack} in the cluster so far: waiting for more (cluster.gpus_per_worker=0 runs on CPUs)")
         return
     raise UsageError(f"{lack} on this machine: use fewer workers, or cluster.gpus_per_worker=0 for CPUs")
 

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from cluster.cli import app, find_cause
 from cluster.commands.configs import json_schema
-from cluster.commands.stages import packaged
+from cluster.config.files import packaged
 from cluster.config.loading import load_config
 from cluster.terminal.output import duration, sparkline
 from cluster.training.failures import WorkersFailedError

@@ -6,9 +6,11 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
+import yaml
 
-from cluster.commands.stages import packaged
+from cluster.config.files import packaged, packaged_names
 from cluster.config.loading import load_config
+from data_pipeline.errors import UsageError
 
 FOLDER = Path(str(resources.files("configs")))
 FILES = sorted(FOLDER.rglob("*.yaml"))
@@ -28,3 +30,36 @@ def test_a_generator_takes_images_tokens_and_tokenizer_from_the_run_that_all_sha
     shared, config = load_config(FOLDER / "tokenizer/imagefolder-msvr10p2-4096.yaml").run, load_config(path)
     assert [config.given(name) for name in ("images", "tokens", "tokenizer")] == [shared] * 3
     assert config.run != shared
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in packaged_names() if name.startswith(("imagefolder/g", "tokenizer/"))]
+)
+def test_the_recipes_for_imagenet_ask_for_gpus(name: str) -> None:
+    assert load_config(f"package:{name}").cluster.gpus_per_worker == 1
+
+
+def test_a_config_extends_one_that_comes_with_foldtrain_from_any_folder(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    layers = ["package:imagefolder/generator-d20.yaml", "package:imagefolder/gpus-8.yaml"]
+    mine.write_text(yaml.safe_dump({"extends": layers, "run": "s3://bucket/mine"}))
+    config = load_config(mine)
+    assert (config.run, config.generator.model.depth, config.cluster.workers) == ("s3://bucket/mine", 20, 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("imagefolder/gpu-8.yaml", "did you mean package:imagefolder/gpus-8.yaml"),
+        ("../pyproject.yaml", "there are "),
+        ("/etc/passwd", "there are "),
+        ("imagefolder", "imagefolder"),
+    ],
+)
+def test_a_packaged_config_that_is_none_is_refused(tmp_path: Path, name: str, hint: str) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(f"extends: 'package:{name}'")
+    with pytest.raises(UsageError, match="is no config that comes with foldtrain") as caught:
+        load_config(mine)
+    assert hint in str(caught.value)
+    assert str(mine) in str(caught.value)

@@ -12,13 +12,13 @@ import pytest
 from typer.testing import CliRunner
 
 from cluster.cli import app
-from cluster.commands.stages import packaged
+from cluster.config.files import packaged
 from cluster.config.loading import load_config
 from data_pipeline.errors import UsageError
 from data_pipeline.shards.manifest import ImageManifest
 
 QUICKSTART = packaged("quickstart.yaml")
-RECIPES = Path(packaged("imagefolder"))
+RECIPES = Path(QUICKSTART).parent / "imagefolder"
 
 
 def plan(*arguments: str) -> dict[str, Any]:
