@@ -30,7 +30,7 @@ from data_pipeline.tools.checks import MOST_PROBLEMS, Problems
 from data_pipeline.tools.verifying import Report, find_images, verify
 from tests.data_pipeline.small_data import Images, flip_byte
 
-QUICK_IMAGES, QUICK_TOKENS = 8, 14
+QUICK_IMAGES, QUICK_TOKENS = 9, 16
 """Most requests of `verify --quick`, beyond further pages of the listing."""
 
 
