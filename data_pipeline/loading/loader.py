@@ -15,7 +15,9 @@ data set.
 
 from __future__ import annotations
 
+import itertools
 import zlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -37,8 +39,10 @@ from data_pipeline.shards.token_windows import KeyColumn, TokenWindows
 MEMORY_LIMIT = 2 * 2**30
 """Bytes of pixels up to which a data set is decoded once and kept."""
 
-_BLOCK = 4096
+_BLOCK = 16_384
 """Samples whose places are worked out at once, if an epoch has as many: that costs less than step by step."""
+_GATHERED = 256
+"""Samples that are gathered at once where they are handed out one by one."""
 _CHECKED = 1000
 """Indices of the first epoch by which the order is known again."""
 _AHEAD = 2
@@ -95,10 +99,10 @@ class TokenBatches:
         self._shards, self._seed, self._global_batch = shards, seed, global_batch
         self._order = order_of(seed, shards.shard_sizes, window, mix_of(shards.manifest))
         self._block: _Block | None = None
-        # by windows, so few positions of all ranks that they seldom reach into the next window
-        self._at_once = None
-        if shards.window is not None:
-            self._at_once = (min(_BLOCK, shards.count * shards.window // len(shards.manifest.shards)), global_batch)
+        self._ahead: Ahead[tuple[int, int, int], _Block] = Ahead(self._plan, 1 if shards.count > _BLOCK else 0)
+        self._windowed, self._most = shards.window is not None, min(_BLOCK, shards.count)
+        if shards.window is not None:  # so few positions that they seldom reach into the next window
+            self._most = max(1, min(_BLOCK, shards.count * shards.window // len(shards.manifest.shards)))
 
     @property
     def keys(self) -> KeyColumn:
@@ -126,26 +130,59 @@ class TokenBatches:
             ValueError: if the global batch cannot be cut evenly.
         """
         share = self._global_batch // world
-        most, positions = self._at_once or (min(_BLOCK, self._order.count), share)
-        steps = max(1, most // max(1, positions))
-        number, place = divmod(step, steps)
+        number, place = divmod(step, self._steps(world))
         block = self._block
         if block is None or block.of != (number, rank, world):
-            block = self._block = self._plan((number, rank, world), steps)
+            block = self._block = self._look_up((number, rank, world))
         here = slice(place * share, (place + 1) * share)
         tokens_BLF = self._shards.rows(block.row_B[here])
         return TokenBatch(tokens_BLF, block.condition_B[here], block.position_B[here], block.index_B[here])
 
-    def _plan(self, of: tuple[int, int, int], steps: int) -> _Block:
+    def samples(self, first: int = 0) -> Iterator[tuple[Tokens, int]]:
+        """One sample after another from position `first` on, in the order of the batches, without end.
+
+        For loops that make no batches, or their own.
+
+        Yields:
+            Tokens [positions, folds] and the class. The tokens are a row of an array of some samples, which lives for
+            as long as one of them is kept.
+        """
+        for start in itertools.count(first, self._most):
+            position_B = np.arange(start, start + self._most)
+            self._shards.follow(self._order, start, start + self._most)
+            _, row_B, condition_B = self._find(position_B)
+            for at in range(0, self._most, _GATHERED):
+                rows_BLF = self._shards.rows(row_B[at : at + _GATHERED])
+                yield from zip(rows_BLF, condition_B[at : at + _GATHERED].tolist(), strict=True)
+
+    def _steps(self, world: int) -> int:
+        """Steps of a block."""
+        # in windows all ranks' positions count: they are read on one node, and follow one another
+        return max(1, self._most // max(1, self._global_batch if self._windowed else self._global_batch // world))
+
+    def _look_up(self, of: tuple[int, int, int]) -> _Block:
+        """A block; in a whole copy the one after it is looked up meanwhile."""
         number, rank, world = of
+        if not self._windowed:
+            return self._ahead.get(of, [(number + 1, rank, world)])
+        first, positions = number * self._steps(world) * self._global_batch, self._steps(world) * self._global_batch
+        self._shards.follow(self._order, first, first + positions)
+        return self._plan(of)
+
+    def _plan(self, of: tuple[int, int, int]) -> _Block:
+        number, rank, world = of
+        steps = self._steps(world)
         position_B = step_positions(number * steps, self._global_batch, rank, world, steps)
-        first = number * steps * self._global_batch
-        self._shards.follow(self._order, first, first + steps * self._global_batch)
+        index_B, row_B, condition_B = self._find(position_B)
+        return _Block(of, position_B, index_B, row_B, condition_B)
+
+    def _find(self, position_B: Positions) -> tuple[Positions, Positions, npt.NDArray[np.int64]]:
+        """Samples, rows and classes at some positions."""
         index_B = self._order.indices(position_B)
         row_B, views = index_B, len(self._shards.manifest.views)
         if views > 1:
             row_B = index_B * views + (keyed_uniform(self._seed, "view", position_B) * views).astype(np.int64)
-        return _Block(of, position_B, index_B, row_B, self._shards.conditions[index_B].astype(np.int64))
+        return index_B, row_B, self._shards.conditions[index_B].astype(np.int64)
 
 
 class ImageBatches:

@@ -164,13 +164,19 @@ class SampleOrder:
 
     def _permutation(self, epoch: int, window: int | None = None, count: int | None = None) -> Permutation:
         name = f"{epoch}" if window is None else f"{epoch}/{window}"
-        return Permutation(self.seed, name, self.count if count is None else count)
+        return _permutation(self.seed, name, self.count if count is None else count)
+
+
+_permutation = functools.lru_cache(maxsize=8)(Permutation)
+"""Those in use are kept: to derive the keys of one takes as long as to permute a few samples."""
 
 
 def _runs(numbers: Positions) -> list[tuple[int, slice]]:
     """Neighbours that are equal, as (number, where): there are few where positions are consecutive."""
     if not numbers.size:
         return []
+    if (numbers == numbers[0]).all():
+        return [(int(numbers[0]), slice(0, len(numbers)))]
     cuts = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
     return [(int(numbers[a]), slice(a, b)) for a, b in itertools.pairwise(cuts)]
 

@@ -108,16 +108,15 @@ def copy_name(manifest: TokenManifest) -> str:
 
 def _write_copy(uri: str, manifest: TokenManifest, layout: TokenCopy, draft: BinaryIO) -> None:
     """Fill a copy from the shards, a few of them at a time."""
-    tokens_NWLF, reader = layout.tokens(draft), TokenReader(uri, manifest)
+    reader = TokenReader(uri, manifest)
 
     def copy_shard(number: int, start: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bytes_]]:
         block = reader.block(number)
-        tokens_NWLF[start : start + len(block.key)] = block.tokens_NWLF
+        layout.write_tokens(draft, start, block.tokens_NWLF)
         return block.condition.copy(), block.key.copy()  # copies: a view would keep the shard's bytes alive
 
     with ThreadPoolExecutor(_DOWNLOADS, "copy") as pool:
         numbers = range(len(manifest.shards))
         parts = list(pool.map(copy_shard, numbers, manifest.shards.starts[:-1].tolist()))
-    tokens_NWLF.flush()  # type: ignore[union-attr]  # a map
     conditions, keys = zip(*parts, strict=True)
     layout.finish(draft, np.concatenate(conditions), np.concatenate(keys))

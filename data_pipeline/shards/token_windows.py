@@ -232,7 +232,7 @@ def _open_block(reader: TokenReader, number: int, cache: NodeCache) -> MappedTok
 
     def make(draft: BinaryIO) -> None:
         block = reader.block(number)
-        layout.tokens(draft)[:] = block.tokens_NWLF
+        layout.write_tokens(draft, 0, block.tokens_NWLF)
         layout.finish(draft, block.condition, block.key)
 
     name = f"{storage.fingerprint(reader.copy_of(number))}.block"

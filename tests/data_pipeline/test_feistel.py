@@ -23,14 +23,14 @@ seeds = st.integers(0, 2**63)
 counts = st.integers(1, 2**33)
 
 VECTORS = [
-    (0, "0", 10, [6, 9, 8, 7, 4]),
-    (7, "3", 1000, [992, 252, 635, 367, 372]),
-    (7, "3", 1024, [442, 897, 860, 74, 466]),
-    (1, "0", IMAGENET, [898035, 1169104, 577020, 398168, 594177]),
-    (1, "1", IMAGENET, [1089994, 13829, 765213, 934511, 1186553]),
-    (1, "0", 10**9, [749781159, 936363459, 66873259, 838212480, 318500522]),
-    (2**31, "5/12", 2**33, [2529264062, 3915139427, 3332832782, 2910193351, 8045295350]),
-    (5, "2/shards", 2**33 - 1, [66397751, 5914208630, 3994260269, 4597409209, 5609832996]),
+    (0, "0", 10, [8, 6, 5, 2, 1]),
+    (7, "3", 1000, [847, 222, 937, 596, 380]),
+    (7, "3", 1024, [862, 767, 762, 588, 187]),
+    (1, "0", IMAGENET, [584282, 992193, 435189, 554165, 77048]),
+    (1, "1", IMAGENET, [996517, 348650, 1086623, 1200034, 487085]),
+    (1, "0", 10**9, [888964844, 803858301, 230543963, 280596, 674001368]),
+    (2**31, "5/12", 2**33, [1011229197, 5458037200, 1566861501, 6056828020, 487448196]),
+    (5, "2/shards", 2**33 - 1, [691225374, 2606960475, 3048288231, 5623311459, 6693659884]),
 ]
 """Seed, name, count, and where 0, 1, 2, count // 2 and count - 1 are taken."""
 
@@ -43,18 +43,15 @@ def scalar(seed: int, name: str, count: int, number: int) -> int:
         right = (count + left - 1) // left
         if count > 1 and (sizes == [0, 0] or left * right <= sizes[0] * sizes[1]):
             sizes = [left, right]
-    rounds = 8 if count >= 1024 else 16
-    stream = hashlib.shake_256(f"{seed}/{name}".encode()).digest(8 * rounds)
+    rounds = 6 if count >= 1024 else 16
+    stream = hashlib.shake_256(f"{seed}/{name}".encode()).digest(4 * rounds)
     while True:
         digits = list(divmod(number, sizes[1]))
         for turn in range(rounds):
-            one, two = (int.from_bytes(stream[at : at + 4], "little") for at in (8 * turn, 8 * turn + 4))
-            x = (digits[1 - turn % 2] + one) % 2**32
-            x = (x ^ x >> 16) * 0x7FEB352D % 2**32
-            x = (x + two) % 2**32
+            x = digits[1 - turn % 2] + int.from_bytes(stream[4 * turn : 4 * turn + 4], "little")
+            x = x * 0x7FEB352D % 2**32
             x = (x ^ x >> 15) * 0x846CA68B % 2**32
-            x ^= x >> 16
-            digits[turn % 2] = (digits[turn % 2] + x // 2) % sizes[turn % 2]
+            digits[turn % 2] = (digits[turn % 2] + x // 16) % sizes[turn % 2]
         number = digits[0] * sizes[1] + digits[1]
         if number < count:
             return number
@@ -108,7 +105,7 @@ def test_it_can_be_inverted_at_any_count(seed: int, count: int, data: st.DataObj
     assert permutation.permute(permutation.invert(np.array(numbers, np.int64))).tolist() == numbers
 
 
-@pytest.mark.parametrize("count", [2**33, 2**33 - 1, MOST, MOST - 1, (2**30 - 1) ** 2 + 1])
+@pytest.mark.parametrize("count", [2**33, 2**33 - 1, MOST, MOST - 1, (2**27 - 1) ** 2 + 1])
 def test_long_ranges_of_large_permutations_are_inverted(count: int) -> None:
     permutation = Permutation(1, "e", count)
     numbers = np.concatenate([np.arange(20_000), np.arange(count - 20_000, count)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +15,13 @@ from hypothesis import strategies as st
 from data_pipeline.config import ReadingConfig
 from data_pipeline.errors import CorruptShardError
 from data_pipeline.images.transforms import Transform
+from data_pipeline.loading import loader
 from data_pipeline.loading.loader import ImageBatches, TokenBatches, decode_all
-from data_pipeline.order.permutations import SampleOrder
+from data_pipeline.node.node_cache import NodeCache
+from data_pipeline.order.permutations import SampleOrder, keyed_uniform
 from data_pipeline.shards.image_shards import ImageShards
 from data_pipeline.shards.token_dataset import TokenShards
+from data_pipeline.shards.token_windows import TokenWindows
 from tests.data_pipeline.small_data import Images, flip_byte
 
 same_files = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=30)
@@ -107,6 +111,48 @@ def image_batches_of(images: ImageShards, reading: ReadingConfig, seed: int) -> 
     """The same batches with centre crops."""
     center = reading.model_copy(update={"crop": "center"})
     return ImageBatches(images, image_size=8, fit="crop", seed=seed, global_batch=8, reading=center)
+
+
+@pytest.mark.parametrize("block", [1, 8, 12, 19, 10**6])
+def test_batches_are_those_of_their_positions_however_many_are_looked_up_at_once(
+    token_shards: TokenShards, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "_BLOCK", block)
+    batches, order = TokenBatches(token_shards, 7, 8), SampleOrder(7, token_shards.shard_sizes)
+    for step in (*range(9), 3, 40, 41, 2):
+        for rank, world in ((0, 1), (1, 2), (3, 4)):
+            batch = batches.batch(step, rank, world)
+            share = 8 // world
+            assert batch.position_B.tolist() == [step * 8 + rank * share + at for at in range(share)]
+            assert batch.index_B.tolist() == order.indices(batch.position_B).tolist()
+            assert batch.condition_B.tolist() == token_shards.conditions[batch.index_B].tolist()
+            view_B = (keyed_uniform(7, "view", batch.position_B) * 2).astype(int)
+            both_BWLF = token_shards.tokens(batch.index_B)
+            assert np.array_equal(batch.tokens_BLF, both_BWLF[np.arange(share), view_B])
+
+
+@pytest.mark.parametrize("first", [0, 13, 20, 1000])
+@pytest.mark.parametrize("gathered", [1, 3, 256])
+def test_samples_one_by_one_are_those_of_the_batches(
+    token_shards: TokenShards, first: int, gathered: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "_GATHERED", gathered)
+    batches = TokenBatches(token_shards, 7, 1)
+    for step, (tokens_LF, condition) in zip(range(first, first + 50), batches.samples(first), strict=False):
+        batch = batches.batch(step)
+        assert np.array_equal(tokens_LF, batch.tokens_BLF[0])
+        assert condition == batch.condition_B[0]
+        assert type(condition) is int
+
+
+def test_samples_one_by_one_are_those_of_the_batches_by_windows(tokens: Path, tmp_path: Path) -> None:
+    cache = NodeCache(str(tmp_path / "cache"))
+    windows = TokenBatches(TokenWindows(str(tokens), cache, 1), 7, 4, 1)
+    whole = TokenBatches(TokenShards(str(tokens), cache), 7, 4, 1)
+    found = list(itertools.islice(windows.samples(3), 60))
+    for (tokens_LF, condition), (other_LF, other) in zip(found, whole.samples(3), strict=False):
+        assert np.array_equal(tokens_LF, other_LF)
+        assert condition == other
 
 
 def test_five_steps_of_eight_hold_each_of_twenty_samples_twice(tokens: Path) -> None:
