@@ -59,8 +59,7 @@ def examine_keys(tables: Tables, rows: int, held_out: int) -> Keys:
     shared, limit, seen = False, b"", 0
     with ExternalSort(rows) as sorter:
         for table in tables():
-            parts = digests(table.column("part").to_pylist())[:, 0]
-            sorter.add(pa.table({"part": pa.array(parts)}), digests(table.column("key").to_pylist()))
+            sorter.add(pa.table({"part": _part_digests(table)}), digests(table.column("key").to_pylist()))
         for table in sorter.sorted():
             found = _digests_of(table)
             equal = np.flatnonzero((found[1:] == found[:-1]).all(axis=1))
@@ -71,6 +70,12 @@ def examine_keys(tables: Tables, rows: int, held_out: int) -> Keys:
                 limit = _bytes(found[held_out - seen])
             seen += len(found)
     return Keys(frozenset(twins), shared, limit)
+
+
+def _part_digests(table: pa.Table) -> npt.NDArray[np.uint64]:
+    """What tells an image's part from others; a table has few of them."""
+    parts = table.column("part").combine_chunks().dictionary_encode()
+    return digests(parts.dictionary.to_pylist())[parts.indices.to_numpy(), 0]
 
 
 def _digests_of(table: pa.Table) -> Digests:
@@ -170,8 +175,7 @@ def fingerprint_shard(identity: Any, name: str, items: Iterable[tuple[str, int, 
         name: of the shard.
         items: key, label and size of each image, of which there are some.
     """
-    rows = ",\n".join(
-        f"  [\n   {json.dumps(key, ensure_ascii=False)},\n   {label},\n   {size}\n  ]" for key, label, size in items
-    )
+    spell = json.JSONEncoder(ensure_ascii=False).encode
+    rows = ",\n".join([f"  [\n   {spell(key)},\n   {label},\n   {size}\n  ]" for key, label, size in items])
     head = storage.canonical_json([identity, name]).decode().removesuffix("\n]\n")
     return storage.sha256(f"{head},\n [\n{rows}\n ]\n]\n".encode())

@@ -287,19 +287,28 @@ class _PlanWriter:
         Raises:
             UsageError: if two have the same key, or nothing is left for training.
         """
+        import pyarrow as pa
+
         held_out = self._config.validation_samples if split == "train" else 0
         if held_out >= listing.rows:
             raise UsageError(
                 f"data.validation_samples is {held_out}, but the source has {listing.rows} images in all: lower it"
             )
         tables, limit = _checked(name, listing, self._output, held_out)
-        sides = {"train": listing.rows - held_out, "validation": held_out} if held_out else {split: listing.rows}
-        for side, rows in sides.items():
-            with ExternalSort(rows) as sorter:
+        if not held_out:
+            with ExternalSort(listing.rows) as whole:
                 for table in tables():
-                    mine = _on_side(table, side, limit) if held_out else table
+                    whole.add(table, ranks(table, self._seed))
+                self._cut(split, listing, whole.sorted())
+            return
+        with ExternalSort(listing.rows - held_out) as train, ExternalSort(held_out) as validation:
+            for table in tables():
+                is_held_out = held_out_rows(table, limit)
+                for sorter, mask in ((train, ~is_held_out), (validation, is_held_out)):
+                    mine = table.filter(pa.array(mask))
                     sorter.add(mine, ranks(mine, self._seed))
-                self._cut(side, listing, sorter.sorted())
+            self._cut("train", listing, train.sorted())
+            self._cut("validation", listing, validation.sorted())
 
     def _cut(self, split: str, listing: Listing, tables: Iterator[pa.Table]) -> None:
         counts = np.zeros(len(listing.classes), np.int64)
@@ -332,13 +341,6 @@ class _PlanWriter:
         storage.write_bytes(storage.join(self._folder, SHARDS), data)
         storage.write_json(storage.join(self._folder, NAME), record.model_dump(mode="json"))
         return record, shards
-
-
-def _on_side(table: pa.Table, side: str, limit: bytes) -> pa.Table:
-    import pyarrow as pa
-
-    held_out = held_out_rows(table, limit)
-    return table.filter(pa.array(held_out if side == "validation" else ~held_out))
 
 
 def _checked(name: str, listing: Listing, output: str, held_out: int) -> tuple[Callable[[], Iterator[pa.Table]], bytes]:
