@@ -75,7 +75,8 @@ def examine_keys(tables: Tables, rows: int, held_out: int) -> Keys:
 def _part_digests(table: pa.Table) -> npt.NDArray[np.uint64]:
     """What tells an image's part from others; a table has few of them."""
     parts = table.column("part").combine_chunks().dictionary_encode()
-    return digests(parts.dictionary.to_pylist())[parts.indices.to_numpy(), 0]
+    found: npt.NDArray[np.uint64] = digests(parts.dictionary.to_pylist())[parts.indices.to_numpy(), 0]
+    return found
 
 
 def _digests_of(table: pa.Table) -> Digests:
