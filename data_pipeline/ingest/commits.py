@@ -155,7 +155,7 @@ class Commits:
         uri, name = storage.join(self._plan.output, shard.split), index_name(shard.name)
         start = max(0, sizes[name] - TAIL_BYTES)
         try:
-            found = _TAIL.search(storage.read_range(storage.join(uri, name), start, TAIL_BYTES))
+            found = _TAIL.search(storage.read_range(storage.join(uri, name), start, sizes[name] - start))
             if found is None:
                 return self._ask_whole(uri, shard, sizes.get(shard.name))
         except FileNotFoundError:
