@@ -40,6 +40,7 @@ _OWN_NAME = (
     rf"{SHARD.pattern}|{CHECKPOINT_FILE.pattern}|COMPLETE|\d{{6,12}}\.json|(?:metrics|events|ledger|quarantine)\.jsonl"
     r"|(?:manifest|control|progress|settings|lineage|environment|card|quarantine|stages|metrics|generated)\.json"
     r"|[0-9a-f]{12}-[0-9a-f]{12}-[0-9a-f]{8}|[0-9a-f]{16}(?:\.columns)?"
+    r"|part-\d{5,}\.parquet|(?:listing|plan)\.json"
     r"|(?:shards|index)\.bin|config\.yaml|metrics\.prom|report\.html|(?:model|ema)\.safetensors|[0-9a-f]{32}\.json"
 )
 _CHECKPOINT_FILES = re.compile(
@@ -47,6 +48,7 @@ _CHECKPOINT_FILES = re.compile(
 )
 _PLACE = (
     r"(?:(?:train|validation|quarantine|export|lease|checkpoints|(?:train|validation)/quarantine"
+    r"|(?:listing|plan)/[0-9a-f]{32}"
     r"|(?:metrics|events|ledger)\.(?:segments|columns)|checkpoints/step_\d{8,})/)?(?:\.foldtrain-uploads/)?"
 )
 _OWN_FILE = re.compile(rf"{_PLACE}(?:{_OWN_NAME})")

@@ -88,6 +88,15 @@ def test_an_ingest_that_was_killed_is_known_by_its_lease(tmp_path: Path) -> None
     assert found(str(tmp_path)) == {f"images/train/{DRAFT}": "unfinished file"}
 
 
+@pytest.mark.parametrize("name", ["plan/{}/part-00012.parquet", "plan/{}/shards.bin", "listing/{}/listing.json"])
+def test_an_ingest_that_was_killed_while_it_planned_left_a_file(tmp_path: Path, name: str) -> None:
+    place = name.format("ab" * 16).rpartition("/")
+    draft = f"{place[0]}/.tmp-{'5f' * 16}-{place[2]}"
+    with only_driver(str(tmp_path / "images"), "ingest"):
+        write(str(tmp_path / "images"), draft, name.format("ab" * 16), f"other/.tmp-{'5f' * 16}-{place[2]}")
+    assert found(str(tmp_path)) == {f"images/{draft}": "unfinished file"}
+
+
 def test_shards_that_a_complete_manifest_does_not_name_are_leftovers(folder: str) -> None:
     write_images(f"{folder}/train", "images-00000", "images-00001")
     write(f"{folder}/train", "images-00002.tar", "images-00002.index.json", "images-100000.tar", "quarantine.jsonl")
