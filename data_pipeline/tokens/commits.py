@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,6 @@ from data_pipeline.shards.manifest import (
     differences,
 )
 from data_pipeline.shards.versions import check_version
-from data_pipeline.storage import Entry
 from data_pipeline.text import json_records
 from data_pipeline.tokens.plan import PlannedShard, TokenPlan
 
@@ -40,7 +40,8 @@ READS_AT_ONCE = 32
 _SUBMITTED = 512
 """Records that wait for it: a future of each of a million would be a gigabyte."""
 
-Listing = dict[str, Entry]
+_REPORTED = np.inf
+"""In place of when a record was written: a worker of this run has reported it."""
 
 
 def record_name(shard: str) -> str:
@@ -83,13 +84,13 @@ class Commits:
         """Length of each tar; 0 for what is not committed."""
         self._sha256 = np.zeros((count, 32), np.uint8)
         self._software = np.zeros(count, np.int32)
-        self._written = np.full(count, np.nan)
-        """When storage says that the record was written; NaN for what a worker has reported."""
+        self._written = np.full(count, _REPORTED)
+        """When storage says that the record was written."""
         self._softwares: list[dict[str, str]] = []
         self.manifest: TokenManifest | None = None
         """The manifest, if it says all that is here."""
-        self._stale: list[str] = []
-        """Records whose tar is not there, or is another one."""
+        self._stale = np.empty(0, np.int64)
+        """Shards whose tar is not there, or is another one, but that have a record."""
 
     @property
     def missing(self) -> npt.NDArray[np.int64]:
@@ -104,14 +105,13 @@ class Commits:
     def add(self, number: int, size: int, sha256: str, software: dict[str, str]) -> None:
         """A worker has committed a shard just now."""
         assert self.manifest is None, "nothing was missing"
-        self._put(number, size, bytes.fromhex(sha256), software, np.nan)
+        self._put(number, size, sha256, software, _REPORTED)
 
-    def _put(self, number: int, size: int, digest: bytes, software: dict[str, str], written: float | None) -> None:
+    def _put(self, number: int, size: int, sha256: str, software: dict[str, str], written: float) -> None:
         if software not in self._softwares:
             self._softwares.append(software)
-        self._bytes[number], self._sha256[number] = size, np.frombuffer(digest, np.uint8)
-        self._software[number] = self._softwares.index(software)
-        self._written[number] = -np.inf if written is None else written
+        self._bytes[number], self._sha256[number] = size, np.frombuffer(bytes.fromhex(sha256), np.uint8)
+        self._software[number], self._written[number] = self._softwares.index(software), written
 
     def records(self) -> Iterator[ShardRecord]:
         """The manifest's entries of all shards, once none is missing."""
@@ -131,21 +131,23 @@ class Commits:
         Raises:
             UsageError: if it holds tokens that this plan would not make; it says what differs.
         """
-        plan, listing = self.plan, storage.entries(self.plan.output)
+        plan, listing = self.plan, _list(self.plan)
         if self.manifest is not None:  # of several versions it does not say which made which shard
             self._bytes[:], self.manifest = 0, None
-        self._believe_manifest(listing)
-        unknown = self._forget(listing)
-        strangers = [name for name in listing if _is_record(name) and self._number(name) is None]
-        names = [*unknown, *strangers]
-        lengths = {name: listing[name].bytes for name in names}
-        for name, commit in read_records(plan.output, lengths, names, plan.made_by(), "tokens.output"):
-            number = self._number(name)
+        if not self._bytes.any():
+            self._believe_manifest(listing)
+        known = (self._written == listing.written) | (self._written == _REPORTED)
+        self._bytes[(self._bytes != listing.tar) | (listing.record < 0) | ~known] = 0
+        unknown = np.flatnonzero((self._bytes == 0) & (listing.tar >= 0) & (listing.record >= 0))
+        lengths = {record_name(plan.shards[number].name): int(listing.record[number]) for number in unknown.tolist()}
+        lengths |= listing.strangers
+        for name, commit in read_records(plan.output, lengths, list(lengths), plan.made_by(), "tokens.output"):
+            number = _number_of(plan, name)
             if number is not None:
                 self._take(number, commit, listing)
-        records = (record_name(plan.shards[int(number)].name) for number in self.missing)
-        self._stale = [name for name in records if name in listing]
-        if len(self.missing):
+        missing = self.missing
+        self._stale = missing[listing.record[missing] >= 0]
+        if len(missing):
             self.manifest = None
 
     def remove_stale(self) -> None:
@@ -154,69 +156,88 @@ class Commits:
         A worker that is killed between a new tar and its record would leave the old one beside it, and the tar of
         another processor may differ and has the same length.
         """
-        paths = [storage.join(self.plan.output, name) for name in self._stale]
+        names = (record_name(self.plan.shards[number].name) for number in self._stale.tolist())
+        paths = [storage.join(self.plan.output, name) for name in names]
         with ThreadPoolExecutor(READS_AT_ONCE, thread_name_prefix="commits") as pool:
             list(pool.map(storage.remove_file, paths))
-        self._stale = []
+        self._stale = self._stale[:0]
 
-    def _forget(self, listing: Listing) -> list[str]:
-        """Forget what is not there any more, or was written again. Returns the records that are to be read."""
-        unknown = []
-        for shard in self.plan.shards:
-            tar, record = listing.get(shard.name), listing.get(record_name(shard.name))
-            held, written = self._bytes[shard.number], self._written[shard.number]
-            if tar is None or record is None:
-                self._bytes[shard.number] = 0
-            elif not held or tar.bytes != held or not (np.isnan(written) or written == record.modified):
-                self._bytes[shard.number] = 0
-                unknown.append(record_name(shard.name))
-        return unknown
-
-    def _take(self, number: int, commit: TokenCommit, listing: Listing) -> None:
+    def _take(self, number: int, commit: TokenCommit, listing: _Listing) -> None:
         shard, found = self.plan.shards[number], commit.shard
         if found.samples != shard.samples:
             path = storage.join(self.plan.output, record_name(shard.name))
             raise UsageError(
                 f"{path} states {found.samples} samples, and the shard has {shard.samples}: delete it and run again"
             )
-        if listing[shard.name].bytes == found.bytes:
-            written = listing[record_name(shard.name)].modified
-            self._put(number, found.bytes, bytes.fromhex(found.sha256), commit.software, written)
+        if found.bytes == listing.tar[number]:
+            self._put(number, found.bytes, found.sha256, commit.software, float(listing.written[number]))
 
-    def _number(self, record: str) -> int | None:
-        return self.plan.shards.number_of(record.removesuffix(".json") + ".tar")
+    def _believe_manifest(self, listing: _Listing) -> None:
+        """Take the rows from a manifest of this plan, but for records that are not older than it.
 
-    def _believe_manifest(self, listing: Listing) -> None:
-        """Take rows that are not known yet from a manifest of this plan, where no record is younger than it."""
-        place, first = listing.get(MANIFEST_NAME), self.plan.shards[0]
-        if place is None or place.modified is None or self._bytes.any() or record_name(first.name) not in listing:
-            return
-        manifest = _manifest_of(self.plan)
+        Nor of the first shard: its record says what no manifest does, such as the batch. So one is read.
+        """
+        believed = _surely_before(listing.written, listing.manifest)
+        believed[0] = False
+        manifest = _manifest_of(self.plan) if believed.any() else None
         if manifest is None:
             return
+        is_whole = np.array_equal(np.where(believed, manifest.shards.sizes, -1)[1:], listing.tar[1:])
+        if not is_whole and any(len(versions) > 1 for versions in manifest.software.values()):
+            return  # which shard was made by which version, only the records say
         one = {name: versions[0] for name, versions in manifest.software.items() if versions}
-        for shard, said in zip(self.plan.shards, manifest.shards, strict=True):
-            record = listing.get(record_name(shard.name))
-            if record is not None and record.modified is not None and _is_before(record.modified, place.modified):
-                self._put(shard.number, said.bytes, bytes.fromhex(said.sha256), one, record.modified)
-        self._bytes[0] = 0  # a record says what no manifest does, such as the batch: so one is read
-        is_whole = len(self._unconfirmed(listing)) == 0
-        if is_whole:
-            self.manifest = manifest
-        elif any(len(versions) > 1 for versions in manifest.software.values()):
-            self._bytes[:] = 0  # which shard was made by which version, only the records say
-
-    def _unconfirmed(self, listing: Listing) -> list[PlannedShard]:
-        """Shards but the first that the manifest does not vouch for, or whose tar is not as it says."""
-        sizes = (listing.get(shard.name, Entry(-1, None)).bytes for shard in self.plan.shards)
-        found = zip(self.plan.shards, self._bytes, sizes, strict=True)
-        return [shard for shard, held, size in found if shard.number and held != size]
+        for number, said in enumerate(manifest.shards):
+            if believed[number]:
+                self._put(number, said.bytes, said.sha256, one, float(listing.written[number]))
+        self.manifest = manifest if is_whole else None
 
 
-def _is_before(record: float, manifest: float) -> bool:
-    """Whether a record was surely there when the manifest was written. S3 lists whole seconds."""
-    is_whole = record == int(record) and manifest == int(manifest)
-    return record + 1 <= manifest if is_whole else record < manifest
+@dataclass(frozen=True)
+class _Listing:
+    """What storage lists of the output, by shard."""
+
+    tar: npt.NDArray[np.int64]
+    """Bytes of each tar; -1 if there is none."""
+    record: npt.NDArray[np.int64]
+    """Bytes of each commit record; -1 if there is none."""
+    written: npt.NDArray[np.float64]
+    """When the record was; NaN if there is none, or storage does not say."""
+    strangers: dict[str, int]
+    """Bytes of the commit records of shards that are not of the plan."""
+    manifest: float
+    """When the manifest was written; NaN if there is none, or storage does not say."""
+
+
+def _list(plan: TokenPlan) -> _Listing:
+    count, manifest = len(plan.shards), float("nan")
+    tar, record, written = np.full(count, -1, np.int64), np.full(count, -1, np.int64), np.full(count, np.nan)
+    strangers: dict[str, int] = {}
+    is_remote = storage.is_remote(plan.output)
+    entries = storage.iter_entries(plan.output) if is_remote else storage.entries(plan.output).items()
+    for name, entry in entries:
+        when = float("nan") if entry.modified is None else entry.modified
+        if name == MANIFEST_NAME:
+            manifest = when
+        elif _is_record(name):
+            number = _number_of(plan, name)
+            if number is None:
+                strangers[name] = entry.bytes
+            else:
+                record[number], written[number] = entry.bytes, when
+        elif (number := plan.shards.number_of(name)) is not None:
+            tar[number] = entry.bytes
+    return _Listing(tar, record, written, strangers, manifest)
+
+
+def _surely_before(records: npt.NDArray[np.float64], manifest: float) -> npt.NDArray[np.bool_]:
+    """Which records were surely there when the manifest was written. S3 lists whole seconds."""
+    is_whole = (np.floor(records) == records) & (np.floor(manifest) == manifest)
+    before: npt.NDArray[np.bool_] = np.where(is_whole, records + 1 <= manifest, records < manifest)
+    return before
+
+
+def _number_of(plan: TokenPlan, record: str) -> int | None:
+    return plan.shards.number_of(record.removesuffix(".json") + ".tar")
 
 
 def _is_record(name: str) -> bool:

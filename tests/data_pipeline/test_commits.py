@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from uuid import uuid4
 
 import numpy as np
@@ -49,15 +49,15 @@ def commit(plan: TokenPlan, number: int, software: dict[str, str] | None = None,
 
 def age(monkeypatch: pytest.MonkeyPatch, **seconds: float) -> None:
     """Have storage list files as written so many seconds ago: by the name's beginning, others 1,000."""
-    listed = storage.entries
+    listed = storage.iter_entries
 
-    def entries(uri: str) -> dict[str, Entry]:
+    def entries(uri: str) -> Iterator[tuple[str, Entry]]:
         def written(name: str) -> float:
             return next((ago for start, ago in seconds.items() if name.startswith(start.replace("_", "-"))), 1000)
 
-        return {name: Entry(entry.bytes, 1e9 - written(name)) for name, entry in listed(uri).items()}
+        return ((name, Entry(entry.bytes, 1e9 - written(name))) for name, entry in listed(uri))
 
-    monkeypatch.setattr(commits_module.storage, "entries", entries)
+    monkeypatch.setattr(commits_module.storage, "iter_entries", entries)
 
 
 @given(st.integers(1, 10**9), st.integers(1, 10**6))
@@ -90,7 +90,7 @@ def test_an_interrupted_run_reads_each_record_once_in_one_request(plan: TokenPla
         commit(plan, number)
     with storage.counted() as asked:
         found = read_commits(plan)
-    assert asked == {"list": 1, "get": SHARDS // 2}
+    assert (asked["list"], asked["get"]) == (1, SHARDS // 2)
     assert found.missing.tolist() == list(range(1, SHARDS, 2))
     assert found.images(found.missing) == SHARDS // 2 * 8 - 3
 
@@ -105,7 +105,7 @@ def test_a_second_look_reads_what_is_new_and_nothing_else(plan: TokenPlan, monke
     age(monkeypatch, tokens_00003=5)
     with storage.counted() as asked:
         found.refresh()
-    assert asked == {"list": 1, "get": 2}
+    assert (asked["list"], asked["get"]) == (1, 2)
     assert set(found.missing) == set(range(10, SHARDS)) - {20}
     assert found.software()["numpy"] == sorted({"0", plan.software["numpy"]})
 
@@ -118,7 +118,7 @@ def test_what_workers_report_is_not_read_again_and_gives_the_same_manifest(plan:
     with storage.counted() as asked:
         found.refresh()
         manifest = finish(plan, found)
-    assert asked == {"list": 1, "put": 2}  # the table of the shards, and the manifest
+    assert (asked["list"], asked["get"], asked["put"]) == (1, 0, 2)  # puts: the table of the shards, and the manifest
     assert manifest.shards[7] == made.shard.model_copy(
         update={"name": "tokens-00007.tar", "sha256": f"{7:064x}", "samples": 8}
     )
@@ -263,15 +263,15 @@ def test_a_record_that_was_replaced_or_removed_since_the_listing_is_no_error(
 ) -> None:
     for number in range(3):
         commit(plan, number)
-    listed = storage.entries
+    listed = storage.iter_entries
 
-    def late(uri: str) -> dict[str, Entry]:
-        found = listed(uri)
+    def late(uri: str) -> Iterator[tuple[str, Entry]]:
+        found = list(listed(uri))
         commit(plan, 1, {"numpy": "another, longer version"})
         storage.remove_file(f"{uri}/tokens-00002.json")
-        return found
+        return iter(found)
 
-    monkeypatch.setattr(commits_module.storage, "entries", late)
+    monkeypatch.setattr(commits_module.storage, "iter_entries", late)
     found = read_commits(plan)
     assert set(found.missing) == set(range(2, SHARDS))
     assert found.software()["numpy"] == sorted({plan.software["numpy"], "another, longer version"})
