@@ -18,7 +18,7 @@ import os
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -37,6 +37,7 @@ from data_pipeline.text.names import Count
 FORMAT_VERSION = 1
 PIECE_BYTES = 96 * 2**20
 """Bytes of a file that one request asks for, and that are in memory at a time."""
+_DIGEST_BYTES = 8 * 2**20
 _PREFIX = struct.Struct("<8sIII")
 _MAGIC = b"foldcols"
 _ALIGNMENT = 64
@@ -52,6 +53,8 @@ class Columns:
     arrays: dict[str, npt.NDArray[Any]]
     texts: dict[str, list[str]]
     """Short lists, which codes of a column point into."""
+    release: Callable[[], object] = field(default=lambda: None, compare=False)
+    """Takes what was read of a mapped file off this process's memory; who reads it again, maps it again."""
 
 
 class Column(NamedTuple):
@@ -200,11 +203,11 @@ def open_columns(place: Place, check: Check, copy_name: str = "", cache: NodeCac
     try:
         if not storage.is_remote(place.uri):
             with open_file(storage.local_path(place.uri)) as file:
-                return _checked(place, _map(file), check)
+                return _checked(place, _Held(file), check)
         if cache is None:
-            return _checked(place, np.frombuffer(b"".join(_pieces(place)), np.uint8), check)
+            return _checked(place, _Held(b"".join(_pieces(place))), check)
         with cache.open(copy_name, place.stated.bytes, lambda draft: _make_copy(place, check, draft)) as copy:
-            return parse_columns(_map(copy)[:-SEAL_BYTES], place.kind)
+            return parse_columns(_Held(copy).array[:-SEAL_BYTES], place.kind)
     except FileNotFoundError:
         raise CorruptShardError(f"{place.uri} is missing: {place.remedy}") from None
     except ValueError as error:
@@ -221,16 +224,19 @@ def is_whole(place: Place) -> bool:
     return measured.written() == place.stated
 
 
-def _checked(place: Place, held: npt.NDArray[np.uint8], check: Check) -> Columns:
-    if len(held) != place.stated.bytes:
-        raise ValueError(f"it has {len(held):,} bytes, and {place.stated.bytes:,} in the manifest")
+def _checked(place: Place, held: _Held, check: Check) -> Columns:
+    array = held.array
+    if len(array) != place.stated.bytes:
+        raise ValueError(f"it has {len(array):,} bytes, and {place.stated.bytes:,} in the manifest")
     digest = hashlib.sha256()
-    for start in range(0, len(held), PIECE_BYTES):
-        digest.update(held[start : start + PIECE_BYTES].data)
+    for start in range(0, len(array), _DIGEST_BYTES):
+        digest.update(array[start : start + _DIGEST_BYTES].data)
+        held.release()
     if digest.hexdigest() != place.stated.sha256:
         raise ValueError("its sha256 is not that of the manifest")
-    columns = parse_columns(held, place.kind)
+    columns = replace(parse_columns(array, place.kind), release=held.release)
     check(columns)
+    held.release()
     return columns
 
 
@@ -238,7 +244,7 @@ def _make_copy(place: Place, check: Check, draft: BinaryIO) -> None:
     for piece in _pieces(place):
         draft.write(piece)
     draft.flush()
-    _checked(place, _map(draft), check)
+    _checked(place, _Held(draft), check)
 
 
 def _pieces(place: Place) -> Iterator[bytes]:
@@ -252,11 +258,22 @@ def _pieces(place: Place) -> Iterator[bytes]:
         yield piece
 
 
-def _map(file: BinaryIO) -> npt.NDArray[np.uint8]:
-    """All bytes of a file. The map keeps it open, and with it the lock that keeps a copy from being removed."""
-    if not os.fstat(file.fileno()).st_size:
-        return np.empty(0, np.uint8)
-    return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+class _Held:
+    """All bytes of a file, mapped, or of one that is in memory.
+
+    A map keeps the file open, and with it the lock that keeps a copy from being removed.
+    """
+
+    def __init__(self, source: BinaryIO | bytes) -> None:
+        self._map: mmap.mmap | None = None
+        if not isinstance(source, bytes) and os.fstat(source.fileno()).st_size:
+            self._map = mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ)
+        self.array = np.frombuffer(self._map or (source if isinstance(source, bytes) else b""), np.uint8)
+
+    def release(self) -> None:
+        """Count its pages as this process's no more; they stay in the node's page cache."""
+        if self._map is not None:
+            self._map.madvise(mmap.MADV_DONTNEED)
 
 
 def parse_columns(held: npt.NDArray[np.uint8], kind: str) -> Columns:

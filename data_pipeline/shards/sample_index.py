@@ -193,6 +193,7 @@ def check_samples(manifest: ImageManifest, columns: Columns) -> None:
             _refuse(np.char.str_len(key) > most_key, key, "has a key that is too long")
         check_key_bytes(key)
         end = _check_places(start, held["offset"][here], held["length"][here], key, end, starts, sizes)
+        columns.release()
 
 
 def _check_places(
