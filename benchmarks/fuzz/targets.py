@@ -335,5 +335,6 @@ TARGETS = (
     Target("settings", "generator/settings.json", _JSON, read_rule, needs=_STAGE),
     Target("stage config", "generator/config.yaml", mutations.change_yaml, read_rule, needs=_STAGE),
     Target("export record", "npz/export.json", _JSON, read_exported, needs=("tokens/", "npz/")),
+    Target("export list", "npz/export-00000.json", _JSON, read_exported, needs=("tokens/", "npz/")),
     Target("config", "config.yaml", mutations.change_yaml, read_config, needs=("config.yaml", "base.yaml")),
 )

@@ -79,7 +79,8 @@ def export(
 
     with progress_of("export", "shards") as progress:
         record = export_tokens(uri, to, export_format, progress=progress)
-    say(f"{to}: {record['tokens']['samples']:,} samples in {len(record['files'])} files, see export.json")
+    files = sum(part["files"] for part in record["parts"])
+    say(f"{to}: {record['tokens']['samples']:,} samples in {files:,} files, see export.json")
 
 
 @imports.command("llamagen")

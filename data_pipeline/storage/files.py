@@ -327,7 +327,7 @@ def read_json(uri: str) -> Any:
         raise UsageError(f"{uri} is not valid JSON ({error}); it was cut or edited: restore it or delete it") from error
 
 
-def sha256(data: bytes) -> str:
+def sha256(data: bytes | memoryview) -> str:
     """Hex digest."""
     return hashlib.sha256(data).hexdigest()
 

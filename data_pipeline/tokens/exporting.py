@@ -4,8 +4,11 @@
     npz          <shard>.npz: tokens uint16 or uint32 [samples, views, positions, folds], label int32, key
     parquet      <shard>.parquet: key, label, and per view a flat list of uint16 or uint32
 
-export.json is written anew after every shard and lists the files so far; `complete` says whether all are there. An
-export that was interrupted goes on: files that are there with the right digest are kept.
+export.json says what the tokens are, and names the lists of its files: export-00000.json for those of the first
+PART_SHARDS shards, and so on. Only the list of the shard's own part is written anew after a shard, so that time grows
+with the number of shards and memory does not. export.json is written twice, at the beginning and at the end: `complete`
+says whether all files are there. An export that was interrupted goes on: files that are there with the right digest are
+kept.
 """
 
 from __future__ import annotations
@@ -28,17 +31,23 @@ from data_pipeline.storage.tar import END_OF_ARCHIVE, encode_member
 from data_pipeline.text.names import Count, Sha256, ShardName, StoredName
 
 EXPORT_NAME = "export.json"
-EXPORT_VERSION = 2
-"""Version of this record; the first had none in it."""
+EXPORT_VERSION = 3
+"""Version of this record; the first had none in it, the second listed all files."""
+PART_SHARDS = 50
+"""Shards of tokens whose files one list has."""
 FILE_BYTES = 100_000_000
 """Most bytes of a file of the webdataset format."""
+
+
+File = tuple[str, int, bytes | memoryview]
+"""Name, samples and bytes of a file."""
 
 
 class ExportFormat(Protocol):
     """One format: the files of one shard of tokens."""
 
-    def files(self, stem: str, block: TokenBlock, manifest: TokenManifest) -> Iterator[tuple[str, int, bytes]]:
-        """Name, samples and bytes of each file; `stem` is the shard's name without its ending."""
+    def files(self, stem: str, block: TokenBlock, manifest: TokenManifest) -> Iterator[File]:
+        """The files; `stem` is the shard's name without its ending."""
 
 
 @dataclass(frozen=True)
@@ -47,17 +56,19 @@ class WebDatasetFormat:
 
     most_bytes: int = FILE_BYTES
 
-    def files(self, stem: str, block: TokenBlock, manifest: TokenManifest) -> Iterator[tuple[str, int, bytes]]:  # noqa: ARG002 - an ExportFormat has it
+    def files(self, stem: str, block: TokenBlock, manifest: TokenManifest) -> Iterator[File]:  # noqa: ARG002 - an ExportFormat has it
         """Tars of bounded size."""
         archive, samples, number = bytearray(), 0, 0
         for row in range(len(block.key)):
             sample = _tar_sample(block, row)
             if samples and len(archive) + len(sample) + len(END_OF_ARCHIVE) > self.most_bytes:
-                yield f"{stem}-{number:03d}.tar", samples, bytes(archive) + END_OF_ARCHIVE
+                archive += END_OF_ARCHIVE
+                yield f"{stem}-{number:03d}.tar", samples, memoryview(archive)
                 archive, samples, number = bytearray(), 0, number + 1
             archive += sample
             samples += 1
-        yield f"{stem}-{number:03d}.tar", samples, bytes(archive) + END_OF_ARCHIVE
+        archive += END_OF_ARCHIVE
+        yield f"{stem}-{number:03d}.tar", samples, memoryview(archive)
 
 
 def _tar_sample(block: TokenBlock, row: int) -> bytes:
@@ -76,7 +87,7 @@ def _tar_sample(block: TokenBlock, row: int) -> bytes:
 class NpzFormat:
     """numpy's own archive, uncompressed."""
 
-    def files(self, stem: str, block: TokenBlock, manifest: TokenManifest) -> Iterator[tuple[str, int, bytes]]:  # noqa: ARG002 - an ExportFormat has it
+    def files(self, stem: str, block: TokenBlock, manifest: TokenManifest) -> Iterator[File]:  # noqa: ARG002 - an ExportFormat has it
         """One file."""
         buffer = io.BytesIO()
         np.savez(buffer, tokens=block.tokens_NWLF, label=block.condition, key=block.key)
@@ -86,7 +97,7 @@ class NpzFormat:
 class ParquetFormat:
     """A row per sample; the shape of its lists stands in the schema's metadata. Bytes depend on pyarrow's version."""
 
-    def files(self, stem: str, block: TokenBlock, manifest: TokenManifest) -> Iterator[tuple[str, int, bytes]]:
+    def files(self, stem: str, block: TokenBlock, manifest: TokenManifest) -> Iterator[File]:
         """One file."""
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -151,18 +162,86 @@ def export_tokens(
     writer = writer or FORMATS[export_format]()
     manifest = TokenManifest.read(uri)
     record = {"version": EXPORT_VERSION, "format": export_format, "tokens": describe(manifest)}
-    kept = _files_of(output, record)
-    files: dict[str, dict[str, Any]] = {}
+    path, shards = storage.join(output, EXPORT_NAME), len(manifest.shards)
+    is_begun, is_open = _is_begun(path, output, record), False
+    parts: list[dict[str, Any]] = []
     reader = TokenReader(uri, manifest)
-    for done, record_of in enumerate(manifest.shards, start=1):
-        shard = _as_exported(manifest, done - 1, record_of)
-        files |= _kept_of_shard(output, shard, kept) or _write_shard(reader, done - 1, output, shard, writer)
-        complete = done == len(manifest.shards)
-        rest = {name: entry for name, entry in kept.items() if not complete and name not in files}
-        listed = [files.get(name) or rest[name] for name in sorted(files | rest)]
-        storage.write_json(storage.join(output, EXPORT_NAME), record | {"files": listed, "complete": complete})
-        progress(done, len(manifest.shards))
-    return record | {"files": [files[name] for name in sorted(files)], "complete": True}
+    for first in range(0, shards, PART_SHARDS):
+        name = part_name(first // PART_SHARDS)
+        part = _Part(storage.join(output, name), is_begun)
+        for number in range(first, min(first + PART_SHARDS, shards)):
+            shard = _as_exported(manifest, number, manifest.shards[number])
+            if not part.keep(output, shard):
+                files = _write_shard(reader, number, output, shard, writer)
+                if not is_open:
+                    storage.write_json(path, record | {"parts": [], "complete": False})
+                    is_open = True
+                part.put(shard, files)
+            progress(number + 1, shards)
+        parts.append({"name": name} | part.sums())
+    whole = record | {"parts": parts, "complete": True}
+    storage.write_json(path, whole)
+    return whole
+
+
+def part_name(number: int) -> str:
+    """The file that lists the files of a part."""
+    return f"export-{number:05d}.json"
+
+
+def exported_files(output: str) -> Iterator[dict[str, Any]]:
+    """Name, shard, samples, bytes and sha256 of each file of a complete export, in the order of the samples.
+
+    Raises:
+        UsageError: if there is no complete export at `output`.
+    """
+    path = storage.join(output, EXPORT_NAME)
+    try:
+        record = storage.read_json(path)
+        count = len(record["parts"]) if record["complete"] else None
+    except (FileNotFoundError, KeyError, TypeError):
+        count = None
+    if count is None:
+        raise UsageError(f"{output} holds no complete export: run foldtrain export again")
+    for number in range(count):
+        yield from _read_part(storage.join(output, part_name(number))).values()
+
+
+class _Part:
+    """The list of the files of some shards, as it is stored.
+
+    Args:
+        uri: of the list.
+        is_begun: whether it may be there already.
+    """
+
+    def __init__(self, uri: str, is_begun: bool) -> None:
+        self._uri = uri
+        self._files = _read_part(uri) if is_begun else {}
+
+    def keep(self, output: str, shard: ShardRecord) -> bool:
+        """Whether all files of a shard are there as they were written."""
+        files = [entry for entry in self._files.values() if entry["shard"] == shard.name]
+        return sum(entry["samples"] for entry in files) == shard.samples and all(_holds(output, each) for each in files)
+
+    def put(self, shard: ShardRecord, files: dict[str, dict[str, Any]]) -> None:
+        """Note the files of a shard, which are there, in place of what was noted of it."""
+        others = {name: entry for name, entry in self._files.items() if entry["shard"] != shard.name}
+        self._files = dict(sorted((others | files).items()))
+        storage.write_json(self._uri, list(self._files.values()))
+
+    def sums(self) -> dict[str, int]:
+        """For export.json."""
+        entries = self._files.values()
+        return {"files": len(entries), **{each: sum(entry[each] for entry in entries) for each in ("samples", "bytes")}}
+
+
+def _holds(output: str, entry: dict[str, Any]) -> bool:
+    try:
+        data = storage.read_bytes(storage.join(output, entry["name"]), entry["bytes"])
+    except (FileNotFoundError, CorruptShardError):
+        return False
+    return bool(storage.sha256(data) == entry["sha256"])
 
 
 class _File(BaseModel):
@@ -180,41 +259,33 @@ class _File(BaseModel):
 _FILES: TypeAdapter[list[_File]] = TypeAdapter(list[_File])
 
 
-def _files_of(output: str, record: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The files that an earlier start of the same export wrote."""
-    path = storage.join(output, EXPORT_NAME)
+def _is_begun(path: str, output: str, record: dict[str, Any]) -> bool:
+    """Whether an earlier start of the same export has begun."""
     try:
         found = storage.read_json(path)
-        if isinstance(found, dict):
-            remedy = "choose another --to, or delete that folder"
-            check_version(path, "a record of an export", found.get("version"), EXPORT_VERSION, remedy)
-        listed = {file.name: file.model_dump() for file in _FILES.validate_python(found.pop("files"))}
-        found.pop("complete")
     except FileNotFoundError:
-        return {}
-    except (KeyError, TypeError, AttributeError, ValidationError) as error:
-        reason = first_problem(error) if isinstance(error, ValidationError) else error
-        raise UsageError(f"{path} is no record of an export ({reason}): delete it, or choose another --to") from None
-    changed = differences(found, record)
+        return False
+    remedy = "choose another --to, or delete that folder"
+    if not isinstance(found, dict):
+        raise UsageError(f"{path} is no record of an export: {remedy}")
+    check_version(path, "a record of an export", found.get("version"), EXPORT_VERSION, remedy)
+    changed = differences({name: found[name] for name in found if name not in {"parts", "complete"}}, record)
     if changed:
         reason = "\n  ".join(changed)
         raise UsageError(f"{output} holds another export (there -> now):\n  {reason}\nChoose another --to")
-    return listed
+    return True
 
 
-def _kept_of_shard(output: str, shard: ShardRecord, kept: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The files of a shard, if all of them are there as they were written."""
-    files = {name: entry for name, entry in kept.items() if entry["shard"] == shard.name}
-    if sum(entry["samples"] for entry in files.values()) != shard.samples:
+def _read_part(uri: str) -> dict[str, dict[str, Any]]:
+    """The files on a list, by name; none if there is no list."""
+    try:
+        return {file.name: file.model_dump() for file in _FILES.validate_python(storage.read_json(uri))}
+    except FileNotFoundError:
         return {}
-    for name, entry in files.items():
-        try:
-            data = storage.read_bytes(storage.join(output, name), entry["bytes"])
-        except (FileNotFoundError, CorruptShardError):
-            return {}
-        if storage.sha256(data) != entry["sha256"]:
-            return {}
-    return files
+    except ValidationError as error:
+        raise UsageError(
+            f"{uri} is no list of files of an export ({first_problem(error)}): delete it, or choose another --to"
+        ) from None
 
 
 def _as_exported(manifest: TokenManifest, number: int, shard: ShardRecord) -> ShardRecord:

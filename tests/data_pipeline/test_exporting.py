@@ -15,8 +15,9 @@ from data_pipeline.errors import CorruptShardError, UsageError
 from data_pipeline.shards.manifest import TokenManifest
 from data_pipeline.shards.token_archive import read_token_shard
 from data_pipeline.shards.token_shards import TokenBlock, write_token_shard
-from data_pipeline.tokens.exporting import FORMATS, WebDatasetFormat, export_tokens
-from tests.data_pipeline.small_data import Images, contents, flip_byte
+from data_pipeline.tokens import exporting
+from data_pipeline.tokens.exporting import FORMATS, WebDatasetFormat, export_tokens, exported_files
+from tests.data_pipeline.small_data import Images, contents, flip_byte, write_tokens
 
 
 @pytest.fixture
@@ -35,8 +36,8 @@ def keys_of(block: TokenBlock) -> list[str]:
 
 
 def test_webdataset_reads_every_sample(tokens: Path, whole: TokenBlock, tmp_path: Path) -> None:
-    record = export_tokens(str(tokens), str(tmp_path / "out"), "webdataset")
-    urls = [str(tmp_path / "out" / entry["name"]) for entry in record["files"]]
+    export_tokens(str(tokens), str(tmp_path / "out"), "webdataset")
+    urls = [str(tmp_path / "out" / entry["name"]) for entry in exported_files(str(tmp_path / "out"))]
     samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode())
     assert [sample["__key__"] for sample in samples] == keys_of(whole)
     assert [sample["cls"] for sample in samples] == whole.condition.tolist()
@@ -44,23 +45,25 @@ def test_webdataset_reads_every_sample(tokens: Path, whole: TokenBlock, tmp_path
 
 
 def test_tars_are_of_bounded_size(tokens: Path, tmp_path: Path) -> None:
-    record = export_tokens(str(tokens), str(tmp_path), "webdataset", WebDatasetFormat(most_bytes=8000))
-    assert [entry["name"] for entry in record["files"]][:3] == [f"tokens-00000-00{n}.tar" for n in range(3)]
-    assert max(entry["bytes"] for entry in record["files"]) <= 8000
-    assert sum(entry["samples"] for entry in record["files"]) == 20
+    (part,) = export_tokens(str(tokens), str(tmp_path), "webdataset", WebDatasetFormat(most_bytes=8000))["parts"]
+    files = list(exported_files(str(tmp_path)))
+    assert [entry["name"] for entry in files][:3] == [f"tokens-00000-00{n}.tar" for n in range(3)]
+    assert max(entry["bytes"] for entry in files) <= 8000
+    assert sum(entry["samples"] for entry in files) == part["samples"] == 20
+    assert (part["files"], part["bytes"]) == (len(files), sum(entry["bytes"] for entry in files))
 
 
 def test_numpy_reads_the_blocks(tokens: Path, whole: TokenBlock, tmp_path: Path) -> None:
-    record = export_tokens(str(tokens), str(tmp_path / "out"), "npz")
-    parts = [np.load(tmp_path / "out" / entry["name"]) for entry in record["files"]]
+    export_tokens(str(tokens), str(tmp_path / "out"), "npz")
+    parts = [np.load(tmp_path / "out" / entry["name"]) for entry in exported_files(str(tmp_path / "out"))]
     assert np.array_equal(np.concatenate([part["tokens"] for part in parts]), whole.tokens_NWLF)
     assert np.array_equal(np.concatenate([part["label"] for part in parts]), whole.condition)
     assert np.array_equal(np.concatenate([part["key"] for part in parts]), whole.key)
 
 
 def test_parquet_has_a_row_per_sample_and_a_list_per_view(tokens: Path, whole: TokenBlock, tmp_path: Path) -> None:
-    record = export_tokens(str(tokens), str(tmp_path / "out"), "parquet")
-    tables = [pq.read_table(tmp_path / "out" / entry["name"]) for entry in record["files"]]
+    export_tokens(str(tokens), str(tmp_path / "out"), "parquet")
+    tables = [pq.read_table(tmp_path / "out" / entry["name"]) for entry in exported_files(str(tmp_path / "out"))]
     rows = [row for table in tables for row in table.to_pylist()]
     about = json.loads(tables[0].schema.metadata[b"foldtrain"])
     assert [row["key"] for row in rows] == keys_of(whole)
@@ -79,7 +82,7 @@ def test_the_record_says_what_the_tokens_are(tokens: Path, name: str, tmp_path: 
     assert record["tokens"]["tokenizer"]["encoder"] == manifest.tokenizer.encoder
     assert record["tokens"]["source"] == manifest.source
     assert record["tokens"]["layout"] == manifest.layout.to_json()
-    for entry in record["files"]:
+    for entry in exported_files(str(tmp_path)):
         assert storage.sha256((tmp_path / entry["name"]).read_bytes()) == entry["sha256"]
 
 
@@ -111,6 +114,43 @@ def test_an_interrupted_export_goes_on_and_keeps_what_is_right(tokens: Path, tmp
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
 
 
+def test_what_was_lost_of_a_complete_export_is_made_again(tokens: Path, tmp_path: Path) -> None:
+    first = export_tokens(str(tokens), str(tmp_path / "out"), "npz")
+    before = contents(tmp_path / "out")
+    (tmp_path / "out" / "tokens-00001.npz").unlink()
+    assert export_tokens(str(tokens), str(tmp_path / "out"), "npz") == first
+    assert contents(tmp_path / "out") == before
+
+
+def test_an_export_that_is_not_complete_lists_no_files(tokens: Path, tmp_path: Path) -> None:
+    with pytest.raises(_InterruptionError):
+        export_tokens(str(tokens), str(tmp_path / "out"), "npz", progress=_stop)
+    with pytest.raises(UsageError, match="holds no complete export"):
+        list(exported_files(str(tmp_path / "out")))
+
+
+def test_what_is_written_of_records_grows_with_the_shards_and_no_faster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporting, "PART_SHARDS", 4)
+    written: dict[int, int] = {}
+    write_json = storage.write_json
+    for shards in (8, 32):
+        uri = write_tokens(tmp_path / f"tokens{shards}", [2] * shards)
+
+        def count(path: str, record: object, shards: int = shards) -> None:
+            written[shards] = written.get(shards, 0) + len(storage.canonical_json(record))
+            write_json(path, record)
+
+        monkeypatch.setattr(storage, "write_json", count)
+        parts = export_tokens(uri, str(tmp_path / f"out{shards}"), "npz")["parts"]
+        assert [part["name"] for part in parts] == [f"export-{n:05d}.json" for n in range(shards // 4)]
+        assert [entry["shard"] for entry in exported_files(str(tmp_path / f"out{shards}"))] == [
+            f"tokens-{n:05d}.tar" for n in range(shards)
+        ]
+    assert written[32] < 4.5 * written[8]
+
+
 def test_a_folder_with_another_export_is_refused(tokens: Path, tmp_path: Path) -> None:
     export_tokens(str(tokens), str(tmp_path / "out"), "npz")
     with pytest.raises(UsageError, match=r"format: npz -> parquet"):
@@ -134,11 +174,11 @@ def test_a_record_of_files_elsewhere_is_refused_and_none_of_them_is_opened(
     tokens: Path, tmp_path: Path, change: dict[str, object]
 ) -> None:
     export_tokens(str(tokens), str(tmp_path / "out"), "npz")
-    path = tmp_path / "out" / "export.json"
-    record = json.loads(path.read_text())
-    record["files"][0] |= change
-    path.write_text(json.dumps(record))
-    with pytest.raises(UsageError, match=r"export\.json is no record of an export \(0"):
+    path = tmp_path / "out" / "export-00000.json"
+    files = json.loads(path.read_text())
+    files[0] |= change
+    path.write_text(json.dumps(files))
+    with pytest.raises(UsageError, match=r"export-00000\.json is no list of files of an export \(0"):
         export_tokens(str(tokens), str(tmp_path / "out"), "npz")
 
 
