@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from data_pipeline.shards.image_commits import ShardIndex
 
 INDEX_NAME = "index.bin"
-_KIND = "index of images"
+INDEX_KIND = "index of images"
 _ROWS = 2**18
 """Samples that are looked at, or written, at a time."""
 _SPOOLED = {"offset": "<u8", "length": "<u8", "crc32": "<u4", "label": "<i4", "extension": "<u4"}
@@ -112,7 +112,7 @@ class SampleIndexWriter:
         columns = {name: Column(dtypes[name], (samples,), self._pieces(name)) for name in _SPOOLED}
         width = max((width for _, width in self._keys), default=1)
         columns["key"] = Column(f"|S{width}", (samples,), self._key_pieces())
-        return write_columns(storage.join(uri, INDEX_NAME), _KIND, columns, {"extensions": list(self._extensions)})
+        return write_columns(storage.join(uri, INDEX_NAME), INDEX_KIND, columns, {"extensions": list(self._extensions)})
 
     def _pieces(self, name: str) -> Iterator[npt.NDArray[Any]]:
         spool, dtype = self._spools[name], np.dtype(_SPOOLED[name])
@@ -155,7 +155,7 @@ def holds_index(uri: str, manifest: ImageManifest) -> bool:
 def index_place(uri: str, manifest: ImageManifest, index: FileStatement) -> Place:
     """Where the index of a data set is, and what the manifest says of it."""
     stated = Written(index.bytes, index.sha256)
-    return Place(storage.join(uri, INDEX_NAME), _KIND, stated, f"{manifest.remedy} again")
+    return Place(storage.join(uri, INDEX_NAME), INDEX_KIND, stated, f"{manifest.remedy} again")
 
 
 def _from_columns(columns: Columns) -> SampleIndex:

@@ -8,7 +8,7 @@ Shape suffixes: N samples, W views, L positions, F folds.
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from data_pipeline import storage
 from data_pipeline.errors import CorruptShardError, UsageError
 from data_pipeline.shards.conditions import check_classes
 from data_pipeline.shards.edits import Parent, Selection, class_map
-from data_pipeline.shards.manifest import TokenManifest, differences
+from data_pipeline.shards.manifest import ImageManifest, TokenManifest, differences
 from data_pipeline.shards.shard_table import shard_uri
 from data_pipeline.shards.token_archive import read_columns, read_token_shard
 from data_pipeline.shards.token_shards import REMEDY, TokenBlock, Tokens, first_outside
@@ -25,6 +25,9 @@ from model.layout import TokenLayout
 
 _MUST_BE_EQUAL = ("layout", "condition", "tokenizer", "image_size", "fit", "decode", "precision")
 """Fields of a manifest in which the parents of a data set agree with it."""
+
+
+_M = TypeVar("_M", ImageManifest, TokenManifest)
 
 
 class Columns(NamedTuple):
@@ -65,7 +68,7 @@ class TokenReader:
         return found
 
     def _read_parent(self, parent: Parent) -> TokenManifest:
-        manifest = read_parent(self.uri, parent)
+        manifest = read_parent(self.uri, parent, TokenManifest)
         found = differences(_of_all(self.manifest), _of_all(manifest))
         edit = self.manifest.edit
         if edit is not None and edit.operation != "views":
@@ -217,14 +220,14 @@ class TokenReader:
             )
 
 
-def read_parent(child: str, parent: Parent) -> TokenManifest:
-    """The manifest of a parent of the data set at `child`.
+def read_parent(child: str, parent: Parent, kind: type[_M]) -> _M:
+    """The manifest of a parent of the data set at `child`, which is of the same kind.
 
     Raises:
         UsageError: if it is gone, or another data set is there now.
     """
     try:
-        manifest = TokenManifest.read(parent.uri)
+        manifest = kind.read(parent.uri)
     except UsageError as error:
         raise UsageError(f"{child} is made of {parent.uri}, which cannot be read ({error}): restore it") from None
     if manifest.fingerprint != parent.fingerprint:

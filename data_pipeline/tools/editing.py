@@ -9,10 +9,11 @@ The same edit into the same folder again writes nothing; another one is refused.
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,21 @@ import numpy.typing as npt
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from data_pipeline.leases.lease import only_driver
+from data_pipeline.node.node_cache import NodeCache
 from data_pipeline.order.feistel import Permutation
-from data_pipeline.shards.edits import Edit, Operation, Parent, Selection, join_classes
-from data_pipeline.shards.manifest import MANIFEST_NAME, ImageManifest, TokenManifest, differences, read_manifest
+from data_pipeline.shards.edits import Edit, Operation, Parent, Selection, class_map, join_classes
+from data_pipeline.shards.joined_index import IndexPart, JoinedIndex
+from data_pipeline.shards.manifest import (
+    MANIFEST_NAME,
+    FileStatement,
+    ImageManifest,
+    TokenManifest,
+    differences,
+    read_manifest,
+)
+from data_pipeline.shards.sample_index import open_sample_index
 from data_pipeline.shards.shard_table import ShardRecord, shard_folder
-from data_pipeline.shards.token_reader import Columns, TokenReader
+from data_pipeline.shards.token_reader import Columns, TokenReader, read_parent
 
 _READS = 8
 """Shards whose keys and labels are read at a time."""
@@ -33,6 +44,35 @@ _ALIKE = ("layout", "condition", "tokenizer", "image_size", "fit", "decode", "pr
 """Fields in which sets of tokens that are put together agree."""
 
 Numbers = npt.NDArray[np.int64]
+Manifest = ImageManifest | TokenManifest
+
+
+class ImageReader:
+    """A set of images as a parent: as `TokenReader`, with the samples' index in place of their shards.
+
+    Args:
+        uri: of the data set.
+        manifest: of it.
+    """
+
+    def __init__(self, uri: str, manifest: ImageManifest) -> None:
+        self.uri, self.manifest = uri, manifest
+        self.index = open_sample_index(uri, manifest, NodeCache())
+
+    @functools.cached_property
+    def parents(self) -> tuple[ImageReader, ...]:
+        """The sets that it was made of."""
+        edit = self.manifest.edit
+        stated = edit.parents if edit is not None else ()
+        return tuple(ImageReader(each.uri, read_parent(self.uri, each, ImageManifest)) for each in stated)
+
+    def columns(self, number: int) -> Columns:
+        """Labels and keys of one shard."""
+        here = slice(*self.manifest.shards.starts[number : number + 2].tolist())
+        return Columns(self.index.label[here], self.index.key[here])
+
+
+Reader = TokenReader | ImageReader
 
 
 @dataclass(frozen=True)
@@ -40,10 +80,13 @@ class Planned:
     """An edit that can be made."""
 
     output: str
-    manifest: TokenManifest
+    manifest: Manifest
     summary: tuple[str, ...]
     """What it comes to, for people."""
     selection: Selection | None = None
+    """Of a subset of tokens."""
+    index: JoinedIndex | None = None
+    """Of images."""
 
     def write(self, say: Callable[[str], object] = print) -> bool:
         """Put it into its folder. Returns whether there was anything to write.
@@ -64,6 +107,8 @@ class Planned:
                 )
             if self.selection is not None:
                 self.selection.write(self.output)
+            if self.index is not None:
+                self.index.write(self.output)
             self.manifest.write(self.output)
         return True
 
@@ -75,13 +120,13 @@ def _refuse_occupied(output: str) -> None:
 
 
 def append(uris: Sequence[str], output: str, source: str | None = None) -> Planned:
-    """The samples of some sets of tokens, one set after another.
+    """The samples of some sets, one set after another.
 
     Args:
         uris: of the sets, at least two.
         output: folder of the new manifest.
-        source: URI of the images that all of them were made of, appended in the same order; it becomes the source of
-            the tokens. Without it they have no source in common.
+        source: of tokens, URI of the images that all of them were made of, appended in the same order; it becomes the
+            source of the tokens. Without it they have no source in common.
 
     Raises:
         UsageError: if they do not fit each other; it says how they differ.
@@ -90,14 +135,27 @@ def append(uris: Sequence[str], output: str, source: str | None = None) -> Plann
     _check_alike(parents, ("views",))
     found = _source_of(parents, source)
     parents = [each for parent in parents for each in _appended(parent)]
+    if all(isinstance(each, ImageReader) for each in parents):
+        _refuse_common_keys(parents)
     shards, classes = _joined_shards(parents)
-    edit = _edit("append", parents)
-    manifest = _build(parents[0], parents, shards, classes=classes, edit=edit, source=found)
     counts = " + ".join(f"{each.manifest.samples:,}" for each in parents)
-    return Planned(output, manifest, (f"{counts} = {manifest.samples:,} samples, {len(classes)} classes",))
+    line = f"{counts} = {sum(each.manifest.samples for each in parents):,} samples, {len(classes)} classes"
+    return _planned(output, parents, shards, (line,), classes=classes, edit=_edit("append", parents), source=found)
 
 
-def _appended(parent: TokenReader) -> Sequence[TokenReader]:
+def _refuse_common_keys(parents: Sequence[Reader]) -> None:
+    """Images that are in two sets would count as two samples with one name."""
+    seen = np.concatenate([columns.key for each in parents for columns in _columns(each)])
+    keys, counts = np.unique(seen, return_counts=True)
+    twice = keys[counts > 1]
+    if len(twice):
+        raise UsageError(
+            f"{len(twice)} keys are in two of the sets, the first is {twice[0].decode(errors='replace')}: append a "
+            "subset without them"
+        )
+
+
+def _appended(parent: Reader) -> Sequence[Reader]:
     """The sets that a parent was appended of, so that sets which grow day by day do not become a chain."""
     edit = parent.manifest.edit
     is_whole = edit is not None and sum(each.shards for each in edit.parents) == len(parent.manifest.shards)
@@ -105,7 +163,7 @@ def _appended(parent: TokenReader) -> Sequence[TokenReader]:
 
 
 def mix(weights: Mapping[str, float], output: str) -> Planned:
-    """Some sets of tokens, with the samples of each as often in an epoch as its weight says, on average.
+    """Some sets, with the samples of each as often in an epoch as its weight says, on average.
 
     Args:
         weights: by URI of the set, at least two.
@@ -126,16 +184,16 @@ def mix(weights: Mapping[str, float], output: str) -> Planned:
             raise UsageError(f"{each.uri}: the weight {weight:g} takes {count} of its samples into an epoch")
     asked = {f"weight {number}": f"{weight:g}" for number, weight in enumerate(weights.values())}
     edit = _edit("mix", parents, asked=asked, draws=draws)
-    source = _source_of(parents, None)
-    manifest = _build(parents[0], parents, shards, classes=classes, edit=edit, source=source)
     lines = [
         f"{each.uri}: {count:,} of its {each.manifest.samples:,} samples in an epoch, each {_times(count, each)}"
         for each, count in zip(parents, draws, strict=True)
     ]
-    return Planned(output, manifest, (*lines, f"{sum(draws):,} samples in an epoch, {len(classes)} classes"))
+    lines.append(f"{sum(draws):,} samples in an epoch, {len(classes)} classes")
+    source = _source_of(parents, None)
+    return _planned(output, parents, shards, lines, classes=classes, edit=edit, source=source)
 
 
-def _times(count: int, each: TokenReader) -> str:
+def _times(count: int, each: Reader) -> str:
     often, rest = divmod(count, each.manifest.samples)
     if not rest:
         return "once" if often == 1 else f"{often} times"
@@ -155,7 +213,9 @@ def views(
     Raises:
         UsageError: as `append`, or if they are of other images, or two have a view in common.
     """
-    parents = _open(uris, output, at_least=2)
+    parents = [each for each in _open(uris, output, at_least=2) if isinstance(each, TokenReader)]
+    if len(parents) < len(uris):
+        raise UsageError("images have no views: only sets of tokens can be joined by them")
     _check_alike(parents, ("source", "classes", "samples"))
     names = tuple(view for each in parents for view in each.manifest.views)
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -176,11 +236,8 @@ def views(
             f"{other.uri} has other samples than {parents[0].uri}, or in another order: both must be whole"
         )
     shards = [_placed(parents[0], record, record.samples) for record in parents[0].manifest.shards]
-    edit = _edit("views", parents)
-    source = parents[0].manifest.source
-    classes = parents[0].manifest.classes
-    manifest = _build(parents[0], parents, shards, classes=classes, edit=edit, source=source, views=names)
-    return Planned(output, manifest, (f"{manifest.samples:,} samples with the views {', '.join(names)}",))
+    line = f"{parents[0].manifest.samples:,} samples with the views {', '.join(names)}"
+    return _planned(output, parents, shards, (line,), edit=_edit("views", parents), views=names)
 
 
 @dataclass(frozen=True)
@@ -208,7 +265,7 @@ class Choice:
 def subset(
     uri: str, output: str, choice: Choice, progress: Callable[[int, int], object] = lambda _done, _all: None
 ) -> Planned:
-    """Some samples of a set of tokens, in its order. Its shards are those that hold any of them.
+    """Some samples of a set, in its order. Its shards are those that hold any of them.
 
     Args:
         uri: of the set.
@@ -230,15 +287,15 @@ def subset(
     shards = [
         _placed(parent, records[of], size) for of, size in zip(selection.of.tolist(), sizes.tolist(), strict=True)
     ]
-    edit = _edit("subset", [parent], asked=choice.asked()).model_copy(update={"rows": selection.statement()})
-    source = parent.manifest.source
-    manifest = _build(parent, [parent], shards, classes=parent.manifest.classes, edit=edit, source=source)
-    read = f"{len(shards):,} of {len(records):,} shards"
-    line = f"{len(chosen):,} of {parent.manifest.samples:,} samples, in {read}"
-    return Planned(output, manifest, (line,), selection)
+    line = f"{len(chosen):,} of {parent.manifest.samples:,} samples, in {len(shards):,} of {len(records):,} shards"
+    edit = _edit("subset", [parent], asked=choice.asked())
+    if isinstance(parent, ImageReader):
+        return _planned(output, [parent], shards, (line,), rows=chosen, edit=edit)
+    edit = edit.model_copy(update={"rows": selection.statement()})
+    return replace(_planned(output, [parent], shards, (line,), edit=edit), selection=selection)
 
 
-def _chosen(parent: TokenReader, choice: Choice, progress: Callable[[int, int], object]) -> Numbers:
+def _chosen(parent: Reader, choice: Choice, progress: Callable[[int, int], object]) -> Numbers:
     chosen = np.arange(parent.manifest.samples)
     if choice.classes or choice.keys:
         chosen = _by_columns(parent, choice, progress)
@@ -249,7 +306,7 @@ def _chosen(parent: TokenReader, choice: Choice, progress: Callable[[int, int], 
     return chosen if choice.first is None else chosen[: choice.first]
 
 
-def _by_columns(parent: TokenReader, choice: Choice, progress: Callable[[int, int], object]) -> Numbers:
+def _by_columns(parent: Reader, choice: Choice, progress: Callable[[int, int], object]) -> Numbers:
     names = parent.manifest.classes
     unknown = next((name for name in choice.classes if name not in names), None)
     if unknown is not None:
@@ -277,7 +334,7 @@ def _by_columns(parent: TokenReader, choice: Choice, progress: Callable[[int, in
     return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
 
-def _columns(reader: TokenReader) -> Iterator[Columns]:
+def _columns(reader: Reader) -> Iterator[Columns]:
     """Keys and labels of a set, shard by shard; some are read ahead."""
     numbers = range(len(reader.manifest.shards))
     with ThreadPoolExecutor(_READS, "columns") as pool:
@@ -285,26 +342,31 @@ def _columns(reader: TokenReader) -> Iterator[Columns]:
             yield from pool.map(reader.columns, numbers[first : first + 4 * _READS])
 
 
-def _open(uris: Sequence[str], output: str, at_least: int) -> list[TokenReader]:
+def _open(uris: Sequence[str], output: str, at_least: int) -> list[Reader]:
     if len(uris) < at_least:
         raise UsageError(f"{len(uris)} data set is given, and at least {at_least} are needed")
-    found = []
+    found: list[Reader] = []
     for uri in map(storage.absolute, uris):
         if storage.is_remote(output) and not storage.is_remote(uri):
             raise UsageError(f"{uri} is on this machine, and {output} is not: nodes would not find its shards")
         if uri == storage.absolute(output):
             raise UsageError(f"{uri} is the data set itself: choose another --output")
         manifest = read_manifest(uri)
-        if isinstance(manifest, ImageManifest):
-            raise UsageError(f"{uri} holds images, and this is done with tokens")
         if not manifest.samples:
             raise UsageError(f"{uri} holds no samples")
-        found.append(TokenReader(uri, manifest))
+        if isinstance(manifest, ImageManifest):
+            found.append(ImageReader(uri, manifest))
+        else:
+            found.append(TokenReader(uri, manifest))
+    if len({each.manifest.kind for each in found}) > 1:
+        raise UsageError("some of the sets hold images and some tokens: put sets of one kind together")
     return found
 
 
-def _check_alike(parents: Sequence[TokenReader], more: tuple[str, ...]) -> None:
-    def fields(each: TokenReader) -> dict[str, Any]:
+def _check_alike(parents: Sequence[Reader], more: tuple[str, ...]) -> None:
+    def fields(each: Reader) -> dict[str, Any]:
+        if isinstance(each, ImageReader):
+            return {"split": each.manifest.split}
         record = each.manifest.model_dump(mode="json", include={*_ALIKE, *more})
         return record | {"layout": each.manifest.layout.to_json()}
 
@@ -317,17 +379,17 @@ def _check_alike(parents: Sequence[TokenReader], more: tuple[str, ...]) -> None:
             )
 
 
-def _joined_shards(parents: Sequence[TokenReader]) -> tuple[list[ShardRecord], tuple[str, ...]]:
+def _joined_shards(parents: Sequence[Reader]) -> tuple[list[ShardRecord], tuple[str, ...]]:
     shards = [_placed(each, record, record.samples) for each in parents for record in each.manifest.shards]
     return shards, join_classes([each.manifest.classes for each in parents])
 
 
-def _placed(parent: TokenReader, record: ShardRecord, samples: int) -> ShardRecord:
+def _placed(parent: Reader, record: ShardRecord, samples: int) -> ShardRecord:
     """A shard of a parent as one of another set: with the folder that it lies in."""
     return record.model_copy(update={"folder": shard_folder(parent.uri, record.folder), "samples": samples})
 
 
-def _edit(operation: Operation, parents: Sequence[TokenReader], **fields: Any) -> Edit:
+def _edit(operation: Operation, parents: Sequence[Reader], **fields: Any) -> Edit:
     stated = tuple(
         Parent(uri=each.uri, fingerprint=each.manifest.fingerprint, shards=len(each.manifest.shards))
         for each in parents
@@ -335,32 +397,53 @@ def _edit(operation: Operation, parents: Sequence[TokenReader], **fields: Any) -
     return Edit(operation=operation, parents=stated, **fields)
 
 
-def _fields(manifest: TokenManifest) -> dict[str, Any]:
-    return {name: getattr(manifest, name) for name in TokenManifest.model_fields if name != "fingerprint"}
+def _planned(
+    output: str,
+    parents: Sequence[Reader],
+    shards: list[ShardRecord],
+    summary: Sequence[str],
+    rows: Numbers | None = None,
+    **fields: Any,
+) -> Planned:
+    """A set with these shards and the fields of the first parent, but for those that are given."""
+    like = parents[0].manifest
+    changed = fields | {"shards": tuple(shards), "samples": sum(record.samples for record in shards)}
+    if isinstance(like, TokenManifest):
+        software: dict[str, set[str]] = {}
+        for each in parents:
+            for package, versions in getattr(each.manifest, "software", {}).items():
+                software.setdefault(package, set()).update(versions)
+        changed["software"] = {package: sorted(versions) for package, versions in sorted(software.items())}
+        return Planned(output, TokenManifest.build(**_fields(like) | changed), tuple(summary))
+    changed.pop("source", None)
+    classes = changed.get("classes", like.classes)
+    parts = [
+        IndexPart(each.index, rows, class_map(each.manifest.classes, classes))
+        for each in parents
+        if isinstance(each, ImageReader)
+    ]
+    index = JoinedIndex(tuple(parts))
+    written = index.written()
+    changed |= {"index": FileStatement(bytes=written.bytes, sha256=written.sha256), "quarantined": 0}
+    return Planned(output, ImageManifest.build(**_fields(like) | changed), tuple(summary), index=index)
 
 
-def _build(
-    like: TokenReader, parents: Sequence[TokenReader], shards: list[ShardRecord], **fields: Any
-) -> TokenManifest:
-    """A manifest with the fields of a parent, but for those that are given."""
-    software: dict[str, set[str]] = {}
-    for each in parents:
-        for package, versions in each.manifest.software.items():
-            software.setdefault(package, set()).update(versions)
-    merged = {package: sorted(versions) for package, versions in sorted(software.items())}
-    samples = sum(record.samples for record in shards)
-    changed = {"software": merged, "shards": tuple(shards), "samples": samples}
-    return TokenManifest.build(**_fields(like.manifest) | changed | fields)
+def _fields(manifest: Manifest) -> dict[str, Any]:
+    return {name: getattr(manifest, name) for name in type(manifest).model_fields if name != "fingerprint"}
 
 
-def _source_of(parents: Sequence[TokenReader], images: str | None) -> str:
-    """Fingerprint of the images of joined tokens."""
-    sources = list(dict.fromkeys(each.manifest.source for each in parents))
+def _source_of(parents: Sequence[Reader], images: str | None) -> str:
+    """Fingerprint of the images of joined tokens; of images none."""
+    found = [each.manifest.source for each in parents if isinstance(each, TokenReader)]
+    if not found:
+        if images is not None:
+            raise UsageError("--images names the images of tokens, and these are images themselves")
+        return ""
+    sources = list(dict.fromkeys(found))
     if images is None:
         return sources[0] if len(sources) == 1 else storage.fingerprint({"sources": sources})
     manifest = ImageManifest.read(images)
     stated = [parent.fingerprint for parent in manifest.edit.parents] if manifest.edit is not None else []
-    found = [each.manifest.source for each in parents]
     if stated != found:
         one, other = (", ".join(each[:16] for each in both) or "none" for both in (stated, found))
         raise UsageError(
