@@ -192,6 +192,9 @@ class TokensConfig(Section):
 
     output: OutputPlace | None = None
     """URI of the token shards; null puts them below the run, in tokens/."""
+    reuse: tuple[InputPlace, ...] = ()
+    """Folders of tokens of images that the images were appended of (`foldtrain data append`). They become part of the
+    output where they lie, and only images of which there are no tokens are tokenized."""
     views: tuple[Annotated[str, AfterValidator(known_view)], ...] = ("center",)
     """Views of each image that are tokenized; training draws one of them per sample and epoch. `ten_crop` and
     `ten_crop_105` stand for ten each: four corners and the centre of ADM's crop at 1.1 (1.05) times the size, and

@@ -27,6 +27,7 @@ from data_pipeline.tokens.commits import Commits, read_commits
 from data_pipeline.tokens.plan import TokenPlan, plan_tokens
 from data_pipeline.tokens.tokenizing import finish
 from data_pipeline.tools.preflight import check_images
+from data_pipeline.tools.reusing import plan_reuse
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,19 @@ def tokenize(config: RunConfig) -> int:
     images, tokenizer = (storage.absolute(config.product(name)) for name in ("images", "tokenizer"))
     output = storage.absolute(config.folder("tokens"))
     manifest = check_images(images)
-    plan = plan_tokens(images, weights.read_card(tokenizer, "tokenizer"), config.tokens, output, config.data.fit)
+    card = weights.read_card(tokenizer, "tokenizer")
+    if not config.tokens.reuse:
+        plan = plan_tokens(images, card, config.tokens, output, config.data.fit)
+        return _tokenize(plan, manifest, tokenizer, config)
+    reuse = plan_reuse(images, card, config.tokens, output, config.data.fit)
+    done = sum(_tokenize(plan, ImageManifest.read(plan.images), tokenizer, config) for plan in reuse.plans)
+    reuse.finish()
+    record_place(config, "tokens")
+    return done
+
+
+def _tokenize(plan: TokenPlan, manifest: ImageManifest, tokenizer: str, config: RunConfig) -> int:
+    """Make what is missing of a plan for the images of a manifest. Returns the images tokenized by this call."""
     commits = read_commits(plan)
     left = commits.missing
     if len(left):
@@ -104,7 +117,7 @@ def tokenize(config: RunConfig) -> int:
     if not len(left):
         record_place(config, "tokens")
     finish(plan, commits)
-    clear_scale(output)
+    clear_scale(plan.output)
     return commits.images(left)
 
 

@@ -134,7 +134,7 @@ def append(uris: Sequence[str], output: str, source: str | None = None) -> Plann
     parents = _open(uris, output, at_least=2)
     _check_alike(parents, ("views",))
     found = _source_of(parents, source)
-    parents = [each for parent in parents for each in _appended(parent)]
+    parents = [each for parent in parents for each in appended_of(parent)]
     if all(isinstance(each, ImageReader) for each in parents):
         _refuse_common_keys(parents)
     shards, classes = _joined_shards(parents)
@@ -155,7 +155,7 @@ def _refuse_common_keys(parents: Sequence[Reader]) -> None:
         )
 
 
-def _appended(parent: Reader) -> Sequence[Reader]:
+def appended_of(parent: Reader) -> Sequence[Reader]:
     """The sets that a parent was appended of, so that sets which grow day by day do not become a chain."""
     edit = parent.manifest.edit
     is_whole = edit is not None and sum(each.shards for each in edit.parents) == len(parent.manifest.shards)

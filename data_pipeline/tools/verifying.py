@@ -85,6 +85,10 @@ def verify(
     manifest = read_manifest(uri)
     if against and not isinstance(manifest, TokenManifest):
         raise UsageError(f"{uri} holds {manifest.kind}: only tokens can be held against images, so leave --against out")
+    if manifest.edit is not None:
+        from data_pipeline.tools.verifying_edits import verify_edit  # which verifies the parents by this function
+
+        return verify_edit(uri, manifest, manifest.edit, against, quick=quick, progress=progress)
     images = None
     if isinstance(manifest, TokenManifest):
         against = against or find_images(uri, manifest)

@@ -8,16 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline.config import DataConfig, FolderSource, ReadingConfig
+from data_pipeline.config import DataConfig, FolderSource, ReadingConfig, TokensConfig
 from data_pipeline.errors import UsageError
 from data_pipeline.ingest.ingesting import ingest
 from data_pipeline.loading.loader import ImageBatches
+from data_pipeline.node.node_cache import NodeCache
 from data_pipeline.shards.image_shards import ImageShards
-from data_pipeline.shards.manifest import ImageManifest
+from data_pipeline.shards.manifest import ImageManifest, TokenManifest
+from data_pipeline.shards.token_dataset import TokenShards
+from data_pipeline.tokens.commits import read_commits
+from data_pipeline.tokens.plan import plan_tokens
 from data_pipeline.tools import editing
 from data_pipeline.tools.editing import Choice
 from data_pipeline.tools.preflight import check_images
-from tests.data_pipeline.small_data import Images, contents, jpeg
+from data_pipeline.tools.reusing import ReusePlan, plan_reuse
+from tests.data_pipeline.small_data import Images, contents, jpeg, tokenize_all, tokenizer_card
 
 
 @pytest.fixture
@@ -103,3 +108,76 @@ def test_keys_of_several_widths_and_extensions_stay_as_they_are(tmp_path: Path, 
     keys = np.concatenate([ImageShards(more).keys, ImageShards(images.uri).keys])
     assert ImageShards(output).keys.tolist() == keys.tolist()
     assert ImageManifest.read(output).samples == 30
+
+
+# ------------------------------------------------------------------------------------------- tokens of appended images
+
+
+def reuse_of(tmp_path: Path, images: str, tokens: list[str], output: str, **changes: object) -> ReusePlan:
+    config = {"views": ("center", "center_flip"), "shard_samples": 8, "batch": 3, "reuse": tokens}
+    return plan_reuse(
+        images, tokenizer_card(), TokensConfig.model_validate(config | changes), str(tmp_path / output), "crop"
+    )
+
+
+def make_all(plan: ReusePlan) -> int:
+    """Make what is missing, as a driver does. Returns the number of shards made."""
+    made = sum(len(read_commits(each).missing) for each in plan.plans)
+    for each in plan.plans:
+        tokenize_all(each)
+    plan.finish(say=lambda _: None)
+    return made
+
+
+def test_only_new_images_are_tokenized_and_old_shards_stay_whole(
+    tmp_path: Path, images: Images, tokens: Path, more: str
+) -> None:
+    both, before = str(tmp_path / "both"), contents(tokens)
+    editing.append([images.uri, more], both).write(say=lambda _: None)
+    plan = reuse_of(tmp_path, both, [str(tokens)], "all tokens")
+    assert make_all(plan) == 2  # of ten images, eight and two; three shards are there
+    manifest = TokenManifest.read(plan.output)
+    assert [shard.samples for shard in manifest.shards] == [8, 8, 4, 8, 2]
+    assert [shard.folder for shard in manifest.shards][:3] == [str(tokens)] * 3
+    assert contents(tokens) == before
+    assert manifest.source == ImageManifest.read(both).fingerprint
+    assert make_all(reuse_of(tmp_path, both, [str(tokens)], "all tokens")) == 0
+
+    config = TokensConfig(views=("center", "center_flip"), shard_samples=8, batch=3)
+    anew = plan_tokens(both, tokenizer_card(), config, str(tmp_path / "anew"), "crop")
+    tokenize_all(anew)  # every image again
+    cache, everything = NodeCache(str(tmp_path / "cache")), np.arange(30)
+    found, expected = TokenShards(plan.output, cache), TokenShards(anew.output, cache)
+    assert np.array_equal(found.tokens(everything), expected.tokens(everything))
+    assert np.array_equal(found.conditions, expected.conditions)
+    assert found.keys.tolist() == expected.keys.tolist()
+
+
+def test_tokens_that_were_appended_are_reused_when_images_are_appended_again(
+    tmp_path: Path, images: Images, tokens: Path, more: str
+) -> None:
+    both, all_of = str(tmp_path / "both"), str(tmp_path / "all of them")
+    editing.append([images.uri, more], both).write(say=lambda _: None)
+    make_all(reuse_of(tmp_path, both, [str(tokens)], "tokens of both"))
+    (tmp_path / "last photo" / "class0").mkdir(parents=True)
+    (tmp_path / "last photo" / "class0" / "last.jpg").write_bytes(jpeg(999))
+    ingest(DataConfig(source=FolderSource(path=str(tmp_path / "last photo"))), str(tmp_path / "last"), seed=0)
+    editing.append([both, str(tmp_path / "last" / "train")], all_of).write(say=lambda _: None)
+    plan = reuse_of(tmp_path, all_of, [str(tmp_path / "tokens of both")], "tokens of all")
+    assert make_all(plan) == 1
+    assert TokenManifest.read(plan.output).samples == 31
+
+
+def test_tokens_that_were_made_otherwise_or_of_other_images_are_not_reused(
+    tmp_path: Path, images: Images, tokens: Path, more: str
+) -> None:
+    both, alone = str(tmp_path / "both"), str(tmp_path / "alone")
+    editing.append([images.uri, more], both).write(say=lambda _: None)
+    with pytest.raises(UsageError, match=r"was made otherwise .*\n.*views: .*center_flip"):
+        reuse_of(tmp_path, both, [str(tokens)], "x", views=("center",))
+    with pytest.raises(UsageError, match="is for images that were appended"):
+        reuse_of(tmp_path, images.uri, [str(tokens)], "x")
+    editing.subset(images.uri, alone, Choice(first=3)).write(say=lambda _: None)
+    editing.append([alone, more], str(tmp_path / "few and more")).write(say=lambda _: None)
+    with pytest.raises(UsageError, match="which are none of those that were appended"):
+        reuse_of(tmp_path, str(tmp_path / "few and more"), [str(tokens)], "x")
