@@ -2,10 +2,11 @@
 
 1. uris.py and places.py: what a URI is, and what the config may name
 2. files.py: read, write, list, remove, one function each; this package offers them as `storage.read_bytes`
-3. on a disk: local_disk.py, local_listing.py. In object storage: object_clients.py, object_reads.py, object_writes.py,
-   object_listing.py, upload_marks.py
-4. retries.py, pacing.py: trying again, and not all at once; outside_errors.py: foreign exceptions become ours;
-   request_counts.py: how many were sent
+3. on a disk: local_disk.py, local_listing.py. In object storage: object_clients.py (s3fs and what else fsspec opens),
+   object_buckets.py (obstore, for what is done often on S3); object_reads.py, object_writes.py, object_listing.py,
+   listing_pages.py, upload_marks.py
+4. retries.py, pacing.py: trying again, and not all at once; outside_errors.py, store_errors.py: foreign exceptions
+   become ours; request_counts.py: how many were sent
 5. watchdog.py says what is waited for; tar.py reads and writes archives
 """
 

@@ -1,7 +1,7 @@
-"""Bytes at any URI, local or object storage, through fsspec. A write is there whole or not at all.
+"""Bytes at any URI: a disk, S3 (s3fs and obstore), or what else fsspec opens. A write is there whole or not at all.
 
 Endpoint and credentials come from the standard chain (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ~/.aws, instance roles).
-What passes by itself is retried, and other failures are explained with a remedy (storage_retries, local_disk). Every
+What passes by itself is retried, and other failures are explained with a remedy (retries, local_disk). Every
 request keeps to a pace (pacing), and has a time limit.
 """
 

@@ -1,6 +1,7 @@
 """What a failure of remote storage means: whether it passes by itself, and otherwise what the user can do.
 
-Here the exceptions of botocore, aiohttp, s3fs and other filesystems become ours. The server's own reason is kept.
+Here the exceptions of botocore, aiohttp, s3fs and other filesystems become ours, and those of obstore, which
+`store_errors` gives the same form. The server's own reason is kept.
 """
 
 from __future__ import annotations
