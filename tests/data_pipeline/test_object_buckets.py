@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 from urllib.parse import unquote
 
@@ -459,28 +460,31 @@ def test_a_server_that_says_nothing_any_more_is_given_up(serving: Serving, monke
             storage.read_range("s3://silent/a", 0, 1)
 
 
-class _InterruptError(Exception):
-    """What a signal raises, as Ctrl-C does."""
-
-
-def test_a_signal_is_heard_while_the_main_thread_waits_for_an_answer() -> None:
-    beside, answered = object_buckets._BesideMain(), threading.Event()
+def test_a_signal_is_heard_while_the_main_thread_waits_and_the_next_request_does_not_wait(serving: Serving) -> None:
+    serving(body)
+    storage.size("s3://bucket/a")
+    heard, read_again, found = threading.Event(), threading.Event(), SimpleQueue[bool]()
 
     def interrupt(*_: object) -> None:
-        raise _InterruptError
+        heard.set()
+        raise KeyboardInterrupt
 
-    def call() -> bool:
-        os.kill(os.getpid(), signal.SIGUSR1)
-        return answered.wait(60)
+    def respond(request: Request) -> Answer:
+        if request.path == "/bucket/late":
+            os.kill(os.getpid(), signal.SIGUSR1)
+            found.put(heard.wait(20) and read_again.wait(20))
+        return body(request)
 
+    serving(respond)
     before = signal.signal(signal.SIGUSR1, interrupt)
     try:
-        with pytest.raises(_InterruptError):
-            beside.run(call)
-        assert beside.run(lambda: "the next call does not wait for it")
+        with pytest.raises(KeyboardInterrupt):
+            storage.read_range("s3://bucket/late", 0, 1)
+        assert storage.read_range("s3://bucket/a", 3, 1) == b"3"
     finally:
         signal.signal(signal.SIGUSR1, before)
-        answered.set()
+        read_again.set()
+    assert found.get()
 
 
 def test_a_forked_process_reads_too(serving: Serving) -> None:
