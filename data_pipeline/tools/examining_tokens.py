@@ -20,7 +20,8 @@ from data_pipeline.errors import FoldtrainError
 from data_pipeline.shards.manifest import ShardRecord, TokenCommit, TokenManifest, differences
 from data_pipeline.shards.shard_table import shard_folder, shard_uri
 from data_pipeline.shards.token_archive import check_sample_keys, parse_meta
-from data_pipeline.shards.token_shards import FIELDS, check_field, check_kind, check_lengths
+from data_pipeline.shards.token_reader import TokenReader
+from data_pipeline.shards.token_shards import FIELDS, check_field, check_kind, check_lengths, first_outside
 from data_pipeline.storage.tar import Member, walk_headers
 from data_pipeline.text import json_records
 from data_pipeline.text.names import MOST_KEY_BYTES
@@ -229,3 +230,31 @@ def _examine_lineage(
 
 _NOT_OF_SHARDS = {"version", "kind", "samples", "classes", "shards", "software"}
 """Fields of a manifest that are about the whole data set."""
+
+
+def examine_edited(reader: TokenReader, number: int, size: int | None) -> Findings:
+    """What is wrong with a shard of a data set that is made of others, read through them as training reads it.
+
+    Args:
+        reader: of the data set.
+        number: of the shard.
+        size: bytes of its tar; None if it is not there.
+    """
+    shard, manifest = reader.manifest.shards[number], reader.manifest
+    found = Findings(shard.name)
+    if not found.check_size(shard, size):
+        return found
+    try:
+        block = reader.block(number)
+    except FoldtrainError as error:
+        found.add(CHECKSUMS, str(error))
+        return found
+    found.key, found.label = block.key.copy(), block.condition.astype(np.int64)
+    found.check_labels(len(manifest.classes))
+    outside = first_outside(block.tokens_NWLF, manifest.layout)
+    if outside is not None:
+        row, fold, token = outside
+        found.add(
+            TOKENS, f"{found.key_at(row)} has token {token} of a codebook of {manifest.layout.vocabularies[fold]}"
+        )
+    return found

@@ -26,6 +26,7 @@ from pydantic import ValidationError
 
 from data_pipeline import storage
 from data_pipeline.errors import CorruptShardError, FoldtrainError, UsageError
+from data_pipeline.shards.edits import ROWS_NAME
 from data_pipeline.shards.image_shards import index_name
 from data_pipeline.shards.manifest import (
     MANIFEST_NAME,
@@ -38,6 +39,7 @@ from data_pipeline.shards.manifest import (
 )
 from data_pipeline.shards.sample_index import INDEX_NAME, holds_index
 from data_pipeline.shards.shard_table import TABLE_NAME, shard_folder
+from data_pipeline.shards.token_reader import TokenReader
 from data_pipeline.shards.tokenizers import recorded_config
 from data_pipeline.text import yaml_dialect
 from data_pipeline.tokens.commits import record_name
@@ -46,7 +48,7 @@ from data_pipeline.tools.checks import MOST_PROBLEMS, Check, Problems, Report
 from data_pipeline.tools.comparing import Comparison, Images, in_order, quarantined_keys
 from data_pipeline.tools.examining import Findings
 from data_pipeline.tools.examining_images import examine_images
-from data_pipeline.tools.examining_tokens import examine_tokens
+from data_pipeline.tools.examining_tokens import examine_edited, examine_tokens
 from data_pipeline.tools.index_rows import IndexCheck, IndexRows
 from data_pipeline.tools.key_spool import KeySpool, Repeated
 
@@ -55,7 +57,10 @@ __all__ = ["Check", "Report", "find_images", "verify"]
 THREADS = 4
 """Shards that are looked at at a time, each with some pieces in memory."""
 
-BESIDE = (MANIFEST_NAME, TABLE_NAME, INDEX_NAME, "quarantine.json", "control.json", "progress.json", "config.yaml")
+BESIDE = (
+    *(MANIFEST_NAME, TABLE_NAME, INDEX_NAME, ROWS_NAME),
+    *("quarantine.json", "control.json", "progress.json", "config.yaml"),
+)
 """Files of a data set beside its shards."""
 ONCE, AGAINST, QUARANTINE, OTHERS = "exactly once", "against images", "quarantine", "other files"
 SMALL_BYTES = 64 * 2**20
@@ -92,7 +97,7 @@ def verify(
     images = None
     if isinstance(manifest, TokenManifest):
         against = against or find_images(uri, manifest)
-        images = Images.read(against) if against else None
+        images = Images.read(against) if against and _has_all_samples(manifest) else None
     sizes = _Sizes(uri)
     if quick:
         checks = list(_quick_checks(uri, manifest, sizes, images, progress))
@@ -156,7 +161,7 @@ def _quick_checks(
         progress(done, len(manifest.shards))
     if isinstance(manifest, ImageManifest):
         problems.add(INDEX_NAME, _quick_index_problems(uri, manifest, sizes))
-    _add_lineage(problems, manifest, images)
+    _add_lineage(problems, uri, manifest, images)
     stated, quarantined, where = _quarantine(uri, manifest, images)
     _add_quarantine(problems, stated, quarantined, where)
     yield _manifest_check(manifest)
@@ -195,18 +200,21 @@ def _full_checks(
         survey.add(manifest.shards[done - 1], found)
         progress(done, len(manifest.shards))
     problems = survey.finish()
-    _add_lineage(problems, manifest, images)
+    _add_lineage(problems, uri, manifest, images)
     _add_quarantine(problems, stated, quarantined, where)
     yield _manifest_check(manifest)
     for name, text in _shard_texts(manifest, keys.count).items():
         yield problems.check(name, text)
-    yield problems.check(ONCE, f"{keys.count:,} keys, none twice")
+    twice = f"{survey.repeated:,} more than once, as its sets may share some" if survey.repeated else "none twice"
+    yield problems.check(ONCE, f"{keys.count:,} keys, {twice}")
     if isinstance(manifest, ImageManifest):
         yield problems.check(examining.LINEAGE, "every index is about its own tar")
         yield problems.check(INDEX_NAME, "its rows are those of the shards' own indexes")
     else:
         yield problems.check(examining.LINEAGE, _lineage_text(manifest, "every shard"))
         unknown = "not compared: their images were not found; name them by --against"
+        if not _has_all_samples(manifest):
+            unknown = "not compared: it is made of other sets; those can be held against their images"
         yield problems.check(AGAINST, f"the keys, labels and order of {images.uri}" if images else unknown)
     if where:
         yield problems.check(QUARANTINE, f"{stated} images were set aside; none of them is in a shard")
@@ -216,6 +224,11 @@ def _full_checks(
 
 def _examine(uri: str, manifest: Manifest, sizes: _Sizes) -> Iterator[Findings]:
     examine: Callable[[tuple[Any, int | None]], Findings]
+    if isinstance(manifest, TokenManifest) and manifest.edit is not None:
+        reader, shards = TokenReader(uri, manifest), enumerate(manifest.shards)
+        numbered = ((number, sizes.of(shard)) for number, shard in shards)
+        yield from in_order(lambda each: examine_edited(reader, *each), numbered, THREADS)
+        return
     if isinstance(manifest, ImageManifest):
         examine = partial(_examine_one, examine_images, uri, manifest)
     else:
@@ -248,6 +261,8 @@ class _Survey:
         """The first shard of tokens that says what made it."""
         self._starts: list[int] = []
         self._next = 0
+        self.repeated = 0
+        """Keys that are there more than once, where they may."""
         self.label_counts = np.zeros(len(manifest.classes), np.int64)
         """Samples of each class."""
 
@@ -273,7 +288,10 @@ class _Survey:
     def finish(self) -> Problems:
         """What is wrong, after all shards."""
         repeated, more = self._keys.twice(MOST_PROBLEMS)
-        self._problems.add(ONCE, map(self._describe, repeated), more)
+        if _may_repeat(self._manifest):
+            self.repeated = len(repeated) + more
+        else:
+            self._problems.add(ONCE, map(self._describe, repeated), more)
         if self._comparison:
             self._problems.add(AGAINST, self._comparison.problems(self._keys, self._manifest.samples))
         return self._problems
@@ -291,6 +309,17 @@ class _Survey:
         self._first = self._first or found
         listed = differences(self._first.made_by, found.made_by)
         self._problems.add(examining.LINEAGE, [f"{self._first.shard} -> {found.shard}: {each}" for each in listed])
+
+
+def _may_repeat(manifest: Manifest) -> bool:
+    """Whether sets were put together that may hold the same images: `verify` of each says whether one has any twice."""
+    edit = manifest.edit if isinstance(manifest, TokenManifest) else None
+    return edit is not None and edit.operation in {"append", "mix"}
+
+
+def _has_all_samples(manifest: TokenManifest) -> bool:
+    """Whether its samples should be all of its images."""
+    return manifest.edit is None or manifest.edit.operation == "views"
 
 
 def _manifest_check(manifest: Manifest) -> Check:
@@ -320,10 +349,15 @@ def _lineage_text(manifest: TokenManifest, where: str) -> str:
     return f"tokenizer {manifest.tokenizer.encoder[:16]}, images {manifest.source[:16]}, in {where}"
 
 
-def _add_lineage(problems: Problems, manifest: Manifest, images: Images | None) -> None:
+def _add_lineage(problems: Problems, uri: str, manifest: Manifest, images: Images | None) -> None:
     """What the records of the whole data set say of each other."""
     if not isinstance(manifest, TokenManifest):
         return
+    if manifest.edit is not None:
+        try:
+            _ = TokenReader(uri, manifest).parents
+        except FoldtrainError as error:
+            problems.add(examining.LINEAGE, [str(error)])
     try:
         layout = recorded_config(manifest.tokenizer.config).layout
     except ValidationError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,11 @@ from data_pipeline.shards.token_archive import parse_token_shard
 from data_pipeline.shards.token_shards import TokenBlock, write_token_shard
 from data_pipeline.storage.request_counts import counted
 from data_pipeline.storage.tar import END_OF_ARCHIVE, encode_member, read_members
+from data_pipeline.tools import editing
 from data_pipeline.tools.checks import MOST_PROBLEMS, Problems
 from data_pipeline.tools.verifying import Report, find_images, verify
-from tests.data_pipeline.small_data import Images, flip_byte
+from model.config import ImageFolderConfig
+from tests.data_pipeline.small_data import Images, flip_byte, write_tokens
 
 QUICK_IMAGES, QUICK_TOKENS = 9, 16
 """Most requests of `verify --quick`, beyond further pages of the listing."""
@@ -292,6 +295,56 @@ def test_shards_of_another_folder_are_verified_where_they_lie(images: Images, tm
     assert failures(verify(uri, quick=quick)) == {}
     (images.folder / "images-00001.tar").unlink()
     assert failures(verify(uri, quick=quick)) == {"files": ("images-00001.tar: is missing",)}
+
+
+LAYOUT = ImageFolderConfig().layout
+"""Of the tokenizer that `write_tokens` names."""
+EDITS: dict[str, Callable[[str, str, str], editing.Planned]] = {
+    "append": lambda one, other, to: editing.append([one, other], to),
+    "subset": lambda one, _, to: editing.subset(one, to, editing.Choice(first=7)),
+    "mix": lambda one, other, to: editing.mix({one: 1.0, other: 0.5}, to),
+    "views": lambda one, _, to: editing.views(
+        [one, write_tokens(Path(to).with_name("flips"), (5, 4, 3), ("center_flip",), LAYOUT)], to
+    ),
+}
+
+
+@pytest.mark.parametrize("quick", [True, False])
+@pytest.mark.parametrize("operation", EDITS)
+def test_a_data_set_that_is_made_of_others_is_verified_through_them(
+    tmp_path: Path, operation: str, quick: bool
+) -> None:
+    one = write_tokens(tmp_path / "one", (5, 4, 3), layout=LAYOUT)
+    classes = ("dog", "emu")
+    other = write_tokens(tmp_path / "other", (6, 2), ("center",), LAYOUT, classes, "another", source="c" * 64)
+    planned = EDITS[operation](one, other, str(tmp_path / "made"))
+    assert planned.write(say=lambda _: None)
+    assert failures(verify(planned.output, quick=quick)) == {}
+    path = tmp_path / "one" / "tokens-00000.tar"
+    flip_byte(path, 700)
+    found = failures(verify(planned.output, quick=quick))
+    assert found == {} if quick else any("tokens-00000.tar" in problem for problem in found["checksums"])
+    path.unlink()
+    assert failures(verify(planned.output, quick=quick))["files"] == ("tokens-00000.tar: is missing",)
+
+
+def test_a_data_set_whose_parent_is_another_one_now_fails_the_lineage(tmp_path: Path) -> None:
+    one = write_tokens(tmp_path / "one", (5, 4, 3), layout=LAYOUT)
+    planned = editing.subset(one, str(tmp_path / "made"), editing.Choice(first=7))
+    assert planned.write(say=lambda _: None)
+    rewrite(tmp_path / "one", classes=("cat", "emu"))
+    for quick in (True, False):
+        assert str(tmp_path / "one") in failures(verify(planned.output, quick=quick))["lineage"][0]
+
+
+def test_sets_that_share_a_key_may_be_appended_and_are_told(tmp_path: Path) -> None:
+    one = write_tokens(tmp_path / "one", (5, 4, 3), layout=LAYOUT)
+    few = write_tokens(tmp_path / "few", (4,), layout=LAYOUT)
+    planned = editing.append([one, few], str(tmp_path / "made"))
+    assert planned.write(say=lambda _: None)
+    report = verify(planned.output)
+    assert failures(report) == {}
+    assert summary(report, "exactly once") == "16 keys, 4 more than once, as its sets may share some"
 
 
 def test_of_many_problems_the_first_are_listed_and_the_others_counted() -> None:
