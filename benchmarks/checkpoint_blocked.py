@@ -32,7 +32,8 @@ from trainer.checkpoints.snapshot import pieces
 from trainer.checkpoints.writer import CheckpointWriter
 from trainer.config import TrainerConfig
 from trainer.engine.agreement import Agreement
-from trainer.engine.deepspeed_engine import Engine, prepare_deepspeed, train
+from trainer.engine.deepspeed_engine import DeepSpeedEngine, prepare_deepspeed
+from trainer.engine.engine import train
 from trainer.engine.scalars import Terms
 from trainer.engine.trainable import Trainable
 
@@ -57,7 +58,7 @@ def measure(folder: str, millions: int, stage: int, kind: str = "cpu") -> dict[s
     config = TrainerConfig(steps=9, global_batch=ROWS, zero_stage=stage, ema_decay=0.99)
     module = Layers(millions).to(device)
     waits: list[Callable[[], None]] = []
-    engine = Engine(Trainable(module), config, device, lambda: [wait() for wait in waits] and None)
+    engine = DeepSpeedEngine(Trainable(module), config, device, lambda: [wait() for wait in waits] and None)
     engines = {"layers": engine}
     writer = CheckpointWriter(f"{folder}/ours", Agreement(), Retention(1), 3, lambda *_, **__: None)
     writer.reserve(pieces(engines, {}))

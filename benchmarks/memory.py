@@ -29,7 +29,8 @@ from model.generators.next_scale import FoldedGenerator
 from tests.trainer.gloo import run_gloo
 from trainer.checkpoints.snapshot import Snapshot, pieces
 from trainer.config import GeneratorStageConfig, TrainerConfig
-from trainer.engine.deepspeed_engine import Engine, prepare_deepspeed, train
+from trainer.engine.deepspeed_engine import DeepSpeedEngine, prepare_deepspeed
+from trainer.engine.engine import train
 from trainer.engine.scalars import Terms
 from trainer.engine.trainable import Trainable
 from trainer.planning.blank_stages import StageConfigs
@@ -92,7 +93,7 @@ def measure(size: str, stage: int, precision: str) -> int:
     config = trainer_config(stage, precision)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         trainee = Trainee(SIZES[size])
-        engine = Engine(Trainable(trainee), config, torch.device("cpu"))
+        engine = DeepSpeedEngine(Trainable(trainee), config, torch.device("cpu"))
         snapshot = Snapshot()
         snapshot.reserve(pieces({"network": engine}, {}))
         batch = make_batch(config.global_batch // dist.get_world_size())

@@ -1,6 +1,7 @@
 """The same training in one of three ways, as a process of its own.
 
 python benchmarks/training_worker.py bare JOB.pickle             a plain torch loop
+torchrun --nproc-per-node WORKERS benchmarks/training_worker.py bare JOB.pickle        the same under DDP
 python benchmarks/training_worker.py ray JOB.pickle WORKERS      as `foldtrain train-generator` does it
 torchrun --nproc-per-node WORKERS benchmarks/training_worker.py torchrun JOB.pickle
 """
@@ -27,33 +28,44 @@ NICENESS = int(os.environ.get("RAY_worker_niceness", "15"))  # noqa: SIM112 - Ra
 
 def bare(job: TrainJob) -> None:
     """The network, its loss, AdamW and clipping in as few lines as torch needs, on a batch that stays in memory."""
+    import torch.distributed as dist
+    from torch.nn.parallel import DistributedDataParallel
+
     from model.generators.next_scale import FoldedGenerator
     from model.losses import folded_cross_entropy
     from trainer.engine.optimizer import parameter_groups
     from trainer.networks import load_forcing
 
     assert isinstance(job.section, GeneratorStageConfig)
-    config = job.section.trainer
+    config, world = job.section.trainer, int(os.environ.get("WORLD_SIZE", "1"))
     quantizer = load_forcing(job.inputs["tokenizer"], torch.device("cpu"))
     assert quantizer is not None
     network = FoldedGenerator(job.section.model, quantizer.layout, quantizer.width)
     groups = parameter_groups(network, config.weight_decay, set(network.no_decay_parameters()))
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
-    layout = quantizer.layout
-    tokens_BLF = torch.randint(layout.vocabulary(), (config.global_batch, layout.positions, layout.folds))
-    label_B = torch.randint(job.section.model.classes, (config.global_batch,))
-    seed_B = torch.arange(config.global_batch)
-    Path(job.folder).mkdir(parents=True)
+    averages = [parameter.detach().clone() for parameter in network.parameters() if config.ema_decay]
+    forward: torch.nn.Module = network
+    if world > 1:
+        dist.init_process_group("gloo")
+        forward = DistributedDataParallel(network)
+    layout, batch = quantizer.layout, config.global_batch // world
+    tokens_BLF = torch.randint(layout.vocabulary(), (batch, layout.positions, layout.folds))
+    label_B = torch.randint(job.section.model.classes, (batch,))
+    seed_B = torch.arange(batch)
+    Path(job.folder).mkdir(parents=True, exist_ok=True)
     metrics = (Path(job.folder) / "metrics.jsonl").open("a")
     for step in range(1, config.steps + 1):
         with torch.no_grad():
             input_BLC = quantizer.generator_input(tokens_BLF)
-        loss, _ = folded_cross_entropy(network(label_B, input_BLC, seed_B), tokens_BLF)
+        loss, _ = folded_cross_entropy(forward(label_B, input_BLC, seed_B), tokens_BLF)
         loss.backward()
         clip_grad_norm_(network.parameters(), config.gradient_clipping)
         optimizer.step()
         optimizer.zero_grad()
-        if step % RECORD_EVERY == 0:
+        if averages:
+            weights = [parameter.detach() for parameter in network.parameters()]
+            torch._foreach_lerp_(averages, weights, 1 - config.ema_decay)
+        if step % RECORD_EVERY == 0 and (world == 1 or dist.get_rank() == 0):
             print(json.dumps({"step": step, "time": time.time()}), file=metrics, flush=True)
 
 

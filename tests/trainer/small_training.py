@@ -20,7 +20,8 @@ from trainer.checkpoints.writer import CheckpointWriter
 from trainer.config import TrainerConfig
 from trainer.engine.agreement import Agreement
 from trainer.engine.batches import Batch
-from trainer.engine.deepspeed_engine import Engine, Update, prepare_deepspeed, train
+from trainer.engine.deepspeed_engine import DeepSpeedEngine, prepare_deepspeed
+from trainer.engine.engine import Update, train
 from trainer.engine.scalars import Scalars, Terms
 from trainer.engine.schedule import learning_rate
 from trainer.engine.trainable import Trainable
@@ -82,7 +83,7 @@ class Training:
         self.config, self.folder, self.step = config, folder, 0
         self.module = Regression()
         trainable = Trainable(self.module, {"layers.2.weight"})
-        self.engine = Engine(trainable, config, torch.device("cpu"), lambda: self.writer.wait_for_copy())
+        self.engine = DeepSpeedEngine(trainable, config, torch.device("cpu"), lambda: self.writer.wait_for_copy())
         self.engines = {NAME: self.engine}
         self.events: list[tuple[str, int, dict[str, Any]]] = []
         agreement = Agreement()

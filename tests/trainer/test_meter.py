@@ -17,7 +17,7 @@ from data_pipeline.config import ReadingConfig
 from model.config import ClassifierConfig
 from tests.trainer.gloo import run_gloo
 from trainer.config import ClassifierStageConfig, TrainerConfig
-from trainer.engine.deepspeed_engine import StepResult, Update
+from trainer.engine.engine import StepResult, Update
 from trainer.engine.scalars import Scalars
 from trainer.job import StageSection, TrainJob
 from trainer.planning.devices import peak_flops

@@ -21,7 +21,8 @@ from model.tokenizers.imagefolder import ImageFolderTokenizer
 from tests.trainer.gloo import run_gloo
 from tests.trainer.small_training import settings
 from trainer.engine.blocks import compile_blocks, recompute_blocks
-from trainer.engine.deepspeed_engine import Engine, prepare_deepspeed, train
+from trainer.engine.deepspeed_engine import DeepSpeedEngine, prepare_deepspeed
+from trainer.engine.engine import train
 from trainer.engine.scalars import Terms
 from trainer.engine.trainable import Trainable
 
@@ -93,7 +94,7 @@ def curve(kind: str, stage: int, bf16: bool, twice: bool) -> list[float]:
         recompute_blocks(module)
     precision = "bf16" if bf16 else "fp32"
     config = settings(zero_stage=stage, learning_rate=1e-3, global_batch=8, precision=precision)
-    engine = Engine(Trainable(module), config, torch.device("cpu"))
+    engine = DeepSpeedEngine(Trainable(module), config, torch.device("cpu"))
     losses = []
     for step in range(3):
         terms = train(engine, [partial(module.forward, step * 2 + dist.get_rank())], 1e-3)

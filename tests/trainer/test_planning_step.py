@@ -26,7 +26,7 @@ from trainer.config import (
     TrainerConfig,
 )
 from trainer.engine.batches import Batch
-from trainer.engine.deepspeed_engine import Engines
+from trainer.engine.engine import Engines
 from trainer.engine.scalars import Scalars
 from trainer.engine.trainable import Trainable
 from trainer.planning.blank_stages import BlankStage, StageConfigs

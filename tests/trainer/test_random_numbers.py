@@ -26,7 +26,7 @@ from trainer.config import (
     TrainerConfig,
 )
 from trainer.engine.blocks import recompute_blocks
-from trainer.engine.deepspeed_engine import Engine, prepare_deepspeed
+from trainer.engine.deepspeed_engine import DeepSpeedEngine, prepare_deepspeed
 from trainer.job import StageSection, TrainJob
 from trainer.stages import build_stage, classifier, generator, tokenizer
 from trainer.stages.stage import Stage
@@ -121,7 +121,7 @@ def curve(job: TrainJob) -> list[float]:
     trainable = stage.trainables[stage.exported]
     if config.activation_checkpointing:
         recompute_blocks(trainable.module)
-    engine = Engine(replace(trainable, no_decay=set()), config, torch.device("cpu"))
+    engine = DeepSpeedEngine(replace(trainable, no_decay=set()), config, torch.device("cpu"))
     torch.seed()
     losses = []
     for step in range(STEPS):

@@ -24,7 +24,7 @@ from tests.trainer.gloo import run_gloo
 from tests.trainer.small_training import Rows, rows
 from tests.trainer.test_loop import CountingStage, events, job
 from trainer.checkpoints.catalog import complete_steps, step_folder
-from trainer.engine.deepspeed_engine import Engines
+from trainer.engine.engine import Engines
 from trainer.engine.scalars import Scalars
 from trainer.job import TrainJob
 from trainer.loop.compose import build_loop

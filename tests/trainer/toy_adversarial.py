@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from data_pipeline.config import ReadingConfig
 from trainer.config import ClassifierStageConfig, TrackingConfig, TrainerConfig
 from trainer.engine.batches import Batch
-from trainer.engine.deepspeed_engine import Engines
+from trainer.engine.deepspeed_engine import DeepSpeedEngines
+from trainer.engine.engine import Engines
 from trainer.engine.scalars import Scalars, Terms
 from trainer.engine.schedule import learning_rate
 from trainer.engine.trainable import Trainable, Trainables
@@ -134,7 +135,7 @@ class AdversarialStage:
         if self.kill_at == self.done:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def after_step(self, step: int, engines: Engines) -> dict[str, Any]:
+    def after_step(self, step: int, engines: DeepSpeedEngines) -> dict[str, Any]:
         return {}
 
     def state(self) -> dict[str, Tensor]:

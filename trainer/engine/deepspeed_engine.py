@@ -1,24 +1,10 @@
-"""DeepSpeed, reduced to what a stage needs: `accumulate` the gradients of micro-batches, then `update` the weights.
-
-One optimizer step of a trainable on this rank:
-
-    for micro_batch in micro_batches:                        # as many as `accumulation`
-        terms = engine.forward(lambda: stage.terms(micro_batch))
-        engine.accumulate(terms["loss"])
-    engine.update(rate)                                      # skipped, on all ranks, if a gradient is not finite
-
-A stage with one network says that in one line (`train`). A stage with a generator and a critic has an engine of each;
-while one learns through the other, that one is `frozen`.
-"""
+"""DeepSpeed ZeRO as an engine (trainer.engine.engine) of one trainable."""
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.distributed as dist
@@ -26,38 +12,16 @@ from torch import Tensor, nn
 
 from data_pipeline.errors import UsageError
 from trainer.config import TrainerConfig
+from trainer.engine.engine import Engine, Found, Update
 from trainer.engine.finite import decide_on_device, was_applied
 from trainer.engine.fragments import OwnedState, open_state
 from trainer.engine.loss_scale import LossScale
 from trainer.engine.optimizer import CheckedAdamW, build_optimizer
-from trainer.engine.scalars import Scalars, Terms
 from trainer.engine.settings import check_settings, deepspeed_config
 from trainer.engine.trainable import Trainable
 
-Found = TypeVar("Found")
 NUMBER_FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """By the names that `precision` has."""
-
-
-@dataclass(frozen=True)
-class Update:
-    """What became of an optimizer update. What is a tensor is on the device: reading it waits for the device."""
-
-    applied: Tensor
-    """Whether the weights moved, a bool."""
-    grad_norm: Tensor
-    """Norm of the gradient before clipping."""
-    loss_scale: float = 1.0
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What one optimizer step of a stage did on this rank."""
-
-    terms: Scalars
-    """Means over this rank's micro-batches, one of them "loss"."""
-    updates: Mapping[str, Update]
-    """By trainable."""
 
 
 def prepare_deepspeed(device: torch.device) -> None:
@@ -95,7 +59,7 @@ class _Root(nn.Module):
             return work()
 
 
-class Engine:
+class DeepSpeedEngine(Engine):
     """One trainable under DeepSpeed ZeRO, on one rank.
 
     Args:
@@ -117,7 +81,8 @@ class Engine:
     ) -> None:
         import deepspeed
 
-        self.config, self.device, self.module = config, device, trainable.module
+        super().__init__(trainable, device)
+        self.config = config
         try:
             self.settings = deepspeed_config(config, dist.get_world_size(), overlap=device.type == "cuda")
         except ValueError as error:
@@ -139,26 +104,21 @@ class Engine:
         self.owned: OwnedState = open_state(self.module, wrapped, config.zero_stage, ema=ema)
         self._update: Update | None = None
         self._before_update, self._rate_factor = before_update, trainable.learning_rate_factor
-        self._learning = [p for p in self.module.parameters() if p.requires_grad]
         self._accumulated, self._scale, self._factor = 0, 1.0, 1.0
 
     @property
     def accumulation(self) -> int:
-        """Micro-batches per update."""
+        """As `Engine.accumulation`."""
         return int(self.settings["gradient_accumulation_steps"])
 
     def forward(self, work: Callable[[], Found]) -> Found:
-        """Do work that uses the network, as the begin of one pass, in the trainer's precision (a collective).
-
-        Args:
-            work: takes nothing and gives a tensor, or a tuple, list or dict of them.
-        """
+        """As `Engine.forward` (a collective)."""
         found: Found = self._engine(work)
         return found
 
     @torch.no_grad()
     def preview(self, work: Callable[[], Found]) -> Found:
-        """The same without gradients, before the pass that it belongs to (a collective).
+        """As `Engine.preview` (a collective).
 
         ZeRO 3 gathers weights as it goes, by hooks of the module. They fetch ahead as long as the modules come in the
         order of the last forward pass, and a pass may end early: so this is to be the begin of an ordinary pass.
@@ -166,31 +126,14 @@ class Engine:
         found: Found = self._engine.module(work)
         return found
 
-    @contextmanager
-    def frozen(self) -> Iterator[None]:
-        """While others learn through this network, from their forward to their `accumulate`, it gets no gradients."""
-        for parameter in self._learning:
-            parameter.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for parameter in self._learning:
-                parameter.requires_grad_(True)
-
     def through(self, work: Callable[[], Found]) -> Found:
-        """Work that uses the frozen network inside of another engine's forward (a collective).
-
-        Gradients flow through it to what it was given.
-        """
-        assert not any(p.requires_grad for p in self._learning), "only inside of `frozen`"
+        """As `Engine.through` (a collective)."""
+        self._check_frozen()
         found: Found = self._engine.module(work)
         return found
 
     def accumulate(self, loss: Tensor) -> None:
-        """Backward of one micro-batch, whose loss is a mean over its samples; gradients add up to the step's mean.
-
-        A collective, as ZeRO 2 and 3 reduce gradients here.
-        """
+        """As `Engine.accumulate` (a collective: ZeRO 2 and 3 reduce gradients here)."""
         if self._accumulated == 0:
             self._scale, self._factor = self._begin_scaled()
         elif self._accumulated < self.accumulation:
@@ -200,11 +143,7 @@ class Engine:
         self._engine.backward(loss * self._factor if self._factor != 1 else loss)
 
     def update(self, rate: float) -> Update:
-        """Move the weights by the accumulated gradients (a collective); not if one of these is not finite.
-
-        Args:
-            rate: the schedule's learning rate.
-        """
+        """As `Engine.update` (a collective)."""
         assert self._accumulated == self.accumulation, (self._accumulated, self.accumulation)
         self._accumulated = 0
         for group in self._engine.optimizer.param_groups:
@@ -221,7 +160,7 @@ class Engine:
         return self._update
 
     def take_update(self) -> Update | None:
-        """What the last `update` came to; None if there was none since the last call."""
+        """As `Engine.take_update`."""
         update, self._update = self._update, None
         return update
 
@@ -261,27 +200,5 @@ class Engine:
         self.owned.publish()
 
 
-Engines = Mapping[str, Engine]
+DeepSpeedEngines = Mapping[str, DeepSpeedEngine]
 """Of a stage's trainables, by their names."""
-
-
-def train(engine: Engine, works: Iterable[Callable[[], Terms]], rate: float) -> Scalars:
-    """A whole step of one network: forward and backward of each micro-batch, then the update (a collective).
-
-    Args:
-        engine: of the network.
-        works: for each micro-batch, what gives its terms; "loss" among them is minimized.
-        rate: the schedule's learning rate.
-
-    Returns:
-        The terms, each the mean over this rank's micro-batches.
-    """
-    total: Scalars | None = None
-    for work in works:
-        terms = engine.forward(work)
-        engine.accumulate(terms["loss"])
-        found = Scalars.of(terms, engine.accumulation)
-        total = found if total is None else total + found
-    engine.update(rate)
-    assert total is not None
-    return total

@@ -13,7 +13,7 @@ from trainer.checkpoints.writer import CheckpointWriter
 from trainer.config import TrainerConfig
 from trainer.engine.agreement import Agreement
 from trainer.engine.blocks import compile_blocks, recompute_blocks
-from trainer.engine.deepspeed_engine import Engine, prepare_deepspeed
+from trainer.engine.deepspeed_engine import DeepSpeedEngine, prepare_deepspeed
 from trainer.engine.trainable import Trainables
 from trainer.job import TrainJob
 from trainer.loop.ending import EndRequest
@@ -76,14 +76,14 @@ def build_loop(
 
 def _engines(
     trainables: Trainables, config: TrainerConfig, device: torch.device, before_update: Callable[[], None]
-) -> dict[str, Engine]:
+) -> dict[str, DeepSpeedEngine]:
     modules = [trainable.module for trainable in trainables.values()]
     networks = modules[0] if len(modules) == 1 else nn.ModuleList(modules)
     if config.activation_checkpointing:
         recompute_blocks(networks)
     if config.compile:
         compile_blocks(networks)
-    return {name: Engine(trainable, config, device, before_update) for name, trainable in trainables.items()}
+    return {name: DeepSpeedEngine(trainable, config, device, before_update) for name, trainable in trainables.items()}
 
 
 def _held(writer: CheckpointWriter, meter: Meter) -> Callable[[], None]:

@@ -25,7 +25,7 @@ from trainer.checkpoints.reader import CheckpointReader, adopt, check_origin, re
 from trainer.checkpoints.snapshot import pieces
 from trainer.checkpoints.writer import CheckpointWriter, Report
 from trainer.engine.agreement import Agreement
-from trainer.engine.deepspeed_engine import Engines
+from trainer.engine.deepspeed_engine import DeepSpeedEngines
 from trainer.job import TrainJob
 from trainer.rollback.rollbacks import Rollbacks
 from trainer.stages.stage import Stage
@@ -82,7 +82,7 @@ class RunCheckpoints:
         self,
         job: TrainJob,
         stage: Stage,
-        engines: Engines,
+        engines: DeepSpeedEngines,
         rollbacks: Rollbacks,
         agreement: Agreement,
         writer: CheckpointWriter,

@@ -30,7 +30,8 @@ from trainer.checkpoints import exporting
 from trainer.engine.agreement import Agreement, Vote
 from trainer.engine.arriving import Arriving
 from trainer.engine.batches import Batch
-from trainer.engine.deepspeed_engine import NUMBER_FORMATS, Engines, StepResult
+from trainer.engine.deepspeed_engine import NUMBER_FORMATS, DeepSpeedEngines
+from trainer.engine.engine import StepResult
 from trainer.engine.schedule import learning_rate
 from trainer.job import TrainJob
 from trainer.loop.ending import Ending, EndRequest
@@ -96,7 +97,7 @@ class Loop:
         stage: Stage,
         device: torch.device,
         *,
-        engines: Engines,
+        engines: DeepSpeedEngines,
         agreement: Agreement,
         rollbacks: Rollbacks,
         checkpoints: RunCheckpoints,

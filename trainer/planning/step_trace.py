@@ -17,7 +17,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from trainer.engine.batches import Batch
 from trainer.engine.blocks import recompute_blocks
-from trainer.engine.deepspeed_engine import NUMBER_FORMATS, Engines
+from trainer.engine.deepspeed_engine import NUMBER_FORMATS
+from trainer.engine.engine import Engines
 from trainer.planning.blank_stages import BlankStage, StageConfigs, blank_stage, one_rank
 from trainer.planning.fake_device import FakeDevice, Kind, fake_device
 from trainer.planning.memory import Held

@@ -1,4 +1,4 @@
-"""An engine (trainer.engine.deepspeed_engine) whose network is on a fake device: a stage's step is traced by it.
+"""An engine (trainer.engine.engine) whose network is on a fake device: a stage's step is traced by it.
 
 What `forward` gives is cut off from its graph, which only the engine holds, so that what the graph saved goes as soon
 as backward has used it. `accumulate` goes back through what the stage made of the outputs, then through the graph.
@@ -6,22 +6,19 @@ as backward has used it. `accumulate` goes back through what the stage made of t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from trainer.engine.deepspeed_engine import Update
+from trainer.engine.engine import Engine, Found, Update
 from trainer.engine.trainable import Trainable
 from trainer.planning.backward import run_backward
 from trainer.planning.fake_device import FakeDevice
 from trainer.planning.memory import Held
 from trainer.planning.trace import Trace
-
-Found = TypeVar("Found")
 
 
 class StepRecord:
@@ -73,15 +70,19 @@ class StepRecord:
         return Held(kept, self._forward_peak, self._backward_peak, first, self._casts)
 
 
-class TracedEngine:
-    """Has what stages use of an engine."""
+class TracedEngine(Engine):
+    """Does what stages ask of an engine on fake tensors."""
 
     def __init__(self, trainable: Trainable, fake: FakeDevice, record: StepRecord, accumulation: int) -> None:
-        self.module, self.accumulation, self.device = trainable.module, accumulation, fake.device
-        self._fake, self._record = fake, record
+        super().__init__(trainable, fake.device)
+        self._fake, self._record, self._accumulation = fake, record, accumulation
         self._graphs: dict[int, tuple[Tensor, Tensor]] = {}
         """By the id of what stands in for an output: that, and the output."""
-        self._learning = [p for p in self.module.parameters() if p.requires_grad]
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches per update."""
+        return self._accumulation
 
     def forward(self, work: Callable[[], Found]) -> Found:
         """Do work that uses the network."""
@@ -97,19 +98,9 @@ class TracedEngine:
         with torch.no_grad(), self._fake.autocast():
             return work()
 
-    @contextmanager
-    def frozen(self) -> Iterator[None]:
-        """While others learn through this network."""
-        for parameter in self._learning:
-            parameter.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for parameter in self._learning:
-                parameter.requires_grad_(True)
-
     def through(self, work: Callable[[], Found]) -> Found:
         """Work within another engine's forward."""
+        self._check_frozen()
         return work()
 
     def accumulate(self, loss: Tensor) -> None:

@@ -28,7 +28,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from trainer.config import TrainerConfig
-from trainer.engine.deepspeed_engine import StepResult
+from trainer.engine.engine import StepResult
 from trainer.engine.scalars import Scalars
 from trainer.engine.schedule import learning_rate
 

@@ -18,7 +18,8 @@ from data_pipeline.order.permutations import network_seeds
 from model.classifier import Classifier
 from trainer.config import ClassifierStageConfig
 from trainer.engine.batches import Batch, normalized
-from trainer.engine.deepspeed_engine import Engines, train
+from trainer.engine.deepspeed_engine import DeepSpeedEngines
+from trainer.engine.engine import Engines, train
 from trainer.engine.scalars import Scalars, Terms
 from trainer.engine.trainable import Trainable, Trainables
 from trainer.job import TrainJob
@@ -102,7 +103,7 @@ class ClassifierStage:
         right = (logits.argmax(1) == batch.label_B).float().mean()
         return {"loss": F.cross_entropy(logits, batch.label_B), "accuracy": right}
 
-    def after_step(self, step: int, engines: Engines) -> dict[str, Any]:  # noqa: ARG002 - a Stage has it
+    def after_step(self, step: int, engines: DeepSpeedEngines) -> dict[str, Any]:  # noqa: ARG002 - a Stage has it
         """Nothing."""
         return {}
 

@@ -20,7 +20,8 @@ from model.layout import TokenLayout
 from model.protocols import Generator, TeacherForcing
 from trainer.config import GeneratorStageConfig
 from trainer.engine.batches import Batch
-from trainer.engine.deepspeed_engine import Engines, train
+from trainer.engine.deepspeed_engine import DeepSpeedEngines
+from trainer.engine.engine import Engines, train
 from trainer.engine.scalars import Scalars, Terms
 from trainer.engine.trainable import Trainable, Trainables
 from trainer.job import TrainJob
@@ -125,7 +126,7 @@ class GeneratorStage:
         """What the generator minimizes, and what it says beside that."""
         return self.network.training_terms(batch.tokens_BLF, batch.condition_B, batch.seed_B, self._forcing)
 
-    def after_step(self, step: int, engines: Engines) -> dict[str, Any]:  # noqa: ARG002 - a Stage has it
+    def after_step(self, step: int, engines: DeepSpeedEngines) -> dict[str, Any]:  # noqa: ARG002 - a Stage has it
         """Nothing."""
         return {}
 

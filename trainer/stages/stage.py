@@ -9,7 +9,8 @@ from torch import Tensor
 
 from data_pipeline.order.ledger import DataOrder
 from data_pipeline.shards.token_windows import KeyColumn
-from trainer.engine.deepspeed_engine import Engines
+from trainer.engine.deepspeed_engine import DeepSpeedEngines
+from trainer.engine.engine import Engines
 from trainer.engine.scalars import Scalars
 from trainer.engine.trainable import Trainables
 
@@ -79,7 +80,7 @@ class Stage(Protocol):
         """
         ...
 
-    def after_step(self, step: int, engines: Engines) -> dict[str, Any]:
+    def after_step(self, step: int, engines: DeepSpeedEngines) -> dict[str, Any]:
         """Anything to do between steps; what it returns goes into events.jsonl if there is any."""
         ...
 

@@ -19,7 +19,8 @@ from model.families import build_tokenizer
 from model.protocols import Tokenizer, TokenizerOutput
 from trainer.config import TokenizerStageConfig
 from trainer.engine.batches import Batch, normalized
-from trainer.engine.deepspeed_engine import Engine, Engines, train
+from trainer.engine.deepspeed_engine import DeepSpeedEngines
+from trainer.engine.engine import Engines, train
 from trainer.engine.scalars import Scalars, Terms
 from trainer.engine.trainable import Trainable, Trainables
 from trainer.evaluation.teacher import Teacher, load_teacher
@@ -182,12 +183,12 @@ class TokenizerStage:
             return image_BCHW.new_empty(len(image_BCHW), 0)
         return self._teacher.features(image_BCHW).float()
 
-    def after_step(self, step: int, engines: Engines) -> dict[str, Any]:
+    def after_step(self, step: int, engines: DeepSpeedEngines) -> dict[str, Any]:
         """Restart dead codes every `dead_code_steps`."""
         every = self._config.dead_code_steps
         if not every or step % every or step >= self._config.trainer.steps * _LAST_RESTART:
             return {}
-        engine: Engine = engines[self.exported]
+        engine = engines[self.exported]
         restarted = []
         for index, (name, hits_GV) in enumerate(self._all_hits().items()):
             rows, values = replacements(engine.whole(name), hits_GV, self._seed, step, index)
