@@ -5,8 +5,9 @@
 
 Both sides get the same sizes, batch, optimizer and number of warm-up rounds, and take turns in each round. A training
 step is the teacher-forcing input, forward, loss, backward and AdamW in bf16 autocast; sampling is with guidance, top-k
-and top-p, up to the tokens' latent (no decoder). Their default of sampling is float32. Memory is what the first step
-adds to the resident memory of a fresh process at its highest (Linux), gradients and moments included.
+and top-p, up to the tokens' latent (no decoder). Their default of sampling is float32. Memory is what the first two
+steps add to the resident memory of a fresh process at its highest (Linux), gradients and moments included: once with
+each block of more than 64 KiB mapped by itself, so that no fragments of a heap count, once in the C library's heap.
 
 Seconds are of the processor (`time.process_time`), which a busy machine hardly changes, with one thread unless
 --threads says otherwise: threads that wait for one another count as busy.
@@ -20,6 +21,7 @@ import argparse
 import contextlib
 import io
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -172,10 +174,11 @@ def in_turns(work: dict[str, Callable[[], float]], rounds: int) -> dict[str, lis
 
 
 def added_memory(both: Both, side: str) -> int:
-    """Bytes that this process's first step adds to its resident memory at the highest; later ones find them free."""
+    """Bytes that this process's first two steps add to its resident memory at the highest; the second has moments."""
     step = training_step(both, side)
     Path("/proc/self/clear_refs").write_text("5")  # forget the highest so far
     before = _status("VmRSS")
+    step()
     step()
     return _status("VmHWM") - before
 
@@ -208,11 +211,15 @@ def kept_bytes(both: Both, side: str) -> int:
 
 
 def measure_memory(options: argparse.Namespace, side: str) -> dict[str, int]:
-    """In a process of its own, so that neither side inherits what the other's allocator kept."""
+    """In processes of their own, so that neither side inherits what the other's allocator kept."""
     command = [sys.executable, __file__, "--var", str(options.var), "--depth", str(options.depth)]
     command += ["--batch", str(options.batch), "--memory-of", side]
-    found: dict[str, int] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    return found
+    mapped = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(64 * 2**10)}
+    in_heap, alone = (
+        json.loads(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
+        for environment in (dict(os.environ), mapped)
+    )
+    return {"kept": in_heap["kept"], "added": alone["added"], "added_in_heap": in_heap["added"]}
 
 
 def main() -> None:
@@ -253,7 +260,8 @@ def report(
     rows = [
         ["bf16 training step, s", step["var"], step["ours"], step["var"] / step["ours"]],
         ["kept for backward, MB", memory["var"]["kept"] / 1e6, memory["ours"]["kept"] / 1e6],
-        ["memory of a step, MB", memory["var"]["added"] / 1e6, memory["ours"]["added"] / 1e6],
+        ["memory of two steps, MB", memory["var"]["added"] / 1e6, memory["ours"]["added"] / 1e6],
+        ["the same in the C library's heap, MB", *(memory[side]["added_in_heap"] / 1e6 for side in SIDES)],
         ["sampling in fp32, s", draw["var fp32"], draw["ours fp32"], draw["var fp32"] / draw["ours fp32"]],
         ["sampling in bf16, s", draw["var bf16"], draw["ours bf16"], draw["var bf16"] / draw["ours bf16"]],
         ["our best against their default, s", draw["var fp32"], best, draw["var fp32"] / best],

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from model.config import NextScaleConfig
 from model.layers.attention import attend
-from model.layers.modulation import gated_sum, modulated_norm, normalized_heads
+from model.layers.modulation import cached_heads, gated_sum, modulated_norm, normalized_heads
 from model.layers.precision import compute_dtype, without_autocast
 from model.layers.random_numbers import block_chances, drop_path
 from model.layers.visibility import GroupCausal, group_of_position
@@ -60,12 +60,24 @@ class Attention(nn.Module):
 
     def project(self, x_BLC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values `[B, L, H, D]` of one dtype; the queries carry the learned temperature."""
-        bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
-        qkv_BL3HD = F.linear(x_BLC, self.qkv.weight, bias).view(*x_BLC.shape[:2], 3, self.heads, self.head_dim)
-        if self.log_temperature is not None:
-            return normalized_heads(qkv_BL3HD, self.log_temperature.float().clamp(max=MAX_LOG_TEMPERATURE).exp())
+        qkv_BL3HD, temperature_H = self._projected(x_BLC), self._temperature()
+        if temperature_H is not None:
+            return normalized_heads(qkv_BL3HD, temperature_H)
         q_BLHD, k_BLHD, v_BLHD = qkv_BL3HD.unbind(2)
         return q_BLHD, k_BLHD, v_BLHD
+
+    def project_into(self, x_BLC: Tensor, keys_BLHD: Tensor, values_BLHD: Tensor) -> Tensor:
+        """As `project`, without gradients: keys and values are written where a cache has room for them."""
+        return cached_heads(self._projected(x_BLC), self._temperature(), keys_BLHD, values_BLHD)
+
+    def _projected(self, x_BLC: Tensor) -> Tensor:
+        bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
+        return F.linear(x_BLC, self.qkv.weight, bias).view(*x_BLC.shape[:2], 3, self.heads, self.head_dim)
+
+    def _temperature(self) -> Tensor | None:
+        if self.log_temperature is None:
+            return None
+        return self.log_temperature.float().clamp(max=MAX_LOG_TEMPERATURE).exp()
 
     def mix(self, q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, groups: GroupCausal | None) -> Tensor:
         """Attention over the given keys and the output projection: `[B, L, C]`."""
@@ -111,10 +123,12 @@ class Block(nn.Module):
         """
         gate1, gate2, scale1, scale2, shift1, shift2 = self._modulation_as(x_BLC.dtype, modulation, chance_2B)
         dtype = compute_dtype(self.fc1.weight)
-        q, k, v = self.attention.project(modulated_norm(x_BLC, scale1, shift1).to(dtype))
-        if cache is not None:
+        normed_BLC = modulated_norm(x_BLC, scale1, shift1).to(dtype)
+        if cache is None:
+            q, k, v = self.attention.project(normed_BLC)
+        else:
             keys_BLHD, values_BLHD, span = cache
-            keys_BLHD[:, span], values_BLHD[:, span] = k, v
+            q = self.attention.project_into(normed_BLC, keys_BLHD[:, span], values_BLHD[:, span])
             k, v = keys_BLHD[:, : span.stop], values_BLHD[:, : span.stop]
         x_BLC = gated_sum(x_BLC, gate1, self.attention.mix(q, k, v, groups).to(x_BLC.dtype))
         hidden = F.gelu(self.fc1(modulated_norm(x_BLC, scale2, shift2).to(dtype)), approximate="tanh")
@@ -232,7 +246,7 @@ class FoldedGenerator(nn.Module):
         for block, modulation, chance_2B in zip(self._blocks(), modulations, chances, strict=True):
             x_BLC = block(x_BLC, modulation, self.groups, chance_2B=chance_2B)
         if tokens_BLF is None:
-            return self._logits(x_BLC, head_modulation)
+            return self._logits(self._before_head(x_BLC, head_modulation))
         read_NC = self._before_head(x_BLC, head_modulation).flatten(0, 1)
         loss, losses_NF = linear_cross_entropy(read_NC, self.head.weight, self.head.bias, tokens_BLF.flatten(0, 1))
         return loss, losses_NF.view(tokens_BLF.shape).mean(0)
@@ -260,21 +274,23 @@ class FoldedGenerator(nn.Module):
         """Begin to sample images of these classes: project the condition once, and reserve the KV cache."""
         condition_BC = self.class_embed(label_B).float()
         modulations, head_modulation = self._condition(condition_BC)
-        config = self.config
-        shape = (config.depth, len(label_B), self.layout.positions, config.heads, config.width // config.heads)
-        dtype = compute_dtype(self.head.weight)
-        keys, values = (torch.empty(shape, dtype=dtype, device=label_B.device) for _ in range(2))
+        config, dtype = self.config, compute_dtype(self.head.weight)
+        shape = (config.depth, len(label_B), config.heads, self.layout.positions, config.width // config.heads)
+        # A head's keys lie side by side: a kernel reads them a head at a time.
+        keys, values = (torch.empty(shape, dtype=dtype, device=label_B.device).transpose(2, 3) for _ in range(2))
         return SamplingState(condition_BC[:, None] + self.start_embed, modulations, head_modulation, keys, values)
 
-    def step(self, state: SamplingState, input_BLC: Tensor | None) -> Tensor:
+    def step(self, state: SamplingState, input_BLC: Tensor | None, guidance: float | None = None) -> Tensor:
         """Logits of the next scale, whose keys and values join the cache. Call without gradients.
 
         Args:
             state: from `start`; it moves on by one scale.
             input_BLC: the quantizer's input for this scale; None for the first.
+            guidance: if set, the second half of the batch is the first without its class, and what is read by the head
+                is (1 + guidance) * conditional - guidance * unconditional. As the head is linear, so are the logits.
 
         Returns:
-            logits `[B, k * k, F, V]`, float32.
+            logits `[B, k * k, F, V]`, float32; with guidance of half the batch.
 
         Raises:
             ValueError: if an input is missing, or given at the first scale, or all scales are done.
@@ -290,7 +306,11 @@ class FoldedGenerator(nn.Module):
             cache = (state.keys_NBLHD[i], state.values_NBLHD[i], span)
             x_BLC = block(x_BLC, state.modulations[i], None, cache)
         state.scale += 1
-        return self._logits(x_BLC, state.head_modulation)
+        read_BLC = self._before_head(x_BLC, state.head_modulation)
+        if guidance is not None:
+            conditional, unconditional = read_BLC.chunk(2)
+            read_BLC = torch.lerp(unconditional.float(), conditional.float(), 1 + guidance).to(read_BLC.dtype)
+        return self._logits(read_BLC)
 
     def _places(self, span: slice) -> Tensor:
         """Position and level embeddings of a range of positions, `[L, C]`."""
@@ -309,10 +329,10 @@ class FoldedGenerator(nn.Module):
         scale, shift = (part.to(x_BLC.dtype) for part in head_modulation)
         return modulated_norm(x_BLC, scale, shift).to(compute_dtype(self.head.weight))
 
-    def _logits(self, x_BLC: Tensor, head_modulation: tuple[Tensor, ...]) -> Tensor:
+    def _logits(self, read_BLC: Tensor) -> Tensor:
         """Logits in float32, split into branches (the first is detail, the last semantic)."""
-        logits: Tensor = self.head(self._before_head(x_BLC, head_modulation)).float()
-        return logits.view(*x_BLC.shape[:2], self.layout.folds, self.layout.vocabulary())
+        logits: Tensor = self.head(read_BLC).float()
+        return logits.view(*read_BLC.shape[:2], self.layout.folds, self.layout.vocabulary())
 
 
 def _needed(forcing: TeacherForcing | None) -> TeacherForcing:

@@ -109,11 +109,9 @@ def _guided(
     generator: FoldedGenerator, state: SamplingState, input_BKC: Tensor | None, guidance: float | None
 ) -> Tensor:
     """Logits of the next scale; with guidance the state holds the conditional and the unconditional half."""
-    if guidance is None:
-        return generator.step(state, input_BKC)
-    doubled = None if input_BKC is None else torch.cat((input_BKC, input_BKC))
-    conditional, unconditional = generator.step(state, doubled).chunk(2)
-    return (1 + guidance) * conditional - guidance * unconditional
+    if guidance is None or input_BKC is None:
+        return generator.step(state, input_BKC, guidance)
+    return generator.step(state, torch.cat((input_BKC, input_BKC)), guidance)
 
 
 def _check(generator: FoldedGenerator, forcing: TeacherForcing, plan: SamplingPlan) -> None:

@@ -58,6 +58,28 @@ def normalized_heads(qkv_BL3HD: Tensor, temperature_H: Tensor) -> tuple[Tensor, 
     return heads
 
 
+def cached_heads(qkv_BL3HD: Tensor, temperature_H: Tensor | None, keys_BLHD: Tensor, values_BLHD: Tensor) -> Tensor:
+    """As `normalized_heads`, without gradients: keys and values go where a cache has room for them, in one pass.
+
+    Args:
+        qkv_BL3HD: which this may overwrite.
+        temperature_H: float32; None leaves the lengths as they are.
+        keys_BLHD: the cache's room for the keys, of qkv's dtype.
+        values_BLHD: its room for the values.
+
+    Returns:
+        Queries.
+    """
+    q_BLHD, k_BLHD, v_BLHD = qkv_BL3HD.unbind(2)
+    values_BLHD.copy_(v_BLHD)
+    if temperature_H is None:
+        keys_BLHD.copy_(k_BLHD)
+        return q_BLHD
+    factor_BL3H1 = _factors(qkv_BL3HD, temperature_H)
+    torch.mul(k_BLHD, factor_BL3H1[:, :, 1], out=keys_BLHD)
+    return torch.mul(q_BLHD, factor_BL3H1[:, :, 0], out=q_BLHD)
+
+
 def _factors(qkv_BL3HD: Tensor, temperature_H: Tensor) -> Tensor:
     """What queries, keys and values are multiplied by, float32 [B, L, 3, H, 1]."""
     length_BL2H1 = torch.linalg.vector_norm(qkv_BL3HD[:, :, :2], dim=-1, keepdim=True, dtype=torch.float32)

@@ -186,6 +186,16 @@ def test_an_input_of_another_layout_is_refused() -> None:
         generator(label_B, input_BMC[:, 1:])
 
 
+@pytest.mark.parametrize("guidance", [0.0, 1.5])
+def test_guided_logits_are_those_of_both_halves_put_together(guidance: float) -> None:
+    generator, (label_B, _) = make(), inputs()
+    both_B = torch.cat((label_B, torch.full_like(label_B, generator.null_class)))
+    with torch.no_grad():
+        guided = generator.step(generator.start(both_B), None, guidance)
+        conditional, unconditional = generator.step(generator.start(both_B), None).chunk(2)
+    torch.testing.assert_close(guided, (1 + guidance) * conditional - guidance * unconditional, atol=1e-5, rtol=1e-5)
+
+
 def test_steps_out_of_turn_are_refused() -> None:
     generator, (label_B, input_BMC) = make(), inputs()
     state = generator.start(label_B)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.layers.modulation import gated_sum, modulated_norm, normalized_heads
+from model.layers.modulation import cached_heads, gated_sum, modulated_norm, normalized_heads
 
 
 def randn(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -89,3 +89,14 @@ def test_raw_queries_and_keys_are_not_kept() -> None:
         normalized_heads(qkv, torch.ones(2, requires_grad=True))
     assert all(tensor.untyped_storage().data_ptr() != qkv.untyped_storage().data_ptr() for tensor in saved)
     assert len({t.untyped_storage().data_ptr() for t in saved if t.ndim == 4 and t.shape[-1] == 8}) == 1
+
+
+@pytest.mark.parametrize("normed", [True, False])
+def test_a_cache_gets_the_keys_and_values_and_nothing_beside_them(normed: bool) -> None:
+    qkv, temperature = randn(2, 3, 3, 4, 8, dtype=torch.float32), randn(4, dtype=torch.float32) + 3
+    keys, values = (torch.full((2, 4, 6, 8), 7.0).transpose(1, 2) for _ in range(2))
+    wanted = plain_heads(qkv, temperature) if normed else torch.stack(qkv.unbind(2))
+    with torch.no_grad():
+        q = cached_heads(qkv.clone(), temperature if normed else None, keys[:, 2:5], values[:, 2:5])
+    torch.testing.assert_close(torch.stack((q, keys[:, 2:5], values[:, 2:5])), wanted)
+    assert all((cache[:, [0, 1, 5]] == 7).all() for cache in (keys, values))
