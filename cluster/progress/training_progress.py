@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -15,13 +16,17 @@ from data_pipeline.errors import FoldtrainError
 from data_pipeline.text.printable import printable
 from trainer.job import TrainJob
 from trainer.records.goodput import STARTS, Record
-from trainer.records.jsonl import read_last_records
+from trainer.records.jsonl import RecordCursor, read_last_records
 from trainer.records.record_shapes import is_metrics, is_timed_event
 
-_POLL_SECONDS = 2.0
+_POLL_SECONDS, _REMOTE_POLL_SECONDS = 2.0, 5.0
+"""Between two looks at the records; object storage gets new ones every five seconds."""
 _LINE_SECONDS = 15.0
 _LAST_SECONDS = 2.0
-_START_POLL_SECONDS = 1.0
+_START_POLL_SECONDS, _REMOTE_START_POLL_SECONDS = 1.0, 2.0
+"""The same until the first step."""
+_MOST_EVENTS = 1000
+"""That are looked through for what is to be said."""
 _START = {
     "Ray": "starting Ray",
     "workers": "starting workers",
@@ -96,7 +101,8 @@ class Follower:
     def __init__(self, job: TrainJob, asked: float) -> None:
         self._job, self._asked, self._since = job, asked, time.time()
         self._line = ProgressLine(job.stage, "steps")
-        self._said = _Said()
+        self._said = _Said(job)
+        self._metrics = RecordCursor(storage.join(job.folder, "metrics.jsonl"), is_record=_is_shown)
         self._stop, self._telling = threading.Event(), threading.Lock()
         self._run: Told | None = None
         self._waits_for = ""
@@ -111,7 +117,8 @@ class Follower:
         """Show the newest, and leave the terminal as it stands."""
         self._stop.set()
         self._thread.join(_LAST_SECONDS)  # it may ask a head of Ray that no longer answers
-        _show_newest(self._job, self._line)
+        if not self._thread.is_alive():
+            self._show_newest()
         self._line.close()
 
     @contextmanager
@@ -126,7 +133,10 @@ class Follower:
                 self._telling.release()
 
     def _follow(self) -> None:
-        while not self._stop.wait(_POLL_SECONDS if self._said.first_step else _START_POLL_SECONDS):
+        is_remote = storage.is_remote(self._job.folder)
+        at_work = _REMOTE_POLL_SECONDS if is_remote else _POLL_SECONDS
+        before = _REMOTE_START_POLL_SECONDS if is_remote else _START_POLL_SECONDS
+        while not self._stop.wait(at_work if self._said.first_step else before):
             self.look()
 
     def look(self) -> None:
@@ -136,15 +146,23 @@ class Follower:
             for text in run.news() if run else ():
                 self._line.say(text)
             has_workers = bool(run and not self._said.started and run.has_workers())
-        self._said.read(self._job, self._line, self._since)
+        self._said.read(self._line, self._since)
         if self._said.first_step:
-            _show_newest(self._job, self._line)
+            self._show_newest()
         elif self._said.started:
             self._show_start("first step")
         elif has_workers:
             self._show_start("loading")
         else:
             self._show_start("workers" if run or is_connected() else "Ray")
+
+    def _show_newest(self) -> None:
+        try:
+            records, _ = self._metrics.look()
+        except (OSError, FoldtrainError):  # storage that is away for a moment stops nothing
+            return
+        if records:
+            self._line.update(records[-1]["step"], records[-1]["steps"], _note(records[-1]))
 
     def _show_start(self, waits_for: str) -> None:
         """In a terminal one line that counts the seconds, elsewhere a line for each thing that it waits for."""
@@ -185,17 +203,23 @@ def has_ended(job: TrainJob, since: float) -> bool:
 class _Said:
     """What was said of a stage, so that it is said once."""
 
-    def __init__(self) -> None:
+    def __init__(self, job: TrainJob) -> None:
+        self._job = job
+        self._cursor = RecordCursor(storage.join(job.folder, "events.jsonl"), is_record=is_timed_event)
+        self._events: deque[dict[str, Any]] = deque(maxlen=_MOST_EVENTS)
         self._environment, self._restart = False, 0.0
         self.started = self.first_step = False
 
-    def read(self, job: TrainJob, line: ProgressLine, since: float) -> None:
+    def read(self, line: ProgressLine, since: float) -> None:
         """Say what the stage runs on, as soon as this start of it is on record, and what each restart has cost."""
         try:
-            events = read_last_records(storage.join(job.folder, "events.jsonl"), is_record=is_timed_event)
-            events = [event for event in events if event["time"] >= since]
+            found, is_other = self._cursor.look()
+            if is_other:
+                self._events.clear()
+            self._events.extend(event for event in found if event["time"] >= since)
+            events = list(self._events)
             if events and not self._environment:
-                _say_environment(storage.read_json(storage.join(job.folder, "environment.json")), line)
+                _say_environment(storage.read_json(storage.join(self._job.folder, "environment.json")), line)
                 self._environment = True
         except (OSError, FoldtrainError):
             return
@@ -237,15 +261,6 @@ def _restart(event: dict[str, Any]) -> str:
     size = f"{now} workers" if before in {now, None} else f"{now} workers, before {before}"
     cost = f"{event['lost_steps']} steps done again, {duration(event['seconds'])} without any"
     return f"goes on from step {event['step']} with {size}; {cost}"
-
-
-def _show_newest(job: TrainJob, line: ProgressLine) -> None:
-    try:
-        records = read_last_records(storage.join(job.folder, "metrics.jsonl"), is_record=_is_shown)
-    except (OSError, FoldtrainError):  # storage that is away for a moment stops nothing
-        return
-    if records:
-        line.update(records[-1]["step"], records[-1]["steps"], _note(records[-1]))
 
 
 def _is_shown(record: dict[str, Any]) -> bool:

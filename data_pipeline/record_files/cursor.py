@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from data_pipeline import storage
-from data_pipeline.record_files.reading import State, of_one_state
+from data_pipeline.record_files.reading import State, last_lines, of_one_state
 
 
 class News(NamedTuple):
@@ -34,12 +34,15 @@ class Cursor:
         self._version: storage.Entry | None = None
 
     def news(self) -> News:
-        """Look, with one request where nothing has changed; nothing without a file. Errors as for `of_one_state`."""
+        """Look, with one request where nothing has changed, and one more where something has.
+
+        Nothing is new without a file. Errors as for `of_one_state`.
+        """
         try:
             version = storage.stat(self._uri)
             if version == self._version:
                 return News(b"", False)
-            news = of_one_state(self._uri, self._news)
+            news = of_one_state(self._uri, self._news, version.bytes)
         except FileNotFoundError:
             was_there = self._offset > 0
             self._offset, self._last, self._version = 0, b"", None
@@ -49,7 +52,7 @@ class Cursor:
 
     def _news(self, state: State) -> News:
         knows_place = 0 < self._offset <= state.size and self._is_place(state)
-        data = state.read(self._offset, state.size) if knows_place else self._from_the_end(state)
+        data = state.read(self._offset, state.size) if knows_place else last_lines(state, self._most)
         whole = data[: data.rfind(b"\n") + 1]
         is_other = not knows_place and self._offset > 0
         self._offset = (self._offset if knows_place else state.size - len(data)) + len(whole)
@@ -59,9 +62,3 @@ class Cursor:
 
     def _is_place(self, state: State) -> bool:
         return state.read(self._offset - len(self._last), self._offset) == self._last
-
-    def _from_the_end(self, state: State) -> bytes:
-        """The last lines, without one that is cut at its beginning."""
-        start = 0 if self._most is None else max(0, state.size - self._most)
-        data = state.read(start, state.size)
-        return data.partition(b"\n")[2] if start else data

@@ -77,8 +77,12 @@ class State:
         return data
 
 
-def open_state(uri: str) -> State:
+def open_state(uri: str, size: int | None = None) -> State:
     """The state of a file now.
+
+    Args:
+        uri: the file.
+        size: its length if that was just asked for, which saves a request.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -87,16 +91,21 @@ def open_state(uri: str) -> State:
     if not storage.is_remote(uri):
         return State(uri, storage.size(uri))
     data = b""
-    for _ in range(_TRIES):
-        data = storage.read_bytes(uri)
+    for number in range(_TRIES):
+        data = storage.read_bytes(uri) if size is None or number else storage.read_range(uri, 0, size)
         if data.endswith(b"\n"):
             break  # else it grew between the question for its length and the read, or somebody cut it
     segments, newest = decode(uri, data)
     return State(uri, sum(segment.bytes for segment in segments) + len(newest), segments, newest)
 
 
-def of_one_state(uri: str, use: Callable[[State], T]) -> T:
+def of_one_state(uri: str, use: Callable[[State], T], size: int | None = None) -> T:
     """What `use` makes of the state of a file; it is called again if segments were put together meanwhile.
+
+    Args:
+        uri: the file.
+        use: reads what it needs.
+        size: as for `open_state`.
 
     Raises:
         FileNotFoundError: if there is no file.
@@ -104,7 +113,7 @@ def of_one_state(uri: str, use: Callable[[State], T]) -> T:
     """
     before: State | None = None
     for _ in range(_TRIES):
-        state = open_state(uri)
+        state = open_state(uri, size if before is None else None)
         try:
             return use(state)
         except SupersededError as error:
@@ -112,6 +121,13 @@ def of_one_state(uri: str, use: Callable[[State], T]) -> T:
                 raise CorruptShardError(f"{error}: restore it, or take it out of the first line of {uri}") from error
             before = state
     raise CorruptShardError(f"{uri}: its segments are put together faster than they can be read; try again")
+
+
+def last_lines(state: State, most: int | None = None) -> bytes:
+    """The last lines of a file, `most` bytes of them at most, without one that is cut at its beginning."""
+    start = 0 if most is None else max(0, state.size - most)
+    data = state.read(start, state.size)
+    return data.partition(b"\n")[2] if start else data
 
 
 def whole_lines(uri: str, is_record: Callable[[dict[str, Any]], bool] = lambda _record: True) -> Lines:

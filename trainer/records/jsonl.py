@@ -16,7 +16,7 @@ from data_pipeline import storage
 from data_pipeline.errors import FoldtrainError
 from data_pipeline.leases.lease import LeaseLostError
 from data_pipeline.record_files.cursor import Cursor
-from data_pipeline.record_files.reading import whole_lines
+from data_pipeline.record_files.reading import last_lines, of_one_state, whole_lines
 from data_pipeline.storage.retries import patience
 from data_pipeline.text import json_records
 from data_pipeline.text.json_records import Lines, finite, parse_lines
@@ -59,7 +59,10 @@ def left_out(uri: str, count: int, first: str) -> str:
 
 def read_last_records(uri: str, most: int = 65536, is_record: IsRecord = lambda _record: True) -> list[dict[str, Any]]:
     """The whole records in the last `most` bytes of a file; none without a file."""
-    return RecordCursor(uri, most, is_record).look()[0]
+    try:
+        return parse_lines(of_one_state(uri, lambda state: last_lines(state, most)), is_record).records
+    except FileNotFoundError:
+        return []
 
 
 class RecordCursor:
