@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.records.goodput import CAUSES, goodput
+from trainer.records import columns
+from trainer.records.goodput import CAUSES, Account, goodput
 from trainer.records.jsonl import read_records
 from trainer.records.run_directory import RunDirectory
 
@@ -105,6 +106,87 @@ def test_the_causes_of_any_history_sum_to_its_wall_time(starts: list[tuple[float
     assert found.wall == pytest.approx(found.last_record - 1000.0)
     assert sum(found.shares.values()) == pytest.approx(1.0)
     assert min(found.seconds.values()) >= 0
+
+
+def reference(events: list[Record], metrics: list[Record], back_to: int | None) -> dict[str, float]:
+    """The account in plain Python, window by window, as the head of goodput.py tells it."""
+    at = max(number for number, each in enumerate(events) if each["event"] in {"start", "resume", "rollback"})
+    start = events[at]
+    windows = [record for record in metrics if "window_seconds" in record and record["step"] > start["step"]]
+    seconds = dict.fromkeys(CAUSES, 0.0) | start.get("accounted", {})
+    began = start.get("last_record") or start["began"]
+    clock = max(began, windows[0]["time"] - windows[0]["window_seconds"] if windows else start["time"])
+    seconds["restart_gap" if "last_record" in start else "start_up"] += clock - began
+    for each in windows:
+        length = max(clock, each["time"]) - clock
+        lost = 0 if back_to is None else min(each["window_steps"], max(0, each["step"] - back_to))
+        kept = length * (1 - lost / each["window_steps"])
+        waited = kept * min(1.0, each["data_wait_share"])
+        blocked = min(kept - waited, each["checkpoint_seconds"] * (1 - lost / each["window_steps"]))
+        parts = {"lost_steps": length - kept, "data_wait": waited, "checkpoint_blocked": blocked}
+        for cause, value in (parts | {"training": kept - waited - blocked}).items():
+            seconds[cause] += value
+        clock += length
+    end = max([clock, *(each["time"] for each in events[at:])])
+    if any(each["event"] == "finish" for each in events[at:]):
+        cause = "shutdown"
+    elif not windows:
+        cause = "restart_gap" if "last_record" in start else "start_up"
+    else:
+        cause = "lost_steps" if back_to is not None and back_to <= windows[-1]["step"] else "training"
+    seconds[cause] += end - clock
+    return seconds
+
+
+WINDOWS = st.tuples(st.floats(0, 30), st.floats(0.1, 50), st.integers(1, 9), st.floats(0, 1.5), st.floats(0, 9))
+
+
+@given(
+    st.lists(WINDOWS, max_size=12), st.integers(0, 70), st.sampled_from([None, "finish", "checkpoint"]), st.booleans()
+)
+def test_running_totals_are_the_account_from_scratch_and_that_of_plain_python(
+    lengths: list[tuple[float, float, int, float, float]], back: int, last: str | None, is_resumed: bool
+) -> None:
+    now, step, account = 1000.0, 5, Account()
+    more = {"accounted": {"training": 7.5}, "last_record": 960.0} if is_resumed else {}
+    events = [event("start", 900, 0, began=880), event("checkpoint", 930, 4)][: None if is_resumed else 1]
+    events += [event("resume" if is_resumed else "start", now, step, began=now - 20, **more)]
+    metrics = [window(4, 950.0, 10.0)]
+    for each in events:
+        account.event(each)
+    for pause, length, steps, wait, blocked in lengths:
+        now, step = now + pause + length, step + steps
+        metrics.append(window(step, now, length, steps, wait, blocked))
+        account.windows(columns.from_records(metrics[-1:]))
+        found = account.total()
+        assert found is not None
+        assert found.seconds == pytest.approx(reference(events, metrics, None))
+    if last:
+        events.append(event(last, now + 3, step))
+        account.event(events[-1])
+    for back_to in (None, max(0, step - back)):
+        scratch, running = goodput(events, metrics, back_to), account.total(back_to)
+        assert scratch is not None
+        assert running is not None
+        assert running.seconds == pytest.approx(scratch.seconds)
+        assert running.seconds == pytest.approx(reference(events, metrics, back_to))
+        assert running.last_record == scratch.last_record
+
+
+def test_a_record_of_a_long_run_costs_what_one_of_a_short_run_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    seen = list[int]()
+    taken = Account.windows
+    monkeypatch.setattr(
+        Account, "windows", lambda self, numbers: seen.append(len(numbers["step"])) or taken(self, numbers)
+    )
+    records = RunDirectory(str(tmp_path), "generator", {}, 0)
+    for step in range(1, 50):
+        records.metrics(window(step, time.time(), 1.0))
+    records.close()
+    assert seen == [0] + [1] * 49
 
 
 def test_a_run_directory_accounts_for_all_starts_of_a_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

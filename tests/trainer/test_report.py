@@ -13,13 +13,25 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline.errors import UsageError
 from trainer.report import ReportData, build_report, collect, write_report
-from trainer.report.charts import Line, column_chart, line_chart, linear_ticks, log_ticks, number, smoothed, stacked_bar
+from trainer.report.charts import (
+    MOST_POINTS,
+    Line,
+    column_chart,
+    line_chart,
+    linear_ticks,
+    log_ticks,
+    number,
+    smoothed,
+    stacked_bar,
+    thinned,
+)
 from trainer.report.data import Evaluation, StageConfig, StageRecords, StageTime
 from trainer.report.page import duration, flatten, fold_names
 
@@ -471,3 +483,56 @@ def test_errors_of_other_prefixes_than_are_named_are_shown_without_them(run: Pat
     record["reconstruction"]["prefixes"] = prefixes
     (run / "evaluation.json").write_text(json.dumps(record))
     assert "0.2000" in Page(build_report(collect(str(run)))).words
+
+
+def spiky(count: int, at: int) -> np.ndarray:
+    """A falling curve with one spike up at a point, and one down beside it."""
+    x = np.arange(count, dtype=float)
+    y = 5.0 / (1.0 + x)
+    y[at], y[at + 1] = 99.0, -7.0
+    return np.column_stack([x, y])
+
+
+@pytest.mark.parametrize("at", [0, 1, 49_999, 50_000, 99_997])
+def test_thinning_keeps_spikes_both_ends_and_the_order(at: int) -> None:
+    points = spiky(100_000, at)
+    found = thinned(points)
+    assert len(found) <= MOST_POINTS
+    assert found[[0, -1]].tolist() == points[[0, -1]].tolist()
+    assert {(float(at), 99.0), (at + 1.0, -7.0)} <= {(x, y) for x, y in found.tolist()}
+    assert np.all(np.diff(found[:, 0]) > 0)
+
+
+@given(st.integers(0, 7000), st.integers(4, 2500))
+def test_thinning_leaves_at_most_what_is_asked_for_and_each_stretch_its_extremes(count: int, most: int) -> None:
+    points = np.column_stack([np.arange(count), np.random.default_rng(count).normal(size=count)])
+    found = thinned(points, most)
+    assert len(found) <= max(most, 0)
+    if count <= most:
+        assert found is points
+    elif count:
+        assert {points[:, 1].min(), points[:, 1].max()} <= set(found[:, 1])
+
+
+@given(st.integers(0, 300), st.floats(0, 1))
+def test_smoothing_is_the_mean_of_the_points_around(count: int, share: float) -> None:
+    y = np.random.default_rng(count).normal(size=count) + 3.0
+    reach = int(count * share / 2)
+    sides = [min(reach, i, count - 1 - i) for i in range(count)]
+    expected = [float(np.mean(y[i - side : i + side + 1])) for i, side in enumerate(sides)]
+    found = smoothed(np.column_stack([np.arange(count), y]), share)
+    assert found[:, 1].tolist() == pytest.approx(expected)
+
+
+def test_a_page_of_many_records_is_small_and_shows_a_loss_spike(run: Path) -> None:
+    lines = [{"step": step, "loss": 500.0 if step == 33_333 else 1.0, "term": 0.5} for step in range(1, 50_001)]
+    (run / "tokenizer" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    html = build_report(collect(str(run)))
+    assert len(html) < 200_000
+    chart = next(part for part in html.split("<svg") if 'aria-label="tokenizer: loss by step"' in part)
+    raw = re.search(r'class="c0 faint" points="([^"]*)"', chart)
+    assert raw is not None
+    places = [tuple(map(float, pair.split(","))) for pair in raw[1].split()]
+    highest = min(places, key=lambda place: place[1])
+    assert highest[1] < 15  # at the top of the chart
+    assert (highest[0] - 58) / (538 - 58) == pytest.approx(33_333 / 50_000, abs=0.01)

@@ -111,7 +111,7 @@ def read(read_ranges: Callable[[list[tuple[int, int]]], list[bytes]], size: int,
 
 
 def _parse_head(head: bytes, size: int) -> tuple[int, list[str]]:
-    record = json_records.parse(head)
+    record = json_records.parse(head.rstrip())
     rows, names = (record.get("rows"), record.get("names")) if isinstance(record, dict) else (None, None)
     if isinstance(names, list) and len(names) > MOST_NAMES:
         raise ValueError(f"it has more than {MOST_NAMES} columns")

@@ -75,12 +75,15 @@ def smoothed(points: Sequence[Point] | Points, share: float = 0.04) -> Points:
     count = len(found)
     if not count:
         return found
-    at = np.arange(count)
-    side = np.minimum(int(count * share / 2), np.minimum(at, count - 1 - at))
+    y, reach = np.ascontiguousarray(found[:, 1]), min(int(count * share / 2), (count - 1) // 2)
     with np.errstate(over="ignore", invalid="ignore"):  # sums of numbers near 1e308 are left out of the chart
-        level = found[:, 1].mean()  # sums of what is around zero keep their digits
-        sums = np.concatenate([[0.0], np.cumsum(found[:, 1] - level)])
-        found[:, 1] = level + (sums[at + side + 1] - sums[at - side]) / (2 * side + 1)
+        level = y.mean()  # sums of what is around zero keep their digits
+        sums = np.concatenate([[0.0], np.cumsum(y - level)])
+        sides = np.arange(reach)
+        found[:reach, 1] = sums[2 * sides + 1] / (2 * sides + 1)
+        found[count - reach :, 1] = ((sums[-1] - sums[count - 1 - 2 * sides]) / (2 * sides + 1))[::-1]
+        found[reach : count - reach, 1] = (sums[2 * reach + 1 :] - sums[: count - 2 * reach]) / (2 * reach + 1)
+        found[:, 1] += level
     return found
 
 

@@ -65,7 +65,11 @@ class StageRecords:
     def numbers(self, name: str) -> Column:
         """Those that were recorded under a name, in order of steps."""
         found = self.metrics.get(name, np.empty(0))
-        return found[np.isfinite(found)]
+        return found[~np.isnan(found)]
+
+    def has(self, name: str) -> bool:
+        """Whether any number was recorded under a name."""
+        return name in self.metrics and not np.isnan(self.metrics[name]).all()
 
     def count(self, event: str) -> int:
         """How often something happened."""

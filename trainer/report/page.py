@@ -150,9 +150,9 @@ def _training(records: StageRecords) -> dict[str, Any]:
     loss = _series(records, "loss")
     crowded = len(loss) > 30
     lines = [Line("every record", loss, faint=crowded)] + ([Line("smoothed", smoothed(loss))] if crowded else [])
-    terms = [name for name in sorted(records.metrics.keys() - BOOKKEEPING) if len(records.numbers(name))][:COLOURS]
+    terms = [name for name in sorted(records.metrics.keys() - BOOKKEEPING) if records.has(name)][:COLOURS]
     shown = [Line(name.replace("_", " "), thinned(smoothed(_series(records, name))), i) for i, name in enumerate(terms)]
-    wide = _spread([records.numbers(name) for name in terms]) > 20
+    wide = _spread([records.metrics[name] for name in terms]) > 20
     title = f"{records.stage}: what was recorded beside the loss"
     y_label = shown[0].label if len(shown) == 1 else "value"
     return {
@@ -169,14 +169,15 @@ def _series(records: StageRecords, key: str) -> Points:
     values = records.metrics.get(key)
     if values is None:
         return np.empty((0, 2))
-    kept = np.isfinite(values)
-    return np.column_stack([records.steps[kept], values[kept]])
+    points = np.column_stack([records.steps, values])
+    kept = ~np.isnan(values)
+    return points if kept.all() else points[kept]
 
 
 def _spread(values: Sequence[Column]) -> float:
     """Largest over smallest, 1 if any is not positive (a logarithmic axis could not show it)."""
-    low = min((float(each.min()) for each in values), default=0.0)
-    return max(float(each.max()) for each in values) / low if low > 0 else 1.0
+    low = min((float(np.fmin.reduce(each)) for each in values), default=0.0)
+    return max(float(np.fmax.reduce(each)) for each in values) / low if low > 0 else 1.0
 
 
 def _codebook_use(data: ReportData) -> dict[str, Any]:
