@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +16,11 @@ from data_pipeline.record_files.reading import whole_lines
 from data_pipeline.shards.image_shards import ImageShards
 from data_pipeline.shards.manifest import TokenManifest
 from data_pipeline.shards.token_reader import TokenReader
+from data_pipeline.storage.local_disk import disk_errors
+from data_pipeline.tools.in_order import in_order
+
+_READS = 8
+"""Shards whose keys are read at a time."""
 
 
 class Samples(NamedTuple):
@@ -75,8 +83,30 @@ def read_samples(order: DataOrder) -> Samples:
     manifest = TokenManifest.read(order.data)
     _check_fingerprint(order, manifest.fingerprint)
     reader = TokenReader(order.data, manifest)
-    keys = [reader.columns(number).key for number in range(len(manifest.shards))]
-    return Samples(np.concatenate(keys), tuple(shard.samples for shard in manifest.shards))
+    columns = in_order(reader.columns, range(len(manifest.shards)), _READS)
+    return Samples(
+        _mapped((each.key for each in columns), manifest.samples), tuple(np.diff(manifest.shards.starts).tolist())
+    )
+
+
+def _mapped(parts: Iterable[Keys], samples: int) -> Keys:
+    """The keys of all shards as one array, in a file of this machine ($TMPDIR) that goes with it."""
+    if not samples:
+        return np.array([], "S1")
+    with disk_errors(Path(tempfile.gettempdir())), tempfile.TemporaryFile() as spool, tempfile.TemporaryFile() as file:
+        held = []
+        for part in parts:
+            spool.write(part.tobytes())
+            held.append((len(part), part.dtype.itemsize))
+        width = max(width for _, width in held)
+        file.truncate(samples * width)
+        keys: Keys = np.memmap(file, f"S{width}", "r+", 0, (samples,))
+        spool.seek(0)
+        start = 0
+        for count, own in held:
+            keys[start : start + count] = np.frombuffer(spool.read(count * own), f"S{own}")
+            start += count
+    return keys
 
 
 def _check_fingerprint(order: DataOrder, found: str) -> None:

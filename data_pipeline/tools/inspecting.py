@@ -5,6 +5,7 @@ Shapes: N samples, W views, L positions, F folds, V codebook size, C channels, H
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,7 +20,11 @@ from data_pipeline.shards.manifest import ImageManifest, TokenManifest, read_man
 from data_pipeline.shards.token_reader import TokenReader
 from data_pipeline.shards.token_shards import Tokens, check_tokenizer
 from data_pipeline.shards.tokenizers import load_tokenizer
+from data_pipeline.tools.in_order import in_order
 
+_READS = 8
+"""Shards whose keys and labels are read at a time."""
+_ROWS = 2**18
 MOST_PIXELS = 256
 """Largest side of an image of a grid."""
 
@@ -71,14 +76,15 @@ def inspect_data(uri: str, samples: int = 16, limit: int | None = None) -> Inspe
         CorruptShardError: if a shard is damaged; it names shard and key.
     """
     manifest = read_manifest(uri)
-    keys, labels = _columns(uri, manifest)
-    codebook, counted = _codebook(uri, manifest, limit) if isinstance(manifest, TokenManifest) else ([], 0)
     names = manifest.classes
-    listed = [
-        {"key": bytes(key).decode(errors="replace"), "label": int(label), "class": names[label]}
-        for key, label in zip(keys[:samples], labels[:samples], strict=True)
-    ]
-    counts = np.bincount(labels, minlength=len(names))
+    listed: list[dict[str, Any]] = []
+    counts = np.zeros(len(names), np.int64)
+    for keys, labels in _columns(uri, manifest):
+        counts += np.bincount(labels, minlength=len(names))
+        for key, label in zip(keys[: samples - len(listed)], labels, strict=False):
+            name = bytes(key).decode(errors="replace")
+            listed.append({"key": name, "label": int(label), "class": names[label]})
+    codebook, counted = _codebook(uri, manifest, limit) if isinstance(manifest, TokenManifest) else ([], 0)
     by_class: dict[str, int] = {}
     for name, count in zip(names, counts, strict=True):
         by_class[name] = by_class.get(name, 0) + int(count)
@@ -91,16 +97,18 @@ def _schema(uri: str, manifest: ImageManifest | TokenManifest) -> dict[str, Any]
     return record | {"classes": len(manifest.classes), "shards": shards["count"], "bytes": shards["bytes"]}
 
 
-def _columns(uri: str, manifest: ImageManifest | TokenManifest) -> tuple[npt.NDArray[np.bytes_], npt.NDArray[np.int32]]:
-    """Keys and labels, without images or tokens."""
+def _columns(
+    uri: str, manifest: ImageManifest | TokenManifest
+) -> Iterator[tuple[npt.NDArray[np.bytes_], npt.NDArray[Any]]]:
+    """Keys and labels without images or tokens, some samples at a time."""
     if isinstance(manifest, ImageManifest):
         images = ImageShards(uri, manifest)
-        return images.keys, images.labels
+        for first in range(0, images.count, _ROWS):
+            yield images.keys[first : first + _ROWS], images.labels[first : first + _ROWS]
+        return
     reader = TokenReader(uri, manifest)
-    parts = [reader.columns(number) for number in range(len(manifest.shards))]
-    if not parts:
-        return np.array([], "S1"), np.array([], np.int32)
-    return np.concatenate([part.key for part in parts]), np.concatenate([part.condition for part in parts])
+    for columns in in_order(reader.columns, range(len(manifest.shards)), _READS):
+        yield columns.key, columns.condition
 
 
 def _codebook(uri: str, manifest: TokenManifest, limit: int | None) -> tuple[list[CodebookUse], int]:

@@ -45,10 +45,11 @@ from data_pipeline.text import yaml_dialect
 from data_pipeline.tokens.commits import record_name
 from data_pipeline.tools import examining
 from data_pipeline.tools.checks import MOST_PROBLEMS, Check, Problems, Report
-from data_pipeline.tools.comparing import Comparison, Images, in_order, quarantined_keys
+from data_pipeline.tools.comparing import Comparison, Images, quarantined_keys
 from data_pipeline.tools.examining import Findings
 from data_pipeline.tools.examining_images import examine_images
 from data_pipeline.tools.examining_tokens import examine_edited, examine_tokens
+from data_pipeline.tools.in_order import in_order
 from data_pipeline.tools.index_rows import IndexCheck, IndexRows
 from data_pipeline.tools.key_spool import KeySpool, Repeated
 
