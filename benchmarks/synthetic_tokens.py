@@ -71,6 +71,7 @@ class _Server:
         parts = urlsplit(target)
         name = unquote(parts.path).removeprefix(f"/{self._bucket}").lstrip("/").removeprefix(f"{self._folder}/")
         query = dict(parse_qsl(parts.query, keep_blank_values=True))
+        place = ""
         if method == "PUT":
             self._put[name] = sent
             status, body = 200, b""
@@ -78,11 +79,14 @@ class _Server:
             status, body = 200, self._list(query.get("continuation-token", ""))
         else:
             found = self._object(name)
-            status, body = (404, b"") if found is None else _part(found, head.headers.get("range", ""))
-        start = (
-            f"HTTP/1.1 {status} .\r\nContent-Length: {len(body)}\r\nLast-Modified: Thu, 01 Jan 2026 00:00:00 GMT\r\n"
-        )
-        writer.write(f'{start}ETag: "0"\r\n\r\n'.encode() + (b"" if method == "HEAD" else body))
+            status, body = (404, b"") if found is None else (200, found)
+            first, _, last = head.headers.get("range", "").removeprefix("bytes=").partition("-")
+            if found is not None and first:
+                status, body = 206, found[int(first) : int(last or len(found)) + 1]
+                place = f"Content-Range: bytes {first}-{int(first) + len(body) - 1}/{len(found)}\r\n"
+        start = f"HTTP/1.1 {status} .\r\nContent-Length: {len(body)}\r\n{place}"
+        fields = 'Last-Modified: Thu, 01 Jan 2026 00:00:00 GMT\r\nETag: "0"\r\n\r\n'
+        writer.write(f"{start}{fields}".encode() + (b"" if method == "HEAD" else body))
         await writer.drain()
 
     def _object(self, name: str) -> bytes | None:
@@ -117,13 +121,6 @@ class _Server:
         if kind not in self._lengths:
             self._lengths[kind] = len(commit_of(self._plan, shard))
         return self._lengths[kind]
-
-
-def _part(data: bytes, asked: str) -> tuple[int, bytes]:
-    if not asked.startswith("bytes="):
-        return 200, data
-    first, _, last = asked.removeprefix("bytes=").partition("-")
-    return 206, data[int(first) : int(last) + 1 if last else len(data)]
 
 
 def _serve(plan: TokenPlan, delay: float, ends: Any) -> None:
