@@ -295,8 +295,8 @@ class History:
 def test_no_record_is_lost_or_comes_twice_whenever_a_writer_is_killed(
     monkeypatch: pytest.MonkeyPatch, small: None, operations: list[tuple[str, int]]
 ) -> None:
-    logging.getLogger("trainer.records.jsonl").setLevel(logging.CRITICAL)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logging.getLogger("trainer.records.jsonl"), "disabled", True)
         history = History(f"memory://{uuid4().hex}/metrics.jsonl", Storage(patch))
         for name, count in operations:
             act: Callable[[int], None] = getattr(history, name)
