@@ -32,6 +32,7 @@ def audit(run: Run, as_json: Json = False) -> None:
             "repeated_steps": history.repeated_steps,
             "passed_over_steps": sum(stop - first for part in history.segments for first, stop in part.skipped),
             "epochs": [{"consumed": consumed, "samples": samples, "most": m} for consumed, samples, m in found.epochs],
+            "mix": [list(part) for part in history.order.mix],
             "problems": list(found.problems),
         }
         if as_json:
@@ -54,13 +55,21 @@ def _lines(record: dict[str, object]) -> list[str]:
         f"{record['stage']}: {record['steps']} steps of {record['global_batch']} samples; {turns}",
         f"  {record['repeated_steps']} steps were done again after a restart",
         f"  {record['passed_over_steps']} steps were passed over after a spike of the loss",
-        f"  {len(whole)} whole epochs, each of {epochs[0]['samples'] if epochs else 0} samples exactly once"
+        _whole(len(whole), epochs, is_mix=bool(record["mix"]))
         if not problems
         else "  the order is not as it should be",
     ]
-    if epochs and epochs[-1] not in whole and not problems:
+    if epochs and epochs[-1] not in whole and not problems and not record["mix"]:
         lines.append(f"  epoch {len(epochs) - 1} so far: {epochs[-1]['consumed']} samples, none twice")
     return [*lines, *(f"  {problem}" for problem in problems)]
+
+
+def _whole(count: int, epochs: list[dict[str, int]], *, is_mix: bool) -> str:
+    if is_mix:
+        return (
+            f"  {count} whole rounds through the sets of the mix, each of a set's samples exactly once, and none twice"
+        )
+    return f"  {count} whole epochs, each of {epochs[0]['samples'] if epochs else 0} samples exactly once"
 
 
 @ledger.command("step")

@@ -121,7 +121,7 @@ def find_data(config: RunConfig, stage: str, samples: int | None) -> DataFacts:
         manifest = read_manifest(folder)
         own = folder == folders[0]
         size = manifest.shards.total_bytes if own else None
-        return DataFacts(manifest.samples, size, len(manifest.shards) if own else None, folder)
+        return DataFacts(manifest.epoch_samples, size, len(manifest.shards) if own else None, folder)
     return DataFacts(None)
 
 

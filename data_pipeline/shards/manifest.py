@@ -141,6 +141,11 @@ class _Manifest(Record):
         self.shards.check(self.kind, self.samples, self.least_sample_bytes())
         return self
 
+    @property
+    def epoch_samples(self) -> int:
+        """Samples of an epoch: all, but for a mix, which states how many."""
+        return sum(self.edit.draws) if self.edit is not None and self.edit.draws else self.samples
+
     def least_sample_bytes(self) -> int:
         """Bytes that a sample takes of its shard at least."""
         return 0

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from data_pipeline.errors import UsageError
 from data_pipeline.order.ledger import DataOrder, audit, chain, is_ledger_record, read_history, step_indices
-from data_pipeline.order.permutations import step_positions
+from data_pipeline.order.mixing import MixPart
+from data_pipeline.order.permutations import SampleOrder, step_positions
 from data_pipeline.tools.auditing import stage_history
 
 SHARDS = (7, 3, 10)
@@ -182,3 +183,33 @@ def test_an_audit_names_a_line_that_is_no_record(tmp_path: Path) -> None:
         stage_history(str(tmp_path))
     (tmp_path / "ledger.jsonl").write_text(f"{order}\n{json.dumps(started(0, 1))}\ncut")
     assert stage_history(str(tmp_path)).starts == [(0, 1)]
+
+
+# -------------------------------------------------------------------------------------------------------------- a mix
+
+MIX = ORDER.model_copy(update={"mix": (MixPart(2, 5), MixPart(1, 15))})
+"""Ten samples of two shards, half of them in an epoch, and ten of one, one and a half times."""
+
+
+@pytest.mark.parametrize("at_once", [7, 2**18])
+def test_a_mix_is_audited_by_the_rounds_of_each_set(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    monkeypatch.setattr("data_pipeline.order.ledger._AT_ONCE", at_once)
+    records = ledger(started(0, 2), segment(0, 5, 2, MIX), segment(5, 10, 2, MIX), order=MIX)
+    found = audit(read_history("ledger.jsonl", records), KEYS, SHARDS)  # 80 positions: four epochs of 20
+    assert found.problems == ()
+    assert sorted(found.epochs) == [(10, 10, 1)] * 8  # 20 draws of the first set and 60 of the second
+    assert MIX.samples(SHARDS).count == 20
+
+
+def test_a_step_that_is_taken_from_another_mix_is_found() -> None:
+    other = MIX.model_copy(update={"mix": (MixPart(2, 10), MixPart(1, 10))})
+    records = ledger(started(0, 1), segment(0, 5, 1, other), order=MIX)
+    found = audit(read_history("ledger.jsonl", records), KEYS, SHARDS)
+    assert found.problems == ("steps 0 to 4: rank 0 of 1 consumed other samples",)
+
+
+def test_a_mix_in_which_a_sample_comes_twice_in_a_round_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SampleOrder, "indices", lambda order, positions: positions % (order.count - 1))
+    records = ledger(started(0, 1), segment(0, 10, 1, MIX), order=MIX)
+    found = audit(read_history("ledger.jsonl", records), KEYS, SHARDS)
+    assert "round 0 of set 0 has sample image0 2 times" in found.problems
