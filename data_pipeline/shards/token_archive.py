@@ -34,6 +34,7 @@ from data_pipeline.storage.tar import Member, list_members, walk_headers
 from data_pipeline.storage.watchdog import reading
 from data_pipeline.text import json_records
 from data_pipeline.text.names import check_keys
+from data_pipeline.text.npy import MOST_START, NpyHeader, parse_header
 
 _MEMBERS = len(FIELDS) + 1
 """Files of a shard: its arrays and its meta.json."""
@@ -125,6 +126,41 @@ def read_columns(uri: str, shard: ShardRecord) -> TokenColumns:
     check_sample_keys(path, columns.key)
     _check_samples(path, len(columns.key), shard)
     return columns
+
+
+def read_rows(uri: str, shard: ShardRecord, rows: npt.NDArray[np.int64]) -> TokenBlock:
+    """Some samples of a shard, ascending, by range reads of their tokens; each is compared with its CRC-32.
+
+    Raises:
+        CorruptShardError: as `read_columns`, or if a sample is damaged; it names the shard and the key.
+        UsageError: as `read_columns`.
+    """
+    path, stem = shard_uri(uri, shard), shard.name.removesuffix(".tar")
+    condition, key, _ = read_columns(uri, shard)
+    try:
+        places = {member.name: member for member in islice(_members(path, shard.bytes), _MEMBERS)}
+        crc_place, place = places[f"{stem}.crc.npy"], places[f"{stem}.tokens.npy"]
+        crc = check_field("crc", storage.read_range(path, crc_place.offset, crc_place.length))
+        header = parse_header(storage.read_range(path, place.offset, min(MOST_START, place.length)))
+        header.check_bytes(place.length - header.start)
+        _check_header(header, len(crc), len(key))
+        length = header.array_bytes // max(1, len(key))
+        first = place.offset + header.start
+        pieces = storage.read_ranges(path, [(first + row * length, length) for row in rows.tolist()])
+        tokens = np.frombuffer(b"".join(pieces), header.dtype).reshape(len(rows), *header.shape[1:])
+    except (tarfile.TarError, KeyError, ValueError, EOFError) as error:
+        raise CorruptShardError(f"{path} is cut or its headers are corrupt ({error}); {REMEDY}") from error
+    block = TokenBlock(tokens, condition[rows], key[rows])
+    bad = np.flatnonzero(block.crc32() != crc[rows])
+    if len(bad):
+        name = bytes(block.key[bad[0]]).decode(errors="replace")
+        raise CorruptShardError(f"{path}: sample {name} is corrupt (CRC-32 differs); {REMEDY}")
+    return block
+
+
+def _check_header(header: NpyHeader, *samples: int) -> None:
+    if header.is_fortran or len(header.shape) != 4 or {*samples} != {header.shape[0]}:
+        raise ValueError(f"its member tokens holds {header.dtype} {header.shape}, of {samples} samples")
 
 
 def check_sample_keys(path: str, key: npt.NDArray[np.bytes_]) -> None:

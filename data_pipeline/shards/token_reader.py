@@ -19,13 +19,16 @@ from data_pipeline.shards.conditions import check_classes
 from data_pipeline.shards.edits import Parent, Selection, class_map
 from data_pipeline.shards.manifest import ImageManifest, TokenManifest, differences
 from data_pipeline.shards.shard_table import shard_uri
-from data_pipeline.shards.token_archive import read_columns, read_token_shard
+from data_pipeline.shards.token_archive import read_columns, read_rows, read_token_shard
 from data_pipeline.shards.token_shards import REMEDY, TokenBlock, Tokens, first_outside
 from model.layout import TokenLayout
 
 _MUST_BE_EQUAL = ("layout", "condition", "tokenizer", "image_size", "fit", "decode", "precision")
 """Fields of a manifest in which the parents of a data set agree with it."""
 
+
+_FEW = 4
+"""A shard of which at most one sample in so many is asked for is not read whole."""
 
 _M = TypeVar("_M", ImageManifest, TokenManifest)
 
@@ -106,13 +109,31 @@ class TokenReader:
         if place is None:
             return self._own_block(number)
         parent, its = place
-        block = parent.block(its)
-        if edit is not None and edit.operation == "subset":
-            rows = self.selection.rows(number)
-            block = TokenBlock(block.tokens_NWLF[rows], block.condition[rows], block.key[rows])
-        elif edit is not None and edit.operation == "views":
+        is_subset = edit is not None and edit.operation == "subset"
+        block = parent.rows(its, self.selection.rows(number)) if is_subset else parent.block(its)
+        if edit is not None and edit.operation == "views":
             block = self._with_views(number, block)
         self._check_samples(number, len(block.key))
+        return TokenBlock(block.tokens_NWLF, self._labels(parent, block.condition), block.key)
+
+    def rows(self, number: int, rows: npt.NDArray[np.int64]) -> TokenBlock:
+        """Some samples of one shard, ascending; few of them are read without the others.
+
+        Raises:
+            CorruptShardError: as `block`.
+        """
+        edit, place = self.manifest.edit, self.origin(number)
+        few = len(rows) * _FEW <= self.manifest.shards[number].samples
+        if place is None and few:
+            shard = self.manifest.shards[number]
+            block = read_rows(self.uri, shard, rows)
+            self._check_block(number, block, len(rows))
+            return block
+        if place is None or edit is None or not few or edit.operation == "views":
+            block = self.block(number)
+            return TokenBlock(block.tokens_NWLF[rows], block.condition[rows], block.key[rows])
+        parent, its = place
+        block = parent.rows(its, self.selection.rows(number)[rows] if edit.operation == "subset" else rows)
         return TokenBlock(block.tokens_NWLF, self._labels(parent, block.condition), block.key)
 
     def columns(self, number: int) -> Columns:
@@ -184,13 +205,17 @@ class TokenReader:
         return {"sha256": shard.sha256, "layout": layout} | checked
 
     def _own_block(self, number: int) -> TokenBlock:
-        shard, layout = self.manifest.shards[number], self.manifest.layout
-        path, shape = shard_uri(self.uri, shard), (len(self.manifest.views), layout.positions, layout.folds)
+        shard = self.manifest.shards[number]
         block = read_token_shard(self.uri, shard)
-        _check_shape(path, block.tokens_NWLF, (shard.samples, *shape), layout)
+        self._check_block(number, block, shard.samples)
+        return block
+
+    def _check_block(self, number: int, block: TokenBlock, samples: int) -> None:
+        layout, path = self.manifest.layout, shard_uri(self.uri, self.manifest.shards[number])
+        shape = (samples, len(self.manifest.views), layout.positions, layout.folds)
+        _check_shape(path, block.tokens_NWLF, shape, layout)
         check_classes(path, block.condition, len(self.manifest.classes), REMEDY)
         _check_tokens(path, block.tokens_NWLF, layout)
-        return block
 
     def _with_views(self, number: int, block: TokenBlock) -> TokenBlock:
         """A shard of the first parent, and the same samples of the others beside it."""

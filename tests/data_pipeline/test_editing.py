@@ -6,11 +6,13 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+import fsspec
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from data_pipeline.errors import UsageError
+from data_pipeline import storage
+from data_pipeline.errors import CorruptShardError, UsageError
 from data_pipeline.loading.loader import TokenBatches
 from data_pipeline.node.node_cache import NodeCache
 from data_pipeline.shards.edits import ROWS_NAME
@@ -182,6 +184,67 @@ def test_a_set_that_grows_day_by_day_is_no_chain(tmp_path: Path, one: str, other
     edit = TokenManifest.read(uri).edit
     assert edit is not None
     assert [parent.uri for parent in edit.parents] == [one, other, third]
+
+
+def remote_sets(tmp_path: Path, sizes: tuple[int, ...]) -> tuple[str, str]:
+    """A set on a remote filesystem, and the same on a disk."""
+    here, remote = write_tokens(tmp_path / "here", sizes), f"memory://{tmp_path.name}/far"
+    fsspec.filesystem("memory").put(here + "/", remote + "/", recursive=True)
+    return remote, here
+
+
+def test_a_subset_of_few_samples_reads_them_and_not_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    remote, here = remote_sets(tmp_path, (400, 400, 400))
+    rows = [3, 4, 5, 399, 401, 799]
+    keys = tuple(by_hand(here).keys[row].decode() for row in rows)
+    uri = write(editing.subset(remote, remote + "-few", Choice(keys=keys)))
+    asked: list[int] = []
+    read_ranges, read_bytes = storage.read_ranges, storage.read_bytes
+
+    def noted(path: str, ranges: list[tuple[int, int]]) -> list[bytes]:
+        asked.extend(length for _, length in ranges)
+        return read_ranges(path, ranges)
+
+    def without_tars(path: str, *most: int) -> bytes:
+        assert not path.endswith(".tar")
+        return read_bytes(path, *most)
+
+    monkeypatch.setattr(storage, "read_ranges", noted)
+    monkeypatch.setattr(storage, "read_bytes", without_tars)
+    shards = TokenShards(uri, NodeCache(str(tmp_path / "cache")))
+    monkeypatch.undo()
+    assert asked == [by_hand(here).tokens[0].nbytes] * 6
+    assert np.array_equal(shards.tokens(np.arange(6)), by_hand(here).tokens[rows])
+    assert shards.keys.tolist() == [key.encode() for key in keys]
+
+
+def test_a_damaged_sample_of_few_is_named(tmp_path: Path) -> None:
+    uri = write_tokens(tmp_path / "set", (40,))
+    few = write(editing.subset(uri, str(tmp_path / "few"), Choice(keys=("sample/3", "sample/30"))))
+    path = Path(uri) / "tokens-00000.tar"
+    flip_byte(path, path.read_bytes().index(by_hand(uri).tokens[30].tobytes()) + 5)
+    with pytest.raises(CorruptShardError, match=r"tokens-00000\.tar: sample sample/30 is corrupt"):
+        TokenShards(few, NodeCache(str(tmp_path / "cache")))
+
+
+@pytest.mark.parametrize("operation", ["append", "subset", "views", "mix"])
+def test_few_samples_are_read_through_any_edit(tmp_path: Path, operation: str) -> None:
+    one = write_tokens(tmp_path / "one", (40,))
+    other = write_tokens(tmp_path / "other", (24,), classes=("dog", "emu"), prefix="another")
+    all_of, others = by_hand(one), by_hand(other, ("dog", "emu"))
+    flips = write_tokens(tmp_path / "flips", (40,), ("flip",))
+    output, both = str(tmp_path / "made"), joined(all_of, others)
+    two_views = all_of._replace(tokens=np.concatenate([all_of.tokens, by_hand(flips).tokens], 1))
+    made, expected = {
+        "append": (lambda: editing.append([one, other], output), both),
+        "mix": (lambda: editing.mix({one: 1, other: 1}, output), both),
+        "subset": (lambda: editing.subset(one, output, Choice(classes=("dog",))), take(all_of, list(range(1, 40, 2)))),
+        "views": (lambda: editing.views([one, flips], output), two_views),
+    }[operation]
+    rows = [2, 17, len(expected.keys) - 1]
+    keys = tuple(expected.keys[row].decode() for row in rows)
+    few = write(editing.subset(write(made()), str(tmp_path / "few"), Choice(keys=keys)))
+    check(few, take(expected, rows), tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------------------- mixes
