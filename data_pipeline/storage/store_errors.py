@@ -15,7 +15,9 @@ _ELEMENT = r"<{0}>(.*?)</{0}>"
 _DETAILS = "\n\nDebug source:"
 _CAUSE = re.compile(r'message: "([^"]*)"|error: "([^"]*)"')
 _BROKEN = ("HTTP error", "Requested ", "error decoding response body", "Content-Length Header missing")
-_MOVED = ("Received redirect",)
+_MOVED = "Received redirect"
+_WHOLE = "Received non-partial response"
+"""To the question for a range, by servers that know none; by others if the object is empty."""
 
 
 class AnswerError(OSError):
@@ -33,8 +35,12 @@ class AnswerError(OSError):
         }
 
 
-class MovedError(Exception):
-    """The bucket is not where it was: the client that follows redirects has to find it anew."""
+class OtherClientError(Exception):
+    """obstore does not take this answer: s3fs has to ask."""
+
+
+class MovedError(OtherClientError):
+    """The bucket is not where it was: s3fs, which follows redirects, has to find it anew."""
 
 
 class TooLargeError(Exception):
@@ -57,8 +63,10 @@ def translated(error: Exception) -> Exception:
         if found[1] in {"301", "302", "307", "308"} or code in {"PermanentRedirect", "AuthorizationHeaderMalformed"}:
             return MovedError(text)
         return answer
-    if any(sign in text for sign in _MOVED):
+    if _MOVED in text:
         return MovedError(text)
+    if _WHOLE in text:
+        return OtherClientError(text)
     if "TimedOut" in details or "kind: Timeout" in details:
         return TimeoutError()
     if any(sign in text for sign in _BROKEN):

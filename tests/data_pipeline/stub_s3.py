@@ -56,9 +56,11 @@ def page(keys: list[str], token: str | None = None) -> Answer:
 
 
 def _as_s3(request: Request, answer: Answer) -> Answer:
-    """What S3 adds to an answer: an ETag, and where a range lies."""
+    """What S3 adds to an answer: an ETag, and where a range lies, unless the answer says that it takes none."""
     if answer.status != 200:
         return answer
+    if answer.headers.get("Accept-Ranges") == "none":
+        return Answer(200, answer.body, {"ETag": '"0"'} | answer.headers, answer.pause)
     headers = {"ETag": '"0"'} | answer.headers
     asked = request.headers.get("range", "") if request.method == "GET" else ""
     if not asked.startswith("bytes="):

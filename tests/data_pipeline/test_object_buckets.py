@@ -422,6 +422,21 @@ def test_a_create_that_met_itself_is_known_by_its_metadata(serving: Serving) -> 
     assert [(request.method, by_obstore(request)) for request in asked[1:]] == [("PUT", True), ("HEAD", True)]
 
 
+@pytest.mark.parametrize("data", [b"", b"0123456789"])
+def test_a_server_that_knows_no_ranges_is_read_whole_by_s3fs(serving: Serving, data: bytes) -> None:
+    serving(lambda _: Answer(200, data, {"Accept-Ranges": "none"}))
+    storage.size("s3://bucket/a")
+    assert storage.read_bytes("s3://bucket/a") == data
+
+
+def test_an_empty_object_is_read_in_one_request(serving: Serving) -> None:
+    asked = serving(lambda request: Answer(200, b""))
+    storage.size("s3://bucket/a")
+    asked.clear()
+    assert storage.read_bytes("s3://bucket/a") == b""
+    assert len(asked) == 1
+
+
 def test_a_body_that_is_cut_is_read_again(serving: Serving) -> None:
     cut: list[bool] = []
 
