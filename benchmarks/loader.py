@@ -1,24 +1,28 @@
 """Shuffled samples per second of the token loader, against webdataset, litdata, mosaicml-streaming and a plain gather.
 
-    python benchmarks/loader.py [--json FILE] [--folder FOLDER] [--samples 200000]
+    python benchmarks/loader.py [--json FILE] [--folder FOLDER] [--samples 200000 1280000] [--offline]
 
-The same samples x 286 positions x 2 folds for all, on local disk, in one process, warm page cache. The plain gather is
-numpy's own on a memory map of one array, in the faster of its two spellings; ours draws the order, the views and the
-labels, too. Peers deliver batches of 256 as ours does, through the loaders that they advise; the last column says what
-they reach sample by sample, without making batches. Memory is the growth of the proportional set size of eight ranks
-that have read an epoch, over the bytes of the tokens.
+The same samples x 286 positions x 2 folds for all, on local disk, in one process, warm page cache; the same rounds and
+warm-up, each of another epoch with another order (loader_rounds.py). Batched: 256 samples at a time, of peers through
+the loaders that they advise. Unbatched: sample by sample, as the peers' data sets give them, ours by
+`TokenBatches.samples`. The plain gather is the ceiling: numpy's `take` of 256 rows by a permutation that was drawn
+before, on the memory map that our loader reads; its rows one by one are the ceiling of what is unbatched. It makes no
+order, no labels, no views. Memory is the growth of the proportional set size of eight ranks that have read an epoch of
+the smallest set, over the bytes of the tokens. A peer that cannot be run is named with the reason.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import multiprocessing
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import loader_rounds
 import numpy as np
 import peers
 from report import write_report
@@ -34,44 +38,79 @@ LAYOUT = TokenLayout((1, 1, 4, 9, 9, 16, 25, 36, 64, 121), (4096, 4096))
 BATCH = 256
 SHARD_SAMPLES = 50_000
 RANKS = 8
-ROUNDS = 5
+PEERS = ("webdataset", "litdata", "streaming")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--folder", type=Path, help="keep the data sets here, for another run")
-    parser.add_argument("--samples", type=int, default=200_000)
+    parser.add_argument("--samples", type=int, nargs="+", default=[200_000, 1_280_000])
+    parser.add_argument("--offline", action="store_true", help="install nothing: peers that are not there are left out")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        measure(options.folder or Path(temporary), options.samples, options.json)
+        measure(options.folder or Path(temporary), sorted(options.samples), options.json, install=not options.offline)
 
 
-def measure(folder: Path, samples: int, output: Path | None) -> None:
+def measure(folder: Path, sizes: list[int], output: Path | None, *, install: bool) -> None:
     """All figures, printed, and written to `output`."""
+    missing: dict[str, str] = {}
+    rows = [row for samples in sizes for row in contend(folder / str(samples), samples, missing, install=install)]
+    first = folder / str(sizes[0])
+    memory = memory_of_ranks(first / "foldtrain", first / "cache", sizes[0] * LAYOUT.positions * LAYOUT.folds * 2)
+    figures = {"rows": rows, "not_measured": missing, "memory_of_ranks": memory}
+    figures |= {"rounds": loader_rounds.ROUNDS, "warm_ups": 1, "warm_up_seconds": loader_rounds.SECONDS, "batch": BATCH}
+    table = [
+        [
+            f"{row['samples']:,}",
+            row["mode"],
+            row["name"],
+            f"{row['samples_per_second']:,.0f}",
+            f"{row['median']:,.0f}",
+            f"{row['cpu_ns']:,.0f}",
+            f"{row['foldtrain_is_times_as_fast']:.2f}",
+            f"{row['batches_of_foldtrain_are_times_as_fast']:.2f}",
+        ]
+        for row in rows
+    ]
+    table.append(["", "", f"memory of {RANKS} ranks / one copy", f"{memory:.3f}", "", "", "", ""])
+    columns = ["samples", "mode", "", "samples/s", "median", "CPU ns", "foldtrain", "foldtrain's batches"]
+    write_report("loader", columns, table, figures, output)
+    for why in missing.values():
+        print(f"Not measured: {why}.")
+
+
+def contend(folder: Path, samples: int, missing: dict[str, str], *, install: bool) -> list[dict[str, Any]]:
+    """The figures of every contender at one size, in both modes."""
     source, ours = folder / "tokens.npy", folder / "foldtrain"
     write_source(source, samples)
     write_ours(ours, np.load(source, mmap_mode="r"))
-    rates = gather_rates(source, ours, folder / "cache")
-    unbatched: dict[str, float] = {}
-    for name in ("webdataset", "litdata", "streaming"):
-        read = peers.run("loader_peers.py", name, str(folder / name), str(source))
-        rates[name], unbatched[name] = samples / read["seconds"], samples / read["unbatched_seconds"]
-    ratio = {name: rates["foldtrain"] / rates[name] for name in ("webdataset", "litdata", "streaming", "gather")}
-    memory = memory_of_ranks(ours, folder / "cache", samples * LAYOUT.positions * LAYOUT.folds * 2)
-    rows = [
-        [
-            name,
-            f"{rate:,.0f}",
-            f"{rates['foldtrain'] / rate:.2f}",
-            f"{unbatched[name]:,.0f}" if name in unbatched else "",
-        ]
-        for name, rate in rates.items()
+    found = {"batched": rates(ours, folder / "cache", BATCH), "unbatched": rates(ours, folder / "cache", 1)}
+    peers.prepare(install=install)
+
+    def run(name: str, action: str) -> dict[str, Any]:
+        try:
+            return (
+                {} if name in missing else peers.run("loader_peers.py", name, str(folder / name), str(source), action)
+            )
+        except peers.PeerError as error:
+            missing[name] = str(error)
+            return {}
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda name: run(name, "write"), PEERS))
+    for name in PEERS:
+        for mode, figures in run(name, "read").items():
+            found[mode][name] = figures
+    best = {mode: contenders["foldtrain"]["samples_per_second"] for mode, contenders in found.items()}
+    return [
+        {"samples": samples, "mode": mode, "name": name}
+        | figures
+        | {"foldtrain_is_times_as_fast": best[mode] / figures["samples_per_second"]}
+        | {"batches_of_foldtrain_are_times_as_fast": best["batched"] / figures["samples_per_second"]}
+        for mode, contenders in found.items()
+        for name, figures in contenders.items()
     ]
-    rows.append([f"memory of {RANKS} ranks / one copy", f"{memory:.3f}", "", ""])
-    figures = {"samples_per_second": rates, "ratio": ratio, "memory_of_ranks": memory, "samples": samples}
-    figures["samples_per_second_unbatched"] = unbatched
-    write_report("loader", ["", "samples/s", "foldtrain is times as fast", "unbatched"], rows, figures, output)
 
 
 def write_source(path: Path, samples: int) -> None:
@@ -107,33 +146,29 @@ def write_ours(folder: Path, tokens: np.ndarray) -> None:
     ).write(str(folder))
 
 
-def gather_rates(source: Path, ours: Path, cache: Path) -> dict[str, float]:
-    """Samples per second of our loader and of the plain gather: the best of some rounds, taken in turns."""
-    tokens = np.load(source, mmap_mode="r")
-    order = np.random.default_rng(1).permutation(len(tokens))
-    starts = range(0, len(tokens) - BATCH + 1, BATCH)
-    flat = np.asarray(tokens).reshape(len(tokens), -1)
+def rates(ours: Path, cache: Path, size: int) -> dict[str, dict[str, Any]]:
+    """Figures of our loader and of the plain gather, in batches or sample by sample, taken in turns."""
     shards = TokenShards(str(ours), NodeCache(str(cache)))
+    rows, count = shards._rows_RT, shards.count  # the same map
+    starts = range(0, count - BATCH + 1, BATCH)
+    orders = [np.random.default_rng(number).permutation(count) for number in range(loader_rounds.ROUNDS + 1)]
 
-    def fancy() -> Iterator[np.ndarray]:
-        return (tokens[order[start : start + BATCH]] for start in starts)
+    def gather(number: int) -> Iterator[np.ndarray]:
+        order = orders[number]
+        return (rows.take(order[start : start + BATCH], axis=0, mode="clip") for start in starts)
 
-    def take() -> Iterator[np.ndarray]:
-        return (flat.take(order[start : start + BATCH], axis=0) for start in starts)
-
-    def loader() -> Iterator[Any]:
-        batches = TokenBatches(shards, 0, BATCH)
+    def loader(number: int) -> Iterator[Any]:
+        batches = TokenBatches(shards, number, BATCH)
         return (batches.batch(step) for step in range(len(starts)))
 
-    ways: dict[str, Callable[[], Iterator[Any]]] = {"foldtrain": loader, "gather": take, "fancy": fancy}
-    best = dict.fromkeys(ways, 0.0)
-    for _ in range(ROUNDS + 1):  # the first brings both files into memory
-        for name, batches in ways.items():
-            started = time.perf_counter()
-            count = sum(1 for _ in batches())
-            best[name] = max(best[name], count * BATCH / (time.perf_counter() - started))
-    best["gather"] = max(best["gather"], best.pop("fancy"))
-    return best
+    def gather_samples(number: int) -> Iterator[np.ndarray]:
+        return itertools.chain.from_iterable(gather(number))
+
+    def samples(number: int) -> Iterator[Any]:
+        return TokenBatches(shards, number, BATCH).samples()
+
+    epochs = {"foldtrain": loader, "gather": gather} if size > 1 else {"foldtrain": samples, "gather": gather_samples}
+    return loader_rounds.measure_in_turns(epochs, count // BATCH * BATCH, size)
 
 
 def memory_of_ranks(ours: Path, cache: Path, copy: int) -> float:

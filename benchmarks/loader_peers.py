@@ -1,7 +1,8 @@
-"""One peer of benchmarks/loader.py: `loader_peers.py webdataset|litdata|streaming FOLDER TOKENS.npy`.
+"""One peer of benchmarks/loader.py: `loader_peers.py webdataset|litdata|streaming FOLDER TOKENS.npy write|read`.
 
-Writes the samples in the peer's own format, reads one shuffled epoch in this process, in batches of the peer's own
-loader as its documentation advises, and prints {"samples": N, "seconds": S, "unbatched_seconds": U}: U without batches.
+`write` writes the samples in the peer's own format, unless they are there. `read` reads shuffled epochs in this process
+as loader_rounds.py says: in batches of the peer's own loader as its documentation advises, and sample by sample. It
+prints {"batched": figures, "unbatched": figures}.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ import functools
 import io
 import json
 import sys
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import loader_rounds
 import numpy as np
 
 BATCH = 256
@@ -33,14 +34,15 @@ def write_webdataset(folder: Path, tokens: np.memmap) -> None:
             writer.write({"__key__": f"{index:08d}", "tokens.npy": buffer.getvalue(), "cls": index % 1000})
 
 
-def read_webdataset(folder: Path, batch: int) -> Iterable[Any]:
-    """Shards shuffled, then samples within a buffer."""
+def read_webdataset(folder: Path, batch: int) -> loader_rounds.Epoch:
+    """Shards shuffled, then samples within a buffer; each iteration shuffles anew."""
     import webdataset
 
     urls = sorted(str(path) for path in folder.glob("*.tar"))
     data = webdataset.WebDataset(urls, shardshuffle=len(urls)).shuffle(SHUFFLE_BUFFER).decode()
     data = data.to_tuple("tokens.npy", "cls")
-    return webdataset.WebLoader(data.batched(batch), batch_size=None, num_workers=0) if batch else data
+    reader = webdataset.WebLoader(data.batched(batch), batch_size=None, num_workers=0) if batch else data
+    return lambda _: reader
 
 
 def _sample(path: str, index: int) -> dict[str, Any]:
@@ -56,12 +58,15 @@ def write_litdata(folder: Path, tokens: np.memmap) -> None:
     litdata.optimize(fn=sample, inputs=inputs, output_dir=str(folder), chunk_bytes="64MB", num_workers=1)
 
 
-def read_litdata(folder: Path, batch: int) -> Iterable[Any]:
-    """Its dataset, shuffled, in its loader."""
+def read_litdata(folder: Path, batch: int) -> loader_rounds.Epoch:
+    """Its dataset, shuffled by another seed in each epoch, in its loader."""
     import litdata
 
-    data = litdata.StreamingDataset(str(folder), shuffle=True, seed=0)
-    return litdata.StreamingDataLoader(data, batch_size=batch, num_workers=0) if batch else data
+    def epoch(number: int) -> Iterable[Any]:
+        data = litdata.StreamingDataset(str(folder), shuffle=True, seed=number)
+        return litdata.StreamingDataLoader(data, batch_size=batch, num_workers=0) if batch else data
+
+    return epoch
 
 
 def write_streaming(folder: Path, tokens: np.memmap) -> None:
@@ -74,15 +79,16 @@ def write_streaming(folder: Path, tokens: np.memmap) -> None:
             writer.write({"tokens": sample, "label": index % 1000})
 
 
-def read_streaming(folder: Path, batch: int) -> Iterable[Any]:
-    """Its dataset, shuffled with its default algorithm, in its loader."""
+def read_streaming(folder: Path, batch: int) -> loader_rounds.Epoch:
+    """Its dataset, shuffled with its default algorithm, anew in each iteration, in its loader."""
     import streaming
 
     data = streaming.StreamingDataset(local=str(folder), shuffle=True, batch_size=batch or BATCH)
-    return streaming.StreamingDataLoader(data, batch_size=batch, num_workers=0) if batch else data
+    reader = streaming.StreamingDataLoader(data, batch_size=batch, num_workers=0) if batch else data
+    return lambda _: reader
 
 
-PEERS: dict[str, tuple[Callable[[Path, np.memmap], None], Callable[[Path, int], Iterable[Any]]]] = {
+PEERS: dict[str, tuple[Callable[[Path, np.memmap], None], Callable[[Path, int], loader_rounds.Epoch]]] = {
     "webdataset": (write_webdataset, read_webdataset),
     "litdata": (write_litdata, read_litdata),
     "streaming": (write_streaming, read_streaming),
@@ -90,23 +96,18 @@ PEERS: dict[str, tuple[Callable[[Path, np.memmap], None], Callable[[Path, int], 
 
 
 def main() -> None:
-    name, folder, source = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
+    name, folder, source, action = sys.argv[1], Path(sys.argv[2]), sys.argv[3], sys.argv[4]
     write, read = PEERS[name]
-    tokens = np.load(source, mmap_mode="r")
-    if not folder.exists():
-        folder.mkdir(parents=True)
+    tokens, written = np.load(source, mmap_mode="r"), folder / ".written"
+    figures: dict[str, Any] = {}
+    if action == "read":
+        figures["batched"] = loader_rounds.measure(read(folder, BATCH), len(tokens), BATCH)
+        figures["unbatched"] = loader_rounds.measure(read(folder, 0), len(tokens))
+    elif not written.exists():
+        folder.mkdir(parents=True, exist_ok=True)
         write(folder, tokens)
-    started = time.perf_counter()
-    samples = sum(len(_labels(batch)) for batch in read(folder, BATCH))
-    batched = time.perf_counter()
-    count = sum(1 for _ in read(folder, 0))
-    unbatched = time.perf_counter() - batched
-    assert samples == count == len(tokens), (name, samples, count)
-    print(json.dumps({"samples": samples, "seconds": batched - started, "unbatched_seconds": unbatched}))
-
-
-def _labels(batch: Any) -> Any:
-    return batch["label"] if isinstance(batch, dict) else batch[1]
+        written.touch()
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

@@ -12,25 +12,39 @@ from typing import Any
 
 HERE = Path(__file__).parent
 ENVIRONMENT = HERE.parent / ".venv-peers"
+_PYTHON, _STAMP = ENVIRONMENT / "bin" / "python", ENVIRONMENT / ".installed"
 
 
-def run(script: str, *arguments: str) -> dict[str, Any]:
-    """What a script of this folder prints, as JSON, when it runs beside the peers."""
-    command = [str(_python()), str(HERE / script), *arguments]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+class PeerError(Exception):
+    """A peer could not be run here; the message says why."""
+
+
+def prepare(*, install: bool) -> None:
+    """Make .venv-peers, unless it is there. Where that fails, peers that are installed beside foldtrain run there."""
+    if install and not _STAMP.exists() and _install():
+        _STAMP.touch()
+
+
+def run(script: str, name: str, *arguments: str) -> dict[str, Any]:
+    """What a script of this folder prints about the peer `name`, as JSON.
+
+    Raises:
+        PeerError: if the peer is not installed, or the script fails.
+    """
+    python = str(_PYTHON if _STAMP.exists() else sys.executable)
+    if subprocess.run([python, "-c", f"import {name}"], capture_output=True, check=False).returncode:
+        raise PeerError(f"{name} is not installed")
+    done = subprocess.run([python, str(HERE / script), name, *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise PeerError(f"{name} failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer
 
 
-def _python() -> Path:
-    """The interpreter of .venv-peers, made at first use. It sees this environment's packages behind its own."""
-    python, stamp = ENVIRONMENT / "bin" / "python", ENVIRONMENT / ".installed"
-    if not stamp.exists():
-        print(f"Installing {HERE.name}/peers.txt into {ENVIRONMENT.name}: 850 MB, once.", file=sys.stderr)
-        venv.create(ENVIRONMENT, with_pip=True, clear=True)
-        (packages,) = ENVIRONMENT.glob("lib/python*/site-packages")
-        (packages / "zz_foldtrain.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
-        pip = [str(python), "-m", "pip", "install", "--quiet", "--no-input", "-r", str(HERE / "peers.txt")]
-        subprocess.run(pip, check=True)
-        stamp.touch()
-    return python
+def _install() -> bool:
+    print(f"Installing {HERE.name}/peers.txt into {ENVIRONMENT.name}: 850 MB, once.", file=sys.stderr)
+    venv.create(ENVIRONMENT, with_pip=True, clear=True)
+    (packages,) = ENVIRONMENT.glob("lib/python*/site-packages")
+    (packages / "zz_foldtrain.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    pip = [str(_PYTHON), "-m", "pip", "install", "--quiet", "--no-input", "--retries", "1"]
+    return subprocess.run([*pip, "-r", str(HERE / "peers.txt")], check=False).returncode == 0

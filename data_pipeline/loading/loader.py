@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import itertools
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from data_pipeline.config import ReadingConfig
 from data_pipeline.images.transforms import Pixels, Transform
-from data_pipeline.loading.prefetching import Ahead
+from data_pipeline.loading.prefetching import Ahead, prefetch
 from data_pipeline.order.ledger import DataOrder
 from data_pipeline.order.mixing import MixPart, Order, order_of
 from data_pipeline.order.permutations import Positions, keyed_uniform, step_positions
@@ -99,8 +99,10 @@ class TokenBatches:
         self._shards, self._seed, self._global_batch = shards, seed, global_batch
         self._order = order_of(seed, shards.shard_sizes, window, mix_of(shards.manifest))
         self._block: _Block | None = None
-        self._ahead: Ahead[tuple[int, int, int], _Block] = Ahead(self._plan, 1 if shards.count > _BLOCK else 0)
         self._windowed, self._most = shards.window is not None, min(_BLOCK, shards.count)
+        # windows are let go as soon as they are over, so nothing is looked up there before its turn
+        self._looks_ahead = shards.count > _BLOCK and not self._windowed
+        self._ahead: Ahead[tuple[int, int, int], _Block] = Ahead(self._plan, int(self._looks_ahead))
         if shards.window is not None:  # so few positions that they seldom reach into the next window
             self._most = max(1, min(_BLOCK, shards.count * shards.window // len(shards.manifest.shards)))
 
@@ -147,13 +149,21 @@ class TokenBatches:
             Tokens [positions, folds] and the class. The tokens are a row of an array of some samples, which lives for
             as long as one of them is kept.
         """
-        for start in itertools.count(first, self._most):
-            position_B = np.arange(start, start + self._most)
-            self._shards.follow(self._order, start, start + self._most)
-            _, row_B, condition_B = self._find(position_B)
+        found: Iterable[tuple[Positions, npt.NDArray[np.int64]]] = map(
+            self._rows_from, itertools.count(first, self._most)
+        )
+        if self._looks_ahead:
+            found = prefetch(found, 1)
+        for row_B, condition_B in found:
             for at in range(0, self._most, _GATHERED):
                 rows_BLF = self._shards.rows(row_B[at : at + _GATHERED])
                 yield from zip(rows_BLF, condition_B[at : at + _GATHERED].tolist(), strict=True)
+
+    def _rows_from(self, first: int) -> tuple[Positions, npt.NDArray[np.int64]]:
+        """Rows and classes of the samples of a block from position `first` on."""
+        self._shards.follow(self._order, first, first + self._most)
+        _, row_B, condition_B = self._find(np.arange(first, first + self._most))
+        return row_B, condition_B
 
     def _steps(self, world: int) -> int:
         """Steps of a block."""
@@ -163,11 +173,9 @@ class TokenBatches:
     def _look_up(self, of: tuple[int, int, int]) -> _Block:
         """A block; in a whole copy the one after it is looked up meanwhile."""
         number, rank, world = of
-        if not self._windowed:
-            return self._ahead.get(of, [(number + 1, rank, world)])
-        first, positions = number * self._steps(world) * self._global_batch, self._steps(world) * self._global_batch
-        self._shards.follow(self._order, first, first + positions)
-        return self._plan(of)
+        positions = self._steps(world) * self._global_batch
+        self._shards.follow(self._order, number * positions, (number + 1) * positions)
+        return self._ahead.get(of, [(number + 1, rank, world)])
 
     def _plan(self, of: tuple[int, int, int]) -> _Block:
         number, rank, world = of

@@ -75,7 +75,8 @@ class Permutation:
         for first in range(0, flat.size, _CHUNK):
             chunk = flat[first : first + _CHUNK]
             self._pass(chunk, forward=forward)
-            while (outside := np.flatnonzero(chunk >= self.count)).size:
+            while chunk.max() >= self.count:
+                outside = np.flatnonzero(chunk >= self.count)
                 again = chunk[outside]
                 self._pass(again, forward=forward)
                 chunk[outside] = again

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -132,17 +133,35 @@ def test_batches_are_those_of_their_positions_however_many_are_looked_up_at_once
 
 
 @pytest.mark.parametrize("first", [0, 13, 20, 1000])
-@pytest.mark.parametrize("gathered", [1, 3, 256])
+@pytest.mark.parametrize(("gathered", "block"), [(1, 16), (3, 7), (256, 16_384)])
 def test_samples_one_by_one_are_those_of_the_batches(
-    token_shards: TokenShards, first: int, gathered: int, monkeypatch: pytest.MonkeyPatch
+    token_shards: TokenShards, first: int, gathered: int, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loader, "_GATHERED", gathered)
+    monkeypatch.setattr(loader, "_BLOCK", block)
     batches = TokenBatches(token_shards, 7, 1)
     for step, (tokens_LF, condition) in zip(range(first, first + 50), batches.samples(first), strict=False):
         batch = batches.batch(step)
         assert np.array_equal(tokens_LF, batch.tokens_BLF[0])
         assert condition == batch.condition_B[0]
         assert type(condition) is int
+
+
+def test_nothing_is_looked_up_before_its_turn_by_windows(
+    tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "_BLOCK", 4)
+    windows, followed = TokenWindows(str(tokens), NodeCache(str(tmp_path / "cache")), 1), list[int]()
+    follow = windows.follow
+    monkeypatch.setattr(
+        windows, "follow", lambda order, first, stop: (followed.append(first), follow(order, first, stop))
+    )
+    batches, found = TokenBatches(windows, 7, 4, 1), list[int]()
+    for step in range(5):
+        batches.batch(step)
+        found.append(len(followed))
+    assert followed == [0, 4, 8, 12, 16]
+    assert found == [1, 2, 3, 4, 5]
 
 
 def test_samples_one_by_one_are_those_of_the_batches_by_windows(tokens: Path, tmp_path: Path) -> None:
@@ -172,6 +191,18 @@ def test_a_token_batch_holds_one_view_of_its_samples_and_both_views_occur(tokens
         assert np.array_equal(batch.condition_B, shards.conditions[batch.index_B])
         views |= set(equal.argmax(1).tolist())
     assert views == {0, 1}
+
+
+def test_a_thread_that_looks_ahead_ends_with_the_samples(
+    token_shards: TokenShards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "_BLOCK", 4)
+    samples = TokenBatches(token_shards, 7, 4).samples()
+    before = set(threading.enumerate())
+    next(samples)
+    (ahead,) = (thread for thread in set(threading.enumerate()) - before if thread.name == "prefetch")
+    samples.close()  # type: ignore[attr-defined]
+    assert not ahead.is_alive()
 
 
 def test_a_later_epoch_can_see_the_other_view_of_a_sample(tokens: Path) -> None:
