@@ -6,7 +6,7 @@
     order      the order of samples: a first batch, others, and memory (scale_order.py)
     index      the start of training on a node: eight ranks open the image set (scale_index.py)
     tokenize   a start of tokenize that finds every shard done (scale_tokenize.py)
-    verify     the plan of verify (scale_tools.py)
+    verify     verify, and export (scale_tools.py)
     monitor    one look at a run that goes on (scale_records.py)
 
 The sets are synthetic: names and sizes, no pixels. Each part runs in a process of its own, and its memory is the peak
@@ -45,23 +45,28 @@ class Part:
     """At the smaller one."""
 
 
+VERIFY = [f"commands_{name}_peak_mib_above_start" for name in ("verify", "verify against images", "verify --quick")]
+RESUME = ("seconds", "interrupted_seconds")
 PARTS = {
     "ingest": Part("scale_ingest", "ingest's plan", {"peak_mib": 300}, {}),
     "order": Part("scale_order", "the order of samples", {}, {}),
     "index": Part("scale_index", "training start of a node, 8 ranks", {"peak_mib": 300, "requests": 10}, {}),
-    "tokenize": Part("scale_tokenize", "tokenize with all shards done", {"peak_mib": 300}, {"seconds": 30}),
-    "verify": Part("scale_tools", "verify's plan", {"peak_mib": 300}, {}),
+    "tokenize": Part("scale_tokenize", "tokenize with all shards done", {"peak_mib": 300}, dict.fromkeys(RESUME, 30)),
+    "verify": Part("scale_tools", "verify and export", dict.fromkeys(VERIFY, 300), {}),
     "monitor": Part("scale_records", "a monitor's look", {"requests": 4}, {}),
 }
 
 
-def run_part(part: Part, samples: int) -> Figures:
-    """Its figures, from a process of its own."""
+def run_part(part: Part, samples: int) -> Figures | None:
+    """Its figures, from a process of its own; None if it failed."""
     command = [sys.executable, str(HERE / f"{part.module}.py"), str(samples)]
     ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if ended.returncode:
-        raise SystemExit(f"{' '.join(command)} failed with exit code {ended.returncode}")
-    return flatten(json.loads(ended.stdout.splitlines()[-1]))
+        print(f"{' '.join(command)} failed with exit code {ended.returncode}", file=sys.stderr, flush=True)
+        return None
+    found = flatten(json.loads(ended.stdout[ended.stdout.index("{") :]))
+    print(f"{part.module} {samples}: {found}", file=sys.stderr, flush=True)
+    return found
 
 
 def flatten(figures: dict[str, Any], within: str = "") -> Figures:
@@ -101,6 +106,9 @@ def table(part: Part, sizes: tuple[int, int], small: Figures, large: Figures) ->
         unit = UNITS.get(key, "")
         values = [f"{value:,.4g} {unit}".strip() for value in (small[key], large[key], max(0.0, far))]
         rows.append([part.what if not rows else "", key.replace("_", " "), *values, verdict(part, key, small, large)])
+    for key in [key for key in {**small, **part.most, **part.most_small} if key not in large]:
+        value = f"{small[key]:,.4g} {UNITS.get(key, '')}".strip() if key in small else ""
+        rows.append(["", key.replace("_", " "), value, "", "", verdict(part, key, small, large)])
     return rows
 
 
@@ -113,19 +121,22 @@ def main() -> None:
     sizes = (given.samples[0], given.samples[1])
     rows: list[list[str]] = []
     figures: dict[str, Any] = {"samples": list(sizes), "extrapolated_to": FAR}
+    failed = []
     for name in given.only or PARTS:
         part = PARTS[name]
-        if not (HERE / f"{part.module}.py").exists():
-            rows.append([part.what, f"not measured: there is no benchmarks/{part.module}.py", "", "", "", ""])
-            continue
         small, large = (run_part(part, size) for size in sizes)
+        if small is None or large is None:
+            failed.append(name)
+            rows.append([part.what, "failed", "", "", "", "not measured"])
+            continue
         rows += table(part, sizes, small, large)
         far = {key: straight_line(sizes, (small[key], large[key]), FAR) for key in in_both(small, large)}
         bounds = {key: verdict(part, key, small, large) for key in part.most | part.most_small}
         figures[name] = {"small": small, "large": large, "extrapolated": far, "bounds": bounds}
-        print(f"{name}: {small} {large}", file=sys.stderr, flush=True)
     columns = ["", "", f"{sizes[0]:,}", f"{sizes[1]:,}", "10⁹ (a line)", "bound"]
     write_report("scale", columns, rows, figures, given.json)
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from data_pipeline.shards.versions import check_version
 from data_pipeline.text import json_records
 from data_pipeline.tokens.plan import PlannedShard, TokenPlan
 
-READS_AT_ONCE = 32
+READS_AT_ONCE = 64
 """Records that are read at the same time."""
 _SUBMITTED = 512
 """Records that wait for it: a future of each of a million would be a gigabyte."""
