@@ -25,8 +25,10 @@ run file            control.json and progress.json beside a complete manifest.js
 
 from __future__ import annotations
 
+import functools
 import re
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -45,6 +47,8 @@ OLDER_THAN = 3600.0
 
 _STEP = re.compile(r"checkpoints/(step_\d{8,})/([^/]+|\.foldtrain-uploads/[^/]+)")
 _RUN_FILES = ("control.json", "progress.json")
+_LAST = chr(0x10FFFF)
+"""Behind all names in their order."""
 _SILENT_SECONDS = 600.0
 """A driver of another machine may be silent for so long and still count as at work, whatever `older_than` says."""
 
@@ -137,6 +141,27 @@ class _Place:
     folders: list[Owned]
     """Those of ours."""
 
+    def within(self, owned: Owned) -> list[str]:
+        """The listed names below a folder of ours; looking for them does not look at those of other folders."""
+        names, prefix = self._names, f"{owned.name}/" if owned.name else ""
+        start = bisect_left(names, prefix)
+        return names[start : bisect_left(names, prefix + _LAST, start)] if prefix else names
+
+    @functools.cached_property
+    def _names(self) -> list[str]:
+        return sorted(self.listing)
+
+    @functools.cached_property
+    def named_elsewhere(self) -> frozenset[str]:
+        """Shards, without their endings, that data sets made of others name in folders that are not their own."""
+        found: set[str] = set()
+        for owned in self.folders:
+            if owned.manifest is not None and owned.manifest.get("edit"):
+                uri = storage.absolute(_join(self.root, owned.name))
+                manifest = (ImageManifest if owned.manifest["kind"] == "images" else TokenManifest).read(uri)
+                found |= {shard_uri(uri, shard).removesuffix(".tar") for shard in manifest.shards if shard.folder}
+        return frozenset(found)
+
 
 def _list(uri: str) -> _Place:
     root, inside = owned_folders.above(uri)
@@ -200,8 +225,8 @@ def _join(root: str, name: str) -> str:
 def _uploads(place: _Place, folders: list[Owned], now: float) -> Iterator[Leftover]:
     """Unfinished uploads that have a mark in a folder of ours, and marks whose upload is gone."""
     marks: dict[upload_marks.Mark, tuple[Owned, str]] = {}
-    for name in place.listing:
-        owned = next((each for each in folders if UPLOAD_MARK.fullmatch(name) and each.has_place_for(name)), None)
+    for name in filter(UPLOAD_MARK.fullmatch, place.listing):
+        owned = next((each for each in folders if each.has_place_for(name)), None)
         mark = (
             upload_marks.parse(_join(place.root, name), owned_folders.read(_join(place.root, name))) if owned else None
         )
@@ -229,28 +254,17 @@ def _remove(leftover: Leftover) -> None:
 
 def _candidates(place: _Place, owned: Owned) -> Iterator[Candidate]:
     """All in a folder of ours but the unfinished uploads."""
-    listing = place.listing
-    old = list(_old_checkpoints(owned, listing)) if owned.is_stage else []
+    names = place.within(owned)
+    old = list(_old_checkpoints(owned, names)) if owned.is_stage else []
     inside = {part for _, _, parts in old for part in parts}
     yield from old
     if owned.is_stage:
         yield from _stray_rank_files(place, owned)
-    for name in listing:
+    for name in names:
         if owned.has_draft(name) and name not in inside:
             yield "unfinished file", name, [name]
     if owned.manifest is not None:
         yield from _beside_manifest(place, owned)
-
-
-def _named_elsewhere(place: _Place) -> set[str]:
-    """Shards, without their endings, that data sets made of others name in folders that are not their own."""
-    found = set()
-    for owned in place.folders:
-        if owned.manifest is not None and owned.manifest.get("edit"):
-            uri = storage.absolute(_join(place.root, owned.name))
-            manifest = (ImageManifest if owned.manifest["kind"] == "images" else TokenManifest).read(uri)
-            found |= {shard_uri(uri, shard).removesuffix(".tar") for shard in manifest.shards if shard.folder}
-    return found
 
 
 def _beside_manifest(place: _Place, owned: Owned) -> Iterator[Candidate]:
@@ -258,40 +272,41 @@ def _beside_manifest(place: _Place, owned: Owned) -> Iterator[Candidate]:
     path, kind = _join(place.root, owned.name), str(owned.manifest["kind"])
     manifest = (ImageManifest if kind == "images" else TokenManifest).read(path)
     named = {shard.name.removesuffix(".tar") for shard in manifest.shards}
-    elsewhere = _named_elsewhere(place)
-    empty = set(_quarantined_shards(path, named)) if kind == "images" else set()
-    for name in place.listing:
+    names = place.within(owned)
+    rests = [owned.rest(name) or "" for name in names]
+    empty = set(_quarantined_shards(path, rests, named)) if kind == "images" else set()
+    for name in names:
         rest = owned.rest(name)
         match = SHARD.fullmatch(rest) if rest else None
         is_stray = match and match[1].startswith(kind) and match[1] not in named and match[1] not in empty
-        if match and is_stray and storage.join(storage.absolute(path), match[1]) not in elsewhere:
+        if match and is_stray and storage.join(storage.absolute(path), match[1]) not in place.named_elsewhere:
             yield "stray shard", name, [name]
         elif rest in _RUN_FILES:
             yield "run file", name, [name]
 
 
-def _quarantined_shards(path: str, named: set[str]) -> Iterator[str]:
+def _quarantined_shards(path: str, names: list[str], named: set[str]) -> Iterator[str]:
     """Shards of which nothing is left: the manifest does not name them, and ingest knows by them what it has done."""
-    for name in storage.list_names(path):
+    for name in names:
         stem = name.removesuffix(INDEX_SUFFIX)
-        if name.endswith(INDEX_SUFFIX) and stem not in named:
+        if name.endswith(INDEX_SUFFIX) and "/" not in name and stem not in named:
             index = owned_folders.read(storage.join(path, name))
             if isinstance(index, dict) and index.get("quarantined") and not index.get("key"):
                 yield stem
 
 
-def _steps(owned: Owned, listing: Listing) -> dict[str, dict[str, str]]:
+def _steps(owned: Owned, names: list[str]) -> dict[str, dict[str, str]]:
     """For each checkpoint folder of a stage (its name in the listing): its files by their names there."""
     found: dict[str, dict[str, str]] = {}
-    for name in listing:
+    for name in names:
         match = _STEP.fullmatch(owned.rest(name) or "")
         if match:
             found.setdefault(name.removesuffix(match[2]), {})[match[2]] = name
     return found
 
 
-def _old_checkpoints(owned: Owned, listing: Listing) -> Iterator[Candidate]:
-    steps = _steps(owned, listing)
+def _old_checkpoints(owned: Owned, names: list[str]) -> Iterator[Candidate]:
+    steps = _steps(owned, names)
     newest = max((folder for folder, files in steps.items() if "COMPLETE" in files), key=_number, default=None)
     for folder, files in steps.items():
         if newest is not None and _number(folder) < _number(newest) and not {"COMPLETE", "KEEP"} & files.keys():
@@ -305,7 +320,7 @@ def _number(folder: str) -> int:
 
 
 def _stray_rank_files(place: _Place, owned: Owned) -> Iterator[Candidate]:
-    for folder, files in _steps(owned, place.listing).items():
+    for folder, files in _steps(owned, place.within(owned)).items():
         if not {"COMPLETE", "index.json"} <= files.keys():
             continue
         index = owned_folders.read(_join(place.root, f"{folder}index.json"))

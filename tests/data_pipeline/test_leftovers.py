@@ -13,7 +13,7 @@ from data_pipeline import storage
 from data_pipeline.config import DataConfig, FolderSource
 from data_pipeline.errors import UsageError
 from data_pipeline.ingest.ingesting import ingest
-from data_pipeline.leases import lease_record
+from data_pipeline.leases import lease_record, owned_folders
 from data_pipeline.leases.lease import LeaseHeldError, only_driver, take
 from data_pipeline.shards.manifest import FileStatement, ImageManifest, ImageShardRecord
 from data_pipeline.storage import object_writes, upload_marks
@@ -396,3 +396,20 @@ def test_a_shard_of_which_nothing_was_left_is_no_leftover(tmp_path: Path) -> Non
     config = DataConfig(source=FolderSource(path=str(photos)), shard_samples=1, max_bad_share=0.5)
     ingest(config, str(tmp_path / "images"), seed=0)
     assert find_leftovers(str(tmp_path / "images"), older_than=0, clock=lambda: time.time() + 10) == []
+
+
+def test_the_work_grows_with_the_folders_and_no_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: dict[int, int] = {}
+    rest = owned_folders.Owned.rest
+    for sets in (5, 20):
+        for number in range(sets):
+            write_images(f"{tmp_path}/{sets}/run{number}/images/train", "images-00000")
+            write(f"{tmp_path}/{sets}", f"run{number}/images/train/images-00001.tar")
+
+        def count(owned: owned_folders.Owned, name: str, sets: int = sets) -> str | None:
+            looked_at[sets] = looked_at.get(sets, 0) + 1
+            return rest(owned, name)
+
+        monkeypatch.setattr(owned_folders.Owned, "rest", count)
+        assert len(found(f"{tmp_path}/{sets}")) == sets
+    assert looked_at[20] < 4.5 * looked_at[5]
