@@ -18,11 +18,11 @@ class OnePass:
     Args:
         uri: of the file.
         size: its bytes, as a listing says.
-        piece_bytes: what one request asks for.
+        piece_bytes: what one request asks for; PIECE_BYTES if left out.
     """
 
-    def __init__(self, uri: str, size: int, piece_bytes: int = PIECE_BYTES) -> None:
-        self._uri, self._size, self._piece_bytes = uri, size, piece_bytes
+    def __init__(self, uri: str, size: int, piece_bytes: int | None = None) -> None:
+        self._uri, self._size, self._piece_bytes = uri, size, piece_bytes or PIECE_BYTES
         self._digest = hashlib.sha256()
         self._fetched = 0
         self._piece = memoryview(b"")

@@ -27,7 +27,7 @@ from data_pipeline.shards.token_archive import parse_token_shard
 from data_pipeline.shards.token_shards import TokenBlock, write_token_shard
 from data_pipeline.storage.request_counts import counted
 from data_pipeline.storage.tar import END_OF_ARCHIVE, encode_member, read_members
-from data_pipeline.tools import editing
+from data_pipeline.tools import editing, examining_tokens, one_pass
 from data_pipeline.tools.checks import MOST_PROBLEMS, Problems
 from data_pipeline.tools.verifying import Report, find_images, verify
 from model.config import ImageFolderConfig
@@ -71,6 +71,15 @@ def rewrite(tokens: Path, **changes: Any) -> None:
     TokenManifest.build(**{name: fields[name] for name in fields if name != "fingerprint"}).write(str(tokens))
 
 
+@pytest.fixture(params=["whole", "in pieces"])
+def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards are read by one request and looked at as one, or by many and a sample at a time."""
+    if request.param == "in pieces":
+        monkeypatch.setattr(one_pass, "PIECE_BYTES", 97)
+        monkeypatch.setattr(examining_tokens, "ROW_BYTES", 1)
+
+
+@pytest.mark.usefixtures("pieces")
 def test_what_was_written_passes_every_check(images: Images, tokens: Path) -> None:
     for report in (verify(images.uri), verify(str(tokens), images.uri)):
         assert failures(report) == {}
@@ -120,6 +129,7 @@ def test_images_cannot_be_held_against_images(images: Images) -> None:
         verify(images.uri, images.uri)
 
 
+@pytest.mark.usefixtures("pieces")
 def test_a_damaged_image_fails_checksum_and_crc_with_shard_and_key(images: Images) -> None:
     member = read_members(str(images.folder / "images-00001.tar"))[4]
     flip_byte(images.folder / "images-00001.tar", member.offset + 9)
@@ -129,6 +139,7 @@ def test_a_damaged_image_fails_checksum_and_crc_with_shard_and_key(images: Image
     assert sample in found["checksums"][0]
 
 
+@pytest.mark.usefixtures("pieces")
 def test_a_damaged_label_of_an_image_is_traced_to_its_key(images: Images) -> None:
     member = read_members(str(images.folder / "images-00001.tar"))[5]
     flip_byte(images.folder / "images-00001.tar", member.offset)
@@ -136,6 +147,7 @@ def test_a_damaged_label_of_an_image_is_traced_to_its_key(images: Images) -> Non
     assert problem.startswith(f"images-00001.tar: sample {member.name.removesuffix('.cls')} is not in the tar")
 
 
+@pytest.mark.usefixtures("pieces")
 def test_every_damaged_row_of_a_token_shard_is_named(tokens: Path) -> None:
     member = next(m for m in read_members(str(tokens / "tokens-00001.tar")) if m.name.endswith("tokens.npy"))
     row = (member.length - 128) // 8
@@ -379,6 +391,7 @@ def test_quick_sees_a_shard_of_another_size(tokens: Path) -> None:
     assert list(failures(verify(str(tokens), quick=True))) == ["files"]
 
 
+@pytest.mark.usefixtures("pieces")
 def test_a_shard_that_was_cut_is_told_not_raised(images: Images, tokens: Path) -> None:
     for path in (images.folder / "images-00001.tar", tokens / "tokens-00001.tar"):
         path.write_bytes(path.read_bytes()[:1000])
@@ -426,6 +439,7 @@ def test_images_other_than_the_source_fail_the_lineage(images: Images, tokens: P
     assert found[-1].startswith("the tokens were made of images ffffffffffffffff, but ")
 
 
+@pytest.mark.usefixtures("pieces")
 def test_a_token_outside_the_codebook_is_named(tokens: Path) -> None:
     here = block(tokens, 2)
     values = here.tokens_NWLF.copy()
