@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +18,13 @@ from data_pipeline.shards import image_shards, token_shards
 from data_pipeline.shards.manifest import ImageManifest, ImageShardRecord, ShardRecord, TokenManifest, shard_uri
 from data_pipeline.shards.sample_index import INDEX_NAME, open_sample_index
 from data_pipeline.shards.shard_table import shard_folder
+from data_pipeline.tools.in_order import in_order
+from data_pipeline.tools.one_pass import OnePass
 
 DIGEST_LIMIT = 2**30
 """Bytes up to which a local data set is read in full."""
 _THREADS = 8
+"""Shards that are read at a time, a piece of each."""
 Sizes = Callable[[str], dict[str, int]]
 
 
@@ -86,16 +88,18 @@ def _check(uri: str, manifest: ImageManifest | TokenManifest, kind: _Kind, every
     total = manifest.shards.total_bytes
     digest = every_byte or (not storage.is_remote(uri) and total <= DIGEST_LIMIT)
 
-    def check(shard: Any) -> None:
-        path = shard_uri(uri, shard)
+    def is_read(shard: Any) -> bool:
         if shard.name not in sizes(shard.folder):
-            raise CorruptShardError(f"{path} is missing; {kind.remedy.partition(' and ')[2]}")
-        if sizes(shard.folder)[shard.name] != shard.bytes or digest:
-            archive = storage.read_bytes(path, max(2 * shard.bytes, DIGEST_LIMIT))
-            if len(archive) != shard.bytes or storage.sha256(archive) != shard.sha256:
-                raise CorruptShardError(f"{path}: {kind.damage(uri, shard, archive)}; {kind.remedy}")
+            raise CorruptShardError(f"{shard_uri(uri, shard)} is missing; {kind.remedy.partition(' and ')[2]}")
+        return digest or sizes(shard.folder)[shard.name] != shard.bytes
 
-    with ThreadPoolExecutor(_THREADS, "check") as pool:
-        for _ in pool.map(check, manifest.shards):
-            pass
+    def read(shard: Any) -> None:
+        path, size = shard_uri(uri, shard), sizes(shard.folder)[shard.name]
+        if size == shard.bytes and OnePass(path, size).finish() == shard.sha256:
+            return
+        archive = storage.read_bytes(path, max(2 * shard.bytes, DIGEST_LIMIT))
+        raise CorruptShardError(f"{path}: {kind.damage(uri, shard, archive)}; {kind.remedy}")
+
+    for _ in in_order(read, filter(is_read, manifest.shards), _THREADS):
+        pass
     return sizes, digest

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from data_pipeline import storage
 from data_pipeline.errors import CorruptShardError, UsageError
 from data_pipeline.ingest.ingesting import ingest
 from data_pipeline.shards.image_shards import ImageShards
 from data_pipeline.shards.manifest import ImageManifest
 from data_pipeline.shards.token_dataset import TokenShards
 from data_pipeline.storage.tar import read_members
-from data_pipeline.tools import preflight
+from data_pipeline.tools import one_pass, preflight
 from data_pipeline.tools.preflight import check_images, check_tokens
 from tests.data_pipeline.small_data import Images, contents, flip_byte
 
@@ -109,6 +110,20 @@ def test_damaged_headers_of_a_token_shard_are_named(tokens: Path) -> None:
     flip_byte(tokens / "tokens-00001.tar", 3)
     with pytest.raises(CorruptShardError, match=r"tokens-00001\.tar: .*headers are corrupt"):
         check_tokens(str(tokens))
+
+
+def test_the_folder_is_listed_once_and_no_shard_is_held_whole(tokens: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed, walk = [], storage.walk
+    monkeypatch.setattr(storage, "walk", lambda uri: listed.append(uri) or walk(uri))
+    monkeypatch.setattr(one_pass, "PIECE_BYTES", 1000)
+    read, read_range = [], storage.read_range
+    monkeypatch.setattr(
+        storage, "read_range", lambda uri, start, length: read.append(length) or read_range(uri, start, length)
+    )
+    manifest = check_tokens(str(tokens))
+    assert listed == [str(tokens)]
+    assert max(read) == 1000
+    assert sum(read) == manifest.shards.total_bytes
 
 
 def test_large_sets_are_compared_by_size_alone(images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
