@@ -53,7 +53,7 @@ def drill_data(
 ) -> None:
     """Strike ingest and tokenize on S3 with kill -9, restarts and faults; exit code 1 if their bytes differ in the end.
 
-    All of it is on this machine: it starts an S3 server (`weed`, from the extra `dev`), and a Ray cluster for each
+    All of it is on this machine: it starts an S3 server (`weed`, from the extra `drills`), and a Ray cluster for each
     command. A seed decides what is struck in a trial, and when.
     """
     from cluster.drills.data import DataDrill
@@ -75,7 +75,7 @@ def drill_train(
 
     Losses, weights, moments, averages and exports are compared with those of an unbroken run, bit for bit, and no
     checkpoint may be loaded but the newest complete one. All of it is on this machine: it starts an S3 server (`weed`,
-    from the extra `dev`), and a Ray cluster for each command. A seed decides what is struck in a trial, and when.
+    from the extra `drills`), and a Ray cluster for each command. A seed decides what is struck in a trial, and when.
     """
     from cluster.drills.training import TrainingDrill
 

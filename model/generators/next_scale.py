@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from model.config import NextScaleConfig
@@ -72,7 +73,7 @@ class Attention(nn.Module):
 
     def _projected(self, x_BLC: Tensor) -> Tensor:
         bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
-        return F.linear(x_BLC, self.qkv.weight, bias).view(*x_BLC.shape[:2], 3, self.heads, self.head_dim)
+        return rearrange(F.linear(x_BLC, self.qkv.weight, bias), "b l (qkv h d) -> b l qkv h d", qkv=3, h=self.heads)
 
     def _temperature(self) -> Tensor | None:
         if self.log_temperature is None:

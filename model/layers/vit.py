@@ -15,6 +15,7 @@ import math
 import timm
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from timm.layers.drop import DropPath
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
@@ -100,9 +101,9 @@ def resize_positions(positions_1LD: Tensor, side: int) -> Tensor:
     old = math.isqrt(table.shape[1] - 1)
     if old == side:
         return table
-    grid = table[:, 1:].unflatten(1, (old, old)).permute(0, 3, 1, 2)  # type: ignore[no-untyped-call]
+    grid = rearrange(table[:, 1:], "one (h w) d -> one d h w", h=old)
     grid = F.interpolate(grid, size=(side, side), mode="bicubic", antialias=True, align_corners=False)
-    return torch.cat([table[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
+    return torch.cat([table[:, :1], rearrange(grid, "one d h w -> one (h w) d")], dim=1)
 
 
 def _level_embedding(levels: int, width: int) -> nn.Parameter:
@@ -187,6 +188,5 @@ class ImageDecoder(nn.Module):
 
     def _unpatchify(self, patches_BND: Tensor) -> Tensor:
         """Each patch holds its pixels as (row, column, colour)."""
-        n, p = self.patches, self.patch_size
-        grid = patches_BND.view(len(patches_BND), n, n, p, p, 3)
-        return grid.permute(0, 5, 1, 3, 2, 4).reshape(len(grid), 3, n * p, n * p)
+        sides = {"rows": self.patches, "p": self.patch_size, "q": self.patch_size}
+        return rearrange(patches_BND, "b (rows columns) (p q c) -> b c (rows p) (columns q)", **sides)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from model.config import ImageFolderConfig
@@ -86,7 +87,7 @@ class MultiScaleQuantizer(nn.Module):
         """What the tokens of one scale add to the latent: codes [B, k * k] as ids -> [B, C, H, W]."""
         side, grid = self.scales[scale], self.scales[-1]
         codes_BKC = F.embedding(tokens_BK, self.codebook.float())
-        step_BCHW = codes_BKC.transpose(1, 2).reshape(len(tokens_BK), -1, side, side)
+        step_BCHW = rearrange(codes_BKC, "b (h w) c -> b c h w", h=side)
         if side != grid:
             step_BCHW = F.interpolate(step_BCHW, size=(grid, grid), mode="bicubic", align_corners=False)
         # Pooling adds in the order of memory, and bits must not depend on who calls.
@@ -101,7 +102,7 @@ class MultiScaleQuantizer(nn.Module):
     def choose(self, residual_BCHW: Tensor, directions_CV: Tensor, scale: int) -> Tensor:
         """The tokens [B, k * k] of one scale: the codes of largest cosine similarity (codes given at length one)."""
         cells_BCkk = area_resize(residual_BCHW, self.scales[scale])
-        cells_BKC = F.normalize(cells_BCkk.flatten(2).transpose(1, 2), dim=-1)
+        cells_BKC = F.normalize(rearrange(cells_BCkk, "b c h w -> b (h w) c"), dim=-1)
         return (cells_BKC @ directions_CV).argmax(-1)
 
     @torch.no_grad()
@@ -284,7 +285,7 @@ class FoldedQuantizer(nn.Module):
 
 def _rows(latent_BPCHW: Tensor, side: int) -> Tensor:
     """Area-resize and lay out as a sequence: [B, P, C, H, W] -> [B, side * side, P * C]."""
-    return area_resize(latent_BPCHW.flatten(1, 2), side).flatten(2).transpose(1, 2)
+    return rearrange(area_resize(latent_BPCHW.flatten(1, 2), side), "b pc h w -> b (h w) pc")
 
 
 def _loss_weights(latent_BPCHW: Tensor, scales: int, keep_SB: Tensor | None, kept_mean_S: Tensor | None) -> Tensor:

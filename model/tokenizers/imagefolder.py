@@ -13,6 +13,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from model.config import ImageFolderConfig
@@ -98,8 +99,8 @@ class ImageFolderTokenizer(nn.Module):
         if image_BCHW.shape[1:] != (3, size, size):
             raise ValueError(f"image of shape {list(image_BCHW.shape[1:])}: this tokenizer takes [3, {size}, {size}]")
         latent_BQC: Tensor = self.to_latent(self.encoder(image_BCHW, seed_B))
-        grid = self.config.grid
-        return latent_BQC.view(len(latent_BQC), self.config.branches, grid, grid, -1).permute(0, 1, 4, 2, 3)
+        branches, grid = self.config.branches, self.config.grid
+        return rearrange(latent_BQC, "b (p h w) c -> b p c h w", p=branches, h=grid)
 
     def tokenize(self, image_BCHW: Tensor) -> Tensor:
         """Images in [-1, 1] -> token ids [B, L, F], int64."""
@@ -107,7 +108,7 @@ class ImageFolderTokenizer(nn.Module):
 
     def decode(self, latent_BPCHW: Tensor, seed_B: Tensor | None = None) -> Tensor:
         """Quantized latent [B, P, C, H, W] -> images, not clamped; stochastic depth in training needs seeds."""
-        latent_BKC = latent_BPCHW.flatten(3).permute(0, 3, 1, 2).flatten(2)
+        latent_BKC = rearrange(latent_BPCHW, "b p c h w -> b (h w) (p c)")
         image_BCHW: Tensor = self.decoder(self.from_latent(latent_BKC.to(self.from_latent.weight.dtype)), seed_B)
         return image_BCHW
 
