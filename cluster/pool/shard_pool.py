@@ -38,7 +38,8 @@ QUARANTINE = "quarantine"
 _TICK_SECONDS = 0.5
 _ASIDE_SECONDS = 5.0
 """How long storage is waited for where the run does not depend on it."""
-_CONTROL_SECONDS = 2.0
+_CONTROL_SECONDS = 5.0
+"""Between two looks at what `foldtrain scale` asks for."""
 _SLOW_TIMES = 4
 """A shard is slow when it takes so many times the median, and `patience`."""
 _ROOM_SECONDS = 60.0

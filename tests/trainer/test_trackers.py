@@ -8,6 +8,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import wandb
@@ -17,7 +18,7 @@ from trainer.config import TrackingConfig
 from trainer.records import run_directory
 from trainer.records.jsonl import read_records
 from trainer.records.run_directory import RunDirectory
-from trainer.records.trackers import close_followers, open_followers
+from trainer.records.trackers import close_followers, open_followers, tensorboard
 from trainer.records.trackers.follower import Follower, Reader
 from trainer.records.trackers.prometheus import PrometheusReader
 from trainer.records.trackers.tensorboard import TensorBoardReader
@@ -207,6 +208,25 @@ def test_tensorboard_files_reach_object_storage(s3_uri: str, tmp_path: Path) -> 
     (name,) = storage.list_names(f"{s3_uri}/tensorboard")
     (tmp_path / name).write_bytes(storage.read_bytes(f"{s3_uri}/tensorboard/{name}"))
     assert scalars(tmp_path / name) == [(1, "steps", 9.0), (1, "loss", 1.0)]
+
+
+def test_what_tensorboard_sends_to_object_storage_is_linear_in_the_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensorboard, "_FILE_BYTES", 2000)
+    uri, sent = f"memory://{uuid4().hex}", list[int]()
+    write = storage.write_bytes
+    monkeypatch.setattr(storage, "write_bytes", lambda at, data: sent.append(len(data)) or write(at, data))
+    reader = TensorBoardReader(uri, upload_seconds=0)
+    for step in range(1, 301):
+        reader.write(record(step))
+    reader.close()
+    assert max(sent) < 2200
+    found = list[tuple[int, str, float]]()
+    for name in storage.list_names(f"{uri}/tensorboard"):  # in the order in which TensorBoard reads them
+        (tmp_path / name).write_bytes(storage.read_bytes(f"{uri}/tensorboard/{name}"))
+        found += [each for each in scalars(tmp_path / name) if each[1] == "loss"]
+    assert [step for step, _, _ in found] == list(range(1, 301))
 
 
 def test_prometheus_finds_the_newest_numbers_in_a_file(tmp_path: Path) -> None:

@@ -7,10 +7,16 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
+from trainer.records.columns import Column
 from trainer.records.jsonl import read_records
-from trainer.records.record_shapes import is_metrics, is_timed_event
+from trainer.records.reading_columns import read_columns
+from trainer.records.record_shapes import is_timed_event
+
+_NUMBERS = ("step_seconds", "samples_per_second", "skipped_steps", "cuda_allocated_bytes", "memory_bytes")
 
 
 @dataclass(frozen=True)
@@ -37,27 +43,29 @@ def read_measured(folder: str) -> Measured:
     Raises:
         UsageError: if it has none.
     """
-    records = read_records(storage.join(folder, "metrics.jsonl"), is_metrics)
-    metrics = [r for r in records if r.get("step_seconds") and r.get("samples_per_second") is not None]
-    if not metrics:
+    found = read_columns(storage.join(folder, "metrics.jsonl"), lambda name: name in _NUMBERS)
+    numbers = {name: found.get(name, np.full(len(found["step"]), np.nan)) for name in _NUMBERS}
+    counts = (numbers["step_seconds"] > 0) & ~np.isnan(numbers["samples_per_second"])
+    metrics = {name: column[counts] for name, column in numbers.items()}
+    if not counts.any():
         raise UsageError(f"{folder}: no measurements there (metrics.jsonl is missing or empty): train the stage first")
     events = read_records(storage.join(folder, "events.jsonl"), is_timed_event)
     saved = [event for event in events if event.get("event") == "checkpoint"]
     times = [float(event["time"]) for event in saved]
     between = [later - earlier for earlier, later in itertools.pairwise(times)]
     # The first record holds what is done once: compilation, first reads.
-    steady = metrics[1:] or metrics
+    steady = slice(1, None) if counts.sum() > 1 else slice(None)
     return Measured(
-        step_seconds=statistics.median(float(r["step_seconds"]) for r in steady),
-        samples_per_second=statistics.median(float(r["samples_per_second"]) for r in steady),
+        step_seconds=float(np.median(metrics["step_seconds"][steady])),
+        samples_per_second=float(np.median(metrics["samples_per_second"][steady])),
         checkpoint_bytes=_last(saved, "bytes"),
         checkpoint_seconds=_median(saved, "seconds"),
         checkpoint_blocked_seconds=_median(saved, "blocked_seconds"),
         checkpoint_seconds_between=statistics.median(between) if between else None,
-        skipped_steps=int(metrics[-1].get("skipped_steps") or 0),
+        skipped_steps=int(np.nan_to_num(metrics["skipped_steps"][-1])),
         restarts=sum(event.get("event") == "resume" for event in events),
-        device_bytes=_most(metrics, "cuda_allocated_bytes"),
-        resident_bytes=_most(metrics, "memory_bytes"),
+        device_bytes=_most(metrics["cuda_allocated_bytes"]),
+        resident_bytes=_most(metrics["memory_bytes"]),
     )
 
 
@@ -66,8 +74,8 @@ def _median(events: list[dict[str, Any]], name: str) -> float | None:
     return statistics.median(values) if values else None
 
 
-def _most(records: list[dict[str, Any]], name: str) -> int | None:
-    return max((int(record[name]) for record in records if record.get(name) is not None), default=None)
+def _most(values: Column) -> int | None:
+    return None if np.isnan(values).all() else int(np.nanmax(values))
 
 
 def _last(events: list[dict[str, Any]], name: str) -> int | None:

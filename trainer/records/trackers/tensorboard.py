@@ -10,12 +10,15 @@ from typing import Any
 from data_pipeline import storage
 
 _UPLOAD_SECONDS = 30.0
+_FILE_BYTES = 2**20
+"""Of a file that is put whole at each upload; then another one is begun. TensorBoard reads all files of a folder."""
 
 
 class TensorBoardReader:
-    """One event file for this start of a stage.
+    """One event file for this start of a stage; for a remote folder one after the other.
 
-    For a remote folder the file is written on this machine, and put there as a whole now and then and at the end.
+    These are written on this machine. The last one is put as a whole now and then and at the end, the others once more
+    when they have grown to 1 MiB, so that what goes up grows with the records and not with their square.
 
     Args:
         folder: of the stage, at any URI.
@@ -23,17 +26,20 @@ class TensorBoardReader:
     """
 
     def __init__(self, folder: str, upload_seconds: float = _UPLOAD_SECONDS) -> None:
-        from tensorboardX.event_file_writer import EventsWriter
-
         self._remote = storage.join(folder, "tensorboard") if storage.is_remote(folder) else None
-        local = (
+        self._local = (
             Path(tempfile.mkdtemp(prefix="tensorboard-"))
             if self._remote
             else storage.local_path(folder) / "tensorboard"
         )
-        local.mkdir(parents=True, exist_ok=True)
+        self._local.mkdir(parents=True, exist_ok=True)
         self._upload_seconds, self._uploaded = upload_seconds, time.monotonic()
-        self._writer = EventsWriter(str(local / "events"), filename_suffix=f".{time.time_ns()}")
+        self._open()
+
+    def _open(self) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+
+        self._writer = EventsWriter(str(self._local / "events"), filename_suffix=f".{time.time_ns()}")
         self._path = Path(self._writer._file_name)
 
     def write(self, record: dict[str, Any]) -> None:
@@ -49,7 +55,12 @@ class TensorBoardReader:
         ]
         self._writer.write_event(Event(wall_time=wall_time, step=step, summary=Summary(value=values)))
         self._writer.flush()
-        if self._remote and time.monotonic() - self._uploaded >= self._upload_seconds:
+        if self._remote and self._path.stat().st_size >= _FILE_BYTES:
+            self._upload()
+            self._writer.close()
+            self._path.unlink()
+            self._open()
+        elif self._remote and time.monotonic() - self._uploaded >= self._upload_seconds:
             self._upload()
 
     def close(self) -> None:
