@@ -31,7 +31,11 @@ def test_each_package_name_resolves_to_this_project(package: str, tmp_path: Path
     assert Path(printed.strip()) == ROOT / package / "__init__.py"
 
 
-@pytest.mark.parametrize("requirement", PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"])
+EXTRAS = PROJECT["optional-dependencies"]
+OTHERS = [one for many in (PROJECT["dependencies"], *EXTRAS.values()) for one in many if one != "foldtrain[drills]"]
+
+
+@pytest.mark.parametrize("requirement", OTHERS)
 def test_every_dependency_is_pinned_to_a_version_that_it_allows(requirement: str) -> None:
     wanted = Requirement(requirement)
     assert PINS[canonicalize_name(wanted.name)] in wanted.specifier
