@@ -14,7 +14,8 @@ from typing import BinaryIO
 _SEAL = struct.Struct("<8s32sQI12x")
 _MAGIC = b"foldcopy"
 SEAL_BYTES = _SEAL.size
-_PIECE_BYTES = 16 * 2**20
+_PIECE_BYTES = 2**20
+"""Read at once. What a process has used of its heap it keeps, so pieces of 16 MiB would stay with every rank."""
 
 
 def content_bytes(copy: BinaryIO) -> int:
