@@ -16,7 +16,7 @@ from data_pipeline.errors import UsageError
 from data_pipeline.order.ledger import DataOrder, audit, chain, is_ledger_record, read_history, step_indices
 from data_pipeline.order.mixing import MixPart
 from data_pipeline.order.permutations import SampleOrder, step_positions
-from data_pipeline.tools.auditing import stage_history
+from data_pipeline.tools.auditing import audit_stage, stage_history
 
 SHARDS = (7, 3, 10)
 KEYS = np.array([f"image{number}" for number in range(20)], "S")
@@ -127,6 +127,13 @@ def test_an_order_of_another_version_is_refused_by_name(stated: Record, said: st
     assert is_ledger_record(order)  # a start that left it out would begin another order in the same ledger
     with pytest.raises(UsageError, match=r"a/ledger\.jsonl.*" + said):
         read_history("a/ledger.jsonl", [order, started(0, 1), segment(0, 4, 1)])
+
+
+def test_an_audit_of_a_stage_in_the_old_order_is_refused_by_name(tmp_path: Path) -> None:
+    records = [{"event": "order"} | ORDER.model_dump(exclude={"version"}), started(0, 1), segment(0, 4, 1)]
+    (tmp_path / "ledger.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    with pytest.raises(UsageError, match=rf"{tmp_path}/ledger\.jsonl: the stage was begun in an order .* of version 1"):
+        audit_stage(str(tmp_path))
 
 
 def test_an_audit_in_small_parts_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,10 +48,10 @@ class Ledger:
         if dist.get_rank() == 0:
             path = storage.join(folder, FILE)
             earlier = read_records(path, is_ledger_record)
-            self._file = JsonlWriter(path, keep=Continued(is_ledger_record), guard=guard)
             if earlier:
                 _check_order(path, read_history(path, earlier).order, order)
-            else:
+            self._file = JsonlWriter(path, keep=Continued(is_ledger_record), guard=guard)
+            if not earlier:
                 self._write({"event": "order"} | order.model_dump())
         self.restart(step)
 
