@@ -15,7 +15,7 @@ from data_pipeline import storage
 from data_pipeline.errors import CorruptShardError, UsageError
 from data_pipeline.loading.loader import TokenBatches
 from data_pipeline.node.node_cache import NodeCache
-from data_pipeline.shards.edits import ROWS_NAME
+from data_pipeline.shards.edits import ROWS_NAME, Edit, Parent, Selection
 from data_pipeline.shards.manifest import TokenManifest
 from data_pipeline.shards.token_dataset import TokenShards
 from data_pipeline.shards.token_reader import TokenReader
@@ -352,4 +352,63 @@ def test_a_selection_that_is_damaged_is_named(tmp_path: Path, one: str) -> None:
     path = Path(uri) / ROWS_NAME
     flip_byte(path, path.stat().st_size - 1)
     with pytest.raises(UsageError, match=r"rows\.bin is no selection of rows"):
+        TokenShards(uri, NodeCache(str(tmp_path / "cache")))
+
+
+@pytest.mark.parametrize(
+    ("of", "row", "message"),
+    [
+        ([0, 2], [0, 4, 3], "selects rows that are not there"),  # shard 2 has three rows
+        ([2, 0], [0, 1, 0], "selects rows that are not there"),
+        ([0, 2], [1, 1, 0], "selects a row twice"),
+        ([0, 3], [0, 1, 0], "has rows of other shards than the manifest"),
+        ([0, 2], [0, 1], "has rows of other shards than the manifest"),
+    ],
+)
+def test_a_selection_of_what_is_not_there_is_refused(
+    tmp_path: Path, of: list[int], row: list[int], message: str
+) -> None:
+    starts, parent = np.array([0, 2, 3]), np.array([0, 5, 9, 12])
+    made = Selection(np.array(of), np.array(row), starts)
+    made.write(str(tmp_path))
+    with pytest.raises(CorruptShardError, match=message):
+        Selection.read(str(tmp_path), made.statement(), starts, parent)
+
+
+def rebuilt(uri: str, **changes: object) -> None:
+    """Write the manifest of a set again, with other fields."""
+    manifest = TokenManifest.read(uri)
+    fields = {name: getattr(manifest, name) for name in TokenManifest.model_fields if name != "fingerprint"}
+    TokenManifest.build(**fields | changes).write(uri)
+
+
+def test_a_child_that_states_other_samples_than_its_parent_is_refused(tmp_path: Path, one: str, other: str) -> None:
+    uri = write(editing.append([one, other], str(tmp_path / "both")))
+    first, *rest = TokenManifest.read(uri).shards
+    rebuilt(uri, shards=(first.model_copy(update={"samples": 4}), *rest), samples=19)
+    with pytest.raises(
+        UsageError, match=r"says that it has 4 samples of .*tokens-00000\.tar, where its parents have 5"
+    ):
+        TokenShards(uri, NodeCache(str(tmp_path / "cache")))
+
+
+def test_views_whose_samples_differ_are_not_joined_by_a_manifest_that_says_so(tmp_path: Path, one: str) -> None:
+    more = write_tokens(tmp_path / "more", (7, 5), ("flip",))  # of other keys
+    parents = tuple(
+        Parent(uri=uri, fingerprint=TokenManifest.read(uri).fingerprint, shards=len(TokenManifest.read(uri).shards))
+        for uri in (one, more)
+    )
+    uri = write(editing.subset(one, str(tmp_path / "joined"), Choice(first=12)))
+    rebuilt(uri, edit=Edit(operation="views", parents=parents), views=("center", "flip"))
+    with pytest.raises(UsageError, match=r"has other samples than .* from sample 5 on"):
+        TokenShards(uri, NodeCache(str(tmp_path / "cache")))
+
+
+@pytest.mark.parametrize("change", [{"views": ("flip",)}, {"image_size": 99}, {"classes": ("cat", "cow")}])
+def test_a_child_that_does_not_fit_its_parent_is_refused(
+    tmp_path: Path, one: str, other: str, change: dict[str, object]
+) -> None:
+    uri = write(editing.append([one, other], str(tmp_path / "both")))
+    rebuilt(uri, **change)
+    with pytest.raises(UsageError, match="make it anew"):
         TokenShards(uri, NodeCache(str(tmp_path / "cache")))
