@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import numpy as np
@@ -59,19 +60,13 @@ def test_scaling_is_exact_beyond_64_bits(numerator: int, more: int, x: int) -> N
     assert scaled(np.array([x]), numerator, denominator).tolist() == [x * numerator // denominator]
 
 
-@pytest.mark.parametrize("step", [1, 2**20 + 1, 2**40 + 2])
+@pytest.mark.parametrize("denominator", [2**49 - 1, 2**49 + 1, 3**30, 10**14 + 31])
 @pytest.mark.parametrize("beside", [-1, 0, 1])
-def test_scaling_is_exact_just_beside_whole_numbers(step: int, beside: int) -> None:
-    """Where a quotient of doubles is rounded to the next whole number: 3 x = k 2^49 - 1, and its neighbours."""
-    denominator = 2**49
-    turns = 3 * step + (1 if (denominator - 1) % 3 == 0 else 2)
-    x = (turns * denominator - 1) // 3 % denominator + beside
-    numbers = np.array([x])
-    assert scaled(numbers, 3, denominator).tolist() == [x * 3 // denominator]
-    wide = 2**49 + 1
-    large = [n % wide for n in range(wide - 40, wide)]
-    for numerator in (wide - 1, wide - 2, wide // 3):
-        assert scaled(np.array(large), numerator, wide).tolist() == [n * numerator // wide for n in large]
+def test_scaling_is_exact_just_beside_whole_numbers(denominator: int, beside: int) -> None:
+    """Where a quotient of doubles may be rounded to the next whole number: x m is a multiple of M, less or more by 1."""
+    for numerator in (n for n in range(denominator // 3, denominator // 3 + 40) if math.gcd(n, denominator) == 1):
+        x = beside * pow(numerator, -1, denominator) % denominator
+        assert scaled(np.array([x]), numerator, denominator).tolist() == [x * numerator // denominator]
 
 
 @given(st.lists(PART, min_size=1, max_size=3), st.integers(0, 300), st.integers(1, 40))
