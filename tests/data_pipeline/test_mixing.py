@@ -63,7 +63,7 @@ def test_scaling_is_exact_beyond_64_bits(numerator: int, more: int, x: int) -> N
 @pytest.mark.parametrize("denominator", [2**49 - 1, 2**49 + 1, 3**30, 10**14 + 31])
 @pytest.mark.parametrize("beside", [-1, 0, 1])
 def test_scaling_is_exact_just_beside_whole_numbers(denominator: int, beside: int) -> None:
-    """Where a quotient of doubles may be rounded to the next whole number: x m is a multiple of M, less or more by 1."""
+    """Where a quotient of doubles may be rounded to a whole number: x m is a multiple of M, or one less or more."""
     for numerator in (n for n in range(denominator // 3, denominator // 3 + 40) if math.gcd(n, denominator) == 1):
         x = beside * pow(numerator, -1, denominator) % denominator
         assert scaled(np.array([x]), numerator, denominator).tolist() == [x * numerator // denominator]
