@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipeline import storage
-from data_pipeline.errors import UsageError
+from data_pipeline.errors import CorruptShardError, UsageError
 from data_pipeline.ingest.planning import IngestPlan
 from data_pipeline.ingest.shard_table import PlannedShard
 from data_pipeline.shards.image_shards import Quarantined, ShardIndex, index_name, parse_index, shard_record
@@ -79,14 +79,16 @@ class Commits:
         self._named: list[Quarantined] = []
 
     def look(self) -> None:
-        """Find what was committed since the last look.
+        """Find what was committed since the last look; a split of which all is known is not listed again.
 
         Raises:
             UsageError: if the output holds another data set.
             CorruptShardError: if an index is damaged.
         """
         for split in self._plan.shards.splits:
-            self._look_at(self._plan.shards.of_split(split), storage.walk(storage.join(self._plan.output, split)))
+            numbers = self._plan.shards.of_split(split)
+            if not self._is_committed[numbers.start : numbers.stop].all():
+                self._look_at(numbers, storage.walk(storage.join(self._plan.output, split)))
 
     def _look_at(self, numbers: range, sizes: dict[str, int]) -> None:
         shards = (self._plan.shards[number] for number in numbers if not self._is_committed[number])
@@ -140,15 +142,15 @@ class Commits:
         """All of a split's shards with their indexes as a whole, in order; a few are held at a time.
 
         Raises:
-            UsageError: if one is gone, or of another data set.
-            CorruptShardError: if one is damaged.
+            UsageError: if one is of another data set.
+            CorruptShardError: if one is damaged, or is gone since it was looked at.
         """
         uri = storage.join(self._plan.output, split)
         numbers = self._plan.shards.of_split(split)
         with ThreadPoolExecutor(WHOLE_THREADS, thread_name_prefix="indexes") as pool:
             for start in range(numbers.start, numbers.stop, 4 * WHOLE_THREADS):
                 some = self._plan.shards[start : min(numbers.stop, start + 4 * WHOLE_THREADS)]
-                yield from pool.map(lambda shard: _read_commit(uri, shard), some)
+                yield from pool.map(lambda shard: _read_again(uri, shard), some)
 
     def _ask(self, shard: PlannedShard, sizes: dict[str, int]) -> _Known | None:
         """What the index of a shard says; None if it is not complete."""
@@ -185,6 +187,13 @@ def _read_commit(uri: str, shard: PlannedShard) -> Commit:
     index = parse_index(path, data)
     _check_plan(uri, shard, index.plan)
     return Commit(shard_record(shard.name, index, data), index)
+
+
+def _read_again(uri: str, shard: PlannedShard) -> Commit:
+    try:
+        return _read_commit(uri, shard)
+    except FileNotFoundError:
+        raise CorruptShardError(f"{uri}/{index_name(shard.name)} is gone: run foldtrain ingest again") from None
 
 
 def _check_plan(uri: str, shard: PlannedShard, plan: str) -> None:

@@ -27,9 +27,11 @@ class FileReader:
         """The file.
 
         Raises:
-            UsageError: if it has another length than when it was listed.
+            UsageError: if it has another length than when it was listed, or lies outside of the folder.
         """
         uri = storage.join(self.folder, item.name)
+        if not storage.is_remote(uri) and ".." in item.name.split("/"):  # no listing of a disk has such a name
+            raise UsageError(f"{item.name} (key {item.key}) does not lie in {self.folder}: the plan was changed")
         return check_length(uri, item, storage.read_range(uri, 0, item.size + 1))
 
 

@@ -57,11 +57,6 @@ class Skipped:
         """Count one thing of a kind; the same thing only once."""
         self._names.setdefault(kind, set()).add(f"{within}\n{name}")
 
-    def update(self, other: Skipped) -> None:
-        """Count what was counted elsewhere, too."""
-        for kind, names in other._names.items():
-            self._names.setdefault(kind, set()).update(names)
-
     def counts(self) -> dict[str, int]:
         """By kind, in the order of their names."""
         return {kind: len(names) for kind, names in sorted(self._names.items())}
