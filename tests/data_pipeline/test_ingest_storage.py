@@ -7,6 +7,7 @@ import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -316,14 +317,19 @@ def test_a_part_that_leads_out_of_the_source_is_not_read(
         plan.items(plan.shards[0])
 
 
-@pytest.mark.xdist_group("s3")
-def test_the_requests_of_a_start_with_all_shards_done(tmp_path: Path, s3_uri: str) -> None:
+@pytest.fixture(params=["memory", pytest.param("s3", marks=pytest.mark.xdist_group("s3"))])
+def bucket(request: pytest.FixtureRequest) -> str:
+    """Remote storage: of this process's memory, and of a real server."""
+    return f"memory://{uuid4().hex}" if request.param == "memory" else str(request.getfixturevalue("s3_uri"))
+
+
+def test_the_requests_of_a_start_with_all_shards_done(tmp_path: Path, bucket: str) -> None:
     """Ten shards of one image: a listing and ten small reads, none of the source, and a few for plan and manifest."""
     photos = write_photos(tmp_path / "photos", classes=1)
-    upload(photos, f"{s3_uri}/photos")
-    config = DataConfig(source=FolderSource(path=f"{s3_uri}/photos"), shard_samples=1)
-    ingest(config, f"{s3_uri}/images", seed=0)
-    plan = plan_ingest(config, f"{s3_uri}/images", seed=0)
+    upload(photos, f"{bucket}/photos")
+    config = DataConfig(source=FolderSource(path=f"{bucket}/photos"), shard_samples=1)
+    ingest(config, f"{bucket}/images", seed=0)
+    plan = plan_ingest(config, f"{bucket}/images", seed=0)
     with storage.counted() as asked:
         commits = look(plan)
     assert dict(asked) == {"list": 1, "get": 10}
@@ -332,18 +338,17 @@ def test_the_requests_of_a_start_with_all_shards_done(tmp_path: Path, s3_uri: st
     assert (asked["put"], asked["list"]) == (0, 0)
     assert asked.total() <= 6
     with storage.counted() as asked:
-        plan_ingest(config, f"{s3_uri}/images", seed=0)
+        plan_ingest(config, f"{bucket}/images", seed=0)
     assert asked.total() <= 10
 
 
-@pytest.mark.xdist_group("s3")
-def test_a_remote_tar_is_not_read_at_a_second_start(tmp_path: Path, s3_uri: str) -> None:
+def test_a_remote_tar_is_not_read_at_a_second_start(tmp_path: Path, bucket: str) -> None:
     tars(tmp_path / "raw")
-    upload(tmp_path / "raw", f"{s3_uri}/raw")
-    config = DataConfig(source=WebDatasetSource(path=f"{s3_uri}/raw/shard-{{0..1}}.tar"), shard_samples=4)
-    first = planned(plan_ingest(config, f"{s3_uri}/images", seed=0))
+    upload(tmp_path / "raw", f"{bucket}/raw")
+    config = DataConfig(source=WebDatasetSource(path=f"{bucket}/raw/shard-{{0..1}}.tar"), shard_samples=4)
+    first = planned(plan_ingest(config, f"{bucket}/images", seed=0))
     with storage.counted() as asked:
-        plan = plan_ingest(config, f"{s3_uri}/images", seed=0)
+        plan = plan_ingest(config, f"{bucket}/images", seed=0)
     assert asked["get"] <= 2  # plan.json and shards.bin
     assert asked["head"] <= 4
     assert planned(plan) == first
