@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,10 @@ from data_pipeline.shards.image_shards import ImageShards
 from data_pipeline.shards.manifest import ImageManifest
 from data_pipeline.shards.token_dataset import TokenShards
 from data_pipeline.storage.tar import read_members
-from data_pipeline.tools import one_pass, preflight
+from data_pipeline.tokens.plan import TokenPlan
+from data_pipeline.tools import editing, one_pass, preflight
 from data_pipeline.tools.preflight import check_images, check_tokens
-from tests.data_pipeline.small_data import Images, contents, flip_byte
+from tests.data_pipeline.small_data import Images, contents, flip_byte, tokenize_all
 
 
 def test_what_was_written_passes(images: Images, tokens: Path) -> None:
@@ -142,3 +144,17 @@ def test_the_checks_import_neither_torch_nor_ray() -> None:
         "assert not {'torch', 'ray'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_joined_views_are_checked_in_the_shards_of_all_their_sets(
+    make_plan: Callable[..., TokenPlan], tmp_path: Path
+) -> None:
+    plans = [make_plan(name, flip=False, views=(name,)) for name in ("center", "center_flip")]
+    for plan in plans:
+        tokenize_all(plan)
+    uri = str(tmp_path / "joined")
+    editing.views([plan.output for plan in plans], uri).write(say=lambda _: None)
+    assert check_tokens(uri).views == ("center", "center_flip")
+    (Path(plans[1].output) / "tokens-00001.tar").unlink()
+    with pytest.raises(CorruptShardError, match=r"center_flip/tokens-00001\.tar is missing"):
+        check_tokens(uri)

@@ -21,6 +21,7 @@ from data_pipeline.ingest.ingesting import ingest
 from data_pipeline.node.copy_seal import SEAL_BYTES
 from data_pipeline.shards.manifest import ImageManifest
 from data_pipeline.tokens.tokenizing import plan_tokens
+from data_pipeline.tools import editing
 from data_pipeline.tools.preflight import check_images, check_tokens
 from tests.data_pipeline.small_data import tokenize_all, tokenizer_card, write_photos
 from trainer.job import TrainJob
@@ -98,3 +99,21 @@ def test_a_node_of_eight_ranks_asks_for_the_table_and_for_each_shard_of_its_toke
     job = replace(job, manifests={"tokens": check_tokens(uri)})
     found = node_of_ranks(job, tmp_path / "cache")
     assert (found["get"], found["head"], found.total()) == (1 + 3, 3, 7)
+
+
+def test_each_set_of_a_mix_has_a_window_of_its_own(tmp_path: Path) -> None:
+    uris = []
+    for name in ("one", "other"):
+        photos = write_photos(tmp_path / name / "photos")
+        for path in photos.rglob("*.jpg"):
+            path.rename(path.with_name(f"{name} {path.name}"))
+        config = DataConfig(source=FolderSource(path=str(photos)), shard_samples=7)
+        ingest(config, str(tmp_path / f"{name} images"), seed=0)
+        uris.append(str(tmp_path / f"{name} images" / "train"))
+    mixed = str(tmp_path / "mixed")
+    editing.mix(dict.fromkeys(uris, 1.0), mixed).write(say=lambda _: None)
+    largest = max(shard.bytes for shard in ImageManifest.read(mixed).shards)
+    fits = 3 * (largest + SEAL_BYTES)
+    open_images(cast("Any", Job(mixed, fits)))
+    with pytest.raises(UsageError, match="2 shards are shuffled together"):
+        open_images(cast("Any", Job(mixed, fits - 1)))

@@ -24,7 +24,9 @@ def open_images(job: TrainJob) -> ImageShards:
     images = ImageShards(job.inputs["images"], manifest, cache, index_cache=_cache(job))
     if cache is not None:
         limit, shards = cache.capacity(), images.manifest.shards
-        window = min(job.reading.shuffle_window or len(shards), len(shards))
+        edit = images.manifest.edit
+        sets = len(edit.parents) if edit is not None and edit.draws else 1  # each of a mix by windows of its own
+        window = min((job.reading.shuffle_window or len(shards)) * sets, len(shards))
         needed = (window + 1) * (int(shards.sizes.max(initial=0)) + SEAL_BYTES)
         if needed > limit and shards.total_bytes + len(shards) * SEAL_BYTES > limit:
             raise UsageError(
