@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 ROUNDS = 5
-SECONDS = 2.0
+SECONDS = 1.5
 
 Epoch = Callable[[int], Iterable[Any]]
 """What comes in an epoch by its number: batches, or samples."""

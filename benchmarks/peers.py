@@ -32,7 +32,8 @@ def run(script: str, name: str, *arguments: str) -> dict[str, Any]:
         PeerError: if the peer is not installed, or the script fails.
     """
     python = str(_PYTHON if _STAMP.exists() else sys.executable)
-    if subprocess.run([python, "-c", f"import {name}"], capture_output=True, check=False).returncode:
+    search = f"import sys, importlib.util; sys.exit(importlib.util.find_spec({name!r}) is None)"
+    if subprocess.run([python, "-c", search], capture_output=True, check=False).returncode:
         raise PeerError(f"{name} is not installed")
     done = subprocess.run([python, str(HERE / script), name, *arguments], capture_output=True, text=True, check=False)
     if done.returncode:

@@ -145,19 +145,20 @@ class TokenBatches:
 
         For loops that make no batches, or their own.
 
-        Yields:
-            Tokens [positions, folds] and the class. The tokens are a row of an array of some samples, which lives for
-            as long as one of them is kept.
+        Returns:
+            Tokens [positions, folds] and the class of each. The tokens are a row of an array of some samples, which
+            lives for as long as one of them is kept.
         """
-        found: Iterable[tuple[Positions, npt.NDArray[np.int64]]] = map(
-            self._rows_from, itertools.count(first, self._most)
-        )
-        if self._looks_ahead:
-            found = prefetch(found, 1)
-        for row_B, condition_B in found:
+        return itertools.chain.from_iterable(self._pieces(first))
+
+    def _pieces(self, first: int) -> Iterator[Iterable[tuple[Tokens, int]]]:
+        """The samples from position `first` on, as many at a time as are gathered at once."""
+        blocks: Iterable[tuple[Positions, npt.NDArray[np.int64]]]
+        blocks = map(self._rows_from, itertools.count(first, self._most))
+        for row_B, condition_B in prefetch(blocks, 1) if self._looks_ahead else blocks:
             for at in range(0, self._most, _GATHERED):
                 rows_BLF = self._shards.rows(row_B[at : at + _GATHERED])
-                yield from zip(rows_BLF, condition_B[at : at + _GATHERED].tolist(), strict=True)
+                yield zip(rows_BLF, condition_B[at : at + _GATHERED].tolist(), strict=True)
 
     def _rows_from(self, first: int) -> tuple[Positions, npt.NDArray[np.int64]]:
         """Rows and classes of the samples of a block from position `first` on."""

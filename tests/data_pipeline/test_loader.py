@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import threading
 from collections import Counter
@@ -201,7 +202,8 @@ def test_a_thread_that_looks_ahead_ends_with_the_samples(
     before = set(threading.enumerate())
     next(samples)
     (ahead,) = (thread for thread in set(threading.enumerate()) - before if thread.name == "prefetch")
-    samples.close()  # type: ignore[attr-defined]
+    del samples
+    gc.collect()
     assert not ahead.is_alive()
 
 
