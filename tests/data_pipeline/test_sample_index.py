@@ -210,6 +210,29 @@ def test_content_that_cannot_be_is_refused_in_pieces_of_any_size(
         check_samples(manifest, Columns(arrays, held.texts))
 
 
+@pytest.mark.parametrize("sample", [2, 3, 5])
+def test_an_image_may_end_where_its_tar_does_and_no_byte_later(tmp_path: Path, sample: int) -> None:
+    manifest = write_set(str(tmp_path))
+    arrays = {name: array.copy() for name, array in raw(tmp_path, manifest).arrays.items()}
+    size = manifest.shards[{2: 0, 3: 1, 5: 2}[sample]].bytes
+    arrays["length"][sample] = size - arrays["offset"][sample]
+    check_samples(manifest, Columns(arrays, {"extensions": ["jpg", "png"]}))
+    arrays["length"][sample] += 1
+    with pytest.raises(ValueError, match="reaches beyond its tar"):
+        check_samples(manifest, Columns(arrays, {"extensions": ["jpg", "png"]}))
+
+
+def test_a_copy_that_was_checked_for_one_manifest_is_not_taken_for_another(remote: str, tmp_path: Path) -> None:
+    """Of another one, with fewer classes, the same index is not right."""
+    cache = NodeCache(str(tmp_path / "cache"))
+    manifest = ImageManifest.read(remote)
+    open_sample_index(remote, manifest, cache)
+    fields = {name: getattr(manifest, name) for name in type(manifest).model_fields if name != "fingerprint"}
+    ImageManifest.build(**fields | {"classes": ("a", "b")}).write(remote)
+    with pytest.raises(CorruptShardError, match=r"index\.bin is no index of images \(sample .* of none of 2\)"):
+        open_sample_index(remote, ImageManifest.read(remote), cache)
+
+
 @pytest.mark.parametrize("extension", ["", "../x", "JPG", "a" * 9])
 def test_an_extension_that_is_none_is_refused(tmp_path: Path, extension: str) -> None:
     manifest = write_set(str(tmp_path))
