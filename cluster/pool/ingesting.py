@@ -25,6 +25,7 @@ from data_pipeline.ingest.ingesting import (
     ShardInputs,
     describe,
     find_plan,
+    find_sources,
     finish,
     look,
     plan_ingest,
@@ -66,12 +67,13 @@ def ingest(config: RunConfig) -> int:
         FoldtrainError: if too many images are bad, or shards failed too often.
     """
     output = storage.absolute(config.folder("images"))
-    plan = find_plan(config.data, output, config.seed)
+    sources = find_sources(config.data, output, config.seed)
+    plan = find_plan(config.data, output, config.seed, sources)
     commits = look(plan) if plan else None
     left: list[PlannedShard] = []
     if plan is None or commits is None or commits.left():
         with only_driver(output, "ingest") as lease:
-            plan = plan or plan_ingest(config.data, output, config.seed, lease.require)
+            plan = plan or plan_ingest(config.data, output, config.seed, lease.require, sources)
             commits = commits or Commits(plan)
             commits.look()  # another driver, whose end this one has waited for, may have made some
             commits.check_bad()

@@ -208,7 +208,11 @@ def find_plan(config: DataConfig, output_uri: str, seed: int, sources: Sources |
 
 
 def plan_ingest(
-    config: DataConfig, output_uri: str, seed: int, require: Callable[[], object] = lambda: None
+    config: DataConfig,
+    output_uri: str,
+    seed: int,
+    require: Callable[[], object] = lambda: None,
+    sources: Sources | None = None,
 ) -> IngestPlan:
     """The plan: the one on storage, or else a new one, from the sources' listings.
 
@@ -217,12 +221,13 @@ def plan_ingest(
         output_uri: the folder of the splits; listing/ and plan/ lie in it, too.
         seed: of the order.
         require: called before each write; raises if this process may not write any more.
+        sources: as `find_sources` found them just now.
 
     Raises:
         UsageError: if a source is wrong, the splits do not fit each other, or nothing is left for training.
     """
     output = storage.absolute(output_uri)
-    sources = find_sources(config, output_uri, seed)
+    sources = sources or find_sources(config, output_uri, seed)
     found = find_plan(config, output_uri, seed, sources)
     if found is not None:
         return found

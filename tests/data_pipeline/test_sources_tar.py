@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import tarfile
 from pathlib import Path
@@ -14,7 +15,7 @@ from data_pipeline import storage
 from data_pipeline.config import WebDatasetSource
 from data_pipeline.errors import UsageError
 from data_pipeline.sources import open_source
-from data_pipeline.sources.parts import find_parts
+from data_pipeline.sources.parts import LISTING_THREADS, find_parts, in_parallel
 from data_pipeline.sources.tar_listing import Window, list_tar
 from data_pipeline.storage.tar import write_tar
 from tests.data_pipeline.raw_data import write_ilsvrc, write_ilsvrc_validation, write_webdataset
@@ -232,3 +233,28 @@ def test_a_remote_tar_of_small_images_is_listed_in_fewer_requests_than_it_has_im
     assert open_source(near.model_copy(update={"path": far})).items == here
     assert [item.size for item in sorted(here, key=lambda item: item.offset)] == sizes
     assert len(fetched) < len(sizes) / 2
+
+
+def test_a_listing_keeps_no_header_of_a_tar(tmp_path: Path) -> None:
+    (tmp_path / "many.tar").write_bytes(write_tar([(f"{n}.cls", b"0") for n in range(50)])[0])
+    alive: list[int] = []
+
+    def is_wanted(_name: str) -> bool:
+        alive.append(sum(isinstance(each, tarfile.TarInfo) for each in gc.get_objects()))
+        return False
+
+    list_tar(str(tmp_path / "many.tar"), is_wanted=is_wanted)
+    assert max(alive) <= min(alive) + 3
+
+
+def test_no_more_parts_are_held_than_are_listed_at_a_time() -> None:
+    begun: list[int] = []
+
+    def list_part(number: int) -> int:
+        begun.append(number)
+        return number
+
+    for taken, part in enumerate(in_parallel(list_part, range(200))):
+        assert part == taken
+        assert len(begun) - taken <= LISTING_THREADS
+    assert sorted(begun) == list(range(200))
