@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from data_pipeline.storage import object_clients
 from data_pipeline.storage.object_clients import Address
 from data_pipeline.storage.request_counts import count
-from data_pipeline.storage.store_errors import MovedError, OtherClientError, TooLargeError, translated
+from data_pipeline.storage.store_errors import OtherClientError, TooLargeError, translated
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, S3Config, S3Credential
@@ -52,9 +52,7 @@ def through(uri: str, fs: Any, near: Callable[[Bucket, str], R], far: Callable[[
         return far()
     try:
         return near(*found)
-    except OtherClientError as error:
-        if isinstance(error, MovedError):
-            fs.session.addresses.pop(found[0].name, None)
+    except OtherClientError:
         return far()
 
 

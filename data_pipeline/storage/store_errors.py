@@ -36,11 +36,7 @@ class AnswerError(OSError):
 
 
 class OtherClientError(Exception):
-    """obstore does not take this answer: s3fs has to ask."""
-
-
-class MovedError(OtherClientError):
-    """The bucket is not where it was: s3fs, which follows redirects, has to find it anew."""
+    """obstore does not take this answer: s3fs has to ask. Of a bucket that moved, it finds the new place."""
 
 
 class TooLargeError(Exception):
@@ -61,11 +57,9 @@ def translated(error: Exception) -> Exception:
         if answer.response["ResponseMetadata"]["HTTPStatusCode"] == 404 and code != "NoSuchBucket":
             return FileNotFoundError(text)
         if found[1] in {"301", "302", "307", "308"} or code in {"PermanentRedirect", "AuthorizationHeaderMalformed"}:
-            return MovedError(text)
+            return OtherClientError(text)
         return answer
-    if _MOVED in text:
-        return MovedError(text)
-    if _WHOLE in text:
+    if _MOVED in text or _WHOLE in text:
         return OtherClientError(text)
     if "TimedOut" in details or "kind: Timeout" in details:
         return TimeoutError()
