@@ -67,7 +67,10 @@ def learn(addresses: dict[str, Address], http_response: Any, context: dict[str, 
 
 def endpoint_variable() -> tuple[str, str] | None:
     """Name and value of the environment variable that names the S3 server; None if none does."""
-    return next(((name, os.environ[name]) for name in _ENDPOINTS if os.environ.get(name)), None)
+    for name in _ENDPOINTS:
+        if value := os.environ.get(name):
+            return name, value
+    return None
 
 
 def open_filesystem(uri: str) -> Any:
@@ -76,8 +79,6 @@ def open_filesystem(uri: str) -> Any:
     Raises:
         UsageError: if there is none for its scheme, it names no bucket, or the environment names no server.
     """
-    from data_pipeline.storage.places import require_package  # it needs pydantic, which an opened one does not
-
     scheme, _, rest = uri.partition("://")
     if scheme != scheme.lower():
         raise UsageError(f"{uri}: write {scheme.lower()}://{rest}")
@@ -89,10 +90,17 @@ def open_filesystem(uri: str) -> Any:
         if endpoint and not endpoint[1].startswith(("http://", "https://")):
             raise UsageError(f"{endpoint[0]} is {endpoint[1]!r}: write it with its scheme, http://{endpoint[1]}")
     try:
-        require_package(scheme)
+        _require_package(scheme)
     except ValueError as error:
         raise UsageError(f"{uri}: {error}") from None
     return _open(scheme, endpoint, _server(scheme, uri), os.getpid())
+
+
+@functools.cache
+def _require_package(scheme: str) -> None:
+    from data_pipeline.storage.places import require_package  # it needs pydantic, which an opened one does not
+
+    require_package(scheme)
 
 
 def _server(scheme: str, uri: str) -> tuple[tuple[str, Any], ...]:
