@@ -210,6 +210,34 @@ def test_where_versions_are_mixed_and_a_shard_is_lost_the_records_say_who_made_t
     assert finish(plan, found).software["numpy"] == ["1", "2"]
 
 
+def test_a_tar_that_is_lost_after_the_first_look_leaves_the_versions_of_the_others_right(
+    plan: TokenPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(SHARDS):
+        commit(plan, number, {"numpy": "1" if number == 5 else "0"})
+    finish(plan)
+    age(monkeypatch, manifest=10)
+    found = read_commits(plan)
+    storage.remove_file(f"{plan.output}/tokens-00007.tar")
+    found.refresh()
+    assert found.missing.tolist() == [7]
+    assert found.software()["numpy"] == ["0", "1"]
+
+
+def test_a_manifest_whose_shards_are_cut_otherwise_stands_for_nothing(
+    plan: TokenPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(SHARDS):
+        commit(plan, number)
+    manifest = finish(plan)
+    first, second, *rest = manifest.shards
+    cut = [first.model_copy(update={"samples": 7}), second.model_copy(update={"samples": 9}), *rest]
+    TokenManifest.build(**plan.manifest_fields(), software=manifest.software, shards=cut).write(plan.output)
+    age(monkeypatch, manifest=10)
+    assert finish(plan) == manifest
+    assert TokenManifest.read(plan.output) == manifest
+
+
 def test_a_manifest_whose_table_is_damaged_stands_for_nothing(plan: TokenPlan, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(SHARDS):
         commit(plan, number)
