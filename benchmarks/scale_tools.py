@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -121,17 +122,38 @@ def peak_mib() -> float:
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
+def count_requests() -> Counter[str]:
+    """What the calls from now on would ask of S3: a GET for a range, a HEAD and a GET for a file, a LIST for 1,000."""
+    found: Counter[str] = Counter()
+
+    def counting(name: str, count: Callable[[Any], dict[str, int]]) -> None:
+        call = getattr(storage, name)
+
+        def counted(*given: Any, **named: Any) -> Any:
+            result = call(*given, **named)
+            found.update(count(result))
+            return result
+
+        setattr(storage, name, counted)
+
+    counting("read_range", lambda _: {"get": 1})
+    for name in ("read_bytes", "read_json"):
+        counting(name, lambda _: {"head": 1, "get": 1})
+    counting("walk", lambda listed: {"list": -(-len(listed) // 1000)})
+    return found
+
+
 def measured(root: str, command: str) -> dict[str, Any]:
     """One command, in this process."""
     import data_pipeline.tokens.exporting
     import data_pipeline.tools.verifying  # noqa: F401
 
+    requests = count_requests()
     start, began, cpu = peak_mib(), time.perf_counter(), time.process_time()
     COMMANDS[command](root)
-    found = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - cpu}
-    return {name: round(value, 2) for name, value in found.items()} | {
-        "peak_mib_above_start": round(peak_mib() - start, 1)
-    }
+    found: dict[str, float] = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - cpu}
+    rounded = {name: round(value, 2) for name, value in found.items()}
+    return rounded | {"peak_mib_above_start": round(peak_mib() - start, 1), "requests": dict(requests)}
 
 
 def main() -> None:
