@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -107,6 +109,11 @@ def test_after_a_resume_they_are_those_of_the_lines_that_stay(uri: str) -> None:
     found = read_columns(uri, everything)
     assert found["step"].tolist() == list(range(220))
     assert set(found["loss"][101:]) == {7.0}
+    if not storage.is_remote(uri):
+        there = local_file.columns_there(uri)
+        assert all(one.stop == other.start for one, other in itertools.pairwise(there))
+        assert all(zlib.crc32(storage.read_range(uri, a, b - a)) == crc for a, b, crc in there)
+        assert there[-1].stop > storage.size(uri) - 3000
     assert listed(found, "loss") == by_hand(read_records(uri), "loss")
 
 

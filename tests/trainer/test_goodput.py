@@ -138,7 +138,7 @@ def reference(events: list[Record], metrics: list[Record], back_to: int | None) 
     return seconds
 
 
-WINDOWS = st.tuples(st.floats(0, 30), st.floats(0.1, 50), st.integers(1, 9), st.floats(0, 1.5), st.floats(0, 9))
+WINDOWS = st.tuples(st.floats(-60, 30), st.floats(0.1, 50), st.integers(1, 9), st.floats(0, 1.5), st.floats(0, 9))
 
 
 @given(
