@@ -326,3 +326,14 @@ def test_a_worker_commits_a_shard_in_two_requests(make_plan: Plans, monkeypatch:
         ("PUT", "/bucket/tokens/tokens-00000.json", "*"),
     ]
     assert counted == {"put": 2}
+
+
+def test_a_worker_reads_the_images_of_a_shard_in_a_request_for_each_tar_they_lie_in(make_plan: Plans) -> None:
+    plan, there = make_plan(), f"memory://{uuid4().hex}"
+    for name in storage.walk(plan.images):
+        storage.write_bytes(f"{there}/{name}", storage.read_bytes(f"{plan.images}/{name}"))
+    images = ImageShards(there)
+    assert (plan.shards[1].start, plan.shards[1].stop, images.starts.tolist()) == (8, 16, [0, 7, 14, 20])
+    with storage.counted() as asked:
+        tokenize_shard(plan, plan.shards[1], images, encode)
+    assert asked == {"get": 2}
