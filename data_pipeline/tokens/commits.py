@@ -248,7 +248,8 @@ def _manifest_of(plan: TokenPlan) -> TokenManifest | None:
     """The manifest in the output, if it is one of this plan and whole; whatever else is there is written anew."""
     try:
         manifest = TokenManifest.read(plan.output)
-        is_ours = all(getattr(manifest, name) == value for name, value in plan.manifest_fields().items())
+        fields = {**plan.manifest_fields(), "edit": None}
+        is_ours = all(getattr(manifest, name) == value for name, value in fields.items())
         if not is_ours or manifest.software.keys() != plan.software.keys() or len(manifest.shards) != len(plan.shards):
             return None
         return manifest if all(map(_is_entry_of, manifest.shards, plan.shards)) else None
