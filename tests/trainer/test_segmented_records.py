@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_pipeline import storage
+from data_pipeline.errors import CorruptShardError
 from data_pipeline.leases.lease import LeaseLostError
 from data_pipeline.record_files.layout import segments_folder
 from data_pipeline.record_files.reading import open_state
@@ -224,6 +225,30 @@ def test_a_writer_that_lost_its_lease_takes_nothing_from_its_successor(uri: str,
     first.close()
     second.close()
     assert read_records(uri) == [{"step": step} for step in range(61)]
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+def test_a_segment_that_was_damaged_keeps_no_new_record_from_going_up(
+    uri: str, small: None, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer = JsonlWriter(uri, keep=[], interval=LATER)
+    for step in range(10):
+        writer.write({"step": step})
+        assert writer.flush(60)
+    (first, *_) = open_state(uri).segments
+    place = storage.join(segments_folder(uri), first.name)
+    storage.remove_file(place)
+    if damage == "cut":
+        storage.write_bytes(place, b"{}\n")
+    for step in range(10, 200):
+        writer.write({"step": step})
+        assert writer.flush(60)
+    writer.close()
+    state = open_state(uri)
+    assert b'"step": 199' in state.read(state.size - 30, state.size)
+    assert caplog.text.count("its small segments stay apart") == 1
+    with pytest.raises(CorruptShardError, match=first.name):
+        read_records(uri)
 
 
 def test_strays_of_a_killed_writer_are_removed_by_the_next(uri: str, small: None) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import threading
 import zlib
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
@@ -58,6 +59,7 @@ class LocalFile:
         self._uri = uri
         self._maker = ThreadPoolExecutor(1, thread_name_prefix="columns") if in_columns else None
         self._making: Future[None] | None = None
+        self._writing = threading.Lock()  # events come from any thread
         self._in_columns = max((each.stop for each in columns_there(uri)), default=0)
         self._open()
 
@@ -70,10 +72,10 @@ class LocalFile:
 
     def write(self, line: bytes) -> None:
         """Append a line; it outlives this process."""
-        with disk_errors(storage.local_path(self._uri)):
+        with disk_errors(storage.local_path(self._uri)), self._writing:
             self._file.write(line)
             self._file.flush()
-        self._size += len(line)
+            self._size += len(line)
         is_idle = self._making is None or self._making.done()
         if self._maker and is_idle and self._size - self._in_columns >= _BLOCK_BYTES:
             self._making = self._maker.submit(self._make_columns, self._size)

@@ -6,16 +6,19 @@ nothing here is locked.
 
 from __future__ import annotations
 
+import logging
 import secrets
 import zlib
 from collections.abc import Iterator, Sequence
 
 from data_pipeline import storage
+from data_pipeline.errors import CorruptShardError
 from data_pipeline.record_files.layout import LARGEST_BYTES, MIDDLE_BYTES, SEAL_BYTES, Segment, encode, segments_folder
 from data_pipeline.record_files.reading import State, of_one_state
 from trainer.records import columns
 from trainer.records.cutting import Block, Cut, IsRecord, cut_back
 
+_LOG = logging.getLogger(__name__)
 COLUMNS = ".columns"
 """Behind the name of a segment: its numbers in columns."""
 
@@ -36,6 +39,7 @@ class SegmentedObject:
         self._resting: list[str] = []  # which the stored list does not name
         self._removable: list[str] = []  # nor did the one before it
         self._knows_strays = False
+        self._merges = True
 
     def take_over(self, is_record: IsRecord, unwanted: IsRecord) -> tuple[list[bytes], Cut] | None:
         """Go on with the file that is there, without what is not wanted at its end.
@@ -76,8 +80,12 @@ class SegmentedObject:
         if sum(map(len, lines)) < SEAL_BYTES:
             return None
         segments = self._segments + [self._put_segment(text, rows) for text, rows in _pieces(lines)]
-        for least in (MIDDLE_BYTES, LARGEST_BYTES):
-            segments = self._merged(segments, least)
+        try:
+            for least in (MIDDLE_BYTES, LARGEST_BYTES) if self._merges else ():
+                segments = self._merged(segments, least)
+        except (CorruptShardError, FileNotFoundError) as error:  # that is for readers to say; new lines still go up
+            self._merges = False
+            _LOG.warning("%s: its small segments stay apart: %s", self._uri, error)
         return segments
 
     def adopt(self, segments: list[Segment]) -> None:
