@@ -35,7 +35,7 @@ from data_pipeline.text import json_records
 from data_pipeline.text.names import Count
 
 FORMAT_VERSION = 1
-PIECE_BYTES = 96 * 2**20
+PIECE_BYTES = 72 * 2**20
 """Bytes of a file that one request asks for, and that are in memory at a time."""
 _DIGEST_BYTES = 8 * 2**20
 _PREFIX = struct.Struct("<8sIII")
@@ -120,6 +120,7 @@ class _Measure:
             self._size += len(piece)
             self._digest.update(piece)
             then(piece)
+            del piece
 
     def written(self) -> Written:
         return Written(self._size, self._digest.hexdigest())
@@ -243,6 +244,7 @@ def _checked(place: Place, held: _Held, check: Check) -> Columns:
 def _make_copy(place: Place, check: Check, draft: BinaryIO) -> None:
     for piece in _pieces(place):
         draft.write(piece)
+        del piece  # before the next one is read
     draft.flush()
     _checked(place, _Held(draft), check)
 
@@ -251,11 +253,15 @@ def _pieces(place: Place) -> Iterator[bytes]:
     """The bytes of a file; no question for its size, which the manifest states."""
     for start in range(0, place.stated.bytes, PIECE_BYTES):
         length = min(PIECE_BYTES, place.stated.bytes - start)
-        with reading(place.uri):
-            piece = storage.read_range(place.uri, start, length)
-        if len(piece) != length:
-            raise ValueError(f"it has {start + len(piece):,} bytes, and {place.stated.bytes:,} in the manifest")
-        yield piece
+        yield _read_piece(place, start, length)  # not held here while the next one is read
+
+
+def _read_piece(place: Place, start: int, length: int) -> bytes:
+    with reading(place.uri):
+        piece = storage.read_range(place.uri, start, length)
+    if len(piece) != length:
+        raise ValueError(f"it has {start + len(piece):,} bytes, and {place.stated.bytes:,} in the manifest")
+    return piece
 
 
 class _Held:

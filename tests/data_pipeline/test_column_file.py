@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import CorruptShardError
+from data_pipeline.node.node_cache import NodeCache
 from data_pipeline.shards.column_file import (
     Column,
     Place,
@@ -146,6 +148,20 @@ def test_content_that_cannot_be_is_refused_with_the_remedy(tmp_path: Path) -> No
     stated = write_columns(str(tmp_path / "x.bin"), "things", COLUMNS, TEXTS)
     with pytest.raises(CorruptShardError, match=r"x\.bin is no things \(no such thing\): mend it"):
         open_columns(Place(str(tmp_path / "x.bin"), "things", stated, "mend it"), refuse)
+
+
+def test_a_copy_is_made_with_few_pieces_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data_pipeline.shards.column_file.PIECE_BYTES", 2**20)
+    numbers = np.arange(2**20, dtype="<i8")
+    place = Place("memory://columns-of-a-test/x.bin", "things", measure_columns("things", {"n": column(numbers)}), "")
+    write_columns(place.uri, "things", {"n": column(numbers)})
+    cache = NodeCache(str(tmp_path))
+    tracemalloc.start()
+    found = open_columns(place, lambda _: None, "things", cache)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert np.array_equal(found.arrays["n"], numbers)
+    assert peak < 2.6 * 2**20
 
 
 def test_pages_that_were_checked_are_not_counted_as_the_process_s(tmp_path: Path) -> None:
