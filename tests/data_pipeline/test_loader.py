@@ -22,6 +22,7 @@ from data_pipeline.loading.loader import ImageBatches, TokenBatches, decode_all
 from data_pipeline.node.node_cache import NodeCache
 from data_pipeline.order.permutations import SampleOrder, keyed_uniform
 from data_pipeline.shards.image_shards import ImageShards
+from data_pipeline.shards.token_copy import MappedTokens
 from data_pipeline.shards.token_dataset import TokenShards
 from data_pipeline.shards.token_windows import TokenWindows
 from tests.data_pipeline.small_data import Images, flip_byte
@@ -152,17 +153,26 @@ def test_nothing_is_looked_up_before_its_turn_by_windows(
     tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loader, "_BLOCK", 4)
-    windows, followed = TokenWindows(str(tokens), NodeCache(str(tmp_path / "cache")), 1), list[int]()
-    follow = windows.follow
-    monkeypatch.setattr(
-        windows, "follow", lambda order, first, stop: (followed.append(first), follow(order, first, stop))
-    )
+    windows = TokenWindows(str(tokens), NodeCache(str(tmp_path / "cache")), 1)
+    follow, block, followed, readers = windows.follow, windows.block, list[int](), set[threading.Thread]()
+
+    def follow_and_note(order: SampleOrder, first: int, stop: int) -> None:
+        followed.append(first)
+        follow(order, first, stop)
+
+    def note_and_read(number: int) -> MappedTokens:
+        readers.add(threading.current_thread())
+        return block(number)
+
+    monkeypatch.setattr(windows, "follow", follow_and_note)
+    monkeypatch.setattr(windows, "block", note_and_read)
     batches, found = TokenBatches(windows, 7, 4, 1), list[int]()
     for step in range(5):
         batches.batch(step)
         found.append(len(followed))
     assert followed == [0, 4, 8, 12, 16]
     assert found == [1, 2, 3, 4, 5]
+    assert readers == {threading.current_thread()}
 
 
 def test_samples_one_by_one_are_those_of_the_batches_by_windows(tokens: Path, tmp_path: Path) -> None:
