@@ -53,7 +53,7 @@ class ILSVRCImages:
         classes = tuple(sorted(map(_wnid, parts)))
         labels = {wnid: label for label, wnid in enumerate(classes)}
         skipped, empty = outer.skipped.counts(), []
-        for part, inner in zip(parts, in_parallel(self._list_class, parts), strict=True):
+        for part, inner in zip(parts, in_parallel(self.name, self._list_class, parts), strict=True):
             wnid = _wnid(part)
             skipped = add_counts([skipped, inner.skipped.counts()])
             if not inner.files:

@@ -94,7 +94,7 @@ class ParquetImages:
         layout: list[list[Any]] = []
         empty, highest = 0, -1
         first: _Part | None = None
-        for part in in_parallel(lambda name: _list_part(self._config, self._root, name), self._names):
+        for part in in_parallel(self._root, lambda name: _list_part(self._config, self._root, name), self._names):
             first = first or part
             if not self._config.classes:
                 _check_same_classes(self.name, first, part)

@@ -20,8 +20,9 @@ from data_pipeline.storage.local_disk import disk_errors
 WHERE = "see data.source in the config"
 MAX_CLASSES = 1_000_000
 """A greater label is an id of something else, or damage."""
-LISTING_THREADS = 32
-"""Parts of a source that are listed at a time. They wait for storage, not for the processor."""
+LISTING_THREADS, LOCAL_THREADS = 16, 4
+"""Parts of a source that are listed at a time, where they wait for storage and where for the processor. The listings of
+so many are in memory: a tar of 10,000 images and their labels takes some 8 MB."""
 
 _Part = TypeVar("_Part")
 _Listing = TypeVar("_Listing")
@@ -124,9 +125,8 @@ def stamp_files(config: BaseModel, root: str, names: Sequence[str]) -> str:
         root: URI of the folder that they lie in.
         names: relative to it; an empty one is the file itself that `root` is then.
     """
-    files = [
-        [name, *found] for name, found in zip(names, in_parallel(lambda name: _stat(root, name), names), strict=True)
-    ]
+    found = in_parallel(root, lambda name: _stat(root, name), names)
+    files = [[name, *stat] for name, stat in zip(names, found, strict=True)]
     return storage.fingerprint([config.model_dump(mode="json"), root, files])
 
 
@@ -138,14 +138,21 @@ def _stat(root: str, name: str) -> tuple[int, float | None, str]:
     return found.bytes, found.modified, found.etag
 
 
-def in_parallel(function: Callable[[_Part], _Listing], parts: Iterable[_Part]) -> Iterator[_Listing]:
-    """The listing of each part, in their order; no more are held than are listed at a time."""
-    with ThreadPoolExecutor(LISTING_THREADS, thread_name_prefix="listing") as pool:
+def in_parallel(root: str, function: Callable[[_Part], _Listing], parts: Iterable[_Part]) -> Iterator[_Listing]:
+    """The listing of each part, in their order; no more are held than are listed at a time.
+
+    Args:
+        root: where they lie, which decides how many are listed at a time.
+        function: lists one.
+        parts: all of them.
+    """
+    threads = LISTING_THREADS if storage.is_remote(root) else LOCAL_THREADS
+    with ThreadPoolExecutor(threads, thread_name_prefix="listing") as pool:
         ahead: deque[Future[_Listing]] = deque()
         try:
             for part in parts:
                 ahead.append(pool.submit(function, part))
-                if len(ahead) >= LISTING_THREADS:
+                if len(ahead) >= threads:
                     yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()

@@ -186,9 +186,9 @@ def list_tar(
         raise
     except (ValueError, ArithmeticError, LookupError, RecursionError) as error:  # tarfile's own, on hostile headers
         raise tarfile.ReadError(str(error) or type(error).__name__) from error
-    return TarListing(
-        [(Member(member.name, start + member.offset, member.length), data) for member, data in files], members.skipped
-    )
+    if start:
+        files = [(Member(member.name, start + member.offset, member.length), data) for member, data in files]
+    return TarListing(files, members.skipped)
 
 
 def _contents(window: Window, member: Member) -> bytes:

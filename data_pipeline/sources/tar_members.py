@@ -81,7 +81,7 @@ class Members:
     def _resolved(self, read: Callable[[Member], bytes]) -> Iterator[tuple[Member, bytes]]:
         for name, place, target, data in self._entries:
             at = place or self._follow(name, target)
-            member = Member(name, at.offset, at.length)
+            member = at if at.name == name else Member(name, at.offset, at.length)
             yield member, read(member) if data is None else data
 
     def _check(self, info: tarfile.TarInfo) -> None:

@@ -51,7 +51,7 @@ class WebDatasetImages:
             UsageError: if one is missing or damaged, or a sample has no image or no label.
         """
         skipped, highest = self._skipped.counts(), -1
-        for part in in_parallel(lambda name: _list_part(self._config, self._root, name), self._names):
+        for part in in_parallel(self._root, lambda name: _list_part(self._config, self._root, name), self._names):
             skipped = add_counts([skipped, part.skipped.counts()])
             highest = max([highest, *(item.label for item in part.items)])
             take(part.items)

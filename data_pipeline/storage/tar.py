@@ -19,7 +19,7 @@ END_OF_ARCHIVE = bytes(2 * BLOCK)
 MAX_NAME_BYTES = 100
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Member:
     """Where a file's data lies within its tar, in bytes."""
 

@@ -254,7 +254,7 @@ def test_no_more_parts_are_held_than_are_listed_at_a_time() -> None:
         begun.append(number)
         return number
 
-    for taken, part in enumerate(in_parallel(list_part, range(200))):
+    for taken, part in enumerate(in_parallel("s3://bucket/folder", list_part, range(200))):
         assert part == taken
         assert len(begun) - taken <= LISTING_THREADS
     assert sorted(begun) == list(range(200))
