@@ -7,14 +7,16 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
 from cluster.config.loading import load_config
+from cluster.drills.bucket import Bucket
 from cluster.drills.drilled_training import SAMPLES, write_training
 from cluster.drills.fault_proxy import Fault, FaultProxy
 from cluster.drills.s3_server import BUCKET
-from cluster.drills.trained import Trained, complete_checkpoints, unlike, without_clocks
+from cluster.drills.trained import Trained, complete_checkpoints, read_trained, unlike, without_clocks
 from cluster.drills.training_blows import (
     CHECKPOINT_EVERY,
     CHECKPOINTS,
@@ -38,6 +40,8 @@ from data_pipeline.shards.weights import read_card
 from data_pipeline.tools.preflight import check_tokens
 from tests.cluster.conftest import Foldtrain
 from tests.conftest import S3
+from trainer.records import segmented_object
+from trainer.records.jsonl import JsonlWriter
 
 drill = [pytest.mark.drill, pytest.mark.xdist_group("train_drill")]
 
@@ -358,3 +362,27 @@ class TestAShortDrill:
         assert [(trial["fell"], trial["loaded"]) for trial in finished[1]] == [
             (["upload", "load"], [0, after * CHECKPOINT_EVERY])
         ]
+
+
+def test_the_records_of_a_long_trial_are_read_from_their_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segmented_object, "SEAL_BYTES", 100)
+    folder = f"memory://{uuid4().hex}"
+
+    class InMemory(Bucket):
+        def __init__(self) -> None: ...
+        def read(self, key: str) -> bytes:
+            return storage.read_bytes(f"{folder}/{key}")
+
+        def stamps(self, _folder: str) -> dict[str, Any]:
+            return {}
+
+        def digests(self, _folder: str) -> dict[str, str]:
+            return {}
+
+    for name, record in (("metrics", {"step": 1, "loss": 0.5}), ("events", {"step": 0, "event": "start"})):
+        writer = JsonlWriter(f"{folder}/run/{name}.jsonl", keep=[record | {"step": step} for step in range(50)])
+        writer.close()
+    found = read_trained(InMemory(), "run")
+    assert found.steps == list(range(50))
+    assert found.records[49] == {"step": 49, "loss": 0.5}
+    assert found.begun_after == frozenset(range(50))

@@ -6,6 +6,7 @@ import json
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -16,7 +17,10 @@ from data_pipeline.errors import UsageError
 from data_pipeline.order.ledger import DataOrder, audit, chain, is_ledger_record, read_history, step_indices
 from data_pipeline.order.mixing import MixPart
 from data_pipeline.order.permutations import SampleOrder, step_positions
+from data_pipeline.record_files.reading import open_state
 from data_pipeline.tools.auditing import audit_stage, stage_history
+from trainer.records import segmented_object
+from trainer.records.jsonl import JsonlWriter
 
 SHARDS = (7, 3, 10)
 KEYS = np.array([f"image{number}" for number in range(20)], "S")
@@ -181,6 +185,16 @@ def test_a_record_that_cannot_be_is_none_of_a_ledger(bad: Record) -> None:
 def test_what_ranks_record_is_of_a_ledger() -> None:
     records = [{"event": "order", "time": 1.5} | ORDER.model_dump(), started(0, 2), segment(0, 4, 2, skipped={1})]
     assert all(map(is_ledger_record, records))
+
+
+def test_a_ledger_in_segments_is_audited_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segmented_object, "SEAL_BYTES", 400)
+    folder = f"memory://{uuid4().hex}/generator"
+    records = ledger(started(0, 2), *(segment(step, step + 1, 2) for step in range(30)))
+    writer = JsonlWriter(f"{folder}/ledger.jsonl", keep=records, interval=3600)
+    writer.close()
+    assert open_state(f"{folder}/ledger.jsonl").segments
+    assert stage_history(folder) == read_history("x", records)
 
 
 def test_an_audit_names_a_line_that_is_no_record(tmp_path: Path) -> None:
