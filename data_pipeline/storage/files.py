@@ -12,7 +12,6 @@ import functools
 import hashlib
 import io
 import json
-import mmap
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -118,11 +117,13 @@ def write_stream(uri: str, fill: Callable[[BinaryIO], object]) -> None:
     if not is_remote(uri):
         local_disk.write_file(local_path(uri), fill, lambda temporary, path: temporary.replace(path))
         return
-    with local_disk.disk_errors(Path(tempfile.gettempdir())), tempfile.TemporaryFile() as draft:
-        fill(draft)
-        draft.flush()
-        with mmap.mmap(draft.fileno(), 0, access=mmap.ACCESS_READ) as whole, memoryview(whole) as view:
-            write_bytes(uri, view)
+    with contextlib.ExitStack() as files:
+        with local_disk.disk_errors(Path(tempfile.gettempdir())):
+            draft = files.enter_context(tempfile.TemporaryFile())
+            fill(draft)
+            draft.flush()
+        whole = object_writes.FileBytes(draft)
+        object_writes.put(filesystem(uri), uri, whole, functools.partial(holds, uri, whole))
 
 
 def create_bytes(uri: str, data: bytes) -> bool:
@@ -153,7 +154,7 @@ def commit_bytes(uri: str, data: bytes) -> None:
         write_bytes(uri, data)
 
 
-def holds(uri: str, data: bytes | memoryview) -> bool:
+def holds(uri: str, data: object_writes.Body) -> bool:
     """Whether there is an object with exactly these bytes."""
     try:
         if isinstance(data, bytes):

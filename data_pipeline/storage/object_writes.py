@@ -12,10 +12,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, BinaryIO
 from uuid import uuid4
 
 from data_pipeline.errors import FoldtrainError
@@ -43,19 +44,45 @@ _MARK = "foldtrain-put"
 _LOG = logging.getLogger(__name__)
 
 
+class FileBytes:
+    """The content of a file of this machine as `put` takes it: parts are read when they are sent, and none is mapped.
+
+    Args:
+        file: open for reading; nobody moves in it meanwhile, and it does not change.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._size = file.fileno(), os.fstat(file.fileno()).st_size
+
+    def __len__(self) -> int:
+        """Bytes of the file."""
+        return self._size
+
+    def __getitem__(self, part: slice) -> bytes:
+        """A part of it."""
+        start, stop, _ = part.indices(self._size)
+        return os.pread(self._file, max(0, stop - start), start)
+
+    def __bytes__(self) -> bytes:
+        """All of it."""
+        return self[:]
+
+
+Body = bytes | memoryview | FileBytes
+"""What an object is made of."""
+
+
 class NoConditionalPutError(Exception):
     """The store does not have If-None-Match."""
 
 
-def put(
-    fs: Any, uri: str, data: bytes | memoryview, holds: Callable[[], bool], *, only_if_absent: bool = False
-) -> bool:
+def put(fs: Any, uri: str, data: Body, holds: Callable[[], bool], *, only_if_absent: bool = False) -> bool:
     """Put an object.
 
     Args:
         fs: the fsspec filesystem of the URI.
         uri: where to.
-        data: the object. Of a view, only parts are copied on S3; other stores get a copy of the whole.
+        data: the object. Of a view or a file, only parts are copied on S3; other stores get a copy of the whole.
         holds: whether the object is there with these bytes. Asked only after a request whose answer was lost.
         only_if_absent: leave what is there alone.
 
@@ -70,7 +97,7 @@ def put(
     part = PART_BYTES if isinstance(data, bytes) else VIEW_PART_BYTES
     if len(data) > part and is_s3(fs):
         return _Upload(fs, uri, data, part).run(holds, only_if_absent=only_if_absent)
-    whole = bytes(data)  # which copies only a view
+    whole = bytes(data)  # which copies nothing that is bytes
     token = uuid4().hex if only_if_absent and is_s3(fs) else None
     # s3fs would send more than twice the chunk size in parts
     options: dict[str, Any] = (
@@ -187,7 +214,7 @@ def _is_lost_upload(error: BaseException) -> bool:
 class _Upload:
     """One object in parts. Each part is tried again by itself; whatever fails in the end, the parts are given back."""
 
-    def __init__(self, fs: Any, uri: str, data: bytes | memoryview, part: int) -> None:
+    def __init__(self, fs: Any, uri: str, data: Body, part: int) -> None:
         self._fs, self._uri, self._data = fs, uri, data
         self._part = max(part, -(-len(data) // MAX_PARTS))
         bucket, key, _ = fs.split_path(uri)

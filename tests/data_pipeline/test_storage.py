@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import BinaryIO
+from types import SimpleNamespace
+from typing import Any, BinaryIO
 
 import botocore.exceptions
 import fsspec
@@ -11,6 +12,7 @@ import pytest
 
 from data_pipeline import storage
 from data_pipeline.errors import FoldtrainError, UsageError
+from data_pipeline.storage import object_writes
 
 pytestmark = pytest.mark.xdist_group("s3")
 
@@ -179,7 +181,7 @@ def test_a_server_that_does_not_answer_is_tried_again_and_then_named(monkeypatch
     assert sum(waits) <= 20
 
 
-def _disk_full(_: int) -> None:
+def _disk_full(_: object) -> None:
     raise OSError(28, "No space left on device")
 
 
@@ -213,6 +215,36 @@ def test_a_stream_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["file"]
 
 
-def test_a_stream_to_a_remote_place_arrives_as_it_was_written() -> None:
-    storage.write_stream("memory://streams/file", lambda draft: draft.write(bytes(range(256)) * 5000))
-    assert storage.read_bytes("memory://streams/file") == bytes(range(256)) * 5000
+@pytest.mark.parametrize("times", [0, 5000, 70_000])
+def test_a_stream_to_a_remote_place_arrives_as_it_was_written(s3_uri: str, times: int) -> None:
+    """The last goes up in parts."""
+    for place in (s3_uri, "memory://streams"):
+        storage.write_stream(f"{place}/file", lambda draft: draft.write(bytes(range(256)) * times))
+        assert storage.read_bytes(f"{place}/file") == bytes(range(256)) * times
+
+
+def test_parts_of_a_file_are_read_when_they_are_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = bytes(range(251)) * 11
+    (tmp_path / "file").write_bytes(content)
+    sent: dict[int, bytes] = {}
+
+    def take(_: object, method: str, written: int, **arguments: Any) -> dict[str, str]:
+        assert (method, written) == ("upload_part", len(arguments["Body"]))
+        sent[arguments["PartNumber"]] = arguments["Body"]
+        return {"ETag": ""}
+
+    monkeypatch.setattr(object_writes._Upload, "_call", take)
+    fs = SimpleNamespace(split_path=lambda uri: ("bucket", uri, None))
+    with (tmp_path / "file").open("rb") as file:
+        whole = object_writes.FileBytes(file)
+        assert (len(whole), bytes(whole), whole[2700:9999]) == (len(content), content, content[2700:])
+        object_writes._Upload(fs, "uri", whole, 1000)._send_parts()
+    assert [len(sent[number]) for number in (1, 2, 3)] == [1000, 1000, 761]
+    assert sent[1] + sent[2] + sent[3] == content
+
+
+def test_a_stream_that_the_local_disk_does_not_take_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(FoldtrainError, match=f"{tmp_path}: No space left on device: the disk is full"):
+        storage.write_stream("memory://streams/full", _disk_full)
+    assert not storage.exists("memory://streams/full")
