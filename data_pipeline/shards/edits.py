@@ -36,11 +36,13 @@ from data_pipeline.shards.column_file import (
     open_columns,
     write_columns,
 )
-from data_pipeline.shards.shard_table import Record, check_folder
+from data_pipeline.shards.shard_table import Record, check_folder, shard_folder
 from data_pipeline.text.names import Count, Sha256
 
 ROWS_NAME = "rows.bin"
 MOST_PARENTS = 1024
+MOST_DEPTH = 32
+"""Generations of data sets that are made of others."""
 _KIND = "selection of rows"
 
 Operation = Literal["append", "subset", "mix", "views"]
@@ -89,6 +91,15 @@ class Edit(Record):
     def mix(self) -> tuple[MixPart, ...]:
         """Of a mix: what its order follows from."""
         return tuple(MixPart(each.shards, draws) for each, draws in zip(self.parents, self.draws, strict=False))
+
+
+def parent_uri(child: str, parent: Parent) -> str:
+    """URI of a parent of the data set at `child`.
+
+    Raises:
+        UsageError: if a remote data set names a folder of this machine, or one above its bucket.
+    """
+    return shard_folder(child, parent.uri)
 
 
 class Selection:

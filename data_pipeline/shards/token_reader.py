@@ -16,7 +16,7 @@ import numpy.typing as npt
 from data_pipeline import storage
 from data_pipeline.errors import CorruptShardError, UsageError
 from data_pipeline.shards.conditions import check_classes
-from data_pipeline.shards.edits import Parent, Selection, class_map
+from data_pipeline.shards.edits import MOST_DEPTH, Parent, Selection, class_map, parent_uri
 from data_pipeline.shards.manifest import ImageManifest, TokenManifest, differences
 from data_pipeline.shards.shard_table import shard_uri
 from data_pipeline.shards.token_archive import read_columns, read_rows, read_token_shard
@@ -46,10 +46,11 @@ class TokenReader:
     Args:
         uri: of the data set.
         manifest: of it.
+        depth: how many generations of children there are.
     """
 
-    def __init__(self, uri: str, manifest: TokenManifest) -> None:
-        self.uri, self.manifest = uri, manifest
+    def __init__(self, uri: str, manifest: TokenManifest, depth: int = 0) -> None:
+        self.uri, self.manifest, self._depth = uri, manifest, depth
 
     @functools.cached_property
     def parents(self) -> tuple[TokenReader, ...]:
@@ -61,7 +62,13 @@ class TokenReader:
         edit = self.manifest.edit
         if edit is None:
             return ()
-        found = tuple(TokenReader(parent.uri, self._read_parent(parent)) for parent in edit.parents)
+        if self._depth >= MOST_DEPTH:
+            raise UsageError(
+                f"{self.uri} is made of others, and its children are for {MOST_DEPTH} generations: too many"
+            )
+        found = tuple(
+            TokenReader(parent_uri(self.uri, each), self._read_parent(each), self._depth + 1) for each in edit.parents
+        )
         views = [view for parent in found for view in parent.manifest.views]
         wrong = next((each for each in found if each.manifest.samples != self.manifest.samples), None)
         if edit.operation == "views" and (tuple(views) != self.manifest.views or wrong):
@@ -252,15 +259,16 @@ def read_parent(child: str, parent: Parent, kind: type[_M]) -> _M:
         UsageError: if it is gone, or another data set is there now.
     """
     try:
-        manifest = kind.read(parent.uri)
+        uri = parent_uri(child, parent)
+        manifest = kind.read(uri)
     except UsageError as error:
         raise UsageError(f"{child} is made of {parent.uri}, which cannot be read ({error}): restore it") from None
     if manifest.fingerprint != parent.fingerprint:
         raise UsageError(
-            f"{child} is made of the data set {parent.fingerprint[:16]} at {parent.uri}, which now holds "
+            f"{child} is made of the data set {parent.fingerprint[:16]} at {uri}, which now holds "
             f"{manifest.fingerprint[:16]}: restore that one, or make {child} anew"
         )
-    if len(manifest.shards) != parent.shards or storage.absolute(parent.uri) == storage.absolute(child):
+    if len(manifest.shards) != parent.shards or storage.absolute(uri) == storage.absolute(child):
         raise UsageError(f"{child} is said to be made of {parent.shards} shards of {parent.uri}: make it anew")
     return manifest
 

@@ -24,7 +24,16 @@ from data_pipeline.errors import UsageError
 from data_pipeline.leases.lease import only_driver
 from data_pipeline.node.node_cache import NodeCache
 from data_pipeline.order.feistel import Permutation
-from data_pipeline.shards.edits import Edit, Operation, Parent, Selection, class_map, join_classes
+from data_pipeline.shards.edits import (
+    MOST_DEPTH,
+    Edit,
+    Operation,
+    Parent,
+    Selection,
+    class_map,
+    join_classes,
+    parent_uri,
+)
 from data_pipeline.shards.joined_index import IndexPart, JoinedIndex
 from data_pipeline.shards.manifest import (
     MANIFEST_NAME,
@@ -64,7 +73,9 @@ class ImageReader:
         """The sets that it was made of."""
         edit = self.manifest.edit
         stated = edit.parents if edit is not None else ()
-        return tuple(ImageReader(each.uri, read_parent(self.uri, each, ImageManifest)) for each in stated)
+        manifests = [read_parent(self.uri, each, ImageManifest) for each in stated]
+        uris = [parent_uri(self.uri, each) for each in stated]
+        return tuple(ImageReader(uri, manifest) for uri, manifest in zip(uris, manifests, strict=True))
 
     def columns(self, number: int) -> Columns:
         """Labels and keys of one shard."""
@@ -358,9 +369,19 @@ def _open(uris: Sequence[str], output: str, at_least: int) -> list[Reader]:
             found.append(ImageReader(uri, manifest))
         else:
             found.append(TokenReader(uri, manifest))
+        if _generations(found[-1], {}) >= MOST_DEPTH:
+            raise UsageError(f"{uri} is made of others for {MOST_DEPTH} generations: make this of an earlier one")
     if len({each.manifest.kind for each in found}) > 1:
         raise UsageError("some of the sets hold images and some tokens: put sets of one kind together")
     return found
+
+
+def _generations(reader: Reader, known: dict[str, int]) -> int:
+    """How many times a set was made of others, one after another."""
+    name = reader.manifest.fingerprint
+    if name not in known:
+        known[name] = 1 + max((_generations(each, known) for each in reader.parents), default=-1)
+    return known[name]
 
 
 def _check_alike(parents: Sequence[Reader], more: tuple[str, ...]) -> None:

@@ -15,6 +15,7 @@ from data_pipeline import storage
 from data_pipeline.errors import CorruptShardError
 from data_pipeline.node.node_cache import NodeCache
 from data_pipeline.shards import image_shards, token_shards
+from data_pipeline.shards.edits import parent_uri
 from data_pipeline.shards.manifest import ImageManifest, ImageShardRecord, ShardRecord, TokenManifest, shard_uri
 from data_pipeline.shards.sample_index import INDEX_NAME, open_sample_index
 from data_pipeline.shards.shard_table import shard_folder
@@ -78,7 +79,7 @@ def check_tokens(uri: str, *, every_byte: bool = False) -> TokenManifest:
     _check(uri, manifest, _TOKENS, every_byte)
     if manifest.edit is not None and manifest.edit.operation == "views":  # whose other views lie in other shards
         for parent in manifest.edit.parents[1:]:
-            check_tokens(parent.uri, every_byte=every_byte)
+            check_tokens(parent_uri(uri, parent), every_byte=every_byte)
     return manifest
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from data_pipeline import storage
 from data_pipeline.config import TokensConfig
 from data_pipeline.errors import UsageError
-from data_pipeline.shards.edits import Parent
+from data_pipeline.shards.edits import Parent, parent_uri
 from data_pipeline.shards.manifest import ImageManifest, TokenManifest, differences
 from data_pipeline.shards.token_reader import TokenReader, read_parent
 from data_pipeline.shards.weights import Card
@@ -78,7 +78,8 @@ def plan_reuse(images: str, tokenizer: Card, config: TokensConfig, output: str, 
 
 def _plan_of(images: str, parent: Parent, tokenizer: Card, config: TokensConfig, output: str, fit: str) -> TokenPlan:
     read_parent(images, parent, ImageManifest)
-    return plan_tokens(parent.uri, tokenizer, config, storage.join(output, f"of-{parent.fingerprint[:16]}"), fit)
+    own = storage.join(output, f"of-{parent.fingerprint[:16]}")
+    return plan_tokens(parent_uri(images, parent), tokenizer, config, own, fit)
 
 
 def _tokens_there(uris: Sequence[str], plans: dict[str, TokenPlan]) -> dict[str, str]:

@@ -52,6 +52,7 @@ from data_pipeline.tools.examining_tokens import examine_edited, examine_tokens
 from data_pipeline.tools.in_order import in_order
 from data_pipeline.tools.index_rows import IndexCheck, IndexRows
 from data_pipeline.tools.key_spool import KeySpool, Repeated
+from data_pipeline.tools.verifying_edits import shard_problems, verify_image_edit
 
 __all__ = ["Check", "Report", "find_images", "verify"]
 
@@ -91,10 +92,10 @@ def verify(
     manifest = read_manifest(uri)
     if against and not isinstance(manifest, TokenManifest):
         raise UsageError(f"{uri} holds {manifest.kind}: only tokens can be held against images, so leave --against out")
-    if manifest.edit is not None:
-        from data_pipeline.tools.verifying_edits import verify_edit  # which verifies the parents by this function
-
-        return verify_edit(uri, manifest, manifest.edit, against, quick=quick, progress=progress)
+    if isinstance(manifest, ImageManifest) and manifest.edit is not None:
+        return verify_image_edit(
+            uri, manifest, manifest.edit, partial(verify, quick=quick), quick=quick, progress=progress
+        )
     images = None
     if isinstance(manifest, TokenManifest):
         against = against or find_images(uri, manifest)
@@ -320,7 +321,7 @@ def _may_repeat(manifest: Manifest) -> bool:
 
 def _has_all_samples(manifest: TokenManifest) -> bool:
     """Whether its samples should be all of its images."""
-    return manifest.edit is None or manifest.edit.operation == "views"
+    return manifest.edit is None or manifest.edit.operation in {"views", "append"}
 
 
 def _manifest_check(manifest: Manifest) -> Check:
@@ -356,7 +357,8 @@ def _add_lineage(problems: Problems, uri: str, manifest: Manifest, images: Image
         return
     if manifest.edit is not None:
         try:
-            _ = TokenReader(uri, manifest).parents
+            parents = [(each.uri, each.manifest) for each in TokenReader(uri, manifest).parents]
+            problems.add(examining.LINEAGE, shard_problems(uri, manifest, parents))
         except FoldtrainError as error:
             problems.add(examining.LINEAGE, [str(error)])
     try:

@@ -1,13 +1,16 @@
-"""Is a data set right that was made of others (shards/edits.py)? Its parents are checked, then what it takes of them.
+"""Is a set of images right that was made of others (shards/edits.py)? Its parents, and whether it follows from them.
 
-1. each parent: there, the one that is named, and right by itself, as `verify` finds out
-2. each shard is one of a parent's, with the same digest
-3. each sample is one of the parents', with its key and class; none twice, but in a mix
+    1. each set that it is made of: there, the one that is named, and right by itself, as `verify` finds out
+    2. each shard is one of a parent's, with the same digest
+    3. each sample is one of a parent's: its place, checksum, key and class; none is there twice, but in a mix
+
+Sets of tokens are verified as others are, read through their parents (verifying.py); of their shards the second holds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,69 +18,99 @@ import numpy.typing as npt
 
 from data_pipeline.errors import FoldtrainError
 from data_pipeline.node.node_cache import NodeCache
-from data_pipeline.shards.edits import Edit, class_map
+from data_pipeline.shards.edits import MOST_DEPTH, Edit, Parent, class_map, parent_uri
 from data_pipeline.shards.manifest import ImageManifest, TokenManifest
 from data_pipeline.shards.sample_index import SampleIndex, open_sample_index
 from data_pipeline.shards.shard_table import shard_folder
-from data_pipeline.shards.token_reader import TokenReader, read_parent
-from data_pipeline.tools.checks import Check, Report
-from data_pipeline.tools.verifying import find_images, verify
+from data_pipeline.shards.token_reader import read_parent
+from data_pipeline.tools.checks import MOST_PROBLEMS, Check, Report
+from data_pipeline.tools.key_spool import KeySpool
 
 Manifest = ImageManifest | TokenManifest
+Placed = tuple[str, ImageManifest]
+"""URI and manifest of a data set."""
 Progress = Callable[[int, int], object]
 Place = tuple[str, str]
 """Folder and name of a shard."""
 
-_MOST_PROBLEMS = 100
-"""That are kept of a check."""
+_ROWS = 2**18
+"""Samples whose keys are looked at together."""
 
 
-def verify_edit(
-    uri: str, manifest: Manifest, edit: Edit, against: str | None, *, quick: bool, progress: Progress
+def verify_image_edit(
+    uri: str,
+    manifest: ImageManifest,
+    edit: Edit,
+    verify: Callable[[str], Report],
+    *,
+    quick: bool,
+    progress: Progress,
 ) -> Report:
-    """Check a data set that was made of others.
+    """Check a set of images that was made of others.
 
     Args:
         uri: of the data set.
         manifest: of it.
         edit: how it was made.
-        against: of the images that its tokens were made of; by default those that are found.
-        quick: as of `verify`; then samples are not looked at.
-        progress: called with (shards done, shards in all).
-
-    Raises:
-        UsageError: if there is no complete data set at `against`.
+        verify: checks a set that was not made of others.
+        quick: compare records alone; then samples are not looked at.
+        progress: called with (sets done, sets in all).
     """
-    parents: list[tuple[str, Manifest]] = []
     problems: list[str] = []
-    for parent in edit.parents:
-        try:
-            is_images = isinstance(manifest, ImageManifest)
-            found = read_parent(uri, parent, ImageManifest) if is_images else read_parent(uri, parent, TokenManifest)
-            parents.append((parent.uri, found))
-            problems += [f"{parent.uri}: {each}" for each in _problems_of(verify(parent.uri, quick=quick))]
-        except FoldtrainError as error:
-            problems.append(str(error))
+    ancestors = _ancestors(uri, manifest, problems)
+    for done, (place, ancestor) in enumerate(ancestors, start=1):
+        if ancestor.edit is None:
+            checks = list(verify(place).checks)
+        else:
+            checks = _checks_of(place, ancestor, ancestor.edit, quick=quick)
+        problems += [f"{place}: {check.name}: {problem}" for check in checks for problem in check.problems]
+        progress(done, len(ancestors))
     named = ", ".join(f"{parent.uri} ({parent.fingerprint[:16]})" for parent in edit.parents)
     checks = [
         _check("manifest", f"fingerprint {manifest.fingerprint[:16]} is that of its content"),
         _check("parents", f"{edit.operation} of {named}: each is right", problems),
+        *_checks_of(uri, manifest, edit, quick=quick),
     ]
-    if len(parents) == len(edit.parents):
-        checks.append(_shard_check(uri, manifest, parents))
-        if not quick:
-            checks += _sample_checks(uri, manifest, edit, parents, against, progress)
     return Report(uri, manifest.kind, manifest.fingerprint, manifest.samples, len(manifest.shards), tuple(checks))
 
 
+def _ancestors(uri: str, manifest: ImageManifest, problems: list[str]) -> list[Placed]:
+    """All sets that a set is made of, each once; what is wrong with those that cannot be read is noted."""
+    found: dict[str, Placed] = {}
+    generation: list[Placed] = [(uri, manifest)]
+    for _ in range(MOST_DEPTH + 1):
+        parents: dict[str, Placed] = {}
+        for child, its in generation:
+            for parent in its.edit.parents if its.edit is not None else ():
+                try:
+                    parents[parent.fingerprint] = _read(child, parent)
+                except FoldtrainError as error:
+                    problems.append(str(error))
+        generation = [each for name, each in parents.items() if name not in found]
+        found |= parents
+    if generation:
+        problems.append(f"{uri} is made of others for more than {MOST_DEPTH} generations")
+    return list(found.values())
+
+
+def _read(child: str, parent: Parent) -> Placed:
+    return parent_uri(child, parent), read_parent(child, parent, ImageManifest)
+
+
+def _checks_of(uri: str, manifest: ImageManifest, edit: Edit, *, quick: bool) -> list[Check]:
+    """Whether a set follows from its parents, whatever these are worth."""
+    try:
+        parents = [_read(uri, each) for each in edit.parents]
+    except FoldtrainError:
+        return []  # the check of the parents says so
+    text = f"{len(manifest.shards)} shards, each as its parent states it"
+    shards = _check("shards", text, list(shard_problems(uri, manifest, parents)))
+    return [shards] if quick else [shards, *_sample_checks(uri, manifest, edit, parents)]
+
+
 def _check(name: str, summary: str, problems: list[str] | None = None) -> Check:
-    found = tuple((problems or [])[:_MOST_PROBLEMS])
+    found = tuple((problems or [])[:MOST_PROBLEMS])
     return Check(name, not found, summary, found)
-
-
-def _problems_of(report: Report) -> Iterator[str]:
-    for check in report.checks:
-        yield from (f"{check.name}: {problem}" for problem in check.problems)
 
 
 def _places(uri: str, manifest: Manifest) -> Iterator[tuple[Place, dict[str, Any]]]:
@@ -86,76 +119,50 @@ def _places(uri: str, manifest: Manifest) -> Iterator[tuple[Place, dict[str, Any
         yield (shard_folder(uri, record.folder), record.name), record.model_dump(exclude={"folder", "samples", "name"})
 
 
-def _shard_check(uri: str, manifest: Manifest, parents: list[tuple[str, Manifest]]) -> Check:
+def shard_problems(uri: str, manifest: Manifest, parents: Sequence[tuple[str, Manifest]]) -> Iterator[str]:
+    """Shards of a set that was made of others which are none of a parent's, or stated otherwise."""
     there: dict[Place, dict[str, Any]] = {}
     for parent in parents:
         there.update(_places(*parent))
-    problems = []
     for (folder, name), stated in _places(uri, manifest):
         found = there.get((folder, name))
         if found != stated:
             state = "is a shard of no parent" if found is None else "is stated otherwise by its parent"
-            problems.append(f"{folder}/{name} {state}")
-    return _check("shards", f"{len(manifest.shards)} shards, each as its parent states it", problems)
+            yield f"{folder}/{name} {state}"
 
 
-def _sample_checks(
-    uri: str,
-    manifest: Manifest,
-    edit: Edit,
-    parents: list[tuple[str, Manifest]],
-    against: str | None,
-    progress: Progress,
-) -> list[Check]:
+def _sample_checks(uri: str, manifest: ImageManifest, edit: Edit, parents: Sequence[Placed]) -> list[Check]:
     try:
-        if isinstance(manifest, TokenManifest):
-            keys, labels = _token_columns(uri, manifest, progress)
-            problems: list[str] = []
-        else:
-            keys, labels, problems = _image_columns(uri, manifest, parents)
+        own = open_sample_index(uri, manifest, NodeCache())
+        problems = list(_moved_samples(uri, manifest, own, parents))
     except FoldtrainError as error:
         return [_check("samples", "each is one of its parents'", [str(error)])]
-    checks = [_check("samples", f"{len(keys):,} samples, each one of its parents'", problems)]
-    unique, counts = np.unique(keys, return_counts=True)
-    twice = [f"sample {key.decode(errors='replace')} is there twice" for key in unique[counts > 1][:_MOST_PROBLEMS]]
+    with KeySpool(manifest.samples) as keys:
+        for start in range(0, manifest.samples, _ROWS):
+            keys.add(own.key[start : start + _ROWS])
+        repeated, more = keys.twice(MOST_PROBLEMS)
+    twice = [f"sample {each.key.decode(errors='replace')} is there {each.times} times" for each in repeated]
+    checks = [_check("samples", f"{manifest.samples:,} samples, each one of its parents'", problems)]
     if edit.operation == "mix":
-        repeated = int((counts > 1).sum())
-        checks.append(_check("exactly once", f"{repeated:,} keys are in several sets of the mix, the others in one"))
-    else:
-        checks.append(_check("exactly once", f"{len(unique):,} keys, none twice", twice))
-    if isinstance(manifest, TokenManifest):
-        checks.append(_against_check(uri, manifest, against, keys, labels))
-    return checks
+        text = f"{len(twice) + more:,} keys are in several sets of the mix, the others in one"
+        return [*checks, _check("exactly once", text)]
+    return [*checks, _check("exactly once", f"{manifest.samples:,} keys, none twice", twice)]
 
 
-def _token_columns(
-    uri: str, manifest: TokenManifest, progress: Progress
-) -> tuple[npt.NDArray[np.bytes_], npt.NDArray[np.int32]]:
-    reader, parts = TokenReader(uri, manifest), []
-    for number in range(len(manifest.shards)):
-        parts.append(reader.columns(number))
-        progress(number + 1, len(manifest.shards))
-    return np.concatenate([part.key for part in parts]), np.concatenate([part.condition for part in parts])
-
-
-def _image_columns(
-    uri: str, manifest: ImageManifest, parents: list[tuple[str, Manifest]]
-) -> tuple[npt.NDArray[np.bytes_], npt.NDArray[np.int32], list[str]]:
-    """Keys, labels, and which samples are not as their parent says."""
-    own, shards, problems = open_sample_index(uri, manifest, NodeCache()), {}, []
-    for parent_uri, parent in parents:
-        assert isinstance(parent, ImageManifest)
-        index, starts = open_sample_index(parent_uri, parent, NodeCache()), parent.shards.starts
+def _moved_samples(uri: str, manifest: ImageManifest, own: SampleIndex, parents: Sequence[Placed]) -> Iterator[str]:
+    """Samples that are not as their parent says."""
+    shards = defaultdict(list)  # a set may be mixed with a part of itself
+    for where, parent in parents:
+        index, starts = open_sample_index(where, parent, NodeCache()), parent.shards.starts
         labels = class_map(parent.classes, manifest.classes)
-        for number, (place, _) in enumerate(_places(parent_uri, parent)):
-            shards[place] = index, slice(int(starts[number]), int(starts[number + 1])), labels
+        for number, (place, _) in enumerate(_places(where, parent)):
+            shards[place].append((index, slice(int(starts[number]), int(starts[number + 1])), labels))
     starts = manifest.shards.starts
     for number, (place, _) in enumerate(_places(uri, manifest)):
-        if place in shards:
-            here = slice(int(starts[number]), int(starts[number + 1]))
-            moved = _moved(own, here, *shards[place])
-            problems += [f"{place[0]}/{place[1]}: sample {key} is not as its parent says" for key in moved]
-    return own.key, own.label, problems
+        here = slice(int(starts[number]), int(starts[number + 1]))
+        moved = [set(_moved(own, here, *one)) for one in shards[place]]
+        for key in sorted(set.intersection(*moved)) if moved else ():
+            yield f"{place[0]}/{place[1]}: sample {key} is not as its parent says"
 
 
 def _moved(
@@ -169,32 +176,3 @@ def _moved(
     for name in ("offset", "length", "crc32"):
         same &= getattr(own, name)[here] == getattr(its, name)[rows]
     return [key.decode(errors="replace") for key in own.key[here][~same]]
-
-
-def _against_check(
-    uri: str,
-    manifest: TokenManifest,
-    against: str | None,
-    keys: npt.NDArray[np.bytes_],
-    labels: npt.NDArray[np.int32],
-) -> Check:
-    """Tokens that state a set of images as their source have its samples: all in its order, or some in its order."""
-    where = against or find_images(uri, manifest)
-    if where is None:
-        return _check("against images", "not compared: their images were not found; name them by --against")
-    images = ImageManifest.read(where)
-    if images.fingerprint != manifest.source:
-        found = f"the tokens are of the images {manifest.source[:16]}, but {where} holds {images.fingerprint[:16]}"
-        return _check("against images", f"the keys, labels and order of {where}", [found])
-    index = open_sample_index(where, images, NodeCache())
-    order = np.argsort(index.key)
-    places = order[np.minimum(np.searchsorted(index.key, keys, sorter=order), len(order) - 1)]
-    names, theirs = np.array(manifest.classes), np.array(images.classes)
-    wrong = (index.key[places] != keys) | (theirs[index.label[places]] != names[labels])
-    problems = [f"sample {key.decode(errors='replace')} is no image of {where} with this class" for key in keys[wrong]]
-    operation = manifest.edit.operation if manifest.edit is not None else None
-    if not problems and operation != "mix" and (np.diff(places) <= 0).any():
-        problems.append(f"the order differs from that of {where}")
-    if not problems and operation in {"append", "views"} and len(keys) != len(index.key):
-        problems.append(f"{len(index.key) - len(keys)} samples are missing")
-    return _check("against images", f"the keys, labels and order of {where}", problems)

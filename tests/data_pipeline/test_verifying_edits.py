@@ -8,14 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_pipeline.config import DataConfig, FolderSource, TokensConfig
+from data_pipeline.ingest.ingesting import ingest
 from data_pipeline.shards.joined_index import IndexPart, JoinedIndex
 from data_pipeline.shards.manifest import ImageManifest, TokenManifest
 from data_pipeline.tools import editing
 from data_pipeline.tools.checks import Report
 from data_pipeline.tools.editing import Choice
 from data_pipeline.tools.leftovers import find_leftovers
+from data_pipeline.tools.reusing import plan_reuse
 from data_pipeline.tools.verifying import verify
-from tests.data_pipeline.small_data import Images, flip_byte
+from tests.data_pipeline.small_data import Images, flip_byte, jpeg, tokenize_all, tokenizer_card
 
 
 def wrong(report: Report) -> dict[str, tuple[str, ...]]:
@@ -43,17 +46,42 @@ def test_what_was_made_of_sound_sets_is_right(
     for uri in (few, few_images, mixed):
         report = verify(uri, quick=quick)
         assert wrong(report) == {}
-        assert {check.name for check in report.checks} >= {"manifest", "parents", "shards"}
-    report = verify(few, images.uri)
+        assert {check.name for check in report.checks} >= (
+            {"manifest", "parents", "shards"} if uri == few_images else {"lineage"}
+        )
+
+
+def test_appended_tokens_are_held_against_appended_images(tmp_path: Path, images: Images, tokens: Path) -> None:
+    (tmp_path / "photo" / "class0").mkdir(parents=True)
+    (tmp_path / "photo" / "class0" / "last.jpg").write_bytes(jpeg(999))
+    ingest(DataConfig(source=FolderSource(path=str(tmp_path / "photo"))), str(tmp_path / "last"), seed=0)
+    last, all_of = str(tmp_path / "last" / "train"), str(tmp_path / "all")
+    editing.append([images.uri, last], all_of).write(say=lambda _: None)
+    config = {"views": ("center", "center_flip"), "shard_samples": 8, "reuse": [str(tokens)]}
+    output = str(tmp_path / "all tokens")
+    plan = plan_reuse(all_of, tokenizer_card(), TokensConfig.model_validate(config), output, "crop")
+    for each in plan.plans:
+        tokenize_all(each)
+    plan.finish(say=lambda _: None)
+    report = verify(output, all_of)
     assert wrong(report) == {}
-    assert "against images" in {check.name for check in report.checks}
+    (against,) = [check for check in report.checks if check.name == "against images"]
+    assert against.summary == f"the keys, labels and order of {all_of}"
+    found = wrong(verify(output, images.uri))
+    assert "1 samples are no images of it" in found["against images"][0]
 
 
 def test_a_damaged_shard_of_a_parent_is_named(few: str, tokens: Path) -> None:
     flip_byte(tokens / "tokens-00001.tar", 700)
-    (problem, *_) = wrong(verify(few))["parents"]
-    assert problem.startswith(f"{tokens}: ")
-    assert "tokens-00001.tar" in problem
+    (problem, *_) = wrong(verify(few))["checksums"]
+    assert f"{tokens}/tokens-00001.tar" in problem
+
+
+def test_a_damaged_shard_of_a_parent_of_images_is_named(few_images: str, images: Images) -> None:
+    flip_byte(images.folder / "images-00001.tar", 700)
+    (problem, *_) = wrong(verify(few_images))["parents"]
+    assert problem.startswith(f"{images.uri}: ")
+    assert "images-00001.tar" in problem
 
 
 @pytest.mark.parametrize("kind", ["tokens", "images"])
@@ -62,9 +90,10 @@ def test_a_shard_that_is_stated_otherwise_than_by_the_parent_is_named(few: str, 
     manifest = (TokenManifest if kind == "tokens" else ImageManifest).read(uri)
     records = [record.model_copy(update={"sha256": "0" * 64}) for record in manifest.shards]
     rewrite(uri, manifest, records)
-    assert "is stated otherwise by its parent" in wrong(verify(uri))["shards"][0]
+    check = "lineage" if kind == "tokens" else "shards"
+    assert "is stated otherwise by its parent" in wrong(verify(uri, quick=True))[check][0]
     rewrite(uri, manifest, [record.model_copy(update={"folder": "/nowhere"}) for record in records])
-    assert "is a shard of no parent" in wrong(verify(uri))["shards"][0]
+    assert "is a shard of no parent" in wrong(verify(uri, quick=True))[check][0]
 
 
 def rewrite(uri: str, manifest: TokenManifest | ImageManifest, records: list[object]) -> None:
@@ -88,24 +117,30 @@ def test_a_sample_that_is_not_as_its_parent_says_is_named(few_images: str, image
     assert "is not as its parent says" in problems[0]
 
 
-def test_a_key_that_is_there_twice_is_named_but_for_a_mix(tmp_path: Path, few: str, tokens: Path) -> None:
-    both = str(tmp_path / "both")
-    editing.append([str(tokens), few], both).write(say=lambda _: None)
-    found = wrong(verify(both))
-    assert len(found["exactly once"]) == 10
-    assert found["exactly once"][0].endswith("is there twice")
-
-
-def test_tokens_of_other_images_than_they_are_held_against_are_named(few: str, few_images: str) -> None:
-    (problem,) = wrong(verify(few, few_images))["against images"]
-    assert "the tokens are of the images" in problem
+def test_a_key_that_is_there_twice_is_named_but_for_a_mix(
+    tmp_path: Path, few_images: str, images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both, mixed = str(tmp_path / "both"), str(tmp_path / "mixed")
+    monkeypatch.setattr(editing, "_refuse_common_keys", lambda _: None)
+    editing.append([images.uri, few_images], both).write(say=lambda _: None)
+    found = wrong(verify(both))["exactly once"]
+    assert len(found) == 9
+    assert found[0].endswith("is there 2 times")
+    editing.mix({images.uri: 1, few_images: 1}, mixed).write(say=lambda _: None)
+    assert wrong(verify(mixed)) == {}
 
 
 def test_a_parent_that_is_another_set_now_is_named(few: str, tokens: Path, make_plan: Callable[..., object]) -> None:
     manifest = TokenManifest.read(str(tokens))
     rewrite(str(tokens), manifest.model_copy(update={"fit": "pad"}), list(manifest.shards))
-    (problem,) = wrong(verify(few))["parents"]
+    (problem,) = wrong(verify(few, quick=True))["lineage"]
     assert "which now holds" in problem
+
+
+def test_a_parent_of_images_that_is_another_set_now_is_named(few_images: str, images: Images) -> None:
+    manifest = ImageManifest.read(images.uri)
+    rewrite(images.uri, manifest.model_copy(update={"split": "validation"}), list(manifest.shards))
+    assert any("which now holds" in problem for problem in wrong(verify(few_images))["parents"])
 
 
 def test_shards_of_a_parent_that_was_made_anew_are_no_leftovers_of_its_child(few: str, tokens: Path) -> None:
