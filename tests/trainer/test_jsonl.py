@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from pathlib import Path
 from uuid import uuid4
@@ -10,10 +11,10 @@ from uuid import uuid4
 import pytest
 
 from data_pipeline import storage
-from data_pipeline.errors import DiskError, StorageAwayError
+from data_pipeline.errors import DiskError, FoldtrainError, StorageAwayError
 from data_pipeline.leases.lease import LeaseLostError
 from data_pipeline.storage import retries as storage_retries
-from trainer.records.jsonl import JsonlWriter, read_last_records, read_records
+from trainer.records.jsonl import Continued, JsonlWriter, read_last_records, read_records
 
 
 def test_a_record_is_on_disk_as_soon_as_it_is_written(tmp_path: Path) -> None:
@@ -173,3 +174,36 @@ def test_a_guard_that_cannot_ask_is_asked_again() -> None:
     assert writer.flush(10)
     writer.close()
     assert read_records(uri) == [{"step": 1}]
+
+
+@pytest.mark.parametrize("kind", ["symbolic", "hard"])
+def test_a_file_elsewhere_that_records_are_linked_to_is_left_alone(tmp_path: Path, kind: str) -> None:
+    other, path = tmp_path / "profile", tmp_path / "metrics.jsonl"
+    other.write_text('{"step": 1}\n')
+    if kind == "symbolic":
+        path.symlink_to(other)
+    else:
+        path.hardlink_to(other)
+    writer = JsonlWriter(str(path), keep=Continued(lambda _record: True))
+    writer.write({"step": 2})
+    writer.drop(lambda record: record["step"] == 2)
+    writer.write({"step": 3})
+    writer.close()
+    assert other.read_text() == '{"step": 1}\n'
+    assert read_records(str(path)) == [{"step": 1}, {"step": 3}]
+
+
+def test_a_pipe_in_place_of_a_file_is_an_error_and_no_wait(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(FoldtrainError, match=r"metrics\.jsonl"):
+        JsonlWriter(str(tmp_path / "metrics.jsonl"), keep=Continued(lambda _record: True))
+
+
+def test_a_drop_takes_the_end_of_a_file_in_place_and_a_bad_line_in_it_too(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\nbad\n{"step": 2}\n{"step": 3}\n{"st')
+    writer = JsonlWriter(str(path), keep=Continued(lambda _record: True, lambda record: record["step"] == 3))
+    assert writer.left_out == 1
+    writer.write({"step": 4})
+    writer.close()
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 4}\n'

@@ -11,9 +11,12 @@ from __future__ import annotations
 import logging
 import os
 import re
+import stat
 import threading
 import zlib
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
 from data_pipeline import storage
@@ -47,6 +50,14 @@ def columns_there(uri: str) -> list[ColumnsOf]:
     return sorted(ColumnsOf(*(int(part, 16) for part in match.groups())) for match in found if match)
 
 
+def _is_linked(path: Path) -> bool:
+    """Whether a file has another name, or is a link to one."""
+    with suppress(FileNotFoundError):
+        status = path.lstat()
+        return stat.S_ISLNK(status.st_mode) or (stat.S_ISREG(status.st_mode) and status.st_nlink > 1)
+    return False
+
+
 class LocalFile:
     """Appends to a file of records on a disk.
 
@@ -67,8 +78,11 @@ class LocalFile:
         path = storage.local_path(self._uri)
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("ab")
-            self._size = self._file.tell()
+            if _is_linked(path):  # a run may come from anybody: what lies elsewhere is not appended to
+                storage.write_bytes(self._uri, storage.read_bytes(self._uri) if path.exists() else b"")
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK  # nor is a pipe waited for
+            self._file = os.fdopen(os.open(path, flags, 0o666), "ab")
+            self._size = os.fstat(self._file.fileno()).st_size
 
     def write(self, line: bytes) -> None:
         """Append a line; it outlives this process."""
@@ -97,13 +111,14 @@ class LocalFile:
             kept = b"".join(found.kept)
             stop = found.stop + len(kept)
             self._remove_columns(found.stop)
-            self._file.close()
             if read(found.stop, stop) == kept:
                 with disk_errors(storage.local_path(self._uri)):
-                    os.truncate(storage.local_path(self._uri), stop)
+                    self._file.truncate(stop)
+                self._size = stop
             else:
+                self._file.close()
                 storage.write_bytes(self._uri, storage.read_range(self._uri, 0, found.stop) + kept)
-            self._open()
+                self._open()
         return found
 
     def replace(self, lines: bytes) -> None:
