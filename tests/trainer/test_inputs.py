@@ -117,3 +117,21 @@ def test_each_set_of_a_mix_has_a_window_of_its_own(tmp_path: Path) -> None:
     open_images(cast("Any", Job(mixed, fits)))
     with pytest.raises(UsageError, match="2 shards are shuffled together"):
         open_images(cast("Any", Job(mixed, fits - 1)))
+
+
+def test_a_cache_has_room_for_the_copies_of_table_and_index_too(far: str, tmp_path: Path) -> None:
+    uri = f"{far}/images/train"
+    manifest = check_images(uri)
+    largest = max(shard.bytes for shard in manifest.shards)
+    held = storage.size(f"{uri}/index.bin") + storage.size(f"{uri}/shards.bin")
+    fits = held + 2 * largest + 4 * SEAL_BYTES
+    job = TrainJob("classifier", "", cast("Any", None), 0, "crop", ReadingConfig(), {"images": uri}, {}, {})
+    for limit, folder in ((fits, "a"), (fits - 1, "b")):
+        cache = {"cache_dir": str(tmp_path / folder), "cache_bytes": limit, "cache_images": True, "shuffle_window": 1}
+        limited = replace(job, reading=ReadingConfig(**cache), manifests={"images": manifest})
+        if limit == fits:
+            images = open_images(limited)
+            assert len(list(images.scan(0, images.count))) == 20
+            continue
+        with pytest.raises(UsageError, match=r"data\.reading\.cache_bytes"):
+            open_images(limited)

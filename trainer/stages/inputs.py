@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from data_pipeline.node.copy_seal import SEAL_BYTES
 from data_pipeline.node.node_cache import NodeCache
@@ -27,14 +28,21 @@ def open_images(job: TrainJob) -> ImageShards:
         edit = images.manifest.edit
         sets = len(edit.parents) if edit is not None and edit.draws else 1  # each of a mix by windows of its own
         window = min((job.reading.shuffle_window or len(shards)) * sets, len(shards))
-        needed = (window + 1) * (int(shards.sizes.max(initial=0)) + SEAL_BYTES)
-        if needed > limit and shards.total_bytes + len(shards) * SEAL_BYTES > limit:
+        held = _index_bytes(images) if storage.is_remote(images.uri) else 0
+        needed = held + (window + 1) * (int(shards.sizes.max(initial=0)) + SEAL_BYTES)
+        if needed > limit and held + shards.total_bytes + len(shards) * SEAL_BYTES > limit:
             raise UsageError(
                 f"this node's cache may hold {limit:,} bytes (data.reading.cache_bytes; without it a tenth of the disk "
                 f"is left free), but {window} shards are shuffled together, which take {needed:,}: raise it, set "
                 "data.reading.shuffle_window lower, or set data.reading.cache_images to false"
             )
     return images
+
+
+def _index_bytes(images: ImageShards) -> int:
+    """Of the copies that stay in the cache as long as the images are in use."""
+    index = images.manifest.index.bytes if images.manifest.index is not None else 0
+    return index + images.manifest.shards.statement.table_bytes + 2 * SEAL_BYTES
 
 
 def open_tokens(job: TrainJob) -> TokenShards | token_windows.TokenWindows:
