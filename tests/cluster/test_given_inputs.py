@@ -214,10 +214,10 @@ def test_the_report_says_so_when_a_given_network_was_trained_again(
 def test_tokens_of_given_images_are_verified_against_them(
     configure: Configure, first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def make(work: Any, left: Any, *_: Any) -> None:
+    def make(work: Any, commits: Any, *_: Any) -> None:
         encode, images = load_encoder(work.plan, work.tokenizer), ImageShards(work.plan.images)
-        for shard in left:
-            tokenize_shard(work.plan, shard.payload, images, encode)
+        for number in commits.missing.tolist():
+            tokenize_shard(work.plan, work.plan.shards[number], images, encode)
 
     monkeypatch.setattr(tokenizing, "ray_session", lambda _config: nullcontext())
     monkeypatch.setattr(tokenizing, "require_gpus", lambda *_: None)
