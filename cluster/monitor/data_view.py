@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from data_pipeline.tools.verifying import Report
 
 SHOWN_PROBLEMS = 10
-"""Problems of a check that are printed; --json has all of them."""
+"""Problems of a check that are printed; --json has those that are listed (tools.checks)."""
 SHOWN_CLASSES = 20
 _COLUMNS = 8
 _PIXELS_WIDE = 96
@@ -33,7 +33,7 @@ def show_report(report: Report) -> None:
     console().print(table)
     for check in report.checks:
         more = len(check.problems) - SHOWN_PROBLEMS
-        lines = [*check.problems[:SHOWN_PROBLEMS], *([f"... and {more} more (--json shows all)"] if more > 0 else [])]
+        lines = [*check.problems[:SHOWN_PROBLEMS], *([f"... and {more} more (--json lists them)"] if more > 0 else [])]
         for line in lines:  # not in the table, which would break them in a narrow terminal
             console().print(Text(printable(f"{check.name}: {line}"), "red"), soft_wrap=True)
     counted = f"{report.samples:,} samples of {report.kind} in {report.shards} shards"
