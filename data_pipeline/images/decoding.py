@@ -39,6 +39,7 @@ _EXTENSIONS = {
 _FORMATS = tuple(name for name in _EXTENSIONS if name != "MPO")
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # such a picture is set aside, with a reason
+warnings.filterwarnings("ignore", "Corrupt EXIF data", UserWarning)  # the picture itself may still be whole
 
 _WIDE_GREY = {"I;16", "I;16B", "I;16L", "I;16N", "I"}
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
+import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -173,3 +176,16 @@ def test_a_jpeg_that_only_one_decoder_doubts_is_left_to_pillow() -> None:
     file = encoded(decode(jpeg(1, 200, 150)), "JPEG", quality=95)
     doubtful = file[: len(file) // 2] + b"\xff\xd9"  # ends early, but with the mark of an end: Pillow takes it
     assert np.array_equal(Transform(16, decode="fast")(doubtful), Transform(16)(doubtful))
+
+
+def test_an_exif_block_that_is_cut_is_no_news(tmp_path: Path) -> None:
+    """Pillow's warning would stand in the output of each worker, with a path of its own source."""
+    image = Image.new("RGB", (8, 8))
+    image.save(tmp_path / "cut.jpg", "JPEG", exif=b"Exif\x00\x00MM\x00\x2a\x00\x00\x7f\xff")
+    code = (
+        "import sys; from pathlib import Path; from data_pipeline.images.decoding import decode; "
+        "print(decode(Path(sys.argv[1]).read_bytes()).size)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "cut.jpg")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("(8, 8)\n", "")
