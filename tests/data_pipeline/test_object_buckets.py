@@ -105,6 +105,16 @@ def test_the_first_request_to_a_bucket_is_of_s3fs_and_the_others_of_obstore(serv
     ]
 
 
+def test_a_bucket_that_refuses_is_not_known_by_it(serving: Serving) -> None:
+    answers = [refusal(403, "AccessDenied")]
+    asked = serving(lambda request: answers.pop() if answers else body(request))
+    with pytest.raises(FoldtrainError):
+        storage.read_range("s3://refusing/a", 0, 1)
+    for _ in range(2):
+        storage.read_range("s3://refusing/a", 0, 1)
+    assert [by_obstore(request) for request in asked] == [False, False, True]
+
+
 def test_each_deed_is_done_by_obstore_in_one_request(serving: Serving) -> None:
     asked = serving(body)
     storage.size("s3://bucket/a")
