@@ -248,8 +248,8 @@ class _BesideMain:
             self._calls = SimpleQueue()
             threading.Thread(target=_serve, args=(self._calls,), name="requests", daemon=True).start()
         answers: SimpleQueue[Any] = SimpleQueue()
-        self._calls.put((call, answers))
         try:
+            self._calls.put((call, answers))
             done, result = answers.get()
         except BaseException:  # the thread is busy for as long as the request: it is left to end by itself
             self._calls.put(None)

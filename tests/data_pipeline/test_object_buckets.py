@@ -432,6 +432,22 @@ def test_a_create_that_met_itself_is_known_by_its_metadata(serving: Serving) -> 
     assert [(request.method, by_obstore(request)) for request in asked[1:]] == [("PUT", True), ("HEAD", True)]
 
 
+@pytest.mark.parametrize("ranges", [[(0, 5)], [(0, 5), (100_000, 5)]])
+def test_a_range_of_which_only_a_part_is_sent_is_read_again(serving: Serving, ranges: list[tuple[int, int]]) -> None:
+    data, short = os.urandom(200_000), list[bool]()
+
+    def respond(request: Request) -> Answer:
+        if request.headers.get("range") == "bytes=0-4" and not short:
+            short.append(True)
+            return Answer(206, data[:2], {"ETag": '"0"', "Content-Range": "bytes 0-1/200000"})
+        return Answer(200, data)
+
+    serving(respond)
+    storage.size("s3://bucket/a")
+    assert storage.read_ranges("s3://bucket/a", ranges) == [data[at : at + n] for at, n in ranges]
+    assert short
+
+
 @pytest.mark.parametrize("data", [b"", b"0123456789"])
 def test_a_server_that_knows_no_ranges_is_read_whole_by_s3fs(serving: Serving, data: bytes) -> None:
     serving(lambda _: Answer(200, data, {"Accept-Ranges": "none"}))
