@@ -9,6 +9,7 @@ the loaders that they advise. Unbatched: sample by sample, as the peers' data se
 before, on the memory map that our loader reads; its rows one by one are the ceiling of what is unbatched. It makes no
 order, no labels, no views. Memory is the growth of the proportional set size of eight ranks that have read an epoch of
 the smallest set, over the bytes of the tokens. A peer that cannot be run is named with the reason.
+The data sets take 14 GB of the disk of FOLDER, or of the temporary folder.
 """
 
 from __future__ import annotations

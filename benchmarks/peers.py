@@ -14,6 +14,9 @@ HERE = Path(__file__).parent
 ENVIRONMENT = HERE.parent / ".venv-peers"
 _PYTHON, _STAMP = ENVIRONMENT / "bin" / "python", ENVIRONMENT / ".installed"
 
+_PATIENCE = 600
+"""Seconds that a peer may take to write its data set, or to read it in all rounds."""
+
 
 class PeerError(Exception):
     """A peer could not be run here; the message says why."""
@@ -35,7 +38,11 @@ def run(script: str, name: str, *arguments: str) -> dict[str, Any]:
     search = f"import sys, importlib.util; sys.exit(importlib.util.find_spec({name!r}) is None)"
     if subprocess.run([python, "-c", search], capture_output=True, check=False).returncode:
         raise PeerError(f"{name} is not installed")
-    done = subprocess.run([python, str(HERE / script), name, *arguments], capture_output=True, text=True, check=False)
+    command = [python, str(HERE / script), name, *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_PATIENCE)
+    except subprocess.TimeoutExpired:
+        raise PeerError(f"{name} took more than {_PATIENCE} s") from None
     if done.returncode:
         raise PeerError(f"{name} failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
