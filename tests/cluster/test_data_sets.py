@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 from cluster.cli import app
 from cluster.commands.data_sets import parse_weights
+from cluster.config.run import RunConfig
+from cluster.pool import tokenizing
+from data_pipeline.config import DataConfig, FolderSource
 from data_pipeline.errors import UsageError
+from data_pipeline.ingest.ingesting import ingest
 from data_pipeline.shards.manifest import TokenManifest
-from tests.data_pipeline.small_data import contents, write_tokens
+from data_pipeline.shards.weights import write_weights
+from data_pipeline.tokens.commits import Commits
+from data_pipeline.tools.verifying import verify
+from model.tokenizers.imagefolder import ImageFolderTokenizer
+from tests.data_pipeline.small_data import TOKENIZER, contents, jpeg, write_tokens
 
 
 def run(*arguments: str) -> Result:
@@ -77,3 +87,53 @@ def test_weights_are_numbers_above_zero() -> None:
             parse_weights([wrong])
     with pytest.raises(UsageError, match="is given twice"):
         parse_weights(["a=1", "a=2"])
+
+
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Tokenize makes its shards in this process; their names, with the folder's, as they are made."""
+    made: list[str] = []
+
+    def make(work: tokenizing.TokenizeWork, commits: Commits, *_: object) -> None:
+        do = work.open(1)
+        for number in commits.missing.tolist():
+            commits.add(number, **do(number, lambda _images: None))
+            made.append(f"{Path(work.plan.output).name[:3]}/{work.plan.shards[number].name}")
+
+    monkeypatch.setattr(tokenizing, "ray_session", lambda _: nullcontext())
+    monkeypatch.setattr(tokenizing, "require_gpus", lambda *_: None)
+    monkeypatch.setattr(tokenizing, "_make", make)
+    return made
+
+
+def test_tokenize_makes_tokens_of_new_images_alone(tmp_path: Path, without_ray: list[str]) -> None:
+    torch.manual_seed(0)
+    exported = str(tmp_path / "export")
+    weights = {"model": ImageFolderTokenizer(TOKENIZER).state_dict()}
+    write_weights(exported, "tokenizer", TOKENIZER.model_dump(mode="json"), weights, {})
+    sets = []
+    for name, labels, count in (("old", ("cat", "dog"), 5), ("new", ("dog", "emu"), 3)):
+        for label in labels:
+            for number in range(count):
+                path = tmp_path / name / label / f"{name}{number}.jpg"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(jpeg(len(path.parts) * number + len(name + label)))
+        source = FolderSource(path=str(tmp_path / name))
+        ingest(DataConfig(source=source, shard_samples=4), str(tmp_path / f"{name} images"), seed=0)
+        sets.append(str(tmp_path / f"{name} images" / "train"))
+    both = str(tmp_path / "both")
+    assert run("append", *sets, "-o", both).exit_code == 0
+
+    def tokenize(name: str, images: str, **tokens: object) -> tuple[int, list[str]]:
+        given = {"images": images, "tokenizer": exported}
+        record = {"run": str(tmp_path / name), "inputs": given, "tokens": {"shard_samples": 4, **tokens}}
+        without_ray.clear()
+        return tokenizing.tokenize(RunConfig.model_validate(record)), list(without_ray)
+
+    assert tokenize("old run", sets[0])[0] == 10
+    old = str(tmp_path / "old run" / "tokens")
+    assert tokenize("run", both, reuse=[old]) == (6, ["of-/tokens-00000.tar", "of-/tokens-00001.tar"])
+    assert tokenize("run", both, reuse=[old]) == (0, [])
+    report = verify(str(tmp_path / "run" / "tokens"), both)
+    assert report.passed, [check for check in report.checks if not check.passed]
+    assert report.samples == 16
