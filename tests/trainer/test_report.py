@@ -536,3 +536,13 @@ def test_a_page_of_many_records_is_small_and_shows_a_loss_spike(run: Path) -> No
     highest = min(places, key=lambda place: place[1])
     assert highest[1] < 15  # at the top of the chart
     assert (highest[0] - 58) / (538 - 58) == pytest.approx(33_333 / 50_000, abs=0.01)
+
+
+@pytest.mark.parametrize("log_y", [False, True])
+@pytest.mark.parametrize(
+    "ys", [(1e308, -1e308, 3.0), (5e-324, 1e-320, 2.0), (-1e-320, 0.0, 1.0), (math.inf, math.nan, 1.0)]
+)
+def test_numbers_at_the_ends_of_what_a_float_holds_break_no_chart(ys: tuple[float, ...], log_y: bool) -> None:
+    chart = line_chart([Line("a", list(enumerate(ys)))], title="t", x_label="x", y_label="y", log_y=log_y)
+    assert not re.search("nan|inf", re.sub("aria-label", "", str(chart)))
+    assert "<svg" in chart

@@ -21,6 +21,9 @@ COLOURS = 8
 MOST_POINTS = 2000
 """Points of a line that are drawn: some four for each pixel of its width."""
 
+_LARGEST = 1e300
+"""What is beyond it has no ticks: the distance of two such numbers is infinite."""
+
 Point = tuple[float, float]
 Points = npt.NDArray[np.float64]
 """x and y of each point [N, 2]."""
@@ -28,7 +31,10 @@ Points = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Line:
-    """A named series. Points that are not finite are left out; a faint line stands behind the others, unnamed."""
+    """A named series; a faint line stands behind the others, unnamed.
+
+    Points that are not finite, or of 1e300 and more, are left out.
+    """
 
     label: str
     points: Sequence[Point] | Points
@@ -187,7 +193,7 @@ def _array(points: Sequence[Point] | Points) -> Points:
 
 def _drawable(points: Sequence[Point] | Points, log_y: bool) -> Points:
     found = _array(points)
-    kept = np.isfinite(found).all(axis=1) & ((found[:, 1] > 0) | (not log_y))
+    kept = (np.abs(found) < _LARGEST).all(axis=1) & ((found[:, 1] > 1 / _LARGEST) | (not log_y))
     drawable: Points = found[kept]
     return drawable
 
