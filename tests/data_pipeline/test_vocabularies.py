@@ -23,7 +23,7 @@ from data_pipeline.shards.manifest import TokenizerRecord, TokenManifest
 from data_pipeline.shards.token_archive import read_token_shard
 from data_pipeline.shards.token_dataset import TokenShards
 from data_pipeline.shards.token_shards import TokenBlock, write_token_shard
-from data_pipeline.tokens.exporting import export_tokens
+from data_pipeline.tokens.exporting import export_tokens, exported_files
 from data_pipeline.tokens.tokenizing import Images, TokenPlan, finish, missing, tokenize_shard
 from data_pipeline.tools.inspecting import inspect_data
 from data_pipeline.tools.verifying import verify
@@ -143,8 +143,10 @@ def test_a_stored_token_outside_of_its_own_fold_is_found(folds: Path, tmp_path: 
 
 def test_other_programs_read_exports_of_them_whole(folds: Path, tmp_path: Path) -> None:
     expected = whole(folds).tokens_NWLF
-    record = {name: export_tokens(str(folds), str(tmp_path / name), name) for name in ("webdataset", "npz", "parquet")}
-    paths = {name: [tmp_path / name / entry["name"] for entry in found["files"]] for name, found in record.items()}
+    paths = {}
+    for name in ("webdataset", "npz", "parquet"):
+        export_tokens(str(folds), str(tmp_path / name), name)
+        paths[name] = [tmp_path / name / entry["name"] for entry in exported_files(str(tmp_path / name))]
     samples = list(webdataset.WebDataset([str(path) for path in paths["webdataset"]], shardshuffle=False).decode())
     assert np.array_equal([sample["tokens.npy"] for sample in samples], expected)
     assert np.array_equal(np.concatenate([np.load(path)["tokens"] for path in paths["npz"]]), expected)
