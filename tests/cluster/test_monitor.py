@@ -384,6 +384,19 @@ def test_whatever_changes_in_a_run_is_seen_some_looks_later() -> None:
     assert views["judge"].status == "running"
 
 
+def test_shards_that_are_elsewhere_are_found_once_their_record_says_where() -> None:
+    run, place = f"memory://{uuid4().hex}/run", f"memory://{uuid4().hex}/images"
+    storage.write_bytes(f"{run}/images/odd", b"")
+    storage.write_json(f"{place}/progress.json", {"time": NOW - 5, "shards_done": 3, "shards": 9})
+    reader = RunReader(run)
+    assert reader.look(NOW) == []
+    storage.write_bytes(f"{run}/images/config.yaml", f"data: {{images: '{place}'}}\n".encode())
+    for _ in range(4):
+        views = reader.look(NOW)
+    assert [(view.name, view.done, view.total) for view in views] == [("images", 3, 9)]
+    assert read_run(run, NOW) == views
+
+
 def test_looks_come_less_often_once_nothing_is_at_work(tmp_path: Path) -> None:
     stage(tmp_path, [metric(10, 5)], [event("start", 0, 50)])
     watch = Watch(str(tmp_path))
