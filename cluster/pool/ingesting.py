@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from data_pipeline.ingest.ingesting import (
     finish,
     look,
     plan_ingest,
+    publish,
     write_shard,
 )
 from data_pipeline.ingest.shard_table import ShardTable
@@ -72,21 +74,29 @@ def ingest(config: RunConfig) -> int:
     commits = look(plan) if plan else None
     left: list[PlannedShard] = []
     if plan is None or commits is None or commits.left():
-        with only_driver(output, "ingest") as lease:
-            plan = plan or plan_ingest(config.data, output, config.seed, lease.require, sources)
-            commits = commits or Commits(plan)
-            commits.look()  # another driver, whose end this one has waited for, may have made some
-            commits.check_bad()
-            left = commits.left()
-            if left:
-                record_config(config, "images")
-                _make(plan, commits, left, config, lease)
+        with TemporaryDirectory(prefix="foldtrain-plan-") as aside:
+            if plan is None and _holds_shards(output):  # another data set is refused before anything is written
+                look(plan_ingest(config.data, output, config.seed, sources=sources, place=aside))
+            with only_driver(output, "ingest") as lease:
+                publish(aside, output, lease.require)
+                plan = plan or plan_ingest(config.data, output, config.seed, lease.require, sources)
+                commits = commits or Commits(plan)
+                commits.look()  # another driver, whose end this one has waited for, may have made some
+                commits.check_bad()
+                left = commits.left()
+                if left:
+                    record_config(config, "images")
+                    _make(plan, commits, left, config, lease)
     if not left:
         record_place(config, "images")
     done = finish(plan, commits)
     clear_scale(plan.output)
     console().print(f"ingest: {describe(plan, done)}", markup=False)
     return sum(shard.images for shard in left)
+
+
+def _holds_shards(output: str) -> bool:
+    return any(storage.exists(storage.join(output, split)) for split in ("train", "validation"))
 
 
 def _make(plan: IngestPlan, commits: Commits, left: list[PlannedShard], config: RunConfig, lease: Lease) -> None:

@@ -71,23 +71,30 @@ def listing_folder(output: str, stamp: str) -> str:
     return storage.join(output, FOLDER, stamp[:STAMP_CHARACTERS])
 
 
-def keep_listing(source: RawSource, stamp: str, output: str, require: Callable[[], object]) -> Listing:
+def keep_listing(
+    source: RawSource, stamp: str, output: str, place: str, require: Callable[[], object]
+) -> tuple[Listing, str]:
     """The listing of a source: the one that is kept, or else a new one, which is kept from now on.
 
     Args:
         source: is not asked for anything where its listing is kept.
         stamp: of the source.
-        output: URI of the folder of the splits.
+        output: URI of the folder of the splits, where it may be kept.
+        place: where a new one is written: there, too, or in another folder.
         require: called before each write; raises if this process may not write any more.
+
+    Returns:
+        It, and the one of the two folders that it lies in.
 
     Raises:
         UsageError: if the source is wrong.
         CorruptShardError: if the kept listing is damaged.
     """
-    folder = listing_folder(output, stamp)
-    kept = _read(storage.join(folder, NAME), stamp)
-    if kept is not None:
-        return kept
+    for base in dict.fromkeys((output, place)):
+        kept = _read(storage.join(listing_folder(base, stamp), NAME), stamp)
+        if kept is not None:
+            return kept, base
+    folder = listing_folder(place, stamp)
     writer = _Batches(ItemWriter(folder, require))
     facts = source.scan(writer.take)
     writer.close()
@@ -96,7 +103,7 @@ def keep_listing(source: RawSource, stamp: str, output: str, require: Callable[[
     listing = _listing(source, stamp, facts, writer)
     require()
     storage.write_json(storage.join(folder, NAME), listing.model_dump(mode="json"))
-    return listing
+    return listing, place
 
 
 class _Batches:

@@ -204,7 +204,7 @@ def find_plan(config: DataConfig, output_uri: str, seed: int, sources: Sources |
     record = _read_record(storage.join(folder, NAME), sources.key)
     if record is None:
         return None
-    return _open(config, output, sources, record, _read_shards(storage.join(folder, SHARDS), record))
+    return _open(config, output, sources, record, _read_shards(storage.join(folder, SHARDS), record), output)
 
 
 def plan_ingest(
@@ -213,6 +213,7 @@ def plan_ingest(
     seed: int,
     require: Callable[[], object] = lambda: None,
     sources: Sources | None = None,
+    place: str | None = None,
 ) -> IngestPlan:
     """The plan: the one on storage, or else a new one, from the sources' listings.
 
@@ -222,6 +223,7 @@ def plan_ingest(
         seed: of the order.
         require: called before each write; raises if this process may not write any more.
         sources: as `find_sources` found them just now.
+        place: another folder for listing/ and plan/, where nothing is to be written to the output yet.
 
     Raises:
         UsageError: if a source is wrong, the splits do not fit each other, or nothing is left for training.
@@ -231,17 +233,32 @@ def plan_ingest(
     found = find_plan(config, output_uri, seed, sources)
     if found is not None:
         return found
-    listings = {
-        split: keep_listing(source, sources.stamps[split], output, require)
+    place = place or output
+    kept = {
+        split: keep_listing(source, sources.stamps[split], output, place, require)
         for split, source in sources.by_split.items()
     }
+    listings = {split: listing for split, (listing, _) in kept.items()}
     if "validation" in listings:
         _check_same_classes(sources, listings)
-    writer = _PlanWriter(config, output, sources.key, seed, require)
-    for split, listing in listings.items():
-        writer.add(split, sources.by_split[split].name, listing)
+    writer = _PlanWriter(config, place, sources.key, seed, require)
+    for split, (listing, base) in kept.items():
+        writer.add(split, sources.by_split[split].name, listing, base)
     record, shards = writer.finish(listings)
-    return _open(config, output, sources, record, shards)
+    return _open(config, output, sources, record, shards, place)
+
+
+def publish(place: str, output: str, require: Callable[[], object]) -> None:
+    """Put what `plan_ingest` wrote to another place where it belongs; the files that say "complete" last.
+
+    Args:
+        place: a folder of this machine.
+        output: URI of the folder of the splits.
+        require: called before each write; raises if this process may not write any more.
+    """
+    for name in sorted(storage.walk(place), key=lambda name: (name.endswith(".json"), name)):
+        require()
+        storage.write_bytes(storage.join(output, name), storage.read_bytes(storage.join(place, name)))
 
 
 def plan_folder(output: str, key: str) -> str:
@@ -249,11 +266,13 @@ def plan_folder(output: str, key: str) -> str:
     return storage.join(output, FOLDER, key[:STAMP_CHARACTERS])
 
 
-def _open(config: DataConfig, output: str, sources: Sources, record: PlanRecord, shards: ShardTable) -> IngestPlan:
+def _open(
+    config: DataConfig, output: str, sources: Sources, record: PlanRecord, shards: ShardTable, place: str
+) -> IngestPlan:
     by_split = sources.by_split
     readers = {split: by_split.get(split, by_split["train"]).reader for split in record.splits}
     max_bad = math.floor(Fraction(str(config.max_bad_share)) * int(shards.images.sum()))
-    inputs = ShardInputs(plan_folder(output, record.key), output, readers, record.identities, max_bad)
+    inputs = ShardInputs(plan_folder(place, record.key), output, readers, record.identities, max_bad)
     source = " and ".join(dict.fromkeys(source.name for source in by_split.values()))
     counts = np.array(record.label_counts, np.int64)
     return IngestPlan(inputs, record.classes, source, shards, counts, dict(record.skipped))
@@ -279,14 +298,14 @@ def _check_same_classes(sources: Sources, listings: dict[str, Listing]) -> None:
 class _PlanWriter:
     """Writes a plan, split after split."""
 
-    def __init__(self, config: DataConfig, output: str, key: str, seed: int, require: Callable[[], object]) -> None:
-        self._config, self._output, self._key, self._seed, self._require = config, output, key, seed, require
-        self._folder = plan_folder(output, key)
+    def __init__(self, config: DataConfig, place: str, key: str, seed: int, require: Callable[[], object]) -> None:
+        self._config, self._key, self._seed, self._require = config, key, seed, require
+        self._folder = plan_folder(place, key)
         self._rows = ItemWriter(self._folder, require)
         self._shards = ShardRows()
         self._counts: npt.NDArray[np.int64] = np.zeros(0, np.int64)
 
-    def add(self, split: str, name: str, listing: Listing) -> None:
+    def add(self, split: str, name: str, listing: Listing, base: str) -> None:
         """Plan the images of a listing: for a split, or, where some are held out of it, for both.
 
         Raises:
@@ -299,7 +318,7 @@ class _PlanWriter:
             raise UsageError(
                 f"data.validation_samples is {held_out}, but the source has {listing.rows} images in all: lower it"
             )
-        tables, limit = _checked(name, listing, self._output, held_out)
+        tables, limit = _checked(name, listing, base, held_out)
         if not held_out:
             with ExternalSort(listing.rows) as whole:
                 for table in tables():

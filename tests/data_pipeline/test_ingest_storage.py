@@ -16,7 +16,7 @@ from data_pipeline.config import DataConfig, FolderSource, Source, WebDatasetSou
 from data_pipeline.errors import CorruptShardError, FoldtrainError, UsageError
 from data_pipeline.ingest import item_files, listing, planning
 from data_pipeline.ingest.ingesting import finish, ingest, look, missing, plan_ingest, write_shard
-from data_pipeline.ingest.planning import IngestPlan, find_plan
+from data_pipeline.ingest.planning import IngestPlan, find_plan, publish
 from data_pipeline.shards.image_shards import index_name
 from data_pipeline.sources import RawItem, find_source
 from tests.data_pipeline.raw_data import every_source, upload, write_every_source, write_webdataset
@@ -137,6 +137,21 @@ def test_whoever_is_killed_while_it_lists_or_plans_goes_on_as_if_unbroken(
     assert find_plan(config, str(tmp_path / "images"), seed=0) is None
     plan_ingest(config, str(tmp_path / "images"), seed=0)
     assert contents(tmp_path / "images") == contents(tmp_path / "unbroken")
+
+
+def test_a_plan_that_was_made_elsewhere_is_the_same_once_it_is_published(tmp_path: Path) -> None:
+    config = tars(tmp_path / "raw")
+    plan_ingest(config, str(tmp_path / "images"), seed=0)
+    wanted = planned(plan_ingest(config, str(tmp_path / "other"), seed=1))
+    before = contents(tmp_path / "images")
+    blank(tmp_path / "raw")  # the listing that is kept in the output is used
+    aside = plan_ingest(config, str(tmp_path / "images"), seed=1, place=str(tmp_path / "aside"))
+    assert planned(aside) == wanted
+    assert contents(tmp_path / "images") == before
+    publish(str(tmp_path / "aside"), str(tmp_path / "images"), lambda: None)
+    found = find_plan(config, str(tmp_path / "images"), seed=1)
+    assert found is not None
+    assert planned(found) == wanted
 
 
 @pytest.mark.parametrize("name", ["plan/*/plan.json", "plan/*/shards.bin", "plan/*/part-00000.parquet"])
