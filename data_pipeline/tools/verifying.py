@@ -26,6 +26,7 @@ from pydantic import ValidationError
 
 from data_pipeline import storage
 from data_pipeline.errors import CorruptShardError, FoldtrainError, UsageError
+from data_pipeline.leases.lease import FOLDER as LEASES
 from data_pipeline.shards.edits import ROWS_NAME
 from data_pipeline.shards.image_shards import index_name
 from data_pipeline.shards.manifest import (
@@ -401,6 +402,6 @@ def _stray_check(manifest: Manifest, sizes: _Sizes) -> Check:
     """Files that belong to no shard are told, and are no failure."""
     beside = index_name if manifest.kind == "images" else record_name
     ours = {*BESIDE, *(name for shard in manifest.shards for name in (shard.name, beside(shard.name)))}
-    stray = [name for name in sizes.own if name not in ours]
+    stray = [name for name in sizes.own if name not in ours and not name.startswith(f"{LEASES}/")]
     text = f"{len(stray)} that belong to no shard: {', '.join(stray[:5])}{', ...' if len(stray) > 5 else ''}"
     return Check(OTHERS, True, text if stray else "none")

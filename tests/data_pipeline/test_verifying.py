@@ -504,6 +504,7 @@ def test_a_manifest_whose_sum_is_wrong_fails(tokens: Path) -> None:
 def test_files_that_belong_to_no_shard_are_told_and_no_failure(tokens: Path) -> None:
     (tokens / "notes.txt").write_text("mine")
     (tokens / "progress.json").write_text("{}")
+    storage.write_json(f"{tokens}/lease/000001.json", {})
     report = verify(str(tokens))
     assert report.passed
     assert summary(report, "other files") == "1 that belong to no shard: notes.txt"
