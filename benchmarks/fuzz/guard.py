@@ -8,6 +8,7 @@ import resource
 import signal
 import sys
 import sysconfig
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -102,9 +103,8 @@ class Guard:
 
 
 def _is_nameless(event: str, arguments: tuple[Any, ...]) -> bool:
-    """Whether it makes a temporary file that has no name: nothing that is there is opened or replaced."""
-    flags = arguments[2] if event == "open" and len(arguments) > 2 else 0
-    return isinstance(flags, int) and flags & os.O_TMPFILE == os.O_TMPFILE
+    """Whether it makes a temporary file without a name: the folder for them is opened, and nothing in it."""
+    return event == "open" and arguments[0] == tempfile.gettempdir()
 
 
 def _end(_signal: int, _frame: FrameType | None) -> None:
