@@ -247,8 +247,9 @@ def _say_environment(found: Any, line: ProgressLine) -> None:
     if isinstance(found, dict) and found.keys() >= set(names):
         workers, device, backend, attention = (found[name] for name in names)
         line.say(f"{workers} workers on {device}, {backend}; attention: {attention}")
-        if found.get("mfu"):
-            line.say(str(found["mfu"]))
+        for more in ("data", "mfu"):
+            if found.get(more):
+                line.say(str(found[more]))
 
 
 def _is_restart(event: dict[str, Any]) -> bool:

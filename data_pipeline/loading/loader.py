@@ -242,7 +242,7 @@ class ImageBatches:
     @property
     def held(self) -> str:
         """How this node holds the images, for people."""
-        return "decoded, in memory" if self._pixels_NHWC is not None else self._images.held
+        return "from memory, decoded at the start" if self._pixels_NHWC is not None else self._images.held
 
     def order(self) -> DataOrder:
         """What the order of the samples follows from."""

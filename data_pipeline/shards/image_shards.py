@@ -169,7 +169,7 @@ class ImageShards:
     @property
     def held(self) -> str:
         """How images are read on this node, for people."""
-        return "by range reads" if self._cache is None else "in copies of their shards"
+        return "by range reads" if self._cache is None else "through copies of its shards on each node"
 
     @property
     def shard_sizes(self) -> tuple[int, ...]:

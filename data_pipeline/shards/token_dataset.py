@@ -65,7 +65,7 @@ class TokenShards:
     @property
     def held(self) -> str:
         """How the tokens are held on this node, for people."""
-        return "in one copy"
+        return "through one copy on each node"
 
     @property
     def shard_sizes(self) -> tuple[int, ...]:

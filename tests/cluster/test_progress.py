@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from cluster.progress.training_progress import Follower, has_ended
+from cluster.progress.training_progress import Follower, ProgressLine, _say_environment, has_ended
 from trainer.job import TrainJob
 
 
@@ -74,6 +74,12 @@ def test_what_a_start_waits_for_is_shown_once_each_with_the_time_that_has_passed
         "generator: waiting for the first step (1m 05s since the start)",
         "generator: first step 1m 11s after the start",
     ]
+
+
+def test_a_start_says_how_its_data_is_read(job: FakeJob, capsys: pytest.CaptureFixture[str]) -> None:
+    known = {"workers": 2, "device": "cpu", "backend": "gloo", "attention": "sdpa"}
+    _say_environment(known | {"data": "data is read by windows of 2 shards of 7"}, ProgressLine("generator", "steps"))
+    assert "generator: data is read by windows of 2 shards of 7" in capsys.readouterr().out.splitlines()
 
 
 def test_a_stage_that_ended_before_its_first_step_waits_for_none(

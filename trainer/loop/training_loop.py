@@ -161,7 +161,7 @@ class Loop:
         details["attention"] = attention_record(self.device, NUMBER_FORMATS[self.config.precision])
         details |= {"peak_flops": self._flops.peak, "mfu": self._flops.left_out}
         if self.stage.samples is not None:
-            details["data"] = f"held {self.stage.samples.held}"
+            details["data"] = f"data is read {self.stage.samples.held}"
         self.journal.open(self.progress.resumed_at, details)
         if self._flops.left_out and self.journal.is_open:
             self.journal.event("no_mfu", self.progress.resumed_at, reason=self._flops.left_out)
