@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -31,16 +30,6 @@ NARROW = TokenLayout((1, 4), (64, 7))
 
 def blocks_in(folder: Path) -> list[Path]:
     return list(folder.glob("*/*.block"))
-
-
-def bytes_in(folder: Path) -> int:
-    """Of all files, finished or not; some are renamed or removed by other threads meanwhile."""
-    sizes = {}
-    for path in folder.glob("*/*"):
-        with suppress(FileNotFoundError):
-            status = path.stat()
-            sizes[status.st_ino] = status.st_size
-    return sum(sizes.values())
 
 
 @pytest.fixture
@@ -143,7 +132,8 @@ def test_the_disk_holds_two_windows_and_no_more(tmp_path: Path) -> None:
     plain = TokenBatches(whole, 1, 5, 2)
     for step in range(60):
         assert np.array_equal(batches.batch(step).tokens_BLF, plain.batch(step).tokens_BLF)
-        assert bytes_in(tmp_path / "cache") <= limit
+        wait_for(batches._shards)
+        assert sum(path.stat().st_size for path in (tmp_path / "cache").glob("*/*")) <= limit
 
 
 def test_a_shard_that_is_damaged_is_named_when_its_window_is_read(tmp_path: Path) -> None:
