@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline.order.feistel import Permutation
-from data_pipeline.order.permutations import SampleOrder, keyed_uniform, step_positions
+from data_pipeline.order.permutations import SampleOrder, keyed_bits, keyed_uniform, step_positions
 
 seeds = st.integers(0, 2**31)
 shard_sizes = st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(any)
@@ -160,6 +161,18 @@ def test_a_draw_depends_on_its_own_position_alone(seed: int, positions: list[int
     together = keyed_uniform(seed, "view", np.array(positions))
     alone = [keyed_uniform(seed, "view", np.array([position]))[0] for position in positions]
     assert together.tolist() == alone
+
+
+@given(st.integers(0, 2**63), st.text(max_size=8), st.integers(0, 2**40))
+def test_a_draw_is_splitmix64_of_seed_stream_and_position(seed: int, stream: str, position: int) -> None:
+    key = (seed * 0x9E3779B97F4A7C15 + zlib.crc32(stream.encode()) * 2**32 + 0x5851F42D) % 2**64
+    x = (position * 0x9E3779B97F4A7C15 + key) % 2**64
+    for _ in range(2):
+        x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
+        x = ((x ^ x >> 31) + key) % 2**64
+    assert keyed_bits(seed, stream, np.array([position])).tolist() == [x]
+    assert keyed_uniform(seed, stream, np.array([position])).tolist() == [(x >> 11) / 2**53]
 
 
 def test_draws_are_uniform_and_streams_and_seeds_differ() -> None:
