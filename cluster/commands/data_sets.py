@@ -62,6 +62,7 @@ def subset(
     from data_pipeline import storage
     from data_pipeline.errors import UsageError
     from data_pipeline.tools import editing
+    from data_pipeline.tools.choosing import Choice
 
     if not classes and keys is None and share is None and first is None:
         raise UsageError("say which samples: --class, --keys, --share or --first")
@@ -72,7 +73,7 @@ def subset(
     named = tuple(line.strip() for line in lines if line.strip())
     if keys is not None and not named:
         raise UsageError(f"--keys {keys}: it names no key")
-    choice = editing.Choice(tuple(classes or ()), named, share, seed, first)
+    choice = Choice(tuple(classes or ()), named, share, seed, first)
     with progress_of("subset", "shards") as progress:
         _make(lambda: editing.subset(uri, output, choice, progress), dry_run)
 

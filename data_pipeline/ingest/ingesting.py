@@ -21,7 +21,8 @@ from data_pipeline import storage
 from data_pipeline.config import DataConfig
 from data_pipeline.errors import FoldtrainError, UsageError
 from data_pipeline.ingest.commits import NAMED_BAD, Commits, too_many
-from data_pipeline.ingest.planning import IngestPlan, ShardInputs, find_plan, find_sources, plan_ingest, publish
+from data_pipeline.ingest.finding import find_sources
+from data_pipeline.ingest.planning import IngestPlan, ShardInputs, find_plan, plan_ingest, publish
 from data_pipeline.ingest.screening import screen_items
 from data_pipeline.ingest.shard_table import PlannedShard
 from data_pipeline.shards.image_commits import ShardIndex

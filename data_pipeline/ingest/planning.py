@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from data_pipeline import storage
 from data_pipeline.config import DataConfig
 from data_pipeline.errors import CorruptShardError, UsageError
 from data_pipeline.ingest.external_sort import ExternalSort
+from data_pipeline.ingest.finding import Sources, find_sources
 from data_pipeline.ingest.item_files import ItemWriter, read_place
 from data_pipeline.ingest.listing import STAMP_CHARACTERS, Listing, keep_listing
 from data_pipeline.ingest.plan import (
@@ -37,8 +38,7 @@ from data_pipeline.ingest.plan import (
 )
 from data_pipeline.ingest.shard_table import PlannedShard, ShardRows, ShardTable
 from data_pipeline.shards.manifest import first_problem
-from data_pipeline.sources import ItemReader, RawItem, RawSource, find_source
-from data_pipeline.sources.nesting import refuse_nesting
+from data_pipeline.sources import ItemReader, RawItem
 from data_pipeline.sources.skipped import add_counts
 from data_pipeline.text.names import ClassName, Count, Sha256
 
@@ -144,45 +144,6 @@ class IngestPlan:
     def items(self, shard: PlannedShard) -> list[RawItem]:
         """The images that are to be in a shard, in this order; read from storage."""
         return self.inputs.items(shard)
-
-
-class Sources(NamedTuple):
-    """The sources of a config, before they are listed."""
-
-    by_split: dict[str, RawSource]
-    """One, or one of each split."""
-    stamps: dict[str, str]
-    """Of each of them."""
-    key: str
-    """Of the plan: a digest of all that it depends on."""
-
-
-def find_sources(config: DataConfig, output: str, seed: int) -> Sources:
-    """Find the files of the sources; nothing is listed or written.
-
-    Raises:
-        UsageError: if they are not there, or the config does not fit them or the output.
-    """
-    try:
-        refuse_nesting(config, {"the folder of the image shards": output})
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-    if config.validation_source is not None and config.validation_samples:
-        raise UsageError(
-            f"data.validation_samples is {config.validation_samples} and data.validation_source is set: validation "
-            "images are held out of the training source, or are a source of their own. Set one of them to 0 or null"
-        )
-    if config.source is None:
-        raise UsageError(
-            "data.source is missing: ingest needs raw images. A stage that is to read image shards that are there "
-            "already finds them by inputs.images"
-        )
-    found = {"train": find_source(config.source)}
-    if config.validation_source is not None:
-        found["validation"] = find_source(config.validation_source)
-    stamps = {split: source.stamp() for split, source in found.items()}
-    depends = [1, stamps, seed, config.validation_samples, config.shard_samples, config.shard_bytes]
-    return Sources(found, stamps, storage.fingerprint(depends))
 
 
 def find_plan(config: DataConfig, output_uri: str, seed: int, sources: Sources | None = None) -> IngestPlan | None:

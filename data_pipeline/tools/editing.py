@@ -9,21 +9,16 @@ The same edit into the same folder again writes nothing; another one is refused.
 
 from __future__ import annotations
 
-import functools
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from data_pipeline.leases.lease import only_driver
-from data_pipeline.node.node_cache import NodeCache
-from data_pipeline.order.feistel import Permutation
 from data_pipeline.shards.edits import (
     MOST_DEPTH,
     Edit,
@@ -32,7 +27,6 @@ from data_pipeline.shards.edits import (
     Selection,
     class_map,
     join_classes,
-    parent_uri,
 )
 from data_pipeline.shards.joined_index import IndexPart, JoinedIndex
 from data_pipeline.shards.manifest import (
@@ -43,47 +37,13 @@ from data_pipeline.shards.manifest import (
     differences,
     read_manifest,
 )
-from data_pipeline.shards.sample_index import open_sample_index
 from data_pipeline.shards.shard_table import ShardRecord, shard_folder
-from data_pipeline.shards.token_reader import Columns, TokenReader, read_parent
+from data_pipeline.shards.token_reader import TokenReader
+from data_pipeline.tools.choosing import Choice, chosen_samples
+from data_pipeline.tools.parents import ImageReader, Manifest, Numbers, Reader, columns_of
 
-_READS = 8
-"""Shards whose keys and labels are read at a time."""
 _ALIKE = ("layout", "condition", "tokenizer", "image_size", "fit", "decode", "precision")
 """Fields in which sets of tokens that are put together agree."""
-
-Numbers = npt.NDArray[np.int64]
-Manifest = ImageManifest | TokenManifest
-
-
-class ImageReader:
-    """A set of images as a parent: as `TokenReader`, with the samples' index in place of their shards.
-
-    Args:
-        uri: of the data set.
-        manifest: of it.
-    """
-
-    def __init__(self, uri: str, manifest: ImageManifest) -> None:
-        self.uri, self.manifest = uri, manifest
-        self.index = open_sample_index(uri, manifest, NodeCache())
-
-    @functools.cached_property
-    def parents(self) -> tuple[ImageReader, ...]:
-        """The sets that it was made of."""
-        edit = self.manifest.edit
-        stated = edit.parents if edit is not None else ()
-        manifests = [read_parent(self.uri, each, ImageManifest) for each in stated]
-        uris = [parent_uri(self.uri, each) for each in stated]
-        return tuple(ImageReader(uri, manifest) for uri, manifest in zip(uris, manifests, strict=True))
-
-    def columns(self, number: int) -> Columns:
-        """Labels and keys of one shard."""
-        here = slice(*self.manifest.shards.starts[number : number + 2].tolist())
-        return Columns(self.index.label[here], self.index.key[here])
-
-
-Reader = TokenReader | ImageReader
 
 
 @dataclass(frozen=True)
@@ -156,7 +116,7 @@ def append(uris: Sequence[str], output: str, source: str | None = None) -> Plann
 
 def _refuse_common_keys(parents: Sequence[Reader]) -> None:
     """Images that are in two sets would count as two samples with one name."""
-    seen = np.concatenate([columns.key for each in parents for columns in _columns(each)])
+    seen = np.concatenate([columns.key for each in parents for columns in columns_of(each)])
     keys, counts = np.unique(seen, return_counts=True)
     twice = keys[counts > 1]
     if len(twice):
@@ -236,7 +196,7 @@ def views(
     done, sums = 0, []
     for each in parents:
         crc = 0
-        for columns in _columns(each):
+        for columns in columns_of(each):
             crc = zlib.crc32(b"".join(key + b"\0" for key in columns.key.tolist()), crc)
             done += 1
             progress(done, total)
@@ -249,28 +209,6 @@ def views(
     shards = [_placed(parents[0], record, record.samples) for record in parents[0].manifest.shards]
     line = f"{parents[0].manifest.samples:,} samples with the views {', '.join(names)}"
     return _planned(output, parents, shards, (line,), edit=_edit("views", parents), views=names)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Which samples of a set a subset holds; what is given holds all at once, in the order of the fields."""
-
-    classes: tuple[str, ...] = ()
-    """Of these classes."""
-    keys: tuple[str, ...] = ()
-    """With these keys."""
-    share: float | None = None
-    """This share of what is left, drawn by `seed`; a larger share with the same seed holds the smaller one."""
-    seed: int = 0
-    first: int | None = None
-    """The first so many of what is left. Shards are in shuffled order, so these are of all classes."""
-
-    def asked(self) -> dict[str, str]:
-        """As a record."""
-        found: dict[str, Any] = {"classes": ", ".join(self.classes), "keys": len(self.keys) or ""}
-        found |= {"share": "" if self.share is None else f"{self.share:g}, seed {self.seed}"}
-        found |= {"first": "" if self.first is None else self.first}
-        return {name: str(value)[:1000] for name, value in found.items() if value != ""}
 
 
 def subset(
@@ -288,7 +226,7 @@ def subset(
         UsageError: if it has no such class or key, or no sample is left.
     """
     (parent,) = _open([uri], output, at_least=1)
-    chosen = _chosen(parent, choice, progress)
+    chosen = chosen_samples(parent, choice, progress)
     if not len(chosen):
         raise UsageError(f"no sample of {uri} is left ({choice.asked()}): choose others")
     starts = parent.manifest.shards.starts
@@ -304,53 +242,6 @@ def subset(
         return _planned(output, [parent], shards, (line,), rows=chosen, edit=edit)
     edit = edit.model_copy(update={"rows": selection.statement()})
     return replace(_planned(output, [parent], shards, (line,), edit=edit), selection=selection)
-
-
-def _chosen(parent: Reader, choice: Choice, progress: Callable[[int, int], object]) -> Numbers:
-    chosen = np.arange(parent.manifest.samples)
-    if choice.classes or choice.keys:
-        chosen = _by_columns(parent, choice, progress)
-    if choice.share is not None and len(chosen):
-        count = round(choice.share * len(chosen))
-        drawn = Permutation(choice.seed, "subset", len(chosen)).permute(np.arange(count))
-        chosen = chosen[np.sort(drawn)]
-    return chosen if choice.first is None else chosen[: choice.first]
-
-
-def _by_columns(parent: Reader, choice: Choice, progress: Callable[[int, int], object]) -> Numbers:
-    names = parent.manifest.classes
-    unknown = next((name for name in choice.classes if name not in names), None)
-    if unknown is not None:
-        raise UsageError(f"{parent.uri} has no class {unknown!r}; it has {', '.join(names[:5])}, ...")
-    labels = np.array([label for label, name in enumerate(names) if name in choice.classes], np.int32)
-    wanted = np.unique(np.array([key.encode() for key in choice.keys] or [b""], "S"))
-    parts, start, found = [], 0, 0
-    for number, columns in enumerate(_columns(parent), start=1):
-        mask = np.ones(len(columns.key), bool)
-        if choice.keys:
-            mask = np.isin(columns.key, wanted)
-            found += int(mask.sum())
-        if choice.classes:
-            mask &= np.isin(columns.condition, labels)
-        parts.append(np.flatnonzero(mask) + start)
-        start += len(columns.key)
-        progress(number, len(parent.manifest.shards))
-    if choice.keys and found < len(wanted):
-        every = np.concatenate([columns.key for columns in _columns(parent)])
-        missing = np.setdiff1d(wanted, every)
-        raise UsageError(
-            f"{parent.uri} has no sample {missing[0].decode(errors='replace')!r} ({len(missing)} of {len(wanted)} keys "
-            "are not there): correct the list"
-        )
-    return np.concatenate(parts) if parts else np.empty(0, np.int64)
-
-
-def _columns(reader: Reader) -> Iterator[Columns]:
-    """Keys and labels of a set, shard by shard; some are read ahead."""
-    numbers = range(len(reader.manifest.shards))
-    with ThreadPoolExecutor(_READS, "columns") as pool:
-        for first in range(0, len(numbers), 4 * _READS):
-            yield from pool.map(reader.columns, numbers[first : first + 4 * _READS])
 
 
 def _open(uris: Sequence[str], output: str, at_least: int) -> list[Reader]:

@@ -22,7 +22,8 @@ from data_pipeline.shards.token_reader import TokenReader
 from data_pipeline.shards.token_shards import read_arrays
 from data_pipeline.shards.token_windows import TokenWindows
 from data_pipeline.tools import editing
-from data_pipeline.tools.editing import Choice, Planned
+from data_pipeline.tools.choosing import Choice
+from data_pipeline.tools.editing import Planned
 from tests.data_pipeline.small_data import contents, flip_byte, write_tokens
 
 WINDOW = 2

@@ -19,7 +19,7 @@ from data_pipeline.shards.token_dataset import TokenShards
 from data_pipeline.tokens.commits import read_commits
 from data_pipeline.tokens.plan import plan_tokens
 from data_pipeline.tools import editing
-from data_pipeline.tools.editing import Choice
+from data_pipeline.tools.choosing import Choice
 from data_pipeline.tools.preflight import check_images
 from data_pipeline.tools.reusing import ReusePlan, plan_reuse
 from tests.data_pipeline.small_data import Images, contents, jpeg, tokenize_all, tokenizer_card

@@ -29,6 +29,7 @@ from data_pipeline.storage.request_counts import counted
 from data_pipeline.storage.tar import END_OF_ARCHIVE, encode_member, read_members
 from data_pipeline.tools import editing, examining_tokens, one_pass
 from data_pipeline.tools.checks import MOST_PROBLEMS, Problems
+from data_pipeline.tools.choosing import Choice
 from data_pipeline.tools.verifying import Report, find_images, verify
 from model.config import ImageFolderConfig
 from tests.data_pipeline.small_data import Images, flip_byte, write_tokens
@@ -313,7 +314,7 @@ LAYOUT = ImageFolderConfig().layout
 """Of the tokenizer that `write_tokens` names."""
 EDITS: dict[str, Callable[[str, str, str], editing.Planned]] = {
     "append": lambda one, other, to: editing.append([one, other], to),
-    "subset": lambda one, _, to: editing.subset(one, to, editing.Choice(first=7)),
+    "subset": lambda one, _, to: editing.subset(one, to, Choice(first=7)),
     "mix": lambda one, other, to: editing.mix({one: 1.0, other: 0.5}, to),
     "views": lambda one, _, to: editing.views(
         [one, write_tokens(Path(to).with_name("flips"), (5, 4, 3), ("center_flip",), LAYOUT)], to
@@ -342,7 +343,7 @@ def test_a_data_set_that_is_made_of_others_is_verified_through_them(
 
 def test_a_data_set_whose_parent_is_another_one_now_fails_the_lineage(tmp_path: Path) -> None:
     one = write_tokens(tmp_path / "one", (5, 4, 3), layout=LAYOUT)
-    planned = editing.subset(one, str(tmp_path / "made"), editing.Choice(first=7))
+    planned = editing.subset(one, str(tmp_path / "made"), Choice(first=7))
     assert planned.write(say=lambda _: None)
     rewrite(tmp_path / "one", classes=("cat", "emu"))
     for quick in (True, False):

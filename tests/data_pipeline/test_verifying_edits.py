@@ -14,7 +14,7 @@ from data_pipeline.shards.joined_index import IndexPart, JoinedIndex
 from data_pipeline.shards.manifest import ImageManifest, TokenManifest
 from data_pipeline.tools import editing
 from data_pipeline.tools.checks import Report
-from data_pipeline.tools.editing import Choice
+from data_pipeline.tools.choosing import Choice
 from data_pipeline.tools.leftovers import find_leftovers
 from data_pipeline.tools.reusing import plan_reuse
 from data_pipeline.tools.verifying import verify
