@@ -18,7 +18,7 @@ from tests.cluster.conftest import Foldtrain
 
 drill = [pytest.mark.drill, pytest.mark.xdist_group("data_drill")]
 
-FIRST_SEED, TRIALS = 20930, 2
+FIRST_SEED, TRIALS = 1410508, 2
 """Ingest: a killed raylet, then requests that fail; tokenize: a killed driver, then the S3 server. What is fatal comes
 first: the command has to start again then, so it cannot be over before it is struck again."""
 

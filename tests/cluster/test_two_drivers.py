@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cluster.config.loading import load_config
@@ -79,7 +80,7 @@ def test_a_second_tokenize_is_refused_and_changes_nothing(
     monkeypatch.setattr(tokenizing, "check_images", lambda _: None)
     monkeypatch.setattr(tokenizing.weights, "read_card", lambda *_: None)
     monkeypatch.setattr(tokenizing, "plan_tokens", lambda *_: plan)
-    monkeypatch.setattr(tokenizing, "missing", lambda _: [SimpleNamespace(name="tokens-00000", start=0, stop=8)])
+    monkeypatch.setattr(tokenizing, "read_commits", lambda _: SimpleNamespace(missing=np.zeros(1, np.int64)))
     with only_driver(str(tokens), "tokenize"):
         before = files(tokens)
         with pytest.raises(LeaseHeldError, match="tokens: another driver"):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from trainer.records.goodput import goodput, slim
+from trainer.records.goodput import goodput
 from trainer.records.record_shapes import is_event, is_metrics, is_timed_event
 from trainer.rollback.spikes import recorded
 
@@ -39,7 +39,7 @@ def test_events_are_known(record: dict[str, Any]) -> None:
     assert is_event(record)
     assert is_timed_event(record) == ("time" in record)
     recorded([record])
-    goodput([record], [slim(WINDOW)])
+    goodput([record], [WINDOW])
 
 
 @pytest.mark.parametrize(
