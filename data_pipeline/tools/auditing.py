@@ -19,7 +19,7 @@ from data_pipeline.shards.token_reader import TokenReader
 from data_pipeline.storage.local_disk import disk_errors
 from data_pipeline.tools.in_order import in_order
 
-_READS = 8
+READS = 8
 """Shards whose keys are read at a time."""
 
 
@@ -83,7 +83,7 @@ def read_samples(order: DataOrder) -> Samples:
     manifest = TokenManifest.read(order.data)
     _check_fingerprint(order, manifest.fingerprint)
     reader = TokenReader(order.data, manifest)
-    columns = in_order(reader.columns, range(len(manifest.shards)), _READS)
+    columns = in_order(reader.columns, range(len(manifest.shards)), READS)
     return Samples(
         _mapped((each.key for each in columns), manifest.samples), tuple(np.diff(manifest.shards.starts).tolist())
     )

@@ -13,7 +13,7 @@ from data_pipeline.errors import UsageError
 from data_pipeline.order.ledger import DataOrder
 from data_pipeline.shards.manifest import TokenManifest
 from data_pipeline.shards.token_archive import read_columns
-from data_pipeline.tools.auditing import read_samples
+from data_pipeline.tools.auditing import READS, read_samples
 from model.layout import TokenLayout
 from tests.data_pipeline.small_data import write_tokens
 
@@ -36,7 +36,8 @@ def test_keys_of_all_shards_are_there_in_order_whatever_their_widths(tmp_path: P
 
 
 def test_keys_are_mapped_and_not_held(tmp_path: Path) -> None:
-    uri = write_tokens(tmp_path / "tokens", [2000] * 20, layout=TokenLayout((1,), (4,)))
+    shards = 6 * READS  # of which as many as are read at once are held, with their labels and checksums
+    uri = write_tokens(tmp_path / "tokens", [2000] * shards, layout=TokenLayout((1,), (4,)))
     order = order_of(uri)
     read_samples(order)
     tracemalloc.start()
