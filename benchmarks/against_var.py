@@ -36,7 +36,7 @@ import torch
 from report import write_report
 from torch import Tensor, nn
 
-from model.config import ImageFolderConfig
+from model.config import ImageFolderConfig, VectorConfig
 from model.generators.next_scale import FoldedGenerator
 from model.protocols import SamplingPlan
 from model.published.var import load_generator
@@ -76,7 +76,9 @@ def build(checkout: Path, depth: int, batch: int) -> Both:
     for parameter in tokenizer.parameters():
         nn.init.normal_(parameter, std=0.02)
     var.cond_drop_rate = 0.0
-    config = ImageFolderConfig(branches=1, scales=SCALES, codebook_size=CODES, code_dim=CODE_DIM)
+    config = ImageFolderConfig(
+        branches=1, scales=SCALES, quantizer=VectorConfig(codebook_size=CODES, code_dim=CODE_DIM)
+    )
     ours = load_generator({"patch_nums": SCALES, "num_heads": depth}, var.state_dict(), config)
     for block, theirs in zip(ours.blocks, var.blocks, strict=True):
         block.drop_path = getattr(theirs.drop_path, "drop_prob", 0.0)
@@ -87,7 +89,7 @@ def build(checkout: Path, depth: int, batch: int) -> Both:
 
 
 def _quantizer_state(theirs: Any) -> dict[str, Tensor]:
-    state = {"branches.0.codebook": theirs.embedding.weight.detach().clone()}
+    state = {"branches.0.quantizer.codebook": theirs.embedding.weight.detach().clone()}
     for index, conv in enumerate(theirs.quant_resi.qresi_ls):
         state[f"branches.0.residual_convs.{index}.weight"] = conv.weight.detach().clone()
         state[f"branches.0.residual_convs.{index}.bias"] = conv.bias.detach().clone()

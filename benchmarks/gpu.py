@@ -24,7 +24,7 @@ import torch
 from report import write_report
 from torch import Tensor, nn
 
-from model.config import ImageFolderConfig, NextScaleConfig, ViTConfig
+from model.config import ImageFolderConfig, NextScaleConfig, VectorConfig, ViTConfig
 from model.generators.next_scale import FoldedGenerator
 from model.layers import attention
 from model.layers.attention import BACKENDS, attend
@@ -41,7 +41,12 @@ from trainer.planning.devices import mfu, peak_flops
 SMALL = ViTConfig(width=64, depth=2, heads=2)
 BASE = ViTConfig(width=768, depth=12, heads=12)
 TOY = ImageFolderConfig(
-    image_size=32, patch_size=8, encoder=SMALL, decoder=SMALL, scales=(1, 2, 4), codebook_size=256, code_dim=8
+    image_size=32,
+    patch_size=8,
+    encoder=SMALL,
+    decoder=SMALL,
+    scales=(1, 2, 4),
+    quantizer=VectorConfig(codebook_size=256, code_dim=8),
 )
 FULL = ImageFolderConfig(encoder=BASE, decoder=BASE)
 VARIANTS = (("sdpa", False), ("flash_attn", False), ("flex", False), ("sdpa", True), ("flex", True))

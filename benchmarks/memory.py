@@ -24,7 +24,7 @@ from report import write_report
 from torch import Tensor, nn
 
 from data_pipeline.config import ReadingConfig, TokensConfig
-from model.config import ImageFolderConfig, NextScaleConfig
+from model.config import ImageFolderConfig, NextScaleConfig, VectorConfig
 from model.generators.next_scale import FoldedGenerator
 from tests.trainer.gloo import run_gloo
 from trainer.checkpoints.snapshot import Snapshot, pieces
@@ -39,7 +39,7 @@ from trainer.planning.step_trace import trace_micro_batch
 
 MIB = 2**20
 STEPS = 2
-TOKENIZER = ImageFolderConfig(scales=(1, 2, 3, 4, 6), codebook_size=4096)
+TOKENIZER = ImageFolderConfig(scales=(1, 2, 3, 4, 6), quantizer=VectorConfig(codebook_size=4096))
 SIZES = {
     "small": NextScaleConfig(num_classes=100, depth=5, width=512, heads=8),
     "large": NextScaleConfig(num_classes=100, depth=8, width=768, heads=12),

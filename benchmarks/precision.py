@@ -23,14 +23,16 @@ from data_pipeline.images.transforms import Transform, to_model
 from data_pipeline.shards.weights import read_weights
 from data_pipeline.sources import open_source
 from data_pipeline.tokens.tokenizing import encoder_of
-from model.config import ImageFolderConfig
+from model.config import ImageFolderConfig, VectorConfig
 from model.tokenizers.imagefolder import ImageFolderTokenizer
 
 SOURCE = IdxSource(
     images="embedded:fashion_mnist/t10k-images-idx3-ubyte.gz", labels="embedded:fashion_mnist/t10k-labels-idx1-ubyte.gz"
 )
 SIDE = 28
-SMALL = ImageFolderConfig(image_size=28, patch_size=4, scales=(1, 2, 3, 4, 5, 7), codebook_size=512, code_dim=16)
+SMALL = ImageFolderConfig(
+    image_size=28, patch_size=4, scales=(1, 2, 3, 4, 5, 7), quantizer=VectorConfig(codebook_size=512, code_dim=16)
+)
 BATCH = 64
 
 

@@ -32,7 +32,7 @@ def bare(job: TrainJob) -> None:
     from torch.nn.parallel import DistributedDataParallel
 
     from model.generators.next_scale import FoldedGenerator
-    from model.losses import folded_cross_entropy
+    from model.losses.tokens import folded_cross_entropy
     from trainer.engine.optimizer import parameter_groups
     from trainer.networks import load_forcing
 

@@ -7,23 +7,18 @@ they are built.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module
-from importlib.metadata import entry_points
 from operator import attrgetter
-from typing import TYPE_CHECKING, Annotated, Any, Union, cast
+from typing import TYPE_CHECKING, cast
 
-from pydantic import BaseModel, Discriminator, Tag
-
-from model.config import GeneratorConfig, ImageFolderConfig, NextScaleConfig, TokenizerConfig
+from model.config import GeneratorConfig, ImageFolderConfig, NextScaleConfig, QuantizerConfig, TokenizerConfig
+from model.config.quantizers import quantizer_families
+from model.config.registered import choice_of, joined, kind_of, named
 from model.layout import TokenLayout
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from model.protocols import Generator, TeacherForcing, Tokenizer
+    from model.protocols import Generator, Quantizer, TeacherForcing, Tokenizer
 
 GROUP = "foldtrain.families"
 """Of the entry points by which installed packages add families."""
@@ -67,11 +62,6 @@ _OWN: tuple[Family, ...] = (
 """The first of each sort is what a config without a kind means."""
 
 
-def kind_of(family: Family) -> str:
-    """The name of a family in the config."""
-    return str(family.config.model_fields["kind"].default)
-
-
 @cache
 def families() -> tuple[Family, ...]:
     """All families: foldtrain's own, then those of installed packages.
@@ -79,15 +69,7 @@ def families() -> tuple[Family, ...]:
     Raises:
         ValueError: if an entry point is no family, or two families have one name; it names the entry point.
     """
-    found = list(_OWN)
-    for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
-        family = point.load()
-        if not isinstance(family, TokenizerFamily | GeneratorFamily):
-            raise ValueError(f"entry point {point.name} = {point.value} of {GROUP} is no family")  # noqa: TRY004
-        if any(type(other) is type(family) and kind_of(other) == kind_of(family) for other in found):
-            raise ValueError(f"entry point {point.name} = {point.value} of {GROUP}: {kind_of(family)} is there already")
-        found.append(family)
-    return tuple(found)
+    return joined(_OWN, GROUP, (TokenizerFamily, GeneratorFamily))
 
 
 def tokenizer_families() -> dict[str, TokenizerFamily]:
@@ -100,15 +82,20 @@ def generator_families() -> dict[str, GeneratorFamily]:
     return {kind_of(family): family for family in families() if isinstance(family, GeneratorFamily)}
 
 
+def build_quantizer(config: QuantizerConfig) -> Quantizer:
+    """A quantizer of the config's kind, with new weights."""
+    return cast("Quantizer", named(quantizer_families()[config.kind].network)(config))
+
+
 def build_tokenizer(config: TokenizerConfig) -> Tokenizer:
     """A tokenizer of the config's kind, with new weights."""
-    return cast("Tokenizer", _named(tokenizer_families()[config.kind].network)(config))
+    return cast("Tokenizer", named(tokenizer_families()[config.kind].network)(config))
 
 
 def build_forcing(config: TokenizerConfig) -> TeacherForcing | None:
     """The part of a tokenizer that gives generators multi-scale sums, with new weights; None if it has none."""
     family = tokenizer_families()[config.kind]
-    return None if family.forcing is None else cast("TeacherForcing", _named(family.forcing)(config))
+    return None if family.forcing is None else cast("TeacherForcing", named(family.forcing)(config))
 
 
 def build_generator(config: GeneratorConfig, layout: TokenLayout, forcing_width: int | None) -> Generator:
@@ -123,33 +110,13 @@ def build_generator(config: GeneratorConfig, layout: TokenLayout, forcing_width:
         ValueError: if such a generator cannot predict such tokens; it says why.
     """
     config.check_layout(layout, forcing_width)
-    return cast("Generator", _named(generator_families()[config.kind].network)(config, layout, forcing_width))
-
-
-def _named(name: str) -> type[nn.Module]:
-    module, _, attribute = name.partition(":")
-    return cast("type[nn.Module]", getattr(import_module(module), attribute))
+    return cast("Generator", named(generator_families()[config.kind].network)(config, layout, forcing_width))
 
 
 def forcing_of(tokenizer: Tokenizer) -> TeacherForcing | None:
     """The part of a tokenizer that gives generators multi-scale sums; None if it has none."""
     family = tokenizer_families()[tokenizer.config.kind]
     return None if family.forcing is None else cast("TeacherForcing", attrgetter(family.forcing_prefix[:-1])(tokenizer))
-
-
-def choice_of(sections: Iterable[type[BaseModel]]) -> Any:
-    """The type of a config field that takes any of these sections, told apart by `kind`; the first if none is given."""
-    kinds = {str(section.model_fields["kind"].default): section for section in sections}
-    first, *others = kinds
-    if not others:
-        return kinds[first]
-
-    def kind(value: Any) -> Any:
-        found = value.get("kind", first) if isinstance(value, dict) else getattr(value, "kind", None)
-        return found if isinstance(found, str) else first
-
-    tagged = tuple(Annotated[section, Tag(name)] for name, section in kinds.items())
-    return Annotated[Union[tagged], Discriminator(kind)]  # noqa: UP007 - a union of as many as there are
 
 
 if TYPE_CHECKING:

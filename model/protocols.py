@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from model.config import GeneratorConfig, TokenizerConfig
+from model.config import GeneratorConfig, QuantizerConfig, TokenizerConfig
 from model.layout import TokenLayout
 
 Terms = dict[str, Tensor]
@@ -115,20 +115,24 @@ class Tokenizer(Protocol):
         ...
 
 
+Search = Callable[[Tensor], Tensor]
+"""Vectors [B, K, C], float32 -> the ids of their codes [B, K], int64, without gradients."""
+
+
 class Quantizer(Protocol):
-    """Latents to codes and back; an `nn.Module`. Each family passes it what it needs in training."""
+    """Vectors to codes and back, one by one, in float32; an `nn.Module`, made from a `QuantizerConfig`."""
 
     @property
-    def layout(self) -> TokenLayout:
-        """Of its codes."""
+    def config(self) -> QuantizerConfig:
+        """What rebuilds it."""
         ...
 
-    def tokenize(self, latent: Tensor) -> Tensor:
-        """A latent -> ids [B, L, F], int64."""
+    def search(self) -> Search:
+        """The look-up in the codes as they are now: kept for one pass, so that tables are made once."""
         ...
 
-    def dequantize(self, tokens_BLF: Tensor, keep: int | None = None) -> Tensor:
-        """Ids -> the latent that they stand for; the inverse of `tokenize` on what it can represent."""
+    def codes(self, tokens_BK: Tensor) -> Tensor:
+        """Ids -> codes [B, K, C], float32, with gradients to what is learned of them."""
         ...
 
 

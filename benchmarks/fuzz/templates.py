@@ -17,13 +17,17 @@ from data_pipeline.shards.manifest import ImageManifest, TokenCommit, TokenizerR
 from data_pipeline.shards.token_shards import TokenBlock, write_token_shard
 from data_pipeline.tokens.exporting import export_tokens
 from data_pipeline.tokens.tokenizing import record_name
-from model.config import ImageFolderConfig
+from model.config import ImageFolderConfig, VectorConfig
 
 Files = dict[str, bytes]
 """Contents by relative name."""
 CLASSES = ("cat", "dog", "owl")
 TOKENIZER = ImageFolderConfig(
-    image_size=16, patch_size=4, scales=(1, 2), codebook_size=64, code_dim=8, dropout_min_scales=1
+    image_size=16,
+    patch_size=4,
+    scales=(1, 2),
+    quantizer=VectorConfig(codebook_size=64, code_dim=8),
+    dropout_min_scales=1,
 )
 STEP = "generator/checkpoints/step_00000002"
 RANK_FILE = "rank_0000-0a.safetensors"
@@ -151,7 +155,7 @@ def _report(root: Path) -> None:
         "class_names": CLASSES,
         "fingerprints": {"tokenizer": "ab", "generator": {"weights": "cd"}},
         "sampling": {"guidance": 2.5, "classes": None},
-        "tokenizer": {"scales": [1, 2], "codebook_size": 64},
+        "tokenizer": {"scales": [1, 2], "quantizer": {"codebook_size": 64}},
         "files": {},
     }
     storage.write_json(str(root / "evaluation.json"), evaluation)

@@ -86,12 +86,18 @@ def write_tokenizer(folder: Path, seed: int) -> dict[str, Any]:
     import torch
 
     from data_pipeline.shards.weights import write_weights
-    from model.config import ImageFolderConfig, ViTConfig
+    from model.config import ImageFolderConfig, VectorConfig, ViTConfig
     from model.tokenizers.imagefolder import ImageFolderTokenizer
 
     vit = ViTConfig(width=64, depth=2, heads=2)
     config = ImageFolderConfig(
-        image_size=32, patch_size=8, encoder=vit, decoder=vit, scales=(1, 2, 4), dropout_min_scales=1, codebook_size=64
+        image_size=32,
+        patch_size=8,
+        encoder=vit,
+        decoder=vit,
+        scales=(1, 2, 4),
+        dropout_min_scales=1,
+        quantizer=VectorConfig(codebook_size=64),
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)

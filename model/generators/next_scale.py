@@ -29,7 +29,7 @@ from model.layers.precision import compute_dtype, without_autocast
 from model.layers.random_numbers import block_chances, drop_path
 from model.layers.visibility import GroupCausal, group_of_position
 from model.layout import TokenLayout
-from model.losses import linear_cross_entropy, terms_of_groups
+from model.losses.tokens import linear_cross_entropy, terms_of_groups
 from model.protocols import SamplingPlan, TeacherForcing, Terms
 
 MAX_LOG_TEMPERATURE = math.log(100)

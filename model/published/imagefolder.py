@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from model.config import ImageFolderConfig, ViTConfig
+from model.config import ImageFolderConfig, VectorConfig, ViTConfig
 from model.tokenizers.imagefolder import ImageFolderTokenizer
 
 IGNORED = re.compile(
@@ -81,7 +81,7 @@ def published_name(own: str, config: ImageFolderConfig) -> str:
         return f"{side}.model.{rest}"
     _, _, branch, module, *rest_of_name = own.split(".")
     quantizer = f"quantizes.{branch}" if config.branches > 1 else "quantize"
-    if module == "codebook":
+    if module == "quantizer":
         return f"{quantizer}.embedding.weight"
     conv, part = rest_of_name
     holder = {0: conv, 1: "qresi"}.get(config.shared_residual_convs, f"qresi_ls.{conv}")
@@ -111,8 +111,7 @@ def tokenizer_config(config: Mapping[str, object], state: Mapping[str, Tensor]) 
         decoder=_vit_config(config, state, "decoder"),
         branches=len(codebooks),
         scales=tuple(int(side) for side in scales),
-        codebook_size=codebook_size,
-        code_dim=code_dim,
+        quantizer=VectorConfig(codebook_size=codebook_size, code_dim=code_dim),
         shared_residual_convs=_number(config, "share_quant_resi", 4),
         dropout_min_scales=min(_number(config, "start_drop", 3), len(scales)),
     )

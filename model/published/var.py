@@ -100,10 +100,10 @@ def _layout(
     if not isinstance(sides, list | tuple) or not isinstance(folds, int):
         raise ValueError("the generator's config needs patch_nums, a list of sides, and folds, a number")  # noqa: TRY004
     outputs, channels = len(weights["head.weight"]), weights["input.weight"].shape[1]
-    if folds < 1 or outputs % folds or channels != folds * tokenizer_config.code_dim:
+    if folds < 1 or outputs % folds or channels != folds * tokenizer_config.quantizer.width:
         raise ValueError(
             f"{folds} folds do not fit a head of {outputs} outputs and an input of {channels} channels "
-            f"with codes of {tokenizer_config.code_dim}"
+            f"with codes of {tokenizer_config.quantizer.width}"
         )
     layout = TokenLayout(tuple(int(side) ** 2 for side in sides), (outputs // folds,) * folds)
     if layout != tokenizer_config.layout:

@@ -19,10 +19,12 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from model.config import ImageFolderConfig
+from model.config import GridTokenizerConfig
+from model.families import build_quantizer
 from model.layers.precision import without_autocast
 from model.layers.visibility import group_of_position
 from model.layout import TokenLayout
+from model.protocols import Search
 
 
 class Quantized(NamedTuple):
@@ -66,27 +68,20 @@ def area_resize(latent_BCHW: Tensor, side: int) -> Tensor:
 class MultiScaleQuantizer(nn.Module):
     """One branch. All of it is computed in float32, whatever the precision around it."""
 
-    def __init__(self, config: ImageFolderConfig) -> None:
+    def __init__(self, config: GridTokenizerConfig) -> None:
         super().__init__()
         self.scales = config.scales
         self.ratio = config.residual_ratio
         count = config.shared_residual_convs or len(self.scales)
         self.convs = conv_of_scale(len(self.scales), count)
-        self.codebook = nn.Parameter(torch.empty(config.codebook_size, config.code_dim))
-        width = config.code_dim
+        self.quantizer = build_quantizer(config.quantizer)
+        width = config.quantizer.width
         self.residual_convs = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(count))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Codes uniform in the cube, then on the unit sphere; they are not held there during training."""
-        with torch.no_grad():
-            nn.init.uniform_(self.codebook, -1 / len(self.codebook), 1 / len(self.codebook))
-            self.codebook.copy_(F.normalize(self.codebook, dim=1))
 
     def step(self, tokens_BK: Tensor, scale: int) -> Tensor:
         """What the tokens of one scale add to the latent: codes [B, k * k] as ids -> [B, C, H, W]."""
         side, grid = self.scales[scale], self.scales[-1]
-        codes_BKC = F.embedding(tokens_BK, self.codebook.float())
+        codes_BKC = self.quantizer.codes(tokens_BK)
         step_BCHW = rearrange(codes_BKC, "b (h w) c -> b c h w", h=side)
         if side != grid:
             step_BCHW = F.interpolate(step_BCHW, size=(grid, grid), mode="bicubic", align_corners=False)
@@ -99,24 +94,18 @@ class MultiScaleQuantizer(nn.Module):
         return torch.add(step_BCHW.mul(1 - self.ratio), mixed_BCHW, alpha=self.ratio)
 
     @torch.no_grad()
-    def choose(self, residual_BCHW: Tensor, directions_CV: Tensor, scale: int) -> Tensor:
-        """The tokens [B, k * k] of one scale: the codes of largest cosine similarity (codes given at length one)."""
+    def choose(self, residual_BCHW: Tensor, search: Search, scale: int) -> Tensor:
+        """The tokens [B, k * k] of one scale: the codes that are nearest to its cells."""
         cells_BCkk = area_resize(residual_BCHW, self.scales[scale])
-        cells_BKC = F.normalize(rearrange(cells_BCkk, "b c h w -> b (h w) c"), dim=-1)
-        return (cells_BKC @ directions_CV).argmax(-1)
-
-    @torch.no_grad()
-    def directions(self) -> Tensor:
-        """The codes at length one, as columns [C, V]."""
-        return F.normalize(self.codebook.float(), dim=1).t()
+        return search(rearrange(cells_BCkk, "b c h w -> b (h w) c"))
 
     def quantize(self, latent_BCHW: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Tokens [B, L] and what each scale adds to the latent, with gradients to codes and convolutions."""
-        directions_CV = self.directions()
+        search = self.quantizer.search()
         residual_BCHW = latent_BCHW.detach()
         tokens, steps = [], []
         for scale in range(len(self.scales)):
-            tokens.append(self.choose(residual_BCHW, directions_CV, scale))
+            tokens.append(self.choose(residual_BCHW, search, scale))
             steps.append(self.step(tokens[-1], scale))
             residual_BCHW = residual_BCHW - steps[-1].detach()
         return torch.cat(tokens, dim=1), steps
@@ -155,12 +144,12 @@ def _running_sums(steps: list[Tensor]) -> list[Tensor]:
 class FoldedQuantizer(nn.Module):
     """The quantizers of all branches: all of the tokenizer that a generator needs beside itself."""
 
-    def __init__(self, config: ImageFolderConfig) -> None:
+    def __init__(self, config: GridTokenizerConfig) -> None:
         super().__init__()
         self.layout: TokenLayout = config.layout
         self.scales, self.grid, self.width = config.scales, config.grid, config.forcing_width
-        self.code_dim = config.code_dim
-        self.commitment = config.commitment / (len(config.scales) if config.commitment_over_scales else 1)
+        self.code_dim = config.quantizer.width
+        self.commitment = config.quantizer.commitment / (len(config.scales) if config.commitment_over_scales else 1)
         self.branches = nn.ModuleList(MultiScaleQuantizer(config) for _ in range(config.branches))
 
     def branch(self, index: int) -> MultiScaleQuantizer:

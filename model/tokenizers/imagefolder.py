@@ -35,7 +35,7 @@ class ImageFolderTokenizer(nn.Module):
     DECODES: ClassVar[tuple[str, ...]] = ("quantizer.", "from_latent.", "decoder.")
     NEITHER: ClassVar[tuple[str, ...]] = (
         *("teacher_projection.", "teacher_width", "encoder.drop_path", "decoder.drop_path"),
-        *("quantizer_dropout", "dropout_min_scales", "commitment", "commitment_over_scales"),
+        *("quantizer_dropout", "dropout_min_scales", "quantizer.commitment", "commitment_over_scales"),
     )
     """Parameters and settings that only training has."""
 
@@ -46,11 +46,11 @@ class ImageFolderTokenizer(nn.Module):
         grid, size, patch = config.grid, config.image_size, config.patch_size
         self.encoder = ImageEncoder(config.encoder, size, patch, grid, config.branches)
         self.decoder = ImageDecoder(config.decoder, size, patch, grid)
-        self.to_latent = nn.Linear(self.encoder.width, config.code_dim)
-        self.from_latent = nn.Linear(config.branches * config.code_dim, self.decoder.width)
+        self.to_latent = nn.Linear(self.encoder.width, config.quantizer.width)
+        self.from_latent = nn.Linear(config.branches * config.quantizer.width, self.decoder.width)
         self.quantizer = FoldedQuantizer(config)
         wide = config.teacher_width
-        self.teacher_projection = None if wide is None else nn.Linear(wide, config.code_dim)
+        self.teacher_projection = None if wide is None else nn.Linear(wide, config.quantizer.width)
 
     @property
     def prefixes(self) -> tuple[int, ...]:
@@ -60,8 +60,8 @@ class ImageFolderTokenizer(nn.Module):
     @property
     def codebooks(self) -> dict[str, tuple[int, int]]:
         """One for each branch."""
-        shape = (len(self.config.scales), self.config.codebook_size)
-        return {f"quantizer.branches.{branch}.codebook": shape for branch in range(self.config.branches)}
+        shape = (len(self.config.scales), self.config.quantizer.vocabulary)
+        return {f"quantizer.branches.{branch}.quantizer.codebook": shape for branch in range(self.config.branches)}
 
     def no_decay_parameters(self) -> set[str]:
         """Names of the parameters without weight decay: codes, and tables of positions, levels and queries."""

@@ -14,7 +14,7 @@ run: runs/small
 data:
   source: {kind: folder, path: pictures}
 tokenizer:
-  model: {image_size: 32, patch_size: 8, scales: [1, 2, 4], dropout_min_scales: 1, codebook_size: 64}
+  model: {image_size: 32, patch_size: 8, scales: [1, 2, 4], dropout_min_scales: 1, quantizer: {codebook_size: 64}}
   loss: {semantic: 0, feature: 0}
   trainer: {steps: 10, global_batch: 8}
 generator:

@@ -35,7 +35,13 @@ def write_config(folder: Path) -> Path:
         return small | {"log_every": 1} | changes
 
     vit = {"width": 16, "depth": 1, "heads": 2}
-    model = {"image_size": 28, "patch_size": 14, "encoder": vit, "decoder": vit, "codebook_size": 32, "code_dim": 8}
+    model = {
+        "image_size": 28,
+        "patch_size": 14,
+        "encoder": vit,
+        "decoder": vit,
+        "quantizer": {"codebook_size": 32, "code_dim": 8},
+    }
     config = {
         "extends": str(resources.files("configs") / "quickstart.yaml"),
         "run": str(folder / "run"),

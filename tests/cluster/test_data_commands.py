@@ -22,10 +22,12 @@ from data_pipeline.shards.image_shards import ImageSample, finish_images, read_i
 from data_pipeline.shards.manifest import ImageManifest, TokenizerRecord, TokenManifest
 from data_pipeline.shards.token_shards import TokenBlock, write_token_shard
 from data_pipeline.shards.weights import write_weights
-from model.config import ImageFolderConfig
+from model.config import ImageFolderConfig, VectorConfig
 from model.tokenizers.imagefolder import ImageFolderTokenizer
 
-TOKENIZER = ImageFolderConfig(image_size=16, patch_size=4, scales=(1, 2, 4), codebook_size=64, code_dim=8)
+TOKENIZER = ImageFolderConfig(
+    image_size=16, patch_size=4, scales=(1, 2, 4), quantizer=VectorConfig(codebook_size=64, code_dim=8)
+)
 CONFIG = TOKENIZER.model_dump(mode="json")
 KEYS = [f"cat/{number}" for number in range(6)]
 

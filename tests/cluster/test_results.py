@@ -24,7 +24,7 @@ from data_pipeline.shards.manifest import ImageManifest, TokenManifest
 from data_pipeline.shards.weights import Card, write_weights
 from data_pipeline.tokens.tokenizing import finish, load_encoder, missing, plan_tokens, tokenize_shard
 from model.classifier import Classifier
-from model.config import ClassifierConfig, ImageFolderConfig, NextScaleConfig, ViTConfig
+from model.config import ClassifierConfig, ImageFolderConfig, NextScaleConfig, VectorConfig, ViTConfig
 from model.generators.next_scale import FoldedGenerator
 from model.tokenizers.imagefolder import ImageFolderTokenizer
 from tests.cluster.conftest import SMALL
@@ -39,8 +39,7 @@ TOKENIZER = ImageFolderConfig(
     encoder=VIT,
     decoder=VIT,
     scales=(1, 2),
-    codebook_size=16,
-    code_dim=4,
+    quantizer=VectorConfig(codebook_size=16, code_dim=4),
     dropout_min_scales=1,
 )
 GENERATOR = NextScaleConfig(num_classes=5, depth=1, width=16, heads=2)

@@ -18,10 +18,12 @@ from data_pipeline.shards.manifest import TokenizerRecord, TokenManifest
 from data_pipeline.shards.token_shards import TokenBlock, write_token_shard
 from data_pipeline.shards.weights import Card
 from data_pipeline.tokens.tokenizing import TokenPlan, finish, missing, tokenize_shard
-from model.config import ImageFolderConfig
+from model.config import ImageFolderConfig, VectorConfig
 from model.layout import TokenLayout
 
-TOKENIZER = ImageFolderConfig(image_size=16, patch_size=4, scales=(1, 2, 4), codebook_size=64, code_dim=8)
+TOKENIZER = ImageFolderConfig(
+    image_size=16, patch_size=4, scales=(1, 2, 4), quantizer=VectorConfig(codebook_size=64, code_dim=8)
+)
 
 
 def jpeg(seed: int, width: int = 20, height: int = 24) -> bytes:

@@ -77,7 +77,7 @@ def test_a_parameter_moves_the_fingerprint_of_its_own_half_alone(prefix: str, ha
         ("decoder.drop_path", 0.5, set()),
         ("encoder.drop_path", 0.5, set()),
         ("quantizer_dropout", 0.5, set()),
-        ("commitment", 0.5, set()),
+        ("quantizer.commitment", 0.5, set()),
         ("teacher_width", 7, set()),
     ],
 )
@@ -131,7 +131,7 @@ def test_a_card_holds_what_was_written(tmp_path: Path) -> None:
     assert card.encoder(ema=False) == half_fingerprint(CONFIG, STATE, NAMES, "encode")
     assert card.encoder() == half_fingerprint(CONFIG, changed("encoder."), NAMES, "encode")
     assert set(CONFIG) - set(settings_of(CONFIG, NAMES, "encode")) == {
-        *("decoder", "quantizer_dropout", "dropout_min_scales", "commitment", "commitment_over_scales"),
+        *("decoder", "quantizer_dropout", "dropout_min_scales", "commitment_over_scales"),
         "teacher_width",
     }
 

@@ -15,6 +15,7 @@ from data_pipeline.shards.manifest import TokenManifest
 from data_pipeline.shards.token_dataset import TokenShards
 from data_pipeline.shards.token_shards import TokenBlock, check_tokenizer, encode_token_shard
 from data_pipeline.shards.weights import Card
+from model.config import VectorConfig
 from tests.data_pipeline.small_data import TOKENIZER, tokenizer_card
 
 
@@ -56,14 +57,16 @@ def test_webdataset_opens_a_token_shard(tokens: Path) -> None:
 
 def test_tokens_of_another_tokenizer_are_refused_with_what_differs(tokens: Path) -> None:
     manifest = TokenManifest.read(str(tokens))
-    config = TOKENIZER.model_copy(update={"codebook_size": 128, "scales": (1, 4)}).model_dump(mode="json")
+    config = TOKENIZER.model_copy(update={"quantizer": VectorConfig(codebook_size=128), "scales": (1, 4)}).model_dump(
+        mode="json"
+    )
     other = Card("tokenizer", config, {"model": "a" * 64}, {})
     with pytest.raises(UsageError) as error:
         check_tokenizer(manifest, other)
     for part in (
         manifest.tokenizer.encoder[:16],
         other.fingerprint()[:16],
-        "codebook_size: 64 -> 128",
+        "quantizer.codebook_size: 64 -> 128",
         "scales: [1, 2, 4] -> [1, 4]",
     ):
         assert part in str(error.value)

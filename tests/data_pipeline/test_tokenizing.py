@@ -229,7 +229,7 @@ def test_a_tar_that_another_process_has_put_stays_and_is_what_the_record_describ
     shards, first = ImageShards(images.uri), plan.shards[0]
 
     def other_encode(image_BCHW: ImageBatch) -> Tokens:
-        return (encode(image_BCHW) + 1) % TOKENIZER.codebook_size
+        return (encode(image_BCHW) + 1) % TOKENIZER.quantizer.vocabulary
 
     theirs = tokenize_shard(plan, first, shards, other_encode)
     (Path(plan.output) / record_name(first.name)).unlink()

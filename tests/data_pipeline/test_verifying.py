@@ -482,7 +482,7 @@ def test_a_shard_of_another_shape_is_told(tokens: Path) -> None:
 
 def test_a_layout_that_is_not_the_tokenizers_fails_the_lineage(tokens: Path) -> None:
     manifest = TokenManifest.read(str(tokens))
-    config = manifest.tokenizer.config | {"codebook_size": 32}
+    config = manifest.tokenizer.config | {"quantizer": {"codebook_size": 32}}
     rewrite(tokens, tokenizer=manifest.tokenizer.model_copy(update={"config": config}))
     assert any("the tokenizer's layout is" in problem for problem in failures(verify(str(tokens)))["lineage"])
 

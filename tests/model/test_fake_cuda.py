@@ -13,9 +13,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from model.classifier import Classifier
-from model.config import ClassifierConfig, ImageFolderConfig, NextScaleConfig, ViTConfig
+from model.config import ClassifierConfig, ImageFolderConfig, NextScaleConfig, VectorConfig, ViTConfig
 from model.generators.next_scale import FoldedGenerator
-from model.losses import contrastive_loss, folded_cross_entropy, loss_of_groups
+from model.losses.contrastive import contrastive_loss
+from model.losses.tokens import folded_cross_entropy, loss_of_groups
 from model.protocols import SamplingPlan
 from model.quantizers.multi_scale import FoldedQuantizer
 from model.tokenizers.imagefolder import KEPT_MEAN, KEPT_SCALES, ImageFolderTokenizer
@@ -28,8 +29,7 @@ TOKENIZER = ImageFolderConfig(
     encoder=VIT,
     decoder=VIT,
     scales=(1, 2, 3),
-    codebook_size=64,
-    code_dim=8,
+    quantizer=VectorConfig(codebook_size=64, code_dim=8),
     shared_residual_convs=2,
 )
 GENERATOR = NextScaleConfig(num_classes=5, depth=2, width=32, heads=2, drop_path=0.2)

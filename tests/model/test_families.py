@@ -9,7 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from model import families
-from model.config import GeneratorConfig, ImageFolderConfig, NextScaleConfig, TokenizerConfig
+from model.config import GeneratorConfig, ImageFolderConfig, NextScaleConfig, TokenizerConfig, VectorConfig, registered
+from model.config.registered import choice_of
 from model.families import GeneratorFamily, TokenizerFamily
 from model.layout import TokenLayout
 from trainer.config import GeneratorStageConfig, TokenizerStageConfig
@@ -20,7 +21,7 @@ TRAINER = {"steps": 1, "global_batch": 1}
 def load(monkeypatch: pytest.MonkeyPatch, *found: Any) -> tuple[families.Family, ...]:
     points = [EntryPoint(f"point{number}", "somewhere:FAMILY", families.GROUP) for number in range(len(found))]
     monkeypatch.setattr(EntryPoint, "load", lambda point: found[int(point.name[5:])])
-    monkeypatch.setattr(families, "entry_points", lambda group: points)
+    monkeypatch.setattr(registered, "entry_points", lambda group: points)
     return families.families.__wrapped__()
 
 
@@ -61,7 +62,7 @@ def test_a_choice_of_several_kinds_takes_the_first_without_one() -> None:
         kind: str = "other"
         size: int = 3
 
-    adapter: TypeAdapter[Any] = TypeAdapter(families.choice_of([ImageFolderConfig, Other]))
+    adapter: TypeAdapter[Any] = TypeAdapter(choice_of([ImageFolderConfig, Other]))
     assert isinstance(adapter.validate_python({}), ImageFolderConfig)
     assert adapter.validate_python({"kind": "other", "size": 5}).size == 5
     assert isinstance(adapter.validate_python(Other()), Other)
@@ -84,7 +85,7 @@ def test_next_scale_says_why_it_cannot_predict_such_tokens(reason: str) -> None:
 
 
 def test_sums_come_from_the_part_of_a_tokenizer_that_its_family_names() -> None:
-    config = ImageFolderConfig(scales=(1, 2), codebook_size=8, code_dim=4, dropout_min_scales=1)
+    config = ImageFolderConfig(scales=(1, 2), quantizer=VectorConfig(codebook_size=8, code_dim=4), dropout_min_scales=1)
     tokenizer: Any = families.build_tokenizer(config)
     assert families.forcing_of(tokenizer) is tokenizer.quantizer
     assert families.tokenizer_families()["imagefolder"] == TokenizerFamily(

@@ -11,7 +11,7 @@ from torch import Tensor
 from model.config import ImageFolderConfig, NextScaleConfig
 from model.generators.next_scale import FoldedGenerator
 from model.layout import TokenLayout
-from model.losses import folded_cross_entropy
+from model.losses.tokens import folded_cross_entropy
 
 SCALES = (1, 2, 3)
 GROUPS = tuple(side**2 for side in SCALES)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from model.config import ImageFolderConfig, NextScaleConfig, ViTConfig
+from model.config import ImageFolderConfig, NextScaleConfig, VectorConfig, ViTConfig
 from model.generators.next_scale import Block, FoldedGenerator
 from model.layers import attention
 from model.layers.visibility import GroupCausal
@@ -23,8 +23,7 @@ TOKENIZER = ImageFolderConfig(
     encoder=VIT,
     decoder=VIT,
     scales=(1, 2, 3),
-    codebook_size=64,
-    code_dim=8,
+    quantizer=VectorConfig(codebook_size=64, code_dim=8),
     shared_residual_convs=2,
 )
 GENERATOR = NextScaleConfig(num_classes=5, depth=2, width=32, heads=2, drop_path=0.2)

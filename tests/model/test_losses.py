@@ -9,13 +9,8 @@ import torch
 from torch import Tensor
 
 from model.layout import TokenLayout
-from model.losses import (
-    contrastive_loss,
-    folded_cross_entropy,
-    linear_cross_entropy,
-    loss_of_groups,
-    token_cross_entropy,
-)
+from model.losses.contrastive import contrastive_loss
+from model.losses.tokens import folded_cross_entropy, linear_cross_entropy, loss_of_groups, token_cross_entropy
 
 
 def _reference(student_NC: Tensor, teacher_NC: Tensor, factor: float) -> float:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.config import ImageFolderConfig, NextScaleConfig, ViTConfig
+from model.config import ImageFolderConfig, NextScaleConfig, VectorConfig, ViTConfig
 from model.generators.next_scale import FoldedGenerator
 from model.layers import attention
 from model.layers.attention import attend
@@ -27,7 +27,12 @@ pytestmark = [
 CUDA = torch.device("cuda")
 VIT = ViTConfig(width=64, depth=2, heads=4)
 TOKENIZER = ImageFolderConfig(
-    image_size=16, patch_size=4, encoder=VIT, decoder=VIT, scales=(1, 2, 3), codebook_size=64, code_dim=8
+    image_size=16,
+    patch_size=4,
+    encoder=VIT,
+    decoder=VIT,
+    scales=(1, 2, 3),
+    quantizer=VectorConfig(codebook_size=64, code_dim=8),
 )
 GENERATOR = NextScaleConfig(num_classes=5, depth=2, width=64, heads=4, drop_path=0.1)
 GROUPS = [GroupCausal(tuple(k * k for k in (1, 1, 2, 3, 3, 4, 5, 6, 8, 11))), GroupCausal((1,) * 33), None]

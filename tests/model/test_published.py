@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from model.config import ImageFolderConfig, ViTConfig
+from model.config import ImageFolderConfig, VectorConfig, ViTConfig
 from model.published.containers import unwrap
 from model.published.families import GeneratorFamily, TokenizerFamily, find_family
 from model.published.imagefolder import load_tokenizer, published_name
@@ -105,8 +105,7 @@ def _published(shared: int, branches: int = 2) -> ImageFolderTokenizer:
         decoder=ViTConfig(width=16, depth=2, heads=2, layer_scale=None),
         branches=branches,
         scales=(1, 2, 3),
-        codebook_size=32,
-        code_dim=6,
+        quantizer=VectorConfig(codebook_size=32, code_dim=6),
         shared_residual_convs=shared,
     )
     return ImageFolderTokenizer(config).eval()

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model.config import ImageFolderConfig
+from model.config import ImageFolderConfig, VectorConfig
 from model.quantizers.multi_scale import FoldedQuantizer, Quantized, area_resize, conv_of_scale
 
 SCALES = (1, 2, 3, 5)
@@ -19,7 +19,12 @@ SCALES = (1, 2, 3, 5)
 
 def _quantizer(**changes: object) -> FoldedQuantizer:
     torch.manual_seed(3)
-    options = {"scales": SCALES, "codebook_size": 24, "code_dim": 6, "branches": 2, "shared_residual_convs": 2}
+    options = {
+        "scales": SCALES,
+        "quantizer": VectorConfig(codebook_size=24, code_dim=6),
+        "branches": 2,
+        "shared_residual_convs": 2,
+    }
     return FoldedQuantizer(ImageFolderConfig.model_validate({**options, "image_size": 32, "patch_size": 4, **changes}))
 
 
@@ -89,7 +94,9 @@ def test_each_token_is_the_code_of_largest_cosine_similarity_to_the_residual() -
         )
         for p in range(2):
             cells_BCK = F.interpolate((latent_BPCHW - decoded)[:, p], size=(side, side), mode="area").flatten(2)
-            cosine_BVK = F.cosine_similarity(quantizer.branch(p).codebook[None, :, :, None], cells_BCK[:, None], dim=2)
+            cosine_BVK = F.cosine_similarity(
+                quantizer.branch(p).quantizer.codebook[None, :, :, None], cells_BCK[:, None], dim=2
+            )
             chosen_B1K = tokens_BLF[:, quantizer.layout.span(scale), p][:, None]
             torch.testing.assert_close(cosine_BVK.gather(1, chosen_B1K)[:, 0], cosine_BVK.amax(1), rtol=0, atol=1e-6)
 
@@ -98,9 +105,9 @@ def test_a_code_is_added_at_its_own_length_through_bicubic_and_convolution() -> 
     quantizer = _quantizer(branches=1)
     branch = quantizer.branch(0)
     with torch.no_grad():
-        branch.codebook.mul_(3)
+        branch.quantizer.codebook.mul_(3)
     tokens_BK = torch.tensor([[5, 1, 7, 0]])
-    grid_BCkk = branch.codebook[tokens_BK].transpose(1, 2).reshape(1, 6, 2, 2)
+    grid_BCkk = branch.quantizer.codebook[tokens_BK].transpose(1, 2).reshape(1, 6, 2, 2)
     wide_BCHW = F.interpolate(grid_BCkk, size=(5, 5), mode="bicubic", align_corners=False)
     conv = branch.residual_convs[conv_of_scale(4, 2)[1]]
     torch.testing.assert_close(branch.step(tokens_BK, 1), 0.5 * wide_BCHW + 0.5 * conv(wide_BCHW))
@@ -264,8 +271,8 @@ def test_hits_count_every_token_of_its_branch_and_scale() -> None:
 
 def test_codes_start_on_the_unit_sphere_and_differ_between_branches() -> None:
     quantizer = _quantizer()
-    torch.testing.assert_close(quantizer.branch(0).codebook.norm(dim=1), torch.ones(24))
-    assert not torch.equal(quantizer.branch(0).codebook, quantizer.branch(1).codebook)
+    torch.testing.assert_close(quantizer.branch(0).quantizer.codebook.norm(dim=1), torch.ones(24))
+    assert not torch.equal(quantizer.branch(0).quantizer.codebook, quantizer.branch(1).quantizer.codebook)
 
 
 def test_autocast_around_it_changes_nothing() -> None:

@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model.config import ImageFolderConfig, NextScaleConfig
+from model.config import ImageFolderConfig, NextScaleConfig, VectorConfig
 from model.generators.next_scale import FoldedGenerator
 from model.generators.sampling import draw, guidance_ramp, truncate
 from model.protocols import SamplingPlan
@@ -23,7 +23,9 @@ LOGITS = st.lists(st.floats(-8, 8, width=32), min_size=2, max_size=12, unique=Tr
 def pair(folds: int = 2, scales: tuple[int, ...] = (1, 2, 3)) -> tuple[FoldedGenerator, FoldedQuantizer]:
     """A generator and a quantizer of one layout, with weights large enough that every input matters."""
     torch.manual_seed(0)
-    config = ImageFolderConfig(branches=folds, scales=scales, codebook_size=13, code_dim=4, dropout_min_scales=1)
+    config = ImageFolderConfig(
+        branches=folds, scales=scales, quantizer=VectorConfig(codebook_size=13, code_dim=4), dropout_min_scales=1
+    )
     generator = FoldedGenerator(
         NextScaleConfig(num_classes=5, depth=2, width=24, heads=3), config.layout, config.forcing_width
     )

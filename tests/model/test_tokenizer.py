@@ -12,7 +12,7 @@ from torch import Tensor
 
 import configs
 from cluster.config.run import RunConfig
-from model.config import ImageFolderConfig, ViTConfig
+from model.config import ImageFolderConfig, VectorConfig, ViTConfig
 from model.layers.vit import build_trunk, resize_positions
 from model.protocols import TokenizerOutput
 from model.tokenizers.imagefolder import KEPT_SCALES, ImageFolderTokenizer
@@ -30,8 +30,7 @@ def _tokenizer(**changes: object) -> ImageFolderTokenizer:
         "encoder": vit,
         "decoder": vit,
         "scales": (1, 2, 3),
-        "codebook_size": 16,
-        "code_dim": 6,
+        "quantizer": VectorConfig(codebook_size=16, code_dim=6),
         "shared_residual_convs": 2,
     }
     return ImageFolderTokenizer(ImageFolderConfig.model_validate({**options, **changes}))

@@ -14,7 +14,7 @@ from toy_families import ToyGeneratorConfig, ToyTokenizerConfig
 
 from model.generators.sampling import draw, truncate
 from model.layout import TokenLayout
-from model.losses import terms_of_groups
+from model.losses.tokens import terms_of_groups
 from model.protocols import Draws, SamplingPlan, TeacherForcing, Terms, TokenizerOutput, Uniform
 
 

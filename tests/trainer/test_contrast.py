@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from data_pipeline.config import ReadingConfig
-from model.losses import carry_gradients, contrastive_gradients, contrastive_loss
+from model.losses.contrastive import carry_gradients, contrastive_gradients, contrastive_loss
 from tests.trainer.gloo import run_gloo
 from tests.trainer.test_random_numbers import BATCH, FAKES, SIZE, TOKENIZER, Changes, section
 from trainer.config import TokenizerLossConfig, TokenizerStageConfig

@@ -15,7 +15,7 @@ from data_pipeline.order.permutations import SampleOrder, keyed_uniform
 from data_pipeline.shards import weights
 from data_pipeline.shards.image_shards import ImageShards
 from data_pipeline.tokens.tokenizing import finish, missing, plan_tokens, tokenize_shard
-from model.config import ImageFolderConfig, NextScaleConfig, ViTConfig
+from model.config import ImageFolderConfig, NextScaleConfig, VectorConfig, ViTConfig
 from model.generators.next_scale import FoldedGenerator
 from model.tokenizers.imagefolder import ImageFolderTokenizer
 from tests.trainer import small_runs
@@ -29,8 +29,7 @@ TOKENIZER = ImageFolderConfig(
     scales=(1, 2),
     dropout_min_scales=1,
     shared_residual_convs=1,
-    codebook_size=64,
-    code_dim=4,
+    quantizer=VectorConfig(codebook_size=64, code_dim=4),
     encoder=VIT,
     decoder=VIT,
 )
@@ -44,7 +43,7 @@ NOT_DECAYED = {"start_embed", "position_embed", "level_embed"}
 def tokens_of(label: int) -> np.ndarray:
     """The tokens of the image of a class."""
     shape = (TOKENIZER.layout.positions, TOKENIZER.layout.folds)
-    return np.random.default_rng(label).integers(0, TOKENIZER.codebook_size, shape)
+    return np.random.default_rng(label).integers(0, TOKENIZER.quantizer.vocabulary, shape)
 
 
 def tokenize(image_BCHW: np.ndarray) -> np.ndarray:
@@ -121,7 +120,7 @@ def first_scale(state: dict[str, Tensor], tokens_BLF: Tensor) -> Tensor:
     branches = []
     for branch in range(2):
         name = f"quantizer.branches.{branch}"
-        code_BCHW = state[f"{name}.codebook"][tokens_BLF[:, 0, branch]][:, :, None, None].expand(-1, -1, 2, 2)
+        code_BCHW = state[f"{name}.quantizer.codebook"][tokens_BLF[:, 0, branch]][:, :, None, None].expand(-1, -1, 2, 2)
         conv = (state[f"{name}.residual_convs.0.{part}"] for part in ("weight", "bias"))
         branches.append((code_BCHW + torch.nn.functional.conv2d(code_BCHW, *conv, padding=1)) / 2)
     return torch.cat(branches, 1).flatten(2).transpose(1, 2)

@@ -25,7 +25,7 @@ from data_pipeline.shards.token_dataset import TokenShards
 from data_pipeline.shards.tokenizers import load_tokenizer as load_network
 from data_pipeline.tokens.tokenizing import finish, missing, plan_tokens, tokenize_shard
 from foldtrain import Generator, Tokenizer, load_generator, load_tokenizer
-from model.config import ImageFolderConfig, NextScaleConfig, ViTConfig
+from model.config import ImageFolderConfig, NextScaleConfig, VectorConfig, ViTConfig
 from tests.data_pipeline.small_data import contents
 from tests.trainer import small_runs
 from tests.trainer.gloo import run_gloo
@@ -39,8 +39,7 @@ TOKENIZER = ImageFolderConfig(
     patch_size=4,
     scales=(1, 2, 4),
     dropout_min_scales=1,
-    codebook_size=64,
-    code_dim=4,
+    quantizer=VectorConfig(codebook_size=64, code_dim=4),
     encoder=VIT,
     decoder=VIT,
 )

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.config import ImageFolderConfig, ViTConfig
+from model.config import ImageFolderConfig, VectorConfig, ViTConfig
 from model.tokenizers.imagefolder import ImageFolderTokenizer
 from trainer.evaluation.judging import RealImages, evaluate_generator, evaluate_tokenizer
 
@@ -22,8 +22,7 @@ TOKENIZER = ImageFolderConfig(
     patch_size=4,
     scales=(1, 2),
     dropout_min_scales=1,
-    codebook_size=16,
-    code_dim=4,
+    quantizer=VectorConfig(codebook_size=16, code_dim=4),
     encoder=VIT,
     decoder=VIT,
 )

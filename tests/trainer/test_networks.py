@@ -9,7 +9,7 @@ import torch
 
 from data_pipeline.errors import CorruptShardError
 from data_pipeline.shards.weights import write_weights
-from model.config import ImageFolderConfig, NextScaleConfig, ViTConfig
+from model.config import ImageFolderConfig, NextScaleConfig, VectorConfig, ViTConfig
 from model.families import build_generator
 from model.quantizers.multi_scale import FoldedQuantizer
 from model.tokenizers.imagefolder import ImageFolderTokenizer
@@ -22,8 +22,7 @@ TOKENIZER = ImageFolderConfig(
     encoder=VIT,
     decoder=VIT,
     scales=(1, 2),
-    codebook_size=8,
-    code_dim=4,
+    quantizer=VectorConfig(codebook_size=8, code_dim=4),
     dropout_min_scales=1,
 )
 CPU = torch.device("cpu")
@@ -36,7 +35,7 @@ def test_the_sums_are_those_of_the_average_by_which_the_images_were_tokenized(tm
     write_weights(str(tmp_path), "tokenizer", TOKENIZER.model_dump(mode="json"), {"model": state, "ema": average}, {})
     forcing = load_forcing(str(tmp_path), CPU)
     assert isinstance(forcing, FoldedQuantizer)
-    torch.testing.assert_close(forcing.branch(1).codebook, average["quantizer.branches.1.codebook"])
+    torch.testing.assert_close(forcing.branch(1).quantizer.codebook, average["quantizer.branches.1.quantizer.codebook"])
     assert not any(parameter.requires_grad for parameter in forcing.parameters())
 
 

@@ -14,9 +14,10 @@ from torch import nn
 
 from data_pipeline.errors import UsageError
 from model.classifier import Classifier
-from model.config import ClassifierConfig, ImageFolderConfig, NextScaleConfig, ViTConfig
+from model.config import ClassifierConfig, ImageFolderConfig, NextScaleConfig, VectorConfig, ViTConfig
 from model.generators.next_scale import FoldedGenerator
-from model.losses import contrastive_loss, folded_cross_entropy
+from model.losses.contrastive import contrastive_loss
+from model.losses.tokens import folded_cross_entropy
 from model.tokenizers.imagefolder import ImageFolderTokenizer
 from tests.trainer.gloo import run_gloo
 from tests.trainer.small_training import settings
@@ -35,8 +36,7 @@ TOKENIZER = ImageFolderConfig(
     patch_size=14,
     encoder=VIT,
     decoder=VIT,
-    codebook_size=32,
-    code_dim=8,
+    quantizer=VectorConfig(codebook_size=32, code_dim=8),
     scales=(1, 2),
     dropout_min_scales=1,
     teacher_width=12,
@@ -99,7 +99,7 @@ def curve(kind: str, stage: int, bf16: bool, twice: bool) -> list[float]:
     for step in range(3):
         terms = train(engine, [partial(module.forward, step * 2 + dist.get_rank())], 1e-3)
         losses.append(float(terms["loss"]))
-    name = next(name for name, _ in module.named_parameters() if name.endswith(("head.weight", "0.codebook")))
+    name = next(name for name, _ in module.named_parameters() if name.endswith(("head.weight", "0.quantizer.codebook")))
     return [*losses, float(engine.whole(name).double().sum())]
 
 

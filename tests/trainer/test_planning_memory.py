@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from data_pipeline.config import ReadingConfig, TokensConfig
-from model.config import ImageFolderConfig, NextScaleConfig, ViTConfig
+from model.config import ImageFolderConfig, NextScaleConfig, VectorConfig, ViTConfig
 from model.generators.next_scale import FoldedGenerator
 from model.quantizers.multi_scale import FoldedQuantizer
 from model.tokenizers.imagefolder import ImageFolderTokenizer
@@ -27,7 +27,12 @@ from trainer.stages.tokenizer import TokenizerStage
 Weights = tuple[int, ...]
 VIT = ViTConfig(width=128, depth=2, heads=4)
 TOKENIZER = ImageFolderConfig(
-    image_size=64, patch_size=8, encoder=VIT, decoder=VIT, scales=(1, 2, 3, 4, 6, 8), codebook_size=1024
+    image_size=64,
+    patch_size=8,
+    encoder=VIT,
+    decoder=VIT,
+    scales=(1, 2, 3, 4, 6, 8),
+    quantizer=VectorConfig(codebook_size=1024),
 )
 GENERATOR = NextScaleConfig(num_classes=10, depth=4, width=256, heads=4)
 BATCH = 4

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from cluster.config.loading import load_config
 from cluster.stages.planning import stage_configs
 from data_pipeline.config import ReadingConfig, TokensConfig
-from model.config import ImageFolderConfig, NextScaleConfig, ViTConfig
+from model.config import ImageFolderConfig, NextScaleConfig, VectorConfig, ViTConfig
 from trainer.config import (
     GeneratorStageConfig,
     TeacherConfig,
@@ -45,8 +45,7 @@ TOKENIZER = ImageFolderConfig(
     decoder=VIT,
     scales=(1, 2),
     dropout_min_scales=1,
-    codebook_size=16,
-    code_dim=4,
+    quantizer=VectorConfig(codebook_size=16, code_dim=4),
 )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from data_pipeline.config import ReadingConfig
 from data_pipeline.loading.loader import ImageBatch, TokenBatch
 from data_pipeline.order.permutations import network_seeds, step_positions
-from model.config import ClassifierConfig, ImageFolderConfig, NextScaleConfig, ViTConfig
+from model.config import ClassifierConfig, ImageFolderConfig, NextScaleConfig, VectorConfig, ViTConfig
 from model.generators.next_scale import FoldedGenerator
 from model.quantizers.multi_scale import FoldedQuantizer
 from tests.trainer.gloo import run_gloo
@@ -43,8 +43,7 @@ TOKENIZER = ImageFolderConfig(
     patch_size=4,
     scales=(1, 2),
     dropout_min_scales=1,
-    codebook_size=8,
-    code_dim=4,
+    quantizer=VectorConfig(codebook_size=8, code_dim=4),
     quantizer_dropout=0.5,
     encoder=VIT,
     decoder=VIT,

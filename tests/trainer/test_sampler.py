@@ -11,7 +11,7 @@ import torch
 from data_pipeline.errors import UsageError
 from data_pipeline.shards import weights
 from data_pipeline.shards.halves import halves_of
-from model.config import ImageFolderConfig, NextScaleConfig, ViTConfig
+from model.config import ImageFolderConfig, NextScaleConfig, VectorConfig, ViTConfig
 from model.generators.next_scale import FoldedGenerator
 from model.tokenizers.imagefolder import ImageFolderTokenizer
 from trainer.config import SamplingConfig
@@ -24,8 +24,7 @@ TOKENIZER = ImageFolderConfig(
     encoder=VIT,
     decoder=VIT,
     scales=(1, 2),
-    codebook_size=16,
-    code_dim=4,
+    quantizer=VectorConfig(codebook_size=16, code_dim=4),
     dropout_min_scales=1,
 )
 GENERATOR = NextScaleConfig(num_classes=3, depth=1, width=16, heads=2)

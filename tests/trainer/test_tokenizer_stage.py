@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from data_pipeline.config import ReadingConfig
 from data_pipeline.order.permutations import Positions, keyed_uniform
-from model.config import ImageFolderConfig, ViTConfig
+from model.config import ImageFolderConfig, VectorConfig, ViTConfig
 from model.tokenizers.imagefolder import KEPT_MEAN, KEPT_SCALES, ImageFolderTokenizer
 from tests.trainer.gloo import run_gloo
 from trainer.config import TokenizerLossConfig, TokenizerStageConfig, TrainerConfig
@@ -69,8 +69,7 @@ def counted(dead_code_steps: int) -> list[dict[str, Any]]:
         patch_size=4,
         scales=(1, 2),
         dropout_min_scales=1,
-        codebook_size=8,
-        code_dim=4,
+        quantizer=VectorConfig(codebook_size=8, code_dim=4),
         encoder=SMALL,
         decoder=SMALL,
     )
@@ -93,8 +92,8 @@ def counted(dead_code_steps: int) -> list[dict[str, Any]]:
 
 def test_counts_of_codes_are_summed_by_all_ranks_though_one_alone_restores_them(tmp_path: Path) -> None:
     for states in run_gloo(2, tmp_path, counted, 4):
-        first = "hits.quantizer.branches.0.codebook"
-        assert [sorted(state) for state in states] == [[first, "hits.quantizer.branches.1.codebook"]] * 3
+        first = "hits.quantizer.branches.0.quantizer.codebook"
+        assert [sorted(state) for state in states] == [[first, "hits.quantizer.branches.1.quantizer.codebook"]] * 3
         assert [np.unique(state[first]).tolist() for state in states] == [[0], [10], [10]]
         assert states[0][first].shape == (2, 8)
     assert run_gloo(2, tmp_path, counted, 0) == [[{}] * 3] * 2

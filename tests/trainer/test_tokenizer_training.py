@@ -12,7 +12,7 @@ from torch import Tensor
 
 from data_pipeline.shards.halves import half_fingerprint, halves_of
 from data_pipeline.shards.weights import read_card
-from model.config import ImageFolderConfig, ViTConfig
+from model.config import ImageFolderConfig, VectorConfig, ViTConfig
 from model.tokenizers.imagefolder import ImageFolderTokenizer
 from tests.trainer import small_runs
 from tests.trainer.gloo import run_gloo
@@ -28,9 +28,7 @@ MODEL = ImageFolderConfig(
     residual_ratio=0.3,
     quantizer_dropout=0,
     dropout_min_scales=1,
-    codebook_size=12,
-    code_dim=4,
-    commitment=COMMITMENT,
+    quantizer=VectorConfig(codebook_size=12, code_dim=4, commitment=COMMITMENT),
     encoder=VIT,
     decoder=VIT,
     teacher_width=small_runs.CLASSIFIER.widths[-1],
@@ -46,8 +44,8 @@ NOT_DECAYED = {
     "decoder.level",
     "decoder.trunk.cls_token",
     "decoder.trunk.pos_embed",
-    "quantizer.branches.0.codebook",
-    "quantizer.branches.1.codebook",
+    "quantizer.branches.0.quantizer.codebook",
+    "quantizer.branches.1.quantizer.codebook",
 }
 """Tensors of two and more axes that weight decay leaves alone: all that is no weight of a layer."""
 
@@ -81,7 +79,7 @@ def plain_quantizer(weights: dict[str, Tensor], latent_BPCHW: Tensor) -> tuple[T
     quantized, codebook_terms, commitment_terms = [], [], []
     for branch, latent_BCHW in enumerate(latent_BPCHW.unbind(1)):
         name = f"quantizer.branches.{branch}"
-        codebook, conv = weights[f"{name}.codebook"], f"{name}.residual_convs.0"
+        codebook, conv = weights[f"{name}.quantizer.codebook"], f"{name}.residual_convs.0"
         total = torch.zeros_like(latent_BCHW)
         for side in (1, 2):
             residual = (latent_BCHW - total).detach()

@@ -23,7 +23,7 @@ import torch.distributed as dist
 import torch.distributed.nn
 from torch import Tensor
 
-from model.losses import carry_gradients, contrastive_gradients, contrastive_loss
+from model.losses.contrastive import carry_gradients, contrastive_gradients, contrastive_loss
 from trainer.config import TokenizerLossConfig
 
 

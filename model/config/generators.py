@@ -1,0 +1,90 @@
+"""What can be set of generators."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from model.config.networks import ClassCount
+from model.layout import TokenLayout
+
+
+class GeneratorConfig(ClassCount):
+    """What the configs of all generators have. Which kinds there are says model/families.py."""
+
+    kind: str
+    """Family of the generator: the order in which it predicts tokens, and its network."""
+    needs_forcing: ClassVar[bool] = False
+    """Whether training needs the tokenizer that made the tokens (its multi-scale sums), and not their ids alone."""
+    label_dropout: float = Field(0.1, ge=0, lt=1)
+    """Share of training samples whose class is hidden, which makes guidance possible."""
+
+    def check_layout(self, layout: TokenLayout, forcing_width: int | None) -> None:
+        """Refuse tokens that such a generator cannot predict.
+
+        Args:
+            layout: of the tokens.
+            forcing_width: channels of the multi-scale sums of their tokenizer; None if it gives none.
+
+        Raises:
+            ValueError: says why, and what to do.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has to say which layouts it can predict")
+
+
+class NextScaleConfig(GeneratorConfig):
+    """The folded next-scale transformer (specs of VAR, arXiv 2404.02905, with F tokens per position).
+
+    It has one more row than classes, for "no class".
+    """
+
+    needs_forcing: ClassVar[bool] = True
+
+    kind: Literal["next-scale"] = "next-scale"
+    """Family of the generator."""
+    depth: int = Field(16, gt=0, le=1_000)
+    """Number of blocks."""
+    width: int = Field(1024, gt=0, le=65_536)
+    """Channels of each position."""
+    heads: int = Field(16, gt=0, le=1_024)
+    """Attention heads."""
+    mlp_ratio: float = Field(4.0, gt=0, le=64)
+    """Hidden width of the MLP over `width`."""
+    drop_path: float = Field(0.0, ge=0, lt=1)
+    """Stochastic depth of the last block; grows linearly from 0 at the first."""
+    shared_adaln: bool = False
+    """One AdaLN projection for all blocks, with an offset per block."""
+    qk_norm: bool = True
+    """Normalise queries and keys to length one, with a learned temperature per head."""
+    adaln_gamma_init: float = Field(1e-3, gt=0)
+    """Factor on the initial weights of the AdaLN gates."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is no multiple of heads {self.heads}")
+        return self
+
+    def check_layout(self, layout: TokenLayout, forcing_width: int | None) -> None:
+        """Needs several scales, sums of them, and folds of one vocabulary.
+
+        Raises:
+            ValueError: says what is missing.
+        """
+        if forcing_width is None:
+            raise ValueError(
+                "generator kind next-scale predicts a scale from the sum of the scales before it, and the tokenizer of "
+                "these tokens gives none: take a generator kind that reads token ids, or a multi-scale tokenizer"
+            )
+        if len(layout.groups) == 1 and layout.positions > 1:
+            raise ValueError(
+                f"generator kind next-scale draws the positions of a scale in one step, and these tokens are one scale "
+                f"of {layout.positions} positions: none could see another. Give the tokenizer several scales "
+                "(tokenizer.model.scales), or take a generator kind that predicts positions one after another"
+            )
+        if len(set(layout.vocabularies)) > 1:
+            raise ValueError(
+                f"generator kind next-scale has one head for folds of one vocabulary, and these tokens have "
+                f"{list(layout.vocabularies)}: take another generator kind, or codebooks of one size"
+            )
