@@ -1,4 +1,8 @@
-"""Which published models can be imported: the one place where a family is chosen, by its options and names."""
+"""Which published models can be imported: the one place where a family is chosen, by names and shapes of its tensors.
+
+A family is one entry: how it is called, whether tensors are its own, and what makes a network of ours of them. Its
+module holds its names; model/published/fitting.py puts tensors in their places and says what does not fit.
+"""
 
 from __future__ import annotations
 
@@ -7,52 +11,75 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from model.config import ImageFolderConfig
-from model.generators.next_scale import FoldedGenerator
+from model.config import TokenizerConfig
+from model.protocols import Generator, Tokenizer
 from model.published import imagefolder, var
-from model.tokenizers.imagefolder import ImageFolderTokenizer
+from model.published.options import Options
 
-Options = Mapping[str, object]
 State = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
-class TokenizerFamily:
+class PublishedTokenizer:
     """Published tokenizers of one kind."""
 
     name: str
-    """As it is told to users."""
+    """As people are told: the paper's or its code's name."""
+    kinds: tuple[str, ...]
+    """By which it can be asked for (`--as`), lower case, words joined by "-"; no other family has one of them."""
     recognizes: Callable[[Options, State], bool]
-    """Whether options and parameters are of this family."""
-    load: Callable[[Options, State], ImageFolderTokenizer]
-    """Options and parameters to a tokenizer; ValueError names what does not fit."""
+    """Whether parameters are of this family. Their names and shapes decide; options, which may be empty, only where
+    two families have the same."""
+    load: Callable[[Options, State], Tokenizer]
+    """Options and parameters to a tokenizer in float32 and eval mode, which may share their memory. ValueError names
+    parameters that do not fit, and options that no shape tells and that are absent."""
 
 
 @dataclass(frozen=True)
-class GeneratorFamily:
+class PublishedGenerator:
     """Published generators of one kind."""
 
     name: str
-    """As it is told to users."""
+    """As people are told."""
+    kinds: tuple[str, ...]
+    """By which it can be asked for."""
     recognizes: Callable[[Options, State], bool]
-    """Whether options and parameters are of this family."""
-    load: Callable[[Options, State, ImageFolderConfig], FoldedGenerator]
+    """Whether parameters are of this family."""
+    load: Callable[[Options, State, TokenizerConfig], Generator]
     """The same with the config of the tokenizer whose tokens it predicts."""
 
 
-Family = TokenizerFamily | GeneratorFamily
+Published = PublishedTokenizer | PublishedGenerator
 
-
-def _is_folded_var(config: Options, state: State) -> bool:
-    return "folds" in config and {"word_embed.weight", "head.weight", "pos_1LC"} <= state.keys()
-
-
-FAMILIES: tuple[Family, ...] = (
-    TokenizerFamily("ImageFolder MSVR tokenizer", imagefolder.recognizes, imagefolder.load_tokenizer),
-    GeneratorFamily("folded VAR generator", _is_folded_var, var.load_generator),
+FAMILIES: tuple[Published, ...] = (
+    PublishedTokenizer("ImageFolder MSVR tokenizer", ("msvr",), imagefolder.recognizes, imagefolder.load_tokenizer),
+    PublishedGenerator("VAR generator", ("var", "folded-var"), var.recognizes, var.load_generator),
 )
 
 
-def find_family(config: Options, state: State) -> Family | None:
-    """The family of a published model; None if it is not supported yet."""
-    return next((family for family in FAMILIES if family.recognizes(config, state)), None)
+def find_family(options: Options, state: State, kind: str | None = None) -> Published | None:
+    """The family of a published model; None if it is of none that is known.
+
+    Args:
+        options: the published ones; empty where there are none.
+        state: the published parameters.
+        kind: which family to take, whatever the parameters look like (one of its `kinds`).
+
+    Raises:
+        ValueError: if there is no such kind, or several families take the parameters for theirs.
+    """
+    if kind is not None:
+        asked = next((family for family in FAMILIES if kind in family.kinds), None)
+        if asked is None:
+            raise ValueError(f"there is no kind {kind}: there are {', '.join(_kinds(FAMILIES))}")
+        return asked
+    found = tuple(family for family in FAMILIES if family.recognizes(options, state))
+    if len(found) > 1:
+        raise ValueError(
+            f"could be {' or '.join(each.name for each in found)}: say which (--as {'|'.join(_kinds(found))})"
+        )
+    return found[0] if found else None
+
+
+def _kinds(families: tuple[Published, ...]) -> list[str]:
+    return [kind for family in families for kind in family.kinds]

@@ -10,7 +10,11 @@ import torch
 from torch import Tensor
 
 from model.config import ImageFolderConfig, VectorConfig, ViTConfig
+from model.published.fitting import count_of, filled, shape_of
+from model.published.options import whole_number, whole_numbers
 from model.tokenizers.imagefolder import ImageFolderTokenizer
+
+WHAT = "the published tokenizer"
 
 IGNORED = re.compile(
     r"(encoder|decoder)\.lvl1LC"  # which level each token has: follows from the layout
@@ -47,7 +51,7 @@ def recognizes(config: Mapping[str, object], state: Mapping[str, Tensor]) -> boo
 
 
 def load_tokenizer(config: Mapping[str, object], state: Mapping[str, Tensor]) -> ImageFolderTokenizer:
-    """A published tokenizer with its weights, in float32 and eval mode. The state's tensors are copied.
+    """A published tokenizer with its weights, in float32 and eval mode; they may share the state's memory.
 
     Args:
         config: the published options. `vit`, if there, gives the number of heads in place of the named backbone.
@@ -56,20 +60,11 @@ def load_tokenizer(config: Mapping[str, object], state: Mapping[str, Tensor]) ->
     Raises:
         ValueError: naming the parameters that are unknown, missing or of another shape, or the option that is wrong.
     """
-    kept = {name: tensor for name, tensor in state.items() if not IGNORED.fullmatch(name)}
-    own_config = tokenizer_config(config, kept)
+    own_config = tokenizer_config(config, state)
     with torch.device("meta"):
         tokenizer = ImageFolderTokenizer(own_config)
-    expected = {name: tensor.shape for name, tensor in tokenizer.state_dict().items()}
-    names = {own: published_name(own, own_config) for own in expected}
-    _refuse("misses", sorted(set(names.values()) - kept.keys()))
-    _refuse("has parameters that are not known", sorted(kept.keys() - set(names.values())))
-    weights = {own: kept[name] for own, name in names.items()}
-    wrong = [own for own, tensor in weights.items() if _core(tensor.shape) != _core(expected[own])]
-    _refuse("has unexpected shapes", [f"{names[own]} {list(weights[own].shape)}" for own in wrong])
-    copies = {own: tensor.to(torch.float32, copy=True).reshape(expected[own]) for own, tensor in weights.items()}
-    tokenizer.load_state_dict(copies, assign=True)
-    return tokenizer.eval()
+    filled(tokenizer, state, lambda own: published_name(own, own_config), IGNORED, WHAT)
+    return tokenizer
 
 
 def published_name(own: str, config: ImageFolderConfig) -> str:
@@ -94,26 +89,21 @@ def tokenizer_config(config: Mapping[str, object], state: Mapping[str, Tensor]) 
     Raises:
         ValueError: if an option or a parameter that sizes are read from is missing.
     """
-    needed = ["encoder.model.patch_embed.proj.weight", "encoder.model.pos_embed"]
-    _refuse("misses", [name for name in needed if name not in state])
-    codebooks = [tensor for name, tensor in state.items() if CODEBOOK.fullmatch(name)]
-    _refuse("misses", [] if codebooks else ["quantizes.0.embedding.weight"])
-    scales = config.get("v_patch_nums")
-    if not isinstance(scales, list | tuple):
-        raise ValueError("the published tokenizer's config needs v_patch_nums, a list of sides")  # noqa: TRY004
-    patch_size = state["encoder.model.patch_embed.proj.weight"].shape[-1]
-    patches = math.isqrt(state["encoder.model.pos_embed"].shape[1] - 1)
-    codebook_size, code_dim = codebooks[0].shape
+    patch_size = shape_of(state, "encoder.model.patch_embed.proj.weight", 4, WHAT)[-1]
+    patches = math.isqrt(shape_of(state, "encoder.model.pos_embed", 3, WHAT)[1] - 1)
+    codebooks = [name for name in state if CODEBOOK.fullmatch(name)] or ["quantizes.0.embedding.weight"]
+    codebook_size, code_dim = shape_of(state, codebooks[0], 2, WHAT)
+    scales = whole_numbers(config, "v_patch_nums")
     return ImageFolderConfig(
         image_size=patches * patch_size,
         patch_size=patch_size,
         encoder=_vit_config(config, state, "encoder"),
         decoder=_vit_config(config, state, "decoder"),
         branches=len(codebooks),
-        scales=tuple(int(side) for side in scales),
+        scales=scales,
         quantizer=VectorConfig(codebook_size=codebook_size, code_dim=code_dim),
-        shared_residual_convs=_number(config, "share_quant_resi", 4),
-        dropout_min_scales=min(_number(config, "start_drop", 3), len(scales)),
+        shared_residual_convs=whole_number(config, "share_quant_resi", 4),
+        dropout_min_scales=min(whole_number(config, "start_drop", 3), len(scales)),
     )
 
 
@@ -122,32 +112,12 @@ def _vit_config(config: Mapping[str, object], state: Mapping[str, Tensor], side:
     vit = config.get("vit")
     if vit is None:
         return ViTConfig(backbone=str(config.get(f"{side}_model", "")), drop_path=0.1)
-    if not isinstance(vit, Mapping) or f"{side}.model.blocks.0.mlp.fc1.weight" not in state:
-        raise ValueError(f"the published tokenizer misses {side}.model.blocks.0.mlp.fc1.weight, or vit is no mapping")
-    hidden, width = state[f"{side}.model.blocks.0.mlp.fc1.weight"].shape
-    blocks = [name.split(".")[3] for name in state if name.startswith(f"{side}.model.blocks.")]
+    hidden, width = shape_of(state, f"{side}.model.blocks.0.mlp.fc1.weight", 2, WHAT)
     return ViTConfig(
         width=width,
-        depth=1 + max(int(block) for block in blocks),
-        heads=_number(vit, "num_heads", None),
+        depth=count_of(state, f"{side}.model.blocks."),
+        heads=whole_number(config, "vit.num_heads"),
         mlp_ratio=hidden / width,
         layer_scale=1e-5 if f"{side}.model.blocks.0.ls1.gamma" in state else None,
         drop_path=0.1,
     )
-
-
-def _number(options: Mapping[str, object], name: str, default: int | None) -> int:
-    value = options.get(name, default)
-    if not isinstance(value, int):
-        raise ValueError(f"the published tokenizer's config has {name}={value!r}: needs a whole number")  # noqa: TRY004
-    return value
-
-
-def _core(shape: torch.Size) -> list[int]:
-    """A shape without dimensions of length one, which 1x1 convolutions and batched parameters carry."""
-    return [length for length in shape if length > 1]
-
-
-def _refuse(what: str, names: list[str]) -> None:
-    if names:
-        raise ValueError(f"the published tokenizer {what}: {', '.join(names)}")

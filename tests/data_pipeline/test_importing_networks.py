@@ -54,7 +54,7 @@ def test_an_imported_generator_gives_the_published_logits_and_belongs_to_its_tok
     output, run = str(tmp_path / "generator"), str(Path(tokenizer).parents[1])
     command = ["import", "network", str(GENERATOR), "-o", output, "--tokenizer", run]
     done = CliRunner().invoke(app, command, catch_exceptions=False)
-    assert "generator (folded VAR generator)" in " ".join(done.output.split())
+    assert "generator (VAR generator)" in " ".join(done.output.split())
     network, _ = load_generator(output, True, CPU)
     io = load_file(GENERATOR.with_name("io.safetensors"))
     with torch.no_grad():
@@ -80,7 +80,7 @@ def test_a_generator_asks_for_its_tokenizer(tmp_path: Path) -> None:
         (
             "config.json",
             b"{}",
-            r"is of no family that can be imported: there are ImageFolder MSVR tokenizer, folded VAR",
+            r"is of no family that can be imported: there are ImageFolder MSVR tokenizer, VAR",
         ),
         ("config.json", b'{"v_patch_nums": [1, 2, 3]}', r"state\.safetensors: "),
     ],

@@ -7,7 +7,7 @@ not read. Which families there are, and how their names map to ours, is told by 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
@@ -16,10 +16,10 @@ from data_pipeline.shards.halves import halves_of
 from data_pipeline.shards.safetensors_header import check_safetensors
 from data_pipeline.shards.tokenizers import tokenizer_config
 from data_pipeline.shards.weights import Card
-from model.config import ImageFolderConfig, TokenizerConfig
+from model.config import TokenizerConfig
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 OPTIONS = "config.json"
 """Beside the weights, unless it is elsewhere."""
@@ -43,7 +43,7 @@ def import_network(
     Raises:
         UsageError: if a file is missing or wrong, no family is recognized, or what was given does not fit.
     """
-    from model.published.families import FAMILIES, TokenizerFamily, find_family
+    from model.published.families import FAMILIES, PublishedTokenizer, find_family
 
     where = options or storage.join(file.rpartition("/")[0] or ".", OPTIONS)
     state, digest = _read_state(file)
@@ -54,14 +54,12 @@ def import_network(
         raise UsageError(f"{file} with {where} is of no family that can be imported: there are {known}")
     lineage: dict[str, Any] = {"imported": family.name, "sha256": digest}
     try:
-        if isinstance(family, TokenizerFamily):
+        if isinstance(family, PublishedTokenizer):
             network = family.load(published, state)
             config = network.config.without_pretraining().model_dump(mode="json")
-            files = {"model": network.state_dict()}
+            files = {"model": cast("nn.Module", network).state_dict()}
             return weights.write_weights(output, "tokenizer", config, files, lineage, halves=halves_of(network))
         card, speaks = _tokenizer_of(file, tokenizer)
-        if not isinstance(speaks, ImageFolderConfig):
-            raise UsageError(f"{file}: such generators speak tokens of ImageFolder's, and {tokenizer} is {speaks.kind}")
         generator = family.load(published, state, speaks)
     except (ValueError, KeyError) as error:
         raise UsageError(f"{file}: {error}") from None
@@ -73,7 +71,7 @@ def import_network(
     }
     described |= {"forcing_width": speaks.forcing_width}
     lineage |= {"tokenizer": card.encoder()}
-    files = {"model": generator.state_dict()}
+    files = {"model": cast("nn.Module", generator).state_dict()}
     return weights.write_weights(output, "generator", described, files, lineage, classes=classes)
 
 

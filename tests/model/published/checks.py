@@ -1,0 +1,21 @@
+"""Which check belongs to which family: by the name that model/published/families.py gives it.
+
+A check takes the network that was loaded and what is in io.safetensors, and compares all of it: latent, tokens,
+quantized latent, reconstruction. It knows no size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from tests.model.published import imagefolder, var
+
+Check = Callable[[Any, dict[str, Tensor]], None]
+
+CHECKS: dict[str, Check] = {
+    "ImageFolder MSVR tokenizer": imagefolder.check,
+    "VAR generator": var.check,
+}
