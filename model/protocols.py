@@ -43,10 +43,17 @@ class TokenizerOutput(NamedTuple):
     """Token ids, int64."""
     losses: Terms
     """What is minimized beside the reconstruction's error, weighted: codebook, commitment, entropy."""
-    semantic_BC: Tensor | None
-    """What is compared with a teacher's features, float32; None for kinds that are not (`TokenizerConfig.compares`)."""
+    branch_BPC: Tensor | None
+    """Means over the positions of each branch's quantized latent (straight-through), float32: what is compared with a
+    teacher's features. None for kinds that are not (`TokenizerConfig.compares`)."""
     hits: Terms
     """Times that each code was chosen, int64 [G, V], by the name of the parameter that is the codebook."""
+    seen: Terms
+    """What codes were looked up for, float32 [N, C], detached, by the name of the parameter that is the codebook."""
+    means: Terms
+    """Means over the samples that `losses_of_means` needs over the global batch, with gradients, float32.
+
+    Terms of quantizer dropout are weighted such that the mean over micro-batches and workers is the global mean."""
 
 
 class Tokenizer(Protocol):
@@ -73,6 +80,11 @@ class Tokenizer(Protocol):
     @property
     def prefixes(self) -> tuple[int, ...]:
         """Numbers of leading positions from which an image can be decoded, ascending; the last is all."""
+        ...
+
+    @property
+    def last_layer(self) -> str:
+        """Name of the last parameter before the pixels: the adaptive adversarial weight compares gradients there."""
         ...
 
     @property
@@ -107,7 +119,14 @@ class Tokenizer(Protocol):
         ...
 
     def project_teacher(self, feature_BD: Tensor) -> Tensor:
-        """A teacher's features -> [B, C], to be compared with `semantic_BC`; gradients reach the projection."""
+        """A teacher's features -> [B, C], compared with a branch of `branch_BPC`; gradients reach the projection."""
+        ...
+
+    def losses_of_means(self, means: Terms) -> Terms:
+        """What is minimized of `TokenizerOutput.means` over the global batch, weighted; a pure function of them.
+
+        No mean over micro-batches would do: the entropy of the mean is not the mean of entropies.
+        """
         ...
 
     def no_decay_parameters(self) -> set[str]:
@@ -116,15 +135,49 @@ class Tokenizer(Protocol):
 
 
 Search = Callable[[Tensor], Tensor]
-"""Vectors [B, K, C], float32 -> the ids of their codes [B, K], int64, without gradients."""
+"""Projected vectors [B, K, C], float32 -> the ids of their codes [B, K], int64, without gradients."""
+
+
+class SoftAssignment(Protocol):
+    """Each vector's share in each code: what an entropy term looks at."""
+
+    @property
+    def entropy_weight(self) -> float:
+        """Of the term: mean entropy of the vectors' shares, minus the entropy of the mean share."""
+        ...
+
+    @property
+    def entropy_of_cells(self) -> bool:
+        """In several scales: shares of what is looked up, or else of all positions of the latent grid."""
+        ...
+
+    def shares(self, vector_BKC: Tensor) -> Tensor:
+        """Vectors -> [B, K, N], with gradients: the probabilities of N codes, or of N bits that a code is made of."""
+        ...
+
+    def entropy(self, share_N: Tensor) -> Tensor:
+        """Entropy of shares, over the last axis."""
+        ...
 
 
 class Quantizer(Protocol):
     """Vectors to codes and back, one by one, in float32; an `nn.Module`, made from a `QuantizerConfig`."""
 
+    CODEBOOK: ClassVar[str | None]
+    """Name of the parameter with a row for each code; None where codes are fixed."""
+
     @property
     def config(self) -> QuantizerConfig:
         """What rebuilds it."""
+        ...
+
+    @property
+    def soft(self) -> SoftAssignment | None:
+        """What the entropy term needs; None without one."""
+        ...
+
+    def project(self, vector_BKC: Tensor) -> Tensor:
+        """What is looked up, and replaced by its code: the vector itself, at length one, or bounded; with gradients."""
         ...
 
     def search(self) -> Search:

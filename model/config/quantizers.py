@@ -48,6 +48,13 @@ class VectorConfig(QuantizerConfig):
     """Codes of the codebook. Tokens are stored in 16 bits up to 65,536, in 32 above."""
     code_dim: int = Field(32, gt=0, le=65_536)
     """Channels of a code."""
+    lookup: Literal["cosine", "euclidean"] = "cosine"
+    """What "nearest" means: the largest cosine similarity, or the smallest distance. The same where `unit_codes`."""
+    unit_codes: bool = False
+    """Latents are compared, and codes put out, at length one: as published for one scale (VQ and VP2 of ImageFolder,
+    LlamaGen, the legacy TiTok). The published codes of several scales are put out as they are."""
+    initialization: Literal["sphere", "uniform"] = "sphere"
+    """Codes of length one (ImageFolder, LlamaGen), or uniform from -1 to 1 over the number of codes (TiTok)."""
 
     @property
     def vocabulary(self) -> int:

@@ -57,13 +57,18 @@ class GridTokenizerConfig(TokenizerConfig):
     quantizer: AnyQuantizerConfig = VectorConfig()
     """Of each branch."""
     shared_residual_convs: int = Field(4, ge=0, le=1_000)
-    """Number of 3x3 convolutions shared by the scales of a branch; 0 gives each scale its own."""
+    """Number of 3x3 convolutions shared by the scales of a branch; 0 gives each scale its own. One scale has none."""
     residual_ratio: float = Field(0.5, ge=0, le=1)
-    """Share of the convolution in h -> (1 - ratio) * h + ratio * conv(h)."""
+    """Share of the convolution in h -> (1 - ratio) * h + ratio * conv(h); 0 leaves the convolutions out."""
+    scale_decay: float = Field(1.0, gt=0, le=1)
+    """Length of each scale's codes over that of the scale before, for codes of fixed lengths (LFQ, BSQ, FSQ)."""
     quantizer_dropout: float = Field(0.1, ge=0, le=1)
     """Share of training images of which only the first scales are kept."""
     dropout_min_scales: int = Field(3, gt=0, le=64)
     """Fewest scales that quantizer dropout keeps; the number is uniform from here to all."""
+    quantizer_dropout_images: Literal["spread", "first"] = "spread"
+    """Which images quantizer dropout takes: each by its own chance, at any number of workers; or, as published, the
+    first of each worker's batch, a whole number of them, which the semantic losses then leave out."""
     commitment_over_scales: bool = True
     """Divide the commitment loss by the number of scales, as in the paper; the published code at its head does not."""
 
@@ -79,6 +84,13 @@ class GridTokenizerConfig(TokenizerConfig):
     def grid(self) -> int:
         """Side of the latent grid."""
         return self.scales[-1]
+
+    @property
+    def residual_convs(self) -> int:
+        """Convolutions of a branch."""
+        if len(self.scales) == 1 or not self.residual_ratio:
+            return 0
+        return self.shared_residual_convs or len(self.scales)
 
     @property
     def layout(self) -> TokenLayout:

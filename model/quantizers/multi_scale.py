@@ -24,7 +24,7 @@ from model.families import build_quantizer
 from model.layers.precision import without_autocast
 from model.layers.visibility import group_of_position
 from model.layout import TokenLayout
-from model.protocols import Search
+from model.protocols import Terms
 
 
 class Quantized(NamedTuple):
@@ -34,12 +34,27 @@ class Quantized(NamedTuple):
     """Quantized latent; its gradient goes straight through to the latent that was quantized."""
     tokens_BLF: Tensor
     """Token ids of all scales, int64, also of those that quantizer dropout leaves out."""
+    losses: Terms
+    """Weighted: "codebook" moves codes and convolutions to the latents, "commitment" moves latents to the codes; and
+    "sample_entropy", the part of the entropy term that is a mean over samples."""
+    hits: Terms
+    """Times that each code was chosen in this batch, int64 [S, V], by codebook."""
+    seen: Terms
+    """What codes were looked up for, float32 [B * L, C], by codebook."""
+    means: Terms
+    """What `FoldedQuantizer.losses_of_means` needs."""
+
+
+class Branch(NamedTuple):
+    """What quantization gives of one branch."""
+
+    latent_BCHW: Tensor
+    tokens_BL: Tensor
+    seen_BLC: Tensor
     codebook_loss: Tensor
-    """Moves codes and convolutions to the latents."""
     commitment_loss: Tensor
-    """Moves latents to the codes. Its weight (`commitment`) is in it already."""
-    hits_PSV: Tensor
-    """Times that each code was chosen in this batch, int64."""
+    sample_entropy: Tensor | None
+    share_SN: Tensor | None
 
 
 def conv_of_scale(scales: int, convs: int) -> tuple[int, ...]:
@@ -66,13 +81,17 @@ def area_resize(latent_BCHW: Tensor, side: int) -> Tensor:
 
 
 class MultiScaleQuantizer(nn.Module):
-    """One branch. All of it is computed in float32, whatever the precision around it."""
+    """One branch. All of it is computed in float32, whatever the precision around it.
+
+    One scale is a plain quantizer of a grid, equal scales are residual quantization, and ascending ones a pyramid.
+    """
 
     def __init__(self, config: GridTokenizerConfig) -> None:
         super().__init__()
         self.scales = config.scales
         self.ratio = config.residual_ratio
-        count = config.shared_residual_convs or len(self.scales)
+        self.lengths = tuple(config.scale_decay**scale for scale in range(len(self.scales)))
+        count = config.residual_convs
         self.convs = conv_of_scale(len(self.scales), count)
         self.quantizer = build_quantizer(config.quantizer)
         width = config.quantizer.width
@@ -81,36 +100,47 @@ class MultiScaleQuantizer(nn.Module):
     def step(self, tokens_BK: Tensor, scale: int) -> Tensor:
         """What the tokens of one scale add to the latent: codes [B, k * k] as ids -> [B, C, H, W]."""
         side, grid = self.scales[scale], self.scales[-1]
-        codes_BKC = self.quantizer.codes(tokens_BK)
+        codes_BKC = self.quantizer.codes(tokens_BK) * self.lengths[scale]
         step_BCHW = rearrange(codes_BKC, "b (h w) c -> b c h w", h=side)
         if side != grid:
             step_BCHW = F.interpolate(step_BCHW, size=(grid, grid), mode="bicubic", align_corners=False)
         # Pooling adds in the order of memory, and bits must not depend on who calls.
         step_BCHW = step_BCHW.contiguous()
+        if not self.residual_convs:
+            return step_BCHW
         conv = self.residual_convs[self.convs[scale]]
         assert isinstance(conv, nn.Conv2d)
         assert conv.bias is not None
         mixed_BCHW = F.conv2d(step_BCHW, conv.weight.float(), conv.bias.float(), padding=1)
         return torch.add(step_BCHW.mul(1 - self.ratio), mixed_BCHW, alpha=self.ratio)
 
-    @torch.no_grad()
-    def choose(self, residual_BCHW: Tensor, search: Search, scale: int) -> Tensor:
-        """The tokens [B, k * k] of one scale: the codes that are nearest to its cells."""
-        cells_BCkk = area_resize(residual_BCHW, self.scales[scale])
-        return search(rearrange(cells_BCkk, "b c h w -> b (h w) c"))
+    def project(self, latent_BCHW: Tensor) -> Tensor:
+        """What is quantized: the quantizer's projection of each position."""
+        projected_BKC = self.quantizer.project(latent_BCHW.flatten(2).transpose(1, 2))
+        return projected_BKC.transpose(1, 2).reshape(latent_BCHW.shape)
 
-    def quantize(self, latent_BCHW: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Tokens [B, L] and what each scale adds to the latent, with gradients to codes and convolutions."""
+    @torch.no_grad()
+    def cells(self, residual_BCHW: Tensor, scale: int) -> Tensor:
+        """What is looked up at one scale, [B, k * k, C]."""
+        cells_BCkk = area_resize(residual_BCHW, self.scales[scale])
+        return rearrange(cells_BCkk, "b c h w -> b (h w) c") / self.lengths[scale]
+
+    def quantize(self, projected_BCHW: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Tokens [B, L], what they were looked up for [B, L, C], and what each scale adds to the latent.
+
+        With gradients to codes and convolutions.
+        """
         search = self.quantizer.search()
-        residual_BCHW = latent_BCHW.detach()
-        tokens, steps = [], []
+        residual_BCHW = projected_BCHW.detach()
+        cells, tokens, steps = [], [], []
         for scale in range(len(self.scales)):
-            tokens.append(self.choose(residual_BCHW, search, scale))
+            cells.append(self.cells(residual_BCHW, scale))
+            tokens.append(search(cells[-1]))
             steps.append(self.step(tokens[-1], scale))
             residual_BCHW = residual_BCHW - steps[-1].detach()
-        return torch.cat(tokens, dim=1), steps
+        return torch.cat(tokens, dim=1), torch.cat(cells, dim=1), steps
 
-    def forward(self, latent_BCHW: Tensor, keep_SB: Tensor | None, weight_SB: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, latent_BCHW: Tensor, keep_SB: Tensor | None, weight_SB: Tensor) -> Branch:
         """Quantize one branch in training.
 
         Args:
@@ -120,17 +150,36 @@ class MultiScaleQuantizer(nn.Module):
             weight_SB: Weight of each image's squared error after each scale.
 
         Returns:
-            Quantized latent (straight-through), tokens [B, L], codebook loss, commitment loss (both weighted sums).
+            All of it; the losses are sums over the scales.
         """
-        tokens_BL, steps = self.quantize(latent_BCHW)
+        projected_BCHW = self.project(latent_BCHW)
+        tokens_BL, seen_BLC, steps = self.quantize(projected_BCHW)
+        entropy = self._entropy(projected_BCHW, steps, weight_SB)
         if keep_SB is not None:
             steps = [step * keep_SB[scale, :, None, None, None] for scale, step in enumerate(steps)]
         sums_SBCHW = torch.stack(list(_running_sums(steps)))
-        fixed_BCHW = latent_BCHW.detach()
+        fixed_BCHW = projected_BCHW.detach()
         codebook_loss = ((sums_SBCHW - fixed_BCHW).square().mean((2, 3, 4)) * weight_SB).sum()
-        commitment_loss = ((sums_SBCHW.detach() - latent_BCHW).square().mean((2, 3, 4)) * weight_SB).sum()
-        quantized_BCHW = latent_BCHW + (sums_SBCHW[-1].detach() - fixed_BCHW)
-        return quantized_BCHW, tokens_BL, codebook_loss, commitment_loss
+        commitment_loss = ((sums_SBCHW.detach() - projected_BCHW).square().mean((2, 3, 4)) * weight_SB).sum()
+        quantized_BCHW = projected_BCHW + (sums_SBCHW[-1].detach() - fixed_BCHW)
+        return Branch(quantized_BCHW, tokens_BL, seen_BLC, codebook_loss, commitment_loss, *entropy)
+
+    def _entropy(
+        self, projected_BCHW: Tensor, steps: list[Tensor], weight_SB: Tensor
+    ) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """Sum over the scales of the mean entropy of shares, and their means [S, N]; of what each scale is to add."""
+        soft = self.quantizer.soft
+        if soft is None:
+            return None, None
+        samples, means = [], []
+        residual_BCHW = projected_BCHW
+        for scale, (side, weight_B) in enumerate(zip(self.scales, weight_SB, strict=True)):
+            seen_BCHW = area_resize(residual_BCHW, side) if soft.entropy_of_cells else residual_BCHW
+            share_BKN = soft.shares(seen_BCHW.flatten(2).transpose(1, 2) / self.lengths[scale])
+            samples.append((soft.entropy(share_BKN).mean(1) * weight_B).sum())
+            means.append((share_BKN.mean(1) * weight_B[:, None]).sum(0))
+            residual_BCHW = residual_BCHW - steps[scale].detach()
+        return torch.stack(samples).sum(), torch.stack(means)
 
 
 def _running_sums(steps: list[Tensor]) -> list[Tensor]:
@@ -151,6 +200,14 @@ class FoldedQuantizer(nn.Module):
         self.code_dim = config.quantizer.width
         self.commitment = config.quantizer.commitment / (len(config.scales) if config.commitment_over_scales else 1)
         self.branches = nn.ModuleList(MultiScaleQuantizer(config) for _ in range(config.branches))
+        self.learns = next(self.parameters(), None) is not None
+
+    @property
+    def codebooks(self) -> dict[str, tuple[int, int]]:
+        """Scales and codes, by the name of the parameter that is the codebook; of fixed codes there is none."""
+        shape = (len(self.scales), self.layout.vocabulary())
+        names = {index: self.branch(index).quantizer.CODEBOOK for index in range(len(self.branches))}
+        return {f"branches.{index}.quantizer.{name}": shape for index, name in names.items() if name is not None}
 
     def branch(self, index: int) -> MultiScaleQuantizer:
         """One branch: the first keeps detail, the last is the semantic one."""
@@ -171,25 +228,47 @@ class FoldedQuantizer(nn.Module):
                 mean over the global batch. None computes it from `kept_scales_B`.
 
         Returns:
-            The quantized latent, tokens, losses (means over branches) and hits.
+            The quantized latent, tokens, losses (means over branches), and what was looked up.
         """
         with without_autocast(latent_BPCHW.device):
             latent_BPCHW = latent_BPCHW.float()
             keep_SB = None if kept_scales_B is None else self._keep(kept_scales_B)
             weight_SB = _loss_weights(latent_BPCHW, len(self.scales), keep_SB, kept_mean_S)
-            parts = [
+            branches = [
                 self.branch(index)(latent_BCHW, keep_SB, weight_SB)
                 for index, latent_BCHW in enumerate(latent_BPCHW.unbind(1))
             ]
-            quantized, tokens, codebook_losses, commitment_losses = zip(*parts, strict=True)
-            tokens_BLF = torch.stack(tokens, dim=2)
+            tokens_BLF = torch.stack([branch.tokens_BL for branch in branches], dim=2)
+            shares = [branch.share_SN for branch in branches if branch.share_SN is not None]
             return Quantized(
-                latent_BPCHW=torch.stack(quantized, dim=1),
+                latent_BPCHW=torch.stack([branch.latent_BCHW for branch in branches], dim=1),
                 tokens_BLF=tokens_BLF,
-                codebook_loss=torch.stack(codebook_losses).mean() / len(self.scales),
-                commitment_loss=torch.stack(commitment_losses).mean() * self.commitment,
-                hits_PSV=self.count_hits(tokens_BLF),
+                losses=self._losses(branches),
+                hits=dict(zip(self.codebooks, self.count_hits(tokens_BLF), strict=False)) if self.codebooks else {},
+                seen=dict(zip(self.codebooks, (branch.seen_BLC.flatten(0, 1) for branch in branches), strict=False)),
+                means={"code_shares": torch.stack(shares)} if shares else {},
             )
+
+    def _losses(self, branches: list[Branch]) -> Terms:
+        """Means over branches and scales, weighted; the commitment loss is a sum over scales if so asked."""
+        scales, soft = len(self.scales), self.branch(0).quantizer.soft
+        losses = {}
+        if self.learns:
+            losses["codebook"] = torch.stack([branch.codebook_loss for branch in branches]).mean() / scales
+        if self.commitment:
+            losses["commitment"] = torch.stack([branch.commitment_loss for branch in branches]).mean() * self.commitment
+        entropies = [branch.sample_entropy for branch in branches if branch.sample_entropy is not None]
+        if soft is not None:
+            losses["sample_entropy"] = torch.stack(entropies).mean() * (soft.entropy_weight / scales)
+        return losses
+
+    def losses_of_means(self, means: Terms) -> Terms:
+        """Of the global means: minus the entropy of the mean shares, a mean over branches and scales, weighted."""
+        soft = self.branch(0).quantizer.soft
+        if soft is None:
+            return {}
+        with without_autocast(means["code_shares"].device):
+            return {"code_entropy": -soft.entropy_weight * soft.entropy(means["code_shares"].float()).mean()}
 
     def _keep(self, kept_scales_B: Tensor) -> Tensor:
         scales_S = torch.arange(len(self.scales), device=kept_scales_B.device)
@@ -213,7 +292,11 @@ class FoldedQuantizer(nn.Module):
         """Token ids [B, L, F], int64, of a latent [B, P, C, H, W]."""
         with without_autocast(latent_BPCHW.device):
             latents = latent_BPCHW.float().unbind(1)
-            return torch.stack([self.branch(p).quantize(latent)[0] for p, latent in enumerate(latents)], dim=2)
+            tokens = [self._tokens(self.branch(p), latent_BCHW) for p, latent_BCHW in enumerate(latents)]
+            return torch.stack(tokens, dim=2)
+
+    def _tokens(self, branch: MultiScaleQuantizer, latent_BCHW: Tensor) -> Tensor:
+        return branch.quantize(branch.project(latent_BCHW))[0]
 
     def dequantize(self, tokens_BLF: Tensor, keep: int | None = None) -> Tensor:
         """The latent [B, P, C, H, W] that the tokens of the first `keep` positions stand for (None: of all).

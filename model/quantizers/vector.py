@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import VectorConfig
-from model.protocols import Search
+from model.protocols import Search, SoftAssignment
 
 
 class VectorQuantizer(nn.Module):
-    """Codes are looked up by cosine similarity, and put out as they are.
+    """Codes are looked up by cosine similarity or by distance, and put out as they are or at length one.
 
     Shapes: B batch, K vectors, C channels, V codes.
     """
+
+    CODEBOOK: ClassVar[str | None] = "codebook"
 
     def __init__(self, config: VectorConfig) -> None:
         super().__init__()
@@ -23,21 +27,38 @@ class VectorQuantizer(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Codes uniform in the cube, then on the unit sphere; they are not held there during training."""
+        """Codes uniform in a cube, and then on the unit sphere if so asked; they are not held there during training."""
         with torch.no_grad():
             nn.init.uniform_(self.codebook, -1 / len(self.codebook), 1 / len(self.codebook))
-            self.codebook.copy_(F.normalize(self.codebook, dim=1))
+            if self.config.initialization == "sphere":
+                self.codebook.copy_(F.normalize(self.codebook, dim=1))
+
+    @property
+    def soft(self) -> SoftAssignment | None:
+        """There is no entropy term."""
+        return None
+
+    def project(self, vector_BKC: Tensor) -> Tensor:
+        """The vectors, at length one if codes are."""
+        return F.normalize(vector_BKC, dim=-1) if self.config.unit_codes else vector_BKC
 
     def search(self) -> Search:
         """The look-up in the codes as they are now: vectors [B, K, C] -> ids [B, K], int64."""
-        directions_CV = F.normalize(self.codebook.detach().float(), dim=1).t()
+        cosine = self.config.lookup == "cosine" or self.config.unit_codes
+        codebook_VC = self.codebook.detach().float()
+        table_CV = (F.normalize(codebook_VC, dim=1) if cosine else codebook_VC).t()
+        half_square_V = table_CV.square().sum(0) / 2
 
         @torch.no_grad()
         def choose(vector_BKC: Tensor) -> Tensor:
-            return (F.normalize(vector_BKC, dim=-1) @ directions_CV).argmax(-1)
+            if cosine:
+                return (F.normalize(vector_BKC, dim=-1) @ table_CV).argmax(-1)
+            # |x - e|^2 / 2 without |x|^2 / 2, which is the same for all codes
+            return (half_square_V - vector_BKC @ table_CV).argmin(-1)
 
         return choose
 
     def codes(self, tokens_BK: Tensor) -> Tensor:
         """Ids -> codes [B, K, C], float32, with gradients to the codebook."""
-        return F.embedding(tokens_BK, self.codebook.float())
+        codes_BKC = F.embedding(tokens_BK, self.codebook.float())
+        return F.normalize(codes_BKC, dim=-1) if self.config.unit_codes else codes_BKC

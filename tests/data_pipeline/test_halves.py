@@ -132,7 +132,7 @@ def test_a_card_holds_what_was_written(tmp_path: Path) -> None:
     assert card.encoder() == half_fingerprint(CONFIG, changed("encoder."), NAMES, "encode")
     assert set(CONFIG) - set(settings_of(CONFIG, NAMES, "encode")) == {
         *("decoder", "quantizer_dropout", "dropout_min_scales", "commitment_over_scales"),
-        "teacher_width",
+        *("quantizer_dropout_images", "teacher_width"),
     }
 
 

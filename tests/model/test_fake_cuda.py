@@ -19,7 +19,8 @@ from model.losses.contrastive import contrastive_loss
 from model.losses.tokens import folded_cross_entropy, loss_of_groups
 from model.protocols import SamplingPlan
 from model.quantizers.multi_scale import FoldedQuantizer
-from model.tokenizers.imagefolder import KEPT_MEAN, KEPT_SCALES, ImageFolderTokenizer
+from model.tokenizers.grid import KEPT_MEAN, KEPT_SCALES
+from model.tokenizers.imagefolder import ImageFolderTokenizer
 from tests.model.fake_cuda import FUSED_ATTENTION, GpuRules, fake_gpu, gpu_rules, on_fake_gpu
 
 VIT = ViTConfig(width=32, depth=2, heads=2, drop_path=0.2)
@@ -68,7 +69,7 @@ def train_tokenizer() -> Callable[[], object]:
         out = network(image, {KEPT_SCALES: kept, KEPT_MEAN: mean}, seed)
         teacher = network.project_teacher(torch.zeros(B, 32, device="cuda"))
         assert out.losses["codebook"].dtype == torch.float32
-        return contrastive_loss(out.semantic_BC, teacher)
+        return contrastive_loss(out.branch_BPC[:, -1], teacher)
 
     return terms
 
@@ -200,7 +201,7 @@ def test_gradients_have_the_shapes_and_dtypes_of_their_parameters(autocast: bool
         generator, tokenizer = generator.bfloat16(), tokenizer.bfloat16()
     loss, _ = generator(label, inputs, seed, tokens)
     out = tokenizer(image, {KEPT_SCALES: label}, seed)
-    (loss + out.reconstruction_BCHW.float().mean() + out.losses["codebook"] + out.semantic_BC.mean()).backward()
+    (loss + out.reconstruction_BCHW.float().mean() + out.losses["codebook"] + out.branch_BPC[:, -1].mean()).backward()
     for name, parameter in [*generator.named_parameters(), *tokenizer.named_parameters()]:
         assert parameter.grad is not None, name
         assert (parameter.grad.shape, parameter.grad.dtype) == (parameter.shape, parameter.dtype), name

@@ -14,7 +14,8 @@ from model.generators.next_scale import Block, FoldedGenerator
 from model.layers import attention
 from model.layers.visibility import GroupCausal
 from model.layers.vit import ImageBlock, build_trunk
-from model.tokenizers.imagefolder import KEPT_SCALES, ImageFolderTokenizer
+from model.tokenizers.grid import KEPT_SCALES
+from model.tokenizers.imagefolder import ImageFolderTokenizer
 
 VIT = ViTConfig(width=32, depth=2, heads=2, drop_path=0.2)
 TOKENIZER = ImageFolderConfig(

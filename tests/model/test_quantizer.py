@@ -70,7 +70,7 @@ def test_what_quantization_sums_up_is_what_decoding_the_tokens_gives_bit_for_bit
     quantizer, latent_BPCHW = _quantizer(), _latent()
     quantized: Quantized = quantizer(latent_BPCHW)
     decoded_BPCHW = quantizer.dequantize(quantizer.tokenize(latent_BPCHW))
-    sums_BPCHW = torch.stack([sum(quantizer.branch(p).quantize(latent_BPCHW[:, p])[1]) for p in range(2)], dim=1)
+    sums_BPCHW = torch.stack([sum(quantizer.branch(p).quantize(latent_BPCHW[:, p])[2]) for p in range(2)], dim=1)
     assert torch.equal(decoded_BPCHW, sums_BPCHW)
     torch.testing.assert_close(quantized.latent_BPCHW, decoded_BPCHW, rtol=0, atol=1e-6)  # f + (q - f) rounds
 
@@ -199,16 +199,16 @@ def test_losses_are_means_over_the_images_that_keep_each_scale(kept: list[int], 
     quantizer, latent_BPCHW = _quantizer(commitment_over_scales=over_scales), _latent()
     quantized: Quantized = quantizer(latent_BPCHW, torch.tensor(kept))
     over_scales_mean, over_scales_sum = _reference_losses(quantizer, latent_BPCHW, kept)
-    assert quantized.codebook_loss.item() == pytest.approx(over_scales_mean, rel=1e-5)
+    assert quantized.losses["codebook"].item() == pytest.approx(over_scales_mean, rel=1e-5)
     expected = over_scales_mean if over_scales else over_scales_sum
-    assert quantized.commitment_loss.item() == pytest.approx(0.25 * expected, rel=1e-5)
+    assert quantized.losses["commitment"].item() == pytest.approx(0.25 * expected, rel=1e-5)
 
 
 def test_keeping_all_scales_is_no_dropout() -> None:
     quantizer, latent_BPCHW = _quantizer(), _latent()
     kept, plain = quantizer(latent_BPCHW, torch.full((4,), 4)), quantizer(latent_BPCHW)
     assert torch.equal(kept.latent_BPCHW, plain.latent_BPCHW)
-    torch.testing.assert_close(kept.codebook_loss, plain.codebook_loss)
+    torch.testing.assert_close(kept.losses, plain.losses)
 
 
 def test_an_image_that_keeps_n_scales_is_the_sum_of_its_first_n() -> None:
@@ -224,15 +224,15 @@ def test_workers_that_know_the_global_shares_average_to_the_loss_of_the_whole_ba
     whole: Quantized = quantizer(latent_BPCHW, kept_B)
     share_S = torch.tensor([1.0, 0.75, 0.5, 0.5])
     halves = [quantizer(latent_BPCHW[part], kept_B[part], share_S) for part in (slice(0, 2), slice(2, 4))]
-    for name in ("codebook_loss", "commitment_loss"):
-        mean = torch.stack([getattr(half, name) for half in halves]).mean()
-        torch.testing.assert_close(mean, getattr(whole, name))
+    for name in ("codebook", "commitment"):
+        mean = torch.stack([half.losses[name] for half in halves]).mean()
+        torch.testing.assert_close(mean, whole.losses[name])
 
 
 def test_a_scale_that_nobody_keeps_leaves_the_losses_finite() -> None:
     quantizer, latent_BPCHW = _quantizer(), _latent().requires_grad_()
     quantized: Quantized = quantizer(latent_BPCHW, torch.full((4,), 2))
-    (quantized.codebook_loss + quantized.commitment_loss).backward()
+    (quantized.losses["codebook"] + quantized.losses["commitment"]).backward()
     assert latent_BPCHW.grad is not None
     assert latent_BPCHW.grad.isfinite().all()
 
@@ -249,12 +249,12 @@ def test_the_codebook_loss_moves_codes_and_the_commitment_loss_moves_latents() -
     quantizer, latent_BPCHW = _quantizer(), _latent().requires_grad_()
     quantized: Quantized = quantizer(latent_BPCHW)
     parameters = list(quantizer.parameters())
-    to_latent = torch.autograd.grad(quantized.codebook_loss, [latent_BPCHW], retain_graph=True, allow_unused=True)
-    to_codes = torch.autograd.grad(quantized.commitment_loss, parameters, retain_graph=True, allow_unused=True)
+    to_latent = torch.autograd.grad(quantized.losses["codebook"], [latent_BPCHW], retain_graph=True, allow_unused=True)
+    to_codes = torch.autograd.grad(quantized.losses["commitment"], parameters, retain_graph=True, allow_unused=True)
     assert to_latent == (None,)
     assert all(gradient is None for gradient in to_codes)
-    assert all(bool(g.abs().sum() > 0) for g in torch.autograd.grad(quantized.codebook_loss, parameters))
-    assert torch.autograd.grad(quantized.commitment_loss, [latent_BPCHW])[0].abs().sum() > 0
+    assert all(bool(g.abs().sum() > 0) for g in torch.autograd.grad(quantized.losses["codebook"], parameters))
+    assert torch.autograd.grad(quantized.losses["commitment"], [latent_BPCHW])[0].abs().sum() > 0
 
 
 # Codes and number formats
@@ -266,7 +266,9 @@ def test_hits_count_every_token_of_its_branch_and_scale() -> None:
     for branch in range(2):
         for scale in range(len(SCALES)):
             tokens = quantized.tokens_BLF[:, quantizer.layout.span(scale), branch].flatten()
-            assert torch.equal(quantized.hits_PSV[branch, scale], torch.bincount(tokens, minlength=24))
+            assert torch.equal(
+                quantized.hits[f"branches.{branch}.quantizer.codebook"][scale], torch.bincount(tokens, minlength=24)
+            )
 
 
 def test_codes_start_on_the_unit_sphere_and_differ_between_branches() -> None:

@@ -15,7 +15,8 @@ from cluster.config.run import RunConfig
 from model.config import ImageFolderConfig, VectorConfig, ViTConfig
 from model.layers.vit import build_trunk, resize_positions
 from model.protocols import TokenizerOutput
-from model.tokenizers.imagefolder import KEPT_SCALES, ImageFolderTokenizer
+from model.tokenizers.grid import KEPT_SCALES
+from model.tokenizers.imagefolder import ImageFolderTokenizer
 
 DROPPING = {"width": 24, "depth": 2, "heads": 2, "drop_path": 0.5, "layer_scale": None}
 PAPER = Path(configs.__file__).parent / "tokenizer" / "imagefolder-msvr10p2-4096.yaml"
@@ -184,9 +185,9 @@ def test_each_patch_is_laid_out_by_row_column_and_colour() -> None:
 def test_every_parameter_gets_a_gradient() -> None:
     tokenizer = _tokenizer(teacher_width=7).train()
     output: TokenizerOutput = tokenizer(_images(), {KEPT_SCALES: torch.tensor([2, 3])})
-    assert output.semantic_BC is not None
+    assert output.branch_BPC is not None
     loss = (output.reconstruction_BCHW - _images()).square().mean() + sum(output.losses.values())
-    loss = loss + output.semantic_BC.square().mean()
+    loss = loss + output.branch_BPC[:, -1].square().mean()
     (loss + tokenizer.project_teacher(torch.ones(2, 7)).square().mean()).backward()
     assert [name for name, parameter in tokenizer.named_parameters() if parameter.grad is None] == []
 
@@ -195,9 +196,9 @@ def test_the_student_is_the_mean_of_the_last_branch_and_reaches_the_encoder() ->
     tokenizer = _tokenizer(branches=3)
     output: TokenizerOutput = tokenizer(_images())
     latent_BPCHW = tokenizer.quantizer.dequantize(output.tokens_BLF)
-    assert output.semantic_BC is not None
-    torch.testing.assert_close(output.semantic_BC, latent_BPCHW[:, 2].mean((2, 3)))
-    output.semantic_BC.sum().backward()
+    assert output.branch_BPC is not None
+    torch.testing.assert_close(output.branch_BPC[:, -1], latent_BPCHW[:, 2].mean((2, 3)))
+    output.branch_BPC[:, -1].sum().backward()
     assert tokenizer.to_latent.weight.grad is not None
 
 

@@ -23,6 +23,7 @@ class ToyTokenizer(nn.Module):
 
     ENCODES: ClassVar[tuple[str, ...]] = ("encoder.", "books.")
     DECODES: ClassVar[tuple[str, ...]] = ("books.", "decoder.")
+    last_layer: ClassVar[str] = "decoder.weight"
 
     def __init__(self, config: ToyTokenizerConfig) -> None:
         super().__init__()
@@ -93,7 +94,14 @@ class ToyTokenizer(nn.Module):
             for (name, shape), tokens_BL in zip(self.codebooks.items(), tokens_BLF.unbind(2), strict=True)
         }
         seen_BCHW = self._image(straight_BLFC) if decode else image_BCHW[:0]
-        return TokenizerOutput(seen_BCHW, tokens_BLF, losses, None, hits)
+        seen = {
+            name: latent_BLC.detach().float().flatten(0, 1)
+            for name, latent_BLC in zip(self.codebooks, latent_BLFC.unbind(2), strict=True)
+        }
+        return TokenizerOutput(seen_BCHW, tokens_BLF, losses, None, hits, seen, {})
+
+    def losses_of_means(self, means: Terms) -> Terms:
+        return {}
 
     def project_teacher(self, feature_BD: Tensor) -> Tensor:
         raise ValueError("a toy is compared with no teacher")

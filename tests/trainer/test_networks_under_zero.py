@@ -76,7 +76,7 @@ class Tokenizing(nn.Module):
         image_BCHW = torch.rand(4, 3, 28, 28, generator=generator) * 2 - 1
         target_BD = torch.randn(4, 12, generator=generator)
         output = self.network(image_BCHW, seed_B=seed * 4 + torch.arange(4))
-        sides = (output.semantic_BC.float(), self.network.project_teacher(target_BD).float())
+        sides = (output.branch_BPC[:, -1].float(), self.network.project_teacher(target_BD).float())
         gather = torch.distributed.nn.all_gather
         student, teacher = (torch.cat(gather(side)) for side in sides)
         pixels = (output.reconstruction_BCHW.float() - image_BCHW).square().mean()

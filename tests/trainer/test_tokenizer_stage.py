@@ -14,7 +14,8 @@ import torch.distributed as dist
 from data_pipeline.config import ReadingConfig
 from data_pipeline.order.permutations import Positions, keyed_uniform
 from model.config import ImageFolderConfig, VectorConfig, ViTConfig
-from model.tokenizers.imagefolder import KEPT_MEAN, KEPT_SCALES, ImageFolderTokenizer
+from model.tokenizers.grid import KEPT_MEAN, KEPT_SCALES
+from model.tokenizers.imagefolder import ImageFolderTokenizer
 from tests.trainer.gloo import run_gloo
 from trainer.config import TokenizerLossConfig, TokenizerStageConfig, TrainerConfig
 from trainer.job import TrainJob

@@ -135,8 +135,8 @@ class TokenizerStage:
         target_BD = self._features(image_BCHW)
         teacher_BC = self.network.project_teacher(target_BD)
         output = self._encode(batch, image_BCHW, decode=False)
-        assert output.semantic_BC is not None  # the tokenizer compares, or this stage was refused
-        return contrast.Seen(output.semantic_BC, teacher_BC, target_BD)
+        assert output.branch_BPC is not None  # the tokenizer compares, or this stage was refused
+        return contrast.Seen(output.branch_BPC[:, -1], teacher_BC, target_BD)
 
     def terms(self, batch: TokenizerImages, compared: contrast.Compared | None = None) -> Terms:
         """All terms of the loss, and the loss."""
@@ -147,8 +147,8 @@ class TokenizerStage:
         output = self._encode(batch, image_BCHW, decode=True)
         self._count(output.hits)
         semantic = None
-        if teacher_BC is not None and output.semantic_BC is not None:
-            semantic = contrast.semantic_loss(output.semantic_BC, teacher_BC, self._config.loss, compared)
+        if teacher_BC is not None and output.branch_BPC is not None:
+            semantic = contrast.semantic_loss(output.branch_BPC[:, -1], teacher_BC, self._config.loss, compared)
         return self._losses(image_BCHW, output, target_BD, semantic)
 
     def _encode(self, batch: TokenizerImages, image_BCHW: Tensor, *, decode: bool) -> TokenizerOutput:
