@@ -13,12 +13,22 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, cast
 
 from model.config import GeneratorConfig, ImageFolderConfig, NextScaleConfig, QuantizerConfig, TokenizerConfig
+from model.config.discriminators import DiscriminatorConfig, discriminator_families
+from model.config.losses import PerceptualConfig, perceptual_families
 from model.config.quantizers import quantizer_families
 from model.config.registered import choice_of, joined, kind_of, named
 from model.layout import TokenLayout
 
 if TYPE_CHECKING:
-    from model.protocols import Generator, Quantizer, TeacherForcing, Tokenizer
+    from model.protocols import (
+        Discriminator,
+        FeatureTeacher,
+        Generator,
+        Perceptual,
+        Quantizer,
+        TeacherForcing,
+        Tokenizer,
+    )
 
 GROUP = "foldtrain.families"
 """Of the entry points by which installed packages add families."""
@@ -111,6 +121,35 @@ def build_generator(config: GeneratorConfig, layout: TokenLayout, forcing_width:
     """
     config.check_layout(layout, forcing_width)
     return cast("Generator", named(generator_families()[config.kind].network)(config, layout, forcing_width))
+
+
+def build_discriminator(
+    config: DiscriminatorConfig, image_size: int, teacher: FeatureTeacher | None = None
+) -> Discriminator:
+    """A discriminator of the config's kind, with new weights.
+
+    Args:
+        config: of it.
+        image_size: side of the images that it judges, in pixels.
+        teacher: of the run, for one that judges by its features (`DiscriminatorConfig.needs_teacher`).
+
+    Raises:
+        ValueError: if it cannot be made so; it says why.
+    """
+    return cast("Discriminator", named(discriminator_families()[config.kind].network)(config, image_size, teacher))
+
+
+def build_perceptual(config: PerceptualConfig, teacher: FeatureTeacher | None = None) -> Perceptual:
+    """A perceptual distance of the config's kind, frozen, with the weights of its file.
+
+    Args:
+        config: of it.
+        teacher: of the run, for one that compares its features (`PerceptualConfig.needs_teacher`).
+
+    Raises:
+        ValueError: if a file is not given, not there, or not what it should be; it says which, and where to get it.
+    """
+    return cast("Perceptual", named(perceptual_families()[config.kind].network)(config, teacher))
 
 
 def forcing_of(tokenizer: Tokenizer) -> TeacherForcing | None:

@@ -189,6 +189,41 @@ class Quantizer(Protocol):
         ...
 
 
+class Discriminator(Protocol):
+    """Tells real images from made ones; an `nn.Module`.
+
+    What moves in it beside parameters is in its buffers. A frozen network by whose features it judges is neither in its
+    parameters nor in its state.
+    """
+
+    def __call__(self, image_BCHW: Tensor, seed_B: Tensor | None = None) -> Tensor:
+        """Images in [-1, 1] -> logits [B, N], float32, larger for what looks real.
+
+        What is random in training follows from `seed_B`, a number per sample: give real and made images their own.
+        """
+        ...
+
+
+class Perceptual(Protocol):
+    """A distance of images that is nearer to people's than that of pixels; an `nn.Module`, frozen."""
+
+    def __call__(self, image_BCHW: Tensor, other_BCHW: Tensor) -> Tensor:
+        """Images in [-1, 1] -> a distance for each pair, [B], float32, with gradients to both."""
+        ...
+
+
+class FeatureTeacher(Protocol):
+    """A frozen network whose features a discriminator judges by, or a distance compares; an `nn.Module`."""
+
+    def features(self, image_BCHW: Tensor) -> Tensor:
+        """Images in [-1, 1] -> features of the whole image [B, D]."""
+        ...
+
+    def maps(self, image_BCHW: Tensor, count: int) -> list[Tensor]:
+        """Images in [-1, 1] -> features at `count` depths or fewer, shallow to deep, each [B, D, positions]."""
+        ...
+
+
 class TeacherForcing(Protocol):
     """Multi-scale sums: what next-scale generators see of the tokens of earlier groups; an `nn.Module`, frozen."""
 

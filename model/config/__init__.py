@@ -1,6 +1,25 @@
 """What can be set of the networks. Imports no torch, so that the command line starts fast."""
 
+from model.config.discriminators import (
+    BlurConfig,
+    DinoConfig,
+    DiscriminatorConfig,
+    PatchConfig,
+    StyleGanConfig,
+)
 from model.config.generators import GeneratorConfig, NextScaleConfig
+from model.config.losses import (
+    AdversarialConfig,
+    AugmentConfig,
+    ConvNextConfig,
+    LecamConfig,
+    LpipsConfig,
+    PerceptualConfig,
+    PerturbationConfig,
+    SemanticConfig,
+    ShiftTolerantConfig,
+    TeacherDistanceConfig,
+)
 from model.config.networks import ClassCount, ClassifierConfig, ViTConfig
 from model.config.quantizers import QuantizerConfig, VectorConfig
 from model.config.section import MOST_CLASSES, Section, Sides, Widths
@@ -8,15 +27,30 @@ from model.config.tokenizers import GridTokenizerConfig, ImageFolderConfig, Toke
 
 __all__ = [
     "MOST_CLASSES",
+    "AdversarialConfig",
+    "AugmentConfig",
+    "BlurConfig",
     "ClassCount",
     "ClassifierConfig",
+    "ConvNextConfig",
+    "DinoConfig",
+    "DiscriminatorConfig",
     "GeneratorConfig",
     "GridTokenizerConfig",
     "ImageFolderConfig",
+    "LecamConfig",
+    "LpipsConfig",
     "NextScaleConfig",
+    "PatchConfig",
+    "PerceptualConfig",
+    "PerturbationConfig",
     "QuantizerConfig",
     "Section",
+    "SemanticConfig",
+    "ShiftTolerantConfig",
     "Sides",
+    "StyleGanConfig",
+    "TeacherDistanceConfig",
     "TokenizerConfig",
     "VectorConfig",
     "ViTConfig",
