@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, WithJsonSchema, field_validator, model_validator
 
-from data_pipeline.images.views import expand_views, known_view
+from data_pipeline.images.crop_kinds import CENTER, CropSetting
+from data_pipeline.images.views import RandomViews, expand_views, known_view, named_views
 from data_pipeline.storage.places import DiskPlace, InputPlace, OutputPlace, PackagedPlace
 from model.config import Section
 
@@ -128,8 +129,10 @@ class ReadingConfig(Section):
 
     decode: Decode = "exact"
     """How JPEG files become pixels."""
-    crop: Literal["center", "random"] = "center"
-    """With `data.fit: crop`: ADM's centre crop, or ADM's random crop, drawn anew at each position."""
+    crop: CropSetting = CENTER
+    """With `data.fit: crop`, which square of an image is seen: center or random (ADM's), resize-random-crop,
+    resize-center-crop or random-resized-crop (torchvision's); what is random is drawn anew at each position. A name, or
+    a section with `kind` and the settings of that crop (data_pipeline/images/crop_kinds.py)."""
     shuffle_window: int | None = Field(None, gt=0, le=1_000_000)
     """Shards that are shuffled together: each epoch shuffles the shards, then the samples of this many at a time, so
     that a bounded cache serves it. Null shuffles all samples."""
@@ -181,10 +184,14 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.fit == "pad" and self.reading.crop == "random":
-            raise ValueError("reading.crop: random cuts images, and fit: pad does not: set one of them otherwise")
+        if self.fit == "pad" and self.reading.crop != CENTER:
+            kind = self.reading.crop.kind
+            raise ValueError(f"reading.crop: {kind} cuts images, and fit: pad does not: set one of them otherwise")
         _check_pool(self.min_workers, self.max_workers)
         return self
+
+
+_VIEWS_SCHEMA = {"type": "array", "items": {"anyOf": [{"type": "string"}, RandomViews.model_json_schema()]}}
 
 
 class TokensConfig(Section):
@@ -195,10 +202,13 @@ class TokensConfig(Section):
     reuse: tuple[InputPlace, ...] = ()
     """Folders of tokens of images that the images were appended of (`foldtrain data append`). They become part of the
     output where they lie, and only images of which there are no tokens are tokenized."""
-    views: tuple[Annotated[str, AfterValidator(known_view)], ...] = ("center",)
+    views: Annotated[
+        tuple[Annotated[str, AfterValidator(known_view)], ...], WithJsonSchema(_VIEWS_SCHEMA, mode="validation")
+    ] = ("center",)
     """Views of each image that are tokenized; training draws one of them per sample and epoch. `ten_crop` and
     `ten_crop_105` stand for ten each: four corners and the centre of ADM's crop at 1.1 (1.05) times the size, and
-    their mirror images."""
+    their mirror images. `{random: N, seed: S, flip: false, crop: adm}` stands for N random crops, which follow from the
+    image's key, `random_0` and so on by name."""
     decode: Decode = "exact"
     """How JPEG files become pixels."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -215,6 +225,11 @@ class TokensConfig(Section):
     """Times that a shard is tried, on different actors, before it is set aside with the reason."""
     patience_seconds: float = Field(300.0, gt=0, le=10**7)
     """A shard of which no batch was finished for so long counts as hung. A batch must not take longer."""
+
+    @field_validator("views", mode="before")
+    @classmethod
+    def _name(cls, views: Any) -> Any:
+        return [name for item in views for name in named_views(item)] if isinstance(views, list | tuple) else views
 
     @field_validator("views")
     @classmethod

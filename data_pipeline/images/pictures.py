@@ -40,7 +40,10 @@ class Picture(Protocol):
         """Width and height, upright, in pixels."""
 
     def cut(self, square: Square) -> Pixels:
-        """One square, uint8 [side, side, 3]."""
+        """One square after ADM's resize, uint8 [side, side, 3]."""
+
+    def whole(self) -> Image.Image:
+        """All of it, upright, as it was decoded."""
 
 
 def halvings(width: int, height: int, short: int) -> int:
@@ -81,25 +84,52 @@ class ExactPicture:
 
     def cut(self, square: Square) -> Pixels:
         """One square, uint8 [side, side, 3]."""
-        _, left, top, side = square
-        if math.prod(resized_size(*self.image.size, square.short)) > MOST_RESIZED_PIXELS:
-            return _cut_alone(self.image, square)
-        return np.asarray(resize(self.image, square.short).crop((left, top, left + side, top + side)))
+        short, left, top, side = square
+        resized = resized_size(*self.image.size, short)
+        if math.prod(resized) > MOST_RESIZED_PIXELS:
+            return _cut_alone(_halve(self.image, short), resized, (left, top), side, Image.Resampling.BICUBIC)
+        return np.asarray(resize(self.image, short).crop((left, top, left + side, top + side)))
+
+    def whole(self) -> Image.Image:
+        """All of it, upright."""
+        return self.image
 
 
-def _cut_alone(image: Image.Image, square: Square) -> Pixels:
-    """What `resize` and a crop give, but for a level in the last place: only what is kept is resized.
+def cut_resized(
+    image: Image.Image, resized: tuple[int, int], place: tuple[int, int], side: int, kernel: Image.Resampling
+) -> Pixels:
+    """A square of an image that is resized by one filter of Pillow's, uint8 [side, side, 3].
+
+    Args:
+        image: the picture, RGB.
+        resized: width and height that it is resized to.
+        place: left and top of the square in the result.
+        side: of the square.
+        kernel: Pillow's filter.
+    """
+    if math.prod(resized) > MOST_RESIZED_PIXELS:
+        return _cut_alone(image, resized, place, side, kernel)
+    left, top = place
+    return np.asarray(image.resize(resized, kernel).crop((left, top, left + side, top + side)))
+
+
+def _cut_alone(
+    image: Image.Image, resized: tuple[int, int], place: tuple[int, int], side: int, kernel: Image.Resampling
+) -> Pixels:
+    """What a resize and a crop give, but for a level in the last place: only what is kept is resized.
 
     A picture of 1 x 60000 pixels would become one of 256 x 15 million.
     """
-    short, left, top, side = square
-    width, height = resized_size(*image.size, short)
-    image = _halve(image, short)
-    columns, rows = _span(left, side, image.width, width), _span(top, side, image.height, height)
+    columns = _span(place[0], side, image.width, resized[0], _REACH[kernel])
+    rows = _span(place[1], side, image.height, resized[1], _REACH[kernel])
     part = image.crop((columns.start, rows.start, columns.stop, rows.stop))
     across, down = (columns.box[0], 0, columns.box[1], part.height), (0, rows.box[0], side, rows.box[1])
-    narrow = part.resize((side, part.height), Image.Resampling.BICUBIC, box=across)
-    return np.asarray(narrow.resize((side, side), Image.Resampling.BICUBIC, box=down))
+    narrow = part.resize((side, part.height), kernel, box=across)
+    return np.asarray(narrow.resize((side, side), kernel, box=down))
+
+
+_REACH = {Image.Resampling.BILINEAR: 1, Image.Resampling.BICUBIC: 2, Image.Resampling.LANCZOS: 3}
+"""Pixels of the smaller picture that each filter reads on either side."""
 
 
 class _Span(NamedTuple):
@@ -111,10 +141,10 @@ class _Span(NamedTuple):
     """The part that is resized, from `start` on; the filter reads some pixels around it."""
 
 
-def _span(first: int, count: int, size: int, resized: int) -> _Span:
+def _span(first: int, count: int, size: int, resized: int, reach: int) -> _Span:
     scale = size / resized
     begin, end = first * scale, min((first + count) * scale, size)
-    margin = math.ceil(2 * max(1.0, scale)) + 1  # the bicubic filter's
+    margin = math.ceil(reach * max(1.0, scale)) + 1
     start, stop = max(0, math.floor(begin) - margin), min(size, math.ceil(end) + margin)
     return _Span(start, stop, (begin - start, end - start))
 
@@ -183,6 +213,10 @@ class FastPicture:
         box = left * width, top * height, across * width, down * height
         return self._turn.upright(_bicubic(self.pixels_HWC, box, square.side, not self._turn.transposed))
 
+    def whole(self) -> Image.Image:
+        """All of it, upright, as it was decoded."""
+        return Image.fromarray(np.ascontiguousarray(self._turn.upright(self.pixels_HWC)))
+
 
 def _bicubic(pixels_HWC: Pixels, box: tuple[float, float, float, float], side: int, rows_first: bool) -> Pixels:
     """A box (left, top, width, height) of a picture, resized to a square by Pillow's bicubic filter.
@@ -210,6 +244,27 @@ def _within(start: float, length: float, limit: int) -> tuple[float, float]:
     """A span in multiples of 2**-20, so that its end is computed without an error that would lie past the limit."""
     first = max(0, math.floor(start * 2**20))
     return first / 2**20, min(math.floor(length * 2**20), limit * 2**20 - first) / 2**20
+
+
+class Pictures:
+    """An image file, decoded once for each scale at which squares are cut from it."""
+
+    def __init__(self, data: bytes, decode: str) -> None:
+        self._data, self._decode = data, decode
+        self._header = plain_jpeg(data) if decode == "fast" else None
+        self._opened: dict[int, Picture] = {}
+
+    def at(self, short: int) -> Picture:
+        """The picture for squares whose short side is at least this one.
+
+        Raises:
+            ValueError: if the file cannot be decoded in full.
+        """
+        header = self._header
+        times = min(MOST_HALVINGS, halvings(header.width, header.height, short)) if header else 0
+        if times not in self._opened:
+            self._opened[times] = DECODERS[self._decode](self._data, short)
+        return self._opened[times]
 
 
 def open_exact(data: bytes, _short: int) -> Picture:

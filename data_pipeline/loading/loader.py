@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import itertools
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -224,11 +224,10 @@ class ImageBatches:
         memory_limit: int = MEMORY_LIMIT,
     ) -> None:
         self._reading = reading or ReadingConfig()
-        self._images, self._transform = images, Transform(image_size, fit, self._reading.decode)
+        self._images, self._transform = images, Transform(image_size, fit, self._reading.decode, self._reading.crop)
         self._seed, self._global_batch, self._flip = seed, global_batch, horizontal_flip
-        self._random_crop = fit == "crop" and self._reading.crop == "random"
         self._order = order_of(seed, images.shard_sizes, self._reading.shuffle_window, mix_of(images.manifest))
-        fits = images.count * image_size * image_size * 3 <= memory_limit and not self._random_crop
+        fits = images.count * image_size * image_size * 3 <= memory_limit and not self._transform.draws
         self._pixels_NHWC = decode_all(images, self._transform) if fits else None
         threads = 0 if fits else self._reading.threads
         self._pool = ThreadPoolExecutor(threads, "decode") if threads else None
@@ -277,16 +276,15 @@ class ImageBatches:
     def _pixels(self, index_B: Positions, position_B: Positions) -> Pixels:
         if self._pixels_NHWC is not None:
             return self._pixels_NHWC[index_B]
-        draws_B3 = np.stack([keyed_uniform(self._seed, f"crop_{what}", position_B) for what in ("side", "y", "x")], 1)
-        work = zip(index_B.tolist(), draws_B3.tolist(), strict=True)
+        names = self._transform.draws
+        draws = [keyed_uniform(self._seed, f"crop_{name}", position_B).tolist() for name in names]
+        work = zip(index_B.tolist(), zip(*draws, strict=True) if draws else [()] * len(index_B), strict=True)
         decoded = self._pool.map(self._decode, work) if self._pool else map(self._decode, work)
         return np.stack(list(decoded))
 
-    def _decode(self, work: tuple[int, list[float]]) -> Pixels:
-        index, (side, y, x) = work
-        if not self._random_crop:
-            return self._images.decode(index, self._transform)
-        return self._images.decode(index, lambda data: self._transform.random(data, (side, y, x)))
+    def _decode(self, work: tuple[int, Sequence[float]]) -> Pixels:
+        index, draws = work
+        return self._images.decode(index, lambda data: self._transform(data, draws))
 
 
 def _describe(data: ImageShards | TokenShards | TokenWindows, order: Order, global_batch: int) -> DataOrder:

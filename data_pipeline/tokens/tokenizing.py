@@ -149,7 +149,7 @@ def _decoded_batches(plan: TokenPlan, shard: PlannedShard, images: ImageShards, 
 
     def see(index: int, data: bytes) -> Pixels:
         try:
-            return plan.transform.views(data, plan.views)
+            return plan.transform.views(data, plan.views, bytes(images.keys[index]))
         except ValueError as error:
             raise CorruptShardError(f"{images.where(index)} {error}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import itertools
 import threading
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from data_pipeline.config import ReadingConfig
 from data_pipeline.errors import CorruptShardError
+from data_pipeline.images.crop_kinds import ADM_RANDOM, CENTER, VAR_RANDOM, AnyCrop, RandomResizedCrop, ResizeCenterCrop
 from data_pipeline.images.transforms import Transform
 from data_pipeline.loading import loader
 from data_pipeline.loading.loader import ImageBatches, TokenBatches, decode_all
@@ -78,7 +80,7 @@ def test_tokens_come_in_the_same_order_at_any_world_size_accumulation_and_resume
 def test_images_come_in_the_same_order_at_any_world_size_accumulation_threads_and_resume(
     image_shards: ImageShards, world: int, accumulation: int, threads: int, start: int, steps: int
 ) -> None:
-    reading = ReadingConfig(threads=threads, crop="random")
+    reading = ReadingConfig(threads=threads, crop=ADM_RANDOM)
 
     def make() -> ImageBatches:
         return ImageBatches(
@@ -100,8 +102,9 @@ def test_token_batches_do_not_depend_on_the_number_of_workers(token_shards: Toke
 
 
 @pytest.mark.parametrize("threads", [0, 4])
-def test_a_random_crop_depends_on_the_position_alone(image_shards: ImageShards, threads: int) -> None:
-    reading = ReadingConfig(threads=threads, crop="random")
+@pytest.mark.parametrize("crop", [ADM_RANDOM, VAR_RANDOM, RandomResizedCrop()], ids=lambda crop: str(crop.kind))
+def test_a_random_crop_depends_on_the_position_alone(image_shards: ImageShards, crop: AnyCrop, threads: int) -> None:
+    reading = ReadingConfig(threads=threads, crop=crop)
     options = {"image_size": 8, "fit": "crop", "seed": 7, "global_batch": 8, "reading": reading}
     whole = ImageBatches(image_shards, **options).batch(5)  # type: ignore[arg-type]
     batches = ImageBatches(image_shards, **options)  # type: ignore[arg-type]
@@ -110,9 +113,28 @@ def test_a_random_crop_depends_on_the_position_alone(image_shards: ImageShards, 
     assert not np.array_equal(whole.pixels_BCHW, image_batches_of(image_shards, reading, 7).batch(5).pixels_BCHW)
 
 
+def test_the_numbers_behind_a_crop_are_keyed_by_seed_name_and_position(image_shards: ImageShards) -> None:
+    reading = ReadingConfig(threads=0, crop=ADM_RANDOM)
+    batch = ImageBatches(image_shards, image_size=8, fit="crop", seed=7, global_batch=8, reading=reading).batch(5)
+    draws = [keyed_uniform(7, name, batch.position_B) for name in ("crop_side", "crop_y", "crop_x")]
+    for row, index in enumerate(batch.index_B.tolist()):
+        crop = Transform(8, crop=ADM_RANDOM)
+        expected = image_shards.decode(index, functools.partial(crop, draws=[draw[row] for draw in draws]))
+        assert np.array_equal(batch.pixels_BCHW[row].transpose(1, 2, 0), expected)
+
+
+def test_a_crop_without_chance_is_decoded_once_and_kept(image_shards: ImageShards) -> None:
+    reading = ReadingConfig(threads=0, crop=ResizeCenterCrop(filter="bilinear"))
+    batches = ImageBatches(image_shards, image_size=8, fit="crop", seed=7, global_batch=8, reading=reading)
+    assert batches.held == "from memory, decoded at the start"
+    batch = batches.batch(0)
+    expected = image_shards.decode(int(batch.index_B[3]), Transform(8, crop=reading.crop))
+    assert np.array_equal(batch.pixels_BCHW[3].transpose(1, 2, 0), expected)
+
+
 def image_batches_of(images: ImageShards, reading: ReadingConfig, seed: int) -> ImageBatches:
     """The same batches with centre crops."""
-    center = reading.model_copy(update={"crop": "center"})
+    center = reading.model_copy(update={"crop": CENTER})
     return ImageBatches(images, image_size=8, fit="crop", seed=seed, global_batch=8, reading=center)
 
 

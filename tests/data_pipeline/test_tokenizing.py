@@ -48,6 +48,17 @@ def test_every_view_of_every_image_is_there_once_with_its_label_and_key(tokens: 
     assert np.array_equal(shards.keys, raw.keys)
 
 
+def test_random_views_follow_from_each_images_key(make_plan: Plans, images: Images) -> None:
+    plan = make_plan("random", views=[{"random": 2, "seed": 3}, "center"])
+    tokenize_all(plan)
+    manifest, raw = TokenManifest.read(plan.output), ImageShards(images.uri)
+    assert manifest.views == ("random_0_seed_3", "random_1_seed_3", "center")
+    for number, name in enumerate(manifest.views):
+        pixels = [Transform(16).views(raw.read(i), (name,), bytes(raw.keys[i]))[0] for i in range(raw.count)]
+        found = TokenShards(plan.output).tokens(np.arange(raw.count))[:, number]
+        assert np.array_equal(found, encode(to_model(pixels)))
+
+
 def test_bytes_depend_neither_on_threads_nor_on_who_made_which_shard_when(tokens: Path, make_plan: Plans) -> None:
     plan = make_plan("again")
     for shard in reversed(missing(plan)):

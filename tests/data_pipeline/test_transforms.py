@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -13,17 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_pipeline.images import pictures
-from data_pipeline.images.transforms import (
-    VIEWS,
-    Transform,
-    center_crop,
-    decode,
-    flip,
-    pad,
-    random_crop,
-    random_short,
-    to_model,
-)
+from data_pipeline.images.crop_kinds import ADM_RANDOM
+from data_pipeline.images.transforms import Transform, center_crop, decode, flip, pad, to_model
+from data_pipeline.images.views import VIEWS, RandomView, view_of
 from tests.data_pipeline.small_data import jpeg
 
 
@@ -106,7 +97,6 @@ def reference_resize(image: Image.Image, short: int) -> npt.NDArray[np.uint8]:
 
 
 SIDES = st.integers(1, 90)
-DRAWS = st.floats(0, 1, exclude_max=True)
 
 
 @given(SIDES, SIDES, st.integers(1, 20))
@@ -116,45 +106,6 @@ def test_centre_crop_takes_adms_steps_at_every_size(width: int, height: int, siz
     top, left = (resized.shape[0] - size) // 2, (resized.shape[1] - size) // 2
     ours = np.asarray(center_crop(picture(width, height), size))
     assert np.array_equal(ours, resized[top : top + size, left : left + size])
-
-
-@given(SIDES, SIDES, st.integers(1, 20), st.tuples(DRAWS, DRAWS, DRAWS))
-@settings(max_examples=60)
-def test_random_crop_takes_adms_steps_with_its_draws(
-    width: int, height: int, size: int, draws: tuple[float, float, float]
-) -> None:
-    def drawn(draw: float, choices: range) -> int:
-        return choices[math.floor(draw * len(choices))]
-
-    short = drawn(draws[0], range(math.ceil(size / 1.0), math.ceil(size / 0.8) + 1))
-    resized = reference_resize(picture(width, height), short)
-    top = drawn(draws[1], range(resized.shape[0] - size + 1))
-    left = drawn(draws[2], range(resized.shape[1] - size + 1))
-    ours = np.asarray(random_crop(picture(width, height), size, draws))
-    assert np.array_equal(ours, resized[top : top + size, left : left + size])
-
-
-def test_random_crop_takes_every_short_side_from_256_to_320_equally_often() -> None:
-    shorts = [random_short(256, (number + 0.5) / 650) for number in range(650)]
-    assert shorts == [256 + number // 10 for number in range(650)]
-
-
-@pytest.mark.parametrize("draw", [-0.1, 1.0, float("nan")])
-def test_a_random_crop_takes_uniform_numbers_only(draw: float) -> None:
-    with pytest.raises(ValueError, match="is no uniform number"):
-        random_crop(picture(30, 20), 8, (0.5, draw, 0.5))
-
-
-@pytest.mark.parametrize("mode", ["exact", "fast"])
-def test_a_random_crop_of_a_file_is_that_of_its_picture(mode: str) -> None:
-    file, draws = jpeg(2, 45, 30), (0.9, 0.2, 0.7)
-    expected = np.asarray(random_crop(decode(file), 16, draws)).astype(int)
-    assert np.abs(Transform(16, decode=mode).random(file, draws) - expected).max() <= (0 if mode == "exact" else 3)
-
-
-def test_a_padded_image_has_no_random_crop() -> None:
-    with pytest.raises(ValueError, match=r"data\.fit: pad; set it to crop"):
-        Transform(32, "pad").random(jpeg(0), (0.0, 0.0, 0.0))
 
 
 TEN_CROP = tuple(f"ten_crop_{number}" for number in range(10))
@@ -203,6 +154,35 @@ def test_all_views_cost_one_decode_and_one_resize_per_size_of_crop(
     decoded, resized = counted(monkeypatch, decoding), counted(monkeypatch, resizing)
     Transform(64, decode=mode).views(jpeg(0, 90, 80), tuple(VIEWS))
     assert (len(decoded), len(resized)) == (1, 3)
+
+
+def test_random_views_cost_no_more_decodes_in_the_exact_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded, resized = counted(monkeypatch, "decode"), counted(monkeypatch, "resize")
+    Transform(64).views(jpeg(0, 90, 80), ("random_0", "center", "random_1"), b"key")
+    assert (len(decoded), len(resized)) == (1, 3)
+
+
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+@pytest.mark.parametrize("name", ["random_0", "random_3_seed_7", "random_var_2"])
+def test_a_random_view_is_its_crop_with_draws_of_the_key_whatever_is_beside_it(name: str, mode: str) -> None:
+    file, view, transform = jpeg(4, 90, 60), view_of(name), Transform(16, decode=mode)
+    assert isinstance(view, RandomView)
+    alone, mirrored = transform.views(file, (name, f"{name}_flip"), b"n01/1")
+    draws = view.draws(b"n01/1", ("side", "y", "x") if view.crop == ADM_RANDOM else ("y", "x"))
+    assert np.array_equal(alone, Transform(16, decode=mode, crop=view.crop)(file, draws))
+    assert np.array_equal(mirrored, flip(alone))
+    beside = transform.views(file, ("center", name, "ten_crop_0", "random_9"), b"n01/1")[1]
+    assert np.array_equal(beside, alone)
+    assert not np.array_equal(transform.views(file, (name,), b"n01/2")[0], alone)
+
+
+def test_a_random_view_needs_a_key() -> None:
+    with pytest.raises(ValueError, match="follows from the key of its image"):
+        Transform(16).views(jpeg(0), ("random_0",))
+
+
+def test_a_padded_image_draws_nothing() -> None:
+    assert Transform(32, "pad", crop=ADM_RANDOM).draws == ()
 
 
 def test_padding_has_no_larger_crop_for_ten_crops() -> None:
