@@ -12,7 +12,15 @@ from functools import cache
 from operator import attrgetter
 from typing import TYPE_CHECKING, cast
 
-from model.config import GeneratorConfig, ImageFolderConfig, NextScaleConfig, QuantizerConfig, TokenizerConfig
+from model.config import (
+    GeneratorConfig,
+    ImageFolderConfig,
+    MaskgitVqganConfig,
+    NextScaleConfig,
+    QuantizerConfig,
+    TokenizerConfig,
+    VqganConfig,
+)
 from model.config.discriminators import DiscriminatorConfig, discriminator_families
 from model.config.losses import PerceptualConfig, perceptual_families
 from model.config.quantizers import quantizer_families
@@ -64,6 +72,18 @@ _OWN: tuple[Family, ...] = (
     TokenizerFamily(
         config=ImageFolderConfig,
         network="model.tokenizers.imagefolder:ImageFolderTokenizer",
+        forcing="model.quantizers.multi_scale:FoldedQuantizer",
+        forcing_prefix="quantizer.",
+    ),
+    TokenizerFamily(
+        config=VqganConfig,
+        network="model.tokenizers.vqgan:ConvolutionalTokenizer",
+        forcing="model.quantizers.multi_scale:FoldedQuantizer",
+        forcing_prefix="quantizer.",
+    ),
+    TokenizerFamily(
+        config=MaskgitVqganConfig,
+        network="model.tokenizers.maskgit_vqgan:MaskgitVqganTokenizer",
         forcing="model.quantizers.multi_scale:FoldedQuantizer",
         forcing_prefix="quantizer.",
     ),

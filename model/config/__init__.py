@@ -1,5 +1,11 @@
 """What can be set of the networks. Imports no torch, so that the command line starts fast."""
 
+from model.config.convolutional import (
+    ConvolutionalDecoderConfig,
+    ConvolutionalEncoderConfig,
+    MaskgitVqganConfig,
+    VqganConfig,
+)
 from model.config.discriminators import (
     BlurConfig,
     DinoConfig,
@@ -33,6 +39,8 @@ __all__ = [
     "ClassCount",
     "ClassifierConfig",
     "ConvNextConfig",
+    "ConvolutionalDecoderConfig",
+    "ConvolutionalEncoderConfig",
     "DinoConfig",
     "DiscriminatorConfig",
     "GeneratorConfig",
@@ -40,6 +48,7 @@ __all__ = [
     "ImageFolderConfig",
     "LecamConfig",
     "LpipsConfig",
+    "MaskgitVqganConfig",
     "NextScaleConfig",
     "PatchConfig",
     "PerceptualConfig",
@@ -54,5 +63,6 @@ __all__ = [
     "TokenizerConfig",
     "VectorConfig",
     "ViTConfig",
+    "VqganConfig",
     "Widths",
 ]

@@ -159,5 +159,5 @@ def test_compile_is_refused_where_torch_cannot_trace(changes: dict[str, Any]) ->
 
 
 def test_a_network_without_blocks_has_none_to_compute_twice() -> None:
-    with pytest.raises(UsageError, match="Classifier has no transformer blocks"):
+    with pytest.raises(UsageError, match="Classifier has no blocks"):
         recompute_blocks(Classifier(ClassifierConfig(num_classes=10, widths=(8,))))

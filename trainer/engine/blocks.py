@@ -1,4 +1,4 @@
-"""Transformer blocks, whatever network they are in: computed twice to save memory, or compiled."""
+"""Blocks of transformers and convolutional autoencoders: computed twice to save memory, or compiled."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from data_pipeline.errors import UsageError
 
 
-def transformer_blocks(network: nn.Module) -> list[nn.Module]:
+def repeated_blocks(network: nn.Module) -> list[nn.Module]:
     """The members of all lists named `blocks`, as timm and this project name them.
 
     Raises:
@@ -23,9 +23,7 @@ def transformer_blocks(network: nn.Module) -> list[nn.Module]:
         for block in child
     ]
     if not found:
-        raise UsageError(
-            f"{type(network).__name__} has no transformer blocks: set activation_checkpointing and compile to false"
-        )
+        raise UsageError(f"{type(network).__name__} has no blocks: set activation_checkpointing and compile to false")
     return found
 
 
@@ -34,11 +32,11 @@ def recompute_blocks(network: nn.Module) -> None:
 
     Stochastic depth is the same for the second time: what it follows from is an argument of the block.
     """
-    for block in transformer_blocks(network):
+    for block in repeated_blocks(network):
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def compile_blocks(network: nn.Module) -> None:
     """Compile each block by itself: equal blocks share their code, and the rest of the network stays as it is."""
-    for block in transformer_blocks(network):
+    for block in repeated_blocks(network):
         block.compile()
