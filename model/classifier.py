@@ -37,12 +37,37 @@ class Classifier(nn.Module):
         """Width of `features`."""
         return self.config.widths[-1]
 
+    @property
+    def size(self) -> int:
+        """Side of the images that it was made for, in pixels."""
+        return self.config.image_size
+
     def features(self, image_BCHW: Tensor) -> Tensor:
         """Images in [-1, 1] -> their features [B, D], before dropout and the linear layer."""
+        maps_BCHW: Tensor = self.body(self._cast(image_BCHW))
+        return maps_BCHW.mean((2, 3))
+
+    def _cast(self, image_BCHW: Tensor) -> Tensor:
         first = self.body[0]
         assert isinstance(first, nn.Conv2d)
-        maps_BCHW: Tensor = self.body(image_BCHW.to(first.weight.dtype))
-        return maps_BCHW.mean((2, 3))
+        return image_BCHW.to(first.weight.dtype)
+
+    def patches(self, image_BCHW: Tensor) -> Tensor:
+        """The mean over positions, which `features` are already."""
+        return self.features(image_BCHW)
+
+    def maps(self, image_BCHW: Tensor, count: int) -> list[Tensor]:
+        """Images in [-1, 1] -> what the last `count` convolutions give, or all, each [B, D, positions]."""
+        found, x_BCHW = [], self._cast(image_BCHW)
+        for layer in self.body:
+            x_BCHW = layer(x_BCHW)
+            if isinstance(layer, nn.ReLU):
+                found.append(x_BCHW.flatten(2))
+        return found[-count:]
+
+    def map_widths(self, count: int) -> list[int]:
+        """Channels of each of `maps`."""
+        return list(self.config.widths[-count:])
 
     def forward(self, image_BCHW: Tensor, seed_B: Tensor | None = None) -> Tensor:
         """Images in [-1, 1] -> class logits [B, num_classes]; dropout in training needs seeds (`random_numbers.py`)."""

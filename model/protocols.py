@@ -213,14 +213,27 @@ class Perceptual(Protocol):
 
 
 class FeatureTeacher(Protocol):
-    """A frozen network whose features a discriminator judges by, or a distance compares; an `nn.Module`."""
+    """A frozen network whose features a discriminator judges by, or a loss compares; an `nn.Module`."""
+
+    @property
+    def size(self) -> int:
+        """Side of the images that it was made for, in pixels. It takes others, too."""
+        ...
 
     def features(self, image_BCHW: Tensor) -> Tensor:
-        """Images in [-1, 1] -> features of the whole image [B, D]."""
+        """Images in [-1, 1] -> features of the whole image [B, D]: the class token, or a mean."""
+        ...
+
+    def patches(self, image_BCHW: Tensor) -> Tensor:
+        """Images in [-1, 1] -> the mean of the features of all patches [B, D]."""
         ...
 
     def maps(self, image_BCHW: Tensor, count: int) -> list[Tensor]:
         """Images in [-1, 1] -> features at `count` depths or fewer, shallow to deep, each [B, D, positions]."""
+        ...
+
+    def map_widths(self, count: int) -> list[int]:
+        """Channels of each of `maps`."""
         ...
 
 

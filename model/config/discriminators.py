@@ -133,6 +133,7 @@ _OWN = (
     DiscriminatorFamily(PatchConfig, network="model.discriminators.patch:PatchDiscriminator"),
     DiscriminatorFamily(BlurConfig, network="model.discriminators.blur:BlurDiscriminator"),
     DiscriminatorFamily(StyleGanConfig, network="model.discriminators.stylegan:StyleGanDiscriminator"),
+    DiscriminatorFamily(DinoConfig, network="model.discriminators.dino:DinoDiscriminator"),
 )
 """The first is what a config without a kind means."""
 

@@ -15,7 +15,7 @@ class TeacherDistance(FrozenHolder):
     """Mean squared difference of what the teacher sees in two images."""
 
     def __init__(self, teacher: FeatureTeacher) -> None:
-        super().__init__(cast("nn.Module", teacher))
+        super().__init__(cast("nn.Module", teacher), shared=True)
 
     def forward(self, image_BCHW: Tensor, other_BCHW: Tensor) -> Tensor:
         """Images in [-1, 1] -> distances [B], float32, with gradients to both."""

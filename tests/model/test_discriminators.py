@@ -95,7 +95,7 @@ def test_the_first_kind_is_meant_where_none_is_given_and_others_are_refused() ->
     adapter: TypeAdapter[DiscriminatorConfig] = TypeAdapter(AnyDiscriminatorConfig)
     assert isinstance(adapter.validate_python({}), PatchConfig)
     assert isinstance(adapter.validate_python({"kind": "stylegan"}), StyleGanConfig)
-    with pytest.raises(ValidationError, match="'patch', 'blur', 'stylegan'"):
+    with pytest.raises(ValidationError, match="'patch', 'blur', 'stylegan', 'dino'"):
         adapter.validate_python({"kind": "patchgan"})
 
 

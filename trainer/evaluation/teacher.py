@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from data_pipeline.errors import UsageError
 from data_pipeline.shards import weights
 from model.classifier import Classifier
 from model.config import ClassifierConfig
+from model.layers.timm_files import input_size
+from model.layers.vision_features import VisionFeatures
+from model.protocols import FeatureTeacher
+
+Teacher = FeatureTeacher
 
 
-class Teacher(Protocol):
-    """Images in [-1, 1] to features."""
-
-    def features(self, image_BCHW: Tensor) -> Tensor:
-        """Features [B, D]."""
-        ...
-
-
-_INTERPOLATIONS = ("bicubic", "bilinear")
-
-
-class TimmTeacher(nn.Module):
+class TimmTeacher(VisionFeatures):
     """A timm model, fed as it was trained: with its own mean, deviation and interpolation, at its own size or another.
 
     Args:
@@ -36,28 +30,12 @@ class TimmTeacher(nn.Module):
         UsageError: if there is no such model, or it has no such sizes.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, network: str, *, pretrained: bool = True) -> None:
-        super().__init__()
-        self.model = timm_network(network, pretrained=pretrained)
-        settings: Any = self.model.pretrained_cfg
-        patches = getattr(self.model, "patch_embed", None)
-        asked = "img_size=" in network
-        self.size = int(patches.img_size[-1] if asked and patches is not None else settings["input_size"][-1])
-        self.mode = settings.get("interpolation") or "bicubic"
-        if self.mode not in _INTERPOLATIONS:
-            raise UsageError(f"teacher.timm {network}: it was trained on {self.mode} resizing, which torch has not")
-        # Buffers, as numbers from the host would be copied to the device at each call.
-        for name in ("mean", "std"):
-            self.register_buffer(name, torch.tensor(settings[name]).view(1, 3, 1, 1), persistent=False)
-
-    def features(self, image_BCHW: Tensor) -> Tensor:
-        """Class-token or pooled features [B, D]."""
-        image = nn.functional.interpolate(image_BCHW, size=(self.size, self.size), mode=self.mode, antialias=True)
-        features: Tensor = self.model(((image + 1) / 2 - self.mean) / self.std)
-        return features
+        model = timm_network(network, pretrained=pretrained)
+        try:
+            super().__init__(model, input_size(model, network))
+        except ValueError as error:
+            raise UsageError(f"teacher.timm {network}: {error}") from None
 
 
 def timm_network(network: str, *, pretrained: bool) -> nn.Module:
