@@ -96,9 +96,15 @@ class TrainerConfig(Section):
     final_learning_rate: float = Field(0.0, ge=0, le=1)
     """Learning rate of the last step, as a share of the highest."""
     warmup_steps: int = Field(0, ge=0, le=MOST_STEPS)
-    """Steps of linear warm-up from near zero."""
-    schedule: Literal["cosine", "lin0"] = "cosine"
-    """What follows the warm-up: a cosine; or VAR's lin0, the highest rate for a twentieth of the rest, then a line."""
+    """Steps of linear warm-up."""
+    warmup_rate: float | None = Field(None, ge=0, le=1)
+    """Where the warm-up begins, as a share of the highest rate; null: near zero (lin0: at 0.005, as VAR)."""
+    schedule: Literal["cosine", "lin0", "stairs"] = "cosine"
+    """What follows the warm-up: a cosine; VAR's lin0, the highest rate for a twentieth of the rest, then a line; or
+    stairs, a cosine over all steps, warm-up included, that moves every `stair_steps` only: ImageFolder's, once an
+    epoch."""
+    stair_steps: int | None = Field(None, gt=0, le=MOST_STEPS)
+    """Steps of a stair, for `schedule: stairs`: those of an epoch, as published."""
     weight_decay: float = Field(0.0, ge=0, le=1_000)
     """AdamW's decay, of matrices only: biases, norms, embeddings of positions and gains are left alone."""
     betas: tuple[Share, Share] = (0.9, 0.95)
@@ -107,6 +113,9 @@ class TrainerConfig(Section):
     """Largest global norm of the gradient; 0 for no clipping."""
     ema_decay: float = Field(0.0, ge=0, lt=1)
     """Decay of the moving average of the weights; 0 keeps none."""
+    ema_warmup: bool = False
+    """The average begins as a copy of the weights after the first update, and at update n its decay is n / (9 + n) as
+    long as that is less than `ema_decay`, as TiTok's."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Number format of forward and backward. Master weights are fp32 in any case. fp16 is for devices without bf16: its
     range is small, so the loss is scaled, and steps that overflow are skipped."""
@@ -164,6 +173,10 @@ class TrainerConfig(Section):
     def _check(self) -> Self:
         if self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} leaves none of the {self.steps} steps for training")
+        if (self.schedule == "stairs") != (self.stair_steps is not None):
+            raise ValueError(f"stair_steps {self.stair_steps} and schedule {self.schedule}: set both, or neither")
+        if self.ema_warmup and not self.ema_decay:
+            raise ValueError("ema_warmup is of a moving average, and ema_decay is 0: set ema_decay above 0")
         if self.compile and (self.zero_stage == 3 or self.activation_checkpointing):
             raise ValueError("compile works with zero_stage 0 to 2 and without activation_checkpointing")
         if self.offload != "none" and self.zero_stage == 0:

@@ -16,7 +16,7 @@ from tests.trainer.gloo import run_gloo
 from trainer.checkpoints import exporting
 
 STEPS, WARMUP, RATE, LAST = 12, 4, 0.02, 0.1
-BETAS, DECAY, CLIP, AVERAGE = (0.8, 0.9), 0.3, 0.33, 0.7
+BETAS, DECAY, CLIP, AVERAGE = (0.8, 0.9), 0.3, 0.33, 0.5
 SETTINGS: dict[str, Any] = {
     "steps": STEPS,
     "warmup_steps": WARMUP,
@@ -36,6 +36,8 @@ LIN0 = [RATE * (0.005 + 0.995 * step / WARMUP) for step in range(WARMUP)] + [
     RATE * (LAST + (1 - LAST) * min(1, (1 - share) / 0.95)) for share in AFTER_WARMUP
 ]
 RATES = {"cosine": COSINE, "lin0": LIN0}
+WARM = {"cosine": False, "lin0": True}
+"""Whether the moving average of each schedule's runs has a warm-up."""
 CASES = [(schedule, zero) for schedule in RATES for zero in (0, 1)]
 SKIPPING: dict[str, Any] = {
     "steps": 8,
@@ -52,7 +54,7 @@ def train_all(folder: Path) -> None:
     uri = small_runs.write_images(folder)
     small_runs.train("judge", folder / "start", small_runs.classifier(learning_rate=small_runs.NO_STEP), images=uri)
     for schedule, zero in CASES:
-        section = small_runs.classifier(**SETTINGS, schedule=schedule, zero_stage=zero)
+        section = small_runs.classifier(**SETTINGS, schedule=schedule, ema_warmup=WARM[schedule], zero_stage=zero)
         small_runs.train("judge", folder / f"{schedule}{zero}", section, images=uri)
     for zero in (0, 1):
         section = small_runs.classifier(**SKIPPING, checkpoint_every=1, keep_checkpoints=99, zero_stage=zero)
@@ -72,11 +74,12 @@ Plain = dict[str, tuple[dict[str, Tensor], dict[str, Tensor], list[float], list[
 @pytest.fixture(scope="module")
 def plain(runs: Path) -> Plain:
     """By schedule: weights, average, losses and gradient norms of the same training, written in plain torch."""
-    return {schedule: train_plainly(small_runs.exported(runs / "start"), rates) for schedule, rates in RATES.items()}
+    start = small_runs.exported(runs / "start")
+    return {schedule: train_plainly(start, rates, WARM[schedule]) for schedule, rates in RATES.items()}
 
 
 def train_plainly(
-    start: dict[str, Tensor], rates: list[float]
+    start: dict[str, Tensor], rates: list[float], warm: bool
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], list[float], list[float]]:
     weights = {name: tensor.clone().requires_grad_() for name, tensor in start.items()}
     average = {name: tensor.clone() for name, tensor in start.items()}
@@ -88,7 +91,7 @@ def train_plainly(
     ]
     optimizer = torch.optim.AdamW(groups, betas=BETAS)
     losses, norms = [], []
-    for rate in rates:
+    for number, rate in enumerate(rates, 1):
         for group in optimizer.param_groups:
             group["lr"] = rate
         loss = F.cross_entropy(small_runs.plain_logits(weights, image), label)
@@ -97,8 +100,9 @@ def train_plainly(
         losses.append(float(loss.detach()))
         norms.append(float(torch.nn.utils.clip_grad_norm_(weights.values(), CLIP)))
         optimizer.step()
+        decay = min(AVERAGE, number / (9 + number) if number > 1 else 0.0) if warm else AVERAGE
         for name, tensor in weights.items():
-            average[name] = AVERAGE * average[name] + (1 - AVERAGE) * tensor.detach()
+            average[name] = decay * average[name] + (1 - decay) * tensor.detach()
     return {name: tensor.detach() for name, tensor in weights.items()}, average, losses, norms
 
 

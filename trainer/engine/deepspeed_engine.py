@@ -153,11 +153,18 @@ class DeepSpeedEngine(Engine):
         optimizer = self._engine.optimizer
         applied = was_applied(optimizer if isinstance(optimizer, CheckedAdamW) else optimizer.optimizer)
         if self.owned.keeps_ema:
-            self.owned.update_ema(applied * (1 - self.config.ema_decay))
+            self.owned.update_ema(applied * (1 - self._ema_decay()))
         if self.loss_scale:
             self.loss_scale.update(bool(applied))  # the next backward begins with it, so fp16 has to wait
         self._update = Update(applied, self._engine.get_global_grad_norm(), self._scale)
         return self._update
+
+    def _ema_decay(self) -> float | Tensor:
+        """Of the moving average at this update, which is counted already: a skipped one is not."""
+        if not self.config.ema_warmup:
+            return self.config.ema_decay
+        number = self.owned.steps_taken()
+        return torch.where(number < 2, 0.0, number / (9 + number)).clamp(max=self.config.ema_decay)
 
     def take_update(self) -> Update | None:
         """As `Engine.take_update`."""

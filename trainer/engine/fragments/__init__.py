@@ -46,6 +46,10 @@ class OwnedState(Protocol):
         """Move the average of the owned elements towards the master weights, by a share of the way (a scalar)."""
         ...
 
+    def steps_taken(self) -> Tensor:
+        """The same as `optimizer_step`, a scalar on the device: nobody waits for it."""
+        ...
+
     @property
     def optimizer_step(self) -> int:
         """Steps that AdamW has taken (its bias correction depends on it)."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trainer.engine.fragments import Fragment
-from trainer.engine.fragments.moments import create_moments, get_step, set_step
+from trainer.engine.fragments.moments import create_moments, set_step, steps_taken
 
 
 class CutState(ABC):
@@ -42,10 +42,14 @@ class CutState(ABC):
         for average, flat in zip(self._ema, self._flat, strict=True):
             average.lerp_(flat.detach(), share.to(flat.device))
 
+    def steps_taken(self) -> Tensor:
+        """Steps that AdamW has taken, on the device."""
+        return steps_taken(self._zero.optimizer, self._flat)
+
     @property
     def optimizer_step(self) -> int:
         """Steps that AdamW has taken."""
-        return get_step(self._zero.optimizer, self._flat)
+        return int(self.steps_taken().item())
 
     @optimizer_step.setter
     def optimizer_step(self, step: int) -> None:

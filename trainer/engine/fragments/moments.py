@@ -19,9 +19,10 @@ def create_moments(optimizer: torch.optim.Optimizer, weights: Sequence[Tensor]) 
             state[moment] = torch.zeros_like(weight)
 
 
-def get_step(optimizer: torch.optim.Optimizer, weights: Sequence[Tensor]) -> int:
-    """Steps taken; all tensors have taken as many."""
-    return int(optimizer.state[weights[0]]["step"].item())
+def steps_taken(optimizer: torch.optim.Optimizer, weights: Sequence[Tensor]) -> Tensor:
+    """Steps taken, a scalar where the weights are; all tensors have taken as many."""
+    taken: Tensor = optimizer.state[weights[0]]["step"]
+    return taken
 
 
 def set_step(optimizer: torch.optim.Optimizer, weights: Sequence[Tensor], step: int) -> None:

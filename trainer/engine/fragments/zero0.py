@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from trainer.engine.fragments import MOMENTS, Fragment, trained, whole_frozen
-from trainer.engine.fragments.moments import create_moments, get_step, set_step
+from trainer.engine.fragments.moments import create_moments, set_step, steps_taken
 
 Stretch = tuple[str, nn.Parameter, int, int]
 
@@ -68,10 +68,14 @@ class ReplicatedState:
         for (_, parameter, start, stop), average in zip(self._cut, self._ema, strict=True):
             average.lerp_(parameter.view(-1)[start:stop], share)
 
+    def steps_taken(self) -> Tensor:
+        """Steps that AdamW has taken, on the device."""
+        return steps_taken(self._optimizer, self._weights)
+
     @property
     def optimizer_step(self) -> int:
         """Steps that AdamW has taken."""
-        return get_step(self._optimizer, self._weights)
+        return int(self.steps_taken().item())
 
     @optimizer_step.setter
     def optimizer_step(self, step: int) -> None:
