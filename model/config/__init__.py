@@ -27,7 +27,14 @@ from model.config.losses import (
     TeacherDistanceConfig,
 )
 from model.config.networks import ClassCount, ClassifierConfig, ViTConfig
-from model.config.quantizers import QuantizerConfig, VectorConfig
+from model.config.quantizers import (
+    BinaryConfig,
+    FiniteScalarConfig,
+    LookupFreeConfig,
+    QuantizerConfig,
+    SphericalConfig,
+    VectorConfig,
+)
 from model.config.section import MOST_CLASSES, Section, Sides, Widths
 from model.config.tokenizers import GridTokenizerConfig, ImageFolderConfig, TokenizerConfig
 
@@ -35,6 +42,7 @@ __all__ = [
     "MOST_CLASSES",
     "AdversarialConfig",
     "AugmentConfig",
+    "BinaryConfig",
     "BlurConfig",
     "ClassCount",
     "ClassifierConfig",
@@ -43,10 +51,12 @@ __all__ = [
     "ConvolutionalEncoderConfig",
     "DinoConfig",
     "DiscriminatorConfig",
+    "FiniteScalarConfig",
     "GeneratorConfig",
     "GridTokenizerConfig",
     "ImageFolderConfig",
     "LecamConfig",
+    "LookupFreeConfig",
     "LpipsConfig",
     "MaskgitVqganConfig",
     "NextScaleConfig",
@@ -58,6 +68,7 @@ __all__ = [
     "SemanticConfig",
     "ShiftTolerantConfig",
     "Sides",
+    "SphericalConfig",
     "StyleGanConfig",
     "TeacherDistanceConfig",
     "TokenizerConfig",

@@ -52,7 +52,15 @@ class PublishedGenerator:
 Published = PublishedTokenizer | PublishedGenerator
 
 FAMILIES: tuple[Published, ...] = (
-    PublishedTokenizer("ImageFolder MSVR tokenizer", ("msvr",), imagefolder.recognizes, imagefolder.load_tokenizer),
+    PublishedTokenizer(
+        "ImageFolder MSVR tokenizer", ("msvr",), imagefolder.recognizes_msvr, imagefolder.load_tokenizer
+    ),
+    PublishedTokenizer(
+        "ImageFolder MSBR tokenizer", ("msbr",), imagefolder.recognizes_msbr, imagefolder.load_tokenizer
+    ),
+    PublishedTokenizer(
+        "ImageFolder VQ tokenizer", ("vp2", "vit-vq"), imagefolder.recognizes_vq, imagefolder.load_tokenizer
+    ),
     PublishedGenerator("VAR generator", ("var", "folded-var"), var.recognizes, var.load_generator),
 )
 

@@ -1,4 +1,4 @@
-"""ImageFolder's multi-scale tokenizers (MSVR) as published: options, names and shapes, mapped to this project's."""
+"""ImageFolder's tokenizers (MSVR, MSBR, VQ, VP2) as published: names and shapes, mapped to this project's."""
 
 from __future__ import annotations
 
@@ -9,9 +9,17 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from model.config import ImageFolderConfig, VectorConfig, ViTConfig
+from model.config import (
+    BinaryConfig,
+    ImageFolderConfig,
+    LookupFreeConfig,
+    QuantizerConfig,
+    SphericalConfig,
+    VectorConfig,
+    ViTConfig,
+)
 from model.published.fitting import count_of, filled, shape_of
-from model.published.options import whole_number, whole_numbers
+from model.published.options import Options, option, whole_number, whole_numbers, wrong
 from model.tokenizers.imagefolder import ImageFolderTokenizer
 
 WHAT = "the published tokenizer"
@@ -19,6 +27,7 @@ WHAT = "the published tokenizer"
 IGNORED = re.compile(
     r"(encoder|decoder)\.lvl1LC"  # which level each token has: follows from the layout
     r"|quantize(s\.\d+)?\.ema_vocab_hit_SV"  # a statistic
+    r"|quantize(s\.\d+)?\.scaler"  # lengths of binary codes, which the config says
     r"|(semantic_model|detail_model)\..*"  # frozen teachers
     r"|sem_linear\..*"  # made for convolutional encoders, never used with these
 )
@@ -34,27 +43,47 @@ NAMES = {
     "from_latent.weight": "post_quant_conv.weight",
     "from_latent.bias": "post_quant_conv.bias",
 }
-CODEBOOK = re.compile(r"quantize(s\.\d+)?\.embedding\.weight")
+QUANTIZER = re.compile(r"quantize(s\.\d+)?\.(embedding\.weight|scaler)")
+"""What each branch has one of: the codebook of a vector quantizer, or the lengths of a binary one."""
+BACKBONES = {
+    384: "vit_small_patch14_dinov2.lvd142m",
+    768: "vit_base_patch14_dinov2.lvd142m",
+    1024: "vit_large_patch14_dinov2.lvd142m",
+    1536: "vit_giant_patch14_dinov2.lvd142m",
+}
+"""The published backbones, by their width."""
 
 
-def recognizes(config: Mapping[str, object], state: Mapping[str, Tensor]) -> bool:
-    """Whether this is a ViT tokenizer with multi-scale vector quantization (not VQ, BSQ or a convolutional one)."""
-    scales = config.get("v_patch_nums")
-    return (
-        isinstance(scales, list | tuple)
-        and len(scales) > 1
-        and not config.get("lfq", False)
-        and bool(config.get("abs_pos_embed", True))
-        and {"encoder.model.pos_embed", "decoder.model.pos_embed"} <= state.keys()
-        and any(CODEBOOK.fullmatch(name) for name in state)
-    )
+def recognizes_msvr(_: Options, state: Mapping[str, Tensor]) -> bool:
+    """Whether this is a ViT tokenizer of several scales with vector quantization."""
+    return _is_vit(state) and _has(state, ".embedding.weight") and _has(state, ".quant_resi.")
 
 
-def load_tokenizer(config: Mapping[str, object], state: Mapping[str, Tensor]) -> ImageFolderTokenizer:
+def recognizes_msbr(_: Options, state: Mapping[str, Tensor]) -> bool:
+    """Whether this is a ViT tokenizer of several scales with binary codes."""
+    return _is_vit(state) and _has(state, ".scaler") and _has(state, ".quant_resi.")
+
+
+def recognizes_vq(_: Options, state: Mapping[str, Tensor]) -> bool:
+    """Whether this is a ViT tokenizer of one scale: VQ, and VP2 with two branches."""
+    return _is_vit(state) and _has(state, ".embedding.weight") and not _has(state, ".quant_resi.")
+
+
+def _is_vit(state: Mapping[str, Tensor]) -> bool:
+    """Levels are embedded where latents share the image's table of positions (abs_pos_embed), as in all that is out."""
+    return {"encoder.lvl_embed.weight", "encoder.model.pos_embed", "decoder.model.pos_embed"} <= state.keys()
+
+
+def _has(state: Mapping[str, Tensor], part: str) -> bool:
+    return any(part in name for name in state if name.startswith("quantize"))
+
+
+def load_tokenizer(config: Options, state: Mapping[str, Tensor]) -> ImageFolderTokenizer:
     """A published tokenizer with its weights, in float32 and eval mode; they may share the state's memory.
 
     Args:
-        config: the published options. `vit`, if there, gives the number of heads in place of the named backbone.
+        config: the published options, of which several scales need `v_patch_nums`. `vit` (and `vit_decoder`), if there,
+            gives the number of heads in place of the named backbone; without either it is the published one.
         state: the published parameters; all sizes follow from their shapes.
 
     Raises:
@@ -83,7 +112,7 @@ def published_name(own: str, config: ImageFolderConfig) -> str:
     return f"{quantizer}.quant_resi.{holder}.{part}"
 
 
-def tokenizer_config(config: Mapping[str, object], state: Mapping[str, Tensor]) -> ImageFolderConfig:
+def tokenizer_config(config: Options, state: Mapping[str, Tensor]) -> ImageFolderConfig:
     """This project's config of a published tokenizer.
 
     Raises:
@@ -91,32 +120,68 @@ def tokenizer_config(config: Mapping[str, object], state: Mapping[str, Tensor]) 
     """
     patch_size = shape_of(state, "encoder.model.patch_embed.proj.weight", 4, WHAT)[-1]
     patches = math.isqrt(shape_of(state, "encoder.model.pos_embed", 3, WHAT)[1] - 1)
-    codebooks = [name for name in state if CODEBOOK.fullmatch(name)] or ["quantizes.0.embedding.weight"]
-    codebook_size, code_dim = shape_of(state, codebooks[0], 2, WHAT)
-    scales = whole_numbers(config, "v_patch_nums")
+    branches = sorted(name for name in state if QUANTIZER.fullmatch(name)) or ["quantizes.0.embedding.weight"]
+    queries = shape_of(state, "encoder.latent_tokens", 3, WHAT)[1]
+    scales = _scales(config, state, math.isqrt(queries // len(branches)))
     return ImageFolderConfig(
         image_size=patches * patch_size,
         patch_size=patch_size,
         encoder=_vit_config(config, state, "encoder"),
         decoder=_vit_config(config, state, "decoder"),
-        branches=len(codebooks),
+        branches=len(branches),
         scales=scales,
-        quantizer=VectorConfig(codebook_size=codebook_size, code_dim=code_dim),
-        shared_residual_convs=whole_number(config, "share_quant_resi", 4),
+        quantizer=_quantizer(state, branches, len(scales)),
+        shared_residual_convs=_shared_convs(state),
         dropout_min_scales=min(whole_number(config, "start_drop", 3), len(scales)),
     )
 
 
-def _vit_config(config: Mapping[str, object], state: Mapping[str, Tensor], side: str) -> ViTConfig:
+def _scales(config: Options, state: Mapping[str, Tensor], grid: int) -> tuple[int, ...]:
+    """One scale follows from the number of queries, several are an option."""
+    if not _has(state, ".quant_resi."):
+        return (grid,)
+    scales = whole_numbers(config, "v_patch_nums")
+    if scales[-1] != grid:
+        raise ValueError(f"v_patch_nums {list(scales)}: {WHAT} has queries for a grid of {grid} x {grid}")
+    return scales
+
+
+def _quantizer(state: Mapping[str, Tensor], names: list[str], scales: int) -> QuantizerConfig:
+    """The quantizer of each branch. Codes of one scale are compared and put out at length one, not those of several."""
+    if names[0].endswith("embedding.weight"):
+        codebook_size, code_dim = shape_of(state, names[0], 2, WHAT)
+        return VectorConfig(codebook_size=codebook_size, code_dim=code_dim, unit_codes=scales == 1)
+    bits = shape_of(state, "quant_conv.bias", 1, WHAT)[0]
+    first, *others = torch.cat([state[name].flatten() for name in names]).tolist()
+    kinds: tuple[BinaryConfig, ...] = (LookupFreeConfig(bits=bits), SphericalConfig(bits=bits))
+    fitting = [kind for kind in kinds if math.isclose(kind.length, first, rel_tol=1e-5)]
+    if not fitting or any(not math.isclose(other, first, rel_tol=1e-5) for other in others):
+        raise ValueError(f"{WHAT} has unexpected lengths of codes: {names[0]} {[first, *others][:4]}")
+    return fitting[0]
+
+
+def _shared_convs(state: Mapping[str, Tensor]) -> int:
+    """Of each branch: one, some that scales share, or one for each scale (0)."""
+    _, _, rest = next((name.partition(".quant_resi.") for name in state if ".quant_resi." in name), ("", "", ""))
+    if rest.startswith("qresi."):
+        return 1
+    shared = [name.split(".qresi_ls.")[1].split(".")[0] for name in state if ".qresi_ls." in name]
+    return max((int(number) + 1 for number in shared if number.isdecimal()), default=0)
+
+
+def _vit_config(config: Options, state: Mapping[str, Tensor], side: str) -> ViTConfig:
     """Sizes from the shapes, and the number of heads, which no shape tells, from `vit`; else the named backbone."""
-    vit = config.get("vit")
-    if vit is None:
-        return ViTConfig(backbone=str(config.get(f"{side}_model", "")), drop_path=0.1)
     hidden, width = shape_of(state, f"{side}.model.blocks.0.mlp.fc1.weight", 2, WHAT)
+    vit = "vit_decoder" if side == "decoder" and "vit_decoder" in config else "vit"
+    if vit not in config:
+        backbone = option(config, f"{side}_model", BACKBONES.get(width))
+        if not isinstance(backbone, str):
+            raise wrong(config, f"{side}_model", "the name of a timm model")
+        return ViTConfig(backbone=backbone, drop_path=0.1)
     return ViTConfig(
         width=width,
         depth=count_of(state, f"{side}.model.blocks."),
-        heads=whole_number(config, "vit.num_heads"),
+        heads=whole_number(config, f"{vit}.num_heads"),
         mlp_ratio=hidden / width,
         layer_scale=1e-5 if f"{side}.model.blocks.0.ls1.gamma" in state else None,
         drop_path=0.1,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from model.config import VectorConfig
 from model.protocols import Search, SoftAssignment
+from model.quantizers.entropy import categorical_entropy
 
 
 class VectorQuantizer(nn.Module):
@@ -23,6 +24,7 @@ class VectorQuantizer(nn.Module):
     def __init__(self, config: VectorConfig) -> None:
         super().__init__()
         self.config = config
+        self._cosine = config.lookup == "cosine" or config.unit_codes
         self.codebook = nn.Parameter(torch.empty(config.codebook_size, config.code_dim))
         self.reset_parameters()
 
@@ -33,19 +35,13 @@ class VectorQuantizer(nn.Module):
             if self.config.initialization == "sphere":
                 self.codebook.copy_(F.normalize(self.codebook, dim=1))
 
-    @property
-    def soft(self) -> SoftAssignment | None:
-        """There is no entropy term."""
-        return None
-
     def project(self, vector_BKC: Tensor) -> Tensor:
         """The vectors, at length one if codes are."""
         return F.normalize(vector_BKC, dim=-1) if self.config.unit_codes else vector_BKC
 
     def search(self) -> Search:
         """The look-up in the codes as they are now: vectors [B, K, C] -> ids [B, K], int64."""
-        cosine = self.config.lookup == "cosine" or self.config.unit_codes
-        codebook_VC = self.codebook.detach().float()
+        cosine, codebook_VC = self._cosine, self.codebook.detach().float()
         table_CV = (F.normalize(codebook_VC, dim=1) if cosine else codebook_VC).t()
         half_square_V = table_CV.square().sum(0) / 2
 
@@ -62,3 +58,33 @@ class VectorQuantizer(nn.Module):
         """Ids -> codes [B, K, C], float32, with gradients to the codebook."""
         codes_BKC = F.embedding(tokens_BK, self.codebook.float())
         return F.normalize(codes_BKC, dim=-1) if self.config.unit_codes else codes_BKC
+
+    # SoftAssignment
+
+    @property
+    def soft(self) -> SoftAssignment | None:
+        """The entropy term, unless its weight is 0."""
+        return self if self.config.entropy else None
+
+    @property
+    def entropy_weight(self) -> float:
+        """Of the entropy term."""
+        return self.config.entropy
+
+    @property
+    def entropy_of_cells(self) -> bool:
+        """Of what is looked up, or of all positions of the grid."""
+        return self.config.entropy_positions == "cells"
+
+    def shares(self, vector_BKC: Tensor) -> Tensor:
+        """Probability of each code, [B, K, V], with gradients to vectors and codes."""
+        codebook_VC = self.codebook.float()
+        if self._cosine:
+            vector_BKC, codebook_VC = F.normalize(vector_BKC, dim=-1), F.normalize(codebook_VC, dim=1)
+        # minus the squared distance, without the vector's own square, which no softmax sees
+        nearness_BKV = 2 * vector_BKC @ codebook_VC.t() - codebook_VC.square().sum(1)
+        return (nearness_BKV / self.config.entropy_temperature).softmax(-1)
+
+    def entropy(self, share_V: Tensor) -> Tensor:
+        """Over the codes."""
+        return categorical_entropy(share_V)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from torch import Tensor, nn
 
 from model.config import GridTokenizerConfig
+from model.config.quantizers import ONLY_TRAINING
 from model.layers.random_numbers import split_seed
 from model.layout import TokenLayout
 from model.protocols import Draws, Terms, TokenizerOutput, Uniform
@@ -31,7 +32,7 @@ class GridTokenizer(nn.Module):
 
     NEITHER: ClassVar[tuple[str, ...]] = (
         *("quantizer_dropout", "quantizer_dropout_images", "dropout_min_scales", "commitment_over_scales"),
-        *("quantizer.commitment", "quantizer.initialization"),
+        *(f"quantizer.{name}" for name in ONLY_TRAINING),
     )
     """Settings that only training has."""
     quantizer: FoldedQuantizer

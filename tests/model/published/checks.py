@@ -17,5 +17,7 @@ Check = Callable[[Any, dict[str, Tensor]], None]
 
 CHECKS: dict[str, Check] = {
     "ImageFolder MSVR tokenizer": imagefolder.check,
+    "ImageFolder MSBR tokenizer": imagefolder.check,
+    "ImageFolder VQ tokenizer": imagefolder.check,
     "VAR generator": var.check,
 }
