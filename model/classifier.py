@@ -52,7 +52,7 @@ class Classifier(nn.Module):
         assert isinstance(first, nn.Conv2d)
         return image_BCHW.to(first.weight.dtype)
 
-    def patches(self, image_BCHW: Tensor) -> Tensor:
+    def patch_features(self, image_BCHW: Tensor) -> Tensor:
         """The mean over positions, which `features` are already."""
         return self.features(image_BCHW)
 

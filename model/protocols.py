@@ -224,7 +224,7 @@ class FeatureTeacher(Protocol):
         """Images in [-1, 1] -> features of the whole image [B, D]: the class token, or a mean."""
         ...
 
-    def patches(self, image_BCHW: Tensor) -> Tensor:
+    def patch_features(self, image_BCHW: Tensor) -> Tensor:
         """Images in [-1, 1] -> the mean of the features of all patches [B, D]."""
         ...
 

@@ -46,7 +46,7 @@ class VisionFeatures(nn.Module):
         features: Tensor = self.model(self._seen(image_BCHW))
         return features
 
-    def patches(self, image_BCHW: Tensor) -> Tensor:
+    def patch_features(self, image_BCHW: Tensor) -> Tensor:
         """The mean of the features of all patches, without class and register tokens, [B, D]."""
         model: Any = self.model
         features: Tensor = model.forward_features(self._seen(image_BCHW))

@@ -61,6 +61,44 @@ def linear_cross_entropy(
     return mean, losses_NF
 
 
+def logits_cross_entropy(logits_NV: Tensor, tokens_N: Tensor, logits_at_once: int = LOGITS_AT_ONCE) -> Tensor:
+    """Mean cross entropy of tokens, as of a tokenizer whose decoder predicts another one's codes, float32.
+
+    Logits may be in half precision: what is float32 is a part of them at a time, and their gradient is in their dtype.
+
+    Args:
+        logits_NV: a row for each token.
+        tokens_N: ids.
+        logits_at_once: bound on a part; at least one row is taken.
+    """
+    mean: Tensor = _LogitsCrossEntropy.apply(logits_NV, tokens_N, logits_at_once)
+    return mean
+
+
+class _LogitsCrossEntropy(torch.autograd.Function):
+    """Makes the gradient from the logits again, part by part, so that nothing but them is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, tokens_N: Tensor, logits_at_once: int) -> Tensor:
+        ctx.save_for_backward(logits_NV, tokens_N)
+        ctx.rows = max(logits_at_once // logits_NV.shape[1], 1)
+        parts = zip(torch.split(logits_NV, ctx.rows), torch.split(tokens_N.long(), ctx.rows), strict=True)
+        losses = [_part_losses(logits, tokens[:, None], gradients=False)[0] for logits, tokens in parts]
+        return torch.cat(losses).mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_mean: Tensor) -> tuple[Tensor | None, ...]:
+        logits_NV, tokens_N = ctx.saved_tensors
+        of_logits_NV, factor = torch.empty_like(logits_NV), of_mean / len(logits_NV)
+        parts = zip(*(torch.split(each, ctx.rows) for each in (logits_NV, tokens_N.long(), of_logits_NV)), strict=True)
+        for logits, tokens, out in parts:
+            _, of_part = _part_losses(logits, tokens[:, None], gradients=True)
+            assert of_part is not None
+            out.copy_(of_part.float() * factor)
+        return of_logits_NV, None, None
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """Keeps the gradients of the sum: those of the mean would be too small for fp16 without its loss scale."""
 

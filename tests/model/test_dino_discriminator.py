@@ -69,7 +69,7 @@ def test_features_of_a_transformer_are_patches_with_the_class_token_added() -> N
     for found, depth in zip(maps, (0, 2, 4), strict=True):
         torch.testing.assert_close(found, (expected[depth][:, 1:] + expected[depth][:, :1]).transpose(1, 2))
     last = model.norm(expected[-1])
-    torch.testing.assert_close(network.patches(image), last[:, 1:].mean(1))
+    torch.testing.assert_close(network.patch_features(image), last[:, 1:].mean(1))
     torch.testing.assert_close(network.features(image), last[:, 0])
 
 
@@ -79,7 +79,7 @@ def test_other_networks_give_their_last_maps() -> None:
     maps = network.maps(torch.zeros(2, 3, 64, 64), 2)
     assert [tuple(each.shape) for each in maps] == [(2, 256, 16), (2, 512, 4)]
     assert network.map_widths(2) == [256, 512]
-    torch.testing.assert_close(network.patches(torch.zeros(2, 3, 64, 64)), maps[-1].mean(-1))
+    torch.testing.assert_close(network.patch_features(torch.zeros(2, 3, 64, 64)), maps[-1].mean(-1))
 
 
 def test_it_judges_by_the_classifier_of_a_run_too() -> None:
@@ -92,7 +92,7 @@ def test_it_judges_by_the_classifier_of_a_run_too() -> None:
     assert image.grad is not None
     assert image.grad.abs().sum() > 0
     assert all(each.grad is None and not each.requires_grad for each in teacher.parameters())
-    torch.testing.assert_close(teacher.maps(image, 5)[-1].mean(-1), teacher.patches(image))
+    torch.testing.assert_close(teacher.maps(image, 5)[-1].mean(-1), teacher.patch_features(image))
 
 
 def test_a_head_is_a_layer_a_residual_layer_over_the_ring_and_a_logit() -> None:

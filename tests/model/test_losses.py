@@ -10,7 +10,13 @@ from torch import Tensor
 
 from model.layout import TokenLayout
 from model.losses.contrastive import contrastive_loss
-from model.losses.tokens import folded_cross_entropy, linear_cross_entropy, loss_of_groups, token_cross_entropy
+from model.losses.tokens import (
+    folded_cross_entropy,
+    linear_cross_entropy,
+    logits_cross_entropy,
+    loss_of_groups,
+    token_cross_entropy,
+)
 
 
 def _reference(student_NC: Tensor, teacher_NC: Tensor, factor: float) -> float:
@@ -145,3 +151,21 @@ def test_a_head_without_gradients_computes_none() -> None:
         loss, losses_NF = linear_cross_entropy(x, weight, bias, tokens_NF)
     assert not loss.requires_grad
     torch.testing.assert_close(loss, losses_NF.mean())
+
+
+@pytest.mark.parametrize("at_once", [1, 21, 10**6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_cross_entropy_of_logits_is_torchs_in_parts(at_once: int, dtype: torch.dtype) -> None:
+    logits = torch.randn(10, 7).to(dtype).requires_grad_()
+    reference = logits.detach().float().requires_grad_()
+    tokens = torch.randint(7, (10,))
+    loss = logits_cross_entropy(logits, tokens.to(torch.int32), at_once)
+    expected = torch.nn.functional.cross_entropy(reference, tokens)
+    torch.testing.assert_close(loss, expected)
+    (3 * loss).backward()
+    (3 * expected).backward()
+    assert logits.grad is not None
+    assert logits.grad.dtype == dtype
+    torch.testing.assert_close(
+        logits.grad.float(), reference.grad, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-4
+    )

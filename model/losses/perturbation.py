@@ -1,0 +1,81 @@
+"""Latent perturbation (RobustTok): a decoder sees near codes for some true ones, so that it forgives a generator.
+
+Shapes: B batch, K tokens, V codes, C channels of a code, N neighbours.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.config import PerturbationConfig
+from model.layers.precision import without_autocast
+from model.layers.random_numbers import uniform
+
+_PRODUCTS_AT_ONCE = 2**26
+
+
+class Perturbation(NamedTuple):
+    """How strong it is at a point of the run."""
+
+    tokens: float
+    """Share of a chosen image's tokens that are replaced."""
+    neighbours: int
+    """Nearest codes from which the other is drawn, itself among them."""
+
+
+def perturbation_at(progress: float, config: PerturbationConfig) -> Perturbation:
+    """The annealed strength, given the share of the run that is done.
+
+    As published (alpha 1, delta 100, half of both from epoch 120 of 200): epoch 40: 1 and 100; 80: 0.75 and 75; from
+    120 on: 0.5 and 50.
+    """
+    length = config.anneal_to - config.anneal_from
+    if length > 0:
+        done = min(max((progress - config.anneal_from) / length, 0.0), 1.0)
+    else:
+        done = float(progress >= config.anneal_to)
+    ratio = 1 - done * (1 - config.final)
+    # What is meant to be whole is: 0.29 * 100 is 28.999...
+    return Perturbation(ratio * config.tokens, max(math.floor(ratio * config.neighbours + 1e-9), 1))
+
+
+def perturbed_tokens(
+    tokens_BK: Tensor, codebook_VC: Tensor, seed_B: Tensor, chosen_B: Tensor, strength: Perturbation
+) -> Tensor:
+    """Ids of which some are those of near codes, int64 [B, K], to be decoded. The quantizer's losses see the true ones.
+
+    Args:
+        tokens_BK: the true ids.
+        codebook_VC: all codes; which are near says their cosine.
+        seed_B: a number per image.
+        chosen_B: images that are perturbed at all, bool.
+        strength: from `perturbation_at`.
+    """
+    chance_BK, rank_BK = uniform(seed_B, 2 * tokens_BK.shape[1]).t().chunk(2, dim=1)
+    count = min(strength.neighbours, len(codebook_VC))
+    near_VN = nearest_codes(codebook_VC, count)
+    other_BK = near_VN[tokens_BK, (rank_BK * count).long()]
+    replaced_BK = chosen_B[:, None] & (chance_BK < strength.tokens)
+    return torch.where(replaced_BK, other_BK, tokens_BK)
+
+
+@torch.no_grad()
+def nearest_codes(codebook_VC: Tensor, count: int) -> Tensor:
+    """Ids of the codes nearest to each by cosine, nearest first, itself always the first, int64 [V, N]."""
+    with without_autocast(codebook_VC.device):
+        unit_VC = F.normalize(codebook_VC.detach().float(), dim=1)
+        own_V = torch.arange(len(unit_VC), device=unit_VC.device)
+        rows = max(_PRODUCTS_AT_ONCE // len(unit_VC), 1)
+        found = []
+        for start in range(0, len(unit_VC), rows):
+            part = slice(start, start + rows)
+            cosine_RV = unit_VC[part] @ unit_VC.t()
+            # Another code with the same direction is no nearer than the code itself.
+            cosine_RV.scatter_(1, own_V[part, None], 2.0)
+            found.append(cosine_RV.topk(count, dim=1).indices)
+        return torch.cat(found)
