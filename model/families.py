@@ -25,6 +25,7 @@ from model.config.discriminators import DiscriminatorConfig, discriminator_famil
 from model.config.losses import PerceptualConfig, perceptual_families
 from model.config.quantizers import quantizer_families
 from model.config.registered import choice_of, joined, kind_of, named
+from model.config.titok import TiTokConfig
 from model.layout import TokenLayout
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ _OWN: tuple[Family, ...] = (
         forcing="model.quantizers.multi_scale:FoldedQuantizer",
         forcing_prefix="quantizer.",
     ),
+    TokenizerFamily(config=TiTokConfig, network="model.tokenizers.titok:TiTokTokenizer"),
     GeneratorFamily(config=NextScaleConfig, network="model.generators.next_scale:FoldedGenerator"),
 )
 """The first of each sort is what a config without a kind means."""

@@ -134,6 +134,14 @@ class Tokenizer(Protocol):
         ...
 
 
+class ProxyTaught(Protocol):
+    """What a tokenizer is besides whose training needs a proxy (`TokenizerConfig.needs_proxy`)."""
+
+    def adopt(self, proxy: Tokenizer) -> None:
+        """Take over what it has a place for of the proxy, which `TokenizerConfig.check_proxy` has let pass."""
+        ...
+
+
 Search = Callable[[Tensor], Tensor]
 """Projected vectors [B, K, C], float32 -> the ids of their codes [B, K], int64, without gradients."""
 

@@ -17,6 +17,8 @@ from trainer.registry import trained_in
 
 INITIAL = "initial"
 """Input of a job: the weights that training starts from."""
+PROXY = "proxy"
+"""Input of a job: the tokenizer whose codes are learnt."""
 
 StageSection = ClassifierStageConfig | TokenizerStageConfig | GeneratorStageConfig
 

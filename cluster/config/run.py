@@ -125,6 +125,8 @@ class InputsConfig(Section):
     """Image shards, in place of `data.source`. If the run held images out, its validation images are taken, too."""
     teacher: InputPlace | None = None
     """A trained teacher, in place of the section `teacher`."""
+    proxy: InputPlace | None = None
+    """A trained tokenizer whose codes the one that is trained learns to predict (TiTok's stage 1)."""
     judge: InputPlace | None = None
     """A trained judge, in place of `evaluation.judge`."""
     tokenizer: InputPlace | None = None
@@ -176,6 +178,7 @@ class RunConfig(Section):
                 "tokenizer.loss.semantic and .feature need a teacher: add that section, name a trained one as "
                 "inputs.teacher, or set both to 0"
             )
+        self._check_proxy()
         check_fit(self.data.fit, self.tokens.views)
         self._check_places()
         return self
@@ -195,6 +198,15 @@ class RunConfig(Section):
                 )
         if given.teacher and self.teacher and self.teacher.timm:
             raise ValueError("inputs.teacher and teacher.timm both name a teacher: set one of them to null")
+
+    def _check_proxy(self) -> None:
+        """A tokenizer that learns from a proxy has one."""
+        trained = None if self.inputs.tokenizer else self.tokenizer
+        if trained is not None and trained.model.needs_proxy and self.inputs.proxy is None:
+            raise ValueError(
+                "tokenizer.model learns to predict the codes of a proxy, and none is given: name a trained tokenizer, "
+                "its run or its export, as inputs.proxy"
+            )
 
     def with_classes(self, present: int) -> RunConfig:
         """The same with the number of classes of the data, wherever `num_classes` is null."""
@@ -218,7 +230,7 @@ class RunConfig(Section):
         written = {name: self.folder(name) for name in FOLDERS if not self.given(name)}
         written = {self._place_name(name): uri for name, uri in written.items()}
         refuse_overlap(written)
-        given = {f"inputs.{name}": uri for name in FOLDERS if (uri := self.given(name))}
+        given = {f"inputs.{name}": uri for name in (*FOLDERS, "proxy") if (uri := self.given(name))}
         refuse_writing_into(given, written, self.run)
         cache = self.data.reading.cache_dir
         refuse_nesting(self.data, written, {"run": self.run} | ({"data.reading.cache_dir": cache} if cache else {}))

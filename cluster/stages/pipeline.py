@@ -12,7 +12,14 @@ from collections.abc import Callable
 from cluster.config.run import RunConfig
 from cluster.progress.stage_records import START, record_time
 from cluster.stages.inputs import with_found
-from cluster.stages.train_jobs import check_classes, check_initial, is_pretrained, train_job
+from cluster.stages.train_jobs import (
+    check_classes,
+    check_initial,
+    check_makes_tokens,
+    check_proxy,
+    is_pretrained,
+    train_job,
+)
 from cluster.terminal.output import console, duration
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
@@ -130,6 +137,8 @@ def _check_inputs(config: RunConfig) -> None:
                 )
     for stage in TRAINING:
         check_initial(config, stage)
+    check_proxy(config)
+    check_makes_tokens(config)
     if config.given("tokens"):
         _check_given_tokens(found)
 
@@ -177,6 +186,7 @@ def _ingest(config: RunConfig) -> int:
 def _tokenize(config: RunConfig) -> int:
     from cluster.pool.tokenizing import tokenize
 
+    check_makes_tokens(config)
     return tokenize(config)
 
 

@@ -21,8 +21,9 @@ from data_pipeline.shards.token_shards import check_tokenizer
 from data_pipeline.shards.tokenizers import tokenizer_config
 from data_pipeline.shards.weights import Card
 from data_pipeline.tools.preflight import check_images, check_tokens
-from trainer.config import TeacherConfig
-from trainer.job import INITIAL, StageSection, TrainJob
+from model.config.titok import NO_TOKENS
+from trainer.config import TeacherConfig, TokenizerStageConfig
+from trainer.job import INITIAL, PROXY, StageSection, TrainJob
 from trainer.registry import RunStage
 
 
@@ -66,6 +67,8 @@ def train_job(config: RunConfig, stage: RunStage) -> TrainJob:
     if knows_classes:
         check_classes(stage.section, section.model.classes, inputs.classes)
     folder = storage.absolute(config.folder(stage.folder))
+    if isinstance(section, TokenizerStageConfig) and section.model.needs_proxy:
+        inputs = inputs.plus(PROXY, *_found_proxy(config, section))
     if section.init_from:
         section = _with_absolute_initial(section)
         inputs = _with_initial(inputs, stage, section, folder)
@@ -129,8 +132,51 @@ def _image_inputs(config: RunConfig, stage: RunStage) -> Inputs:
     return inputs.plus("teacher", teacher, weights.read_card(teacher, "teacher").fingerprint())
 
 
+def check_proxy(config: RunConfig) -> None:
+    """Find out before anything is run whether the proxy is there that the tokenizer learns from, and fits it.
+
+    Raises:
+        UsageError: if not.
+    """
+    trained = None if config.given("tokenizer") else config.tokenizer
+    if trained is not None and trained.model.needs_proxy:
+        _found_proxy(config, trained)
+
+
+def _found_proxy(config: RunConfig, section: TokenizerStageConfig) -> tuple[str, str]:
+    """Its export, and its fingerprint: codes follow from the one half of it, and what paints them from the other."""
+    assert config.inputs.proxy is not None  # the config is refused without
+    uri = find_product("tokenizer", config.inputs.proxy, "inputs.proxy")
+    card = weights.read_card(uri, "tokenizer")
+    try:
+        section.model.check_proxy(tokenizer_config(uri, card))
+    except ValueError as error:
+        raise UsageError(f"inputs.proxy: {uri} is no proxy for tokenizer.model: {error}") from None
+    return uri, card.fingerprint()
+
+
+def check_makes_tokens(config: RunConfig) -> None:
+    """Refuse a tokenizer that makes no tokens, where tokens are wanted.
+
+    Raises:
+        UsageError: if this run's makes none, or the one that it is given; it says why.
+    """
+    given = config.given("tokenizer")
+    if config.given("tokens"):
+        return
+    if given is not None:
+        uri = find_product("tokenizer", given, "inputs.tokenizer")
+        where, model = f"inputs.tokenizer, {uri}", tokenizer_config(uri, weights.read_card(uri, "tokenizer"))
+    else:
+        assert config.tokenizer is not None  # a config without tokens has one
+        where, model = "tokenizer.model", config.tokenizer.model
+    if not model.has_tokens:
+        raise UsageError(f"{where}: {NO_TOKENS}")
+
+
 def _token_inputs(config: RunConfig, _stage: RunStage) -> Inputs:
     """Token shards, and the tokenizer that made them, where there is one."""
+    check_makes_tokens(config)
     uri = storage.absolute(config.product("tokens"))
     card = None
     if config.has("tokenizer"):

@@ -17,6 +17,7 @@ from data_pipeline.shards.manifest import ImageManifest, TokenizerRecord
 from data_pipeline.shards.tokenizers import tokenizer_config
 from data_pipeline.shards.weights import Card
 from data_pipeline.text.names import SHARD_DIGITS
+from model.config.titok import NO_TOKENS
 from model.layout import TokenLayout
 
 SOFTWARE = ("cykooz-resizer", "foldtrain", "numpy", "pillow", "simplejpeg", "torch")
@@ -157,6 +158,8 @@ def plan_tokens(images: str, tokenizer: Card, config: TokensConfig, output: str,
     except ValueError as error:
         raise UsageError(f"tokens.views: {error}") from error
     model = tokenizer_config("the tokenizer", tokenizer)
+    if not model.has_tokens:
+        raise UsageError(f"nothing can be tokenized: {NO_TOKENS}")
     return TokenPlan(
         images=images,
         output=output,

@@ -25,6 +25,34 @@ class TokenizerConfig(Section):
     """Side of the square input, in pixels."""
 
     @property
+    def has_tokens(self) -> bool:
+        """Whether it makes tokens; one that does not (a Gaussian bottleneck) trains and reconstructs images alone."""
+        return True
+
+    @property
+    def paints(self) -> bool:
+        """Whether its training gives images, which losses of pixels look at."""
+        return True
+
+    @property
+    def needs_proxy(self) -> bool:
+        """Whether its training compares with the codes that a frozen tokenizer, `inputs.proxy`, gives to an image."""
+        return False
+
+    @property
+    def proxy_positions(self) -> int:
+        """Codes that a proxy has to give for an image; 0 without one."""
+        return 0
+
+    def check_proxy(self, proxy: TokenizerConfig) -> None:
+        """Refuse a tokenizer that is no proxy for this one.
+
+        Raises:
+            ValueError: says why, and what to do.
+        """
+        raise ValueError(f"a tokenizer of kind {self.kind} learns from no proxy (not from {proxy.kind} either)")
+
+    @property
     def layout(self) -> TokenLayout:
         """Where this tokenizer's tokens stand in a sequence."""
         raise NotImplementedError(f"{type(self).__name__} has to say its layout")

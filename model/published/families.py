@@ -13,7 +13,7 @@ from torch import Tensor
 
 from model.config import TokenizerConfig
 from model.protocols import Generator, Tokenizer
-from model.published import imagefolder, var
+from model.published import imagefolder, titok, var
 from model.published.options import Options
 
 State = Mapping[str, Tensor]
@@ -61,6 +61,7 @@ FAMILIES: tuple[Published, ...] = (
     PublishedTokenizer(
         "ImageFolder VQ tokenizer", ("vp2", "vit-vq"), imagefolder.recognizes_vq, imagefolder.load_tokenizer
     ),
+    PublishedTokenizer("TiTok", ("titok",), titok.recognizes, titok.load_tokenizer),
     PublishedGenerator("VAR generator", ("var", "folded-var"), var.recognizes, var.load_generator),
 )
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from data_pipeline.loading.loader import ImageBatches
 from data_pipeline.order.permutations import keyed_uniform, network_seeds, step_positions
 from model.families import build_tokenizer
-from model.protocols import Tokenizer, TokenizerOutput
+from model.protocols import ProxyTaught, Tokenizer, TokenizerOutput
 from trainer.config import TokenizerStageConfig
 from trainer.engine.batches import Batch, normalized
 from trainer.engine.deepspeed_engine import DeepSpeedEngines
@@ -28,6 +28,7 @@ from trainer.job import TrainJob
 from trainer.stages import contrast
 from trainer.stages.dead_codes import replacements
 from trainer.stages.inputs import open_images
+from trainer.stages.proxy import PROXY_CODES, load_proxy, proxy_codes
 
 _LAST_RESTART = 0.9  # share of the steps after which no code is restarted
 
@@ -54,7 +55,11 @@ class TokenizerStage:
         network, teacher = build_tokenizer(job.section.model), None
         if job.section.loss.needs_teacher:
             teacher = load_teacher(job.inputs.get("teacher_timm"), job.inputs["teacher"], device)
-        self._compose(job.section, network, teacher, device, job.seed)
+        proxy = None
+        if job.section.model.needs_proxy:
+            proxy = load_proxy(job, device)
+            cast("ProxyTaught", network).adopt(proxy)
+        self._compose(job.section, network, teacher, device, job.seed, proxy)
         self.samples: ImageBatches | None = ImageBatches(
             open_images(job),
             image_size=job.section.model.image_size,
@@ -67,11 +72,16 @@ class TokenizerStage:
 
     @classmethod
     def without_data(
-        cls, config: TokenizerStageConfig, network: Tokenizer, teacher: Teacher | None, device: torch.device
+        cls,
+        config: TokenizerStageConfig,
+        network: Tokenizer,
+        teacher: Teacher | None,
+        device: torch.device,
+        proxy: Tokenizer | None = None,
     ) -> Self:
         """The stage around given networks, which can do all but make batches: to trace or time its terms."""
         stage = cls.__new__(cls)
-        stage._compose(config, network, teacher, device)
+        stage._compose(config, network, teacher, device, proxy=proxy)
         stage.samples = None
         return stage
 
@@ -82,9 +92,10 @@ class TokenizerStage:
         teacher: Teacher | None,
         device: torch.device,
         seed: int = 0,
+        proxy: Tokenizer | None = None,
     ) -> None:
         self._config, self._seed, self._device = config, seed, device
-        self.network, self._teacher = network, teacher
+        self.network, self._teacher, self._proxy = network, teacher, proxy
         module = cast("nn.Module", network).to(device)
         self.trainables: Trainables = {self.exported: Trainable(module, network.no_decay_parameters())}
         self._hits = {name: self._zeros(shape) for name, shape in network.codebooks.items()}
@@ -115,9 +126,17 @@ class TokenizerStage:
         return TokenizerImages(
             seed_B=torch.zeros(size, dtype=torch.int64, device=device),
             pixels_BCHW=torch.zeros(size, 3, side, side, dtype=torch.uint8, device=device),
-            drawn_B={name: torch.from_numpy(rows).to(device) for name, rows in draws.of_sample.items()},
+            drawn_B={name: torch.from_numpy(rows).to(device) for name, rows in draws.of_sample.items()}
+            | self._blank(size),
             drawn={name: torch.from_numpy(values).to(device) for name, values in draws.of_step.items()},
         )
+
+    def _blank(self, size: int) -> dict[str, Tensor]:
+        """Codes in place of those of a proxy that is not there."""
+        if self._proxy is not None or not self._config.model.needs_proxy:
+            return {}
+        shape = (size, self._config.model.proxy_positions)
+        return {PROXY_CODES: torch.zeros(shape, dtype=torch.int64, device=self._device)}
 
     def step(self, micro_batches: Sequence[TokenizerImages], engines: Engines, rate: float) -> Scalars:
         """With several micro-batches, the semantic loss needs a preview of all of them before the first backward."""
@@ -152,7 +171,10 @@ class TokenizerStage:
         return self._losses(image_BCHW, output, target_BD, semantic)
 
     def _encode(self, batch: TokenizerImages, image_BCHW: Tensor, *, decode: bool) -> TokenizerOutput:
-        return self.network(image_BCHW, batch.drawn_B | batch.drawn, batch.seed_B, decode=decode)
+        given = batch.drawn_B | batch.drawn
+        if self._proxy is not None:
+            given[PROXY_CODES] = proxy_codes(self._proxy, image_BCHW)
+        return self.network(image_BCHW, given, batch.seed_B, decode=decode)
 
     def _count(self, hits: Terms) -> None:
         for name, chosen_GV in hits.items():
@@ -163,8 +185,11 @@ class TokenizerStage:
 
     def _losses(self, image_BCHW: Tensor, output: TokenizerOutput, target_BD: Tensor, semantic: Tensor | None) -> Terms:
         weights = self._config.loss
-        terms = {"reconstruction": F.mse_loss(output.reconstruction_BCHW.float(), image_BCHW)} | output.losses
-        loss = weights.reconstruction * terms["reconstruction"]
+        terms, loss = dict[str, Tensor](), image_BCHW.new_zeros(())
+        if self._config.model.paints:
+            terms["reconstruction"] = F.mse_loss(output.reconstruction_BCHW.float(), image_BCHW)
+            loss = weights.reconstruction * terms["reconstruction"]
+        terms |= output.losses
         for term in output.losses.values():
             loss = loss + term
         if weights.feature and self._teacher is not None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tests.model.published import imagefolder, var
+from tests.model.published import imagefolder, titok, var
 
 Check = Callable[[Any, dict[str, Tensor]], None]
 
@@ -19,5 +19,6 @@ CHECKS: dict[str, Check] = {
     "ImageFolder MSVR tokenizer": imagefolder.check,
     "ImageFolder MSBR tokenizer": imagefolder.check,
     "ImageFolder VQ tokenizer": imagefolder.check,
+    "TiTok": titok.check,
     "VAR generator": var.check,
 }
