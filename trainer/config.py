@@ -285,8 +285,12 @@ class TokenizerStageConfig(Section):
     loss: TokenizerLossConfig = TokenizerLossConfig()
     """What it minimizes."""
     dead_code_steps: int = Field(0, ge=0, le=MOST_STEPS)
-    """Steps between restarts of codes that were not used since the last; 0 for never, as in the paper. None in the
-    last tenth of the steps, so that new codes have time to settle."""
+    """Steps between restarts of codes that were not used since the last; 0 for never, as in the paper."""
+    dead_code_restart: Literal["split", "latent", "cluster"] = "split"
+    """What becomes of them: a copy of a code in use, moved a little; a latent of the batch, drawn at random; or, as in
+    clustering VQ with `dead_code_steps: 1`, all codes move to the nearest latent the more, the less they are used."""
+    dead_code_until: float = Field(0.9, ge=0, le=1)
+    """Share of the steps after which no code is restarted, so that new codes have time to settle."""
     horizontal_flip: bool = False
     """Mirror half of the training images."""
     trainer: TrainerConfig

@@ -20,7 +20,6 @@ from tests.trainer.gloo import run_gloo
 from trainer.config import TokenizerLossConfig, TokenizerStageConfig, TrainerConfig
 from trainer.job import TrainJob
 from trainer.stages import tokenizer
-from trainer.stages.dead_codes import replacements
 
 SMALL = ViTConfig(width=8, depth=1, heads=2)
 CONFIG = ImageFolderConfig(encoder=SMALL, decoder=SMALL, quantizer_dropout=0.1, dropout_min_scales=3)
@@ -83,7 +82,7 @@ def counted(dead_code_steps: int) -> list[dict[str, Any]]:
         patch.setattr(tokenizer, "ImageBatches", NoImages)
         stage = tokenizer.TokenizerStage(job, torch.device("cpu"))
     found = [stage.state()]
-    for hits_GV in stage._hits.values():
+    for hits_GV in stage._codes._hits.values():
         hits_GV += 5
     found.append(stage.state())
     stage.load_state(found[-1] if dist.get_rank() == 0 else {})
@@ -98,30 +97,3 @@ def test_counts_of_codes_are_summed_by_all_ranks_though_one_alone_restores_them(
         assert [np.unique(state[first]).tolist() for state in states] == [[0], [10], [10]]
         assert states[0][first].shape == (2, 8)
     assert run_gloo(2, tmp_path, counted, 0) == [[{}] * 3] * 2
-
-
-def test_only_codes_without_a_hit_at_any_scale_are_replaced_by_codes_in_use() -> None:
-    codebook = torch.eye(6)
-    hits = torch.tensor([[0, 3, 0, 0, 0, 0], [0, 0, 5, 9, 0, 0]])
-    rows, values = replacements(codebook, hits, seed=0, step=50, branch=0)
-    assert rows.tolist() == [0, 4, 5]
-    donors = values.argmax(1)
-    assert set(donors.tolist()) <= {2, 3}  # drawn by use at the finest scale, where code 1 has none
-    assert (values.norm(dim=1) - 1).abs().max() < 0.5
-
-
-def test_replacements_are_the_same_on_every_worker() -> None:
-    codebook, hits = (
-        torch.randn(8, 4, generator=torch.Generator().manual_seed(0)),
-        torch.tensor([[0, 0, 1, 2, 0, 1, 0, 0]]),
-    )
-    first, second = (replacements(codebook, hits, 1, 100, 1) for _ in range(2))
-    torch.manual_seed(9)
-    third = replacements(codebook, hits, 1, 100, 1)
-    assert torch.equal(first[1], second[1])
-    assert torch.equal(first[1], third[1])
-
-
-def test_nothing_is_replaced_while_nothing_was_counted() -> None:
-    rows, values = replacements(torch.randn(4, 2), torch.zeros(3, 4, dtype=torch.int64), 0, 0, 0)
-    assert len(rows) == len(values) == 0

@@ -26,11 +26,9 @@ from trainer.engine.trainable import Trainable, Trainables
 from trainer.evaluation.teacher import Teacher, load_teacher
 from trainer.job import TrainJob
 from trainer.stages import contrast
-from trainer.stages.dead_codes import replacements
+from trainer.stages.dead_codes import CodeRestarts
 from trainer.stages.inputs import open_images
 from trainer.stages.proxy import PROXY_CODES, load_proxy, proxy_codes
-
-_LAST_RESTART = 0.9  # share of the steps after which no code is restarted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +96,7 @@ class TokenizerStage:
         self.network, self._teacher, self._proxy = network, teacher, proxy
         module = cast("nn.Module", network).to(device)
         self.trainables: Trainables = {self.exported: Trainable(module, network.no_decay_parameters())}
-        self._hits = {name: self._zeros(shape) for name, shape in network.codebooks.items()}
-        """How often each code was chosen since the last restart, by codebook."""
+        self._codes = CodeRestarts(network.codebooks, config, seed, device)
 
     def card(self) -> dict[str, Any]:
         """The config that rebuilds the network."""
@@ -164,7 +161,7 @@ class TokenizerStage:
         # Before the encoder, so that a preview, which ends where the decoder begins, is the begin of an ordinary pass.
         teacher_BC = self.network.project_teacher(target_BD) if self._config.loss.semantic else None
         output = self._encode(batch, image_BCHW, decode=True)
-        self._count(output.hits)
+        self._codes.note(output)
         semantic = None
         if teacher_BC is not None and output.branch_BPC is not None:
             semantic = contrast.semantic_loss(output.branch_BPC[:, -1], teacher_BC, self._config.loss, compared)
@@ -175,13 +172,6 @@ class TokenizerStage:
         if self._proxy is not None:
             given[PROXY_CODES] = proxy_codes(self._proxy, image_BCHW)
         return self.network(image_BCHW, given, batch.seed_B, decode=decode)
-
-    def _count(self, hits: Terms) -> None:
-        for name, chosen_GV in hits.items():
-            self._hits[name] += chosen_GV
-
-    def _zeros(self, shape: tuple[int, int]) -> Tensor:
-        return torch.zeros(shape, dtype=torch.int64, device=self._device)
 
     def _losses(self, image_BCHW: Tensor, output: TokenizerOutput, target_BD: Tensor, semantic: Tensor | None) -> Terms:
         weights = self._config.loss
@@ -210,36 +200,13 @@ class TokenizerStage:
 
     def after_step(self, step: int, engines: DeepSpeedEngines) -> dict[str, Any]:
         """Restart dead codes every `dead_code_steps`."""
-        every = self._config.dead_code_steps
-        if not every or step % every or step >= self._config.trainer.steps * _LAST_RESTART:
-            return {}
-        engine = engines[self.exported]
-        restarted = []
-        for index, (name, hits_GV) in enumerate(self._all_hits().items()):
-            rows, values = replacements(engine.whole(name), hits_GV, self._seed, step, index)
-            if len(rows):
-                engine.overwrite_rows(name, rows, values)
-            restarted.append(len(rows))
-        for hits_GV in self._hits.values():
-            hits_GV.zero_()
+        restarted = self._codes.after_step(step, engines[self.exported])
         return {"codes": restarted} if any(restarted) else {}
 
-    def _all_hits(self) -> dict[str, Tensor]:
-        """How often all ranks chose each code since the last restart, int64 [G, V] by codebook (a collective)."""
-        found = {name: hits_GV.clone() for name, hits_GV in self._hits.items()}
-        for hits_GV in found.values():
-            dist.all_reduce(hits_GV)
-        return found
-
     def state(self) -> dict[str, Tensor]:
-        """How often each code was chosen since the last restart, summed over ranks."""
-        if not self._config.dead_code_steps:  # the config alone decides, so that all ranks reach the collective
-            return {}
-        return {f"hits.{name}": hits_GV for name, hits_GV in self._all_hits().items()}
+        """How often codes were chosen, summed over ranks."""
+        return self._codes.state()
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Count on from there."""
-        for name, hits_GV in self._hits.items():
-            hits_GV.zero_()
-            if f"hits.{name}" in state:
-                hits_GV += state[f"hits.{name}"].to(self._device)
+        self._codes.load_state(state)
