@@ -13,7 +13,7 @@ from torch import Tensor
 
 from model.config import TokenizerConfig
 from model.protocols import Generator, Tokenizer
-from model.published import imagefolder, titok, var
+from model.published import imagefolder, maskgit_vqgan, titok, var, var_vqvae, vqgan
 from model.published.options import Options
 
 State = Mapping[str, Tensor]
@@ -62,6 +62,11 @@ FAMILIES: tuple[Published, ...] = (
         "ImageFolder VQ tokenizer", ("vp2", "vit-vq"), imagefolder.recognizes_vq, imagefolder.load_tokenizer
     ),
     PublishedTokenizer("TiTok", ("titok",), titok.recognizes, titok.load_tokenizer),
+    PublishedTokenizer(
+        "VQ-GAN of LlamaGen or XQ-GAN", ("vqgan", "llamagen-vq"), vqgan.recognizes, vqgan.load_tokenizer
+    ),
+    PublishedTokenizer("VAR tokenizer", ("var-vqvae",), var_vqvae.recognizes, var_vqvae.load_tokenizer),
+    PublishedTokenizer("MaskGIT-VQGAN", ("maskgit-vqgan",), maskgit_vqgan.recognizes, maskgit_vqgan.load_tokenizer),
     PublishedGenerator("VAR generator", ("var", "folded-var"), var.recognizes, var.load_generator),
 )
 
