@@ -17,7 +17,7 @@ leave_out_working_directory()  # before what is imported below
 
 import typer
 
-from cluster.commands import checkpoints, configs, data, data_sets, drill, gc, jobs, ledger, plan, runs, stages
+from cluster.commands import checkpoints, configs, data, data_sets, drill, gc, jobs, ledger, networks, plan, runs, stages
 from cluster.session.head_watch import HeadLostError
 from data_pipeline.errors import FoldtrainError, UsageError
 from data_pipeline.node.compiled_code import keep_compiled_code_private
@@ -56,6 +56,7 @@ runs.register(app)
 checkpoints.register(app)
 data.register(app)
 data_sets.register(app)
+networks.register(app)
 gc.register(app)
 ledger.register(app)
 plan.register(app)

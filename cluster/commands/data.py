@@ -23,7 +23,7 @@ Classes = Annotated[str | None, typer.Option("--classes", help="File with a clas
 TokenizerName = Annotated[str, typer.Option("--tokenizer-name", help="What to call the tokenizer in the record.")]
 ImageSize = Annotated[int | None, typer.Option("--image-size", help="Side of the images. Default: 16 per token.")]
 
-imports = typer.Typer(no_args_is_help=True, help="Tokens and networks of other programs → ours.")
+imports = typer.Typer(no_args_is_help=True, help="Tokens of other programs → ours.")
 
 
 def verify(
@@ -124,29 +124,6 @@ def import_rar(
     from data_pipeline.tokens.importing.tokens import Foreign
 
     _import(RARTokens(file, views), Foreign(codebook_size, grid, tokenizer_name, image_size), output, classes)
-
-
-@imports.command("network")
-def import_network(
-    file: Annotated[str, typer.Argument(metavar="FILE.safetensors", help="Its weights, at any URI.")],
-    output: Annotated[str, typer.Option("--output", "-o", help="Folder of the export to write, at any URI.")],
-    config: Annotated[
-        str | None, typer.Option("--config", help="Its published options. Default: config.json beside it.")
-    ] = None,
-    tokenizer: Annotated[
-        str | None, typer.Option("--tokenizer", help="Of a generator: run or export of its tokenizer.")
-    ] = None,
-    classes: Classes = None,
-) -> None:
-    """A published tokenizer or generator → an export, for `inputs` and `init_from`."""
-    from cluster.stages.inputs import find_product
-    from data_pipeline.tokens.importing import networks
-    from data_pipeline.tokens.importing.tokens import read_classes
-
-    found = find_product("tokenizer", tokenizer, "--tokenizer") if tokenizer else None
-    names = read_classes(classes) if classes else ()
-    card = networks.import_network(file, output, options=config, tokenizer=found, classes=names)
-    say(f"{output}: {card.kind} ({card.lineage['imported']}), {card.fingerprint()[:16]}")
 
 
 def _import(source: ForeignTokens, foreign: Foreign, output: str, classes: str | None) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 from itertools import pairwise
 from typing import Any
 
@@ -32,7 +33,7 @@ class _Tensor(BaseModel):
 _TENSORS: TypeAdapter[dict[str, _Tensor]] = TypeAdapter(dict[TensorName, _Tensor])
 
 
-def check_safetensors(data: bytes) -> None:
+def check_safetensors(data: bytes | mmap.mmap) -> None:
     """Whether the header fits the file: names of parameters, and ranges that follow each other up to its end.
 
     Raises:

@@ -10,12 +10,12 @@ Shapes: B images, L positions, F folds (tokens at a position), S side of an imag
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data_pipeline.shards import tokenizers
 from data_pipeline.shards.weights import Card
@@ -143,3 +143,21 @@ def load_tokenizer(uri: str, *, device: str = "cpu", fit: Fit = "crop") -> Token
     export, where = find_export(uri, "tokenizer"), find_device(device)
     network, card = tokenizers.load_tokenizer(export, where)
     return Tokenizer(network, card, export, where, fit)
+
+
+def of_network(network: Network, card: Card, uri: str, device: str, fit: Fit = "crop") -> Tokenizer:
+    """A tokenizer that is in memory already.
+
+    Args:
+        network: of it.
+        card: what it is.
+        uri: of its export.
+        device: of torch.
+        fit: how images of other sizes become squares.
+
+    Raises:
+        ValueError: if there is no such device.
+    """
+    where = find_device(device)
+    frozen = cast("nn.Module", network).to(where).eval().requires_grad_(False)
+    return Tokenizer(cast("Network", frozen), card, uri, where, fit)
