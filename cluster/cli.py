@@ -17,7 +17,20 @@ leave_out_working_directory()  # before what is imported below
 
 import typer
 
-from cluster.commands import checkpoints, configs, data, data_sets, drill, gc, jobs, ledger, networks, plan, runs, stages
+from cluster.commands import (
+    checkpoints,
+    configs,
+    data,
+    data_sets,
+    drill,
+    gc,
+    jobs,
+    ledger,
+    networks,
+    plan,
+    runs,
+    stages,
+)
 from cluster.session.head_watch import HeadLostError
 from data_pipeline.errors import FoldtrainError, UsageError
 from data_pipeline.node.compiled_code import keep_compiled_code_private

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from data_pipeline.tokens.importing.networks import Imported
+    from model.protocols import Tokenizer as Network
     from trainer.inference import Tokenizer
     from trainer.inference.fidelity import Fidelity
     from trainer.inference.image_files import ImageFiles
@@ -37,7 +38,9 @@ def import_weights(
         str | None,
         typer.Option("--config", help="Published options, JSON or YAML. Default: in the file, or config.json beside."),
     ] = None,
-    kind: Annotated[str | None, typer.Option("--as", metavar="KIND", help="What it is, if not what it looks like.")] = None,
+    kind: Annotated[
+        str | None, typer.Option("--as", metavar="KIND", help="What it is, if not what it looks like.")
+    ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="The weights as trained, not their moving average.")] = False,
     tokenizer: Annotated[
         str | None, typer.Option("--tokenizer", help="Of a generator: run or export of its tokenizer.")
@@ -50,7 +53,7 @@ def import_weights(
     ] = None,
     device: Device = "cpu",
 ) -> None:
-    """Published weights of a tokenizer or generator → an export, for `inputs` and `init_from`; nothing of a file is run.
+    """Published weights of a tokenizer or generator → an export, for `inputs` and `init_from`. Nothing of them is run.
 
     Files of torch.save (.pt, .pth, .bin), safetensors, and hub folders. What a file is follows from its tensors. A
     tokenizer then encodes and decodes an image, since weights that were loaded wrong draw garbage without a word.
@@ -60,6 +63,7 @@ def import_weights(
     from data_pipeline.tokens.importing.tokens import read_classes
     from trainer.inference.image_files import find_images
 
+    _check_device(device)
     spoken = find_product("tokenizer", tokenizer, "--tokenizer") if tokenizer else None
     names = read_classes(classes) if classes else ()
     files = find_images([images]) if images else None
@@ -74,7 +78,7 @@ def _round_trip(done: Imported, output: str, files: ImageFiles | None, device: s
     from trainer.inference.fidelity import is_garbage
     from trainer.inference.tokenizer import of_network
 
-    tokenizer = of_network(done.network, done.card, output, device)  # type: ignore[arg-type]
+    tokenizer = of_network(cast("Network", done.network), done.card, output, device)
     found = _fidelity(tokenizer, files)
     _show(found[:_ROUND_TRIP], tokenizer, None, "a made-up picture" if files is None else "")
     _show_mean(found)
@@ -113,12 +117,11 @@ def encode(
     """Images → a file of their tokens, with the fingerprint of what made them."""
     import numpy as np
 
-    from trainer.inference import load_tokenizer
     from trainer.inference.image_files import find_images, read_batches
     from trainer.inference.token_files import TokenFile
 
     files = find_images(images)
-    network = load_tokenizer(tokenizer, device=device, fit=fit)
+    network = _load(tokenizer, device, fit)
     parts = [network.encode(image, batch=batch) for _, image in read_batches(files, network.image_size, fit, batch)]
     tokens = np.concatenate(parts)
     TokenFile(tokens, files.names, network.fingerprint, network.layout, network.image_size, fit).write(output)
@@ -137,17 +140,16 @@ def decode(
 ) -> None:
     """A file of tokens → PNG files, named as the images that were encoded."""
     from data_pipeline.errors import UsageError
-    from trainer.inference import load_tokenizer
     from trainer.inference.image_files import png_names
     from trainer.inference.token_files import read_token_file
 
     held = read_token_file(tokens)
     files = png_names(held.names)
-    network = load_tokenizer(tokenizer, device=device)
+    network = _load(tokenizer, device)
     if held.encoder != network.fingerprint or held.layout != network.layout:
         raise UsageError(
-            f"{tokens} has tokens of tokenizer {held.encoder[:16]}, but {tokenizer} is {network.fingerprint[:16]}: give "
-            "the one that made them, or encode the images again"
+            f"{tokens} has tokens of tokenizer {held.encoder[:16]}, but {tokenizer} is {network.fingerprint[:16]}: "
+            "give the one that made them, or encode the images again"
         )
     kept = _kept(network, keep, scales)
     for start in range(0, len(files), batch):
@@ -168,14 +170,13 @@ def reconstruct(
     as_json: Json = False,
 ) -> None:
     """Images → what is left of them as tokens: NAME.png beside the square that was encoded, NAME.original.png."""
-    from trainer.inference import load_tokenizer
     from trainer.inference.fidelity import bits, compare
     from trainer.inference.given_images import write_images
     from trainer.inference.image_files import find_images, png_names, read_batches
 
     files = find_images(images)
     names = png_names(files.names)
-    network = load_tokenizer(tokenizer, device=device, fit=fit)
+    network = _load(tokenizer, device, fit)
     kept = _kept(network, keep, scales)
     found: list[Fidelity] = []
     for part, image in read_batches(files, network.image_size, fit, batch):
@@ -194,6 +195,28 @@ def reconstruct(
     _say_others(files)
     _show_mean(found)
     say(f"{output}: {2 * len(found):,} PNG files")
+
+
+def _load(uri: str, device: str, fit: Literal["crop", "pad"] = "crop") -> Tokenizer:
+    from trainer.inference import load_tokenizer
+
+    _check_device(device)
+    return load_tokenizer(uri, device=device, fit=fit)
+
+
+def _check_device(name: str) -> None:
+    """Refuse a device that this machine has not, before anything is read.
+
+    Raises:
+        UsageError: if torch cannot use it.
+    """
+    from data_pipeline.errors import UsageError
+    from trainer.inference.exports import find_device
+
+    try:
+        find_device(name)
+    except ValueError as error:
+        raise UsageError(f"--device: {error}") from None
 
 
 def _kept(network: Tokenizer, keep: int | None, scales: int | None) -> int | None:
@@ -242,7 +265,9 @@ def _show(found: Sequence[Fidelity], network: Tokenizer, keep: int | None, name:
 def _show_mean(found: Sequence[Fidelity]) -> None:
     """Means over images; the PSNR is the mean of the images', as papers have it."""
     count = len(found)
-    error, plain = (sum(values) / count for values in zip(*((each.error, each.plain_error) for each in found), strict=True))
+    error, plain = (
+        sum(values) / count for values in zip(*((each.error, each.plain_error) for each in found), strict=True)
+    )
     psnr = math.fsum(each.psnr for each in found) / count
     share = f", {error / plain:.0%} of that of each image's mean colour ({plain:.4f})" if plain else ""
     say(f"mean of {count:,}: squared error {error:.4f}{share}, PSNR {psnr:.2f} dB")

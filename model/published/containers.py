@@ -78,7 +78,7 @@ def _inner(record: Mapping[object, object], weights: str, part: str) -> tuple[st
     if isinstance(trainer, Mapping):
         found = trainer.get(PARTS[part])
         if not isinstance(found, Mapping):
-            raise ValueError(f"its trainer holds no {PARTS[part]}, the {part}, but {_shown(trainer)}")
+            raise ValueError(f"its trainer holds no {PARTS[part]}, the {part}, but {_shown(trainer)}")  # noqa: TRY004
         return f"trainer.{PARTS[part]}", found
     for name in ("ema", *RAW) if weights == "ema" else RAW:
         found = record.get(name)

@@ -31,8 +31,9 @@ def fitted(
         what: is loaded, for messages: "the published tokenizer".
 
     Raises:
-        ValueError: if a parameter is missing, left over, or of another shape; dimensions of length one, which 1x1
-            convolutions and batched parameters carry, do not count. All are named, of each sort up to MOST_NAMES.
+        ValueError: if a parameter is missing, left over, of another shape, or not finite; dimensions of length one,
+            which 1x1 convolutions and batched parameters carry, do not count. All are named, of each sort up to
+            MOST_NAMES.
     """
     kept = {name: tensor for name, tensor in state.items() if not ignored.fullmatch(name)}
     own = network.state_dict()
@@ -44,6 +45,11 @@ def fitted(
             f"{published} {list(kept[published].shape)}, which should hold {list(own[name].shape)}"
             for name, published in names.items()
             if published in kept and _core(kept[published].shape) != _core(own[name].shape)
+        ],
+        "has values that are infinite or not a number": [
+            published
+            for published in names.values()
+            if published in kept and not bool(kept[published].isfinite().all())
         ],
     }
     found = [f"{problem}: {listed(names_of)}" for problem, names_of in problems.items() if names_of]

@@ -62,7 +62,7 @@ def _loaded(folder: Path) -> tuple[Published, Tokenizer | Generator]:
 
 
 def _read(folder: Path) -> tuple[dict[str, object], dict[str, Tensor]]:
-    return json.loads((folder / "config.json").read_text()), unwrap(load_file(folder / "state.safetensors"))
+    return json.loads((folder / "config.json").read_text()), unwrap(load_file(folder / "state.safetensors")).tensors
 
 
 VIT = ViTConfig(width=24, depth=1, heads=2)
@@ -139,27 +139,3 @@ def test_what_is_no_vit_that_shares_its_positions_is_of_no_imagefolder_family(go
     assert find_family({}, state) is not None
     del state[gone]
     assert find_family({}, state) is None
-
-
-def test_a_training_checkpoint_gives_its_moving_average_unless_told_otherwise() -> None:
-    raw, average = {"a": torch.zeros(1)}, {"a": torch.ones(1)}
-    record = {"model": raw, "ema": average, "optimizer": {"state": {}}, "args": object()}
-    assert unwrap(record) == average
-    assert unwrap(record, weights="raw") == raw
-
-
-def test_a_generator_checkpoint_holds_the_generator_and_its_tokenizer() -> None:
-    generator, tokenizer = {"head.weight": torch.zeros(1)}, {"quant_conv.weight": torch.ones(1)}
-    record = {"trainer": {"var_wo_ddp": generator, "vae_local": tokenizer}, "epoch": 3}
-    assert unwrap(record) == generator
-    assert unwrap(record, part="tokenizer") == tokenizer
-
-
-def test_prefixes_of_wrappers_are_taken_off() -> None:
-    assert list(unwrap({"module._orig_mod.head.weight": torch.zeros(1)})) == ["head.weight"]
-
-
-@pytest.mark.parametrize("record", [{}, {"model": {"a": 1}}, {"weights": {"a": torch.zeros(1)}}])
-def test_what_is_no_known_container_is_refused(record: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="not a known container"):
-        unwrap(record)

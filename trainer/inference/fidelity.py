@@ -68,8 +68,10 @@ def bits(layout: TokenLayout, keep: int | None = None) -> float:
 
 
 def photograph_like(size: int) -> Image.Image:
-    """A picture with about the statistics of photographs, always the same: its power falls with the cube of the
-    frequency, its colours vary less than its brightness, and some discs with sharp edges lie over it.
+    """A picture with about the statistics of photographs, always the same.
+
+    Its power falls with the cube of the frequency, its colours vary less than its brightness, and some discs with sharp
+    edges lie over it.
 
     Args:
         size: its side, in pixels.

@@ -1,8 +1,9 @@
 """Published networks become exports of ours, which a run takes as its inputs, or starts training from.
 
 1. weight_files.py finds the file, hashes it and maps it into memory, without running anything of it
-2. the parameters are taken out of their container, without frozen teachers; none may hold what is no number
-3. model.published finds the family by names and shapes, and puts every parameter in its place
+2. the parameters are taken out of their container, without frozen teachers
+3. model.published finds the family by names and shapes, and puts every parameter in its place; none may be missing,
+       left over, of another shape, or infinite
 4. the export is written: safetensors, and a card with the sha256 of the file that it came from
 """
 
@@ -32,7 +33,7 @@ from data_pipeline.tokens.importing.weight_files import (
 from model.config import TokenizerConfig
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from model.protocols import Generator, Tokenizer
     from model.published.containers import Held
@@ -120,7 +121,7 @@ def _import(file: WeightFile, options: dict[str, Any], place: str, output: str, 
 
 
 def _recognized(file: WeightFile, options: dict[str, Any], wish: Wish) -> tuple[Held, Published]:
-    """The parameters, once they are found to be plain numbers of a known family.
+    """The parameters, once they are found to be no larger than the file, and of a known family.
 
     A file that holds a generator and its tokenizer gives the generator, unless a kind of tokenizer is asked for.
     """
@@ -131,33 +132,14 @@ def _recognized(file: WeightFile, options: dict[str, Any], wish: Wish) -> tuple[
     part = "tokenizer" if isinstance(asked, PublishedTokenizer) else "generator"
     held = unwrap(file.record, weights="raw" if wish.raw else "ema", part=part)  # type: ignore[arg-type]
     torch_files.check_sizes(held.tensors, file.size)
-    _check_numbers(held.tensors)
     family = find_family(options, held.tensors, wish.kind)
     if family is None:
         known = ", ".join(f"{each.name} ({'|'.join(each.kinds)})" for each in FAMILIES)
         raise ValueError(
-            f"its {len(held.tensors)} tensors ({', '.join(sorted(held.tensors)[:3])}, …) are those of no family that can "
-            f"be imported: there are {known}; --as takes it for one of them and says what does not fit"
+            f"its {len(held.tensors)} tensors ({', '.join(sorted(held.tensors)[:3])}, …) are those of no family that "
+            f"can be imported: there are {known}; --as takes it for one of them and says what does not fit"
         )
     return held, family
-
-
-def _check_numbers(tensors: dict[str, Tensor]) -> None:
-    """Nothing but dense tensors of finite numbers."""
-    import torch
-
-    from model.published.fitting import listed
-
-    strange = [
-        f"{name} ({str(tensor.dtype).removeprefix('torch.')})"
-        for name, tensor in tensors.items()
-        if tensor.layout != torch.strided or tensor.is_complex() or tensor.is_quantized
-    ]
-    if strange:
-        raise ValueError(f"it has tensors that are no plain numbers: {listed(strange)}")
-    broken = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
-    if broken:
-        raise ValueError(f"it has values that are infinite or not a number: {listed(broken)}")
 
 
 def _describe(file: WeightFile, held: Held, family: Published, place: str) -> str:

@@ -15,7 +15,7 @@ import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,7 +58,7 @@ def load_torch_file(path: Path) -> object:
     check_pickle(read_pickle(path))
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # type: ignore[no-any-return]
+            return cast("object", torch.load(path, map_location="cpu", weights_only=True, mmap=True))
     except Exception as error:  # as many kinds as there are ways of not being such a file
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise ValueError(f"torch cannot load it ({reason})") from None
@@ -118,10 +118,11 @@ def check_pickle(data: bytes) -> None:
         raise ValueError(f"its pickle is damaged ({error})") from None
     if refused:
         first, more = list(refused)[:_NAMED], len(refused) - _NAMED
+        named = ", ".join(first) + (f" and {more} more" if more > 0 else "")
         raise ValueError(
-            f"its pickle wants {', '.join(first)}{f' and {more} more' if more > 0 else ''}, which would run as it is "
-            "loaded: nothing was. Only tensors, plain containers and argparse.Namespace are read; where you trust the "
-            "file, load it with its own program and save its state dict as safetensors"
+            f"its pickle wants {named}, which is no plain data, and might run as it is loaded: nothing was run. Only "
+            "tensors of real numbers, plain containers and argparse.Namespace are read; where you trust the file, load "
+            "it with its own program and save its state dict as safetensors"
         )
 
 

@@ -112,6 +112,8 @@ def _load(path: Path) -> object:
     with path.open("rb") as file:
         start = file.read(16)
     if start[:2] == b"PK":
+        if path.name.endswith(".safetensors"):  # torch goes by the name
+            raise ValueError("it is a file of torch.save that is named as a safetensors file: name it .pt")
         return torch_files.load_torch_file(path)
     if start[8:9] == b"{":
         return _load_safetensors(path)

@@ -45,6 +45,15 @@ def test_of_many_names_the_first_are_told_and_how_many_more() -> None:
     assert listed([str(n) for n in range(23)]).endswith(", 19 and 3 more")
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_no_number_is_named(value: float) -> None:
+    given = state()
+    given["net.0.bias"][1] = value
+    with pytest.raises(ValueError, match=r"has values that are infinite or not a number: net\.0\.bias$"):
+        fitted(network(), given, published, NOTHING, "it")
+    fitted(network(), state() | {"teacher": torch.tensor(value)}, published, re.compile(r"teacher"), "it")
+
+
 def test_dimensions_of_length_one_do_not_count_and_transposed_ones_do() -> None:
     given = state()
     weight = given["net.0.weight"]
