@@ -92,7 +92,7 @@ class MultiScaleQuantizer(nn.Module):
         self.ratio = config.residual_ratio
         self.lengths = tuple(config.scale_decay**scale for scale in range(len(self.scales)))
         count = config.residual_convs
-        self.convs = conv_of_scale(len(self.scales), count)
+        self.convs = conv_of_scale(len(self.scales), count) if count else ()
         self.quantizer = build_quantizer(config.quantizer)
         width = config.quantizer.width
         self.residual_convs = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(count))
