@@ -92,7 +92,10 @@ class PerceptualFamily:
     """"module:function" that makes a `Perceptual` with its weights, from a config and the teacher."""
 
 
-_OWN: tuple[PerceptualFamily, ...] = (
+_OWN = (
+    PerceptualFamily(LpipsConfig, network="model.losses.lpips:load_lpips"),
+    PerceptualFamily(ShiftTolerantConfig, network="model.losses.lpips:load_shift_tolerant"),
+    PerceptualFamily(ConvNextConfig, network="model.losses.logit_distance:load_convnext"),
     PerceptualFamily(TeacherDistanceConfig, network="model.losses.teacher_distance:teacher_distance"),
 )
 """The first is what a config without a kind means."""

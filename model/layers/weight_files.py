@@ -80,7 +80,8 @@ def read_tensors(path: Path, wanted: str) -> dict[str, Tensor]:
     except OSError as error:
         raise ValueError(f"{wanted}: {path} cannot be read: {error.strerror or error}") from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError, ValueError, KeyError) as error:
-        raise ValueError(f"{wanted}: {path} is no file of weights: {str(error).splitlines()[0][:200]}") from None
+        said = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{wanted}: {path} is no file of weights: {said[:200]}") from None
     if not isinstance(found, Mapping) or not all(isinstance(each, Tensor) for each in found.values()):
         raise ValueError(f"{wanted}: {path} holds something else than tensors by name")
     return dict(found)
