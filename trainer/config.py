@@ -274,6 +274,27 @@ class TokenizerLossConfig(Section):
         return self.semantic > 0 or self.feature > 0
 
 
+class ValidationConfig(Section):
+    """How a tokenizer is looked at while it trains: on held-out images, with the moving average of its weights."""
+
+    every: int = Field(1000, gt=0, le=MOST_STEPS)
+    """Steps between looks. The last step always has one."""
+    images: int = Field(1000, gt=0, le=1_000_000)
+    """Held-out images that are looked at: the first of their data set, whose shards are in shuffled order."""
+    training_images: int = Field(256, ge=0, le=1_000_000)
+    """Training images that are looked at in the same way, so that overfitting shows; 0 for none."""
+    batch: int = Field(32, gt=0, le=65_536)
+    """Images per forward pass. The batches are dealt to the workers in turn, so the numbers stay the same."""
+    strip: int = Field(8, ge=0, le=64)
+    """Held-out images whose reconstructions are kept as a picture, at each prefix of the tokens; 0 for no picture."""
+
+    @model_validator(mode="after")
+    def _check_strip(self) -> Self:
+        if self.strip > self.images:
+            raise ValueError(f"strip {self.strip} shows more than the {self.images} images that are looked at")
+        return self
+
+
 class TokenizerStageConfig(Section):
     """Train the image tokenizer."""
 
@@ -293,6 +314,8 @@ class TokenizerStageConfig(Section):
     """Share of the steps after which no code is restarted, so that new codes have time to settle."""
     horizontal_flip: bool = False
     """Mirror half of the training images."""
+    validation: ValidationConfig | None = None
+    """Look at held-out images while it trains; null does not. It changes nothing of what is trained."""
     trainer: TrainerConfig
     """How it is optimized."""
 

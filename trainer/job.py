@@ -19,6 +19,8 @@ INITIAL = "initial"
 """Input of a job: the weights that training starts from."""
 PROXY = "proxy"
 """Input of a job: the tokenizer whose codes are learnt."""
+HELD_OUT = "held_out"
+"""Input of a job: images that nothing is trained on, to look at. It is no part of the lineage."""
 
 StageSection = ClassifierStageConfig | TokenizerStageConfig | GeneratorStageConfig
 
@@ -72,10 +74,10 @@ class TrainJob:
     """One network to train.
 
     `inputs` are URIs of what it is trained from (images, teacher, tokenizer, tokens, and the weights that it starts
-    from, `INITIAL`), `lineage` their fingerprints, `config` the resolved config of the whole run, which is recorded and
-    counted from, `classes` the names of the classes of the data, by label, `peak_tflops` what one device could do, in
-    place of the table's. With `accept_changes` a run may go on with other settings of its optimizer. `lease` is what
-    the driver holds.
+    from, `INITIAL`) and looked at with (`HELD_OUT`), `lineage` the fingerprints of the former, `config` the resolved
+    config of the whole run, which is recorded and counted from, `classes` the names of the classes of the data, by
+    label, `peak_tflops` what one device could do, in place of the table's. With `accept_changes` a run may go on with
+    other settings of its optimizer. `lease` is what the driver holds.
     """
 
     stage: str
@@ -109,6 +111,7 @@ class TrainJob:
         """All that decides the result. A run is continued only with the same."""
         section = self.section.model_dump(mode="json")
         section["trainer"] = {k: v for k, v in section["trainer"].items() if k not in _NEUTRAL}
+        section.pop("validation", None)  # looks on
         seen = {"fit": self.fit} | self.reading.model_dump(mode="json", include=_SEEN)
         return {"stage": self.stage, "section": section, "seed": self.seed, "data": seen, "lineage": self.lineage}
 

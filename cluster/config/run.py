@@ -180,8 +180,19 @@ class RunConfig(Section):
             )
         self._check_proxy()
         check_fit(self.data.fit, self.tokens.views)
+        self._check_validation()
         self._check_places()
         return self
+
+    def _check_validation(self) -> None:
+        """What is looked at while a tokenizer trains has to be held out."""
+        looks = self.tokenizer is not None and self.tokenizer.validation is not None and not self.inputs.tokenizer
+        held_out = self.data.validation_samples or self.data.validation_source or self.given("images")
+        if looks and self.data.source and not held_out:
+            raise ValueError(
+                "tokenizer.validation looks at images that nothing is trained on, and none are held out: set "
+                "data.validation_samples or data.validation_source, or tokenizer.validation to null"
+            )
 
     def _check_inputs(self) -> None:
         """What the run makes has its section, and what is given is not asked for twice."""

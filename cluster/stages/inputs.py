@@ -99,3 +99,17 @@ def _is_begun(stage: RunStage, folder: str) -> bool:
         return storage.exists(storage.join(folder, SETTINGS if stage.trains else PROGRESS))
     except FoldtrainError:
         return False
+
+
+def held_out_images(config: RunConfig) -> str:
+    """Real images that nothing was trained on, or the training images where none were held out.
+
+    Of images that the run is given, those count as held out that were ingested with them for validation.
+    """
+    images = storage.absolute(config.product("images"))
+    validation = storage.join(images.rpartition("/")[0], "validation")
+    if config.given("images"):
+        beside = images.endswith("/train") and storage.exists(storage.join(validation, MANIFEST_NAME))
+    else:
+        beside = bool(config.data.validation_samples) or config.data.validation_source is not None
+    return validation if beside else images

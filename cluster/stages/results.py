@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cluster.config.run import RunConfig
+from cluster.stages.inputs import held_out_images
 from cluster.terminal.output import console
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from data_pipeline.shards import weights
-from data_pipeline.shards.manifest import MANIFEST_NAME
 from data_pipeline.shards.token_shards import check_tokenizer
 from data_pipeline.tools.preflight import check_images, check_tokens
 from trainer.evaluation.sampler import Sampler, asked_classes, class_names, read_cards
@@ -158,20 +158,6 @@ def _check_classes(what: str, where: str, found: tuple[str, ...], names: tuple[s
 def _timm(config: RunConfig) -> str | None:
     """The published network that is the teacher, if one is."""
     return config.teacher.network if config.teacher and not config.given("teacher") else None
-
-
-def held_out_images(config: RunConfig) -> str:
-    """Real images that nothing was trained on, or the training images where none were held out.
-
-    Of images that the run is given, those count as held out that were ingested with them for validation.
-    """
-    images = storage.absolute(config.product("images"))
-    validation = storage.join(images.rpartition("/")[0], "validation")
-    if config.given("images"):
-        beside = images.endswith("/train") and storage.exists(storage.join(validation, MANIFEST_NAME))
-    else:
-        beside = bool(config.data.validation_samples) or config.data.validation_source is not None
-    return validation if beside else images
 
 
 def evaluate(config: RunConfig) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 from cluster.config.absolute_paths import with_absolute_paths
 from cluster.config.run import RunConfig
-from cluster.stages.inputs import find_product
+from cluster.stages.inputs import find_product, held_out_images
 from cluster.terminal.output import console
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
@@ -23,7 +23,7 @@ from data_pipeline.shards.weights import Card
 from data_pipeline.tools.preflight import check_images, check_tokens
 from model.config.titok import NO_TOKENS
 from trainer.config import TeacherConfig, TokenizerStageConfig
-from trainer.job import INITIAL, PROXY, StageSection, TrainJob
+from trainer.job import HELD_OUT, INITIAL, PROXY, StageSection, TrainJob
 from trainer.registry import RunStage
 
 
@@ -69,6 +69,8 @@ def train_job(config: RunConfig, stage: RunStage) -> TrainJob:
     folder = storage.absolute(config.folder(stage.folder))
     if isinstance(section, TokenizerStageConfig) and section.model.needs_proxy:
         inputs = inputs.plus(PROXY, *_found_proxy(config, section))
+    if isinstance(section, TokenizerStageConfig) and section.validation is not None:
+        inputs = _with_held_out(inputs, config)
     if section.init_from:
         section = _with_absolute_initial(section)
         inputs = _with_initial(inputs, stage, section, folder)
@@ -172,6 +174,19 @@ def check_makes_tokens(config: RunConfig) -> None:
         where, model = "tokenizer.model", config.tokenizer.model
     if not model.has_tokens:
         raise UsageError(f"{where}: {NO_TOKENS}")
+
+
+def _with_held_out(inputs: Inputs, config: RunConfig) -> Inputs:
+    """With images to look at while it trains, which are no part of the lineage."""
+    uri = storage.absolute(held_out_images(config))
+    if uri == inputs.uris["images"]:
+        raise UsageError(
+            f"tokenizer.validation looks at images that nothing is trained on, and none were held out beside {uri}: "
+            "set data.validation_samples or data.validation_source, or tokenizer.validation to null"
+        )
+    return replace(
+        inputs, uris=inputs.uris | {HELD_OUT: uri}, manifests=inputs.manifests | {HELD_OUT: check_images(uri)}
+    )
 
 
 def _token_inputs(config: RunConfig, _stage: RunStage) -> Inputs:

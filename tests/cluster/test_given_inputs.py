@@ -22,9 +22,8 @@ from cluster.config.run import InputsConfig, RunConfig
 from cluster.monitor.watching import read_given, read_run, require_run
 from cluster.pool import tokenizing
 from cluster.stages import pipeline, planning
-from cluster.stages.inputs import find_product, with_found
+from cluster.stages.inputs import find_product, held_out_images, with_found
 from cluster.stages.pipeline import run_stage
-from cluster.stages.results import held_out_images
 from data_pipeline.errors import UsageError
 from data_pipeline.shards.image_shards import ImageShards
 from data_pipeline.shards.manifest import ImageManifest, TokenManifest

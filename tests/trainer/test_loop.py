@@ -42,6 +42,7 @@ class CountingStage:
     """A regression that counts its samples on each rank, and says at the end how many all ranks have seen."""
 
     exported = "regression"
+    validation = None
 
     def __init__(self, stop_at: int | None) -> None:
         torch.manual_seed(0)

@@ -88,6 +88,7 @@ class AdversarialStage:
     """The maker learns through the frozen critic, and is updated; then the critic, from what was made before that."""
 
     exported = "maker"
+    validation = None
 
     def __init__(self, kill_at: int | None = None) -> None:
         self.maker, self.critic = networks()

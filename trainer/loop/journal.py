@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from data_pipeline import storage
@@ -72,6 +73,11 @@ class Journal:
         """Record measurements."""
         if self._records:
             self._records.metrics(record)
+
+    def pictures(self, step: int, found: Mapping[str, bytes]) -> None:
+        """Put pictures of a step (PNG) beside the records, by name; returns at once."""
+        if self._records and found:
+            self._records.pictures(step, found)
 
     def under_way(self, resumed_at: int) -> None:
         """Record what a restart has cost, before its first step."""

@@ -4,7 +4,7 @@
 2. step s: positions [s*B, (s+1)*B) give this rank's batch, which is made while step s - 1 computes; nothing else does
 3. what step s came to is read, and what all ranks want is agreed on, while step s + 1 computes
 4. every `log_every` steps a record, every `checkpoint_every` a checkpoint, written in the background; both wait for
-   what their last step came to
+   what their last step came to. A look at held-out images, where a stage has them, has a record of its step, too
 5. at the end the network is put together from the last checkpoint and exported
 
 So a host launches a step without waiting for the one before, and a stop or a spike is acted on a step or two later.
@@ -13,6 +13,7 @@ So a host launches a step without waiting for the one before, and a stop or a sp
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -178,8 +179,9 @@ class Loop:
             self.journal.first_step(self.step)
             self.meter.add(result, waited, time.perf_counter() - began, batch.tokens)
             last = self.step == self.config.steps
-            if self.step % self.config.log_every == 0 or last:
-                self._record()
+            validated = self._validate()
+            if self.step % self.config.log_every == 0 or last or validated:
+                self._record(validated)
             self.journal.check()
             stopping = self._between_steps(last)
         self._checkpoint()  # if the last steps were passed over, or the run stopped at a rollback, there is none yet
@@ -259,10 +261,27 @@ class Loop:
                 "fp32, and go on with accept_changes=true."
             )
 
-    def _record(self) -> None:
+    def _validate(self) -> dict[str, float | None]:
+        """Look at the network, if a look is due (a collective). Returns the numbers that it has found."""
+        validation = self.stage.validation
+        if validation is None or not validation.is_due(self.step):
+            return {}
+        began = time.perf_counter()
+        with self.watchdog.waiting(f"{self.job.stage}: the validation of step {self.step}", LONG):
+            found = validation.look(self.engines[self.stage.exported])
+        seconds = time.perf_counter() - began
+        self.meter.look(seconds)
+        if self.journal.is_open:
+            self.journal.event("validation", self.step, seconds=round(seconds, 3), **found.details)
+            self.journal.pictures(self.step, found.pictures)
+        return found.numbers
+
+    def _record(self, validated: Mapping[str, float | None]) -> None:
         self._account()
         passed_over = self.step - self.rollbacks.consumed(self.step)
-        record = self.meter.record(self.step, sum(self.progress.skipped.values()), passed_over)
+        record = self.meter.record(self.step, sum(self.progress.skipped.values()), passed_over) | dict(validated)
+        if self.stage.samples is not None:
+            record["epoch"] = round(record["samples"] / len(self.stage.samples.keys), 4)
         self.progress.numbers = {name: value for name, value in record.items() if isinstance(value, int | float)}
         self.journal.metrics(record)
 

@@ -23,7 +23,8 @@ HEAD_BYTES = 8192
 MOST_NAMES = 100
 """Columns at most; a record of a training stage has some 30 numbers."""
 _MOST_STEP = 2**53
-ALWAYS = ("step", "time", "window_steps", "window_seconds", "data_wait_share", "checkpoint_seconds")
+_OF_TIME = ("data_wait_share", "checkpoint_seconds", "validation_seconds")
+ALWAYS = ("step", "time", "window_steps", "window_seconds", *_OF_TIME)
 """Columns that stand first and are read always, as far as there are any."""
 _WINDOW = ("time", "window_steps", "window_seconds")
 Column = npt.NDArray[np.float64]

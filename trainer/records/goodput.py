@@ -4,6 +4,7 @@
     training             steps whose result counts
     data_wait            of those steps, waiting for batches
     checkpoint_blocked   of those steps, standing still for a checkpoint
+    validation           between those steps, looking at held-out images
     lost_steps           steps that were done again: after the checkpoint from which a later start or a rollback went on
     restart_gap          from the last record of one start to the first step of the next
     shutdown             from the last step to the end: the last checkpoint, the export
@@ -29,7 +30,17 @@ import numpy as np
 from trainer.records import columns
 from trainer.records.columns import Column, Columns
 
-CAUSES = ("start_up", "training", "data_wait", "checkpoint_blocked", "lost_steps", "restart_gap", "shutdown")
+CAUSES = (
+    "start_up",
+    "training",
+    "data_wait",
+    "checkpoint_blocked",
+    "validation",
+    "lost_steps",
+    "restart_gap",
+    "shutdown",
+)
+_OF_WINDOWS = ("lost_steps", "data_wait", "checkpoint_blocked", "validation", "training")
 STARTS = frozenset({"start", "resume", "rollback"})
 _ENDS = frozenset({"finish", "stop", "failure"})
 _BEFORE = frozenset({"checkpoint_damaged", "settings_changed"})
@@ -69,6 +80,8 @@ class _Windows(NamedTuple):
     """Share of it that was waited for data, from 0 on."""
     blocked: Column
     """Seconds of it that a checkpoint took."""
+    looked: Column
+    """Seconds of it that validation took."""
 
     def seconds(self, back_to: int | None = None) -> dict[str, float]:
         """By cause; of one that the checkpoint of step `back_to` lies in, the part after it is lost."""
@@ -77,11 +90,13 @@ class _Windows(NamedTuple):
         kept = self.length * share
         waited = kept * np.minimum(1.0, self.waited)
         blocked = np.minimum(kept - waited, self.blocked * share)
+        looked = np.minimum(kept - waited - blocked, self.looked * share)
         causes = {
             "lost_steps": self.length - kept,
             "data_wait": waited,
             "checkpoint_blocked": blocked,
-            "training": kept - waited - blocked,
+            "validation": looked,
+            "training": kept - waited - blocked - looked,
         }
         return {cause: float(each.sum()) for cause, each in causes.items()}
 
@@ -111,8 +126,8 @@ class Account:
         self._clock = self._last_event = float(start["time"])
         self._has_ended = False
         self._first: float | None = None
-        self._totals = dict.fromkeys(("lost_steps", "data_wait", "checkpoint_blocked", "training"), 0.0)
-        self._kept = [array("d") for _ in _Windows._fields]  # what a rollback needs: 40 bytes a window
+        self._totals = dict.fromkeys(_OF_WINDOWS, 0.0)
+        self._kept = [array("d") for _ in _Windows._fields]  # what a rollback needs: 48 bytes a window
 
     def windows(self, numbers: Columns) -> None:
         """Take records of metrics.jsonl, one or many, in columns; those up to the step of the start do not count."""
@@ -127,11 +142,12 @@ class Account:
             self._clock = max(self._began, self._first)
         ends = np.maximum.accumulate(np.concatenate([[self._clock], time]))
         none = np.zeros_like(numbers["step"])
-        waited, blocked = (
-            np.nan_to_num(numbers.get(name, none)[counts]) for name in ("data_wait_share", "checkpoint_seconds")
+        waited, blocked, looked = (
+            np.nan_to_num(numbers.get(name, none)[counts])
+            for name in ("data_wait_share", "checkpoint_seconds", "validation_seconds")
         )
         steps = np.maximum(1.0, np.floor(numbers["window_steps"][counts]))
-        found = _Windows(numbers["step"][counts], steps, np.diff(ends), waited, blocked)
+        found = _Windows(numbers["step"][counts], steps, np.diff(ends), waited, blocked, looked)
         for cause, each in found.seconds().items():
             self._totals[cause] += each
         for kept, column in zip(self._kept, found, strict=True):

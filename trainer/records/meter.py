@@ -1,7 +1,9 @@
 """Measurements of the steps since the last record of metrics.jsonl.
 
     window_steps, window_seconds    steps of this record, and the time from the last record to this one
-    step_seconds                    window_seconds by step; _p50, _p95 and _max are of the steps alone, on rank 0
+    step_seconds                    window_seconds without validation by step; _p50, _p95 and _max are of the steps
+                                    alone, on rank 0
+    validation_seconds              of window_seconds, looking at held-out images; only where there was a look
     data_wait_share                 of window_seconds, waited for batches, mean over ranks
     checkpoint_seconds              of window_seconds, blocked by checkpoints, on the rank that waited longest
     samples_per_second, tokens_per_second    over all ranks; tokens where a batch has any
@@ -64,7 +66,7 @@ class Meter:
         """Begin a window: nothing is measured yet."""
         self._began = time.perf_counter()
         self._steps: list[float] = []
-        self._waited = self._blocked = 0.0
+        self._waited = self._blocked = self._looked = 0.0
         self._tokens = 0
         self._norms: dict[str, Tensor] = {}
         self._loss_scales: dict[str, float] = {}
@@ -91,6 +93,10 @@ class Meter:
         """Account for time that a checkpoint took from training."""
         self._blocked += seconds
 
+    def look(self, seconds: float) -> None:
+        """Account for time in which the network was looked at, and not trained."""
+        self._looked += seconds
+
     def record(self, step: int, skipped: int, passed_over: int = 0) -> dict[str, Any]:
         """The record of the steps up to `step` (a collective), and a new window.
 
@@ -101,25 +107,28 @@ class Meter:
         """
         seconds, count = time.perf_counter() - self._began, len(self._steps)
         means, most = self._over_ranks(seconds)
+        trained = max(seconds - self._looked, 1e-9)
         numbers = means | {
             "learning_rate": learning_rate(self._config, step - 1),
-            "samples_per_second": count * self._config.global_batch / seconds,
-            "step_seconds": seconds / count,
+            "samples_per_second": count * self._config.global_batch / trained,
+            "step_seconds": trained / count,
             "step_seconds_p50": percentile(self._steps, 0.5),
             "step_seconds_p95": percentile(self._steps, 0.95),
             "step_seconds_max": max(self._steps),
             "window_steps": count,
             "window_seconds": seconds,
-            "eta_seconds": (self._config.steps - step) * seconds / count,
+            "eta_seconds": (self._config.steps - step) * trained / count,
         }
+        if self._looked:
+            numbers["validation_seconds"] = self._looked
         numbers |= self._by_trainable("grad_norm", {name: float(norm) / count for name, norm in self._norms.items()})
         if self._config.precision == "fp16":
             numbers |= self._by_trainable("loss_scale", self._loss_scales)
         if self._tokens:
-            numbers["tokens_per_second"] = self._tokens * dist.get_world_size() / seconds
+            numbers["tokens_per_second"] = self._tokens * dist.get_world_size() / trained
         flops = self._flops()
         if flops and self._peak:
-            numbers["mfu"] = flops * count / (seconds * self._peak * dist.get_world_size())
+            numbers["mfu"] = flops * count / (trained * self._peak * dist.get_world_size())
         finite = {name: value if math.isfinite(value) else None for name, value in (numbers | most).items()}
         self.start()
         samples = (step - passed_over) * self._config.global_batch

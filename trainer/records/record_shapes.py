@@ -12,7 +12,15 @@ _NUMBERS = frozenset(
         *("time", "began", "last_record", "seconds", "blocked_seconds", "bytes", "back_to", "first", "last"),
         *("workers", "workers_before", "lost_steps", "step_seconds", "samples_per_second", "eta_seconds", "steps"),
         *("window_steps", "window_seconds", "data_wait_share", "checkpoint_seconds", "skipped_steps", "loss"),
-        *("passed_over_steps", "memory_bytes", "cuda_allocated_bytes", "goodput", "wall_seconds"),
+        *(
+            "passed_over_steps",
+            "memory_bytes",
+            "cuda_allocated_bytes",
+            "goodput",
+            "wall_seconds",
+            "validation_seconds",
+            "epoch",
+        ),
     }
 )
 """Fields that are numbers, or null, wherever they are."""

@@ -6,8 +6,9 @@
     lineage.json        fingerprints of what it was trained from
     metrics.jsonl       a record every `log_every` steps: the source of truth; trackers only read it (trackers/)
     events.jsonl        start, resume, restart, first_step, rollback, checkpoint, checkpoint_failed,
-                        checkpoint_damaged, settings_changed, skipped_step, spike, finish, no_mfu, goodput,
-                        dropped_records, lines_left_out
+                        checkpoint_damaged, settings_changed, skipped_step, spike, validation, finish, no_mfu,
+                        goodput, dropped_records, lines_left_out
+    pictures/           reconstructions-STEP.png: the same held-out images at each look of validation
     metrics.prom        the newest record for Prometheus, if the folder is on this machine
     checkpoints/        see checkpoints/
     export/             the finished network, see data_pipeline/shards/weights.py
@@ -19,7 +20,7 @@ import logging
 import platform
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -172,6 +173,11 @@ class RunDirectory:
         self._metrics.write(record)
         for follower in self._followers:
             follower.write(record)
+
+    def pictures(self, step: int, found: Mapping[str, bytes]) -> None:
+        """Store pictures (PNG) of a step by name, and show them to trackers; returns at once, as they do not matter."""
+        for follower in self._followers:
+            follower.write({"time": time.time(), "step": step} | dict(found))
 
     def close(self) -> None:
         """Finish all writers, in a bounded time, with an account of the time and of records that trackers missed."""

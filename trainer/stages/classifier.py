@@ -40,6 +40,7 @@ class ClassifierStage:
     """Cross-entropy on image shards, mirrored at random."""
 
     exported = "classifier"
+    validation = None
 
     def __init__(self, job: TrainJob, device: torch.device) -> None:
         assert isinstance(job.section, ClassifierStageConfig)

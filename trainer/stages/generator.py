@@ -48,6 +48,7 @@ class GeneratorStage:
     """Tokens in, cross-entropy of every token out."""
 
     exported = "generator"
+    validation = None
 
     def __init__(self, job: TrainJob, device: torch.device) -> None:
         assert isinstance(job.section, GeneratorStageConfig)

@@ -10,7 +10,7 @@ from data_pipeline.shards import token_windows
 from data_pipeline.shards.image_shards import ImageShards
 from data_pipeline.shards.manifest import ImageManifest, TokenManifest
 from data_pipeline.shards.token_dataset import TokenShards
-from trainer.job import TrainJob
+from trainer.job import HELD_OUT, TrainJob
 
 
 def open_images(job: TrainJob) -> ImageShards:
@@ -37,6 +37,13 @@ def open_images(job: TrainJob) -> ImageShards:
                 "data.reading.shuffle_window lower, or set data.reading.cache_images to false"
             )
     return images
+
+
+def open_held_out(job: TrainJob) -> ImageShards:
+    """The images that nothing is trained on, by range reads: few of them are looked at."""
+    manifest = job.manifests.get(HELD_OUT)
+    assert not isinstance(manifest, TokenManifest)
+    return ImageShards(job.inputs[HELD_OUT], manifest, index_cache=_cache(job))
 
 
 def _index_bytes(images: ImageShards) -> int:

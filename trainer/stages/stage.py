@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from data_pipeline.order.ledger import DataOrder
 from data_pipeline.shards.token_windows import KeyColumn
-from trainer.engine.deepspeed_engine import DeepSpeedEngines
+from trainer.engine.deepspeed_engine import DeepSpeedEngine, DeepSpeedEngines
 from trainer.engine.engine import Engines
 from trainer.engine.scalars import Scalars
 from trainer.engine.trainable import Trainables
@@ -37,6 +38,30 @@ class Samples(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Validated:
+    """What a look at a network between two steps has found; the same on all ranks, but for the pictures."""
+
+    numbers: dict[str, float | None]
+    """For the record of the step in metrics.jsonl, with names that begin with validation_; None where not finite."""
+    details: dict[str, Any]
+    """For an event of events.jsonl."""
+    pictures: dict[str, bytes] = field(default_factory=dict)
+    """PNG by name, on the first rank."""
+
+
+class Validation(Protocol):
+    """Looks at a network every so many steps, and changes nothing of its training."""
+
+    def is_due(self, step: int) -> bool:
+        """Whether a look is due after so many steps; equal on all ranks."""
+        ...
+
+    def look(self, engine: DeepSpeedEngine) -> Validated:
+        """Look at what an engine trains (a collective)."""
+        ...
+
+
 class Stage(Protocol):
     """What differs between the networks that are trained."""
 
@@ -53,6 +78,11 @@ class Stage(Protocol):
     @property
     def exported(self) -> str:
         """The trainable that is the stage's result, which `card` rebuilds."""
+        ...
+
+    @property
+    def validation(self) -> Validation | None:
+        """What looks at the exported network while it trains; None if nothing does."""
         ...
 
     def card(self) -> dict[str, Any]:

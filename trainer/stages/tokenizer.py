@@ -29,6 +29,8 @@ from trainer.stages import contrast
 from trainer.stages.dead_codes import CodeRestarts
 from trainer.stages.inputs import open_images
 from trainer.stages.proxy import PROXY_CODES, load_proxy, proxy_codes
+from trainer.stages.stage import Validation
+from trainer.stages.validation import teacher_distance, validation_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +60,10 @@ class TokenizerStage:
             proxy = load_proxy(job, device)
             cast("ProxyTaught", network).adopt(proxy)
         self._compose(job.section, network, teacher, device, job.seed, proxy)
+        images = open_images(job)
+        self.validation: Validation | None = validation_of(job, network, images, teacher_distance(teacher))
         self.samples: ImageBatches | None = ImageBatches(
-            open_images(job),
+            images,
             image_size=job.section.model.image_size,
             fit=job.fit,
             reading=job.reading,
@@ -80,7 +84,7 @@ class TokenizerStage:
         """The stage around given networks, which can do all but make batches: to trace or time its terms."""
         stage = cls.__new__(cls)
         stage._compose(config, network, teacher, device, proxy=proxy)
-        stage.samples = None
+        stage.samples = stage.validation = None
         return stage
 
     def _compose(

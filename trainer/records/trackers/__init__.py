@@ -8,6 +8,7 @@ from typing import Any
 
 from trainer.config import TrackingConfig
 from trainer.records.trackers.follower import Follower, Reader
+from trainer.records.trackers.pictures import PictureReader
 from trainer.records.trackers.prometheus import PrometheusReader
 from trainer.records.trackers.tensorboard import TensorBoardReader
 from trainer.records.trackers.weights_and_biases import WandbReader, wandb_is_wanted
@@ -26,7 +27,8 @@ def open_followers(tracking: TrackingConfig, folder: str, name: str, config: dic
         config: the resolved config of the whole run, which is only recorded.
     """
     wanted: dict[str, Callable[[], Reader]] = {
-        "prometheus": lambda: PrometheusReader(folder, name, tracking.prometheus_port, tracking.prometheus_host)
+        "pictures": lambda: PictureReader(folder),
+        "prometheus": lambda: PrometheusReader(folder, name, tracking.prometheus_port, tracking.prometheus_host),
     }
     if wandb_is_wanted(tracking.wandb):
         wanted["wandb"] = lambda: WandbReader(folder, name, config)

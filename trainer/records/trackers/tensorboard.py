@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
 import time
 from pathlib import Path
@@ -43,7 +44,7 @@ class TensorBoardReader:
         self._path = Path(self._writer._file_name)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Add the numbers of a record at its step."""
+        """Add the numbers and pictures of a record at its step."""
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.proto.summary_pb2 import Summary
 
@@ -53,6 +54,7 @@ class TensorBoardReader:
             for name, value in record.items()
             if isinstance(value, int | float) and name not in {"step", "time"}
         ]
+        values += [_picture(name, value) for name, value in record.items() if isinstance(value, bytes)]
         self._writer.write_event(Event(wall_time=wall_time, step=step, summary=Summary(value=values)))
         self._writer.flush()
         if self._remote and self._path.stat().st_size >= _FILE_BYTES:
@@ -73,3 +75,13 @@ class TensorBoardReader:
         assert self._remote is not None
         self._uploaded = time.monotonic()
         storage.write_bytes(storage.join(self._remote, self._path.name), self._path.read_bytes())
+
+
+def _picture(name: str, png: bytes) -> Any:
+    from PIL import Image
+    from tensorboardX.proto.summary_pb2 import Summary
+
+    with Image.open(io.BytesIO(png)) as image:
+        width, height = image.size
+    shown = Summary.Image(encoded_image_string=png, width=width, height=height, colorspace=3)
+    return Summary.Value(tag=name, image=shown)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 from typing import Any, Literal
@@ -37,9 +38,17 @@ class WandbReader:
         self._run.define_metric("*", step_metric="step")  # W&B's own step cannot go back, as a rollback does
 
     def write(self, record: dict[str, Any]) -> None:
-        """Log the numbers of a record; `step` is one of them."""
-        self._run.log({name: value for name, value in record.items() if isinstance(value, int | float)})
+        """Log the numbers and pictures of a record; `step` is one of them."""
+        shown = {name: value for name, value in record.items() if isinstance(value, int | float)}
+        self._run.log(shown | {name: _picture(value) for name, value in record.items() if isinstance(value, bytes)})
 
     def close(self) -> None:
         """Finish the run."""
         self._run.finish()
+
+
+def _picture(png: bytes) -> Any:
+    import wandb
+    from PIL import Image
+
+    return wandb.Image(Image.open(io.BytesIO(png)))
