@@ -51,6 +51,15 @@ def test_a_run_that_was_never_interrupted() -> None:
     }
 
 
+def test_a_look_at_held_out_images_is_no_training() -> None:
+    events = [event("start", 107, 0, began=100), event("checkpoint", 130, 10)]
+    looked = window(10, 120, 10, wait=0.2, blocked=1) | {"validation_seconds": 3.0}
+    found = seconds(events, [looked, window(20, 130, 10)])
+    assert found == {"start_up": 10, "training": 14, "data_wait": 2, "checkpoint_blocked": 1, "validation": 3}
+    half = seconds(events, [looked], back_to=5)  # half of the window is done again
+    assert (half["validation"], half["training"], half["lost_steps"]) == (1.5, 2.0, 15)
+
+
 def test_a_dead_run_is_accounted_up_to_its_last_record() -> None:
     events = [event("start", 107, 0, began=100), event("checkpoint", 123, 10)]
     assert seconds(events, [window(10, 120, 10)]) == {"start_up": 10, "training": 13}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,6 +48,25 @@ def two_records() -> list[dict[str, Any]]:
     unknown = Meter(CONFIG, flops_per_step=lambda: 1e6, peak_flops=None)
     unknown.add(step(1.0), waited=0.0, seconds=1.0)
     return [first, second, unknown.record(1, skipped=2)]
+
+
+def looked_at() -> dict[str, Any]:
+    """A window of one step, of which most was a look."""
+    meter = Meter(CONFIG, exported="network")
+    meter.add(step(1.0), waited=0.0, seconds=0.1)
+    meter._began -= 100
+    meter.look(60.0)
+    return meter.record(1, skipped=0) | {"next": (meter.add(step(1.0), 0.0, 0.1), meter.record(2, skipped=0))[1]}
+
+
+def test_a_look_at_the_network_does_not_slow_the_rates(tmp_path: Path) -> None:
+    (found,) = run_gloo(1, tmp_path, looked_at)
+    assert found["validation_seconds"] == 60.0
+    assert found["window_seconds"] == pytest.approx(100, abs=5)
+    assert found["step_seconds"] == pytest.approx(40, abs=5)
+    assert found["samples_per_second"] == pytest.approx(8 / found["step_seconds"])
+    assert found["eta_seconds"] == pytest.approx(99 * found["step_seconds"])
+    assert "validation_seconds" not in found["next"]
 
 
 @pytest.fixture(scope="module")

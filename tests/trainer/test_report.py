@@ -166,7 +166,7 @@ def test_the_time_of_a_training_stage_is_shown_by_cause(run: Path) -> None:
     record = {"time": 140, "step": 20, "window_steps": 20, "window_seconds": 30, "data_wait_share": 0.5, "loss": 1.0}
     (run / "tokenizer" / "metrics.jsonl").write_text(json.dumps(record) + "\n")
     words = Page(build_report(collect(str(run)))).words
-    assert "start up training data wait checkpoint blocked lost steps restart gap shutdown" in words
+    assert "start up training data wait checkpoint blocked validation lost steps restart gap shutdown" in words
     assert "tokenizer 50 s 40.0 % 30.0 % 30.0 %" in words
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 import time
 import urllib.request
@@ -12,6 +13,7 @@ from uuid import uuid4
 
 import pytest
 import wandb
+from PIL import Image
 
 from data_pipeline import storage
 from trainer.config import TrackingConfig
@@ -20,8 +22,10 @@ from trainer.records.jsonl import read_records
 from trainer.records.run_directory import RunDirectory
 from trainer.records.trackers import close_followers, open_followers, tensorboard
 from trainer.records.trackers.follower import Follower, Reader
+from trainer.records.trackers.pictures import PictureReader, picture_step
 from trainer.records.trackers.prometheus import PrometheusReader
 from trainer.records.trackers.tensorboard import TensorBoardReader
+from trainer.records.trackers.weights_and_biases import WandbReader
 
 Record = dict[str, Any]
 
@@ -149,10 +153,10 @@ def names(tracking: TrackingConfig, folder: Path) -> list[str]:
 def test_the_config_says_who_is_shown_the_metrics(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(wandb, "init", lambda **_: pytest.fail("it was started"))
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    assert names(TrackingConfig(wandb="off"), tmp_path) == ["prometheus"]
-    assert names(TrackingConfig(wandb="off", tensorboard=True), tmp_path) == ["prometheus", "tensorboard"]
+    assert names(TrackingConfig(wandb="off"), tmp_path) == ["pictures", "prometheus"]
+    assert names(TrackingConfig(wandb="off", tensorboard=True), tmp_path) == ["pictures", "prometheus", "tensorboard"]
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    assert names(TrackingConfig(), tmp_path) == ["prometheus"]
+    assert names(TrackingConfig(), tmp_path) == ["pictures", "prometheus"]
 
 
 def test_wandb_is_offline_beside_the_run_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -178,14 +182,18 @@ def test_wandb_is_offline_beside_the_run_unless_told_otherwise(monkeypatch: pyte
 
 
 def scalars(path: Path) -> list[tuple[int, str, float]]:
+    return [(step, value.tag, value.simple_value) for step, value in shown(path)]
+
+
+def shown(path: Path) -> list[tuple[int, Any]]:
     """What an event file holds: records of length, checksum, protocol buffer, checksum."""
     from tensorboardX.proto.event_pb2 import Event
 
-    data, found = path.read_bytes(), []
+    data, found = path.read_bytes(), list[tuple[int, Any]]()
     while data:
         length = int.from_bytes(data[:8], "little")
         event = Event.FromString(data[12 : 12 + length])
-        found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+        found += [(event.step, value) for value in event.summary.value]
         data = data[16 + length :]
     return found
 
@@ -198,6 +206,51 @@ def test_tensorboard_gets_the_numbers_of_each_record_at_its_step(tmp_path: Path)
     (path,) = (tmp_path / "tensorboard").iterdir()
     assert ".tfevents." in path.name
     assert scalars(path) == [(1, "steps", 9.0), (1, "loss", 1.0), (2, "steps", 9.0)]
+
+
+def png(red: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (3, 2), (red, 0, 0)).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def test_pictures_become_files_that_sort_by_step_and_numbers_do_not(tmp_path: Path) -> None:
+    reader = PictureReader(str(tmp_path))
+    for step, red in ((10, 1), (9, 2), (10, 3)):
+        reader.write(record(step) | {"reconstructions": png(red)})
+    reader.write(record(11))
+    reader.close()
+    found = sorted((tmp_path / "pictures").iterdir())
+    assert [picture_step(each.name, "reconstructions") for each in found] == [9, 10]
+    assert [each.read_bytes() for each in found] == [png(2), png(3)]  # of a step that was done again, the last
+    assert picture_step("reconstructions-000000010.png.part", "reconstructions") is None
+    assert picture_step("samples-000000010.png", "reconstructions") is None
+
+
+def test_tensorboard_shows_pictures(tmp_path: Path) -> None:
+    reader = TensorBoardReader(str(tmp_path))
+    reader.write({"time": 1.0, "step": 7, "reconstructions": png(9)})
+    reader.close()
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    ((step, value),) = shown(path)
+    image = value.image
+    assert (step, value.tag) == (7, "reconstructions")
+    assert (image.width, image.height, image.colorspace, image.encoded_image_string) == (3, 2, 3, png(9))
+
+
+def test_wandb_is_given_pictures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    logged: list[Record] = []
+
+    class Run:
+        def define_metric(self, *_: Any, **__: Any) -> None: ...
+        def log(self, numbers: Record) -> None:
+            logged.append(numbers)
+
+    monkeypatch.setattr(wandb, "init", lambda **_: Run())
+    WandbReader(str(tmp_path), "tokenizer", {}).write({"step": 7, "reconstructions": png(9)})
+    ((step, picture),) = [(each["step"], each["reconstructions"]) for each in logged]
+    assert step == 7
+    assert picture.image.getpixel((0, 0)) == (9, 0, 0)
 
 
 @pytest.mark.xdist_group("s3")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from functools import partial
 from pathlib import Path
@@ -265,7 +266,7 @@ def test_a_copy_has_the_average_at_any_stage_and_number_of_ranks(tmp_path: Path,
     found = run_gloo(world, tmp_path, copies, [0, 1, 2, 3])
     for stage in zip(*found, strict=True):
         assert len({each["output"] for each in stage}) == 1
-    for each in sum(found, []):
+    for each in itertools.chain(*found):
         assert each["found"].keys() == each["expected"].keys()
         for name, value in each["expected"].items():
             np.testing.assert_allclose(each["found"][name], value, rtol=1e-6, atol=1e-7, err_msg=name)
