@@ -22,7 +22,7 @@ from tests.trainer import small_runs
 from tests.trainer.gloo import run_gloo
 from tests.trainer.small_training import EVERYTHING_PARTITIONED
 from tests.trainer.test_tokenizer_training import MODEL
-from trainer.config import TokenizerLossConfig, TokenizerStageConfig, TrainerConfig, ValidationConfig
+from trainer.config import TokenizerLossConfig, TokenizerStageConfig, TrackingConfig, TrainerConfig, ValidationConfig
 from trainer.engine.deepspeed_engine import DeepSpeedEngine, prepare_deepspeed
 from trainer.engine.engine import train
 from trainer.engine.gathering import NetworkCopy
@@ -50,7 +50,8 @@ def job(folder: Path, name: str, asked: TokenizerStageConfig) -> TrainJob:
     images, teacher = str(folder / "images" / "train"), str(folder / "teacher" / "export")
     inputs = {"images": images, "teacher": teacher, HELD_OUT: images}
     arguments = (asked, small_runs.SEED, "pad", ReadingConfig(cache_dir=str(folder / "cache")), inputs, {}, {})
-    return TrainJob("tokenizer", str(folder / name), *arguments, classes=small_runs.CLASSES)
+    shown = {"classes": small_runs.CLASSES, "tracking": TrackingConfig(wandb="off")}
+    return TrainJob("tokenizer", str(folder / name), *arguments, **shown)
 
 
 def train_job(asked: TrainJob, stop_at: int | None = None) -> None:
@@ -105,8 +106,8 @@ pytestmark = pytest.mark.xdist_group("validation")
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
-    run_gloo(1, folder, begin, folder)
-    run_gloo(2, folder, on_two, folder)
+    run_gloo(1, folder, begin, folder, patience=400)
+    run_gloo(2, folder, on_two, folder, patience=400)
     return folder
 
 
@@ -263,7 +264,7 @@ def copied_at(stage: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_a_copy_has_the_average_at_any_stage_and_number_of_ranks(tmp_path: Path, world: int) -> None:
-    found = run_gloo(world, tmp_path, copies, [0, 1, 2, 3])
+    found = run_gloo(world, tmp_path, copies, [0, 1, 2, 3], patience=400)
     for stage in zip(*found, strict=True):
         assert len({each["output"] for each in stage}) == 1
     for each in itertools.chain(*found):
