@@ -13,7 +13,15 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from model.classifier import Classifier
-from model.config import ClassifierConfig, ImageFolderConfig, NextScaleConfig, VectorConfig, ViTConfig
+from model.config import (
+    ClassifierConfig,
+    ImageFolderConfig,
+    MaskgitVqganConfig,
+    NextScaleConfig,
+    VectorConfig,
+    ViTConfig,
+    VqganConfig,
+)
 from model.generators.next_scale import FoldedGenerator
 from model.losses.contrastive import contrastive_loss
 from model.losses.tokens import folded_cross_entropy, loss_of_groups
@@ -21,6 +29,8 @@ from model.protocols import SamplingPlan
 from model.quantizers.multi_scale import FoldedQuantizer
 from model.tokenizers.grid import KEPT_MEAN, KEPT_SCALES
 from model.tokenizers.imagefolder import ImageFolderTokenizer
+from model.tokenizers.maskgit_vqgan import MaskgitVqganTokenizer
+from model.tokenizers.vqgan import ConvolutionalTokenizer
 from tests.model.fake_cuda import FUSED_ATTENTION, GpuRules, fake_gpu, gpu_rules, on_fake_gpu
 
 VIT = ViTConfig(width=32, depth=2, heads=2, drop_path=0.2)
@@ -33,6 +43,10 @@ TOKENIZER = ImageFolderConfig(
     quantizer=VectorConfig(codebook_size=64, code_dim=8),
     shared_residual_convs=2,
 )
+HALF = {"widths": (8, 8, 16), "blocks": (1,), "norm_groups": 4}
+CONVOLUTIONAL = {"image_size": 16, "quantizer": {"codebook_size": 64, "code_dim": 8}, "encoder": HALF, "decoder": HALF}
+VQGAN = VqganConfig.model_validate(CONVOLUTIONAL | {"scales": (1, 2, 4), "branches": 2, "teacher_width": 32})
+MASKGIT = MaskgitVqganConfig.model_validate(CONVOLUTIONAL | {"scales": (4,)})
 GENERATOR = NextScaleConfig(num_classes=5, depth=2, width=32, heads=2, drop_path=0.2)
 FLOAT32 = {"linear_fp32", "step", "choose", "contrastive_loss"}
 """The functions whose products are float32 in any case: the generator's input, the quantizer and a loss."""
@@ -74,6 +88,31 @@ def train_tokenizer() -> Callable[[], object]:
     return terms
 
 
+def train_vqgan() -> Callable[[], object]:
+    network = on_fake_gpu(lambda: ConvolutionalTokenizer(VQGAN)).train()
+    image, kept = torch.zeros(B, 3, 16, 16, device="cuda"), longs(B)
+    mean = torch.ones(3, device="cuda")
+
+    def terms() -> object:
+        out = network(image, {KEPT_SCALES: kept, KEPT_MEAN: mean})
+        teacher = network.project_teacher(torch.zeros(B, 32, device="cuda"))
+        assert out.losses["codebook"].dtype == torch.float32
+        return contrastive_loss(out.branch_BPC[:, -1], teacher)
+
+    return terms
+
+
+def tokenize_with(make: Callable[[], ConvolutionalTokenizer]) -> Callable[[], object]:
+    network = on_fake_gpu(make).eval()
+    image = torch.zeros(B, 3, 16, 16, device="cuda")
+
+    def run() -> object:
+        with torch.no_grad():
+            return network.detokenize(network.tokenize(image), network.prefixes[0])
+
+    return run
+
+
 def train_classifier() -> Callable[[], object]:
     config = ClassifierConfig(num_classes=5, image_size=16, widths=(8, 16), dropout=0.1)
     network = on_fake_gpu(lambda: Classifier(config)).train()
@@ -110,9 +149,15 @@ WORK: dict[str, Callable[[], Callable[[], object]]] = {
     "shared adaln": lambda: train_generator(GENERATOR.model_copy(update={"shared_adaln": True, "qk_norm": False})),
     "tokenizer": train_tokenizer,
     "classifier": train_classifier,
+    "vqgan": train_vqgan,
+    "vqgan tokenize": lambda: tokenize_with(lambda: ConvolutionalTokenizer(VQGAN)),
+    "maskgit-vqgan tokenize": lambda: tokenize_with(lambda: MaskgitVqganTokenizer(MASKGIT)),
     "sampling": draw_samples,
     "tokenize": tokenize,
 }
+
+
+CONVOLUTIONS_ALONE = {"classifier", "maskgit-vqgan tokenize"}
 
 
 def second_pass(work: Callable[[], Callable[[], object]]) -> GpuRules:
@@ -141,7 +186,7 @@ def test_products_are_bf16_where_they_need_not_be_float32(name: str) -> None:
     assert wide <= FLOAT32, wide - FLOAT32
 
 
-@pytest.mark.parametrize("name", [name for name in WORK if name != "classifier"])
+@pytest.mark.parametrize("name", [name for name in WORK if name not in CONVOLUTIONS_ALONE])
 def test_attention_is_a_fused_kernel(name: str) -> None:
     kernels = record(name).kernels
     assert kernels

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from model.config import ImageFolderConfig, NextScaleConfig, VectorConfig, ViTConfig
+from model.config import ImageFolderConfig, NextScaleConfig, VectorConfig, ViTConfig, VqganConfig
 from model.generators.next_scale import Block, FoldedGenerator
 from model.layers import attention
+from model.layers.convolutions import GridAttention, ResidualBlock
 from model.layers.visibility import GroupCausal
 from model.layers.vit import ImageBlock, build_trunk
 from model.tokenizers.grid import KEPT_SCALES
 from model.tokenizers.imagefolder import ImageFolderTokenizer
+from model.tokenizers.vqgan import ConvolutionalTokenizer
 
 VIT = ViTConfig(width=32, depth=2, heads=2, drop_path=0.2)
 TOKENIZER = ImageFolderConfig(
@@ -71,6 +73,19 @@ def test_a_block_of_a_vision_transformer_is_one_graph(bf16: bool) -> None:
     assert isinstance(block, ImageBlock)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         assert graphs(block, torch.zeros(B, 5, 32), torch.full((2, B), 0.5)) == 1
+
+
+@pytest.mark.parametrize("block", [ResidualBlock(8, 16, 4, shortcut_of_branch=True), GridAttention(8, 4)])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_block_of_a_convolutional_tokenizer_is_one_graph(block: nn.Module, bf16: bool) -> None:
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        assert graphs(block, torch.zeros(B, 8, 4, 4)) == 1
+
+
+def test_a_convolutional_tokenizers_training_pass_is_one_graph() -> None:
+    half = {"widths": (8, 16), "blocks": (1,), "norm_groups": 4}
+    network = ConvolutionalTokenizer(VqganConfig(image_size=7, scales=(1, 4), encoder=half, decoder=half)).train()
+    assert graphs(network, torch.zeros(B, 3, 7, 7)) == 1
 
 
 def test_a_generators_training_pass_is_one_graph() -> None:
