@@ -38,7 +38,8 @@ for _ in range(30):
     errors.append(float(loss))
 assert errors[-1] < 0.9 * errors[0], errors
 tokens = tokenizer.tokenize(image)
-assert torch.equal(tokenizer.quantizer.tokenize(tokenizer.quantizer.dequantize(tokens)), tokens)
+codes = tokenizer.quantizer.dequantize(tokens[..., 0])
+assert torch.equal(tokenizer.quantizer.tokenize(codes), tokens[..., 0])
 generator = build_generator(config.generator.model, tokenizer.layout, config.tokenizer.model.forcing_width)
 optimizer = torch.optim.Adam(generator.parameters(), 1e-2)
 label, losses = torch.arange(8), []
@@ -53,13 +54,28 @@ drawn = generator.eval().sample(SamplingPlan(label, torch.full((8, 16, 1), 0.5),
 assert (drawn == tokens).float().mean() > 0.5  # it has learnt these eight by heart
 assert tokenizer.detokenize(drawn).shape == image.shape
 """
+ELSEWHERE = """
+import torch
+from model.config import ImageFolderConfig
+from model.families import build_tokenizer
+
+quantizer = {"kind": "sign", "bits": 5}
+scales = {"scales": [1, 2], "branches": 3, "dropout_min_scales": 1}
+config = ImageFolderConfig.model_validate({"image_size": 16, "patch_size": 4, "quantizer": quantizer, **scales})
+tokenizer = build_tokenizer(config)
+output = tokenizer(torch.rand(2, 3, 16, 16) * 2 - 1)
+assert tokenizer.layout.vocabularies == (32, 32, 32)
+assert output.tokens_BLF.shape == (2, 5, 3)
+sum(output.losses.values()).backward()
+"""
 
 
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
     """The package of the page, installed as far as Python can tell."""
     files = dict(BLOCK.findall((ROOT / "docs/extending.md").read_text()))
-    assert set(files) >= {"pyproject.toml", "sign_families.py", "sign_quantizer.py", "sign_networks.py", "signs.yaml"}
+    modules = {f"sign_{name}.py" for name in ("config", "families", "quantizer", "networks")}
+    assert set(files) == {"pyproject.toml", "signs.yaml"} | modules
     (tmp_path / "work").mkdir()  # not the package's own folder: foldtrain leaves out where its user stands
     for name, text in files.items():
         (tmp_path / "work" / name if name == "signs.yaml" else tmp_path / name).write_text(text)
@@ -87,7 +103,7 @@ def test_the_config_of_the_page_is_understood(package: Path) -> None:
     done = run(package, "-m", "foldtrain", "config", "signs.yaml")
     assert done.returncode == 0, done.stderr
     found = yaml.safe_load(done.stdout)
-    assert (found["tokenizer"]["model"]["bits"], found["generator"]["model"]["width"]) == (8, 64)
+    assert (found["tokenizer"]["model"]["quantizer"]["bits"], found["generator"]["model"]["width"]) == (8, 64)
 
 
 def test_a_kind_that_is_not_there_is_refused_with_those_that_are(package: Path) -> None:
@@ -95,3 +111,19 @@ def test_a_kind_that_is_not_there_is_refused_with_those_that_are(package: Path) 
     assert done.returncode == 2
     assert "generator.model.kind" in done.stderr
     assert "sign-raster" in done.stderr
+
+
+def test_the_quantizer_of_the_page_is_taken_by_other_tokenizers_in_scales_and_branches(package: Path) -> None:
+    done = run(package, "-c", ELSEWHERE)
+    assert done.returncode == 0, done.stderr
+
+
+def test_finite_scalar_quantization_is_the_file_and_the_registration_of_the_page() -> None:
+    page = (ROOT / "docs/extending.md").read_text()
+    blocks = dict(re.findall(r"```python\n# (model/[\w./]+)\n(.*?)```", page, re.DOTALL))
+    assert blocks.pop("model/quantizers/fsq.py") == (ROOT / "model/quantizers/fsq.py").read_text()
+    registration = (ROOT / "model/config/quantizers.py").read_text()
+    assert blocks.pop("model/config/quantizers.py") in registration
+    assert blocks == {}
+    (entry,) = re.findall(r"`(QuantizerFamily\(.*?\))`", page)
+    assert entry in registration
