@@ -173,10 +173,11 @@ class RunConfig(Section):
     def _check(self) -> Self:
         self._check_inputs()
         loss = self.tokenizer.loss if self.tokenizer and not self.inputs.tokenizer else None
-        if loss and not self.has("teacher") and (loss.semantic > 0 or loss.feature > 0):
+        if loss and loss.needs_teacher and not self.has("teacher"):
+            named = " and ".join(f"tokenizer.loss.{term}" for term in loss.terms_with_teacher)
             raise ValueError(
-                "tokenizer.loss.semantic and .feature need a teacher: add that section, name a trained one as "
-                "inputs.teacher, or set both to 0"
+                f"a teacher is missing, through which {named} looks: add the section teacher, name a trained one as "
+                "inputs.teacher, or leave that out"
             )
         self._check_proxy()
         check_fit(self.data.fit, self.tokens.views)

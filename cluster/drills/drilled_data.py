@@ -42,7 +42,7 @@ def write_data(folder: Path, seed: int) -> Path:
             "min_workers": WORKERS,
             "max_workers": WORKERS,
         },
-        "tokenizer": {"model": tokenizer, "loss": {"semantic": 0, "feature": 0}, "trainer": trainer},
+        "tokenizer": {"model": tokenizer, "trainer": trainer},
         "tokens": {"shard_samples": SHARD_SAMPLES, "batch": 50, "min_workers": WORKERS, "max_workers": WORKERS},
         "generator": {"model": {"num_classes": 10, "depth": 1, "width": 32, "heads": 2}, "trainer": trainer},
         "cluster": {"workers": WORKERS},

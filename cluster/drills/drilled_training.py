@@ -46,7 +46,7 @@ def write_training(folder: Path, seed: int) -> Path:
             "source": {"kind": "folder", "path": str(folder / "none")},
             "reading": {"cache_dir": str(folder / "cache")},
         },
-        "tokenizer": {"model": model, "loss": {"semantic": 0, "feature": 0}, "trainer": idle},
+        "tokenizer": {"model": model, "trainer": idle},
         "tokens": {"output": str(folder / "tokens")},
         "generator": {
             "model": {"num_classes": CLASSES, "depth": 2, "width": 96, "heads": 2, "drop_path": 0.1},

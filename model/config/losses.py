@@ -228,10 +228,22 @@ class AdversarialConfig(Section):
     final_learning_rate: float = Field(0.0, ge=0, le=1)
     """At the last step, as a share of the highest."""
     warmup_steps: int = Field(0, ge=0, le=_MOST_STEPS)
-    """Steps of linear warm-up, from `start` on; a cosine follows to the last step."""
+    """Steps of linear warm-up, from `start` on."""
+    warmup_rate: float | None = Field(None, ge=0, le=1)
+    """Where the warm-up begins, as a share of the highest rate; null: near zero (lin0: at 0.005)."""
+    schedule: Literal["cosine", "lin0", "stairs"] = "cosine"
+    """What follows the warm-up, up to the last step, as `trainer.schedule`; it counts from `start`."""
+    stair_steps: int | None = Field(None, gt=0, le=_MOST_STEPS)
+    """Steps of a stair, for `schedule: stairs`."""
     betas: tuple[_Share, _Share] | None = None
     """AdamW's decay rates of the two moments; null: the tokenizer's."""
     weight_decay: float | None = Field(None, ge=0, le=1_000)
     """AdamW's decay, of matrices; null: the tokenizer's."""
     gradient_clipping: float | None = Field(None, ge=0)
     """Largest global norm of the discriminator's gradient; 0 for no clipping; null: the tokenizer's."""
+
+    @model_validator(mode="after")
+    def _check_stairs(self) -> Self:
+        if (self.schedule == "stairs") != (self.stair_steps is not None):
+            raise ValueError(f"stair_steps {self.stair_steps} and schedule {self.schedule}: set both, or neither")
+        return self

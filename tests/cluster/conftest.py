@@ -15,7 +15,7 @@ data:
   source: {kind: folder, path: pictures}
 tokenizer:
   model: {image_size: 32, patch_size: 8, scales: [1, 2, 4], dropout_min_scales: 1, quantizer: {codebook_size: 64}}
-  loss: {semantic: 0, feature: 0}
+  loss: {perceptual: [], semantic: null}
   trainer: {steps: 10, global_batch: 8}
 generator:
   model: {num_classes: 2, depth: 1, width: 32, heads: 2}

@@ -36,7 +36,7 @@ def write_config(folder: Path) -> Path:
         "data": {"source": {"kind": "folder", "path": "photos"}},
         "tokenizer": {
             "model": {"kind": "toy-1d", "image_size": 8},
-            "loss": {"semantic": 0},
+            "loss": {},
             "dead_code_steps": 2,
             "trainer": TRAINER,
         },
@@ -115,7 +115,13 @@ class TestToys:
     def test_a_teacher_is_refused_where_nothing_is_compared_with_it(self, run: Path) -> None:
         teacher = "teacher={model: {image_size: 8, widths: [4]}, trainer: {steps: 2, global_batch: 4}}"
         done = foldtrain(
-            run, "train-tokenizer", "toy.yaml", "run=other", "inputs.images=run", teacher, "tokenizer.loss.semantic=1"
+            run,
+            "train-tokenizer",
+            "toy.yaml",
+            "run=other",
+            "inputs.images=run",
+            teacher,
+            "tokenizer.loss.semantic={weight: 1}",
         )
         assert done.returncode == 2
         assert "nothing that is compared with a teacher" in done.stdout + done.stderr

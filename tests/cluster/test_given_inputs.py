@@ -41,9 +41,7 @@ pytestmark = pytest.mark.xdist_group("results")
 
 Configure = Callable[..., RunConfig]
 GENERATOR = {"model": {"depth": 1, "width": 16, "heads": 2}, "trainer": {"steps": 10, "global_batch": 8}}
-TOKENIZER = (
-    "tokenizer={model: {image_size: 32, patch_size: 8}, loss: {semantic: 0}, trainer: {steps: 1, global_batch: 8}}"
-)
+TOKENIZER = "tokenizer={model: {image_size: 32, patch_size: 8}, trainer: {steps: 1, global_batch: 8}}"
 PRODUCTS = {"images": "images/train", "tokens": "tokens", "tokenizer": "tokenizer/export", "judge": "judge/export"}
 
 
@@ -170,7 +168,7 @@ def test_a_tokenizer_trains_with_the_teacher_of_another_run(
     card = write_weights("runs/third/teacher/export", "teacher", model.model_dump(mode="json"), files, {})
     tokenizer = {
         "model": {"image_size": 16, "patch_size": 8, "scales": [1, 2], "dropout_min_scales": 1},
-        "loss": {"semantic": 0.1},
+        "loss": {"semantic": {"weight": 0.1}},
         "trainer": {"steps": 10, "global_batch": 8},
     }
     path, given = Path("third.yaml"), {"images": "runs/small", "teacher": "runs/third"}

@@ -62,7 +62,7 @@ def test_every_network_is_told_the_names_of_the_classes_of_its_data(
     configure: Configure, jobs: list[TrainJob], stage: str
 ) -> None:
     judge = "evaluation={judge: {model: {image_size: 16, widths: [8]}, trainer: {steps: 2, global_batch: 8}}}"
-    alone = ["teacher=null", "tokenizer.loss={feature: 0, semantic: 0}"] if stage == "train-tokenizer" else []
+    alone = ["teacher=null", "tokenizer.loss={perceptual: [], semantic: null}"] if stage == "train-tokenizer" else []
     pipeline.run_stage(stage, configure(judge, *alone))
     assert jobs[0].classes == ("class0", "class1", "class2")
 

@@ -51,7 +51,7 @@ def configure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Configure:
     config = {
         "run": "runs/titok",
         "inputs": {"images": "runs/small/images/train", "proxy": "runs/proxy"},
-        "tokenizer": {"model": STAGE_1.model_dump(mode="json"), "loss": {"semantic": 0}, "trainer": TRAINER},
+        "tokenizer": {"model": STAGE_1.model_dump(mode="json"), "trainer": TRAINER},
         "generator": {"model": {"depth": 1, "width": 16, "heads": 2}, "trainer": TRAINER},
     }
     Path("titok.yaml").write_text(yaml.safe_dump(config))

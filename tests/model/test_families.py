@@ -26,7 +26,7 @@ def load(monkeypatch: pytest.MonkeyPatch, *found: Any) -> tuple[families.Family,
 
 
 def test_a_config_without_a_kind_is_of_todays() -> None:
-    tokenizer = TokenizerStageConfig.model_validate({"model": {}, "loss": {"semantic": 0}, "trainer": TRAINER})
+    tokenizer = TokenizerStageConfig.model_validate({"model": {}, "loss": {}, "trainer": TRAINER})
     generator = GeneratorStageConfig.model_validate({"model": {}, "trainer": TRAINER})
     assert isinstance(tokenizer.model, ImageFolderConfig)
     assert isinstance(generator.model, NextScaleConfig)

@@ -184,7 +184,7 @@ def other_fixed_layer(folder: str, there: str) -> list[bool]:
     found = []
     for zero in ZERO:
         shutil.copytree(folder, f"{there}/{zero}", dirs_exist_ok=True, ignore=shutil.ignore_patterns("wandb"))
-        stage = AdversarialStage()
+        stage = AdversarialStage(job("").section.trainer)
         torch.nn.init.zeros_(stage.maker.fixed.weight)
         loop = build_loop(job(f"{there}/{zero}", zero_stage=zero), stage, torch.device("cpu"))
         loop.checkpoints.resume()
@@ -211,7 +211,11 @@ def poisoned(folder: str, zero: int) -> dict[str, Any]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(toy.AdversarialStage, "_judge", judging)
-        loop = build_loop(job(folder, zero_stage=zero), toy.AdversarialStage(), torch.device("cpu"))
+        loop = build_loop(
+            job(folder, zero_stage=zero),
+            toy.AdversarialStage(job(folder, zero_stage=zero).section.trainer),
+            torch.device("cpu"),
+        )
         loop.run()
     return {"skipped": loop.progress.skipped, "steps": {n: e.owned.optimizer_step for n, e in loop.engines.items()}}
 

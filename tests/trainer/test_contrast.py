@@ -25,7 +25,9 @@ pytestmark = pytest.mark.slow
 
 STEPS = 3
 INPUTS = {"images": "", "teacher": ""}
-LOSS = TokenizerLossConfig(feature=0.2, semantic=0.5)
+LOSS = TokenizerLossConfig.model_validate(
+    {"perceptual": [{"kind": "teacher", "weight": 0.2}], "semantic": {"weight": 0.5}}
+)
 DAMPED = 1e-2
 """Adam's epsilon: what it adds to the gradients' size before it divides by it. With next to nothing, gradients that are
 zero but for rounding would move weights as far as others."""

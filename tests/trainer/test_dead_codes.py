@@ -72,7 +72,7 @@ def section(**changes: Any) -> TokenizerStageConfig:
     return TokenizerStageConfig(model=ImageFolderConfig(), loss=TokenizerLossConfig(**NO_SEMANTIC), **settings)
 
 
-NO_SEMANTIC: dict[str, Any] = {"semantic": 0}
+NO_SEMANTIC: dict[str, Any] = {"semantic": None}
 
 
 def seen_by_all(step: int) -> dict[str, Tensor]:

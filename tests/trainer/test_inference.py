@@ -51,7 +51,7 @@ def train_run(folder: Path) -> None:
     long, short = (
         small_runs.trainer(steps=steps, learning_rate=0.01, ema_decay=0.5, log_every=99) for steps in (99, 3)
     )
-    section = TokenizerStageConfig(model=TOKENIZER, loss=TokenizerLossConfig(semantic=0), trainer=long)
+    section = TokenizerStageConfig(model=TOKENIZER, loss=TokenizerLossConfig(), trainer=long)
     small_runs.train("tokenizer", run / "tokenizer", section, images=images)
     tokenizer, card = load_network(str(run / "tokenizer" / "export"), torch.device("cpu"))
 

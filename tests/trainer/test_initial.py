@@ -218,7 +218,7 @@ def test_a_tokenizer_that_starts_from_given_weights_loads_no_published_ones(
     vit = {"backbone": "vit_tiny_patch16_224", "pretrained": True}
     model = TOKENIZER.model_dump(mode="json") | {"encoder": vit, "decoder": vit}
     trainer = {"steps": 1, "global_batch": 8}
-    section = {"model": model, "loss": {"semantic": 0}, "trainer": trainer, "init_from": "runs/small"}
+    section = {"model": model, "loss": {}, "trainer": trainer, "init_from": "runs/small"}
     config = {"run": "runs/other", "inputs": {"images": "runs/small"}, "tokenizer": section}
     Path("other.yaml").write_text(yaml.safe_dump(config))
     job = train_job(with_found(load_config("other.yaml"), ["images"]), stage_named("train-tokenizer"))

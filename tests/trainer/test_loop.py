@@ -62,7 +62,7 @@ class CountingStage:
         self.seen += sum(len(batch.y_B) for batch in micro_batches)
         return train(engines[self.exported], [partial(self.network.terms, batch) for batch in micro_batches], rate)
 
-    def after_step(self, step: int, engines: DeepSpeedEngines) -> dict[str, Any]:
+    def after_step(self, step: int, engines: DeepSpeedEngines) -> dict[str, dict[str, Any]]:
         if step - 1 == self.stop_at and dist.get_rank() == dist.get_world_size() - 1:
             assert self.loop is not None
             self.loop.request_stop()
@@ -386,7 +386,7 @@ def test_a_checkpoint_whose_writes_fail_for_a_while_has_not_failed(tmp_path: Pat
 class SucceededStage(CountingStage):
     """While it trains, another driver takes its folder over."""
 
-    def after_step(self, step: int, engines: DeepSpeedEngines) -> dict[str, Any]:
+    def after_step(self, step: int, engines: DeepSpeedEngines) -> dict[str, dict[str, Any]]:
         if step == 5 and dist.get_rank() == 0:
             assert self.loop is not None
             self.loop.writer.finish()  # the checkpoint of step 4 is complete

@@ -33,7 +33,7 @@ def configs(depth: int = 3, **trainer: Any) -> StageConfigs:
     tokenizer = ImageFolderConfig(encoder=SMALL_VIT, decoder=SMALL_VIT)
     generator = NextScaleConfig(num_classes=1000, depth=depth, width=64 * depth, heads=depth)
     return StageConfigs(
-        TokenizerStageConfig(model=tokenizer, loss=TokenizerLossConfig(semantic=0), trainer=shared),
+        TokenizerStageConfig(model=tokenizer, loss=TokenizerLossConfig(), trainer=shared),
         GeneratorStageConfig(model=generator, trainer=shared),
         None,
         TokensConfig(),

@@ -22,6 +22,7 @@ from trainer.planning.blank_stages import StageConfigs
 from trainer.planning.memory import Buckets, Held, rank_memory, snapshot_bytes
 from trainer.planning.step_trace import MicroBatch, trace_micro_batch
 from trainer.stages.generator import GeneratorStage
+from trainer.stages.guides import Guides
 from trainer.stages.tokenizer import TokenizerStage
 
 Weights = tuple[int, ...]
@@ -126,7 +127,7 @@ def test_a_batch_that_does_not_divide_is_refused() -> None:
 
 def configs(precision: str) -> StageConfigs:
     shared = TrainerConfig.model_validate({"steps": 1, "global_batch": BATCH, "precision": precision})
-    tokenizer = TokenizerStageConfig(model=TOKENIZER, loss=TokenizerLossConfig(semantic=0), trainer=shared)
+    tokenizer = TokenizerStageConfig(model=TOKENIZER, loss=TokenizerLossConfig(), trainer=shared)
     return StageConfigs(
         tokenizer, GeneratorStageConfig(model=GENERATOR, trainer=shared), None, TokensConfig(), ReadingConfig()
     )
@@ -141,7 +142,9 @@ def real_stage(stage: str, precision: str) -> GeneratorStage | TokenizerStage:
     cpu, found = torch.device("cpu"), configs(precision)
     if stage == "train-tokenizer":
         assert found.tokenizer is not None
-        return TokenizerStage.without_data(found.tokenizer, ImageFolderTokenizer(TOKENIZER), None, cpu)
+        return TokenizerStage.without_data(
+            found.tokenizer, ImageFolderTokenizer(TOKENIZER), Guides(found.tokenizer.loss, None), cpu
+        )
     assert found.generator is not None
     network = FoldedGenerator(GENERATOR, TOKENIZER.layout, TOKENIZER.forcing_width)
     quantizer = FoldedQuantizer(TOKENIZER).eval().requires_grad_(requires_grad=False)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from cluster.config.loading import load_config
 from cluster.stages.planning import stage_configs
 from data_pipeline.config import ReadingConfig, TokensConfig
-from model.config import ImageFolderConfig, NextScaleConfig, VectorConfig, ViTConfig
+from model.config import ImageFolderConfig, NextScaleConfig, SemanticConfig, VectorConfig, ViTConfig
 from trainer.config import (
     GeneratorStageConfig,
     TeacherConfig,
@@ -53,7 +53,7 @@ def configs(depth: int = 7, micro_batch: int | None = None) -> StageConfigs:
     trainer = TrainerConfig(steps=1, global_batch=8, precision="bf16", micro_batch=micro_batch)
     generator = NextScaleConfig(num_classes=4, depth=depth, width=32, heads=2, drop_path=0.1)
     return StageConfigs(
-        TokenizerStageConfig(model=TOKENIZER, loss=TokenizerLossConfig(semantic=0), trainer=trainer),
+        TokenizerStageConfig(model=TOKENIZER, loss=TokenizerLossConfig(), trainer=trainer),
         GeneratorStageConfig(model=generator, trainer=trainer),
         None,
         TokensConfig(),
@@ -188,7 +188,7 @@ def test_a_teacher_costs_what_its_sizes_say(sizes: dict[str, int], image: int, p
     teacher = TeacherConfig(timm="vit_base_patch14_dinov2.lvd142m", trainer=trainer, **sizes)
     model = TOKENIZER.model_copy(update={"teacher_width": 768})
     kernels = []
-    for semantic in (0.0, 0.1):
+    for semantic in (None, SemanticConfig()):
         section = TokenizerStageConfig(model=model, loss=TokenizerLossConfig(semantic=semantic), trainer=trainer)
         found = StageConfigs(section, None, teacher, TokensConfig(), ReadingConfig())
         kernels.append(trace_micro_batch("train-tokenizer", found, 2, "cuda").exact_flops / 2)

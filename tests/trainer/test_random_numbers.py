@@ -96,7 +96,7 @@ def section(stage: str, **changes: Any) -> StageSection:
     if stage == "generator":
         return GeneratorStageConfig(model=GENERATOR, trainer=trainer)
     if stage == "tokenizer":
-        return TokenizerStageConfig(model=TOKENIZER, loss=TokenizerLossConfig(semantic=0), trainer=trainer)
+        return TokenizerStageConfig(model=TOKENIZER, loss=TokenizerLossConfig(), trainer=trainer)
     model = ClassifierConfig(image_size=SIZE, num_classes=4, widths=(8, 16), dropout=0.5)
     return ClassifierStageConfig(model=model, trainer=trainer)
 

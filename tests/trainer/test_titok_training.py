@@ -106,7 +106,7 @@ def export(uri: str, config: TokenizerConfig, module: nn.Module, average: bool =
 def stage_of(model: TiTokConfig, folder: Path, inputs: dict[str, tuple[str, str]]) -> TokenizerStage:
     """The stage as a worker builds it, from inputs and their fingerprints."""
     section = TokenizerStageConfig(
-        model=model, loss=TokenizerLossConfig(semantic=0), trainer=TrainerConfig(steps=9, global_batch=16)
+        model=model, loss=TokenizerLossConfig(), trainer=TrainerConfig(steps=9, global_batch=16)
     )
     uris, lineage = ({name: pair[at] for name, pair in inputs.items()} for at in (0, 1))
     job = TrainJob("tokenizer", str(folder), section, 0, "squash", ReadingConfig(), uris, lineage, {})
@@ -188,7 +188,7 @@ def test_a_proxy_that_was_replaced_during_the_start_is_refused(tmp_path: Path, p
 
 def test_without_a_proxy_a_blank_batch_has_codes_in_place_of_its_own() -> None:
     config = TokenizerStageConfig(
-        model=STAGE_1, loss=TokenizerLossConfig(semantic=0), trainer=TrainerConfig(steps=2, global_batch=2)
+        model=STAGE_1, loss=TokenizerLossConfig(), trainer=TrainerConfig(steps=2, global_batch=2)
     )
     stage = TokenizerStage.without_data(config, build_tokenizer(STAGE_1), None, CPU)
     assert stage.blank_batch(2).drawn_B["proxy_BK"].shape == (2, 16)

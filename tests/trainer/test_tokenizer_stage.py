@@ -73,7 +73,7 @@ def counted(dead_code_steps: int) -> list[dict[str, Any]]:
         encoder=SMALL,
         decoder=SMALL,
     )
-    loss = TokenizerLossConfig(semantic=0)
+    loss = TokenizerLossConfig()
     trainer = TrainerConfig(steps=10, global_batch=2)
     section = TokenizerStageConfig(model=model, loss=loss, dead_code_steps=dead_code_steps, trainer=trainer)
     job = TrainJob("tokenizer", "", section, 0, "squash", ReadingConfig(), {}, {}, {})

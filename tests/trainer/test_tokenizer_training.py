@@ -34,7 +34,11 @@ MODEL = ImageFolderConfig(
     teacher_width=small_runs.CLASSIFIER.widths[-1],
 )
 TEMPERATURE = 3.0
-LOSS = {"reconstruction": 2.0, "feature": 5.0, "semantic": 0.4, "semantic_temperature": TEMPERATURE}
+LOSS: dict[str, Any] = {
+    "reconstruction": 2.0,
+    "perceptual": [{"kind": "teacher", "weight": 5.0}],
+    "semantic": {"weight": 0.4, "temperature": TEMPERATURE},
+}
 STEPS, RATE, DECAY = 3, 2e-3, 0.5
 NOT_DECAYED = {
     "encoder.queries_QD",
@@ -50,7 +54,7 @@ NOT_DECAYED = {
 """Tensors of two and more axes that weight decay leaves alone: all that is no weight of a layer."""
 
 
-def section(loss: dict[str, float] = LOSS, **changes: Any) -> TokenizerStageConfig:
+def section(loss: dict[str, Any] = LOSS, **changes: Any) -> TokenizerStageConfig:
     trainer = small_runs.trainer(final_learning_rate=1, **changes)
     return TokenizerStageConfig(model=MODEL, loss=TokenizerLossConfig.model_validate(loss), trainer=trainer)
 
@@ -63,7 +67,7 @@ def train_all(folder: Path) -> None:
     small_runs.train("tokenizer", folder / "plain", section(steps=STEPS, learning_rate=RATE), **inputs)
     small_runs.train("tokenizer", folder / "one", section(learning_rate=RATE), **inputs)
     small_runs.train("tokenizer", folder / "decayed", section(learning_rate=RATE, weight_decay=DECAY), **inputs)
-    normalized = section(LOSS | {"semantic_normalize": True}, learning_rate=small_runs.NO_STEP)
+    normalized = section(LOSS | {"semantic": LOSS["semantic"] | {"normalize": True}}, learning_rate=small_runs.NO_STEP)
     small_runs.train("tokenizer", folder / "normalized", normalized, **inputs)
 
 
@@ -116,12 +120,12 @@ def plain_terms(
         student, projected = (side / side.norm(dim=1, keepdim=True) for side in (student, projected))
     terms = {
         "reconstruction": (reconstruction - image).square().mean(),
-        "feature": (small_runs.plain_features(teacher, reconstruction) - features).square().mean(),
+        "perceptual": (small_runs.plain_features(teacher, reconstruction) - features).square().mean(),
         "semantic": plain_contrast(student, projected),
         "codebook": codebook_loss,
         "commitment": commitment_loss,
     }
-    factors = {"reconstruction": 2.0, "feature": 5.0, "semantic": 0.4, "codebook": 1.0, "commitment": 1.0}
+    factors = {"reconstruction": 2.0, "perceptual": 5.0, "semantic": 0.4, "codebook": 1.0, "commitment": 1.0}
     return terms | {"loss": sum(factors[name] * term for name, term in terms.items())}
 
 
@@ -131,7 +135,7 @@ def network_of(folder: Path) -> ImageFolderTokenizer:
     return network
 
 
-TERMS = ("reconstruction", "feature", "semantic", "codebook", "commitment", "loss")
+TERMS = ("reconstruction", "perceptual", "semantic", "codebook", "commitment", "loss")
 
 
 @pytest.mark.parametrize("term", TERMS)

@@ -39,7 +39,9 @@ LOOKS = {"every": EVERY, "images": 11, "training_images": 5, "batch": 3, "strip"
 
 def section(validation: dict[str, int] | None, **changes: Any) -> TokenizerStageConfig:
     trainer = small_runs.trainer(steps=STEPS, ema_decay=0.9, learning_rate=0.01, **changes)
-    loss = TokenizerLossConfig(semantic=0.2, feature=0.5)
+    loss = TokenizerLossConfig.model_validate(
+        {"semantic": {"weight": 0.2}, "perceptual": [{"kind": "teacher", "weight": 0.5}]}
+    )
     looks = None if validation is None else ValidationConfig(**validation)
     model = MODEL.model_copy(update={"quantizer_dropout": 0.3})
     return TokenizerStageConfig(model=model, loss=loss, trainer=trainer, dead_code_steps=2, validation=looks)

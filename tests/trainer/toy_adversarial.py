@@ -90,12 +90,12 @@ class AdversarialStage:
     exported = "maker"
     validation = None
 
-    def __init__(self, kill_at: int | None = None) -> None:
+    def __init__(self, trainer: TrainerConfig, kill_at: int | None = None) -> None:
         self.maker, self.critic = networks()
         self.samples, self.done, self.kill_at = None, 0, kill_at
         self.trainables: Trainables = {
             "maker": Trainable(self.maker, no_decay={"layers.2.weight"}),
-            "critic": Trainable(self.critic, learning_rate_factor=CRITIC_RATE, betas=CRITIC_BETAS, ema=False),
+            "critic": Trainable(self.critic, trainer=trainer.model_copy(update={"betas": CRITIC_BETAS}), ema=False),
         }
 
     def card(self) -> dict[str, Any]:
@@ -119,7 +119,7 @@ class AdversarialStage:
             judged = critic.forward(partial(self._judge, batch, made_BC))
             critic.accumulate(judged["critic"])
             terms[number] |= Scalars.of(judged, len(micro_batches))
-        critic.update(rate)
+        critic.update(rate * CRITIC_RATE)
         self.critic.get_buffer("seen").add_(1)
         self.done += 1
         return sum(terms[1:], terms[0])
@@ -136,7 +136,7 @@ class AdversarialStage:
         if self.kill_at == self.done:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def after_step(self, step: int, engines: DeepSpeedEngines) -> dict[str, Any]:
+    def after_step(self, step: int, engines: DeepSpeedEngines) -> dict[str, dict[str, Any]]:
         return {}
 
     def state(self) -> dict[str, Tensor]:
@@ -171,7 +171,7 @@ def job(folder: Path | str, **changes: Any) -> TrainJob:
 
 def run(each: TrainJob, kill_at: int | None = None) -> bool:
     """Train on this rank. Returns whether the end was reached."""
-    return build_loop(each, AdversarialStage(kill_at), torch.device("cpu")).run()
+    return build_loop(each, AdversarialStage(each.section.trainer, kill_at), torch.device("cpu")).run()
 
 
 def plain(steps: int) -> Mapping[str, Mapping[str, Tensor]]:

@@ -82,7 +82,7 @@ class DeepSpeedEngine(Engine):
         import deepspeed
 
         super().__init__(trainable, device)
-        self.config = config
+        self.config = config = trainable.trainer or config
         try:
             self.settings = deepspeed_config(config, dist.get_world_size(), overlap=device.type == "cuda")
         except ValueError as error:
@@ -103,7 +103,7 @@ class DeepSpeedEngine(Engine):
         ema = trainable.ema and config.ema_decay > 0
         self.owned: OwnedState = open_state(self.module, wrapped, config.zero_stage, ema=ema)
         self._update: Update | None = None
-        self._before_update, self._rate_factor = before_update, trainable.learning_rate_factor
+        self._before_update = before_update
         self._accumulated, self._scale, self._factor = 0, 1.0, 1.0
 
     @property
@@ -124,6 +124,12 @@ class DeepSpeedEngine(Engine):
         order of the last forward pass, and a pass may end early: so this is to be the begin of an ordinary pass.
         """
         found: Found = self._engine.module(work)
+        return found
+
+    def probe(self, parameter: str, work: Callable[[], Found]) -> Found:
+        """As `Engine.probe` (a collective); as `preview` it is to be the begin of an ordinary pass."""
+        with self._without_gradients(but=parameter):
+            found: Found = self._engine.module(work)
         return found
 
     def through(self, work: Callable[[], Found]) -> Found:
@@ -147,7 +153,7 @@ class DeepSpeedEngine(Engine):
         assert self._accumulated == self.accumulation, (self._accumulated, self.accumulation)
         self._accumulated = 0
         for group in self._engine.optimizer.param_groups:
-            group["lr"] = rate * self._rate_factor
+            group["lr"] = rate
         self._before_update()
         self._engine.step()
         optimizer = self._engine.optimizer

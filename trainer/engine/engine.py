@@ -78,15 +78,26 @@ class Engine(ABC):
     def preview(self, work: Callable[[], Found]) -> Found:
         """The same without gradients, before the pass that it belongs to."""
 
+    @abstractmethod
+    def probe(self, parameter: str, work: Callable[[], Found]) -> Found:
+        """The same with gradients to one parameter alone, which the work itself asks for (torch.autograd.grad)."""
+
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """While others learn through this network, from their forward to their `accumulate`, it gets no gradients."""
-        for parameter in self._learning:
+        with self._without_gradients():
+            yield
+
+    @contextmanager
+    def _without_gradients(self, but: str | None = None) -> Iterator[None]:
+        kept = None if but is None else self.module.get_parameter(but)
+        stopped = [parameter for parameter in self._learning if parameter is not kept]
+        for parameter in stopped:
             parameter.requires_grad_(False)
         try:
             yield
         finally:
-            for parameter in self._learning:
+            for parameter in stopped:
                 parameter.requires_grad_(True)
 
     @abstractmethod

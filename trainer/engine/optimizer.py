@@ -67,7 +67,7 @@ def build_optimizer(trainable: Trainable, config: TrainerConfig, device: torch.d
 
 def _adamw(trainable: Trainable, config: TrainerConfig) -> torch.optim.Optimizer:
     groups = parameter_groups(trainable.module, config.weight_decay, trainable.no_decay)
-    settings: dict[str, Any] = {"lr": config.learning_rate, "betas": trainable.betas or config.betas, "fused": True}
+    settings: dict[str, Any] = {"lr": config.learning_rate, "betas": config.betas, "fused": True}
     if config.zero_stage == 0:
         return CheckedAdamW(groups, config.gradient_clipping, **settings)
     return torch.optim.AdamW(groups, **settings)

@@ -1,4 +1,4 @@
-"""What a stage trains: one network, or several that share steps, schedule and checkpoints."""
+"""What a stage trains: one network, or several that share steps and checkpoints."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 from torch import nn
+
+from trainer.config import TrainerConfig
 
 
 @dataclass(frozen=True)
@@ -16,10 +18,8 @@ class Trainable:
     """Parameters that need no gradients stay as they are; they are saved and exported with the others."""
     no_decay: Set[str] = frozenset()
     """Parameters of the module (by name) that weight decay leaves alone, besides all vectors."""
-    learning_rate_factor: float = 1.0
-    """Of the schedule's learning rate."""
-    betas: tuple[float, float] | None = None
-    """AdamW's decay rates of the two moments; None takes the trainer's."""
+    trainer: TrainerConfig | None = None
+    """How it is optimized; None as the stage's trainer says. Batch, precision and ZeRO stage are the same."""
     ema: bool = True
     """Whether to keep a moving average of the weights where the trainer asks for one."""
 

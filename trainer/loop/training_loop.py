@@ -222,9 +222,9 @@ class Loop:
             self._account()  # for the step before, beside this one
         self._launched = launched
         self.progress.step = self.rollbacks.next_step(step + 1)
-        details = self.stage.after_step(self.step, self.engines)
-        if details and self.journal.is_open:
-            self.journal.event("restarted_codes", self.step, **details)
+        for event, details in self.stage.after_step(self.step, self.engines).items():
+            if self.journal.is_open:
+                self.journal.event(event, self.step, **details)
         return result
 
     def _launch(self, step: int, result: StepResult) -> _Launched:

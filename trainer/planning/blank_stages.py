@@ -106,14 +106,15 @@ def blank_stage(stage: str, configs: StageConfigs, fake: FakeDevice) -> BlankSta
 
 
 def _tokenizer(section: TokenizerStageConfig, config: TeacherConfig | None, fake: FakeDevice) -> BlankStage:
+    from trainer.stages.guides import Guides
     from trainer.stages.tokenizer import TokenizerStage
 
     teacher = _teacher(config, fake) if config is not None and section.loss.needs_teacher else None
     with torch.device("meta"):
         network = build_tokenizer(section.model.without_pretraining())
     fake.fill(network)
-    stage = TokenizerStage.without_data(section, network, teacher, fake.device)
-    return BlankStage(stage, () if teacher is None else (teacher,))
+    stage = TokenizerStage.without_data(section, network, Guides(section.loss, teacher), fake.device)
+    return BlankStage(stage, stage.frozen)
 
 
 def _teacher(config: TeacherConfig, fake: FakeDevice) -> Any:

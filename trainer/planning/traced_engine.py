@@ -98,6 +98,11 @@ class TracedEngine(Engine):
         with torch.no_grad(), self._fake.autocast():
             return work()
 
+    def probe(self, parameter: str, work: Callable[[], Found]) -> Found:
+        """The same with gradients to one parameter."""
+        with self._without_gradients(but=parameter), self._fake.autocast():
+            return work()
+
     def through(self, work: Callable[[], Found]) -> Found:
         """Work within another engine's forward."""
         self._check_frozen()

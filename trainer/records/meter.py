@@ -69,8 +69,10 @@ class Meter:
         self._waited = self._blocked = self._looked = 0.0
         self._tokens = 0
         self._norms: dict[str, Tensor] = {}
+        self._updates: dict[str, int] = {}
         self._loss_scales: dict[str, float] = {}
-        self._terms: Scalars | None = None
+        self._terms: dict[tuple[str, ...], Scalars] = {}
+        self._counts: dict[tuple[str, ...], int] = {}
 
     def add(self, result: StepResult, waited: float, seconds: float, tokens: int = 0) -> None:
         """Account for a step.
@@ -86,8 +88,11 @@ class Meter:
         self._tokens += tokens
         for name, update in result.updates.items():
             self._norms[name] = self._norms.get(name, 0) + update.grad_norm
+            self._updates[name] = self._updates.get(name, 0) + 1
             self._loss_scales[name] = update.loss_scale
-        self._terms = result.terms if self._terms is None else self._terms + result.terms
+        names = result.terms.names
+        self._terms[names] = result.terms + self._terms[names] if names in self._terms else result.terms
+        self._counts[names] = self._counts.get(names, 0) + 1
 
     def block(self, seconds: float) -> None:
         """Account for time that a checkpoint took from training."""
@@ -121,7 +126,8 @@ class Meter:
         }
         if self._looked:
             numbers["validation_seconds"] = self._looked
-        numbers |= self._by_trainable("grad_norm", {name: float(norm) / count for name, norm in self._norms.items()})
+        norms = {name: float(norm) / self._updates[name] for name, norm in self._norms.items()}
+        numbers |= self._by_trainable("grad_norm", norms)
         if self._config.precision == "fp16":
             numbers |= self._by_trainable("loss_scale", self._loss_scales)
         if self._tokens:
@@ -137,18 +143,24 @@ class Meter:
 
     def _over_ranks(self, seconds: float) -> tuple[dict[str, float], dict[str, float]]:
         """Means of the terms and of the wait over all ranks; the largest memory and time blocked."""
-        assert self._terms is not None
-        terms_N = self._terms.values_N / len(self._steps)
-        device = terms_N.device
-        sums = torch.cat([terms_N, terms_N.new_full((1,), self._waited / seconds)])
+        terms = self._means()
+        device = terms.values_N.device
+        sums = torch.cat([terms.values_N, terms.values_N.new_full((1,), self._waited / seconds)])
         dist.all_reduce(sums)
-        found = zip([*self._terms.names, "data_wait_share"], (sums / dist.get_world_size()).tolist(), strict=True)
+        found = zip([*terms.names, "data_wait_share"], (sums / dist.get_world_size()).tolist(), strict=True)
         means = dict(sorted(found))
         most = memory(device) | {"checkpoint_seconds": self._blocked}
         largest = torch.tensor(list(most.values()), dtype=torch.float64, device=device)
         dist.all_reduce(largest, op=dist.ReduceOp.MAX)
         worst = dict(zip(most, largest.tolist(), strict=True))
         return means, {name: int(value) if name.endswith("_bytes") else value for name, value in worst.items()}
+
+    def _means(self) -> Scalars:
+        """Of each term, over the steps that had it: a stage may have more from some step on."""
+        names = tuple(dict.fromkeys(name for each in self._terms for name in each))
+        counts = {name: sum(self._counts[each] for each in self._terms if name in each) for name in names}
+        sums = [torch.stack([each[name] for each in self._terms.values() if name in each]).sum() for name in names]
+        return Scalars(names, torch.stack([value / counts[name] for name, value in zip(names, sums, strict=True)]))
 
     def _by_trainable(self, number: str, values: dict[str, float]) -> dict[str, float]:
         return {number if name == self._exported else f"{number}_{name}": value for name, value in values.items()}

@@ -104,7 +104,7 @@ class ClassifierStage:
         right = (logits.argmax(1) == batch.label_B).float().mean()
         return {"loss": F.cross_entropy(logits, batch.label_B), "accuracy": right}
 
-    def after_step(self, step: int, engines: DeepSpeedEngines) -> dict[str, Any]:  # noqa: ARG002 - a Stage has it
+    def after_step(self, step: int, engines: DeepSpeedEngines) -> dict[str, dict[str, Any]]:  # noqa: ARG002 - a Stage has it
         """Nothing."""
         return {}
 

@@ -127,7 +127,7 @@ class GeneratorStage:
         """What the generator minimizes, and what it says beside that."""
         return self.network.training_terms(batch.tokens_BLF, batch.condition_B, batch.seed_B, self._forcing)
 
-    def after_step(self, step: int, engines: DeepSpeedEngines) -> dict[str, Any]:  # noqa: ARG002 - a Stage has it
+    def after_step(self, step: int, engines: DeepSpeedEngines) -> dict[str, dict[str, Any]]:  # noqa: ARG002 - a Stage has it
         """Nothing."""
         return {}
 

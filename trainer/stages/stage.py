@@ -110,8 +110,8 @@ class Stage(Protocol):
         """
         ...
 
-    def after_step(self, step: int, engines: DeepSpeedEngines) -> dict[str, Any]:
-        """Anything to do between steps; what it returns goes into events.jsonl if there is any."""
+    def after_step(self, step: int, engines: DeepSpeedEngines) -> dict[str, dict[str, Any]]:
+        """Anything to do between steps. What it returns goes into events.jsonl: names of events, and their details."""
         ...
 
     def state(self) -> dict[str, Tensor]:

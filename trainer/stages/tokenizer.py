@@ -1,48 +1,52 @@
-"""Train a tokenizer of any kind: reconstruction, what its quantizer minimizes, and a teacher's view of the image."""
+"""Train a tokenizer of any kind, by itself or against a discriminator.
+
+An optimizer step:
+
+1. a batch: images, and what the tokenizer draws for them
+2. a look at each micro-batch, where something is a function of the whole global batch and there are several
+3. the tokenizer's pass over each micro-batch (tokenizer_pass.py)
+4. the tokenizer's update
+5. from its start on, the discriminator's passes on what was made in 3, and its update (adversary.py)
+
+So a step is a function of the global batch, however that is cut into micro-batches and over workers.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, Self, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from data_pipeline.errors import UsageError
 from data_pipeline.loading.loader import ImageBatches
-from data_pipeline.order.permutations import keyed_uniform, network_seeds, step_positions
-from model.families import build_tokenizer
-from model.protocols import ProxyTaught, Tokenizer, TokenizerOutput
+from data_pipeline.order.permutations import keyed_bits, keyed_uniform, network_seeds, step_positions
+from model.discriminators.augmentation import KINDS
+from model.families import build_discriminator, build_tokenizer
+from model.protocols import ProxyTaught, Tokenizer
 from trainer.config import TokenizerStageConfig
-from trainer.engine.batches import Batch, normalized
 from trainer.engine.deepspeed_engine import DeepSpeedEngines
-from trainer.engine.engine import Engines, train
+from trainer.engine.engine import Engine, Engines
 from trainer.engine.scalars import Scalars, Terms
 from trainer.engine.trainable import Trainable, Trainables
 from trainer.evaluation.teacher import Teacher, load_teacher
 from trainer.job import TrainJob
-from trainer.stages import contrast
+from trainer.stages import adversary
+from trainer.stages.adversary import PURPOSES, Adversary
 from trainer.stages.dead_codes import CodeRestarts
+from trainer.stages.guides import Guides, load_guides
+from trainer.stages.image_losses import ImageLosses, build_distances
 from trainer.stages.inputs import open_images
-from trainer.stages.proxy import PROXY_CODES, load_proxy, proxy_codes
+from trainer.stages.proxy import PROXY_CODES, load_proxy
 from trainer.stages.stage import Validation
+from trainer.stages.tokenizer_pass import Ahead, TokenizerImages, TokenizerPass, judged_of
 from trainer.stages.validation import teacher_distance, validation_of
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenizerImages(Batch):
-    """Images, and what the tokenizer drew for them."""
-
-    pixels_BCHW: Tensor
-    """uint8."""
-    drawn_B: dict[str, Tensor]
-    """For each sample (`Draws.of_sample`)."""
-    drawn: dict[str, Tensor]
-    """For the step (`Draws.of_step`)."""
 
 
 class TokenizerStage:
@@ -51,25 +55,26 @@ class TokenizerStage:
     exported = "tokenizer"
 
     def __init__(self, job: TrainJob, device: torch.device) -> None:
-        assert isinstance(job.section, TokenizerStageConfig)
-        network, teacher = build_tokenizer(job.section.model), None
-        if job.section.loss.needs_teacher:
+        section = job.section
+        assert isinstance(section, TokenizerStageConfig)
+        network, teacher = build_tokenizer(section.model), None
+        if section.loss.needs_teacher:
             teacher = load_teacher(job.inputs.get("teacher_timm"), job.inputs["teacher"], device)
         proxy = None
-        if job.section.model.needs_proxy:
+        if section.model.needs_proxy:
             proxy = load_proxy(job, device)
             cast("ProxyTaught", network).adopt(proxy)
-        self._compose(job.section, network, teacher, device, job.seed, proxy)
+        self._compose(section, network, load_guides(section.loss, teacher, device), device, job.seed, proxy)
         images = open_images(job)
         self.validation: Validation | None = validation_of(job, network, images, teacher_distance(teacher))
         self.samples: ImageBatches | None = ImageBatches(
             images,
-            image_size=job.section.model.image_size,
+            image_size=section.model.image_size,
             fit=job.fit,
             reading=job.reading,
             seed=job.seed,
-            global_batch=job.section.trainer.global_batch,
-            horizontal_flip=job.section.horizontal_flip,
+            global_batch=section.trainer.global_batch,
+            horizontal_flip=section.horizontal_flip,
         )
 
     @classmethod
@@ -77,13 +82,13 @@ class TokenizerStage:
         cls,
         config: TokenizerStageConfig,
         network: Tokenizer,
-        teacher: Teacher | None,
+        guides: Guides,
         device: torch.device,
         proxy: Tokenizer | None = None,
     ) -> Self:
-        """The stage around given networks, which can do all but make batches: to trace or time its terms."""
+        """The stage around given networks, which can do all but make batches: to trace or time its steps."""
         stage = cls.__new__(cls)
-        stage._compose(config, network, teacher, device, proxy=proxy)
+        stage._compose(config, network, guides, device, proxy=proxy)
         stage.samples = stage.validation = None
         return stage
 
@@ -91,20 +96,31 @@ class TokenizerStage:
         self,
         config: TokenizerStageConfig,
         network: Tokenizer,
-        teacher: Teacher | None,
+        guides: Guides,
         device: torch.device,
         seed: int = 0,
         proxy: Tokenizer | None = None,
     ) -> None:
         self._config, self._seed, self._device = config, seed, device
-        self.network, self._teacher, self._proxy = network, teacher, proxy
+        self.network, self._proxy = network, proxy
         module = cast("nn.Module", network).to(device)
+        try:
+            images = ImageLosses(config.loss, build_distances(config.loss, device), guides.teacher)
+            self._adversary = _adversary(config, guides.teacher, device)
+        except ValueError as error:
+            raise UsageError(f"tokenizer.loss: {error}") from None
+        self.frozen: tuple[nn.Module, ...] = (*guides.networks, *images.networks)
+        self._pass = TokenizerPass(config, network, guides, images, self._adversary, proxy)
         self.trainables: Trainables = {self.exported: Trainable(module, network.no_decay_parameters())}
+        if self._adversary is not None:
+            self.trainables = self.trainables | {adversary.NAME: self._adversary.trainable}
         self._codes = CodeRestarts(network.codebooks, config, seed, device)
 
     def card(self) -> dict[str, Any]:
         """The config that rebuilds the network."""
         return self._config.model.without_pretraining().model_dump(mode="json")
+
+    # ------------------------------------------------------------------------------------------------------- batches
 
     def batch(self, step: int) -> TokenizerImages:
         """Images and seeds of this rank, and what the tokenizer draws for them."""
@@ -115,97 +131,107 @@ class TokenizerStage:
         return TokenizerImages(
             index_B=batch.index_B,
             seed_B=torch.from_numpy(network_seeds(self._seed, batch.position_B)),
+            judge_seed_B=torch.from_numpy(keyed_bits(self._seed, adversary.NAME, batch.position_B).view(np.int64)),
+            fires_33=self._fires(step),
             pixels_BCHW=torch.from_numpy(batch.pixels_BCHW),
-            drawn_B={name: torch.from_numpy(rows) for name, rows in draws.of_sample.items()},
-            drawn={name: torch.from_numpy(values) for name, values in draws.of_step.items()},
+            step=step,
+            drawn_B=_tensors(draws.of_sample),
+            drawn=_tensors(draws.of_step),
         )
 
     def blank_batch(self, size: int) -> TokenizerImages:
-        """A batch of the right shapes, with zeros in it."""
+        """A batch of the last step, when all is on, of the right shapes and with zeros in it."""
         side, device, positions = self._config.model.image_size, self._device, np.arange(size)
         draws = self.network.draw(lambda _, places: np.zeros(len(places)), positions, positions)
-        return TokenizerImages(
-            seed_B=torch.zeros(size, dtype=torch.int64, device=device),
-            pixels_BCHW=torch.zeros(size, 3, side, side, dtype=torch.uint8, device=device),
-            drawn_B={name: torch.from_numpy(rows).to(device) for name, rows in draws.of_sample.items()}
-            | self._blank(size),
-            drawn={name: torch.from_numpy(values).to(device) for name, values in draws.of_step.items()},
+        blank = TokenizerImages(
+            seed_B=torch.zeros(size, dtype=torch.int64),
+            judge_seed_B=torch.zeros(size, dtype=torch.int64),
+            fires_33=torch.ones(PURPOSES, len(KINDS), dtype=torch.bool),
+            pixels_BCHW=torch.zeros(size, 3, side, side, dtype=torch.uint8),
+            step=self._config.trainer.steps - 1,
+            drawn_B=_tensors(draws.of_sample) | self._blank_codes(size),
+            drawn=_tensors(draws.of_step),
         )
+        return blank.to(device)
 
-    def _blank(self, size: int) -> dict[str, Tensor]:
-        """Codes in place of those of a proxy that is not there."""
+    def _fires(self, step: int) -> Tensor:
+        """Which kinds of augmentation are used in a step, for each purpose for which the discriminator looks."""
+        asked = self._adversary.config.augment if self._adversary is not None else None
+        share = 0.0 if asked is None else asked.probability
+        numbers = np.arange(PURPOSES * len(KINDS), dtype=np.int64) + step * PURPOSES * len(KINDS)
+        fires = keyed_uniform(self._seed, "augmentation", numbers) < share
+        return torch.from_numpy(fires.reshape(PURPOSES, len(KINDS)))
+
+    def _blank_codes(self, size: int) -> dict[str, Tensor]:
+        """In place of those of a proxy that is not there."""
         if self._proxy is not None or not self._config.model.needs_proxy:
             return {}
-        shape = (size, self._config.model.proxy_positions)
-        return {PROXY_CODES: torch.zeros(shape, dtype=torch.int64, device=self._device)}
+        return {PROXY_CODES: torch.zeros((size, self._config.model.proxy_positions), dtype=torch.int64)}
+
+    # -------------------------------------------------------------------------------------------------------- a step
 
     def step(self, micro_batches: Sequence[TokenizerImages], engines: Engines, rate: float) -> Scalars:
-        """With several micro-batches, the semantic loss needs a preview of all of them before the first backward."""
-        engine = engines[self.exported]
-        compared: Sequence[contrast.Compared | None] = [None] * len(micro_batches)
-        if len(micro_batches) > 1 and self._config.loss.semantic:
-            seen = [engine.preview(partial(self._preview, each)) for each in micro_batches]
-            compared = contrast.compare(seen, self._config.loss)
-        pairs = zip(micro_batches, compared, strict=True)
-        return train(engine, [partial(self.terms, *pair) for pair in pairs], rate)
+        """Steps 2 to 5; see above."""
+        step, tokenizer, critic = micro_batches[0].step, engines[self.exported], None
+        if self._adversary is not None and self._adversary.is_on(step):
+            critic = engines[adversary.NAME]
+        with nullcontext() if critic is None else critic.frozen():
+            ahead = self._look_ahead(micro_batches, tokenizer, critic)
+            terms, made = self._train_tokenizer(micro_batches, ahead, tokenizer, critic)
+        tokenizer.update(rate)
+        if self._adversary is None or critic is None:
+            return terms
+        judged = [judged_of(each, made_BCHW) for each, made_BCHW in zip(micro_batches, made, strict=True)]
+        return terms | self._adversary.train(judged, critic, step)
 
-    def _preview(self, batch: TokenizerImages) -> contrast.Seen:
-        """The vectors that the semantic loss compares; ends where the decoder begins."""
-        image_BCHW = normalized(batch.pixels_BCHW)
-        target_BD = self._features(image_BCHW)
-        teacher_BC = self.network.project_teacher(target_BD)
-        output = self._encode(batch, image_BCHW, decode=False)
-        assert output.branch_BPC is not None  # the tokenizer compares, or this stage was refused
-        return contrast.Seen(output.branch_BPC[:, -1], teacher_BC, target_BD)
+    def _look_ahead(
+        self, micro_batches: Sequence[TokenizerImages], tokenizer: Engine, critic: Engine | None
+    ) -> Sequence[Ahead | None]:
+        """What each micro-batch has to know of all of them; None where nothing is to be known, or its pass finds out.
 
-    def terms(self, batch: TokenizerImages, compared: contrast.Compared | None = None) -> Terms:
-        """All terms of the loss, and the loss."""
-        image_BCHW = normalized(batch.pixels_BCHW)
-        target_BD = self._features(image_BCHW) if compared is None else compared.features_BD
-        # Before the encoder, so that a preview, which ends where the decoder begins, is the begin of an ordinary pass.
-        teacher_BC = self.network.project_teacher(target_BD) if self._config.loss.semantic else None
-        output = self._encode(batch, image_BCHW, decode=True)
+        An adaptive weight takes a pass with the decoder; all else needs the encoder alone.
+        """
+        if len(micro_batches) > 1 and critic is not None and self._adversary and self._adversary.config.adaptive:
+            last = self.network.last_layer
+            looks = [partial(self._pass.look_at_images, each, critic) for each in micro_batches]
+            seen = [tokenizer.probe(last, look) for look in looks]
+        elif len(micro_batches) > 1 and self._pass.has_to_look:
+            seen = [tokenizer.preview(partial(self._pass.look, each)) for each in micro_batches]
+        else:
+            return [None] * len(micro_batches)
+        return self._pass.share(seen, micro_batches[0].step, against=critic is not None)
+
+    def _train_tokenizer(
+        self,
+        micro_batches: Sequence[TokenizerImages],
+        ahead: Sequence[Ahead | None],
+        tokenizer: Engine,
+        critic: Engine | None,
+    ) -> tuple[Scalars, list[Tensor]]:
+        """The means of the terms, and what was made of each micro-batch, if the discriminator is to see it."""
+        total: Scalars | None = None
+        made: list[Tensor] = []
+        for batch, known in zip(micro_batches, ahead, strict=True):
+            terms, made_BCHW = tokenizer.forward(partial(self._terms, batch, known, critic))
+            if critic is not None:
+                made.append(made_BCHW.detach().float())
+            tokenizer.accumulate(terms["loss"])
+            found = Scalars.of(terms, tokenizer.accumulation)
+            total = found if total is None else total + found
+        assert total is not None
+        return total, made
+
+    def _terms(self, batch: TokenizerImages, ahead: Ahead | None, critic: Engine | None) -> tuple[Terms, Tensor]:
+        terms, output = self._pass.terms(batch, ahead, critic)
         self._codes.note(output)
-        semantic = None
-        if teacher_BC is not None and output.branch_BPC is not None:
-            semantic = contrast.semantic_loss(output.branch_BPC[:, -1], teacher_BC, self._config.loss, compared)
-        return self._losses(image_BCHW, output, target_BD, semantic)
+        return terms, output.reconstruction_BCHW.detach()
 
-    def _encode(self, batch: TokenizerImages, image_BCHW: Tensor, *, decode: bool) -> TokenizerOutput:
-        given = batch.drawn_B | batch.drawn
-        if self._proxy is not None:
-            given[PROXY_CODES] = proxy_codes(self._proxy, image_BCHW)
-        return self.network(image_BCHW, given, batch.seed_B, decode=decode)
+    # ------------------------------------------------------------------------------------------------- between steps
 
-    def _losses(self, image_BCHW: Tensor, output: TokenizerOutput, target_BD: Tensor, semantic: Tensor | None) -> Terms:
-        weights = self._config.loss
-        terms, loss = dict[str, Tensor](), image_BCHW.new_zeros(())
-        if self._config.model.paints:
-            terms["reconstruction"] = F.mse_loss(output.reconstruction_BCHW.float(), image_BCHW)
-            loss = weights.reconstruction * terms["reconstruction"]
-        terms |= output.losses
-        for term in output.losses.values():
-            loss = loss + term
-        if weights.feature and self._teacher is not None:
-            seen_BD = self._teacher.features(output.reconstruction_BCHW.float())
-            terms["feature"] = F.mse_loss(seen_BD.float(), target_BD)
-            loss = loss + weights.feature * terms["feature"]
-        if semantic is not None:
-            terms["semantic"] = semantic
-            loss = loss + weights.semantic * semantic
-        return terms | {"loss": loss}
-
-    @torch.no_grad()
-    def _features(self, image_BCHW: Tensor) -> Tensor:
-        """What the teacher sees, [B, D], float32; nothing, [B, 0], without one."""
-        if self._teacher is None:
-            return image_BCHW.new_empty(len(image_BCHW), 0)
-        return self._teacher.features(image_BCHW).float()
-
-    def after_step(self, step: int, engines: DeepSpeedEngines) -> dict[str, Any]:
+    def after_step(self, step: int, engines: DeepSpeedEngines) -> dict[str, dict[str, Any]]:
         """Restart dead codes every `dead_code_steps`."""
         restarted = self._codes.after_step(step, engines[self.exported])
-        return {"codes": restarted} if any(restarted) else {}
+        return {"restarted_codes": {"codes": restarted}} if any(restarted) else {}
 
     def state(self) -> dict[str, Tensor]:
         """How often codes were chosen, summed over ranks."""
@@ -214,3 +240,20 @@ class TokenizerStage:
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Count on from there."""
         self._codes.load_state(state)
+
+
+def _tensors(drawn: dict[str, npt.NDArray[Any]]) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(values) for name, values in drawn.items()}
+
+
+def _adversary(config: TokenizerStageConfig, teacher: Teacher | None, device: torch.device) -> Adversary | None:
+    """The discriminator, new; None where the config has none.
+
+    Raises:
+        ValueError: if it cannot be made so.
+    """
+    asked = config.loss.adversarial
+    if asked is None:
+        return None
+    network = build_discriminator(asked.discriminator, config.model.image_size, teacher)
+    return Adversary(asked, network, config.trainer, device)

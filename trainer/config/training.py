@@ -1,4 +1,4 @@
-"""What can be set of training, sampling and evaluation."""
+"""What can be set of how a stage is optimized, saved and watched."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from data_pipeline.storage.places import InputPlace
-from model.config import MOST_CLASSES, ClassifierConfig, Section
-from model.families import AnyGeneratorConfig, AnyTokenizerConfig
+from model.config import Section
 
 MOST_STEPS, MOST_SAMPLES_A_STEP = 10**9, 2**24
 """Of a stage: their product, the number of samples that it sees, has to fit into 64 bits."""
@@ -17,7 +15,6 @@ LONGEST_WAIT = 10**7
 """Seconds of a setting that waits: longer than any job lives, shorter than what an operating system can count."""
 
 Share = Annotated[float, Field(ge=0, lt=1)]
-ChosenClasses = Annotated[tuple[Annotated[int, Field(ge=0, lt=MOST_CLASSES)], ...], Field(min_length=1)]
 
 
 def _check_finite(value: Any) -> Any:
@@ -214,156 +211,3 @@ class TrainerConfig(Section):
         if share % micro:
             raise ValueError(f"each worker's share of {share} samples is no multiple of trainer.micro_batch {micro}")
         return micro, share // micro
-
-
-class ClassifierStageConfig(Section):
-    """Train a small classifier on the real images."""
-
-    model: ClassifierConfig = ClassifierConfig()
-    """Its sizes."""
-    init_from: InputPlace | None = None
-    """Start from the weights of such a network, and not from random ones: the URI of a run that trained one, or of its
-    export. Of a moving average, if one was kept, that is taken. A start that finds a checkpoint goes on from there."""
-    trainer: TrainerConfig
-    """How it is optimized."""
-
-
-class TeacherConfig(ClassifierStageConfig):
-    """The frozen network whose features regularize the semantic branch, and measure Fréchet distances."""
-
-    timm: str | None = None
-    """A timm model with pretrained weights, in place of one that `train-teacher` trains."""
-    image_size: int | None = Field(None, gt=0, le=8_192)
-    """Side of the images that the timm model sees, in pixels. Null: the size of its own pretraining. ImageFolder's sees
-    256; at 518, DINOv2's own size, an image costs 303 GFLOP in place of 46."""
-    patch_size: int | None = Field(None, gt=0, le=8_192)
-    """Side of the timm model's patches, to which timm resamples its weights (ImageFolder: 16). Null: its own."""
-
-    @model_validator(mode="after")
-    def _check_timm(self) -> Self:
-        if self.timm is None and (self.image_size or self.patch_size):
-            raise ValueError("image_size and patch_size are a timm model's; model.image_size is the trained teacher's")
-        return self
-
-    @property
-    def network(self) -> str | None:
-        """The timm model with its sizes, as lineage names it; None of a teacher that is trained."""
-        sizes = {"img_size": self.image_size, "patch_size": self.patch_size}
-        given = "&".join(f"{key}={size}" for key, size in sizes.items() if size)
-        return f"{self.timm}?{given}" if self.timm and given else self.timm
-
-
-class TokenizerLossConfig(Section):
-    """Weights of the terms of the tokenizer's loss."""
-
-    reconstruction: float = Field(1.0, ge=0)
-    """Mean squared error of pixels."""
-    feature: float = Field(0.0, ge=0)
-    """Mean squared error of the teacher's features (a perceptual term)."""
-    semantic: float = Field(0.1, ge=0)
-    """Contrastive loss between the teacher's features and the last branch: every other image of the global batch is a
-    negative, at any number of workers and any micro batch."""
-    semantic_normalize: bool = False
-    """Normalise both sides of the contrastive loss to length one; the published models do not."""
-    semantic_temperature: float = Field(1.0, gt=0)
-    """Factor on the contrastive logits (1 in the published models)."""
-
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether a term compares with the teacher's features."""
-        return self.semantic > 0 or self.feature > 0
-
-
-class ValidationConfig(Section):
-    """How a tokenizer is looked at while it trains: on held-out images, with the moving average of its weights."""
-
-    every: int = Field(1000, gt=0, le=MOST_STEPS)
-    """Steps between looks. The last step always has one."""
-    images: int = Field(1000, gt=0, le=1_000_000)
-    """Held-out images that are looked at: the first of their data set, whose shards are in shuffled order."""
-    training_images: int = Field(256, ge=0, le=1_000_000)
-    """Training images that are looked at in the same way, so that overfitting shows; 0 for none."""
-    batch: int = Field(32, gt=0, le=65_536)
-    """Images per forward pass. The batches are dealt to the workers in turn, so the numbers stay the same."""
-    strip: int = Field(8, ge=0, le=64)
-    """Held-out images whose reconstructions are kept as a picture, at each prefix of the tokens; 0 for no picture."""
-
-    @model_validator(mode="after")
-    def _check_strip(self) -> Self:
-        if self.strip > self.images:
-            raise ValueError(f"strip {self.strip} shows more than the {self.images} images that are looked at")
-        return self
-
-
-class TokenizerStageConfig(Section):
-    """Train the image tokenizer."""
-
-    model: AnyTokenizerConfig
-    """Its architecture."""
-    init_from: InputPlace | None = None
-    """Start from the weights of such a network, and not from random ones: the URI of a run that trained one, or of its
-    export. Of a moving average, if one was kept, that is taken. A start that finds a checkpoint goes on from there."""
-    loss: TokenizerLossConfig = TokenizerLossConfig()
-    """What it minimizes."""
-    dead_code_steps: int = Field(0, ge=0, le=MOST_STEPS)
-    """Steps between restarts of codes that were not used since the last; 0 for never, as in the paper."""
-    dead_code_restart: Literal["split", "latent", "cluster"] = "split"
-    """What becomes of them: a copy of a code in use, moved a little; a latent of the batch, drawn at random; or, as in
-    clustering VQ with `dead_code_steps: 1`, all codes move to the nearest latent the more, the less they are used."""
-    dead_code_until: float = Field(0.9, ge=0, le=1)
-    """Share of the steps after which no code is restarted, so that new codes have time to settle."""
-    horizontal_flip: bool = False
-    """Mirror half of the training images."""
-    validation: ValidationConfig | None = None
-    """Look at held-out images while it trains; null does not. It changes nothing of what is trained."""
-    trainer: TrainerConfig
-    """How it is optimized."""
-
-    @model_validator(mode="after")
-    def _check_semantic(self) -> Self:
-        if self.loss.semantic and not self.model.compares:
-            raise ValueError(
-                f"loss.semantic is {self.loss.semantic}, but a tokenizer of kind {self.model.kind} has nothing that is "
-                "compared with a teacher: set it to 0"
-            )
-        return self
-
-
-class GeneratorStageConfig(Section):
-    """Train the generator on token shards."""
-
-    model: AnyGeneratorConfig
-    """Its architecture."""
-    init_from: InputPlace | None = None
-    """Start from the weights of such a network, and not from random ones: the URI of a run that trained one, or of its
-    export. Of a moving average, if one was kept, that is taken. A start that finds a checkpoint goes on from there."""
-    trainer: TrainerConfig
-    """How it is optimized."""
-
-
-class SamplingConfig(Section):
-    """How images are drawn from the generator."""
-
-    samples_per_class: int = Field(10, gt=0, le=1_000_000)
-    """Images of each class."""
-    classes: ChosenClasses | None = None
-    """Classes to draw, by label; null for all that the data had."""
-    guidance: float = Field(2.0, ge=0, le=10_000)
-    """Classifier-free guidance at the last scale; it grows linearly with the scale from 0 at the first."""
-    top_k: int = Field(0, ge=0, le=65_536)
-    """Draw from the k likeliest tokens; 0 for all."""
-    top_p: float = Field(1.0, gt=0, le=1)
-    """Draw from the likeliest tokens that hold this much probability."""
-    batch: int = Field(100, gt=0, le=1_000_000)
-    """Images drawn at once."""
-    ema: bool = True
-    """Use the moving average of the weights, if the run kept one."""
-
-
-class EvaluationConfig(Section):
-    """How a tokenizer and a generator are judged."""
-
-    samples: int = Field(1000, gt=0, le=100_000_000)
-    """Generated images, spread evenly over the classes."""
-    judge: ClassifierStageConfig | None = None
-    """A classifier, trained on the real images only, that says which class a sample is. Null leaves that out."""

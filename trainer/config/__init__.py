@@ -1,0 +1,40 @@
+"""What can be set of training, sampling and evaluation. Imports no torch, so that the command line starts fast."""
+
+from trainer.config.stages import (
+    ChosenClasses,
+    ClassifierStageConfig,
+    EvaluationConfig,
+    GeneratorStageConfig,
+    SamplingConfig,
+    TeacherConfig,
+)
+from trainer.config.tokenizer import GuideConfig, TokenizerLossConfig, TokenizerStageConfig, ValidationConfig
+from trainer.config.training import (
+    LONGEST_WAIT,
+    MOST_SAMPLES_A_STEP,
+    MOST_STEPS,
+    KeepBest,
+    SpikeConfig,
+    TrackingConfig,
+    TrainerConfig,
+)
+
+__all__ = [
+    "LONGEST_WAIT",
+    "MOST_SAMPLES_A_STEP",
+    "MOST_STEPS",
+    "ChosenClasses",
+    "ClassifierStageConfig",
+    "EvaluationConfig",
+    "GeneratorStageConfig",
+    "GuideConfig",
+    "KeepBest",
+    "SamplingConfig",
+    "SpikeConfig",
+    "TeacherConfig",
+    "TokenizerLossConfig",
+    "TokenizerStageConfig",
+    "TrackingConfig",
+    "TrainerConfig",
+    "ValidationConfig",
+]

@@ -1,0 +1,91 @@
+"""What can be set of classifiers and generators in training, and of what is drawn and judged."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from data_pipeline.storage.places import InputPlace
+from model.config import MOST_CLASSES, ClassifierConfig, Section
+from model.families import AnyGeneratorConfig
+from trainer.config.training import TrainerConfig
+
+ChosenClasses = Annotated[tuple[Annotated[int, Field(ge=0, lt=MOST_CLASSES)], ...], Field(min_length=1)]
+
+
+class ClassifierStageConfig(Section):
+    """Train a small classifier on the real images."""
+
+    model: ClassifierConfig = ClassifierConfig()
+    """Its sizes."""
+    init_from: InputPlace | None = None
+    """Start from the weights of such a network, and not from random ones: the URI of a run that trained one, or of its
+    export. Of a moving average, if one was kept, that is taken. A start that finds a checkpoint goes on from there."""
+    trainer: TrainerConfig
+    """How it is optimized."""
+
+
+class TeacherConfig(ClassifierStageConfig):
+    """The frozen network whose features regularize the semantic branch, and measure Fréchet distances."""
+
+    timm: str | None = None
+    """A timm model with pretrained weights, in place of one that `train-teacher` trains."""
+    image_size: int | None = Field(None, gt=0, le=8_192)
+    """Side of the images that the timm model sees, in pixels. Null: the size of its own pretraining. ImageFolder's sees
+    256; at 518, DINOv2's own size, an image costs 303 GFLOP in place of 46."""
+    patch_size: int | None = Field(None, gt=0, le=8_192)
+    """Side of the timm model's patches, to which timm resamples its weights (ImageFolder: 16). Null: its own."""
+
+    @model_validator(mode="after")
+    def _check_timm(self) -> Self:
+        if self.timm is None and (self.image_size or self.patch_size):
+            raise ValueError("image_size and patch_size are a timm model's; model.image_size is the trained teacher's")
+        return self
+
+    @property
+    def network(self) -> str | None:
+        """The timm model with its sizes, as lineage names it; None of a teacher that is trained."""
+        sizes = {"img_size": self.image_size, "patch_size": self.patch_size}
+        given = "&".join(f"{key}={size}" for key, size in sizes.items() if size)
+        return f"{self.timm}?{given}" if self.timm and given else self.timm
+
+
+class GeneratorStageConfig(Section):
+    """Train the generator on token shards."""
+
+    model: AnyGeneratorConfig
+    """Its architecture."""
+    init_from: InputPlace | None = None
+    """Start from the weights of such a network, and not from random ones: the URI of a run that trained one, or of its
+    export. Of a moving average, if one was kept, that is taken. A start that finds a checkpoint goes on from there."""
+    trainer: TrainerConfig
+    """How it is optimized."""
+
+
+class SamplingConfig(Section):
+    """How images are drawn from the generator."""
+
+    samples_per_class: int = Field(10, gt=0, le=1_000_000)
+    """Images of each class."""
+    classes: ChosenClasses | None = None
+    """Classes to draw, by label; null for all that the data had."""
+    guidance: float = Field(2.0, ge=0, le=10_000)
+    """Classifier-free guidance at the last scale; it grows linearly with the scale from 0 at the first."""
+    top_k: int = Field(0, ge=0, le=65_536)
+    """Draw from the k likeliest tokens; 0 for all."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Draw from the likeliest tokens that hold this much probability."""
+    batch: int = Field(100, gt=0, le=1_000_000)
+    """Images drawn at once."""
+    ema: bool = True
+    """Use the moving average of the weights, if the run kept one."""
+
+
+class EvaluationConfig(Section):
+    """How a tokenizer and a generator are judged."""
+
+    samples: int = Field(1000, gt=0, le=100_000_000)
+    """Generated images, spread evenly over the classes."""
+    judge: ClassifierStageConfig | None = None
+    """A classifier, trained on the real images only, that says which class a sample is. Null leaves that out."""
