@@ -15,6 +15,7 @@ from cluster.config.run import RunConfig
 from model.config import ImageFolderConfig, VectorConfig, ViTConfig
 from model.layers.vit import build_trunk, resize_positions
 from model.protocols import TokenizerOutput
+from model.quantizers.multi_scale import FoldedQuantizer
 from model.tokenizers.grid import KEPT_SCALES
 from model.tokenizers.imagefolder import ImageFolderTokenizer
 
@@ -55,7 +56,8 @@ def test_what_rebuilds_a_trained_tokenizer_asks_no_hub_for_weights() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "patch", "scales", "branches"), [(20, 4, (1, 2, 3), 2), (32, 8, (4,), 1), (24, 8, (1, 5), 3)]
+    ("size", "patch", "scales", "branches"),
+    [(20, 4, (1, 2, 3), 2), (32, 8, (4,), 1), (24, 8, (1, 5), 3), (30, 10, (1, 2), 4)],
 )
 def test_any_size_of_image_patch_grid_and_number_of_branches(
     size: int, patch: int, scales: tuple[int, ...], branches: int
@@ -82,6 +84,33 @@ def test_the_papers_tokenizer_has_172_million_parameters_and_286_positions() -> 
     count = sum(parameter.numel() for parameter in tokenizer.parameters())
     assert count == pytest.approx(172.33e6, rel=1e-3)
     assert config.layout.positions == 286
+
+
+@pytest.mark.parametrize(
+    ("branches", "scales", "encoded", "decoded"),
+    [(2, (1, 1, 2, 3, 3, 4, 5, 6, 8, 11), 499, 379), (1, (16,), 513, 514), (2, (16,), 769, 514)],
+    ids=["MSVR10P2", "VQ", "VP2"],
+)
+def test_encoder_and_decoder_look_at_as_many_tokens_as_published(
+    branches: int, scales: tuple[int, ...], encoded: int, decoded: int
+) -> None:
+    with torch.device("meta"):
+        tokenizer = _tokenizer(
+            image_size=256, patch_size=16, branches=branches, scales=scales, dropout_min_scales=1
+        ).eval()
+        seen: list[int] = []
+        for trunk in (tokenizer.encoder.trunk, tokenizer.decoder.trunk):
+            trunk.blocks[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[1]))
+        tokenizer.decode(tokenizer.encode(torch.zeros(1, 3, 256, 256)))
+    assert seen == [encoded, decoded]
+
+
+def test_a_generator_sees_285_rows_of_both_branches_of_the_papers_tokenizer() -> None:
+    config = _paper()
+    assert sum(side**2 for side in config.scales) == config.layout.positions == 286
+    with torch.device("meta"):
+        rows = FoldedQuantizer(config).generator_input(torch.zeros(2, 286, 2, dtype=torch.int64))
+    assert rows.shape == (2, 285, 64)
 
 
 def test_the_papers_stochastic_depth_grows_from_nothing_to_a_tenth_over_twelve_blocks() -> None:
