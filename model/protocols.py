@@ -134,6 +134,19 @@ class Tokenizer(Protocol):
         ...
 
 
+class Reconstructing(Protocol):
+    """What a tokenizer is besides that has no tokens (`TokenizerConfig.has_tokens`)."""
+
+    def reconstruct(self, image_BCHW: Tensor, seed_B: Tensor | None = None) -> Tensor:
+        """Images in [-1, 1] -> what is left of them, clamped to [-1, 1], float32.
+
+        Args:
+            image_BCHW: the images.
+            seed_B: int64, a random number per sample from which latents are drawn; None takes their means.
+        """
+        ...
+
+
 class ProxyTaught(Protocol):
     """What a tokenizer is besides whose training needs a proxy (`TokenizerConfig.needs_proxy`)."""
 

@@ -79,6 +79,9 @@ def _round_trip(done: Imported, output: str, files: ImageFiles | None, device: s
     from trainer.inference.tokenizer import of_network
 
     tokenizer = of_network(cast("Network", done.network), done.card, output, device)
+    if not tokenizer.network.config.decodes:
+        say("no image is reconstructed: it predicts the codes of a proxy whose decoder is not among these weights")
+        return
     found = _fidelity(tokenizer, files)
     _show(found[:_ROUND_TRIP], tokenizer, None, "a made-up picture" if files is None else "")
     _show_mean(found)
@@ -121,7 +124,7 @@ def encode(
     from trainer.inference.token_files import TokenFile
 
     files = find_images(images)
-    network = _load(tokenizer, device, fit)
+    network = _with_tokens(_load(tokenizer, device, fit), tokenizer)
     parts = [network.encode(image, batch=batch) for _, image in read_batches(files, network.image_size, fit, batch)]
     tokens = np.concatenate(parts)
     TokenFile(tokens, files.names, network.fingerprint, network.layout, network.image_size, fit).write(output)
@@ -145,7 +148,7 @@ def decode(
 
     held = read_token_file(tokens)
     files = png_names(held.names)
-    network = _load(tokenizer, device)
+    network = _with_tokens(_load(tokenizer, device), tokenizer)
     if held.encoder != network.fingerprint or held.layout != network.layout:
         raise UsageError(
             f"{tokens} has tokens of tokenizer {held.encoder[:16]}, but {tokenizer} is {network.fingerprint[:16]}: "
@@ -168,8 +171,15 @@ def reconstruct(
     device: Device = "cpu",
     batch: Batch = 64,
     as_json: Json = False,
+    draw: Annotated[
+        int | None, typer.Option("--draw", metavar="SEED", help="Decode draws of Gaussian latents, not their means.")
+    ] = None,
 ) -> None:
-    """Images → what is left of them as tokens: NAME.png beside the square that was encoded, NAME.original.png."""
+    """Images → what is left of them as tokens: NAME.png beside the square that was encoded, NAME.original.png.
+
+    A tokenizer with a Gaussian bottleneck has no tokens: the means of its latents are decoded, or draws (--draw).
+    """
+    from data_pipeline.errors import UsageError
     from trainer.inference.fidelity import bits, compare
     from trainer.inference.given_images import write_images
     from trainer.inference.image_files import find_images, png_names, read_batches
@@ -177,10 +187,12 @@ def reconstruct(
     files = find_images(images)
     names = png_names(files.names)
     network = _load(tokenizer, device, fit)
+    if draw is not None and network.has_tokens:
+        raise UsageError("--draw: nothing is drawn by a tokenizer that has tokens: leave it out")
     kept = _kept(network, keep, scales)
     found: list[Fidelity] = []
     for part, image in read_batches(files, network.image_size, fit, batch):
-        seen = network.reconstruct(image, keep=kept, output="torch", batch=batch)
+        seen = network.reconstruct(image, keep=kept, seed=draw, first=len(found), output="torch", batch=batch)
         here = names[len(found) : len(found) + len(part)]
         _write_png(output, here, write_images(seen, "pil"))
         _write_png(output, [f"{name.removesuffix('.png')}.original.png" for name in here], write_images(image, "pil"))
@@ -189,7 +201,9 @@ def reconstruct(
             _show(rows, network, kept)
         found += rows
     if as_json:
-        rate = {"bits": bits(network.layout, kept), "keep": kept or network.layout.positions}
+        rate: dict[str, float | None] = {"bits": None, "keep": None}
+        if network.has_tokens:
+            rate = {"bits": bits(network.layout, kept), "keep": kept or network.layout.positions}
         say_json(rate | {"images": [each.to_json() for each in found]}, indent=1)
         return
     _say_others(files)
@@ -202,6 +216,20 @@ def _load(uri: str, device: str, fit: Literal["crop", "pad"] = "crop") -> Tokeni
 
     _check_device(device)
     return load_tokenizer(uri, device=device, fit=fit)
+
+
+def _with_tokens(network: Tokenizer, uri: str) -> Tokenizer:
+    """The tokenizer, if it has tokens.
+
+    Raises:
+        UsageError: if not.
+    """
+    from data_pipeline.errors import UsageError
+    from model.config.titok import NO_TOKENS
+
+    if not network.has_tokens:
+        raise UsageError(f"--tokenizer: {uri}: {NO_TOKENS}")
+    return network
 
 
 def _check_device(name: str) -> None:
@@ -229,6 +257,10 @@ def _kept(network: Tokenizer, keep: int | None, scales: int | None) -> int | Non
 
     if keep is not None and scales is not None:
         raise UsageError("--keep counts positions and --scales scales: give one of them")
+    if not network.has_tokens:
+        if keep is not None or scales is not None:
+            raise UsageError("--keep and --scales count tokens, and this tokenizer has none: leave them out")
+        return None
     groups, prefixes = network.layout.groups, network.prefixes
     if scales is not None and not 0 < scales <= len(groups):
         raise UsageError(f"--scales {scales}: this tokenizer has {len(groups)}")
@@ -251,6 +283,8 @@ def _write_png(folder: str, names: Sequence[str], pictures: Sequence[object]) ->
 def _bits(network: Tokenizer, keep: int | None) -> str:
     from trainer.inference.fidelity import bits
 
+    if not network.has_tokens:
+        return "Gaussian latents, no tokens"
     rate = bits(network.layout, keep)
     positions = keep or network.layout.positions
     tokens = f"{positions} x {network.layout.folds}" if network.layout.folds > 1 else f"{positions}"

@@ -236,6 +236,11 @@ class TiTokConfig(TokenizerConfig):
         return self.target != "codes"
 
     @property
+    def decodes(self) -> bool:
+        """Whether it makes images: there is something to paint a proxy's codes with."""
+        return self.target == "rgb" or self.pixel_decoder is not None
+
+    @property
     def proxy_positions(self) -> int:
         """Codes that the proxy has to give for an image."""
         return (self.image_size // self.decoder.patch_size) ** 2

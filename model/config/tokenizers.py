@@ -35,6 +35,11 @@ class TokenizerConfig(Section):
         return True
 
     @property
+    def decodes(self) -> bool:
+        """Whether it makes images at all: one that predicts a proxy's codes needs the proxy's decoder to."""
+        return True
+
+    @property
     def needs_proxy(self) -> bool:
         """Whether its training compares with the codes that a frozen tokenizer, `inputs.proxy`, gives to an image."""
         return False

@@ -17,7 +17,7 @@ from torch import Tensor
 from model.config import VectorConfig
 from model.config.titok import SIZES, GaussianConfig, PixelDecoderConfig, TiTokConfig, TiTokViTConfig
 from model.published.fitting import count_of, filled, shape_of
-from model.published.options import Options, flag, option, whole_number
+from model.published.options import Options, flag, option, whole_number, wrong
 from model.tokenizers.titok import TiTokTokenizer
 
 WHAT = "the published TiTok"
@@ -135,6 +135,9 @@ def _bottleneck(options: Options, state: Mapping[str, Tensor]) -> VectorConfig |
     _, read = shape_of(state, "decoder.decoder_embed.weight", 2, WHAT)
     if CODEBOOK not in state and shape_of(state, "encoder.conv_out.weight", 4, WHAT)[0] == 2 * read:
         return GaussianConfig(code_dim=read)
+    commitment = option(options, "model.vq_model.commitment_cost", 0.25)
+    if not isinstance(commitment, int | float):
+        raise wrong(options, "model.vq_model.commitment_cost", "a number")
     codes, code_dim = shape_of(state, CODEBOOK, 2, WHAT)
     return VectorConfig(
         codebook_size=codes,
@@ -142,6 +145,7 @@ def _bottleneck(options: Options, state: Mapping[str, Tensor]) -> VectorConfig |
         lookup="euclidean",
         unit_codes=flag(options, "model.vq_model.use_l2_norm", UNIT_CODES.get((codes, code_dim))),
         initialization="uniform",
+        commitment=commitment,
     )
 
 

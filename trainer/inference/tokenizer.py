@@ -19,7 +19,10 @@ from torch import Tensor, nn
 
 from data_pipeline.shards import tokenizers
 from data_pipeline.shards.weights import Card
+from model.config.titok import NO_TOKENS
+from model.layers.random_numbers import split_seed
 from model.layout import TokenLayout
+from model.protocols import Reconstructing
 from model.protocols import Tokenizer as Network
 from trainer.inference.exports import find_device, find_export
 from trainer.inference.given_images import Fit, Given, Output, check_fit, check_output, read_images, write_images
@@ -46,6 +49,11 @@ class Tokenizer:
     def layout(self) -> TokenLayout:
         """What the positions and folds of its tokens are."""
         return self.network.layout
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether it makes tokens; one with a Gaussian bottleneck only reconstructs images."""
+        return self.network.config.has_tokens
 
     @property
     def prefixes(self) -> tuple[int, ...]:
@@ -101,10 +109,38 @@ class Tokenizer:
             parts = [self.network.detokenize(part, keep) for part in self._parts(tokens_BLF, batch)]
         return write_images(torch.cat(parts), output)
 
-    def reconstruct(self, images: Given, *, keep: int | None = None, output: Output = "numpy", batch: int = 64) -> Any:
-        """What is left of images when they have been tokens: `decode` of `encode`, with their arguments."""
+    def reconstruct(
+        self,
+        images: Given,
+        *,
+        keep: int | None = None,
+        seed: int | None = None,
+        first: int = 0,
+        output: Output = "numpy",
+        batch: int = 64,
+    ) -> Any:
+        """What is left of images when they have been tokens: `decode` of `encode`, with their arguments.
+
+        A tokenizer with a Gaussian bottleneck has no tokens. It decodes the means of the latents or, with a `seed`,
+        draws of them, which follow from the seed and the image's place, counted from `first`.
+
+        Raises:
+            ValueError: as `encode` and `decode`; or if a seed is given where nothing is drawn.
+        """
         check_output(output)
-        return self.decode(self.encode(images, batch=batch), keep=keep, output=output, batch=batch)
+        if self.has_tokens:
+            if seed is not None:
+                raise ValueError(f"seed {seed}: nothing is drawn, as this tokenizer has tokens")
+            return self.decode(self.encode(images, batch=batch), keep=keep, output=output, batch=batch)
+        if keep is not None:
+            raise ValueError(f"keep {keep}: {NO_TOKENS}")
+        image_BCHW = read_images(images, self.image_size, self._fit)
+        seeds_B = split_seed(torch.tensor([seed or 0]), first + len(image_BCHW))[first:, 0]
+        network = cast("Reconstructing", self.network)
+        with torch.inference_mode():
+            pairs = zip(self._parts(image_BCHW, batch), self._parts(seeds_B, batch), strict=True)
+            parts = [network.reconstruct(image, None if seed is None else seed_B) for image, seed_B in pairs]
+        return write_images(torch.cat(parts), output)
 
     def _parts(self, rows: Tensor, batch: int) -> Iterator[Tensor]:
         if batch < 1:
