@@ -78,12 +78,23 @@ class ConvolutionalEncoderConfig(ConvolutionsConfig):
     """How the side is halved. `padded`: 3x3, stride 2, after a row and a column of zeros at the bottom and at the right
     (between levels, as in VQ-GAN). `pooled`: means of 2x2 (between levels, as in MaskGIT). `strided`: 4x4, stride 2, to
     the next level's width, and from the pixels to the first level's: small networks never see the full side."""
+    start_width: int | None = Field(None, gt=0, le=65_536)
+    """Channels of the first convolution; null for the first level's. `strided` levels never differ from it."""
     end_kernel: Literal[1, 3] = 3
     """Side of the last convolution, after a normalization and swish."""
 
     @model_validator(mode="after")
     def _check_downsampling(self) -> Self:
+        if self.start_width is not None and self.downsampling == "strided":
+            raise ValueError(f"start_width {self.start_width}: strided levels begin with the first level's width")
+        if self.first_width % self.norm_groups:
+            raise ValueError(f"start_width {self.start_width} is no multiple of norm_groups {self.norm_groups}")
         return self._check_levels(self.downsampling)
+
+    @property
+    def first_width(self) -> int:
+        """Channels of the first convolution."""
+        return self.widths[0] if self.start_width is None else self.start_width
 
     @property
     def factor(self) -> int:

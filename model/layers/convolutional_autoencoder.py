@@ -82,8 +82,8 @@ class ConvolutionalEncoder(nn.Module):
         super().__init__()
         widths, strided = config.widths, config.downsampling == "strided"
         kernel, stride = (4, 2) if strided else (3, 1)
-        self.start = nn.Conv2d(3, widths[0], kernel, stride=stride, padding=1, bias=config.residual_bias)
-        before = widths if strided else (widths[0], *widths)  # what each level's blocks take
+        self.start = nn.Conv2d(3, config.first_width, kernel, stride=stride, padding=1, bias=config.residual_bias)
+        before = widths if strided else (config.first_width, *widths)  # what each level's blocks take
         self.levels = nn.ModuleList(
             Level(_level_blocks(config, level, before[level]), _halving(config, level)) for level in range(len(widths))
         )

@@ -14,7 +14,7 @@ from typing import Literal, TypedDict
 import torch
 from torch import Tensor
 
-from model.config.convolutional import ConvolutionsConfig
+from model.config.convolutional import ConvolutionalDecoderConfig, ConvolutionalEncoderConfig, ConvolutionsConfig
 from model.published.fitting import count_of, filled, shape_of
 from model.tokenizers.vqgan import ConvolutionalTokenizer
 
@@ -68,6 +68,33 @@ def sizes_of(state: Mapping[str, Tensor], style: Style, side: Side) -> Sizes:
         "attention_levels": sum(count_of(state, f"{name}.attn.") > 0 for name in names),
         "middle_attention": any(part not in _RESIDUAL for _, part in middle),
     }
+
+
+def encoder_of(
+    state: Mapping[str, Tensor], style: Style, like: ConvolutionalEncoderConfig | None = None
+) -> ConvolutionalEncoderConfig:
+    """The config of a state's encoder.
+
+    Args:
+        state: the published parameters.
+        style: how its parts are called.
+        like: what no shape tells; None for LlamaGen's and VAR's.
+
+    Raises:
+        ValueError: as `sizes_of`.
+    """
+    sizes = sizes_of(state, style, "encoder")
+    start = shape_of(state, "encoder.conv_in.weight", 4, WHAT)[0]
+    told = {"start_width": None if sizes["widths"][:1] == (start,) else start}
+    return ConvolutionalEncoderConfig.model_validate((like.model_dump() if like else {}) | sizes | told)
+
+
+def decoder_of(
+    state: Mapping[str, Tensor], style: Style, like: ConvolutionalDecoderConfig | None = None
+) -> ConvolutionalDecoderConfig:
+    """The config of a state's decoder, as `encoder_of`."""
+    sizes = sizes_of(state, style, "decoder")
+    return ConvolutionalDecoderConfig.model_validate((like.model_dump() if like else {}) | sizes)
 
 
 def joined_attention(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from model.config import ConvolutionalDecoderConfig, ConvolutionalEncoderConfig, MaskgitVqganConfig
-from model.published.convolutions import WHAT, Side, Style, fill, sizes_of
+from model.config import MaskgitVqganConfig
+from model.published.convolutions import WHAT, Style, decoder_of, encoder_of, fill
 from model.published.fitting import shape_of
 from model.published.options import Options, whole_number
 from model.published.vqgan import SIZE, codebook
@@ -24,7 +24,6 @@ STYLE = Style(
 )
 IGNORED = re.compile(r"")
 """Nothing."""
-SIDES: tuple[Side, Side] = ("encoder", "decoder")
 
 
 def recognizes(config: Options, state: Mapping[str, Tensor]) -> bool:
@@ -58,17 +57,13 @@ def tokenizer_config(config: Options, state: Mapping[str, Tensor]) -> MaskgitVqg
         ValueError: if a parameter is missing that sizes are read from, or an option is wrong.
     """
     default = MaskgitVqganConfig()
-    encoder, decoder = (
-        {**half.model_dump(), **sizes_of(state, STYLE, side)}
-        for half, side in zip((default.encoder, default.decoder), SIDES, strict=True)
-    )
-    encoder_config = ConvolutionalEncoderConfig.model_validate(encoder)
+    encoder = encoder_of(state, STYLE, default.encoder)
     codes, width = shape_of(state, codebook(0, 1), 2, WHAT)
     size = whole_number(config, "resolution", SIZE)
     return MaskgitVqganConfig(
         image_size=size,
-        scales=(-(-size // encoder_config.factor),),
-        encoder=encoder_config,
-        decoder=ConvolutionalDecoderConfig.model_validate(decoder),
+        scales=(-(-size // encoder.factor),),
+        encoder=encoder,
+        decoder=decoder_of(state, STYLE, default.decoder),
         quantizer=default.quantizer.model_copy(update={"codebook_size": codes, "code_dim": width}),
     )

@@ -9,8 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from model.config import ConvolutionalDecoderConfig, ConvolutionalEncoderConfig, VectorConfig, VqganConfig
-from model.published.convolutions import WHAT, Style, fill, joined_attention, sizes_of
+from model.config import VectorConfig, VqganConfig
+from model.published.convolutions import WHAT, Style, decoder_of, encoder_of, fill, joined_attention
 from model.published.fitting import shape_of
 from model.published.options import Options, flag, option, whole_numbers, wrong
 from model.published.vqgan import codebook, convolutions_of, kernel_of, quantizer_name
@@ -62,7 +62,7 @@ def tokenizer_config(config: Options, state: Mapping[str, Tensor]) -> VqganConfi
     Raises:
         ValueError: if a parameter is missing that sizes are read from, or an option is wrong.
     """
-    encoder = ConvolutionalEncoderConfig(**sizes_of(state, STYLE, "encoder"))
+    encoder = encoder_of(state, STYLE)
     codes, width = shape_of(state, codebook(0, 1), 2, WHAT)
     scales = SCALES if option(config, "v_patch_nums") is None else whole_numbers(config, "v_patch_nums")
     share = option(config, "quant_resi", 0.5)
@@ -71,7 +71,7 @@ def tokenizer_config(config: Options, state: Mapping[str, Tensor]) -> VqganConfi
     return VqganConfig(
         image_size=scales[-1] * encoder.factor,
         encoder=encoder,
-        decoder=ConvolutionalDecoderConfig(**sizes_of(state, STYLE, "decoder")),
+        decoder=decoder_of(state, STYLE),
         scales=scales,
         residual_ratio=share,
         quantizer=VectorConfig(

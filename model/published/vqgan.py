@@ -9,8 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from model.config import ConvolutionalDecoderConfig, ConvolutionalEncoderConfig, VectorConfig, VqganConfig
-from model.published.convolutions import WHAT, Style, fill, joined_attention, sizes_of
+from model.config import VectorConfig, VqganConfig
+from model.published.convolutions import WHAT, Style, decoder_of, encoder_of, fill, joined_attention
 from model.published.fitting import count_of, shape_of
 from model.published.options import Options, flag, option, whole_number, whole_numbers
 from model.tokenizers.vqgan import ConvolutionalTokenizer
@@ -63,7 +63,7 @@ def tokenizer_config(config: Options, state: Mapping[str, Tensor]) -> VqganConfi
     Raises:
         ValueError: if a parameter is missing that sizes are read from, or an option is wrong.
     """
-    encoder = ConvolutionalEncoderConfig(**sizes_of(state, STYLE, "encoder"))
+    encoder = encoder_of(state, STYLE)
     branches = count_of(state, "quantizes.") or 1
     codes, width = shape_of(state, codebook(0, branches), 2, WHAT)
     given = option(config, "v_patch_nums") is not None
@@ -73,7 +73,7 @@ def tokenizer_config(config: Options, state: Mapping[str, Tensor]) -> VqganConfi
     return VqganConfig(
         image_size=scales[-1] * encoder.factor,
         encoder=encoder,
-        decoder=ConvolutionalDecoderConfig(**sizes_of(state, STYLE, "decoder")),
+        decoder=decoder_of(state, STYLE),
         branches=branches,
         scales=scales,
         quantizer=VectorConfig(

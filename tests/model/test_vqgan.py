@@ -126,6 +126,10 @@ REFUSED: dict[str, dict[str, Any]] = {
     r"widths \[10\] are no multiples of norm_groups 4": {"encoder": {"widths": (8, 8, 10), "norm_groups": 4}},
     r"give one number, or one for each of 3 levels": {"encoder": SMALL["encoder"] | {"blocks": (1, 2)}},
     r"attention_levels 4: there are 3 levels": {"encoder": SMALL["encoder"] | {"attention_levels": 4}},
+    r"start_width 6 is no multiple of norm_groups 4": {"encoder": SMALL["encoder"] | {"start_width": 6}},
+    r"start_width 8: strided levels begin with": {
+        "encoder": SMALL["encoder"] | {"widths": (8, 16), "start_width": 8, "downsampling": "strided"}
+    },
     r"blocks \[0, 1, 1\]: padded levels need one or more": {"encoder": SMALL["encoder"] | {"blocks": (0, 1, 1)}},
     r"blocks \[0\]: nearest levels need one or more": {"decoder": SMALL["decoder"] | {"blocks": (0,)}},
 }
@@ -145,6 +149,14 @@ def test_an_odd_side_is_padded_by_its_edge_and_cropped() -> None:
     torch.testing.assert_close(odd.encode(image_BCHW), whole.encode(image_BCHW[:, :, rows][:, :, :, rows]))
     latent_BPCHW = torch.randn(2, 2, 6, 4, 4)
     assert torch.equal(odd.decode(latent_BPCHW), whole.decode(latent_BPCHW)[:, :, 2:29, 2:29])
+
+
+def test_the_first_convolution_may_have_another_width_than_the_first_level() -> None:
+    network = build(encoder=SMALL["encoder"] | {"start_width": 12})
+    first = network.encoder.levels[0].blocks[0]
+    assert network.encoder.start.weight.shape[:2] == (12, 3)
+    assert (first.conv1.in_channels, first.conv1.out_channels) == (12, 8)
+    assert network.encode(images()).shape == (2, 1, 6, 4, 4)
 
 
 def test_attention_and_blocks_are_where_they_are_asked_for() -> None:

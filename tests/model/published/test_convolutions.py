@@ -37,7 +37,7 @@ class Case:
 
 def llamagen() -> Case:
     quantizer = {"codebook_size": 24, "code_dim": 5, "unit_codes": True}
-    own = made({**ONE, "encoder": ENCODER, "decoder": DECODER, "quantizer": quantizer})
+    own = made({**ONE, "encoder": ENCODER | {"start_width": 64}, "decoder": DECODER, "quantizer": quantizer})
     return Case(own, {"image_size": 20}, renamed(own, "llamagen") | {"quantize.codebook_used": torch.zeros(65_536)})
 
 
