@@ -23,6 +23,7 @@ from trainer.config import TokenizerLossConfig, TokenizerStageConfig, TrainerCon
 from trainer.inference.tokenizer import load_tokenizer
 from trainer.job import INITIAL, PROXY, TrainJob
 from trainer.stages import build_stage, tokenizer
+from trainer.stages.guides import Guides
 from trainer.stages.tokenizer import TokenizerStage
 
 LEVELS: dict[str, Any] = {"widths": (4, 4, 8), "norm_groups": 2}
@@ -190,7 +191,7 @@ def test_without_a_proxy_a_blank_batch_has_codes_in_place_of_its_own() -> None:
     config = TokenizerStageConfig(
         model=STAGE_1, loss=TokenizerLossConfig(), trainer=TrainerConfig(steps=2, global_batch=2)
     )
-    stage = TokenizerStage.without_data(config, build_tokenizer(STAGE_1), None, CPU)
+    stage = TokenizerStage.without_data(config, build_tokenizer(STAGE_1), Guides(config.loss, None), CPU)
     assert stage.blank_batch(2).drawn_B["proxy_BK"].shape == (2, 16)
 
 
