@@ -11,6 +11,7 @@ belongs to the picture beside it.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from data_pipeline.shards.token_dataset import TokenShards
     from data_pipeline.shards.token_windows import TokenWindows
     from data_pipeline.shards.weights import Card
+    from model.protocols import Tokenizer
     from trainer.evaluation.judging import RealImages
 
 _PIXELS_WIDE = 96  # of a sample in a grid, so that small images can be judged
@@ -170,6 +172,7 @@ def evaluate(config: RunConfig) -> int:
     cards, images, tokens = _check_inputs(config, held_out)
     from trainer.evaluation import judging as evaluation
     from trainer.evaluation.teacher import load_classifier, load_teacher
+    from trainer.evaluation.tokenizer_record import token_record
 
     device = _device(config)
     sampler = _sampler(config, device)
@@ -178,11 +181,13 @@ def evaluate(config: RunConfig) -> int:
     timm = _timm(config)
     teacher = load_teacher(timm, config.product("teacher"), device) if config.has("teacher") else None
     judge = load_classifier(config.product("judge"), "judge", device) if config.has("judge") else None
-    layout = sampler.tokenizer.layout
+    layout, tokens_read = sampler.tokenizer.layout, _open_tokens(config)
     record: dict[str, Any] = {
         "reconstruction": evaluation.evaluate_tokenizer(sampler.tokenizer, teacher, real),
         "generation": evaluation.evaluate_generator(sampler, teacher, judge, real, samples),
-        "codebook_use": evaluation.codebook_use(_open_tokens(config)),
+        "codebook_use": evaluation.codebook_use(tokens_read),
+        "tokens": token_record(tokens_read),
+        **_beside_the_tokenizer(config, sampler.tokenizer, held_out, images, device),
         "class_names": list(sampler.class_names),
         "fingerprints": _fingerprints(cards | sampler.cards)
         | ({"teacher": timm} if timm else {})
@@ -195,6 +200,47 @@ def evaluate(config: RunConfig) -> int:
     _commit(config.run, "evaluation.json", record, "samples/reconstructions.png", _reconstructions(sampler, real))
     _print_summary(record)
     return samples
+
+
+def _beside_the_tokenizer(
+    config: RunConfig, tokenizer: Tokenizer, held_out: str, images: ImageManifest, device: torch.device
+) -> dict[str, Any]:
+    """What its bits are worth without it, and what linear probes find in its branches, as far as is asked for.
+
+    Baselines that the last evaluation has of the same images, at the same bits, are taken from its record.
+    """
+    from trainer.evaluation import tokenizer_record as records
+    from trainer.evaluation.baselines import images_needed
+
+    asked, size, fit = config.evaluation, tokenizer.config.image_size, config.data.fit
+    training_images = check_images(storage.absolute(config.product("images")))
+    bits = records.bits_of_prefixes(tokenizer.layout, tokenizer.prefixes)
+    counts = (min(training_images.samples, images_needed(size)), min(images.samples, asked.samples))
+    fingerprints = (training_images.fingerprint, images.fingerprint)
+    key = records.baseline_key(fingerprints, size, fit, counts, bits)
+    known = _known_baselines(config.run, key) if asked.baselines else None
+    needed = max(asked.probe_images, counts[0] if asked.baselines and known is None else 0)
+    load = functools.partial(records.LabelledPixels.load, size=size, fit=fit, cache=_node_cache(config))
+    training, shown = (
+        load(uri, most=most) for uri, most in ((config.product("images"), needed), (held_out, counts[1]))
+    )
+    found: dict[str, Any] = {"baselines": None, "probe": None}
+    if asked.baselines:
+        made = known or records.baseline_record(training.pixels_NHWC[: counts[0]], shown.pixels_NHWC, bits)
+        found["baselines"] = made | {"key": key, "training_images": counts[0]}
+    if asked.probe_images:
+        found["probe"] = records.probe_record(tokenizer, training.first(asked.probe_images), shown, device)
+    return found
+
+
+def _known_baselines(run: str, key: str) -> dict[str, Any] | None:
+    """Those of the last evaluation, if they follow from the same."""
+    try:
+        record = storage.read_json(storage.join(run, "evaluation.json"))
+    except (FileNotFoundError, UsageError):
+        return None
+    found = record.get("baselines") if isinstance(record, dict) else None
+    return found if isinstance(found, dict) and found.get("key") == key else None
 
 
 def _reconstructions(sampler: Sampler, real: RealImages) -> bytes:
@@ -219,6 +265,16 @@ def _print_summary(record: dict[str, Any]) -> None:
     errors = ", ".join(f"{error:.4f}" for error in reconstruction["mse_of_prefixes"])
     finest = ", ".join(f"{branch[-1]:.0%}" for branch in record["codebook_use"])
     lines = [f"reconstruction error by positions kept: {errors}", f"codebook use of the last group: {finest}"]
+    if record["baselines"] is not None:
+        components = ", ".join(f"{each['mse']:.4f}" for each in record["baselines"]["components"])
+        lines.insert(
+            1,
+            f"principal components at the same bits: {components}; the mean image: "
+            f"{record['baselines']['mean_image']:.4f}",
+        )
+    if record["probe"] is not None:
+        seen = ", ".join(f"{name} {share:.1%}" for name, share in record["probe"]["branches"].items())
+        lines.append(f"a linear layer finds the class in: {seen}; in pixels {record['probe']['pixels']:.1%}")
     if generation["frechet_distance"] is not None:
         lines.append(
             "Fréchet distance in the teacher's feature space: "

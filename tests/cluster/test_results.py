@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -29,6 +30,8 @@ from model.generators.next_scale import FoldedGenerator
 from model.tokenizers.imagefolder import ImageFolderTokenizer
 from tests.cluster.conftest import SMALL
 from tests.data_pipeline.small_data import write_photos
+from trainer.evaluation import tokenizer_record
+from trainer.evaluation.tokenizer_record import LabelledPixels
 
 pytestmark = pytest.mark.xdist_group("results")
 
@@ -172,6 +175,48 @@ def test_an_evaluation_judges_classes_that_exist_and_says_what_it_was_asked(conf
     assert found["tokenizer"] == {"groups": [1, 4], "vocabularies": [16, 16], "fold_names": ["detail", "semantic"]}
     assert found["files"] == {"samples/reconstructions.png": digest(run / "samples/reconstructions.png")}
     assert {"generator", "tokenizer", "judge", "tokens", "real_images"} <= found["fingerprints"].keys()
+
+
+def test_an_evaluation_says_what_the_bits_are_worth_without_the_tokenizer(configure: Configure, run: Path) -> None:
+    """2 groups of 1 and 4 positions, 2 folds of 16 codes: 8 and 40 bits, which are 1 and 5 coefficients."""
+    results.evaluate(configure())
+    found = record(run / "evaluation.json")
+    training = LabelledPixels.load(str(run / "images/train"), 16, "crop", 100)
+    held_out = training.first(4)  # none are held out
+    baselines = found["baselines"]
+    assert [(each["bits"], each["coefficients"]) for each in baselines["components"]] == [(8, 1), (40, 5)]
+    mean = training.pixels_NHWC.mean(0) / 127.5 - 1
+    held_out_unit = held_out.pixels_NHWC / 127.5 - 1
+    assert baselines["mean_image"] == pytest.approx(((held_out_unit - mean) ** 2).mean())
+    flat = training.pixels_NHWC.reshape(len(training.label_N), -1) / 127.5 - 1
+    axes = np.linalg.svd(flat - flat.mean(0), full_matrices=False)[2][:1]
+    centred = held_out_unit.reshape(len(held_out_unit), -1) - flat.mean(0)
+    plain = ((centred - centred @ axes.T @ axes) ** 2).mean()
+    assert baselines["components"][0]["mse"] == pytest.approx(plain, rel=0.02)
+    assert [len(found["reconstruction"][f"{name}_of_prefixes"]) for name in ("mse", "psnr", "ssim")] == [2, 2, 2]
+    assert np.shape(found["tokens"]["perplexity_of_positions"]) == (2, 5)
+    assert [each["folds"] for each in found["tokens"]["mutual_information"]] == [[0, 1]]
+    assert found["probe"]["branches"].keys() == {"detail", "semantic"}
+    assert found["probe"]["images"] == len(held_out.label_N)
+    assert found["probe"]["training_images"] == len(training.label_N)
+
+
+def test_baselines_of_the_same_images_and_bits_are_not_computed_again(
+    configure: Configure, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results.evaluate(configure())
+    first = record(run / "evaluation.json")["baselines"]
+    calls: list[object] = []
+    make = tokenizer_record.baseline_record
+    monkeypatch.setattr(tokenizer_record, "baseline_record", lambda *given: calls.append(given) or make(*given))
+    results.evaluate(configure())
+    assert record(run / "evaluation.json")["baselines"] == first
+    assert not calls
+    results.evaluate(configure("evaluation.samples=3"))
+    assert len(calls) == 1
+    assert record(run / "evaluation.json")["baselines"] != first
+    results.evaluate(configure("evaluation.baselines=false", "evaluation.probe_images=0"))
+    assert [record(run / "evaluation.json")[name] for name in ("baselines", "probe")] == [None, None]
 
 
 def test_a_class_of_which_no_sample_is_judged_has_no_accuracy(configure: Configure, run: Path) -> None:

@@ -87,5 +87,9 @@ class EvaluationConfig(Section):
 
     samples: int = Field(1000, gt=0, le=100_000_000)
     """Generated images, spread evenly over the classes."""
+    probe_images: int = Field(3000, ge=0, le=1_000_000)
+    """Training images that linear probes of the tokenizer's branches, and of pixels, are trained on; 0 for no probe."""
+    baselines: bool = True
+    """Compare the tokenizer with the mean image and with principal components at equal bits, of the training images."""
     judge: ClassifierStageConfig | None = None
     """A classifier, trained on the real images only, that says which class a sample is. Null leaves that out."""

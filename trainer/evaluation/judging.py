@@ -21,6 +21,7 @@ from data_pipeline.shards.token_windows import TokenWindows
 from model.classifier import Classifier
 from model.protocols import Tokenizer
 from trainer.evaluation.frechet import FeatureStatistics, frechet_distance
+from trainer.evaluation.quality import psnr, squared_error, ssim
 from trainer.evaluation.sampler import Sampler
 from trainer.evaluation.teacher import Teacher
 
@@ -56,21 +57,28 @@ def statistics(teacher: Teacher, image_NCHW: Tensor) -> FeatureStatistics:
 
 
 def evaluate_tokenizer(tokenizer: Tokenizer, teacher: Teacher | None, real: RealImages) -> dict[str, Any]:
-    """Squared error of reconstructions by positions kept, and the distance of the full ones from the originals."""
+    """Squared error, PSNR and SSIM of reconstructions by positions kept; the distance of full ones from originals."""
     prefixes = tokenizer.prefixes
-    errors = np.zeros(len(prefixes))
+    sums = np.zeros((3, len(prefixes)))
     full = []
     with torch.inference_mode():
         for image_BCHW in torch.split(real.image_NCHW, _BATCH):
             tokens_BLF = tokenizer.tokenize(image_BCHW)
             parts = [tokenizer.detokenize(tokens_BLF, keep) for keep in prefixes]
-            errors += [float((part - image_BCHW).square().mean((1, 2, 3)).sum()) for part in parts]
+            sums += np.array([_qualities(part, image_BCHW) for part in parts]).T
             full.append(parts[-1])
     distance = None
     if teacher is not None:
         distance = frechet_distance(statistics(teacher, torch.cat(full)), statistics(teacher, real.image_NCHW))
-    errors_of_prefixes = (errors / len(real.image_NCHW)).tolist()
-    return {"prefixes": list(prefixes), "mse_of_prefixes": errors_of_prefixes, "frechet_distance": distance}
+    means = dict(zip(("mse", "psnr", "ssim"), (sums / len(real.image_NCHW)).tolist(), strict=True))
+    found = {f"{name}_of_prefixes": values for name, values in means.items()}
+    return {"prefixes": list(prefixes)} | found | {"frechet_distance": distance}
+
+
+def _qualities(made_BCHW: Tensor, image_BCHW: Tensor) -> list[float]:
+    """Sums over images of squared error, PSNR and SSIM."""
+    error_B = squared_error(made_BCHW, image_BCHW)
+    return [float(each.sum()) for each in (error_B, psnr(error_B), ssim(made_BCHW, image_BCHW))]
 
 
 def codebook_use(tokens: TokenShards | TokenWindows) -> list[list[float]]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
+import numpy as np
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
@@ -16,21 +17,30 @@ from data_pipeline.text import yaml_dialect
 from trainer.records.jsonl import read_records
 from trainer.records.reading_columns import read_columns
 from trainer.records.record_shapes import is_event
+from trainer.records.trackers.pictures import FOLDER, picture_step
 from trainer.registry import STAGES, TRAINING
 from trainer.report.belonging import notes
 from trainer.report.data import (
+    Baselines,
     Evaluation,
+    Frame,
     Record,
     ReportData,
     Samples,
+    Shared,
     StageConfig,
     StageRecords,
     StageTime,
     in_order_of_steps,
     is_shown,
 )
+from trainer.report.held_out import looks
 
-Checked = TypeVar("Checked", Evaluation, StageTime)
+Checked = TypeVar("Checked", Evaluation, StageTime, Baselines, Shared)
+PICTURE = "reconstructions"
+"""Name of the film strip's frames (trainer/stages/validation.py)."""
+MOST_FRAMES, MOST_FRAME_BYTES = 16, 16 * 2**20
+_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def collect(run_uri: str) -> ReportData:
@@ -49,6 +59,7 @@ def collect(run_uri: str) -> ReportData:
         stages=_stage_times(storage.join(run_uri, "stages.json")),
         records=records,
         configs=tuple(_stage_configs(run_uri, records)),
+        film=tuple(frame for each in records for frame in _film(run_uri, each)),
         reconstructions_png=_picture(run_uri, "samples/reconstructions.png", evaluation.files),
         samples=samples,
         notes=tuple(notes(run_uri, evaluation, samples, records)),
@@ -79,6 +90,9 @@ def read_evaluation(uri: str) -> Evaluation:
             Evaluation,
             prefixes=tuple(reconstruction["prefixes"]),
             mse_of_prefixes=tuple(reconstruction["mse_of_prefixes"]),
+            psnr_of_prefixes=tuple(reconstruction.get("psnr_of_prefixes", ())),
+            ssim_of_prefixes=tuple(reconstruction.get("ssim_of_prefixes", ())),
+            **_beside_errors(record),
             reconstruction_distance=reconstruction["frechet_distance"],
             generation_distance=generation["frechet_distance"],
             samples=generation["samples"],
@@ -97,6 +111,39 @@ def read_evaluation(uri: str) -> Evaluation:
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UsageError(f"{uri} is not what `foldtrain evaluate` writes ({error!r}): evaluate again") from error
+
+
+def _beside_errors(record: Record) -> dict[str, Any]:
+    """What an evaluation has of the tokenizer's bits, codes and branches; of earlier versions nothing."""
+    tokens, baselines, probe = ((record.get(name) or {}) for name in ("tokens", "baselines", "probe"))
+    found: dict[str, Any] = {"perplexity_of_positions": tokens.get("perplexity_of_positions", ())}
+    names = ("folds", "plain", "shuffled", "entropy")
+    found["mutual_information"] = [
+        _checked(Shared, **{name: each[name] for name in names}) for each in tokens.get("mutual_information", ())
+    ]
+    if baselines:
+        components = baselines["components"]
+        bits, mse = ([each[name] for each in components] for name in ("bits", "mse"))
+        kept = {"mean_image": baselines["mean_image"], "square": baselines["square"]}
+        found["baselines"] = _checked(Baselines, bits=bits, mse=mse, **kept)
+    if probe:
+        found["probe"] = dict(probe["branches"]) | {"raw pixels": probe["pixels"]}
+    return found
+
+
+def _film(run_uri: str, records: StageRecords) -> Iterator[Frame]:
+    """Frames of looks that are on record: of many, some at even distances, the first and the last among them."""
+    folder = storage.join(run_uri, records.stage, FOLDER)
+    steps = {event["step"] for event in looks(records)}
+    if not steps:
+        return
+    named = {picture_step(name, PICTURE): name for name in storage.list_names(folder)}
+    found = sorted(step for step in named if step is not None and step in steps)
+    chosen = {round(place) for place in np.linspace(0, len(found) - 1, min(MOST_FRAMES, len(found)))} if found else ()
+    for place in sorted(chosen):
+        png = storage.read_bytes(storage.join(folder, named[found[place]]), MOST_FRAME_BYTES)
+        if png.startswith(_PNG):
+            yield Frame(found[place], png)
 
 
 def read_samples(run_uri: str) -> Samples | None:

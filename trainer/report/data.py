@@ -20,7 +20,7 @@ BOOKKEEPING = frozenset(
         *("time", "step", "steps", "samples", "epoch", "loss", "learning_rate", "grad_norm"),
         *("samples_per_second", "tokens_per_second", "mfu", "eta_seconds", "skipped_steps", "passed_over_steps"),
         *("step_seconds", "step_seconds_p50", "step_seconds_p95", "step_seconds_max", "window_steps", "window_seconds"),
-        *("data_wait_share", "checkpoint_seconds", "goodput", "loss_scale"),
+        *("data_wait_share", "checkpoint_seconds", "validation_seconds", "goodput", "loss_scale"),
         *("memory_bytes", "cuda_allocated_bytes", "cuda_reserved_bytes"),
     ]
 )
@@ -29,7 +29,12 @@ BOOKKEEPING = frozenset(
 
 def is_shown(name: str) -> bool:
     """Whether a number of metrics.jsonl is drawn, or summed up."""
-    return name not in BOOKKEEPING or name in {"loss", "samples_per_second"}
+    return is_term(name) or name in {"loss", "samples_per_second", "epoch"}
+
+
+def is_term(name: str) -> bool:
+    """Whether a number of metrics.jsonl is one of the training itself; looks at held-out images have charts apart."""
+    return name not in BOOKKEEPING and not name.startswith("validation_")
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,38 @@ def in_order_of_steps(metrics: Columns) -> Columns:
 
 
 @dataclass(frozen=True)
+class Baselines:
+    """What the bits of each prefix are worth without the tokenizer."""
+
+    mean_image: float
+    """Squared error of the mean of the training images."""
+    square: int
+    """Side of the squares that principal components are of, in pixels."""
+    bits: tuple[int, ...]
+    """Of each prefix."""
+    mse: tuple[float, ...]
+    """Squared error of principal components of as many bits."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Mutual information of two folds in each group, in bits."""
+
+    folds: tuple[int, int]
+    plain: tuple[float, ...]
+    shuffled: tuple[float, ...]
+    entropy: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Of the film strip."""
+
+    step: int
+    png: bytes
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """What `evaluate` measured (evaluation.json). None where it was not measured."""
 
@@ -101,6 +138,14 @@ class Evaluation:
     """Numbers of leading positions from which images were decoded."""
     mse_of_prefixes: tuple[float, ...] = ()
     """Mean squared error of what was decoded from each; pixels in [-1, 1]."""
+    psnr_of_prefixes: tuple[float, ...] = ()
+    ssim_of_prefixes: tuple[float, ...] = ()
+    baselines: Baselines | None = None
+    perplexity_of_positions: tuple[tuple[float, ...], ...] = ()
+    """Of each fold, codes that would be as uncertain at each position if all were used equally."""
+    mutual_information: tuple[Shared, ...] = ()
+    probe: Mapping[str, float] = field(default_factory=dict)
+    """Accuracy of a linear layer on each branch's mean latent, and on raw pixels."""
     reconstruction_distance: float | None = None
     """Fréchet distance of reconstructions in the teacher's feature space."""
     generation_distance: float | None = None
@@ -170,6 +215,8 @@ class ReportData:
     """What each stage was asked."""
     reconstructions_png: bytes | None = None
     """Originals beside their reconstructions at every number of scales."""
+    film: tuple[Frame, ...] = ()
+    """Reconstructions of the same images while the tokenizer trained, in order of steps."""
     samples: Samples | None = None
     """Samples, if there are any whose record is there."""
     notes: tuple[str, ...] = ()

@@ -25,7 +25,9 @@ from trainer.report.charts import (
     stacked_bar,
     thinned,
 )
-from trainer.report.data import BOOKKEEPING, Evaluation, ReportData, StageRecords
+from trainer.report.data import Evaluation, ReportData, StageRecords, is_term
+from trainer.report.held_out import held_out
+from trainer.report.tokens import baselines, positions, shared
 
 
 def build_report(data: ReportData) -> str:
@@ -48,6 +50,12 @@ def build_report(data: ReportData) -> str:
         prefix_chart=_prefix_chart(data),
         training=[_training(records) for records in data.records if len(records.steps)],
         use=_codebook_use(data),
+        looks=[(each.stage, found) for each in data.records if (found := held_out(each, evaluation, data.film))],
+        baselines=baselines(evaluation),
+        mean_image=number(evaluation.baselines.mean_image) if evaluation.baselines else None,
+        positions=positions(evaluation, fold_names(evaluation)),
+        shared=shared(evaluation, fold_names(evaluation)),
+        probe=[(name, percent(share)) for name, share in evaluation.probe.items()],
         classes=_classes(evaluation),
         stages=_stages(data),
         spent=_spent(data),
@@ -131,10 +139,13 @@ def _prefixes(data: ReportData) -> list[str]:
 
 def _prefix_rows(data: ReportData) -> list[dict[str, str]]:
     rows, before = [], None
-    for positions, error in zip(_prefixes(data), data.evaluation.mse_of_prefixes, strict=True):
+    evaluation = data.evaluation
+    beside = {"psnr": evaluation.psnr_of_prefixes, "ssim": evaluation.ssim_of_prefixes}
+    for place, (keep, error) in enumerate(zip(_prefixes(data), evaluation.mse_of_prefixes, strict=True)):
         change = "" if not before else f"{100 * (error - before) / before:+.1f} %".replace("-", "−")
         shown = f"{error:.4f}" if math.isfinite(error) else "–"
-        rows.append({"positions": positions, "error": shown, "change": change})
+        more = {name: number(values[place]) if place < len(values) else "–" for name, values in beside.items()}
+        rows.append({"positions": keep, "error": shown, "change": change} | more)
         before = error
     return rows
 
@@ -150,7 +161,7 @@ def _training(records: StageRecords) -> dict[str, Any]:
     loss = _series(records, "loss")
     crowded = len(loss) > 30
     lines = [Line("every record", loss, faint=crowded)] + ([Line("smoothed", smoothed(loss))] if crowded else [])
-    terms = [name for name in sorted(records.metrics.keys() - BOOKKEEPING) if records.has(name)][:COLOURS]
+    terms = [name for name in sorted(filter(is_term, records.metrics)) if records.has(name)][:COLOURS]
     shown = [Line(name.replace("_", " "), thinned(smoothed(_series(records, name))), i) for i, name in enumerate(terms)]
     wide = _spread([records.metrics[name] for name in terms]) > 20
     title = f"{records.stage}: what was recorded beside the loss"
@@ -159,6 +170,7 @@ def _training(records: StageRecords) -> dict[str, Any]:
         "stage": records.stage,
         "last": number(loss[-1, 1]) if len(loss) else "–",
         "steps": f"{int(records.steps[-1]):,}",
+        "epochs": number(float(records.numbers("epoch")[-1])) if records.has("epoch") else None,
         "loss": line_chart(lines, title=f"{records.stage}: loss by step", x_label="step", y_label="loss"),
         "terms": line_chart(shown, title=title, x_label="step", y_label=y_label, log_y=wide) if shown else None,
         "log": wide,
