@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 import configs
-from cluster.config.run import RunConfig
+from cluster.config.loading import load_config
 from model.config import ImageFolderConfig, VectorConfig, ViTConfig
 from model.layers.vit import build_trunk, resize_positions
 from model.protocols import TokenizerOutput
@@ -43,7 +42,7 @@ def _images(size: int = 20, batch: int = 2) -> Tensor:
 
 
 def _paper() -> ImageFolderConfig:
-    return RunConfig.model_validate(yaml.safe_load(PAPER.read_text())).tokenizer.model.without_pretraining()
+    return load_config(PAPER).tokenizer.model.without_pretraining()
 
 
 # Shapes
