@@ -1,8 +1,8 @@
-"""Published models, shrunk, compute here what they computed at home.
+"""Published models, shrunk, compute here what they computed at home, once `import-weights` has read them.
 
 Reads the folders of tests/parity, and of FOLDTRAIN_PARITY_DIR where that is set: config.json, state.safetensors and
-io.safetensors each. Nothing here knows a size: names and shapes come from the folders. Families that are not supported
-yet are skipped, and tests/allowed_skips.txt names them: any other that is not recognized fails `make test`.
+io.safetensors each. Nothing here knows a size: names and shapes come from the folders. Generators that cannot be
+imported yet are skipped, and tests/allowed_skips.txt names them: any other that is not recognized fails `make test`.
 """
 
 from __future__ import annotations
@@ -16,16 +16,21 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from model.config import ImageFolderConfig, TokenizerConfig, VectorConfig, ViTConfig
+from data_pipeline.errors import UsageError
+from data_pipeline.shards.tokenizers import load_tokenizer as load_exported
+from data_pipeline.tokens.importing.networks import Wish, import_network
+from model.config import ImageFolderConfig, VectorConfig, ViTConfig
 from model.protocols import Generator, Tokenizer
-from model.published.containers import unwrap
-from model.published.families import FAMILIES, Published, PublishedTokenizer, find_family
+from model.published.families import FAMILIES, find_family
 from model.published.imagefolder import load_tokenizer, published_name
 from model.tokenizers.imagefolder import ImageFolderTokenizer
 from tests.model.published.checks import CHECKS
+from trainer.networks import load_generator
 
 HERE = Path(__file__).parents[1] / "parity"
 GIVEN = os.environ.get("FOLDTRAIN_PARITY_DIR")
+LATER = ("llamagen_gpt", "maskgit_bert", "maskgit_uvit", "rar")
+"""Generators that cannot be imported yet."""
 
 
 def folders(directory: Path) -> list[Path]:
@@ -38,31 +43,38 @@ CASES += [pytest.param(folder, id=folder.name) for folder in (folders(Path(GIVEN
 
 
 @pytest.mark.parametrize("folder", CASES)
-def test_a_published_model_computes_what_it_computed_at_home(folder: Path) -> None:
-    family, network = _loaded(folder)
+def test_a_published_model_computes_what_it_computed_at_home(folder: Path, tmp_path: Path) -> None:
+    name, network = _imported(folder, tmp_path)
     io = load_file(folder / "io.safetensors")
     with torch.no_grad():
-        CHECKS[family.name](network, io)
+        CHECKS[name](network, io)
 
 
 def test_every_family_has_a_check() -> None:
     assert set(CHECKS) == {family.name for family in FAMILIES}
 
 
-def _loaded(folder: Path) -> tuple[Published, Tokenizer | Generator]:
-    config, state = _read(folder)
-    family = find_family(config, state)
-    if family is None:
-        pytest.skip("family not supported yet")
-    if isinstance(family, PublishedTokenizer):
-        return family, family.load(config, state)
-    _, tokenizer = _loaded(folder.parent / str(config["tokenizer"]))
-    assert isinstance(tokenizer.config, TokenizerConfig)
-    return family, family.load(config, state, tokenizer.config)
+def _imported(folder: Path, place: Path) -> tuple[str, Tokenizer | Generator]:
+    """The name of a model's family, and its export, read again."""
+    output = str(place / folder.name)
+    try:
+        spoken = _spoken(folder, place)
+        card = import_network(str(folder / "state.safetensors"), output, Wish(tokenizer=spoken)).card
+    except UsageError as error:
+        if "those of no family" in str(error) and folder.name.startswith(LATER):
+            pytest.skip("family not supported yet")
+        raise
+    cpu, name = torch.device("cpu"), str(card.lineage["imported"])
+    return name, load_exported(output, cpu)[0] if card.kind == "tokenizer" else load_generator(output, True, cpu)[0]
 
 
-def _read(folder: Path) -> tuple[dict[str, object], dict[str, Tensor]]:
-    return json.loads((folder / "config.json").read_text()), unwrap(load_file(folder / "state.safetensors")).tensors
+def _spoken(folder: Path, place: Path) -> str | None:
+    """Of a generator: the export of the tokenizer whose tokens it predicts."""
+    name = json.loads((folder / "config.json").read_text()).get("tokenizer")
+    if name is None:
+        return None
+    _imported(folder.parent / str(name), place)
+    return str(place / str(name))
 
 
 VIT = ViTConfig(width=24, depth=1, heads=2)
