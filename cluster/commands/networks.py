@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
@@ -10,8 +12,6 @@ import typer
 from cluster.terminal.output import say, say_json
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from data_pipeline.tokens.importing.networks import Imported
     from model.protocols import Tokenizer as Network
     from trainer.inference import Tokenizer
@@ -68,9 +68,25 @@ def import_weights(
     names = read_classes(classes) if classes else ()
     files = find_images([images]) if images else None
     done = import_network(source, output, Wish(config, kind, raw, spoken, names))
-    say(done.found, f"{output}: {done.card.kind} ({done.card.lineage['imported']}), {done.card.fingerprint()[:16]}")
+    say(done.found, f"{output}: {done.card.kind}, {_layout(done)}, {done.card.fingerprint()[:16]}")
     if done.card.kind == "tokenizer":
         _round_trip(done, output, files, device)
+
+
+def _layout(done: Imported) -> str:
+    """What tokens it makes or predicts, as it was understood: a wrong guess is seen here."""
+    from model.config import TokenizerConfig
+    from trainer.networks import GeneratorCard
+
+    config = done.network.config
+    if isinstance(config, TokenizerConfig):
+        size, layout = f"{config.image_size} px, ", config.layout if config.has_tokens else None
+    else:
+        size, layout = "", GeneratorCard.model_validate(done.card.config).layout
+    if layout is None:
+        return f"{size}no tokens"
+    groups = " + ".join(map(str, layout.groups))
+    return f"{size}{groups} positions of {' + '.join(map(str, layout.vocabularies))} codes"
 
 
 def _round_trip(done: Imported, output: str, files: ImageFiles | None, device: str) -> None:
@@ -82,7 +98,11 @@ def _round_trip(done: Imported, output: str, files: ImageFiles | None, device: s
     if not tokenizer.network.config.decodes:
         say("no image is reconstructed: it predicts the codes of a proxy whose decoder is not among these weights")
         return
-    found = _fidelity(tokenizer, files)
+    try:
+        found = _fidelity(tokenizer, files)
+    except ValueError as error:  # values that are no numbers
+        say(f"warning: it reconstructs no image: {error}. {output} was written all the same", err=True)
+        return
     _show(found[:_ROUND_TRIP], tokenizer, None, "a made-up picture" if files is None else "")
     _show_mean(found)
     if is_garbage(found):
@@ -157,7 +177,9 @@ def decode(
     kept = _kept(network, keep, scales)
     for start in range(0, len(files), batch):
         part = slice(start, start + batch)
-        _write_png(output, files[part], network.decode(held.tokens_NLF[part], keep=kept, output="pil", batch=batch))
+        with _refusals(tokenizer):
+            pictures = network.decode(held.tokens_NLF[part], keep=kept, output="pil", batch=batch)
+        _write_png(output, files[part], pictures)
     say(f"{output}: {len(files):,} images, {_bits(network, kept)}")
 
 
@@ -192,9 +214,11 @@ def reconstruct(
     kept = _kept(network, keep, scales)
     found: list[Fidelity] = []
     for part, image in read_batches(files, network.image_size, fit, batch):
-        seen = network.reconstruct(image, keep=kept, seed=draw, first=len(found), output="torch", batch=batch)
+        with _refusals(tokenizer):
+            seen = network.reconstruct(image, keep=kept, seed=draw, first=len(found), output="torch", batch=batch)
+            pictures = write_images(seen, "pil")
         here = names[len(found) : len(found) + len(part)]
-        _write_png(output, here, write_images(seen, "pil"))
+        _write_png(output, here, pictures)
         _write_png(output, [f"{name.removesuffix('.png')}.original.png" for name in here], write_images(image, "pil"))
         rows = compare(part, image, seen)
         if not as_json:
@@ -216,6 +240,17 @@ def _load(uri: str, device: str, fit: Literal["crop", "pad"] = "crop") -> Tokeni
 
     _check_device(device)
     return load_tokenizer(uri, device=device, fit=fit)
+
+
+@contextmanager
+def _refusals(uri: str) -> Iterator[None]:
+    """Inside, what a tokenizer refuses is the error of a file: it paints nothing, or has diverged."""
+    from data_pipeline.errors import UsageError
+
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(f"{uri}: {error}") from None
 
 
 def _with_tokens(network: Tokenizer, uri: str) -> Tokenizer:

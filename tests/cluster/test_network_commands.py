@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,10 @@ from typer.testing import CliRunner, Result
 
 from cluster.cli import app
 from data_pipeline.errors import FoldtrainError, UsageError
+from model.config import VectorConfig
+from model.config.titok import GaussianConfig, TiTokConfig, TiTokViTConfig
+from model.published.titok import published_name as titok_name
+from model.tokenizers.titok import TiTokTokenizer
 from trainer.inference import load_tokenizer
 from trainer.inference.fidelity import photograph_like, psnr
 
@@ -49,7 +54,7 @@ def test_an_import_says_what_the_file_is_and_warns_of_garbage(tmp_path: Path) ->
     done = foldtrain("import-weights", TOKENIZER, "--out", tmp_path / "out")
     first, second, third, fourth = done.stdout.splitlines()
     assert first.startswith(f"{TOKENIZER}: ImageFolder MSVR tokenizer, ")
-    assert second.startswith(f"{tmp_path}/out: tokenizer (ImageFolder MSVR tokenizer), ")
+    assert second.startswith(f"{tmp_path}/out: tokenizer, 256 px, 1 + 4 + 16 + 49 positions of 64 + 64 + 64 codes, ")
     assert third.startswith("a made-up picture: squared error ")
     assert "70 x 3 tokens, 1,260 bits an image (0.019 a pixel)" in third
     assert fourth.startswith("mean of 1: squared error ")
@@ -81,8 +86,53 @@ def test_weights_that_draw_what_they_see_bring_no_warning(
 
 def test_a_generator_is_imported_by_the_same_command_with_its_tokenizer(tokenizer: Path, tmp_path: Path) -> None:
     done = foldtrain("import-weights", GENERATOR, "--out", tmp_path / "out", "--tokenizer", tokenizer)
-    assert "generator (VAR generator)" in done.stdout
+    assert f"{GENERATOR}: VAR generator, " in done.stdout
+    assert "/out: generator, 1 + 4 + 16 + 49 positions of 64 + 64 + 64 codes, " in done.stdout
     assert json.loads((tmp_path / "out/card.json").read_text())["kind"] == "generator"
+
+
+def titok_file(folder: Path, **changes: object) -> Path:
+    """Published weights of a tiny TiTok that has drawn nothing yet, with the options that no shape tells."""
+    size = TiTokViTConfig(width=24, depth=1, heads=3, patch_size=8)
+    config = TiTokConfig(image_size=32, latents=5, encoder=size, decoder=size, latent_layout="correct", **changes)  # type: ignore[arg-type]
+    state = {titok_name(name): tensor for name, tensor in TiTokTokenizer(config).state_dict().items()}
+    for name in (name for name in state if re.search(r"(encoder\.conv_out|ffn\.\d)\.weight$", name)):
+        state[name] = state[name][..., None, None]  # published as convolutions of 1 x 1
+    folder.mkdir()
+    torch.save(state, folder / "pytorch_model.bin")
+    model = {"vq_model": {"is_legacy": False, "use_l2_norm": False}}
+    (folder / "config.json").write_text(json.dumps({"model": model, "vit": {"heads": 3}}))
+    return folder
+
+
+def test_a_gaussian_bottleneck_reconstructs_and_has_no_tokens(images: Path, tmp_path: Path) -> None:
+    source, out = titok_file(tmp_path / "hub", quantizer=GaussianConfig(code_dim=6), target="rgb"), tmp_path / "export"
+    done = foldtrain("import-weights", source, "--out", out)
+    assert f"{out}: tokenizer, 32 px, no tokens, " in done.stdout
+    assert "a made-up picture: squared error" in done.stdout
+    command = ["reconstruct", images, "--tokenizer", out, "--out", tmp_path / "png"]
+    record = json.loads(foldtrain(*command, "--json").stdout)
+    assert record["bits"] is None
+    network = load_tokenizer(str(out))
+    expected = network.reconstruct(Image.open(images / "one.png"))
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "png/one.png")), expected[0])
+    assert ", Gaussian latents, no tokens" in foldtrain(*command).stdout
+    with pytest.raises(UsageError, match="--keep and --scales count tokens, and this tokenizer has none"):
+        foldtrain(*command, "--keep", 3)
+    with pytest.raises(UsageError, match=r"export: a tokenizer with a Gaussian bottleneck .* has no tokens"):
+        foldtrain("encode", images, "--tokenizer", out, "--out", tmp_path / "t.npz")
+    with pytest.raises(ValueError, match=r"keep 3: .* has no tokens"):
+        network.reconstruct(Image.open(images / "one.png"), keep=3)
+
+
+def test_a_stage_that_paints_nothing_yet_is_imported_with_a_word(images: Path, tmp_path: Path) -> None:
+    source = titok_file(tmp_path / "hub", quantizer=VectorConfig(codebook_size=16, code_dim=6), target="codes")
+    done = foldtrain("import-weights", source, "--out", tmp_path / "export")
+    assert "no image is reconstructed: it predicts the codes of a proxy" in done.stdout
+    options = ["--tokenizer", tmp_path / "export", "--out"]
+    with pytest.raises(UsageError, match=r"export: this tokenizer predicts the codes of a proxy"):
+        foldtrain("reconstruct", images, *options, tmp_path / "png")
+    assert "2 images, 5 tokens, 20 bits an image" in foldtrain("encode", images, *options, tmp_path / "t.npz").stdout
 
 
 def test_the_command_of_before_is_gone() -> None:

@@ -89,6 +89,9 @@ def import_network(source: str, output: str, wish: Wish = Wish()) -> Imported:
             raise UsageError(f"{file}: its sizes or options make no network ({first_problem(error)})") from None
         except (ValueError, RuntimeError) as error:
             raise UsageError(f"{file}: {error}") from None
+        except (ArithmeticError, LookupError) as error:  # sizes that follow from other sizes
+            reason = f"{type(error).__name__}: {error}"
+            raise UsageError(f"{file}: its names and shapes make no network ({reason})") from None
 
 
 def _import(file: WeightFile, options: dict[str, Any], place: str, output: str, wish: Wish) -> Imported:
