@@ -49,6 +49,10 @@ def _created(network: str, *, pretrained: bool) -> nn.Module:
             key: int(size) for key, _, size in (part.partition("=") for part in sizes.split("&") if part)
         }
         made: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0, **given)
+    except OSError as error:
+        raise ValueError(
+            f"{name}: its weights cannot be had from timm's hub ({str(error).splitlines()[0]}): name a local file"
+        ) from None
     except (TypeError, AssertionError, ValueError) as error:
         if not sizes:
             raise

@@ -172,6 +172,15 @@ def test_networks_that_are_not_there_are_refused(network: str, reason: str, tmp_
         load_vision(network, str(tmp_path / "none.pth"))
 
 
+def test_without_network_it_is_said_that_a_file_would_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: object, **__: object) -> None:
+        raise FileNotFoundError("cannot find the requested files in the local cache")
+
+    monkeypatch.setattr(timm, "create_model", away)
+    with pytest.raises(ValueError, match=r"timm's hub \(cannot find .*: name a local file"):
+        load_vision("vit_small_patch16_224.dino", None)
+
+
 def test_without_a_teacher_there_is_nothing_to_judge_by() -> None:
     with pytest.raises(ValueError, match="this run has no teacher"):
         build_discriminator(DinoConfig(), 32)
