@@ -61,7 +61,7 @@ class Bottleneck(NamedTuple):
 
 
 class PixelCodebook(nn.Module):
-    """The proxy's codes, looked up by logits; in float32."""
+    """The proxy's codes, looked up by logits."""
 
     def __init__(self, codes: int, channels: int) -> None:
         super().__init__()
@@ -69,11 +69,9 @@ class PixelCodebook(nn.Module):
 
     def forward(self, logits_BNV: Tensor, *, soft: bool) -> Tensor:
         """Means of the codes by the logits' probabilities [B, N, C], or the likeliest codes, without gradients."""
-        with without_autocast(logits_BNV.device):
-            codebook_VC = self.codebook.float()
-            if soft:
-                return logits_BNV.float().softmax(-1) @ codebook_VC
-            return F.embedding(logits_BNV.argmax(-1), codebook_VC)
+        if soft:
+            return logits_BNV.float().softmax(-1).to(self.codebook.dtype) @ self.codebook
+        return F.embedding(logits_BNV.argmax(-1), self.codebook)
 
 
 class TiTokTokenizer(nn.Module):

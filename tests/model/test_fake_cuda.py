@@ -22,6 +22,7 @@ from model.config import (
     ViTConfig,
     VqganConfig,
 )
+from model.config.titok import TiTokConfig
 from model.generators.next_scale import FoldedGenerator
 from model.losses.contrastive import contrastive_loss
 from model.losses.tokens import folded_cross_entropy, loss_of_groups
@@ -30,6 +31,7 @@ from model.quantizers.multi_scale import FoldedQuantizer
 from model.tokenizers.grid import KEPT_MEAN, KEPT_SCALES
 from model.tokenizers.imagefolder import ImageFolderTokenizer
 from model.tokenizers.maskgit_vqgan import MaskgitVqganTokenizer
+from model.tokenizers.titok import TiTokTokenizer
 from model.tokenizers.vqgan import ConvolutionalTokenizer
 from tests.model.fake_cuda import FUSED_ATTENTION, GpuRules, fake_gpu, gpu_rules, on_fake_gpu
 
@@ -50,6 +52,17 @@ MASKGIT = MaskgitVqganConfig.model_validate(CONVOLUTIONAL | {"scales": (4,)})
 GENERATOR = NextScaleConfig(num_classes=5, depth=2, width=32, heads=2, drop_path=0.2)
 FLOAT32 = {"linear_fp32", "step", "choose", "contrastive_loss"}
 """The functions whose products are float32 in any case: the generator's input, the quantizer and a loss."""
+TITOK_VIT = {"width": 128, "depth": 1, "heads": 2, "patch_size": 4}
+TITOK: dict[str, object] = {
+    "image_size": 16,
+    "latents": 6,
+    "encoder": TITOK_VIT,
+    "decoder": TITOK_VIT,
+    "quantizer": {"kind": "vq", "codebook_size": 32, "code_dim": 8, "lookup": "euclidean", "unit_codes": True},
+    "proxy_codes": 32,
+    "pixel_decoder": {"code_dim": 16, "widths": (16, 16, 32), "norm_groups": 8},
+    "latent_dropout": {"kept": [2]},
+}
 B = 4
 
 
@@ -102,6 +115,20 @@ def train_vqgan() -> Callable[[], object]:
     return terms
 
 
+def train_titok(**changes: object) -> Callable[[], object]:
+    """Of stage 1, stage 2 and a Gaussian bottleneck."""
+    network = on_fake_gpu(lambda: TiTokTokenizer(TiTokConfig.model_validate(TITOK | changes))).train()
+    image, seed = torch.zeros(B, 3, 16, 16, device="cuda"), longs(B)
+    given = {"proxy_BK": longs(B, 16), "kept_latents": longs(B)}
+
+    def terms() -> object:
+        out = network(image, given, seed)
+        assert all(loss.dtype == torch.float32 for loss in out.losses.values())
+        return out.reconstruction_BCHW
+
+    return terms
+
+
 def tokenize_with(make: Callable[[], ConvolutionalTokenizer]) -> Callable[[], object]:
     network = on_fake_gpu(make).eval()
     image = torch.zeros(B, 3, 16, 16, device="cuda")
@@ -150,6 +177,9 @@ WORK: dict[str, Callable[[], Callable[[], object]]] = {
     "tokenizer": train_tokenizer,
     "classifier": train_classifier,
     "vqgan": train_vqgan,
+    "titok stage 1": lambda: train_titok(target="codes"),
+    "titok stage 2": lambda: train_titok(target="pixels"),
+    "titok kl": lambda: train_titok(target="rgb", pixel_decoder=None, quantizer={"kind": "kl", "code_dim": 8}),
     "vqgan tokenize": lambda: tokenize_with(lambda: ConvolutionalTokenizer(VQGAN)),
     "maskgit-vqgan tokenize": lambda: tokenize_with(lambda: MaskgitVqganTokenizer(MASKGIT)),
     "sampling": draw_samples,

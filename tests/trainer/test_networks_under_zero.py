@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from torch import nn
 from data_pipeline.errors import UsageError
 from model.classifier import Classifier
 from model.config import ClassifierConfig, ImageFolderConfig, NextScaleConfig, VectorConfig, ViTConfig
+from model.config.titok import PixelDecoderConfig, TiTokConfig, TiTokViTConfig
 from model.generators.next_scale import FoldedGenerator
 from model.losses.contrastive import contrastive_loss
 from model.losses.tokens import folded_cross_entropy
 from model.tokenizers.imagefolder import ImageFolderTokenizer
+from model.tokenizers.titok import TiTokTokenizer
 from tests.trainer.gloo import run_gloo
 from tests.trainer.small_training import settings
 from trainer.engine.blocks import compile_blocks, recompute_blocks
@@ -84,7 +87,37 @@ class Tokenizing(nn.Module):
         return {"loss": pixels + quantized + contrastive_loss(student, teacher)}
 
 
-KINDS = {"generator": Generating, "tokenizer": Tokenizing}
+class Painting(nn.Module):
+    """TiTok, whose encoder learns in stage 1 and is frozen in stage 2, on random images and codes of a proxy."""
+
+    def __init__(self, target: str) -> None:
+        super().__init__()
+        vit = TiTokViTConfig(width=16, depth=2, heads=2, patch_size=4)
+        self.network = TiTokTokenizer(
+            TiTokConfig(
+                image_size=16,
+                latents=4,
+                encoder=vit,
+                decoder=vit,
+                quantizer=VectorConfig(codebook_size=32, code_dim=8, lookup="euclidean", unit_codes=True),
+                target=target,
+                proxy_codes=32,
+                pixel_decoder=PixelDecoderConfig(code_dim=8, widths=(8, 8, 8), blocks=(1,), norm_groups=2),
+            )
+        )
+
+    def forward(self, seed: int) -> Terms:
+        generator = torch.Generator().manual_seed(seed)
+        image_BCHW = torch.rand(4, 3, 16, 16, generator=generator) * 2 - 1
+        proxy_BK = torch.randint(32, (4, 16), generator=generator)
+        output = self.network(image_BCHW, {"proxy_BK": proxy_BK}, seed * 4 + torch.arange(4))
+        if output.losses:
+            return {"loss": torch.stack(list(output.losses.values())).sum()}
+        return {"loss": (output.reconstruction_BCHW.float() - image_BCHW).square().mean()}
+
+
+KINDS: dict[str, Callable[[], nn.Module]] = {"generator": Generating, "tokenizer": Tokenizing}
+TITOKS = {"titok stage 1": partial(Painting, "codes"), "titok stage 2": partial(Painting, "pixels")}
 
 
 def curve(kind: str, stage: int, bf16: bool, twice: bool) -> list[float]:
@@ -99,7 +132,8 @@ def curve(kind: str, stage: int, bf16: bool, twice: bool) -> list[float]:
     for step in range(3):
         terms = train(engine, [partial(module.forward, step * 2 + dist.get_rank())], 1e-3)
         losses.append(float(terms["loss"]))
-    name = next(name for name, _ in module.named_parameters() if name.endswith(("head.weight", "0.quantizer.codebook")))
+    ends = ("head.weight", "quantizer.codebook", "to_logits.weight")
+    name = next(name for name, each in module.named_parameters() if each.requires_grad and name.endswith(ends))
     return [*losses, float(engine.whole(name).double().sum())]
 
 
@@ -111,6 +145,8 @@ CASES: list[Case] = [
     for stage in STAGES
     for twice in ((False, True) if stage in {2, 3} else (False,))
 ]
+CASES += [(kind, stage, False, stage == 3) for kind in TITOKS for stage in (1, 3)]
+KINDS |= TITOKS
 
 
 def curves(cases: list[Case]) -> list[list[float]]:

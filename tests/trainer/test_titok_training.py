@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from data_pipeline.config import ReadingConfig
@@ -19,7 +20,7 @@ from model.config import MaskgitVqganConfig, TokenizerConfig, VectorConfig
 from model.config.titok import PixelDecoderConfig, TiTokConfig, TiTokViTConfig
 from model.families import build_tokenizer
 from model.tokenizers.titok import TiTokTokenizer
-from trainer.config import TokenizerLossConfig, TokenizerStageConfig, TrainerConfig
+from trainer.config import TokenizerLossConfig, TokenizerStageConfig, TrainerConfig, ValidationConfig
 from trainer.inference.tokenizer import load_tokenizer
 from trainer.job import INITIAL, PROXY, TrainJob
 from trainer.stages import build_stage, tokenizer
@@ -185,6 +186,19 @@ def test_a_step_of_stage_1_learns_what_the_proxy_says_of_the_same_images(
 def test_a_proxy_that_was_replaced_during_the_start_is_refused(tmp_path: Path, proxy: tuple[str, Card]) -> None:
     with pytest.raises(UsageError, match=r"inputs.proxy: the tokenizer at .*proxy was replaced"):
         stage_of(STAGE_1, tmp_path, {PROXY: (proxy[0], "0" * 64)})
+
+
+def test_images_are_asked_for_only_where_there_are_any() -> None:
+    """Of losses while codes are learnt, and of validation without anything to paint codes with."""
+    trainer = TrainerConfig(steps=2, global_batch=2)
+    distance: Any = {"perceptual": [{"kind": "teacher", "weight": 1.0}]}
+    with pytest.raises(ValidationError, match="learns codes: leave them out"):
+        TokenizerStageConfig(model=STAGE_1, loss=distance, trainer=trainer)
+    TokenizerStageConfig(model=STAGE_2, loss=distance, trainer=trainer)
+    blind = STAGE_1.model_copy(update={"pixel_decoder": None})
+    TokenizerStageConfig(model=STAGE_1, validation=ValidationConfig(), trainer=trainer)
+    with pytest.raises(ValidationError, match=r"give model\.pixel_decoder, or set validation to null"):
+        TokenizerStageConfig(model=blind, validation=ValidationConfig(), trainer=trainer)
 
 
 def test_without_a_proxy_a_blank_batch_has_codes_in_place_of_its_own() -> None:

@@ -142,6 +142,11 @@ class TokenizerStageConfig(Section):
                 f"loss.perceptual and .adversarial are of images, and this tokenizer of kind {self.model.kind} learns "
                 "codes: leave them out"
             )
+        if self.validation is not None and not self.model.decodes:
+            raise ValueError(
+                "validation looks at images, and this tokenizer has nothing to make any of a proxy's codes: give "
+                "model.pixel_decoder, or set validation to null"
+            )
         adversarial, steps = self.loss.adversarial, self.trainer.steps
         if adversarial is not None and adversarial.start + adversarial.warmup_steps >= steps:
             raise ValueError(
