@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -312,3 +313,35 @@ def test_the_last_row_is_the_reference_model() -> None:
 def test_a_row_without_a_semantic_loss_has_no_teacher() -> None:
     for number, name in enumerate(ROWS, 1):
         assert (recipe(name).teacher is not None) == (number >= 5)
+
+
+PAGE = (FOLDER.parent / "docs" / "tokenizers.md").read_text()
+
+
+def row(name: str) -> str:
+    layout = stage(name).model.layout
+    tokens = f"{layout.positions}" if layout.folds == 1 else f"{layout.positions} × {layout.folds}"
+    bits = layout.positions * sum(math.log2(codes) for codes in layout.vocabularies)
+    millions = (f"{count(name, trained=trained) / 1e6:.2f}" for trained in (False, True))
+    return f"| `{name}` | {' | '.join(millions)} | {tokens} | {layout.vocabularies[0]:,} | {bits:,.0f} |"
+
+
+def test_the_table_of_recipes_is_true_and_whole() -> None:
+    found = [line for line in PAGE.splitlines() if re.match(r"\| `[\w-]+` \| [\d.]+ \|", line)]
+    assert found == [row(name) for name in RECIPES]
+
+
+EXAMPLES = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+
+
+@pytest.mark.parametrize("text", EXAMPLES, ids=lambda text: text.split(":")[0].split(",")[0].strip("# "))
+def test_an_example_of_the_page_loads_and_can_be_built(text: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    section = load_config(tmp_path / "mine.yaml").tokenizer
+    assert section is not None
+    with torch.device("meta"):
+        build_tokenizer(section.model)
+
+
+def test_the_page_has_an_example_of_each_kind_but_the_proxy() -> None:
+    assert len(EXAMPLES) == 3
