@@ -19,6 +19,8 @@ class TokenizerConfig(Section):
     """Family of the tokenizer."""
     compares: ClassVar[bool] = False
     """Whether a teacher's features can regularize it: whether its training gives something to compare with them."""
+    perturbs: ClassVar[bool] = False
+    """Whether codes can be perturbed in training before they are decoded."""
     untrained: ClassVar[dict[str, object]] = {}
     """Values of settings that only training has, with which a config is valid that was recorded without them."""
     image_size: int = Field(256, gt=0, le=8_192)
@@ -81,6 +83,7 @@ class GridTokenizerConfig(TokenizerConfig):
     """Tokenizers whose latents are square grids, one of each branch, quantized in one scale or several."""
 
     compares: ClassVar[bool] = True
+    perturbs: ClassVar[bool] = True
     untrained: ClassVar[dict[str, object]] = {"quantizer_dropout": 0}
 
     branches: int = Field(2, gt=0, le=16)

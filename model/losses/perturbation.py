@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -44,8 +46,17 @@ def perturbation_at(progress: float, config: PerturbationConfig) -> Perturbation
     return Perturbation(ratio * config.tokens, max(math.floor(ratio * config.neighbours + 1e-9), 1))
 
 
+def chances_of(strength: Perturbation, most: int) -> npt.NDArray[np.float32]:
+    """The chance that a token becomes one of its n nearest codes, for n from 1 to `most`; so the last is the share.
+
+    A table of one length for the whole run, so that how strong it is changes no shape.
+    """
+    ranks = np.minimum(np.arange(1, most + 1), strength.neighbours)
+    return (strength.tokens * (ranks / strength.neighbours)).astype(np.float32)
+
+
 def perturbed_tokens(
-    tokens_BK: Tensor, codebook_VC: Tensor, seed_B: Tensor, chosen_B: Tensor, strength: Perturbation
+    tokens_BK: Tensor, codebook_VC: Tensor, seed_B: Tensor, chosen_B: Tensor, chance_N: Tensor
 ) -> Tensor:
     """Ids of which some are those of near codes, int64 [B, K], to be decoded. The quantizer's losses see the true ones.
 
@@ -54,14 +65,13 @@ def perturbed_tokens(
         codebook_VC: all codes; which are near says their cosine.
         seed_B: a number per image.
         chosen_B: images that are perturbed at all, bool.
-        strength: from `perturbation_at`.
+        chance_N: from `chances_of`; no longer than there are codes.
     """
-    chance_BK, rank_BK = uniform(seed_B, 2 * tokens_BK.shape[1]).t().chunk(2, dim=1)
-    count = min(strength.neighbours, len(codebook_VC))
-    near_VN = nearest_codes(codebook_VC, count)
-    other_BK = near_VN[tokens_BK, (rank_BK * count).long()]
-    replaced_BK = chosen_B[:, None] & (chance_BK < strength.tokens)
-    return torch.where(replaced_BK, other_BK, tokens_BK)
+    number_BK = uniform(seed_B, tokens_BK.shape[1]).t().contiguous()
+    rank_BK = torch.searchsorted(chance_N, number_BK, right=True)
+    near_VN = nearest_codes(codebook_VC, len(chance_N))
+    other_BK = near_VN[tokens_BK, rank_BK.clamp(max=len(chance_N) - 1)]
+    return torch.where(chosen_B[:, None] & (rank_BK < len(chance_N)), other_BK, tokens_BK)
 
 
 @torch.no_grad()

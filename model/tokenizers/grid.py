@@ -10,15 +10,20 @@ from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor, nn
 
 from model.config import GridTokenizerConfig
 from model.config.quantizers import ONLY_TRAINING
 from model.layers.random_numbers import split_seed
 from model.layout import TokenLayout
+from model.losses.perturbation import perturbed_tokens
 from model.protocols import Draws, Terms, TokenizerOutput, Uniform
 from model.quantizers.multi_scale import FoldedQuantizer, Quantized
 
+PERTURBED, CHANCES = "perturbed", "perturbation_chances"
+"""What the stage draws for a perturbation of codes: of each sample, whether it has any; of the step, how strong it is
+(model/losses/perturbation.py)."""
 KEPT_SCALES, KEPT_MEAN, DROPPED = "kept_scales", "kept_mean", "dropped"
 """What is drawn: of each sample, how many scales it keeps, and whether the semantic losses leave it out; of the step,
 the share that keeps each scale."""
@@ -117,11 +122,14 @@ class GridTokenizer(nn.Module):
         sample, which random masks need. Without `decode` there is no reconstruction.
         """
         kept_scales_B, kept_mean_S = (drawn or {}).get(KEPT_SCALES), (drawn or {}).get(KEPT_MEAN)
-        of_encoder, of_decoder = (None, None) if seed_B is None else split_seed(seed_B, 2).unbind()
+        seeds = (None, None, None) if seed_B is None else split_seed(seed_B, 3).unbind()
+        of_encoder, of_decoder, of_codes = seeds
         quantized: Quantized = self.quantizer(self.encode(image_BCHW, of_encoder), kept_scales_B, kept_mean_S)
-        latent_BPCHW = quantized.latent_BPCHW
+        latent_BPCHW = decoded_BPCHW = quantized.latent_BPCHW
+        if drawn and PERTURBED in drawn and decode:
+            decoded_BPCHW = latent_BPCHW + self._perturbation(quantized.tokens_BLF, drawn, of_codes)
         return TokenizerOutput(
-            reconstruction_BCHW=self.decode(latent_BPCHW, of_decoder) if decode else image_BCHW[:0],
+            reconstruction_BCHW=self.decode(decoded_BPCHW, of_decoder) if decode else image_BCHW[:0],
             tokens_BLF=quantized.tokens_BLF,
             losses=quantized.losses,
             branch_BPC=latent_BPCHW.mean((3, 4)),
@@ -129,3 +137,17 @@ class GridTokenizer(nn.Module):
             seen=dict(zip(self.codebooks, quantized.seen.values(), strict=True)),
             means=quantized.means,
         )
+
+    @torch.no_grad()
+    def _perturbation(self, tokens_BLF: Tensor, drawn: Mapping[str, Tensor], seed_B: Tensor | None) -> Tensor:
+        """What near codes in place of the true ones change in the latent that is decoded; of one scale."""
+        if seed_B is None:
+            raise ValueError("a perturbation of codes needs seed_B, one random number per sample")
+        branches = zip(tokens_BLF.unbind(2), split_seed(seed_B, tokens_BLF.shape[2]), strict=True)
+        near = []
+        for index, (tokens_BL, seed) in enumerate(branches):
+            quantizer = self.quantizer.branch(index).quantizer
+            codes_VC = quantizer.codes(torch.arange(quantizer.config.vocabulary, device=seed.device)[None])[0]
+            near.append(perturbed_tokens(tokens_BL, codes_VC, seed, drawn[PERTURBED], drawn[CHANCES]))
+        changed_BPCHW: Tensor = self.quantizer.dequantize(torch.stack(near, dim=2))
+        return changed_BPCHW - self.quantizer.dequantize(tokens_BLF)

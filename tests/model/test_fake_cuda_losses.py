@@ -30,7 +30,7 @@ from model.losses.contrastive import contrastive_loss
 from model.losses.lecam import averages_of_step, lecam_loss
 from model.losses.logit_distance import LogitDistance
 from model.losses.lpips import Lpips
-from model.losses.perturbation import Perturbation, perturbed_tokens
+from model.losses.perturbation import perturbed_tokens
 from model.losses.teacher_distance import TeacherDistance
 from model.losses.tokens import logits_cross_entropy
 from model.protocols import FeatureTeacher
@@ -97,7 +97,7 @@ def change_images() -> Callable[[], object]:
 
 def change_codes() -> Callable[[], object]:
     codes, chosen = torch.zeros(50, 8, device="cuda"), torch.ones(B, dtype=torch.bool, device="cuda")
-    return lambda: perturbed_tokens(longs(B, 7), codes, longs(B), chosen, Perturbation(0.5, 5))
+    return lambda: perturbed_tokens(longs(B, 7), codes, longs(B), chosen, torch.zeros(5, device="cuda"))
 
 
 def compare_with_images_left_out() -> Callable[[], object]:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from torch import Tensor
 
 from model.config import PerturbationConfig
 from model.losses import perturbation
-from model.losses.perturbation import Perturbation, nearest_codes, perturbation_at, perturbed_tokens
+from model.losses.perturbation import Perturbation, chances_of, nearest_codes, perturbation_at, perturbed_tokens
 
 CODES = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
 SEED = torch.arange(40) * 7919
+
+
+def chances(tokens: float, neighbours: int) -> Tensor:
+    return torch.from_numpy(chances_of(Perturbation(tokens, neighbours), neighbours))
 
 
 @pytest.mark.parametrize(
@@ -54,7 +60,7 @@ def test_a_code_is_its_own_nearest_even_beside_its_double() -> None:
 def test_tokens_of_chosen_images_become_neighbours() -> None:
     tokens = torch.arange(40 * 25).view(40, 25) % 50
     chosen = torch.arange(40) < 30
-    found = perturbed_tokens(tokens, CODES, SEED, chosen, Perturbation(1.0, 5))
+    found = perturbed_tokens(tokens, CODES, SEED, chosen, chances(1.0, 5))
     near = nearest_codes(CODES, 5)
     ranks = (near[tokens[:30]] == found[:30, :, None]).float()
     assert (ranks.sum(-1) == 1).all()
@@ -64,19 +70,19 @@ def test_tokens_of_chosen_images_become_neighbours() -> None:
 
 def test_a_share_of_the_tokens_is_replaced() -> None:
     tokens = torch.zeros(40, 50, dtype=torch.int64)
-    found = perturbed_tokens(tokens, CODES, SEED, torch.ones(40, dtype=torch.bool), Perturbation(0.3, 50))
+    found = perturbed_tokens(tokens, CODES, SEED, torch.ones(40, dtype=torch.bool), chances(0.3, 50))
     assert (found != 0).float().mean().item() == pytest.approx(0.3 * 49 / 50, abs=0.04)
 
 
 def test_what_is_drawn_follows_from_each_images_seed() -> None:
     tokens = torch.arange(40 * 6).view(40, 6) % 50
     chosen = torch.ones(40, dtype=torch.bool)
-    whole = perturbed_tokens(tokens, CODES, SEED, chosen, Perturbation(0.5, 9))
-    part = perturbed_tokens(tokens[7:9], CODES, SEED[7:9], chosen[7:9], Perturbation(0.5, 9))
+    whole = perturbed_tokens(tokens, CODES, SEED, chosen, chances(0.5, 9))
+    part = perturbed_tokens(tokens[7:9], CODES, SEED[7:9], chosen[7:9], chances(0.5, 9))
     assert torch.equal(whole[7:9], part)
 
 
-def test_there_are_no_more_neighbours_than_codes() -> None:
-    tokens = torch.zeros(2, 30, dtype=torch.int64)
-    found = perturbed_tokens(tokens, CODES[:2], SEED[:2], torch.ones(2, dtype=torch.bool), Perturbation(1.0, 100))
-    assert set(found.flatten().tolist()) == {0, 1}
+def test_chances_end_at_the_share_and_have_one_length() -> None:
+    found = chances_of(Perturbation(0.6, 2), 4)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, [0.3, 0.6, 0.6, 0.6], rtol=1e-6)

@@ -137,6 +137,12 @@ class TokenizerStageConfig(Section):
                     f"loss.{name} is set, but a tokenizer of kind {self.model.kind} has nothing that is compared with "
                     "a teacher: set it to null"
                 )
+        scales = getattr(self.model, "scales", ())
+        if self.loss.perturbation is not None and not (self.model.perturbs and len(scales) == 1):
+            raise ValueError(
+                f"loss.perturbation is of tokenizers with one scale of codes, and this one of kind {self.model.kind} "
+                f"has {list(scales) if scales else 'no grid'}: set it to null"
+            )
         if not self.model.paints and (self.loss.perceptual or self.loss.adversarial):
             raise ValueError(
                 f"loss.perceptual and .adversarial are of images, and this tokenizer of kind {self.model.kind} learns "

@@ -29,7 +29,9 @@ from data_pipeline.loading.loader import ImageBatches
 from data_pipeline.order.permutations import keyed_bits, keyed_uniform, network_seeds, step_positions
 from model.discriminators.augmentation import KINDS
 from model.families import build_discriminator, build_tokenizer
+from model.losses.perturbation import chances_of, perturbation_at
 from model.protocols import ProxyTaught, Tokenizer
+from model.tokenizers.grid import CHANCES, PERTURBED
 from trainer.config import TokenizerStageConfig
 from trainer.engine.deepspeed_engine import DeepSpeedEngines
 from trainer.engine.engine import Engine, Engines
@@ -135,9 +137,23 @@ class TokenizerStage:
             fires_33=self._fires(step),
             pixels_BCHW=torch.from_numpy(batch.pixels_BCHW),
             step=step,
-            drawn_B=_tensors(draws.of_sample),
-            drawn=_tensors(draws.of_step),
+            drawn_B=_tensors(draws.of_sample | self._perturbed(batch.position_B)),
+            drawn=_tensors(draws.of_step | self._chances(step)),
         )
+
+    def _perturbed(self, positions_B: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:
+        """Which samples have codes perturbed: the same at any number of workers."""
+        asked = self._config.loss.perturbation
+        return {} if asked is None else {PERTURBED: keyed_uniform(self._seed, PERTURBED, positions_B) < asked.images}
+
+    def _chances(self, step: int) -> dict[str, npt.NDArray[Any]]:
+        """How strongly they are perturbed at a step."""
+        asked = self._config.loss.perturbation
+        if asked is None:
+            return {}
+        most = min(asked.neighbours, self._config.model.layout.vocabulary())
+        strength = perturbation_at(step / self._config.trainer.steps, asked)
+        return {CHANCES: chances_of(strength._replace(neighbours=min(strength.neighbours, most)), most)}
 
     def blank_batch(self, size: int) -> TokenizerImages:
         """A batch of the last step, when all is on, of the right shapes and with zeros in it."""
@@ -149,8 +165,8 @@ class TokenizerStage:
             fires_33=torch.ones(PURPOSES, len(KINDS), dtype=torch.bool),
             pixels_BCHW=torch.zeros(size, 3, side, side, dtype=torch.uint8),
             step=self._config.trainer.steps - 1,
-            drawn_B=_tensors(draws.of_sample) | self._blank_codes(size),
-            drawn=_tensors(draws.of_step),
+            drawn_B=_tensors(draws.of_sample | self._perturbed(positions)) | self._blank_codes(size),
+            drawn=_tensors(draws.of_step | self._chances(self._config.trainer.steps - 1)),
         )
         return blank.to(device)
 
