@@ -158,7 +158,10 @@ def test_the_first_rectangle_that_fits_is_cut() -> None:
     assert random_rectangle(40, 10, crop, draws) == (0, 2, 6, 6)
 
 
-@pytest.mark.parametrize(("sides", "expected"), [((40, 10), (10, 0, 20, 10)), ((10, 40), (0, 15, 10, 10))])
+@pytest.mark.parametrize(
+    ("sides", "expected"),
+    [((40, 10), (10, 0, 20, 10)), ((10, 40), (0, 15, 10, 10)), ((30, 20), (0, 0, 30, 20))],
+)
 def test_where_none_of_ten_fits_the_centre_of_a_possible_ratio_is_cut(
     sides: tuple[int, int], expected: tuple[int, int, int, int]
 ) -> None:
