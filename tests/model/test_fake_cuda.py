@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from types import ModuleType
 
 import pytest
@@ -15,9 +15,13 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from model.classifier import Classifier
 from model.config import (
     ClassifierConfig,
+    FiniteScalarConfig,
     ImageFolderConfig,
+    LookupFreeConfig,
     MaskgitVqganConfig,
     NextScaleConfig,
+    QuantizerConfig,
+    SphericalConfig,
     VectorConfig,
     ViTConfig,
     VqganConfig,
@@ -50,7 +54,13 @@ CONVOLUTIONAL = {"image_size": 16, "quantizer": {"codebook_size": 64, "code_dim"
 VQGAN = VqganConfig.model_validate(CONVOLUTIONAL | {"scales": (1, 2, 4), "branches": 2, "teacher_width": 32})
 MASKGIT = MaskgitVqganConfig.model_validate(CONVOLUTIONAL | {"scales": (4,)})
 GENERATOR = NextScaleConfig(num_classes=5, depth=2, width=32, heads=2, drop_path=0.2)
-FLOAT32 = {"linear_fp32", "step", "choose", "contrastive_loss"}
+QUANTIZERS: dict[str, QuantizerConfig] = {
+    "vq": VectorConfig(codebook_size=64, code_dim=8, entropy=0.1, lookup="euclidean"),
+    "lfq": LookupFreeConfig(bits=6),
+    "bsq": SphericalConfig(bits=6),
+    "fsq": FiniteScalarConfig(levels=(4, 5, 3)),
+}
+FLOAT32 = {"linear_fp32", "step", "choose", "shares", "contrastive_loss"}
 """The functions whose products are float32 in any case: the generator's input, the quantizer and a loss."""
 TITOK_VIT = {"width": 128, "depth": 1, "heads": 2, "patch_size": 4}
 TITOK: dict[str, object] = {
@@ -87,16 +97,17 @@ def train_generator(config: NextScaleConfig) -> Callable[[], object]:
     return terms
 
 
-def train_tokenizer() -> Callable[[], object]:
-    network = on_fake_gpu(lambda: ImageFolderTokenizer(TOKENIZER)).train()
+def train_tokenizer(quantizer: QuantizerConfig = TOKENIZER.quantizer) -> Callable[[], object]:
+    config = TOKENIZER.model_copy(update={"quantizer": quantizer})
+    network = on_fake_gpu(lambda: ImageFolderTokenizer(config)).train()
     image, kept, seed = torch.zeros(B, 3, 16, 16, device="cuda"), longs(B), longs(B)
     mean = torch.ones(3, device="cuda")
 
     def terms() -> object:
         out = network(image, {KEPT_SCALES: kept, KEPT_MEAN: mean}, seed)
         teacher = network.project_teacher(torch.zeros(B, 32, device="cuda"))
-        assert out.losses["codebook"].dtype == torch.float32
-        return contrastive_loss(out.branch_BPC[:, -1], teacher)
+        assert all(loss.dtype == torch.float32 for loss in out.losses.values())
+        return contrastive_loss(out.branch_BPC[:, -1], teacher), network.losses_of_means(out.means)
 
     return terms
 
@@ -184,6 +195,7 @@ WORK: dict[str, Callable[[], Callable[[], object]]] = {
     "maskgit-vqgan tokenize": lambda: tokenize_with(lambda: MaskgitVqganTokenizer(MASKGIT)),
     "sampling": draw_samples,
     "tokenize": tokenize,
+    **{f"tokenizer with {kind}": partial(train_tokenizer, config) for kind, config in QUANTIZERS.items()},
 }
 
 

@@ -9,7 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from model.config import ImageFolderConfig, NextScaleConfig, VectorConfig, ViTConfig, VqganConfig
+from model.config import (
+    FiniteScalarConfig,
+    ImageFolderConfig,
+    NextScaleConfig,
+    QuantizerConfig,
+    SphericalConfig,
+    VectorConfig,
+    ViTConfig,
+    VqganConfig,
+)
 from model.generators.next_scale import Block, FoldedGenerator
 from model.layers import attention
 from model.layers.convolutions import GridAttention, ResidualBlock
@@ -94,8 +103,13 @@ def test_a_generators_training_pass_is_one_graph() -> None:
     assert graphs(network, label, torch.zeros(B, 13, 16), label, tokens) == 1
 
 
-def test_a_tokenizers_training_pass_is_one_graph() -> None:
-    network = ImageFolderTokenizer(TOKENIZER).train()
+@pytest.mark.parametrize(
+    "quantizer",
+    [TOKENIZER.quantizer, SphericalConfig(bits=6), FiniteScalarConfig(levels=(4, 5, 3))],
+    ids=lambda config: config.kind,
+)
+def test_a_tokenizers_training_pass_is_one_graph(quantizer: QuantizerConfig) -> None:
+    network = ImageFolderTokenizer(TOKENIZER.model_copy(update={"quantizer": quantizer})).train()
     kept = torch.full((B,), 2)
     assert graphs(network, torch.zeros(B, 3, 16, 16), {KEPT_SCALES: kept}, kept) == 1
 
