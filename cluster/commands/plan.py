@@ -84,7 +84,11 @@ def plan(
             bandwidth=bandwidth * 1e9,
         )
     )
-    notes = (planning.device_note(kind, resolved.cluster.peak_tflops), classes_note)
+    notes = (
+        planning.device_note(kind, resolved.cluster.peak_tflops),
+        classes_note,
+        planning.proxy_note(resolved, stage),
+    )
     note = "; ".join(text for text in notes if text) or None
     if as_json:
         say_json(plan_view.as_json(found, seen, note), indent=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cluster.config.run import RunConfig
-from cluster.stages.inputs import with_found, with_reachable
+from cluster.stages.inputs import find_product, with_found, with_reachable
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from data_pipeline.shards.manifest import MANIFEST_NAME, read_manifest
@@ -57,7 +57,26 @@ def stage_configs(config: RunConfig, stage: str) -> StageConfigs:
     found = with_reachable(config, ["teacher"]) if config.given("teacher") else None
     teacher = teacher_at(found.product("teacher")) if found else config.teacher
     trained = config.tokenizer, config.generator, teacher
-    return StageConfigs(*trained, config.tokens, config.data.reading, given, config.evaluation.judge)
+    proxy = _proxy(config) if stage == "train-tokenizer" else None
+    return StageConfigs(*trained, config.tokens, config.data.reading, given, config.evaluation.judge, proxy)
+
+
+def _proxy(config: RunConfig) -> TokenizerConfig | None:
+    """The tokenizer whose codes are learnt, by its card; None without one, or where it cannot be reached from here."""
+    if config.tokenizer is None or not config.tokenizer.model.needs_proxy or config.inputs.proxy is None:
+        return None
+    try:
+        return tokenizer_at(find_product("tokenizer", config.inputs.proxy, "inputs.proxy"))
+    except Exception:  # as many kinds as there are of storage
+        return None
+
+
+def proxy_note(config: RunConfig, stage: str) -> str | None:
+    """What a plan leaves out of a proxy, in words; None if nothing."""
+    needs = stage == "train-tokenizer" and config.tokenizer is not None and config.tokenizer.model.needs_proxy
+    if not needs or _proxy(config) is not None:
+        return None
+    return f"inputs.proxy, {config.inputs.proxy}, cannot be reached from here: its time and memory are not counted"
 
 
 def _given_tokenizer(config: RunConfig) -> TokenizerConfig | None:

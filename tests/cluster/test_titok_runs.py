@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,9 @@ import pytest
 import torch
 import yaml
 from torch import nn
+from typer.testing import CliRunner
 
+from cluster.cli import app
 from cluster.config.loading import load_config
 from cluster.config.run import RunConfig
 from cluster.pool import tokenizing
@@ -156,3 +159,24 @@ def test_a_plan_of_tokens_of_a_gaussian_bottleneck_is_refused(
     card = write_tokenizer("kl", config.model)
     with pytest.raises(UsageError, match=NO_TOKENS):
         plan_tokens(str(finished / "runs/small/images/train"), card, TokensConfig(), "tokens", "crop")
+
+
+def plan(configure: Configure, *overrides: str) -> dict[str, Any]:
+    """Of stage 1, as JSON."""
+    configure()
+    arguments = ["plan", "titok.yaml", *overrides, "--stage", "train-tokenizer", "--samples", "100", "--json"]
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_a_plan_counts_the_proxy_or_says_that_it_does_not(configure: Configure) -> None:
+    without = plan(configure)
+    assert without["note"].endswith("runs/proxy, cannot be reached from here: its time and memory are not counted")
+    write_tokenizer("runs/proxy/tokenizer/export", PROXY_CONFIG)
+    counted = plan(configure)
+    assert counted["note"] is None
+    assert counted["parameters"] == without["parameters"]
+    assert counted["time"]["flops_per_step"] > without["time"]["flops_per_step"]
+    assert sum(counted["memory"]["device"].values()) > sum(without["memory"]["device"].values())

@@ -41,6 +41,9 @@ class StageConfigs:
     given_tokenizer: TokenizerConfig | None = None
     """The one whose tokens a generator speaks, if the run does not train it."""
     judge: ClassifierStageConfig | None = None
+    proxy: TokenizerConfig | None = None
+    """The frozen one whose codes the tokenizer learns; None without one, or where it is not known (nothing is counted
+    for it then)."""
 
     @property
     def tokenizer_model(self) -> TokenizerConfig:
@@ -93,7 +96,7 @@ def blank_stage(stage: str, configs: StageConfigs, fake: FakeDevice) -> BlankSta
     """
     section = configs.section(stage)
     if isinstance(section, TokenizerStageConfig):
-        return _tokenizer(section, configs.teacher, fake)
+        return _tokenizer(section, configs.teacher, fake, configs.proxy)
     if isinstance(section, GeneratorStageConfig):
         return _generator(section, configs, fake)
     from model.classifier import Classifier
@@ -105,7 +108,9 @@ def blank_stage(stage: str, configs: StageConfigs, fake: FakeDevice) -> BlankSta
     return BlankStage(ClassifierStage.without_data(section, network, fake.device))
 
 
-def _tokenizer(section: TokenizerStageConfig, config: TeacherConfig | None, fake: FakeDevice) -> BlankStage:
+def _tokenizer(
+    section: TokenizerStageConfig, config: TeacherConfig | None, fake: FakeDevice, speaks: TokenizerConfig | None
+) -> BlankStage:
     from trainer.stages.guides import Guides
     from trainer.stages.tokenizer import TokenizerStage
 
@@ -113,8 +118,14 @@ def _tokenizer(section: TokenizerStageConfig, config: TeacherConfig | None, fake
     with torch.device("meta"):
         network = build_tokenizer(section.model.without_pretraining())
     fake.fill(network)
-    stage = TokenizerStage.without_data(section, network, Guides(section.loss, teacher), fake.device)
-    return BlankStage(stage, stage.frozen)
+    proxy = None
+    if speaks is not None and section.model.needs_proxy:
+        with torch.device("meta"):
+            proxy = cast("Any", build_tokenizer(speaks.without_pretraining()))
+        fake.fill(proxy)
+        proxy.eval().requires_grad_(requires_grad=False)
+    stage = TokenizerStage.without_data(section, network, Guides(section.loss, teacher), fake.device, proxy)
+    return BlankStage(stage, stage.frozen if proxy is None else (*stage.frozen, proxy))
 
 
 def _teacher(config: TeacherConfig, fake: FakeDevice) -> Any:

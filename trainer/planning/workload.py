@@ -116,7 +116,7 @@ class Workload:
     def _networks(self) -> list[Any]:
         """All of the config that a trace depends on."""
         teacher, tokenizer = self.configs.teacher, self.configs.given_tokenizer or self.configs.tokenizer
-        parts = (self.configs.section(self.stage), teacher, tokenizer)
+        parts = (self.configs.section(self.stage), teacher, tokenizer, self.configs.proxy)
         named = [None if part is None else part.model_dump(mode="json", exclude={"trainer"}) for part in parts]
         return [self.trainer.precision, *named]
 
