@@ -194,6 +194,19 @@ class DataConfig(Section):
 _VIEWS_SCHEMA = {"type": "array", "items": {"anyOf": [{"type": "string"}, RandomViews.model_json_schema()]}}
 
 
+class TokenizerGate(Section):
+    """What a tokenizer has to reach on held-out images before tokens are made of it. What is null is not asked for."""
+
+    use: float | None = Field(None, gt=0, le=1)
+    """Least share of its codes, of those that so few tokens could use, that each branch uses at its last scale."""
+    dead: float | None = Field(None, ge=0, lt=1)
+    """Most of a branch's codes, as a share, that no scale uses."""
+    mse: float | None = Field(None, gt=0)
+    """Largest squared error; pixels in [-1, 1]."""
+    psnr: float | None = Field(None, gt=0)
+    """Least peak signal-to-noise ratio, in dB."""
+
+
 class TokensConfig(Section):
     """From image shards to token shards."""
 
@@ -209,6 +222,8 @@ class TokensConfig(Section):
     `ten_crop_105` stand for ten each: four corners and the centre of ADM's crop at 1.1 (1.05) times the size, and
     their mirror images. `{random: N, seed: S, flip: false, crop: adm}` stands for N random crops, which follow from the
     image's key, `random_0` and so on by name."""
+    require: TokenizerGate | None = None
+    """What the tokenizer has to reach: `tokenize` refuses one that does not, unless it is told --anyway."""
     decode: Decode = "exact"
     """How JPEG files become pixels."""
     precision: Literal["fp32", "bf16"] = "fp32"

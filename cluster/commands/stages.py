@@ -57,6 +57,17 @@ def _command(stage: str) -> Callable[..., None]:
     return command
 
 
+def tokenize(
+    config: Config,
+    overrides: Overrides = None,
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Also with a tokenizer that is not as good as tokens.require asks.")
+    ] = False,
+) -> None:
+    """Image shards and tokenizer → token shards, to disk or s3://."""
+    run("tokenize", config, [*(overrides or []), *(["tokens.require=null"] if anyway else [])])
+
+
 def quickstart(
     arguments: Annotated[
         list[str] | None, typer.Argument(metavar="[CONFIG] [KEY=VALUE]...", help="Default: the packaged quickstart.")
@@ -70,8 +81,13 @@ def quickstart(
     run(QUICKSTART, given.pop(0) if with_config else packaged("quickstart.yaml"), given)
 
 
+_OWN: dict[str, Callable[..., None]] = {"tokenize": tokenize}
+"""Commands of stages that have options of their own."""
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands of this file."""
     app.command(QUICKSTART, rich_help_panel="Stages")(quickstart)
     for stage in STAGES:
-        app.command(stage.command, help=stage.help, rich_help_panel="Stages")(_command(stage.command))
+        command = _OWN.get(stage.command) or _command(stage.command)
+        app.command(stage.command, help=stage.help, rich_help_panel="Stages")(command)

@@ -156,6 +156,7 @@ def frame(
     notes = [Text(f"{view.name}: {note}", "yellow") for view in views if (note := _notes(view))]
     happened = sorted((event for view in views for event in view.events), key=lambda event: event.time)[-_EVENTS:]
     notes += [Text(printable(line), "dim") for view in views if (line := _time_line(view))]
+    notes += [Text(printable(line)) for view in views if (line := _held_out_line(view))]
     notes += [Text(printable(line), "dim") for view in views for line in _worker_lines(view, width)]
     lines = [Text(_event_line(event), "dim") for event in happened]
     notes += [Text(printable(f"{name}: from {uri}"), "dim") for name, uri in (given or {}).items()]
@@ -195,6 +196,12 @@ def _time_line(view: StageView) -> str:
         return ""
     causes = [f"{cause.replace('_', ' ')} {share:.0%}" for cause, share in view.spent if share >= _LEAST_SHARE]
     return f"{view.name}: time: {', '.join(causes) if causes else f'training {view.goodput:.0%}'}"
+
+
+def _held_out_line(view: StageView) -> str:
+    """The last look at held-out images."""
+    found = ", ".join(f"{name} {value:.4g}" for name, value in view.held_out)
+    return f"{view.name}: held-out images at step {view.looked_at:,}: {found}" if found else ""
 
 
 def _worker_lines(view: StageView, width: int) -> list[str]:

@@ -26,8 +26,16 @@ Record = dict[str, Any]
 _TAIL_BYTES = 256 * 1024
 _MOST_RECORDS = 2000
 """Of metrics.jsonl that are kept for the curve of the loss."""
-_UNSHOWN = {"goodput", "spike_samples"}
+_UNSHOWN = {"goodput", "spike_samples", "validation"}
 """Events that are shown elsewhere, or are for `foldtrain` and people with a question."""
+_LOOKS = {
+    "validation_mse": "squared error",
+    "validation_training_mse": "of training images",
+    "validation_psnr": "PSNR",
+    "validation_ssim": "SSIM",
+    "validation_perceptual": "perceptual distance",
+}
+"""Numbers of a look at held-out images that are shown, besides the use of codes."""
 _NOT_SHOWN = {"time", "event", "step", "began", "last_record"}
 _TURNS = {"start", "resume", "stop", "finish", "failure"}
 _QUIET_SECONDS = 60.0
@@ -57,6 +65,7 @@ class TrainingReader:
         self.seldom: tuple[Check, ...] = ()
         self._looks_without = 0
         self._records: deque[Record] = deque(maxlen=_MOST_RECORDS)
+        self._looked: Record = {}  # the last record with a look at held-out images
         self._forget_events()
 
     def _forget_events(self) -> None:
@@ -74,7 +83,9 @@ class TrainingReader:
         records, is_other = self._metrics.look()
         if is_other:
             self._records.clear()
+            self._looked = {}
         self._records.extend(records)
+        self._looked = next((each for each in reversed(records) if "validation_mse" in each), self._looked)
         return is_other or bool(records)
 
     def _look_at_events(self) -> bool:
@@ -123,7 +134,18 @@ class TrainingReader:
             goodput=_number(last, "goodput"),
             spent=self._spent if status in {"stopped", "finished", "failed"} else (),
             events=tuple(_event(self._name, event) for event in self._shown),
+            looked_at=int(_number(self._looked, "step") or 0),
+            held_out=tuple(_held_out(self._looked)),
         )
+
+
+def _held_out(record: Record) -> Iterator[tuple[str, float]]:
+    """The numbers of a look at held-out images, by what people call them."""
+    for key in record:
+        if key in _LOOKS or key.startswith("validation_use_"):
+            value = _number(record, key)
+            if value is not None:
+                yield _LOOKS.get(key) or f"use of {key.removeprefix('validation_use_').replace('_', ' ')}", value
 
 
 def read_training(uri: str, name: str, now: float) -> StageView | None:

@@ -56,6 +56,10 @@ class StageView:
     """Share of the wall time so far that was training."""
     spent: tuple[tuple[str, float], ...] = ()
     """Once it has ended: each cause with its share of the wall time, the largest first."""
+    looked_at: int = 0
+    """Step of the last look at held-out images."""
+    held_out: tuple[tuple[str, float], ...] = ()
+    """What it has found, by name; nothing if there was none."""
     workers: int | None = None
     """Processes at work, where that can change."""
     worker_rates: tuple[WorkerRate, ...] = ()

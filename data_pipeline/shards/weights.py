@@ -27,6 +27,7 @@ from data_pipeline import storage
 from data_pipeline.errors import CorruptShardError, UsageError
 from data_pipeline.shards.halves import DECODE, ENCODE, Halves, Names, half_fingerprints, settings_of
 from data_pipeline.shards.manifest import first_problem
+from data_pipeline.shards.measured import Measured
 from data_pipeline.shards.safetensors_header import check_safetensors
 from data_pipeline.shards.versions import check_version
 from data_pipeline.text.names import ClassName, Count, Sha256
@@ -54,6 +55,8 @@ class Card:
     """Optimizer steps that it was trained for; None if they are not known."""
     halves: Halves | None = None
     """What encodes and what decodes; None if it is no tokenizer, or tells none apart."""
+    measured: Measured | None = None
+    """How good a tokenizer is on held-out images; None if it was not measured."""
 
     def weights(self, ema: bool) -> str:
         """Name of the file to use: the moving average if asked for and kept, else the weights as trained."""
@@ -86,6 +89,7 @@ def write_weights(
     classes: Sequence[str] = (),
     steps: int | None = None,
     halves: Names | None = None,
+    measured: Measured | None = None,
 ) -> Card:
     """Commit a network. What was there is gone before it changes.
 
@@ -98,6 +102,7 @@ def write_weights(
         classes: names of the classes of its data, by label.
         steps: of its training.
         halves: which of its parameters encode and which decode (`halves_of`); None tells none apart.
+        measured: how good it is.
 
     Raises:
         ValueError: if a parameter is in no half.
@@ -113,11 +118,13 @@ def write_weights(
         data = save({key: tensor.detach().cpu().contiguous() for key, tensor in sorted(tensors.items())})
         storage.write_bytes(storage.join(uri, f"{name}.safetensors"), data)
         digests[name] = storage.sha256(data)
-    card = Card(kind, config, digests, lineage, tuple(classes), steps, of_halves)
+    card = Card(kind, config, digests, lineage, tuple(classes), steps, of_halves, measured)
     record = {"version": CARD_VERSION, "kind": kind, "config": config, "files": digests, "lineage": lineage}
     record |= {"classes": list(classes), "steps": steps}
     if of_halves is not None:
         record["halves"] = {"names": of_halves.names, "fingerprints": of_halves.fingerprints}
+    if measured is not None:
+        record["measured"] = measured.model_dump(mode="json")
     storage.write_json(storage.join(uri, "card.json"), record)
     return card
 
@@ -155,6 +162,7 @@ class _Record(BaseModel):
     classes: list[ClassName]
     steps: Count | None
     halves: _Halves | None = None
+    measured: Measured | None = None
 
     @field_validator("files")
     @classmethod
@@ -196,7 +204,7 @@ def read_card(uri: str, kind: str) -> Card:
     if card.halves is not None:
         made = card.halves.model_dump()
         halves = Halves(made["names"], made["fingerprints"])
-    return Card(card.kind, card.config, files, card.lineage, tuple(card.classes), card.steps, halves)
+    return Card(card.kind, card.config, files, card.lineage, tuple(card.classes), card.steps, halves, card.measured)
 
 
 def read_config(uri: str, card: Card, model: type[Config] | TypeAdapter[Config]) -> Config:

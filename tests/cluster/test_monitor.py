@@ -454,3 +454,21 @@ def test_events_that_anybody_may_have_written_are_text_of_one_line(tmp_path: Pat
     assert "at 1e+300 s" in out
     assert len(out) < 20_000
     assert not {"\x1b", "\x07", "\u202e"} & set(out)
+
+
+def test_the_newest_look_at_held_out_images_is_shown(tmp_path: Path) -> None:
+    looked = {"validation_mse": 0.25, "validation_psnr": 17.5, "validation_ssim": None, "validation_use_fold_1": 0.875}
+    metrics = [
+        metric(10, 40, validation_mse=0.5),
+        metric(20, 30, **looked, validation_training_mse=0.125, validation_mse_of_1=0.75, validation_seconds=2.0),
+        metric(30, 20),
+    ]
+    look = event("validation", 20, 30, mse=[0.75, 0.25], codes={"fold_1": {}})
+    view = stage(tmp_path, metrics, [event("start", 0, 50), look], "tokenizer")
+    assert view.looked_at == 20
+    words = " ".join(shown("run", [view]).split())
+    assert "tokenizer: held-out images at step 20: squared error 0.25, PSNR 17.5, use of fold 1 0.875" in words
+    assert "of training images 0.125" in words
+    assert "0.75" not in words
+    assert "codes" not in words  # the event itself is none of what happened
+    assert "held-out" not in shown("run", [stage(tmp_path, [metric(10, 40)], [event("start", 0, 50)])])

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from data_pipeline.config import ReadingConfig
 from data_pipeline.shards.image_shards import ImageShards
+from data_pipeline.shards.weights import read_card
 from model.tokenizers.imagefolder import ImageFolderTokenizer
 from tests.trainer import small_runs
 from tests.trainer.gloo import run_gloo
@@ -189,6 +190,16 @@ def test_the_last_look_has_the_numbers_of_the_exported_average(runs: Path) -> No
         assert found[name] == pytest.approx(wanted[name], rel=1e-5), name
     assert [found["codes"][name]["use"] for name in ("detail", "semantic")] == wanted["used"]
     assert found["training"]["mse"] == pytest.approx(expected(runs, 5)["mse"], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["watched", "killed"])
+def test_the_card_of_the_network_has_what_the_last_look_found(runs: Path, name: str) -> None:
+    measured, event = read_card(str(runs / name / "export"), "tokenizer").measured, looks(runs / name)[-1]
+    assert measured is not None
+    assert (measured.step, measured.images) == (STEPS, 11)
+    assert (measured.mse, measured.psnr, measured.ssim) == tuple(event[each][-1] for each in ("mse", "psnr", "ssim"))
+    assert measured.codes["semantic"].model_dump(mode="json") == event["codes"]["semantic"]
+    assert read_card(str(runs / "blind" / "export"), "tokenizer").measured is None
 
 
 def test_the_numbers_are_not_those_of_the_weights_as_trained(runs: Path) -> None:

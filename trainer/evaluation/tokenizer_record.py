@@ -19,13 +19,16 @@ from data_pipeline.images.transforms import Pixels, Transform, to_model
 from data_pipeline.loading.loader import decode_all
 from data_pipeline.node.node_cache import NodeCache
 from data_pipeline.shards.image_shards import ImageShards
+from data_pipeline.shards.measured import Measured
 from data_pipeline.shards.token_dataset import TokenShards
 from data_pipeline.shards.token_windows import TokenWindows
 from model.layout import TokenLayout
 from model.protocols import Tokenizer
 from trainer.evaluation.baselines import bits_of, component_errors, mean_image_error, square_side
+from trainer.evaluation.codes import code_use, count_codes
 from trainer.evaluation.dependence import MOST_IMAGES, mutual_information, perplexity_by_position
 from trainer.evaluation.probing import pixel_features, probe_accuracy
+from trainer.evaluation.quality import psnr, squared_error, ssim
 
 Record = dict[str, Any]
 _BATCH = 100
@@ -125,3 +128,24 @@ def _branches(network: Tokenizer, pixels_NHWC: Pixels, device: torch.device) -> 
 
     with torch.inference_mode():
         return torch.cat(list(parts())).numpy()
+
+
+def measure(network: Tokenizer, pixels_NHWC: Pixels, device: torch.device) -> Measured:
+    """What its card has, of some images, uint8."""
+    layout = network.layout
+    hits = [torch.zeros(len(layout.groups), codes, dtype=torch.int64) for codes in layout.vocabularies]
+    sums = np.zeros(3)
+    with torch.inference_mode():
+        for first in range(0, len(pixels_NHWC), _BATCH):
+            image_BCHW = torch.from_numpy(to_model(pixels_NHWC[first : first + _BATCH])).to(device)
+            tokens_BLF = network.tokenize(image_BCHW)
+            made_BCHW = network.detokenize(tokens_BLF)
+            error_B = squared_error(made_BCHW, image_BCHW)
+            sums += [float(each.sum()) for each in (error_B, psnr(error_B), ssim(made_BCHW, image_BCHW))]
+            for counted, found in zip(hits, count_codes(tokens_BLF, layout), strict=True):
+                counted += found.cpu()
+    means = dict(zip(("mse", "psnr", "ssim"), (sums / len(pixels_NHWC)).tolist(), strict=True))
+    codes = {
+        name: asdict(code_use(hits_GV.numpy())) for name, hits_GV in zip(network.config.fold_names, hits, strict=True)
+    }
+    return Measured.model_validate({"step": None, "images": len(pixels_NHWC), "codes": codes} | means)

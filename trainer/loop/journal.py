@@ -79,6 +79,10 @@ class Journal:
         if self._records and found:
             self._records.pictures(step, found)
 
+    def last(self, event: str, step: int) -> Mapping[str, Any] | None:
+        """The newest event of a kind at a step, of this start or one before; None if there is none."""
+        return self._records.last(event, step) if self._records else None
+
     def under_way(self, resumed_at: int) -> None:
         """Record what a restart has cost, before its first step."""
         if self._records:

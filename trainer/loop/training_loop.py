@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -25,6 +25,7 @@ from data_pipeline.errors import FoldtrainError, StorageAwayError
 from data_pipeline.loading.prefetching import Ahead
 from data_pipeline.shards import weights
 from data_pipeline.shards.halves import halves_of
+from data_pipeline.shards.measured import measured_of
 from data_pipeline.storage.watchdog import LONG, Watchdog
 from model.layers.attention import attention_record
 from trainer.checkpoints import exporting
@@ -117,6 +118,8 @@ class Loop:
         self._batches: Ahead[int, Batch] = Ahead(self._make_batch, 1)
         self._launched: _Launched | None = None
         self._vote: Vote | None = None
+        self._looked: Mapping[str, Any] | None = None
+        """The newest look at held-out images of this start."""
 
     @property
     def step(self) -> int:
@@ -270,6 +273,7 @@ class Loop:
         with self.watchdog.waiting(f"{self.job.stage}: the validation of step {self.step}", LONG):
             found = validation.look(self.engines[self.stage.exported])
         seconds = time.perf_counter() - began
+        self._looked = {"step": self.step} | found.details
         self.meter.look(seconds)
         if self.journal.is_open:
             self.journal.event("validation", self.step, seconds=round(seconds, 3), **found.details)
@@ -367,6 +371,12 @@ class Loop:
             files[name] = exporting.whole_network(self.job.checkpoints, self.step, role)
         job, card = self.job, self.stage.card()
         halves = halves_of(self.stage.trainables[self.stage.exported].module)
+        looked = self._looked or self.journal.last("validation", self.step)
+        measured = measured_of(looked) if looked and looked["step"] == self.step else None
         weights.write_weights(
-            *(job.export, job.stage, card, files, job.lineage), classes=job.classes, steps=self.step, halves=halves
+            *(job.export, job.stage, card, files, job.lineage),
+            classes=job.classes,
+            steps=self.step,
+            halves=halves,
+            measured=measured,
         )

@@ -151,6 +151,11 @@ class RunDirectory:
         self._events.write(record)
         return record
 
+    def last(self, event: str, step: int) -> dict[str, Any] | None:
+        """The newest event of a kind at a step; None if there is none."""
+        found = (each for each in reversed(self._history) if each["event"] == event and each["step"] == step)
+        return next(found, None)
+
     def commit(self, seconds: float) -> bool:
         """Have all events outlive this process; waits for `seconds` at most. Returns whether they do."""
         return self._events.flush(seconds)
