@@ -214,6 +214,7 @@ def _train(config: RunConfig, job: TrainJob) -> int:
 def _sample(config: RunConfig) -> int:
     from cluster.stages.results import sample
 
+    check_makes_tokens(config)
     return sample(config)
 
 
@@ -221,6 +222,7 @@ def _sample(config: RunConfig) -> int:
 def _evaluate(config: RunConfig) -> int:
     from cluster.stages.results import evaluate
 
+    check_makes_tokens(config)
     return evaluate(config)
 
 

@@ -200,7 +200,7 @@ class TiTokConfig(TokenizerConfig):
         if proxy.image_size != self.image_size:
             raise ValueError(
                 f"the proxy sees images of {proxy.image_size} px, and image_size is {self.image_size}: it has to see "
-                "the same crop"
+                "the same crop (MaskGIT-VQGAN's weights serve any size: import them with that `resolution` in --config)"
             )
         there, here = proxy.layout, self.proxy_positions
         if there.folds > 1 or there.positions != here or there.vocabulary() != self.proxy_codes:

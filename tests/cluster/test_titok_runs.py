@@ -116,7 +116,7 @@ NO_TOKENS = r"a tokenizer with a Gaussian bottleneck \(quantizer\.kind kl\) has 
 
 
 @pytest.mark.usefixtures("without_workers")
-@pytest.mark.parametrize("stage", ["tokenize", "train-generator"])
+@pytest.mark.parametrize("stage", ["tokenize", "train-generator", "sample", "evaluate"])
 @pytest.mark.parametrize("given", [False, True])
 def test_a_gaussian_bottleneck_is_refused_by_name_where_tokens_are_wanted(
     configure: Configure,

@@ -23,6 +23,7 @@ from model.tokenizers.titok import TiTokTokenizer
 from trainer.config import TokenizerLossConfig, TokenizerStageConfig, TrainerConfig, ValidationConfig
 from trainer.inference.tokenizer import load_tokenizer
 from trainer.job import INITIAL, PROXY, TrainJob
+from trainer.planning.model_flops import sample_flops
 from trainer.stages import build_stage, tokenizer
 from trainer.stages.guides import Guides
 from trainer.stages.tokenizer import TokenizerStage
@@ -228,3 +229,13 @@ def test_a_tokenizer_that_is_no_proxy_is_refused_with_what_differs(
     STAGE_1.check_proxy(PROXY_CONFIG)
     with pytest.raises(ValueError, match=message):
         STAGE_1.model_copy(update=change).check_proxy(PROXY_CONFIG.model_copy(update=proxy_change))
+
+
+def test_the_operations_of_a_sample_count_its_proxy() -> None:
+    section = TokenizerStageConfig(model=STAGE_1, trainer=TrainerConfig(steps=2, global_batch=2)).model_dump(
+        mode="json"
+    )
+    model = STAGE_1.model_dump(mode="json")
+    alone = sample_flops("tokenizer", section, model, None)
+    with_proxy = sample_flops("tokenizer", section, model, None, PROXY_CONFIG.model_dump(mode="json"))
+    assert with_proxy > alone > 0

@@ -23,7 +23,7 @@ from data_pipeline.config import ReadingConfig, TokensConfig
 from model.config import TokenizerConfig
 from model.families import AnyTokenizerConfig
 from trainer.config import ClassifierStageConfig, GeneratorStageConfig, TeacherConfig, TokenizerStageConfig
-from trainer.job import TrainJob
+from trainer.job import PROXY, TrainJob
 from trainer.planning.blank_stages import StageConfigs, teacher_at, tokenizer_at
 from trainer.planning.devices import TERA, peak_flops
 
@@ -117,11 +117,13 @@ def _start_count(job: TrainJob) -> subprocess.Popen[bytes]:
         env=os.environ | changes,
     )
     tokenizer, teacher = _tokenizer(job), _teacher(job)
+    proxy = tokenizer_at(job.inputs[PROXY]) if PROXY in job.inputs else None
     asked = {
         "stage": job.stage,
         "section": job.section.model_dump(mode="json"),
         "tokenizer": None if tokenizer is None else tokenizer.model_dump(mode="json"),
         "teacher": None if teacher is None else teacher.model_dump(mode="json"),
+        "proxy": None if proxy is None else proxy.model_dump(mode="json"),
     }
     assert process.stdin is not None
     process.stdin.write(json.dumps(asked).encode())
@@ -152,7 +154,11 @@ def _read(kind: type[Read], section: dict[str, Any] | None) -> Read | None:
 
 
 def sample_flops(
-    stage: str, section: dict[str, Any], tokenizer: dict[str, Any] | None, teacher: dict[str, Any] | None
+    stage: str,
+    section: dict[str, Any],
+    tokenizer: dict[str, Any] | None,
+    teacher: dict[str, Any] | None,
+    proxy: dict[str, Any] | None = None,
 ) -> float:
     """Operations of one sample in training, exact attention.
 
@@ -161,6 +167,7 @@ def sample_flops(
         section: of the stage.
         tokenizer: model of the tokenizer whose tokens are learned.
         teacher: section of the teacher that the tokenizer is trained by.
+        proxy: model of the tokenizer whose codes it learns.
     """
     from trainer.planning.step_trace import trace_micro_batch
 
@@ -173,6 +180,7 @@ def sample_flops(
         ReadingConfig(),
         None if tokenizer is None else TypeAdapter(AnyTokenizerConfig).validate_python(tokenizer),
         _read(ClassifierStageConfig, own.get("judge")),
+        None if proxy is None else TypeAdapter(AnyTokenizerConfig).validate_python(proxy),
     )
     trace = trace_micro_batch(f"train-{stage}", configs, _FEW, "cuda", checkpointing=False, warm=True, short=True)
     return trace.exact_flops / _FEW
