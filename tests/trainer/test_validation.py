@@ -30,6 +30,7 @@ from trainer.engine.gathering import NetworkCopy
 from trainer.engine.trainable import Trainable
 from trainer.job import HELD_OUT, TrainJob
 from trainer.loop.compose import build_loop
+from trainer.stages.image_losses import ImageLosses
 from trainer.stages.tokenizer import TokenizerStage
 from trainer.stages.validation import spread
 
@@ -297,6 +298,13 @@ def test_the_numbers_are_the_same_on_one_rank_and_on_two(runs: Path) -> None:
             assert two[name] == pytest.approx(one[name], rel=1e-9, abs=1e-9), (stage, name)
         assert two["codes"] == one["codes"]
         assert two["training"]["mse"] == pytest.approx(one["training"]["mse"], rel=1e-9)
+
+
+def test_the_losss_own_distance_is_reported_before_that_of_the_teacher() -> None:
+    config = TokenizerLossConfig()
+    assert ImageLosses(config, [], None).distance is None
+    first, second = ((lambda made, image: (made - image).abs().mean((1, 2, 3))) for _ in range(2))
+    assert ImageLosses(config, [("perceptual", 0.5, first), ("other", 1.0, second)], None).distance is first
 
 
 def test_of_many_prefixes_few_are_looked_at_the_last_among_them() -> None:

@@ -61,6 +61,11 @@ class ImageLosses:
         """The frozen networks, without the teacher."""
         return tuple(cast("nn.Module", distance) for _, _, distance in self._perceptual)
 
+    @property
+    def distance(self) -> Perceptual | None:
+        """The first distance that has a network of its own, which validation reports; None if there is none."""
+        return self._perceptual[0][2] if self._perceptual else None
+
     @torch.enable_grad()
     def similarity(self, made_BCHW: Tensor, image_BCHW: Tensor, features_BD: Tensor | None) -> Side:
         """How far reconstructions are from their images.

@@ -68,7 +68,8 @@ class TokenizerStage:
             cast("ProxyTaught", network).adopt(proxy)
         self._compose(section, network, load_guides(section.loss, teacher, device), device, job.seed, proxy)
         images = open_images(job)
-        self.validation: Validation | None = validation_of(job, network, images, teacher_distance(teacher))
+        distance = self._distance or teacher_distance(teacher)
+        self.validation: Validation | None = validation_of(job, network, images, distance)
         self.samples: ImageBatches | None = ImageBatches(
             images,
             image_size=section.model.image_size,
@@ -111,6 +112,7 @@ class TokenizerStage:
             self._adversary = _adversary(config, guides.teacher, device)
         except ValueError as error:
             raise UsageError(f"tokenizer.loss: {error}") from None
+        self._distance = images.distance
         self.frozen: tuple[nn.Module, ...] = (*guides.networks, *images.networks)
         self._pass = TokenizerPass(config, network, guides, images, self._adversary, proxy)
         self.trainables: Trainables = {self.exported: Trainable(module, network.no_decay_parameters())}
