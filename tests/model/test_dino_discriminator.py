@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import timm
@@ -80,6 +81,19 @@ def test_other_networks_give_their_last_maps() -> None:
     assert [tuple(each.shape) for each in maps] == [(2, 256, 16), (2, 512, 4)]
     assert network.map_widths(2) == [256, 512]
     torch.testing.assert_close(network.patch_features(torch.zeros(2, 3, 64, 64)), maps[-1].mean(-1))
+
+
+def test_networks_whose_channels_come_last_give_the_mean_of_their_positions() -> None:
+    class Last(nn.Module):
+        num_features = 5
+        pretrained_cfg: ClassVar[dict[str, object]] = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+
+        def forward_features(self, image: Tensor) -> Tensor:
+            return image[:, :1, ::16, ::16].movedim(1, 3).expand(-1, -1, -1, 5) * torch.arange(5.0)
+
+    image = torch.rand(2, 3, 32, 32) * 2 - 1
+    expected = image[:, 0, ::16, ::16].mean((1, 2))[:, None] * torch.arange(5.0)
+    torch.testing.assert_close(VisionFeatures(Last(), 32).patch_features(image), expected)
 
 
 def test_it_judges_by_the_classifier_of_a_run_too() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import TypeGuard
 
 import pytest
 import torch
@@ -138,6 +139,26 @@ def test_only_the_inner_convolutions_of_a_patch_discriminator_are_normalized_and
     assert [layer.out_channels for layer in convolutions] == [64, 128, 256, 512, 1]
     assert sum(isinstance(layer, GroupedBatchNorm) for layer in layers) == 3
     assert {layer.negative_slope for layer in layers if isinstance(layer, nn.LeakyReLU)} == {0.2}
+
+
+def test_channels_of_a_patch_discriminator_double_up_to_eight_times() -> None:
+    with torch.device("meta"):
+        layers = PatchDiscriminator(PatchConfig(layers=5, width=16), 256).layers
+    assert [each.out_channels for each in layers if isinstance(each, nn.Conv2d)] == [16, 32, 64, 128, 128, 128, 1]
+
+
+def test_channels_of_a_stylegan_discriminator_halve_above_32_pixels() -> None:
+    with torch.device("meta"):
+        blocks = [
+            [each.out_channels for each in StyleGanDiscriminator(StyleGanConfig(), size).modules() if is_wide(each)]
+            for size in (48, 128)
+        ]
+    assert blocks == [[512, 512, 512], [256, 512, 512, 512, 512]]
+
+
+def is_wide(module: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """The convolutions that change the width: the shortcuts."""
+    return isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)
 
 
 def test_stages_of_the_blur_discriminator_have_the_published_shapes() -> None:

@@ -303,6 +303,19 @@ def test_files_that_cannot_be_read_are_refused(
         build_perceptual(ConvNextConfig(file=file, verify=verify))
 
 
+@pytest.mark.parametrize(
+    ("file", "path"),
+    [("/a/b c", "/a/b c"), ("a.pth", "a.pth"), ("file:///a/b%20c", "/a/b c"), ("file://localhost/a", "/a")],
+)
+def test_a_file_is_a_path_or_a_uri_of_this_machine(file: str, path: str) -> None:
+    assert weight_files.local_path(file, "") == Path(path)
+
+
+def test_a_file_of_another_machine_is_refused() -> None:
+    with pytest.raises(ValueError, match="no local path or file: URI"):
+        weight_files.local_path("file://elsewhere/a", "")
+
+
 def test_pickled_code_is_not_run(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple[Any, ...]:
