@@ -8,6 +8,7 @@ import random
 import re
 import struct
 import tarfile
+import zipfile
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -331,6 +332,57 @@ def change_safetensors(rng: random.Random, data: bytes) -> bytes:
             return struct.pack("<Q", len(header)) + header + body
         case _:
             return change_bytes(rng, data)
+
+
+PICKLES = (
+    *(b"cos\nsystem\n(X\x02\x00\x00\x00idtR.", b"cposix\nsystem\n(S'id'\ntR.", b"(S'id'\nios\nsystem\n."),
+    *(b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x02id\x85R.", b"cbuiltins\neval\n(X\x01\x00\x00\x001tR."),
+    *(b"cbuiltins\nbytearray\n(J\x00\x00\x00\x7ftR.", b"ctorch\nTensor\n(J\x00\x00\x00\x7ftR."),
+    *(b"ctorch.storage\nUntypedStorage\n(J\x00\x00\x00\x7ftR.", b"cargparse\nNamespace\n)R}X\x01\x00\x00\x00aK\x01sb."),
+    *(
+        b"\x80\x02]q\x00" + b"h\x00a" * 1000 + b".",
+        b"(" * 100_000 + b"t" * 99_999 + b".",
+        b"}N]s.",
+        b"\x80\x02.",
+        b"",
+        b"N.",
+    ),
+    *(b"\x80\x02}(X\x03\x00\x00\x00emah\x00X\x05\x00\x00\x00modelh\x00u.", b"K\x01" * 200_000 + b"."),
+)
+"""In place of what torch.save has written."""
+
+
+def change_torch_file(rng: random.Random, data: bytes) -> bytes:
+    """A file of torch.save whose pickle is another, or changed, as are its archive and the numbers of its shapes."""
+    if rng.random() < 0.25:
+        return change_bytes(rng, data)
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            held = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    except zipfile.BadZipFile:  # it was changed before
+        return change_bytes(rng, data)
+    name = next(name for name in held if name.endswith("data.pkl"))
+    if rng.random() < 0.2:
+        held[name] = rng.choice(PICKLES)
+    elif rng.random() < 0.5:
+        numbers = [at for at in range(len(held[name])) if held[name][at : at + 1] in {b"K", b"M", b"J"}]
+        changed = bytearray(held[name])
+        for _ in range(rng.choice([1, 2, 8])):
+            at = rng.choice(numbers)
+            changed[at + 1] = rng.randrange(256)
+        held[name] = bytes(changed)
+    elif rng.random() < 0.7:
+        held[name] = change_bytes(rng, held[name])
+    else:
+        other = rng.choice(sorted(held))
+        held[other] = change_bytes(rng, held[other])
+        if rng.random() < 0.3:
+            del held[rng.choice(sorted(held))]
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", rng.choice([zipfile.ZIP_STORED] * 9 + [zipfile.ZIP_DEFLATED])) as archive:
+        for each, content in held.items():
+            archive.writestr(each, content)
+    return buffer.getvalue()
 
 
 BOMB = (

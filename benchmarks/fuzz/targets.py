@@ -199,6 +199,24 @@ def read_tokenizer(root: Path) -> Iterator[Callable[[], object]]:
     yield lambda: read_weights(uri, "tokenizer")
 
 
+def read_published(root: Path) -> Iterator[Callable[[], object]]:
+    """import-weights, of the file of a training script and of a hub folder, and what reads the result."""
+    import torch
+
+    from data_pipeline.shards.tokenizers import load_tokenizer
+    from data_pipeline.tokens.importing.networks import Wish, import_network
+
+    def import_file(name: str, **wishes: Any) -> None:
+        out = str(root / "imported")
+        import_network(str(root / "published" / name), out, Wish(**wishes))
+        load_tokenizer(out, torch.device("cpu"))
+
+    yield lambda: import_file("best_ckpt.pt")
+    yield lambda: import_file("best_ckpt.pt", raw=True, kind="msvr")
+    yield lambda: import_file("model.safetensors")
+    yield lambda: import_file("")
+
+
 def read_records(root: Path) -> Iterator[Callable[[], object]]:
     """monitor, plan, ledger audit, and what a start does."""
     from cluster.monitor.monitor_view import frame
@@ -300,6 +318,7 @@ def _change_shard(rng: random.Random, data: bytes) -> bytes:
 
 
 _JSON, _LINES = mutations.change_json, mutations.change_lines
+_PUBLISHED, _HUB = ("published/",), "published/model.safetensors"
 _IMAGES, _TOKENS, _STAGE = ("images/",), ("tokens/", "images/"), ("generator/",)
 
 TARGETS = (
@@ -325,6 +344,9 @@ TARGETS = (
         _state_weights,
         ("judge/",),
     ),
+    Target("published file", "published/best_ckpt.pt", mutations.change_torch_file, read_published, needs=_PUBLISHED),
+    Target("published tensors", _HUB, mutations.change_safetensors, read_published, needs=_PUBLISHED),
+    Target("published options", "published/config.json", _JSON, read_published, needs=_PUBLISHED),
     Target("metrics lines", "generator/metrics.jsonl", _LINES, read_records, needs=_STAGE),
     Target("events lines", "generator/events.jsonl", _LINES, read_records, needs=_STAGE),
     Target("ledger lines", "generator/ledger.jsonl", _LINES, read_records, needs=_STAGE),

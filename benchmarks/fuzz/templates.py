@@ -43,6 +43,7 @@ def everything() -> Files:
         _checkpoint(str(root / STEP))
         _export(str(root / "judge/export"))
         _export(str(root / "tokenizer/export"), "tokenizer", _HALVES)
+        _published(root / "published")
         _config(root)
         _report(root)
         export_tokens(str(root / "tokens"), str(root / "npz"), "npz")
@@ -140,6 +141,36 @@ def _export(uri: str, kind: str = "judge", halves: dict[str, tuple[str, ...]] | 
     state = Classifier(config).state_dict()
     record = config.model_dump(mode="json")
     write_weights(uri, kind, record, {"model": state}, {}, classes=CLASSES, steps=2, halves=halves)
+
+
+def _published(folder: Path) -> None:
+    """A published tokenizer: a checkpoint of its training that carries its options, and the same as a hub has it."""
+    import argparse
+
+    import torch
+    from safetensors.torch import save_file
+
+    from model.config import ViTConfig
+    from model.published.imagefolder import published_name
+    from model.tokenizers.imagefolder import ImageFolderTokenizer
+
+    vit = ViTConfig(width=8, depth=1, heads=2)
+    config = TOKENIZER.model_copy(update={"encoder": vit, "decoder": vit})
+    torch.manual_seed(0)
+    state = {published_name(name, config): each for name, each in ImageFolderTokenizer(config).state_dict().items()}
+    state |= {"encoder.latent_tokens": state["encoder.latent_tokens"][None], "semantic_model.a": torch.zeros(1)}
+    options = {"v_patch_nums": [1, 2], "share_quant_resi": 4, "vit": {"num_heads": 2}}
+    record = {
+        "ema": state,
+        "model": state,
+        "optimizer": {"state": {}},
+        "args": argparse.Namespace(**options),
+        "steps": 2,
+    }
+    folder.mkdir()
+    torch.save(record, folder / "best_ckpt.pt")
+    save_file({name: each.clone() for name, each in state.items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(options))
 
 
 def _report(root: Path) -> None:
