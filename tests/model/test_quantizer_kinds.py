@@ -264,16 +264,18 @@ def test_autocast_and_half_precision_change_nothing() -> None:
 def soft(kind: str, **changes: Any) -> QuantizerConfig:
     options: dict[str, Any] = {"entropy": 0.7, "entropy_temperature": 0.5, **changes}
     kinds = {"lfq": LookupFreeConfig, "bsq": SphericalConfig}
-    return VectorConfig(codebook_size=16, code_dim=4, **options) if kind == "vq" else kinds[kind](bits=4, **options)
+    if kind in kinds:
+        return kinds[kind](bits=4, **options)
+    return VectorConfig(codebook_size=16, code_dim=4, lookup=kind, **options)
 
 
-SOFT = ("vq", "lfq", "bsq")
+SOFT = ("cosine", "euclidean", "lfq", "bsq")
 
 
 def shares_by_hand(quantizer: Any, vector_NC: Tensor) -> Tensor:
     """Probabilities of all codes [N, V]: a softmax of minus the squared distance over the temperature."""
     codes_VC = quantizer.codes(torch.arange(16)[None])[0]
-    if isinstance(quantizer.config, VectorConfig):
+    if isinstance(quantizer.config, VectorConfig) and quantizer.config.lookup == "cosine":
         vector_NC, codes_VC = (each / each.norm(dim=1, keepdim=True) for each in (vector_NC, codes_VC))
     distance_NV = ((vector_NC[:, None] - codes_VC[None]) ** 2).sum(2).double()
     return torch.exp(-distance_NV / 0.5) / torch.exp(-distance_NV / 0.5).sum(1, keepdim=True)
@@ -294,6 +296,9 @@ def entropy_by_hand(quantizer: Any, vector_NC: Tensor) -> tuple[float, float]:
 def test_the_entropy_term_of_a_row_is_that_of_a_softmax_over_all_codes(kind: str) -> None:
     torch.manual_seed(2)
     flat = FlatQuantizer(soft(kind))
+    with torch.no_grad():
+        for codebook in flat.parameters():
+            codebook.mul_(torch.linspace(0.5, 1.5, 16)[:, None])
     vector_BKC = torch.randn(3, 5, 4)
     found: QuantizedVectors = flat(vector_BKC)
     samples, codes = entropy_by_hand(flat.quantizer, flat.quantizer.project(vector_BKC).flatten(0, 1).detach())
@@ -360,10 +365,36 @@ def test_entropies_of_images_that_lose_a_scale_leave_it(kind: str) -> None:
     torch.testing.assert_close(found.means["code_shares"][0, 1:], alone.means["code_shares"][0, 1:])
     everyone: Quantized = folded(latent_BPCHW)
     torch.testing.assert_close(found.means["code_shares"][0, 0], everyone.means["code_shares"][0, 0])
+    first = [folded(part, torch.ones(len(part))).losses["sample_entropy"] for part in (latent_BPCHW[1:3], latent_BPCHW)]
+    expected = alone.losses["sample_entropy"] - first[0] + first[1]  # all images at the first scale, two at the others
+    torch.testing.assert_close(found.losses["sample_entropy"], expected)
+    assert not torch.allclose(found.losses["sample_entropy"], everyone.losses["sample_entropy"], rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", SOFT)
+def test_entropy_moves_latents_and_codes_and_no_convolutions(kind: str) -> None:
+    folded = FoldedQuantizer(grid(soft(kind), branches=1))
+    latent_BPCHW = torch.randn(4, 1, 4, 3, 3, requires_grad=True)
+    found: Quantized = folded(latent_BPCHW)
+    loss = found.losses["sample_entropy"] + folded.losses_of_means(found.means)["code_entropy"]
+    leaves = {"latent": latent_BPCHW, **dict(folded.named_parameters())}
+    gradients = zip(leaves, torch.autograd.grad(loss, list(leaves.values()), allow_unused=True), strict=True)
+    moved = {name for name, gradient in gradients if gradient is not None}
+    assert moved == {"latent"} | set(folded.codebooks)
+
+
+def test_shares_at_each_scale_are_those_of_codes_of_its_length() -> None:
+    folded = FoldedQuantizer(grid(soft("lfq"), scales=(2, 2), residual_ratio=0, scale_decay=0.5, branches=1))
+    latent_BPCHW = torch.randn(3, 1, 4, 2, 2)
+    found: Quantized = folded(latent_BPCHW)
+    second = (latent_BPCHW - folded.dequantize(found.tokens_BLF, 4))[:, 0]
+    expected = torch.sigmoid(4 * second / 0.5 / 0.5).mean((0, 2, 3))  # over the length of codes and the temperature
+    torch.testing.assert_close(found.means["code_shares"][0, 1], expected)
 
 
 @pytest.mark.parametrize("kind", SOFT)
 def test_shares_of_nothing_and_of_all_give_finite_gradients(kind: str) -> None:
+    torch.manual_seed(6)
     flat = FlatQuantizer(soft(kind, entropy_temperature=1e-6))
     vector_BKC = (100 * torch.randn(2, 3, 4)).requires_grad_()
     found: QuantizedVectors = flat(vector_BKC)
