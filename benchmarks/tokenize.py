@@ -1,6 +1,6 @@
 """Images per second of `foldtrain tokenize` from S3 to S3, against the encoder alone on the same cores.
 
-    python benchmarks/tokenize.py [--json FILE] [--images 480] [--workers 2]
+    python benchmarks/tokenize.py [--json FILE] [--kind imagefolder|titok|vqgan|maskgit-vqgan] [--images 480]
 
 The work is in tokenize_pipeline.py. A script's folder comes first where Python looks for modules, so this file hides
 the standard library's `tokenize` from every benchmark here; imported under that name, it hands out the one that was

@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -48,11 +48,28 @@ from data_pipeline.shards.weights import Card, write_weights
 from data_pipeline.tokens.commits import read_commits
 from data_pipeline.tokens.plan import TokenPlan, plan_tokens
 from data_pipeline.tokens.tokenizing import encoder_of, finish, load_encoder
-from model.config import ImageFolderConfig, ViTConfig
-from model.tokenizers.imagefolder import ImageFolderTokenizer
+from model.config import MaskgitVqganConfig, TokenizerConfig
+from model.families import build_tokenizer, tokenizer_families
 
-ENCODER = ViTConfig(width=384, depth=8, heads=6)
-TOKENIZER = ImageFolderConfig(image_size=256, patch_size=16, encoder=ENCODER, decoder=ViTConfig(depth=1))
+SIDE = 256
+LEVELS: dict[str, Any] = {"widths": (32, 32, 64, 64, 128)}
+"""A quarter of the published channels."""
+VIT: dict[str, Any] = {"width": 384, "depth": 8, "heads": 6}
+TOKENIZERS: dict[str, dict[str, Any]] = {
+    "imagefolder": {"patch_size": 16, "encoder": VIT, "decoder": {"depth": 1}},
+    "titok": {
+        "target": "rgb",
+        "latents": 32,
+        "encoder": VIT | {"patch_size": 16},
+        "decoder": VIT | {"depth": 1, "patch_size": 16},
+    },
+    "vqgan": {"encoder": LEVELS, "decoder": LEVELS},
+    "maskgit-vqgan": {
+        half: config.model_dump() | LEVELS
+        for half, config in (("encoder", MaskgitVqganConfig().encoder), ("decoder", MaskgitVqganConfig().decoder))
+    },
+}
+"""What is measured, by kind. Tokens follow from the encoder alone, so the decoders of the transformers are small."""
 BATCH = 16
 PICTURES = 48
 IMAGE_SHARD = 100
@@ -114,8 +131,7 @@ class TimedWork:
 
 def pixels() -> Any:
     """A batch in memory."""
-    side = TOKENIZER.image_size
-    return np.random.default_rng(0).uniform(-1, 1, (BATCH, 3, side, side)).astype(np.float32)
+    return np.random.default_rng(0).uniform(-1, 1, (BATCH, 3, SIDE, SIDE)).astype(np.float32)
 
 
 def write_images(uri: str, count: int) -> None:
@@ -134,19 +150,25 @@ def write_images(uri: str, count: int) -> None:
     finish_images(uri, read_indexes(uri, records), classes=("made",), split="train")
 
 
-def write_tokenizer(uri: str) -> Card:
+def tokenizer_config(kind: str) -> TokenizerConfig:
+    return tokenizer_families()[kind].config.model_validate({"image_size": SIDE} | TOKENIZERS[kind])
+
+
+def write_tokenizer(uri: str, config: TokenizerConfig) -> Card:
     torch.manual_seed(0)
-    network = ImageFolderTokenizer(TOKENIZER)
-    return write_weights(uri, "tokenizer", TOKENIZER.model_dump(mode="json"), {"model": network.state_dict()}, {})
+    network = cast("torch.nn.Module", build_tokenizer(config))
+    return write_weights(uri, "tokenizer", config.model_dump(mode="json"), {"model": network.state_dict()}, {})
 
 
-def encode_alone(threads: int, precision: str, start: Barrier, results: Any) -> None:
+def encode_alone(config: TokenizerConfig, threads: int, precision: str, start: Barrier, results: Any) -> None:
     """One process of the encoder alone: when its timed batches began and ended."""
     os.nice(RAY_NICENESS - os.nice(0))
     keep_freed_memory()
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    encode = encoder_of(ImageFolderTokenizer(TOKENIZER).eval(), precision, "cpu")
+    network = build_tokenizer(config)
+    cast("torch.nn.Module", network).eval()
+    encode = encoder_of(network, precision, "cpu")
     image_BCHW = pixels()
     encode(image_BCHW)
     start.wait()
@@ -156,11 +178,11 @@ def encode_alone(threads: int, precision: str, start: Barrier, results: Any) -> 
     results.put((began, time.time(), time.process_time() - used))
 
 
-def encoder_rate(workers: int, threads: int, precision: str) -> Rate:
+def encoder_rate(config: TokenizerConfig, workers: int, threads: int, precision: str) -> Rate:
     """All processes together."""
     context = multiprocessing.get_context("spawn")
     start, results = context.Barrier(workers), context.Queue()
-    arguments = (threads, precision, start, results)
+    arguments = (config, threads, precision, start, results)
     processes = [context.Process(target=encode_alone, args=arguments) for _ in range(workers)]
     for process in processes:
         process.start()
@@ -219,11 +241,12 @@ def s3(folder: Path) -> Iterator[str]:
     os.environ.update(before)
 
 
-def measure(images: int, workers: int, threads: int, precision: str, decode: str) -> dict[str, Any]:
+def measure(kind: str, images: int, workers: int, threads: int, precision: str, decode: str) -> dict[str, Any]:
     """All figures."""
+    network = tokenizer_config(kind)
     with tempfile.TemporaryDirectory() as folder, s3(Path(folder) / "s3") as bucket:
         write_images(f"{bucket}/images", images)
-        card = write_tokenizer(f"{folder}/tokenizer")
+        card = write_tokenizer(f"{folder}/tokenizer", network)
         config = TokensConfig.model_validate(
             {
                 "shard_samples": -(-images // (SHARDS * workers)),
@@ -233,13 +256,13 @@ def measure(images: int, workers: int, threads: int, precision: str, decode: str
             }
         )
         plan = plan_tokens(f"{bucket}/images", card, config, f"{bucket}/tokens", "crop")
-        before = encoder_rate(workers, threads, precision)
+        before = encoder_rate(network, workers, threads, precision)
         facts, start = run_pipeline(plan, f"{folder}/tokenizer", workers, threads)
-        after = encoder_rate(workers, threads, precision)
+        after = encoder_rate(network, workers, threads, precision)
     pipeline, encoder = steady_rates(facts)
     outside = before + after
     measured = {"pipeline": pipeline, "encoder": encoder, "encoder_outside": outside}
-    settings = {"images": images, "workers": workers, "threads": threads, "batch": BATCH}
+    settings: dict[str, Any] = {"kind": kind, "images": images, "workers": workers, "threads": threads, "batch": BATCH}
     settings |= {"precision": precision, "decode": decode, "shards": len(plan.shards)}
     return {
         "images_per_second": {name: rate.per_second for name, rate in measured.items()},
@@ -257,13 +280,14 @@ def measure(images: int, workers: int, threads: int, precision: str, decode: str
 def main() -> None:
     parser = argparse.ArgumentParser(description="The pipeline of tokenize against the encoder alone.")
     parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--kind", choices=tuple(TOKENIZERS), default="imagefolder")
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--threads", type=int, default=1, help="of each worker; its CPUs")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--decode", choices=("exact", "fast"), default="exact")
     given = parser.parse_args()
-    found = measure(given.images, given.workers, given.threads, given.precision, given.decode)
+    found = measure(given.kind, given.images, given.workers, given.threads, given.precision, given.decode)
     rates, per_cpu, ratio = found["images_per_second"], found["images_per_cpu_second"], found["ratio"]
     labels = {"encoder": "encoder alone", "pipeline": "pipeline", "encoder_outside": "encoder, without Ray"}
     does = {
@@ -276,7 +300,5 @@ def main() -> None:
         ["ratio", f"{ratio['pipeline_encoder']:.3f}", f"{ratio['pipeline_encoder_cpu']:.3f}", "goal: 0.9"],
         ["not in it", f"{found['start_seconds']:.1f} s", "", "start of Ray, workers, torch, tokenizer"],
     ]
-    title = (
-        f"tokenize: ViT {ENCODER.width} x {ENCODER.depth}, 256 px, {given.workers} workers of {given.threads} threads"
-    )
+    title = f"tokenize: {given.kind}, {SIDE} px, {given.workers} workers of {given.threads} threads"
     write_report(title, ["", "images/s", "per CPU second", "what"], rows, found, given.json)
