@@ -275,6 +275,25 @@ def _under_rules(work: Callable[[], object]) -> None:
             raise AssertionError("waits") from error
 
 
+def test_what_a_convolutional_tokenizer_keeps_for_backward_is_bf16() -> None:
+    """Autocast has norms in float32: that, and the swish after it, would keep 1.6 times the bytes."""
+    kept: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with fake_gpu():
+        network = on_fake_gpu(lambda: ConvolutionalTokenizer(VQGAN)).train()
+        image, latent = torch.zeros(B, 3, 16, 16, device="cuda"), torch.zeros(B, 2, 8, 4, 4, device="cuda")
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            network.encode(image)
+            network.decode(latent)
+        activations = [tensor for tensor in kept if tensor.ndim == 4 and len(tensor) == B]
+        assert len(activations) > 50
+        assert {tensor.dtype for tensor in activations} == {torch.bfloat16}
+
+
 @pytest.mark.parametrize("autocast", [False, True])
 def test_gradients_have_the_shapes_and_dtypes_of_their_parameters(autocast: bool) -> None:
     """Backward does not run on fake CUDA tensors, so it runs on meta ones, which no host value can be asked of."""
