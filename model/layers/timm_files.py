@@ -8,7 +8,7 @@ import timm
 from torch import nn
 
 from model.layers.vision_features import VisionFeatures
-from model.layers.weight_files import fill, local_path, read_tensors
+from model.layers.weight_files import are_left_out, fill, local_path, read_tensors
 
 
 def load_vision(network: str, file: str | None) -> VisionFeatures:
@@ -21,8 +21,8 @@ def load_vision(network: str, file: str | None) -> VisionFeatures:
     Raises:
         ValueError: if there is no such model, it has no such sizes, or the file is not of it.
     """
-    model = _created(network, pretrained=file is None)
-    if file is not None:
+    model = _created(network, pretrained=file is None and not are_left_out())
+    if file is not None and not are_left_out():
         wanted = f"{network} wants its own weights"
         state = read_tensors(local_path(file, network), wanted)
         fill(model, {name: each for name, each in state.items() if not name.startswith("head.")}, wanted)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -13,6 +15,22 @@ import torch
 from torch import Tensor, nn
 
 _CHUNK = 2**20
+_LEFT_OUT: ContextVar[bool] = ContextVar("weights are left out", default=False)
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Within this, networks of published weights are made without them, and no file is read: for plans."""
+    token = _LEFT_OUT.set(True)
+    try:
+        yield
+    finally:
+        _LEFT_OUT.reset(token)
+
+
+def are_left_out() -> bool:
+    """Whether it is within `without_weights`."""
+    return _LEFT_OUT.get()
 
 
 @dataclass(frozen=True)
@@ -42,6 +60,8 @@ def read_published(file: str | None, published: PublishedFile, what: str, *, ver
         ValueError: if no file is named, or it is not there, or not what it should be; it says which to get, and where.
     """
     wanted = f"{what} wants {published.name}, from {published.source}"
+    if are_left_out():
+        return {}
     if file is None:
         raise ValueError(f"{wanted}: name it; nothing is fetched")
     path = local_path(file, what)
@@ -101,6 +121,8 @@ def fill(
     Raises:
         ValueError: names what is missing, left over or of another shape.
     """
+    if are_left_out():
+        return
     own = network.state_dict()
     names = {name: name_of(name) for name in own}
     missing = sorted(set(names.values()) - state.keys())

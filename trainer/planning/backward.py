@@ -25,6 +25,7 @@ def run_backward(
     roots: Sequence[tuple[Tensor, Tensor]],
     on_weight: OnWeight = lambda _weight, _gradient: None,
     before: Callable[[Any, list[Tensor | None]], None] = lambda _node, _arrived: None,
+    only: set[int] | None = None,
 ) -> None:
     """Run it.
 
@@ -33,6 +34,7 @@ def run_backward(
             the only reference where what it saved is to go.
         on_weight: called with each leaf and its gradient, which is not kept.
         before: called with each node before it runs, and the gradients that have come to it.
+        only: ids of the nodes that run; None for all.
     """
     gradients: Gradients = {}
     nodes = []
@@ -50,7 +52,7 @@ def run_backward(
         while order:
             node = order.pop()
             arrived = gradients.pop(id(node), None)
-            if arrived is None:
+            if arrived is None or (only is not None and id(node) not in only):
                 continue
             before(node, arrived)
             if hasattr(node, "variable"):
@@ -62,9 +64,9 @@ def run_backward(
 
 
 def leaf_gradients(
-    outputs: Any, inputs: Any, *_: Any, create_graph: bool = False, **__: Any
+    outputs: Any, inputs: Any, grad_outputs: Any = None, *_: Any, create_graph: bool = False, **__: Any
 ) -> tuple[Tensor | None, ...]:
-    """What torch.autograd.grad gives for a scalar.
+    """What torch.autograd.grad gives for a scalar, or for one tensor and the gradient to it.
 
     Raises:
         NotImplementedError: for gradients of gradients.
@@ -84,8 +86,21 @@ def leaf_gradients(
             found[id(tensor)] = arrived[tensor.output_nr]  # type: ignore[assignment]
 
     loss: Tensor = outputs if isinstance(outputs, Tensor) else outputs[0]
-    run_backward([(loss, torch.ones_like(loss))], on_weight, before)
+    gradient = torch.ones_like(loss) if grad_outputs is None else grad_outputs
+    run_backward([(loss, gradient)], on_weight, before, _leading_to(loss, wanted))
     return tuple(found.get(id(tensor)) for tensor in wanted)
+
+
+def _leading_to(root: Tensor, wanted: list[Tensor]) -> set[int]:
+    """Ids of the nodes on the ways from a tensor to those whose gradients are wanted: autograd runs no others."""
+    targets = {id(tensor.grad_fn) for tensor in wanted if tensor.grad_fn is not None}
+    leaves = {id(tensor) for tensor in wanted if tensor.grad_fn is None}
+    found: set[int] = set()
+    for node in _by_dependence([root.grad_fn]):  # what a node depends on comes before it
+        ends = id(node) in targets or (hasattr(node, "variable") and id(node.variable) in leaves)
+        if ends or any(id(child) in found for child, _ in node.next_functions if child is not None):
+            found.add(id(node))
+    return found
 
 
 def _by_dependence(roots: list[Any]) -> list[Any]:

@@ -17,6 +17,7 @@ from data_pipeline.shards import weights
 from data_pipeline.shards.tokenizers import tokenizer_config
 from model.config import ClassifierConfig, TokenizerConfig
 from model.families import build_forcing, build_generator, build_tokenizer
+from model.layers.weight_files import without_weights
 from trainer.config import (
     ClassifierStageConfig,
     GeneratorStageConfig,
@@ -111,7 +112,7 @@ def blank_stage(stage: str, configs: StageConfigs, fake: FakeDevice) -> BlankSta
 def _tokenizer(
     section: TokenizerStageConfig, config: TeacherConfig | None, fake: FakeDevice, speaks: TokenizerConfig | None
 ) -> BlankStage:
-    from trainer.stages.guides import Guides
+    from trainer.stages.judges import build_judges
     from trainer.stages.tokenizer import TokenizerStage
 
     teacher = _teacher(config, fake) if config is not None and section.loss.needs_teacher else None
@@ -124,8 +125,27 @@ def _tokenizer(
             proxy = cast("Any", build_tokenizer(speaks.without_pretraining()))
         fake.fill(proxy)
         proxy.eval().requires_grad_(requires_grad=False)
-    stage = TokenizerStage.without_data(section, network, Guides(section.loss, teacher), fake.device, proxy)
+    guides = _guides(section, teacher, fake)
+    with torch.device("meta"), without_weights():
+        judges = build_judges(section, teacher, torch.device("meta"))
+    for module in judges.modules:  # and the frozen networks inside, which move with them
+        fake.fill(module)
+    stage = TokenizerStage.without_data(section, network, guides, fake.device, proxy, judges)
     return BlankStage(stage, stage.frozen if proxy is None else (*stage.frozen, proxy))
+
+
+def _guides(section: TokenizerStageConfig, teacher: Any, fake: FakeDevice) -> Any:
+    """The teachers of a loss, those of its own among them."""
+    from trainer.evaluation.teacher import TimmTeacher
+    from trainer.stages.guides import Guides
+
+    own, detail = {}, section.loss.detail
+    if detail is not None and detail.teacher is not None:
+        with torch.device("meta"):
+            network = TimmTeacher(detail.teacher, pretrained=False)
+        fake.fill(network)
+        own["detail"] = network.eval().requires_grad_(requires_grad=False)
+    return Guides(section.loss, teacher, own)
 
 
 def _teacher(config: TeacherConfig, fake: FakeDevice) -> Any:

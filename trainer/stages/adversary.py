@@ -13,10 +13,11 @@ Shapes: B samples, C channels, H = W side in pixels, N logits of an image, W ele
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -73,10 +74,12 @@ class Critic(nn.Module):
 
     averages_2: Tensor
 
-    def __init__(self, network: Discriminator) -> None:
+    def __init__(self, network: Discriminator, device: torch.device) -> None:
         super().__init__()
         self.network = cast("nn.Module", network)
-        self.register_buffer("averages_2", torch.zeros(2))  # LeCam's: of real images' mean logits and made ones'
+        self.register_buffer(
+            "averages_2", torch.zeros(2, device=device)
+        )  # LeCam's: of real images' mean logits and made ones'
 
     def forward(self, image_BCHW: Tensor, seed_B: Tensor) -> Tensor:
         """Images in [-1, 1] -> logits [B, N], float32."""
@@ -89,7 +92,7 @@ class Adversary:
 
     Args:
         config: of both.
-        network: the discriminator, new.
+        network: the discriminator, new and on its device.
         trainer: of the tokenizer, which says what `config` leaves open.
         device: of this rank.
     """
@@ -98,8 +101,9 @@ class Adversary:
         self, config: AdversarialConfig, network: Discriminator, trainer: TrainerConfig, device: torch.device
     ) -> None:
         self.config, self.trainer = config, own_trainer(config, trainer)
-        self.critic = Critic(network).to(device)
+        self.critic = Critic(network, device)
         self.trainable = Trainable(self.critic, trainer=self.trainer, ema=False)
+        self._device, self._start = device, dict[str, Any]()
 
     def is_on(self, step: int) -> bool:
         """Whether the term counts, and the discriminator learns, at a step."""
@@ -137,6 +141,8 @@ class Adversary:
 
     def train(self, micro_batches: Sequence[Judged], engine: Engine, step: int) -> Scalars:
         """Its step (a collective)."""
+        if step == self.config.start:
+            self._start = {"memory_bytes_before": held_bytes(self._device)}
         ahead: _Ahead | None = None
         if self.config.lecam is not None and len(micro_batches) > 1:
             means = [engine.preview(partial(self._mean_logits, each, step)) for each in micro_batches]
@@ -149,7 +155,19 @@ class Adversary:
             total = found if total is None else total + found
         engine.update(self.rate(step))
         assert total is not None
+        if step == self.config.start:
+            self._start["loss"] = total["discriminator"]
         return total
+
+    def take_start(self) -> dict[str, Any] | None:
+        """What its first step came to, once: its loss, and the most memory that this process has had, in bytes.
+
+        It waits for the device.
+        """
+        found, self._start = self._start, {}
+        if not found:
+            return None
+        return found | {"loss": float(found["loss"]), "memory_bytes": held_bytes(self._device)}
 
     def _logits_of(self, image_BCHW: Tensor, batch: Judged, purpose: int, step: int) -> Tensor:
         """What it says of images, which it may see augmented."""
@@ -207,6 +225,13 @@ class Adversary:
 
             found = of_means([{_LOGITS: each_2} for each_2 in means], terms_of)
         return _Ahead(used_2, found)
+
+
+def held_bytes(device: torch.device) -> int:
+    """The most that tensors on a GPU took so far; on a CPU the most that was resident of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _other(seed_B: Tensor) -> Tensor:

@@ -24,11 +24,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from data_pipeline.errors import UsageError
 from data_pipeline.loading.loader import ImageBatches
 from data_pipeline.order.permutations import keyed_bits, keyed_uniform, network_seeds, step_positions
 from model.discriminators.augmentation import KINDS
-from model.families import build_discriminator, build_tokenizer
+from model.families import build_tokenizer
 from model.losses.perturbation import chances_of, perturbation_at
 from model.protocols import ProxyTaught, Tokenizer
 from model.tokenizers.grid import CHANCES, PERTURBED
@@ -37,14 +36,15 @@ from trainer.engine.deepspeed_engine import DeepSpeedEngines
 from trainer.engine.engine import Engine, Engines
 from trainer.engine.scalars import Scalars, Terms
 from trainer.engine.trainable import Trainable, Trainables
-from trainer.evaluation.teacher import Teacher, load_teacher
+from trainer.evaluation.teacher import load_teacher
 from trainer.job import TrainJob
 from trainer.stages import adversary
 from trainer.stages.adversary import PURPOSES, Adversary
 from trainer.stages.dead_codes import CodeRestarts
 from trainer.stages.guides import Guides, load_guides
-from trainer.stages.image_losses import ImageLosses, build_distances
+from trainer.stages.image_losses import ImageLosses
 from trainer.stages.inputs import open_images
+from trainer.stages.judges import Judges, build_judges
 from trainer.stages.proxy import PROXY_CODES, load_proxy
 from trainer.stages.stage import Validation
 from trainer.stages.tokenizer_pass import Ahead, TokenizerImages, TokenizerPass, judged_of
@@ -88,10 +88,11 @@ class TokenizerStage:
         guides: Guides,
         device: torch.device,
         proxy: Tokenizer | None = None,
+        judges: Judges | None = None,
     ) -> Self:
         """The stage around given networks, which can do all but make batches: to trace or time its steps."""
         stage = cls.__new__(cls)
-        stage._compose(config, network, guides, device, proxy=proxy)
+        stage._compose(config, network, guides, device, proxy=proxy, judges=judges)
         stage.samples = stage.validation = None
         return stage
 
@@ -103,17 +104,19 @@ class TokenizerStage:
         device: torch.device,
         seed: int = 0,
         proxy: Tokenizer | None = None,
+        judges: Judges | None = None,
     ) -> None:
         self._config, self._seed, self._device = config, seed, device
         self.network, self._proxy = network, proxy
         module = cast("nn.Module", network).to(device)
-        try:
-            images = ImageLosses(config.loss, build_distances(config.loss, device), guides.teacher)
-            self._adversary = _adversary(config, guides.teacher, device)
-        except ValueError as error:
-            raise UsageError(f"tokenizer.loss: {error}") from None
+        judges = judges or build_judges(config, guides.teacher, device)
+        images = ImageLosses(config.loss, judges.distances, guides.teacher)
+        self._adversary: Adversary | None = None
+        asked = config.loss.adversarial
+        if asked is not None and judges.discriminator is not None:
+            self._adversary = Adversary(asked, judges.discriminator, config.trainer, device)
+        self.frozen: tuple[nn.Module, ...] = (*guides.networks, *judges.frozen(guides.networks))
         self._distance = images.distance
-        self.frozen: tuple[nn.Module, ...] = (*guides.networks, *images.networks)
         self._pass = TokenizerPass(config, network, guides, images, self._adversary, proxy)
         self.trainables: Trainables = {self.exported: Trainable(module, network.no_decay_parameters())}
         if self._adversary is not None:
@@ -247,9 +250,11 @@ class TokenizerStage:
     # ------------------------------------------------------------------------------------------------- between steps
 
     def after_step(self, step: int, engines: DeepSpeedEngines) -> dict[str, dict[str, Any]]:
-        """Restart dead codes every `dead_code_steps`."""
+        """Restart dead codes every `dead_code_steps`, and tell of the discriminator's start."""
         restarted = self._codes.after_step(step, engines[self.exported])
-        return {"restarted_codes": {"codes": restarted}} if any(restarted) else {}
+        found = {"restarted_codes": {"codes": restarted}} if any(restarted) else {}
+        start = self._adversary.take_start() if self._adversary is not None else None
+        return found if start is None else found | {"discriminator_start": start}
 
     def state(self) -> dict[str, Tensor]:
         """How often codes were chosen, summed over ranks."""
@@ -262,16 +267,3 @@ class TokenizerStage:
 
 def _tensors(drawn: dict[str, npt.NDArray[Any]]) -> dict[str, Tensor]:
     return {name: torch.from_numpy(values) for name, values in drawn.items()}
-
-
-def _adversary(config: TokenizerStageConfig, teacher: Teacher | None, device: torch.device) -> Adversary | None:
-    """The discriminator, new; None where the config has none.
-
-    Raises:
-        ValueError: if it cannot be made so.
-    """
-    asked = config.loss.adversarial
-    if asked is None:
-        return None
-    network = build_discriminator(asked.discriminator, config.model.image_size, teacher)
-    return Adversary(asked, network, config.trainer, device)
