@@ -24,6 +24,8 @@ class DiscriminatorConfig(Section):
 
     kind: str
     """Kind of the discriminator."""
+    penalizes: ClassVar[bool] = True
+    """Whether the gradient of its logits to pixels can be minimized in turn (`AdversarialConfig.penalty`)."""
 
     @property
     def needs_teacher(self) -> bool:
@@ -89,6 +91,7 @@ class DinoConfig(BatchNormConfig):
 
     kind: Literal["dino"] = "dino"
     """Kind of the discriminator."""
+    penalizes: ClassVar[bool] = False  # fused attention has no second derivative
     TEACHER: ClassVar[str] = "teacher"
     network: str = TEACHER
     """The frozen network: `teacher` for the run's own teacher; or a timm vision transformer, with sizes that are not

@@ -243,6 +243,15 @@ class AdversarialConfig(Section):
     """Largest global norm of the discriminator's gradient; 0 for no clipping; null: the tokenizer's."""
 
     @model_validator(mode="after")
+    def _check_penalty(self) -> Self:
+        if self.penalty and not self.discriminator.penalizes:
+            raise ValueError(
+                f"penalty {self.penalty}: a discriminator of kind {self.discriminator.kind} has no second derivative; "
+                "set it to 0, or take another kind"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_stairs(self) -> Self:
         if (self.schedule == "stairs") != (self.stair_steps is not None):
             raise ValueError(f"stair_steps {self.stair_steps} and schedule {self.schedule}: set both, or neither")

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from model.config import BlurConfig, DiscriminatorConfig, PatchConfig, StyleGanConfig
+from model.config import AdversarialConfig, BlurConfig, DiscriminatorConfig, PatchConfig, StyleGanConfig
 from model.config.discriminators import AnyDiscriminatorConfig
 from model.discriminators.blur import BlurDiscriminator
 from model.discriminators.patch import PatchDiscriminator
@@ -19,6 +19,7 @@ from model.discriminators.stylegan import StyleGanDiscriminator, with_deviation
 from model.families import build_discriminator
 from model.layers.blur import BlurredHalf, same_padding
 from model.layers.grouped_norm import GroupedBatchNorm, groups_of
+from model.losses.adversarial import gradient_penalty
 
 PUBLISHED = {
     "patch": (PatchConfig(), 2_765_633, 30 * 30),
@@ -73,6 +74,22 @@ def test_images_of_any_size_get_finite_float32_logits_and_gradients(kind: str, s
         assert parameter.grad.isfinite().all(), name
     assert image.grad is not None
     assert image.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_the_gradient_to_pixels_can_be_minimized_in_turn(kind: str) -> None:
+    network, image = build_discriminator(SMALL[kind], 32), torch.randn(2, 3, 32, 32, requires_grad=True)
+    gradient_penalty(network(image), image).backward()
+    assert isinstance(network, nn.Module)
+    gradients = [each.grad for each in network.parameters() if each.grad is not None]
+    assert all(each.isfinite().all() for each in gradients)
+    assert any(each.abs().sum() > 0 for each in gradients)
+
+
+def test_a_penalty_is_refused_where_there_is_no_second_derivative() -> None:
+    AdversarialConfig.model_validate({"penalty": 10, "discriminator": {"kind": "stylegan"}})
+    with pytest.raises(ValidationError, match="kind dino has no second derivative"):
+        AdversarialConfig.model_validate({"penalty": 10, "discriminator": {"kind": "dino"}})
 
 
 @pytest.mark.parametrize("kind", SMALL)
