@@ -215,21 +215,23 @@ def _beside_the_tokenizer(
     asked, size, fit = config.evaluation, tokenizer.config.image_size, config.data.fit
     training_images = check_images(storage.absolute(config.product("images")))
     bits = records.bits_of_prefixes(tokenizer.layout, tokenizer.prefixes)
-    counts = (min(training_images.samples, images_needed(size)), min(images.samples, asked.samples))
+    most = records.most_images(size)
+    counts = (min(training_images.samples, images_needed(size), most), min(images.samples, asked.samples, most))
+    probed = min(asked.probe_images, most)
     fingerprints = (training_images.fingerprint, images.fingerprint)
     key = records.baseline_key(fingerprints, size, fit, counts, bits)
     known = _known_baselines(config.run, key) if asked.baselines else None
-    needed = max(asked.probe_images, counts[0] if asked.baselines and known is None else 0)
+    needed = max(probed, counts[0] if asked.baselines and known is None else 0)
     load = functools.partial(records.LabelledPixels.load, size=size, fit=fit, cache=_node_cache(config))
     training, shown = (
-        load(uri, most=most) for uri, most in ((config.product("images"), needed), (held_out, counts[1]))
+        load(uri, most=count) for uri, count in ((config.product("images"), needed), (held_out, counts[1]))
     )
     found: dict[str, Any] = {"baselines": None, "probe": None}
     if asked.baselines:
         made = known or records.baseline_record(training.pixels_NHWC[: counts[0]], shown.pixels_NHWC, bits)
         found["baselines"] = made | {"key": key, "training_images": counts[0]}
     if asked.probe_images:
-        found["probe"] = records.probe_record(tokenizer, training.first(asked.probe_images), shown, device)
+        found["probe"] = records.probe_record(tokenizer, training.first(probed), shown, device)
     return found
 
 

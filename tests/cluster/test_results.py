@@ -215,6 +215,10 @@ def test_baselines_of_the_same_images_and_bits_are_not_computed_again(
     results.evaluate(configure("evaluation.samples=3"))
     assert len(calls) == 1
     assert record(run / "evaluation.json")["baselines"] != first
+    monkeypatch.setattr(tokenizer_record, "MOST_BYTES", 3 * 16 * 16 * 2)
+    results.evaluate(configure())  # two images of each set are all that memory is given for
+    assert record(run / "evaluation.json")["baselines"]["training_images"] == 2
+    assert record(run / "evaluation.json")["probe"]["images"] == 2
     results.evaluate(configure("evaluation.baselines=false", "evaluation.probe_images=0"))
     assert [record(run / "evaluation.json")[name] for name in ("baselines", "probe")] == [None, None]
 

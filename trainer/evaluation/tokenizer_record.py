@@ -32,6 +32,8 @@ from trainer.evaluation.quality import psnr, squared_error, ssim
 
 Record = dict[str, Any]
 _BATCH = 100
+MOST_BYTES = 512 * 2**20
+"""Of the pixels of a set of images."""
 _BASELINES = 1
 """Version of how baselines are computed."""
 
@@ -53,6 +55,11 @@ class LabelledPixels:
     def first(self, count: int) -> LabelledPixels:
         """The first of them."""
         return LabelledPixels(self.pixels_NHWC[:count], self.label_N[:count])
+
+
+def most_images(size: int) -> int:
+    """Images of a side in pixels that are looked at here at most: as many as 512 MiB hold as bytes."""
+    return max(1, MOST_BYTES // (3 * size * size))
 
 
 def baseline_key(images: Sequence[str], size: int, fit: str, counts: Sequence[int], bits: Sequence[int]) -> str:
