@@ -60,3 +60,10 @@ def test_all_pairs_of_folds_are_looked_at_and_few_images_of_many(monkeypatch: py
     monkeypatch.setattr(dependence, "MOST_PAIRS", 20)
     (few, *_) = mutual_information(tokens, TokenLayout((2,), (4, 4, 4)))
     assert few.plain[0] == pytest.approx(information(tokens[:10, :, 0].ravel(), tokens[:10, :, 1].ravel()))
+
+
+def test_no_more_can_be_shared_than_the_fold_with_less_entropy_has() -> None:
+    random = np.random.default_rng(3)
+    tokens = np.stack([random.integers(0, 16, (4000, 1)), random.integers(0, 2, (4000, 1))], axis=2)
+    (found,) = mutual_information(tokens, TokenLayout((1,), (16, 2)))
+    assert found.entropy[0] == pytest.approx(1, abs=0.01)
