@@ -15,10 +15,13 @@ from torch import nn
 
 from cluster.config.loading import load_config
 from cluster.config.run import RunConfig
+from cluster.stages.planning import stage_configs
 from data_pipeline.images.crop_kinds import ADM_RANDOM, VAR_RANDOM, AnyCrop, ResizeRandomCrop
 from model.families import build_discriminator, build_tokenizer
 from trainer.config import TokenizerStageConfig, TrainerConfig
 from trainer.engine.schedule import learning_rate
+from trainer.planning.blank_stages import blank_stage, one_rank
+from trainer.planning.fake_device import fake_device
 from trainer.stages.adversary import own_trainer
 
 FOLDER = Path(str(resources.files("configs")))
@@ -345,3 +348,19 @@ def test_an_example_of_the_page_loads_and_can_be_built(text: str, tmp_path: Path
 
 def test_the_page_has_an_example_of_each_kind_but_the_proxy() -> None:
     assert len(EXAMPLES) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("var-vqvae", {"tokenizer": 108_948_355, "discriminator": 2_765_633}),
+        ("titok-s-128-stage2", {"tokenizer": 83_674_639, "discriminator": 1_909_889}),
+    ],
+)
+def test_a_recipe_is_planned_with_all_of_its_networks_and_without_their_files(
+    name: str, parameters: dict[str, int]
+) -> None:
+    with one_rank(), fake_device("cuda", torch.bfloat16) as fake:
+        built = blank_stage("train-tokenizer", stage_configs(recipe(name), "train-tokenizer"), fake).stage
+        found = {key: sum(p.numel() for p in each.module.parameters()) for key, each in built.trainables.items()}
+    assert found == parameters
