@@ -36,9 +36,9 @@ class Held:
     """By their published names, without wrappers."""
     place: str
     """Where they were: "ema", "trainer.vae_local"; empty if the file is a state dict."""
-    teachers: int = 0
+    teachers: int
     """Tensors of frozen teachers, which were left out."""
-    beside: tuple[str, ...] = ()
+    beside: tuple[str, ...]
     """What else the file holds, and was left aside."""
 
 
