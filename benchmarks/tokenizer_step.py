@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -52,6 +53,7 @@ def measure(name: str, given: argparse.Namespace) -> dict[str, Any]:
     from trainer.stages.guides import Guides
     from trainer.stages.tokenizer import TokenizerStage
 
+    os.environ.update(LOCAL_RANK="0", RANK="0", WORLD_SIZE="1")
     torch.set_num_threads(1)
     torch.manual_seed(0)
     cpu, (losses, parts) = torch.device("cpu"), ROWS[name]
