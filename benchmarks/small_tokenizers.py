@@ -1,0 +1,110 @@
+"""Train the small tokenizers of configs/small, and table each beside principal components at its own bits.
+
+    python benchmarks/small_tokenizers.py [--runs FOLDER] [--json FILE] [NAME...]
+
+Needs the run of `make quickstart`, whose images and teacher they share. NAME is a config of configs/small without
+".yaml", or NAME@LATENTS for a number of latents. A tokenizer that has trained already is tabled as it is. Errors are
+squared errors of pixels in [-1, 1] on the held-out images, by the moving average of the weights, after each prefix of
+the tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from report import write_report
+
+from cluster.config.loading import load_config
+from data_pipeline.images.transforms import to_model
+from data_pipeline.shards.tokenizers import load_tokenizer
+from trainer.evaluation.tokenizer_record import LabelledPixels, baseline_record, bits_of_prefixes, probe_record
+
+NAMES = (
+    *("fsq", "bsq", "vqgan", "msbr", "imagefolder", "titok-proxy", "titok-stage1", "titok-stage2"),
+    *("titok-single-stage@8", "titok-single-stage@16", "titok-single-stage@32"),
+)
+MOST_TRAINING_IMAGES = 9_000
+_BATCH = 100
+
+
+def main() -> None:
+    """Train, look, table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=Path("runs/small"), help="where the runs go")
+    parser.add_argument("--quickstart", type=Path, default=Path("runs/quickstart"), help="the quickstart's run")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("names", nargs="*", default=list(NAMES))
+    options = parser.parse_args()
+    found = [measure(name, options.runs, options.quickstart) for name in options.names]
+    columns = ["tokenizer", "bits", "squared error", "principal components", "PSNR", "probe", "minutes"]
+    write_report("small tokenizers", columns, [row(each) for each in found], {"tokenizers": found}, options.json)
+
+
+def measure(name: str, runs: Path, quickstart: Path) -> dict[str, Any]:
+    """Train one, if it is not there, and look at held-out images through it."""
+    kind, _, latents = name.partition("@")
+    run = runs / name.replace("@", "-")
+    config = f"package:small/{kind}.yaml"
+    changes = [f"run={run}", f"inputs.images={quickstart}", f"inputs.teacher={quickstart}"]
+    changes += [f"tokenizer.model.latents={latents}"] if latents else []
+    changes += [f"inputs.proxy={runs / 'titok-proxy'}"] if "titok-stage" in kind else []
+    changes += [f"tokenizer.init_from={runs / 'titok-stage1'}"] if kind == "titok-stage2" else []
+    seconds = None
+    if not (run / "tokenizer/export/card.json").exists():
+        begin = time.perf_counter()
+        command = [sys.executable, "-m", "foldtrain", "train-tokenizer", config, *changes]
+        subprocess.run(command, check=True)
+        seconds = time.perf_counter() - begin
+    return {"name": name, "seconds": seconds} | look(
+        str(run / "tokenizer/export"), quickstart, load_config(config).data.fit
+    )
+
+
+@torch.inference_mode()
+def look(uri: str, quickstart: Path, fit: str) -> dict[str, Any]:
+    """Errors after each prefix, beside those of principal components at as many bits."""
+    network, _ = load_tokenizer(uri, "cpu")
+    size, layout = network.config.image_size, network.layout
+    sets = {
+        split: LabelledPixels.load(str(quickstart / "images" / split), size, fit, MOST_TRAINING_IMAGES)
+        for split in ("train", "validation")
+    }
+    training, held_out = sets["train"], sets["validation"]
+    bits = bits_of_prefixes(layout, network.prefixes)
+    baselines = baseline_record(training.pixels_NHWC, held_out.pixels_NHWC, bits)
+    sums = dict.fromkeys(network.prefixes, 0.0)
+    for first in range(0, len(held_out.pixels_NHWC), _BATCH):
+        image_BCHW = torch.from_numpy(to_model(held_out.pixels_NHWC[first : first + _BATCH]))
+        tokens_BLF = network.tokenize(image_BCHW)
+        for keep in network.prefixes:
+            sums[keep] += float((network.detokenize(tokens_BLF, keep) - image_BCHW).square().mean((1, 2, 3)).sum())
+    return {
+        "bits": bits,
+        "errors": [total / len(held_out.pixels_NHWC) for total in sums.values()],
+        "components": [each["mse"] for each in baselines["components"]],
+        "mean_image": baselines["mean_image"],
+        "probe": probe_record(network, training, held_out, torch.device("cpu")),
+    }
+
+
+def row(found: dict[str, Any]) -> list[str]:
+    """Of the table."""
+    psnr = 10 * torch.tensor(4 / found["errors"][-1]).log10()
+    probe = found["probe"]
+    seen = "" if probe is None else ", ".join(f"{name} {share:.2f}" for name, share in probe["branches"].items())
+    minutes = "" if found["seconds"] is None else f"{found['seconds'] / 60:.1f}"
+    return [
+        found["name"],
+        *(" ".join(map(str, found["bits"])), " ".join(f"{each:.4f}" for each in found["errors"])),
+        *(" ".join(f"{each:.4f}" for each in found["components"]), f"{psnr:.1f}", seen, minutes),
+    ]
+
+
+if __name__ == "__main__":
+    main()
