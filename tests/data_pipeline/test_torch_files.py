@@ -177,6 +177,30 @@ def test_an_archive_that_is_not_whole_is_refused(tmp_path: Path, make: Callable[
         load_torch_file(path)
 
 
+@pytest.mark.parametrize(("field", "value"), [(42, b"\xff\xff\xff\x7f"), (8, b"\x01\x00"), (12, b"\xff\xff")])
+def test_an_entry_that_leads_nowhere_or_is_encrypted_is_refused(tmp_path: Path, field: int, value: bytes) -> None:
+    """Offset, flags and time of the pickle's entry in the list at the archive's end; the time does not matter."""
+    path = saved(tmp_path / "a.pt", {"a": torch.zeros(100)})
+    data = bytearray(path.read_bytes())
+    at = data.index(b"PK\x01\x02")
+    data[at + field : at + field + len(value)] = value
+    path.write_bytes(data)
+    if field == 12:
+        load_torch_file(path)
+        return
+    with pytest.raises(ValueError, match=r"no archive of torch\.save"):
+        load_torch_file(path)
+
+
+def test_an_archive_cut_within_stays_an_error_of_the_file(tmp_path: Path) -> None:
+    """What is left ends as an archive does, and its offsets lead before the start."""
+    path = saved(tmp_path / "a.pt", {"a": torch.zeros(3000)})
+    data = path.read_bytes()
+    path.write_bytes(data[:1000] + data[1048:])
+    with pytest.raises(ValueError, match=r"no archive of torch\.save|before or behind"):
+        load_torch_file(path)
+
+
 def test_an_archive_without_a_pickle_or_with_a_name_twice_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.pt", {"a": torch.zeros(100)})
     twice = tmp_path / "b.pt"

@@ -77,7 +77,7 @@ def read_token_file(uri: str) -> TokenFile:
         raise UsageError(f"there is no file {uri}: give one that foldtrain encode has written") from None
     try:
         return _parse(_members(data))
-    except (ValueError, zipfile.BadZipFile, NotImplementedError, EOFError, OverflowError) as error:
+    except (ValueError, zipfile.BadZipFile, EOFError, OverflowError, RuntimeError) as error:  # encrypted, for one
         raise UsageError(f"{uri} is no file of tokens that foldtrain encode writes ({error})") from None
 
 

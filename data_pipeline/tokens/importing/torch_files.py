@@ -82,7 +82,15 @@ def read_pickle(path: Path) -> bytes:
             if pickles[0].file_size > MOST_PICKLE:
                 raise ValueError(f"its data.pkl has more than {MOST_PICKLE:,} bytes")
             return archive.read(pickles[0])
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, UnicodeDecodeError) as error:
+    except FileNotFoundError:
+        raise
+    except (
+        zipfile.BadZipFile,
+        EOFError,
+        UnicodeDecodeError,
+        OSError,
+        RuntimeError,
+    ) as error:  # offsets that lead nowhere
         raise ValueError(
             f"it is no archive of torch.save ({error}); files from before torch 1.6 have to be loaded and saved anew, "
             "where you trust them"
