@@ -220,3 +220,38 @@ def test_families_of_another_package_are_planned() -> None:
         check=False,
     )
     assert done.stdout.strip() == "True", done.stderr
+
+
+ADVERSARIAL: dict[str, Any] = {
+    "discriminator": {"kind": "dino", "network": "vit_tiny_patch16_224?img_size=32", "group": 2},
+    "adaptive": True,
+    "lecam": {"of": "means"},
+    "augment": {"blur_steps": 9},
+}
+
+
+@pytest.mark.parametrize("accumulates", [False, True])
+def test_an_adversarial_step_is_traced_without_weights_and_waits_for_no_device(accumulates: bool) -> None:
+    trainer = TrainerConfig(steps=9, global_batch=2)
+    model = ImageFolderConfig(
+        image_size=32,
+        patch_size=8,
+        scales=(1, 4),
+        dropout_min_scales=1,
+        quantizer=VectorConfig(codebook_size=16, code_dim=8, entropy=0.1),
+        encoder=VIT,
+        decoder=VIT,
+    )
+    found = []
+    for loss in ({}, {"perceptual": [{"kind": "lpips"}], "adversarial": ADVERSARIAL}):
+        section = TokenizerStageConfig(model=model, loss=TokenizerLossConfig.model_validate(loss), trainer=trainer)
+        configs = StageConfigs(section, None, None, TokensConfig(), ReadingConfig())
+        found.append(trace_micro_batch("train-tokenizer", configs, 2, "cuda", accumulates=accumulates, warm=True))
+    alone, against = found
+    assert alone.syncs == against.syncs == ()
+    # A head for each of 5 depths: 1x1 and 9x1 convolutions of width 192 with a gain and a shift each, and a logit.
+    head = (192**2 + 192) + (9 * 192**2 + 192) + 4 * 192 + (192 + 1)
+    assert against.parameters - alone.parameters == 5 * head
+    frozen = 5_500_000 + 14_700_000  # the ViT, and VGG16's convolutions
+    assert against.frozen_bytes == pytest.approx(4 * frozen, rel=0.05)
+    assert against.exact_flops > 2 * alone.exact_flops
