@@ -26,7 +26,7 @@ from data_pipeline.shards.tokenizers import load_tokenizer
 from trainer.evaluation.tokenizer_record import LabelledPixels, baseline_record, bits_of_prefixes, probe_record
 
 NAMES = (
-    *("fsq", "bsq", "vqgan", "msbr", "imagefolder", "titok-proxy", "titok-stage1", "titok-stage2"),
+    *("fsq", "bsq", "vqgan", "msvr", "msbr", "imagefolder", "titok-proxy", "titok-stage1", "titok-stage2"),
     *("titok-single-stage@8", "titok-single-stage@16", "titok-single-stage@32"),
 )
 MOST_TRAINING_IMAGES = 9_000

@@ -57,13 +57,15 @@ def stage_configs(config: RunConfig, stage: str) -> StageConfigs:
     found = with_reachable(config, ["teacher"]) if config.given("teacher") else None
     teacher = teacher_at(found.product("teacher")) if found else config.teacher
     trained = config.tokenizer, config.generator, teacher
-    proxy = _proxy(config) if stage == "train-tokenizer" else None
+    proxy = _proxy(config, stage)
     return StageConfigs(*trained, config.tokens, config.data.reading, given, config.evaluation.judge, proxy)
 
 
-def _proxy(config: RunConfig) -> TokenizerConfig | None:
+def _proxy(config: RunConfig, stage: str) -> TokenizerConfig | None:
     """The tokenizer whose codes are learnt, by its card; None without one, or where it cannot be reached from here."""
-    if config.tokenizer is None or not config.tokenizer.model.needs_proxy or config.inputs.proxy is None:
+    if stage != "train-tokenizer" or config.tokenizer is None or not config.tokenizer.model.needs_proxy:
+        return None
+    if config.inputs.proxy is None:
         return None
     try:
         return tokenizer_at(find_product("tokenizer", config.inputs.proxy, "inputs.proxy"))
@@ -74,7 +76,7 @@ def _proxy(config: RunConfig) -> TokenizerConfig | None:
 def proxy_note(config: RunConfig, stage: str) -> str | None:
     """What a plan leaves out of a proxy, in words; None if nothing."""
     needs = stage == "train-tokenizer" and config.tokenizer is not None and config.tokenizer.model.needs_proxy
-    if not needs or _proxy(config) is not None:
+    if not needs or _proxy(config, stage) is not None:
         return None
     return f"inputs.proxy, {config.inputs.proxy}, cannot be reached from here: its time and memory are not counted"
 

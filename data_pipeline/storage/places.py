@@ -17,6 +17,7 @@ from pydantic import AfterValidator
 
 from data_pipeline.errors import UsageError
 from data_pipeline.storage import uris
+from model.config.section import LOCAL_FILE
 
 EMBEDDED = "embedded:"
 """How the names of files begin that come with foldtrain."""
@@ -223,6 +224,8 @@ def rules_of(annotation: Any, metadata: tuple[Any, ...] | list[Any] = ()) -> Pla
     for found in metadata:
         if isinstance(found, AfterValidator) and isinstance(found.func, PlaceRules):
             return found.func
+    if LOCAL_FILE in metadata:
+        return PlaceRules(local=True)
     nested = (rules_of(part, getattr(part, "__metadata__", ())) for part in get_args(annotation))
     return next((rules for rules in nested if rules), None)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from model.config.registered import choice_of, joined, kind_of
-from model.config.section import Section
+from model.config.section import Section, WeightsFile
 
 GROUP = "foldtrain.discriminators"
 """Of the entry points by which installed packages add discriminators."""
@@ -96,7 +96,7 @@ class DinoConfig(BatchNormConfig):
     network: str = TEACHER
     """The frozen network: `teacher` for the run's own teacher; or a timm vision transformer, with sizes that are not
     its own as in a URL (vit_small_patch16_224.dino, as published; vit_small_patch14_dinov2.lvd142m?img_size=224)."""
-    file: str | None = None
+    file: WeightsFile | None = None
     """Its weights, on a local path or file: URI that every worker reads. Null: from timm's hub (needs network once)."""
     taps: int = Field(5, gt=0, le=64)
     """Depths at which features are taken: before the first block and after evenly spaced ones, the last among them."""

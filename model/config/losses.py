@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from model.config.discriminators import AnyDiscriminatorConfig, PatchConfig
 from model.config.registered import choice_of, joined, kind_of
-from model.config.section import Section
+from model.config.section import Section, WeightsFile
 
 GROUP = "foldtrain.perceptual"
 """Of the entry points by which installed packages add perceptual distances."""
@@ -46,9 +46,9 @@ class LpipsConfig(_PublishedConfig):
 
     kind: Literal["lpips"] = "lpips"
     """Kind of the distance."""
-    file: str | None = None
+    file: WeightsFile | None = None
     """torchvision's weights of VGG16, vgg16-397923af.pth: a local path or file: URI that every worker reads."""
-    heads: str | None = None
+    heads: WeightsFile | None = None
     """Weights of the distance, version 0.1, vgg.pth, as taming-transformers and the package lpips have it."""
 
 
@@ -57,7 +57,7 @@ class ShiftTolerantConfig(_PublishedConfig):
 
     kind: Literal["st-lpips"] = "st-lpips"
     """Kind of the distance."""
-    file: str | None = None
+    file: WeightsFile | None = None
     """vgg_shift_tolerant.pth of the package stlpips-pytorch: a local path or file: URI that every worker reads."""
 
 
@@ -66,7 +66,7 @@ class ConvNextConfig(_PublishedConfig):
 
     kind: Literal["convnext"] = "convnext"
     """Kind of the distance."""
-    file: str | None = None
+    file: WeightsFile | None = None
     """torchvision's weights, convnext_small-0c510722.pth: a local path or file: URI that every worker reads."""
 
 

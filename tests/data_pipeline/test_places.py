@@ -9,7 +9,8 @@ import pytest
 
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
-from data_pipeline.storage.places import INPUT, OUTPUT, PlaceRules, place
+from data_pipeline.storage.places import INPUT, OUTPUT, PlaceRules, place, rules_of
+from model.config.losses import LpipsConfig
 
 DISK = PlaceRules(written=True, local=True)
 PACKAGED = PlaceRules(embedded=True)
@@ -104,3 +105,8 @@ def test_an_argument_is_named_in_the_refusal() -> None:
 def test_a_pattern_may_be_longer_than_the_names_it_stands_for(folder: str) -> None:
     pattern = f"{folder}/{{{','.join(f'n{number:08}' for number in range(1000))}}}.tar"
     assert INPUT(pattern) == pattern
+
+
+def test_a_file_of_weights_is_a_place_on_this_machine() -> None:
+    field = LpipsConfig.model_fields["file"]
+    assert rules_of(field.annotation, field.metadata) == PlaceRules(local=True)

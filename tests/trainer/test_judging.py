@@ -105,6 +105,9 @@ def reconstructed() -> SimpleNamespace:
     """More images than are judged at once, and what becomes of them in two tokenizer passes."""
     torch.manual_seed(0)
     tokenizer = ImageFolderTokenizer(TOKENIZER).eval()
+    with torch.no_grad():
+        for name in tokenizer.codebooks:
+            tokenizer.get_parameter(name).mul_(30)  # so that each scale tells
     real = RealImages(draw_images(3, [0, 1, 2] * 87), torch.zeros(261))
     with torch.inference_mode():
         tokens = tokenizer.tokenize(real.image_NCHW)

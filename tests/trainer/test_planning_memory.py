@@ -151,6 +151,11 @@ def real_stage(stage: str, precision: str) -> GeneratorStage | TokenizerStage:
     return GeneratorStage.without_data(found.generator, network, quantizer, cpu)
 
 
+def terms_of(stage: GeneratorStage | TokenizerStage, batch: Any) -> Any:
+    """Of a micro-batch that is the only one of its step."""
+    return stage.terms(batch) if isinstance(stage, GeneratorStage) else stage._terms(batch, None, None)[0]
+
+
 def saved_bytes(network: nn.Module, batch: Any, forward: Callable[[], Tensor]) -> int:
     """Bytes of the distinct tensors that autograd saves, without parameters and the batch."""
     fed = [value for value in tree_leaves(vars(batch)) if isinstance(value, Tensor)]
@@ -177,8 +182,7 @@ def test_a_trace_keeps_what_autograd_saves(stage: str, precision: str) -> None:
 
     def forward() -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            terms: Any = real.terms
-            loss: Tensor = terms(batch)["loss"]
+            loss: Tensor = terms_of(real, batch)["loss"]
             return loss
 
     forward()  # masks are made once, and are no activations

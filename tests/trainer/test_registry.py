@@ -78,7 +78,7 @@ def test_no_other_list_of_stages_stands_in_the_packages() -> None:
 def test_what_trains_a_stage_is_there(stage: RunStage) -> None:
     module, _, name = stage.trains.partition(":")
     trainer = getattr(importlib.import_module(module), name)
-    assert all(hasattr(trainer, method) for method in ("card", "terms", "state", "load_state"))
+    assert all(hasattr(trainer, method) for method in ("card", "step", "state", "load_state"))
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.command)
