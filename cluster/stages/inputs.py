@@ -45,7 +45,7 @@ def with_reachable(config: RunConfig, products: Iterable[str]) -> RunConfig:
     for name in products:
         try:
             config = with_found(config, [name])
-        except Exception:  # noqa: S112 - as many as there are kinds of storage, and none matters to a plan
+        except (FoldtrainError, OSError):
             continue
     return config
 

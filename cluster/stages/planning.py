@@ -5,7 +5,7 @@ from __future__ import annotations
 from cluster.config.run import RunConfig
 from cluster.stages.inputs import find_product, with_found, with_reachable
 from data_pipeline import storage
-from data_pipeline.errors import UsageError
+from data_pipeline.errors import FoldtrainError, UsageError
 from data_pipeline.shards.manifest import MANIFEST_NAME, read_manifest
 from model.config import TokenizerConfig
 from trainer.planning.blank_stages import StageConfigs, teacher_at, tokenizer_at
@@ -69,7 +69,7 @@ def _proxy(config: RunConfig, stage: str) -> TokenizerConfig | None:
         return None
     try:
         return tokenizer_at(find_product("tokenizer", config.inputs.proxy, "inputs.proxy"))
-    except Exception:  # as many kinds as there are of storage
+    except (FoldtrainError, OSError):
         return None
 
 
