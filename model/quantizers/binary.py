@@ -6,14 +6,14 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.config import BinaryConfig
-from model.protocols import Search, SoftAssignment
-from model.quantizers.entropy import binary_entropy
+from model.protocols import Search
+from model.quantizers.entropy import SoftQuantizer, binary_entropy
 
 
-class BinaryQuantizer(nn.Module):
+class BinaryQuantizer(SoftQuantizer):
     """Each channel becomes plus or minus `BinaryConfig.length`; latents of BSQ are first brought to length one.
 
     Shapes: B batch, K vectors, C channels, which are the bits of an id: the first channel is the lowest bit.
@@ -23,7 +23,7 @@ class BinaryQuantizer(nn.Module):
 
     def __init__(self, config: BinaryConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config: BinaryConfig = config
 
     def project(self, vector_BKC: Tensor) -> Tensor:
         """The vectors, of BSQ at length one."""
@@ -48,21 +48,6 @@ class BinaryQuantizer(nn.Module):
 
     # SoftAssignment: of each bit by itself. 2 ** bits shares would be too many, and their entropy, if bits are
     # independent, is the sum of the bits' entropies.
-
-    @property
-    def soft(self) -> SoftAssignment | None:
-        """The entropy term, unless its weight is 0."""
-        return self if self.config.entropy else None
-
-    @property
-    def entropy_weight(self) -> float:
-        """Of the entropy term."""
-        return self.config.entropy
-
-    @property
-    def entropy_of_cells(self) -> bool:
-        """Of what is looked up, or of all positions of the grid."""
-        return self.config.entropy_positions == "cells"
 
     def shares(self, vector_BKC: Tensor) -> Tensor:
         """Probability of each bit, [B, K, C]: the squared distances to both values differ by 4 * x * length."""

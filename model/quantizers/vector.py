@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import VectorConfig
-from model.protocols import Search, SoftAssignment
-from model.quantizers.entropy import categorical_entropy
+from model.protocols import Search
+from model.quantizers.entropy import SoftQuantizer, categorical_entropy
 
 
-class VectorQuantizer(nn.Module):
+class VectorQuantizer(SoftQuantizer):
     """Codes are looked up by cosine similarity or by distance, and put out as they are or at length one.
 
     Shapes: B batch, K vectors, C channels, V codes.
@@ -23,7 +23,7 @@ class VectorQuantizer(nn.Module):
 
     def __init__(self, config: VectorConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config: VectorConfig = config
         self._cosine = config.lookup == "cosine" or config.unit_codes
         self.codebook = nn.Parameter(torch.empty(config.codebook_size, config.code_dim))
         self.reset_parameters()
@@ -60,21 +60,6 @@ class VectorQuantizer(nn.Module):
         return F.normalize(codes_BKC, dim=-1) if self.config.unit_codes else codes_BKC
 
     # SoftAssignment
-
-    @property
-    def soft(self) -> SoftAssignment | None:
-        """The entropy term, unless its weight is 0."""
-        return self if self.config.entropy else None
-
-    @property
-    def entropy_weight(self) -> float:
-        """Of the entropy term."""
-        return self.config.entropy
-
-    @property
-    def entropy_of_cells(self) -> bool:
-        """Of what is looked up, or of all positions of the grid."""
-        return self.config.entropy_positions == "cells"
 
     def shares(self, vector_BKC: Tensor) -> Tensor:
         """Probability of each code, [B, K, V], with gradients to vectors and codes."""
