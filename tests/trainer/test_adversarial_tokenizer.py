@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.families import build_discriminator
 from model.losses.contrastive import contrastive_loss
 from tests.trainer.gloo import run_gloo
 from tests.trainer.toy_tokenizer import (
@@ -26,7 +27,7 @@ from tests.trainer.toy_tokenizer import (
     one_step,
 )
 from trainer.engine.batches import normalized
-from trainer.engine.schedule import learning_rate
+from trainer.stages.adversary import Adversary
 from trainer.stages.tokenizer_pass import judged_of
 
 pytestmark = pytest.mark.slow
@@ -175,17 +176,14 @@ def test_before_its_start_the_discriminator_is_never_called(tmp_path: Path) -> N
 
 
 def test_its_schedule_begins_where_it_does() -> None:
-    own = build_adversary_trainer()
+    section: Any = job("").section
+    asked = section.loss.adversarial
+    network = build_discriminator(asked.discriminator, section.model.image_size, None)
+    adversary = Adversary(asked, network, section.trainer, torch.device("cpu"))
+    own = adversary.trainer
     assert own.steps == STEPS - START
-    rates = [learning_rate(own, step - START) for step in range(START, STEPS)]
+    rates = [adversary.rate(step) for step in range(START, STEPS)]
     assert rates[0] == pytest.approx(0.005)  # the one step of warm-up
     assert rates[1] == pytest.approx(0.01)
     assert rates[-1] == pytest.approx(0.005)
     assert (own.betas, own.weight_decay, own.gradient_clipping) == ((0.4, 0.9), 0.02, 0.5)
-
-
-def build_adversary_trainer() -> Any:
-    from trainer.stages.adversary import own_trainer
-
-    section = job("").section
-    return own_trainer(section.loss.adversarial, section.trainer)  # type: ignore[union-attr]
