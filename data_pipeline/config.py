@@ -145,7 +145,7 @@ class ReadingConfig(Section):
     null takes $XDG_CACHE_HOME/foldtrain or ~/.cache/foldtrain."""
     cache_bytes: int | None = Field(None, gt=0, le=2**60)
     """Most bytes of a user's copies on a node; the least recently used go first. Null leaves a tenth of the disk
-    free."""
+    free, at most 10 GiB."""
     cache_images: bool = False
     """Copy remote image shards whole. If not, each image is one range read; tokens are always copied (`tokens`)."""
     threads: int = Field(4, ge=0, le=1_024)

@@ -45,13 +45,26 @@ SLOW_GROUPS = {"s3", "ray", "drill", "data_drill", "train_drill", "elastic", "no
 """Groups of tests (`xdist_group`) that share the S3 server or a Ray, or kill what one has started."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist, which then reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what `make test-fast` leaves out: whatever needs the S3 server, starts Ray or kills processes."""
+    """Mark what `make test-fast` leaves out, and keep on one process the tests of a file that share a fixture.
+
+    Left out is whatever needs the S3 server, starts Ray or kills processes. A fixture of a module would be made once
+    on each process that runs a test of it.
+    """
     for item in items:
         groups = {mark.args[0] for mark in item.iter_markers("xdist_group") if mark.args}
         is_drill = item.get_closest_marker("drill") is not None
         if is_drill or groups & SLOW_GROUPS or "s3" in getattr(item, "fixturenames", ()):
             item.add_marker("slow")
+        if not groups and shares_a_fixture(item):
+            item.add_marker(pytest.mark.xdist_group(f"{item.path.parent.name}_{item.path.stem}"))
+
+
+def shares_a_fixture(item: pytest.Item) -> bool:
+    """Whether a test uses a fixture that is made once for its module."""
+    known = item._fixtureinfo.name2fixturedefs if isinstance(item, pytest.Function) else {}
+    return any(found.scope == "module" for definitions in known.values() for found in definitions)
 
 
 @dataclass(frozen=True)

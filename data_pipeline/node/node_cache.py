@@ -40,7 +40,9 @@ from data_pipeline.node.private_folder import NotPrivateError, PrivateFolder, pr
 _CLAIM = ".claim-"
 _TEMPORARY = ".tmp-"
 _ROOM_LOCK = ".room"
-_KEPT_FREE = 0.1
+_KEPT_FREE, _MOST_KEPT_FREE = 0.1, 10 * 2**30
+"""Without a limit so much of the disk is left free: the share, or the bytes where they are less."""
+UNSET_LIMIT = "data.reading.cache_bytes; without it a tenth of the disk, at most 10 GiB, is left free"
 _TRIES = 100
 """Times that a copy is looked for or made, when it is removed again and again before it can be used."""
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
@@ -77,7 +79,7 @@ class NodeCache:
 
     Args:
         folder: on this node, shared with other users or not; None for the default.
-        limit: most bytes that this user's copies may take; None leaves a tenth of the disk free.
+        limit: most bytes that this user's copies may take; None leaves a tenth of the disk free, at most 10 GiB.
     """
 
     def __init__(self, folder: str | None = None, limit: int | None = None) -> None:
@@ -248,9 +250,9 @@ class NodeCache:
                     excess -= status.st_size
             if excess > 0:
                 raise NoRoomError(
-                    f"{folder.path} may hold {limit} bytes (data.reading.cache_bytes; without it a tenth of the disk "
-                    f"is left free), which leaves no room for {size} more beside the copies in use: raise the limit by "
-                    f"at least {excess}, free space there, or set data.reading.cache_dir to a larger disk of the node"
+                    f"{folder.path} may hold {limit} bytes ({UNSET_LIMIT}), which leaves no room for {size} more "
+                    f"beside the copies in use: raise the limit by at least {excess}, free space there, or set "
+                    "data.reading.cache_dir to a larger disk of the node"
                 )
             for name in chosen:
                 folder.remove(name)
@@ -259,7 +261,8 @@ class NodeCache:
         if self.limit is not None:
             return self.limit
         disk = shutil.disk_usage(folder.path)
-        return taken + disk.free - int(disk.total * _KEPT_FREE)
+        kept_free = min(int(disk.total * _KEPT_FREE), _MOST_KEPT_FREE)
+        return max(0, taken + disk.free - kept_free)
 
     @contextmanager
     def _failures(self) -> Iterator[None]:

@@ -25,7 +25,7 @@ from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from data_pipeline.node.copy_seal import SEAL_BYTES
 from data_pipeline.node.held_copies import HeldCopies
-from data_pipeline.node.node_cache import NodeCache, NoRoomError
+from data_pipeline.node.node_cache import UNSET_LIMIT, NodeCache, NoRoomError
 from data_pipeline.order.mixing import Order, upcoming
 from data_pipeline.shards.manifest import TokenManifest
 from data_pipeline.shards.token_copy import MappedTokens, TokenCopy
@@ -206,8 +206,8 @@ def _check_room(uri: str, manifest: TokenManifest, cache: NodeCache, window: int
         remedy = f"to at most {most}" if most else "to 1 and tokenize with smaller shards (tokens.shard_samples)"
         raise NoRoomError(
             f"data.reading.shuffle_window is {window}, and two windows of {uri} take {needed:,} bytes, but this node's "
-            f"cache may hold {capacity:,} (data.reading.cache_bytes; without it a tenth of the disk is left free): set "
-            f"the window {remedy}, raise the limit, or set data.reading.cache_dir to a larger disk of the node"
+            f"cache may hold {capacity:,} ({UNSET_LIMIT}): set the window {remedy}, raise the limit, or set "
+            "data.reading.cache_dir to a larger disk of the node"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -123,6 +124,19 @@ def test_a_limit_that_leaves_no_room_is_an_error_that_names_it(tmp_path: Path) -
     with cache.open("a", 10, fill), pytest.raises(UsageError, match=r"data\.reading\.cache_bytes"):
         cache.open("b", 10, fill)
     assert names(cache) == {"a"}
+
+
+@pytest.mark.parametrize(
+    ("total", "free", "room"),
+    [(100, 30, 20), (100, 5, 0), (252 * 2**30, 23 * 2**30, 13 * 2**30)],
+    ids=["a tenth is kept", "none left", "of a large disk 10 GiB"],
+)
+def test_without_a_limit_a_tenth_of_the_disk_is_left_free_and_of_a_large_one_10_gib(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, total: int, free: int, room: int
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(total=total, free=free)
+    monkeypatch.setattr("data_pipeline.node.node_cache.shutil.disk_usage", lambda _: usage)
+    assert NodeCache(str(tmp_path)).capacity() == room
 
 
 def test_no_copy_is_removed_for_one_that_does_not_fit_in_the_end(tmp_path: Path) -> None:

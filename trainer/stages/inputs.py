@@ -5,7 +5,7 @@ from __future__ import annotations
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from data_pipeline.node.copy_seal import SEAL_BYTES
-from data_pipeline.node.node_cache import NodeCache
+from data_pipeline.node.node_cache import UNSET_LIMIT, NodeCache
 from data_pipeline.shards import token_windows
 from data_pipeline.shards.image_shards import ImageShards
 from data_pipeline.shards.manifest import ImageManifest, TokenManifest
@@ -32,9 +32,9 @@ def open_images(job: TrainJob) -> ImageShards:
         needed = held + (window + 1) * (int(shards.sizes.max(initial=0)) + SEAL_BYTES)
         if needed > limit and held + shards.total_bytes + len(shards) * SEAL_BYTES > limit:
             raise UsageError(
-                f"this node's cache may hold {limit:,} bytes (data.reading.cache_bytes; without it a tenth of the disk "
-                f"is left free), but {window} shards are shuffled together, which take {needed:,}: raise it, set "
-                "data.reading.shuffle_window lower, or set data.reading.cache_images to false"
+                f"this node's cache may hold {limit:,} bytes ({UNSET_LIMIT}), but {window} shards are shuffled "
+                f"together, which take {needed:,}: raise it, set data.reading.shuffle_window lower, or set "
+                "data.reading.cache_images to false"
             )
     return images
 
