@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from model.config import GeneratorConfig, QuantizerConfig, TokenizerConfig
+from model.config.sampling import GuidanceSchedule, OrderOptions
 from model.layout import TokenLayout
 
 Terms = dict[str, Tensor]
@@ -291,15 +292,23 @@ class SamplingPlan:
     condition_B: Tensor
     """Classes, int64."""
     uniform_BLF: Tensor
-    """A number of [0, 1) for each token; equal numbers give equal images."""
+    """A number of [0, 1) for each token; equal numbers, and seeds, give equal images."""
     guidance: float = 0.0
-    """Classifier-free guidance; 0 leaves the unconditional half out."""
+    """Classifier-free guidance g: logits c + g (c - u), with the class and without; 0 leaves the latter out."""
     top_k: int = 0
     """Draw from the k likeliest tokens; 0 for all."""
     top_p: float = 1.0
     """Draw from the likeliest tokens that hold this much probability."""
     kept_BLF: Tensor | None = None
     """Tokens to keep as they are; those that are negative are drawn. None draws all."""
+    schedule: GuidanceSchedule | None = None
+    """Guidance over the way; None for the order's own (`GeneratorConfig.guidance_schedule`)."""
+    temperature: float = 1.0
+    """What logits are divided by, after guidance and before top-k; small ones draw the likeliest tokens."""
+    seed_B: Tensor | None = None
+    """int64, a random number per image, for orders that draw more often than once for each token."""
+    order: OrderOptions | None = None
+    """What can be set of this order alone (`GeneratorConfig.order_options`); None for its defaults."""
 
 
 class Generator(Protocol):

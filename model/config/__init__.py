@@ -35,6 +35,7 @@ from model.config.quantizers import (
     SphericalConfig,
     VectorConfig,
 )
+from model.config.sampling import GuidanceSchedule, OrderOptions, guidance_of
 from model.config.section import MOST_CLASSES, Section, Sides, Widths
 from model.config.tokenizers import GridTokenizerConfig, ImageFolderConfig, TokenizerConfig
 
@@ -54,12 +55,14 @@ __all__ = [
     "FiniteScalarConfig",
     "GeneratorConfig",
     "GridTokenizerConfig",
+    "GuidanceSchedule",
     "ImageFolderConfig",
     "LecamConfig",
     "LookupFreeConfig",
     "LpipsConfig",
     "MaskgitVqganConfig",
     "NextScaleConfig",
+    "OrderOptions",
     "PatchConfig",
     "PerceptualConfig",
     "PerturbationConfig",
@@ -76,4 +79,5 @@ __all__ = [
     "ViTConfig",
     "VqganConfig",
     "Widths",
+    "guidance_of",
 ]

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from model.config.networks import ClassCount
+from model.config.sampling import GuidanceSchedule, OrderOptions
 from model.layout import TokenLayout
 
 
@@ -17,6 +18,10 @@ class GeneratorConfig(ClassCount):
     """Family of the generator: the order in which it predicts tokens, and its network."""
     needs_forcing: ClassVar[bool] = False
     """Whether training needs the tokenizer that made the tokens (its multi-scale sums), and not their ids alone."""
+    guidance_schedule: ClassVar[GuidanceSchedule] = GuidanceSchedule(kind="constant")
+    """Guidance over the course of sampling, where a plan names none."""
+    order_options: ClassVar[type[OrderOptions]] = OrderOptions
+    """What can be set of sampling in this order alone."""
     label_dropout: float = Field(0.1, ge=0, lt=1)
     """Share of training samples whose class is hidden, which makes guidance possible."""
 
@@ -40,6 +45,7 @@ class NextScaleConfig(GeneratorConfig):
     """
 
     needs_forcing: ClassVar[bool] = True
+    guidance_schedule: ClassVar[GuidanceSchedule] = GuidanceSchedule(kind="linear")
 
     kind: Literal["next-scale"] = "next-scale"
     """Family of the generator."""

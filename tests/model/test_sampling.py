@@ -11,9 +11,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model.config import ImageFolderConfig, NextScaleConfig, VectorConfig
+from model.config import GuidanceSchedule, ImageFolderConfig, NextScaleConfig, VectorConfig, guidance_of
+from model.generators.choosing import draw, truncate
 from model.generators.next_scale import FoldedGenerator
-from model.generators.sampling import draw, guidance_ramp, truncate
+from model.generators.sampling import guidance_shares
 from model.protocols import SamplingPlan
 from model.quantizers.multi_scale import FoldedQuantizer
 
@@ -111,8 +112,45 @@ def test_draws_have_the_probabilities_of_the_logits() -> None:
 
 
 def test_guidance_grows_from_nothing_at_the_first_scale_to_all_at_the_last() -> None:
-    assert guidance_ramp(3.0, 4) == [0.0, 1.0, 2.0, 3.0]
-    assert guidance_ramp(3.0, 1) == [3.0]
+    assert guidance_shares(None, 4) == [0.0, 1 / 3, 2 / 3, 1.0]
+    assert guidance_shares(None, 1) == [1.0]
+
+
+def test_each_schedule_of_guidance_is_the_published_one() -> None:
+    """RAR-B's power 2.75, and the cosine that is constant at power 0, as 0 ** 0 is 1 (TiTok's specs, 2.2)."""
+    assert [GuidanceSchedule(kind="constant").share(done) for done in (0.0, 0.4)] == [1.0, 1.0]
+    assert [GuidanceSchedule(kind="linear").share(done) for done in (0.0, 0.25)] == [0.0, 0.25]
+    cosine = GuidanceSchedule(kind="cosine", power=2.75)
+    assert cosine.share(0.0) == 0.0
+    assert cosine.share(0.5) == pytest.approx(0.5 * (1 - math.cos(math.pi * 0.14865)), rel=1e-4)
+    assert GuidanceSchedule(kind="cosine", power=0).share(0.0) == 1.0
+
+
+@pytest.mark.parametrize(("form", "scale", "ours"), [("var", 1.5, 1.5), ("llamagen", 2.0, 1.0), ("rar", 16.0, 15.0)])
+def test_published_guidance_is_converted_by_name(form: str, scale: float, ours: float) -> None:
+    """Equal logits: theirs from their own formula, ours from c + g (c - u)."""
+    with_class, without = torch.randn(2, 5, generator=torch.Generator().manual_seed(0)).double()
+    theirs = (1 + scale) * with_class - scale * without if form == "var" else without + scale * (with_class - without)
+    guidance = guidance_of(form, scale)
+    assert guidance == ours
+    assert torch.allclose(with_class + guidance * (with_class - without), theirs)
+
+
+def test_an_unknown_form_of_guidance_is_refused() -> None:
+    with pytest.raises(ValueError, match="no form of guidance is called dalle: there are var"):
+        guidance_of("dalle", 2.0)
+
+
+def test_temperature_divides_the_logits_before_anything_is_left_out() -> None:
+    generator, quantizer = pair()
+    label_B, uniform_BLF = torch.arange(5), uniforms(generator, 5)
+    cold = generate(generator, quantizer, label_B, uniform_BLF, temperature=1e-3)
+    assert torch.equal(cold, generate(generator, quantizer, label_B, uniform_BLF, top_k=1))
+    hot = generate(generator, quantizer, label_B, uniform_BLF, temperature=2.0, top_p=0.9)
+    inputs_BMC = quantizer.generator_input(hot)
+    with torch.no_grad():
+        logits_BLFV = generator(label_B, inputs_BMC)
+    assert torch.equal(hot, draw(truncate(logits_BLFV / 2, 0, 0.9), uniform_BLF))
 
 
 @pytest.mark.parametrize("folds", [1, 2])

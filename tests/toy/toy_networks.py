@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from toy_families import ToyGeneratorConfig, ToyTokenizerConfig
 
-from model.generators.sampling import draw, truncate
+from model.generators.choosing import draw, truncate
 from model.layout import TokenLayout
 from model.losses.tokens import terms_of_groups
 from model.protocols import Draws, SamplingPlan, TeacherForcing, Terms, TokenizerOutput, Uniform
