@@ -355,3 +355,31 @@ class Generator(Protocol):
     def no_decay_parameters(self) -> set[str]:
         """Names of the parameters without weight decay, besides all vectors."""
         ...
+
+
+class StepTaught(Protocol):
+    """What a generator is besides whose training needs to know of the whole step (`GeneratorConfig.needs_step`).
+
+    A mean that is weighted over the samples of a step, or a chance that changes from step to step, is then the same in
+    whatever micro-batches and on however many workers the step is computed.
+    """
+
+    def of_step(self, step: int, seed_S: Tensor) -> dict[str, Tensor]:
+        """What `training_terms` is given of a step, by name; on the host, from any thread.
+
+        Args:
+            step: from 0.
+            seed_S: int64 [S], the seeds of all samples of the step, over all workers, on the host.
+        """
+        ...
+
+    def training_terms(
+        self,
+        tokens_BLF: Tensor,
+        condition_B: Tensor,
+        seed_B: Tensor | None,
+        forcing: TeacherForcing | None,
+        of_step: Mapping[str, Tensor] | None = None,
+    ) -> Terms:
+        """As `Generator.training_terms`. Without `of_step` the samples are taken for a whole step."""
+        ...

@@ -18,6 +18,8 @@ class GeneratorConfig(ClassCount):
     """Family of the generator: the order in which it predicts tokens, and its network."""
     needs_forcing: ClassVar[bool] = False
     """Whether training needs the tokenizer that made the tokens (its multi-scale sums), and not their ids alone."""
+    needs_step: ClassVar[bool] = False
+    """Whether training needs to know of the whole step, over all workers (`model.protocols.StepTaught`)."""
     guidance_schedule: ClassVar[GuidanceSchedule] = GuidanceSchedule(kind="constant")
     """Guidance over the course of sampling, where a plan names none."""
     order_options: ClassVar[type[OrderOptions]] = OrderOptions

@@ -44,10 +44,7 @@ def split_seed(seed_B: Tensor, count: int) -> Tensor:
         int64 [N, B].
     """
     number_N = torch.arange(1, count + 1, device=seed_B.device)
-    bits_NB = seed_B + (number_N * _GAMMA)[:, None]
-    bits_NB = (bits_NB ^ _shift(bits_NB, 30)) * _FIRST
-    bits_NB = (bits_NB ^ _shift(bits_NB, 27)) * _SECOND
-    return bits_NB ^ _shift(bits_NB, 31)
+    return _scrambled(seed_B + (number_N * _GAMMA)[:, None])
 
 
 def uniform(seed_B: Tensor, count: int) -> Tensor:
@@ -102,3 +99,37 @@ def normal(seed_B: Tensor, count: int) -> Tensor:
     """
     radius_NB, angle_NB = uniform(seed_B, 2 * count).view(count, 2, -1).unbind(1)
     return (-2 * torch.log1p(-radius_NB)).sqrt() * torch.cos(2 * math.pi * angle_NB)
+
+
+def element_dropout(x: Tensor, seed_B: Tensor | None, rate: float) -> Tensor:
+    """Dropout of single elements of `x` [B, ...], which are scaled up otherwise: each by 16 bits of its sample's seed.
+
+    The rate is taken to the next multiple of 2^-16.
+
+    Raises:
+        ValueError: if there is no seed to decide by.
+    """
+    return x * keep_factors(x.shape[1:], seed_B, rate).to(x.dtype)
+
+
+def keep_factors(shape: torch.Size, seed_B: Tensor | None, rate: float) -> Tensor:
+    """What `element_dropout` multiplies with: 0 or 1 / (1 - rate), float32 [B, *shape].
+
+    Raises:
+        ValueError: if there is no seed to decide by.
+    """
+    if seed_B is None:
+        raise ValueError("dropout in training needs seed_B, one random number per sample (or call eval())")
+    count, limit = shape.numel(), round(rate * 2**16)
+    bits_BN = seed_B[:, None] + torch.arange(1, -(-count // 4) + 1, device=seed_B.device) * _GAMMA
+    bits_BN = _scrambled(bits_BN).view(torch.int16)[:, :count]
+    kept_BN = bits_BN >= limit - 2**15
+    return (kept_BN.float() * (2**16 / (2**16 - limit))).view(-1, *shape)
+
+
+def _scrambled(bits: Tensor) -> Tensor:
+    """SplitMix64's last steps, in place."""
+    for by, factor in ((30, _FIRST), (27, _SECOND)):
+        bits ^= _shift(bits, by)
+        bits *= factor
+    return bits.bitwise_xor_(_shift(bits, 31))

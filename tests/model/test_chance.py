@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.layers.random_numbers import block_chances, drop_path, dropout, split_seed, uniform
+from model.layers.random_numbers import block_chances, drop_path, dropout, element_dropout, split_seed, uniform
 
 MASK = 2**64 - 1
 INT64 = st.integers(-(2**63), 2**63 - 1)
@@ -68,6 +68,33 @@ def test_dropout_leaves_out_single_elements() -> None:
     out_BC = dropout(torch.ones(5000, 8), torch.arange(5000), 0.25)
     assert (out_BC == 0).float().mean(0).numpy() == pytest.approx(0.25, abs=0.03)
     assert out_BC.unique().tolist() == [0, pytest.approx(4 / 3)]
+
+
+def test_each_element_is_left_out_by_its_own_16_bits() -> None:
+    """Positions and channels in turn are the 16-bit parts of the sample's numbers, the lowest first."""
+    seed, rate = 1234567, 0.25
+    bits = [splitmix64(seed, number) & MASK for number in (1, 2)]
+    parts = [number >> 16 * part & 0xFFFF for number in bits for part in range(4)]
+    kept = [(part ^ 0x8000) >= rate * 2**16 for part in parts[:6]]
+    out = element_dropout(torch.full((1, 3, 2), 3.0), torch.tensor([seed]), rate)
+    assert out.flatten().tolist() == [4.0 * keeps for keeps in kept]
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.5])
+def test_element_dropout_leaves_out_the_given_share_everywhere(rate: float) -> None:
+    out_BLC = element_dropout(torch.ones(4000, 3, 5), torch.arange(4000), rate)
+    assert (out_BLC == 0).float().mean(0).flatten().tolist() == pytest.approx([rate] * 15, abs=0.03)
+    assert float(out_BLC.max()) == pytest.approx(1 / (1 - rate), rel=1e-4)
+    together = np.corrcoef((out_BLC == 0).flatten(1).T.numpy()) if rate else np.eye(15)
+    assert np.abs(together - np.eye(15)).max() < 0.08
+
+
+def test_element_dropout_needs_a_seed_and_leaves_each_sample_its_own() -> None:
+    x_BLC, seed_B = torch.ones(4, 5, 7), torch.arange(4)
+    together = element_dropout(x_BLC, seed_B, 0.3)
+    assert torch.equal(element_dropout(x_BLC[2:3], seed_B[2:3], 0.3), together[2:3])
+    with pytest.raises(ValueError, match="needs seed_B"):
+        element_dropout(x_BLC, None, 0.3)
 
 
 @given(st.lists(INT64, min_size=2, max_size=8), st.integers(1, 7))

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from data_pipeline.errors import UsageError
 from data_pipeline.loading.loader import TokenBatches
-from data_pipeline.order.permutations import keyed_uniform, network_seeds
+from data_pipeline.order.permutations import keyed_uniform, network_seeds, step_positions
 from model.families import build_generator
 from model.layout import TokenLayout
-from model.protocols import Generator, TeacherForcing
+from model.protocols import Generator, StepTaught, TeacherForcing
 from trainer.config import GeneratorStageConfig
 from trainer.engine.batches import Batch
 from trainer.engine.deepspeed_engine import DeepSpeedEngines
@@ -37,6 +37,8 @@ class TokenSamples(Batch):
     """int64."""
     condition_B: Tensor
     """Classes, int64; the number of classes where the class is hidden."""
+    of_step: dict[str, Tensor] | None = None
+    """What the network needs to know of the whole step (`GeneratorConfig.needs_step`)."""
 
     @property
     def tokens(self) -> int:
@@ -108,7 +110,16 @@ class GeneratorStage:
             seed_B=torch.from_numpy(network_seeds(self._seed, batch.position_B)),
             tokens_BLF=torch.from_numpy(batch.tokens_BLF.astype(np.int64)),
             condition_B=torch.from_numpy(label),
+            of_step=self._of_step(step),
         )
+
+    def _of_step(self, step: int) -> dict[str, Tensor] | None:
+        """What the network needs to know of the samples of all ranks: a function of their positions."""
+        if not self._config.model.needs_step:
+            return None
+        positions = step_positions(step, self._config.trainer.global_batch)
+        seed_S = torch.from_numpy(network_seeds(self._seed, positions))
+        return cast("StepTaught", self.network).of_step(step, seed_S)
 
     def blank_batch(self, size: int) -> TokenSamples:
         """A batch of the right shapes, with zeros in it."""
@@ -125,7 +136,10 @@ class GeneratorStage:
 
     def terms(self, batch: TokenSamples) -> Terms:
         """What the generator minimizes, and what it says beside that."""
-        return self.network.training_terms(batch.tokens_BLF, batch.condition_B, batch.seed_B, self._forcing)
+        given = (batch.tokens_BLF, batch.condition_B, batch.seed_B, self._forcing)
+        if batch.of_step is None:
+            return self.network.training_terms(*given)
+        return cast("StepTaught", self.network).training_terms(*given, batch.of_step)
 
     def after_step(self, step: int, engines: DeepSpeedEngines) -> dict[str, dict[str, Any]]:  # noqa: ARG002 - a Stage has it
         """Nothing."""
