@@ -55,6 +55,7 @@ _CHANGEABLE = {
     "schedule",
     "stair_steps",
     "weight_decay",
+    "final_weight_decay",
     "betas",
     "gradient_clipping",
     "precision",

@@ -38,6 +38,12 @@ LIN0 = [RATE * (0.005 + 0.995 * step / WARMUP) for step in range(WARMUP)] + [
 RATES = {"cosine": COSINE, "lin0": LIN0}
 WARM = {"cosine": False, "lin0": True}
 """Whether the moving average of each schedule's runs has a warm-up."""
+LAST_DECAY = {"cosine": None, "lin0": 0.9}
+"""The last step's weight decay of each schedule's runs."""
+DECAYS = {
+    "cosine": [DECAY] * STEPS,
+    "lin0": [0.9 + (DECAY - 0.9) * (1 + math.cos(math.pi * step / (STEPS - 1))) / 2 for step in range(STEPS)],
+}
 CASES = [(schedule, zero) for schedule in RATES for zero in (0, 1)]
 SKIPPING: dict[str, Any] = {
     "steps": 8,
@@ -54,7 +60,8 @@ def train_all(folder: Path) -> None:
     uri = small_runs.write_images(folder)
     small_runs.train("judge", folder / "start", small_runs.classifier(learning_rate=small_runs.NO_STEP), images=uri)
     for schedule, zero in CASES:
-        section = small_runs.classifier(**SETTINGS, schedule=schedule, ema_warmup=WARM[schedule], zero_stage=zero)
+        own = {"schedule": schedule, "ema_warmup": WARM[schedule], "final_weight_decay": LAST_DECAY[schedule]}
+        section = small_runs.classifier(**SETTINGS, **own, zero_stage=zero)
         small_runs.train("judge", folder / f"{schedule}{zero}", section, images=uri)
     for zero in (0, 1):
         section = small_runs.classifier(**SKIPPING, checkpoint_every=1, keep_checkpoints=99, zero_stage=zero)
@@ -75,11 +82,11 @@ Plain = dict[str, tuple[dict[str, Tensor], dict[str, Tensor], list[float], list[
 def plain(runs: Path) -> Plain:
     """By schedule: weights, average, losses and gradient norms of the same training, written in plain torch."""
     start = small_runs.exported(runs / "start")
-    return {schedule: train_plainly(start, rates, WARM[schedule]) for schedule, rates in RATES.items()}
+    return {name: train_plainly(start, rates, DECAYS[name], WARM[name]) for name, rates in RATES.items()}
 
 
 def train_plainly(
-    start: dict[str, Tensor], rates: list[float], warm: bool
+    start: dict[str, Tensor], rates: list[float], decays: list[float], warm: bool
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], list[float], list[float]]:
     weights = {name: tensor.clone().requires_grad_() for name, tensor in start.items()}
     average = {name: tensor.clone() for name, tensor in start.items()}
@@ -91,9 +98,10 @@ def train_plainly(
     ]
     optimizer = torch.optim.AdamW(groups, betas=BETAS)
     losses, norms = [], []
-    for number, rate in enumerate(rates, 1):
+    for number, (rate, weight_decay) in enumerate(zip(rates, decays, strict=True), 1):
         for group in optimizer.param_groups:
             group["lr"] = rate
+        optimizer.param_groups[0]["weight_decay"] = weight_decay
         loss = F.cross_entropy(small_runs.plain_logits(weights, image), label)
         optimizer.zero_grad()
         loss.backward()
@@ -135,6 +143,12 @@ def test_recorded_losses_and_norms_are_those_of_every_step(runs: Path, plain: Pl
 @pytest.mark.parametrize(("schedule", "zero"), CASES)
 def test_the_recorded_learning_rate_is_the_schedules(runs: Path, schedule: str, zero: int) -> None:
     assert small_runs.records(runs / f"{schedule}{zero}", "learning_rate") == pytest.approx(RATES[schedule])
+
+
+def test_a_weight_decay_that_changes_is_recorded_and_another_is_not(runs: Path) -> None:
+    assert small_runs.records(runs / "lin01", "weight_decay") == pytest.approx(DECAYS["lin0"])
+    with pytest.raises(KeyError):
+        small_runs.records(runs / "cosine1", "weight_decay")
 
 
 @pytest.mark.parametrize("zero", [0, 1])

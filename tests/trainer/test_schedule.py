@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from trainer.config import TrainerConfig
-from trainer.engine.schedule import learning_rate
+from trainer.engine.schedule import learning_rate, weight_decay
 
 
 def config(**changes: float | str | None) -> TrainerConfig:
@@ -93,3 +93,29 @@ def test_stairs_need_their_length_and_nothing_else_has_one(changes: dict[str, fl
 def test_a_moving_average_that_is_not_kept_has_no_warm_up() -> None:
     with pytest.raises(ValidationError, match="set ema_decay above 0"):
         config(ema_warmup=True)
+
+
+VAR_D30: dict[str, float | str] = {
+    "steps": 438_200,
+    "learning_rate": 3.2e-4,
+    "final_learning_rate": 0.01,
+    "warmup_steps": 8764,
+    "schedule": "lin0",
+    "weight_decay": 0.05,
+    "final_weight_decay": 0.08,
+}
+
+
+def test_weight_decay_rises_from_the_first_step_to_the_last_as_vars_of_depth_30() -> None:
+    d30 = config(**VAR_D30)
+    assert weight_decay(d30, 0) == 0.05
+    assert weight_decay(d30, 219_100) == pytest.approx(0.0650, abs=5e-5)
+    assert weight_decay(d30, 438_199) == pytest.approx(0.08)
+    assert learning_rate(d30, 219_100) == pytest.approx(1.7334e-4, rel=1e-4)
+    assert learning_rate(d30, 438_199) == pytest.approx(3.2e-6)
+
+
+def test_weight_decay_is_constant_unless_a_last_one_is_given() -> None:
+    assert {weight_decay(config(weight_decay=0.3), step) for step in (0, 50, 99)} == {0.3}
+    falling = config(weight_decay=0.3, final_weight_decay=0.0, steps=101)
+    assert [weight_decay(falling, step) for step in (0, 50, 100)] == pytest.approx([0.3, 0.15, 0.0])

@@ -104,6 +104,9 @@ class TrainerConfig(Section):
     """Steps of a stair, for `schedule: stairs`: those of an epoch, as published."""
     weight_decay: float = Field(0.0, ge=0, le=1_000)
     """AdamW's decay, of matrices only: biases, norms, embeddings of positions and gains are left alone."""
+    final_weight_decay: float | None = Field(None, ge=0, le=1_000)
+    """Decay of the last step, which all steps approach along half a cosine from `weight_decay` on, as VAR's; null keeps
+    it as it is. Of the exported network alone: a discriminator's is constant."""
     betas: tuple[Share, Share] = (0.9, 0.95)
     """AdamW's decay rates of the two moments."""
     gradient_clipping: float = Field(0.0, ge=0)

@@ -17,6 +17,7 @@ from trainer.engine.finite import decide_on_device, was_applied
 from trainer.engine.fragments import OwnedState, open_state
 from trainer.engine.loss_scale import LossScale
 from trainer.engine.optimizer import CheckedAdamW, build_optimizer
+from trainer.engine.schedule import weight_decay
 from trainer.engine.settings import check_settings, deepspeed_config
 from trainer.engine.trainable import Trainable
 
@@ -103,8 +104,13 @@ class DeepSpeedEngine(Engine):
         ema = trainable.ema and config.ema_decay > 0
         self.owned: OwnedState = open_state(self.module, wrapped, config.zero_stage, ema=ema)
         self._update: Update | None = None
+        self._decay = config.weight_decay
         self._before_update = before_update
         self._accumulated, self._scale, self._factor = 0, 1.0, 1.0
+
+    def begin(self, step: int) -> None:
+        """Take what follows from the number of a step (from 0) but the learning rate: its weight decay."""
+        self._decay = weight_decay(self.config, step)
 
     @property
     def accumulation(self) -> int:
@@ -154,6 +160,7 @@ class DeepSpeedEngine(Engine):
         self._accumulated = 0
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
+            group["weight_decay"] = self._decay if group["decays"] else 0.0
         self._before_update()
         self._engine.step()
         optimizer = self._engine.optimizer

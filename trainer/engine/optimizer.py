@@ -14,15 +14,18 @@ from trainer.engine.trainable import Trainable
 
 
 def parameter_groups(module: nn.Module, weight_decay: float, no_decay: Set[str]) -> list[dict[str, Any]]:
-    """Matrices, which decay; and vectors and the parameters named in `no_decay`, which do not."""
+    """Matrices, which decay; and vectors and the parameters named in `no_decay`, which do not.
+
+    Whether a group does is its key "decays": a decay that changes may be 0 at times.
+    """
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             (plain if parameter.ndim < 2 or name in no_decay else decayed).append(parameter)
     groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": plain, "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": weight_decay, "decays": True},
+        {"params": plain, "weight_decay": 0.0, "decays": False},
     ]
     return [group for group in groups if group["params"]]
 

@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the optimizer step."""
+"""Learning rate and weight decay as pure functions of the optimizer step."""
 
 from __future__ import annotations
 
@@ -27,6 +27,17 @@ def learning_rate(config: TrainerConfig, step: int) -> float:
     progress = min(1.0, (step - before) / max(1, length - before))
     share = _SHAPES[config.schedule](progress)
     return config.learning_rate * (config.final_learning_rate + (1 - config.final_learning_rate) * share)
+
+
+def weight_decay(config: TrainerConfig, step: int) -> float:
+    """AdamW's decay at optimizer step `step` (from 0): constant, or on half a cosine to the last step's.
+
+    VAR's (specs of the baselines, 3.4): it begins with the first step, warm-up included.
+    """
+    if config.final_weight_decay is None:
+        return config.weight_decay
+    share = _cosine(min(1.0, step / max(1, config.steps - 1)))
+    return config.final_weight_decay + (config.weight_decay - config.final_weight_decay) * share
 
 
 def _warmup_start(config: TrainerConfig) -> float:

@@ -217,6 +217,8 @@ class Loop:
     def _train_step(self, batch: Batch) -> StepResult:
         rate, step = learning_rate(self.config, self.step), self.step
         parts = batch.split(self.engines[self.stage.exported].accumulation)
+        for engine in self.engines.values():
+            engine.begin(step)
         with self.watchdog.waiting(f"{self.job.stage}: step {step}", LONG):
             terms = self.stage.step(parts, self.engines, rate)
             updates = {name: engine.take_update() for name, engine in self.engines.items()}

@@ -32,7 +32,7 @@ from torch import Tensor
 from trainer.config import TrainerConfig
 from trainer.engine.engine import StepResult
 from trainer.engine.scalars import Scalars
-from trainer.engine.schedule import learning_rate
+from trainer.engine.schedule import learning_rate, weight_decay
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -124,6 +124,8 @@ class Meter:
             "window_seconds": seconds,
             "eta_seconds": (self._config.steps - step) * trained / count,
         }
+        if self._config.final_weight_decay is not None:
+            numbers["weight_decay"] = weight_decay(self._config, step - 1)
         if self._looked:
             numbers["validation_seconds"] = self._looked
         norms = {name: float(norm) / self._updates[name] for name, norm in self._norms.items()}

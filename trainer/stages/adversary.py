@@ -255,5 +255,6 @@ def own_trainer(config: AdversarialConfig, trainer: TrainerConfig) -> TrainerCon
         "warmup_rate": config.warmup_rate,
         "final_learning_rate": config.final_learning_rate,
         "warmup_steps": config.warmup_steps,
+        "final_weight_decay": None,
     }
     return trainer.model_copy(update=given | schedule)
