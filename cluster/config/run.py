@@ -133,6 +133,9 @@ class InputsConfig(Section):
     """A trained tokenizer, in place of the section `tokenizer`, which may then be left out."""
     tokens: InputPlace | None = None
     """Token shards that this tokenizer has made, in place of what `tokenize` makes."""
+    held_out_tokens: InputPlace | None = None
+    """Tokens of images that nothing is trained on, which `generator.validation` looks at: a set of token shards, or the
+    run that made one. Null: those that lie beside the tokens, where `tokenize` puts them (`held_out/`)."""
     generator: InputPlace | None = None
     """A trained generator to sample from and to evaluate, in place of the section `generator`."""
 
@@ -186,13 +189,21 @@ class RunConfig(Section):
         return self
 
     def _check_validation(self) -> None:
-        """What is looked at while a tokenizer trains has to be held out."""
+        """What is looked at while a tokenizer or a generator trains has to be held out."""
         looks = self.tokenizer is not None and self.tokenizer.validation is not None and not self.inputs.tokenizer
         held_out = self.data.validation_samples or self.data.validation_source or self.given("images")
         if looks and self.data.source and not held_out:
             raise ValueError(
                 "tokenizer.validation looks at images that nothing is trained on, and none are held out: set "
                 "data.validation_samples or data.validation_source, or tokenizer.validation to null"
+            )
+        asked = self.generator.validation if self.generator and not self.inputs.generator else None
+        held_out = held_out or self.given("tokens") or self.inputs.held_out_tokens
+        if asked and asked.samples and self.data.source and not held_out:
+            raise ValueError(
+                "generator.validation looks at tokens of images that nothing is trained on, and none are held out: set "
+                "data.validation_samples or data.validation_source, generator.validation.samples to 0 for pictures "
+                "alone, or generator.validation to null"
             )
 
     def _check_inputs(self) -> None:
@@ -242,7 +253,7 @@ class RunConfig(Section):
         written = {name: self.folder(name) for name in FOLDERS if not self.given(name)}
         written = {self._place_name(name): uri for name, uri in written.items()}
         refuse_overlap(written)
-        given = {f"inputs.{name}": uri for name in (*FOLDERS, "proxy") if (uri := self.given(name))}
+        given = {f"inputs.{name}": uri for name in (*FOLDERS, "proxy", "held_out_tokens") if (uri := self.given(name))}
         refuse_writing_into(given, written, self.run)
         cache = self.data.reading.cache_dir
         refuse_nesting(self.data, written, {"run": self.run} | ({"data.reading.cache_dir": cache} if cache else {}))

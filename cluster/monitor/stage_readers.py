@@ -29,6 +29,8 @@ _MOST_RECORDS = 2000
 _UNSHOWN = {"goodput", "spike_samples", "validation"}
 """Events that are shown elsewhere, or are for `foldtrain` and people with a question."""
 _LOOKS = {
+    "validation_loss": "loss",
+    "validation_training_loss": "of training images",
     "validation_mse": "squared error",
     "validation_training_mse": "of training images",
     "validation_psnr": "PSNR",
@@ -85,7 +87,7 @@ class TrainingReader:
             self._records.clear()
             self._looked = {}
         self._records.extend(records)
-        self._looked = next((each for each in reversed(records) if "validation_mse" in each), self._looked)
+        self._looked = next((each for each in reversed(records) if _has_look(each)), self._looked)
         return is_other or bool(records)
 
     def _look_at_events(self) -> bool:
@@ -137,6 +139,10 @@ class TrainingReader:
             looked_at=int(_number(self._looked, "step") or 0),
             held_out=tuple(_held_out(self._looked)),
         )
+
+
+def _has_look(record: Record) -> bool:
+    return "validation_mse" in record or "validation_loss" in record
 
 
 def _held_out(record: Record) -> Iterator[tuple[str, float]]:

@@ -3,12 +3,20 @@
 No image passes through Ray: a worker gets the plan, which has the same size for any number of images, then numbers of
 shards, and says what it has committed. What is committed decides what is left, so a driver or a worker may die at any
 instant.
+
+Images that were held out of training become tokens in the same way, a set of their own below the others (`held_out`),
+by the same workers. The manifest of the training tokens is written last: where it is, the held-out tokens are complete.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from cluster.config.run import RunConfig
 from cluster.pool.pool_progress import PoolProgress
@@ -23,8 +31,9 @@ from data_pipeline.config import ReadingConfig
 from data_pipeline.leases.lease import Lease, only_driver
 from data_pipeline.shards import weights
 from data_pipeline.shards.manifest import ImageManifest
-from data_pipeline.tokens.commits import Commits, read_commits
-from data_pipeline.tokens.plan import TokenPlan, plan_tokens
+from data_pipeline.shards.weights import Card
+from data_pipeline.tokens.commits import read_commits
+from data_pipeline.tokens.plan import HELD_OUT, PlannedSets, TokenPlan, plan_tokens
 from data_pipeline.tokens.tokenizing import finish
 from data_pipeline.tools.preflight import check_images
 from data_pipeline.tools.reusing import plan_reuse
@@ -35,6 +44,7 @@ class TokenizeWork:
     """What a worker does."""
 
     plan: TokenPlan
+    """Of the images that are trained on."""
     tokenizer: str
     """URI of its export."""
     gpus: int
@@ -43,6 +53,13 @@ class TokenizeWork:
     """Of the images; a worker without it reads it."""
     reading: ReadingConfig = field(default_factory=ReadingConfig)
     """Where a node keeps the index of the images."""
+    held_out: TokenPlan | None = None
+    """Of the images that are not; its shards are numbered after those of `plan`."""
+
+    @property
+    def sets(self) -> PlannedSets:
+        """Both."""
+        return PlannedSets((self.plan,) if self.held_out is None else (self.plan, self.held_out))
 
     def open(self, threads: int) -> MakeShard:
         """Load the tokenizer, and the indexes of the image shards.
@@ -63,18 +80,28 @@ class TokenizeWork:
         if device.type == "cpu":
             keep_freed_memory()
         cache = NodeCache(self.reading.cache_dir, self.reading.cache_bytes)
-        images = ImageShards(self.plan.images, self.manifest, index_cache=cache)
-        encode = load_encoder(self.plan, self.tokenizer, str(device))
+        encode, sets = load_encoder(self.plan, self.tokenizer, str(device)), self.sets
+
+        @functools.cache
+        def images(which: int) -> ImageShards:
+            return ImageShards(sets.plans[which].images, None if which else self.manifest, index_cache=cache)
+
+        images(0)
 
         def make(number: int, advance: Advance) -> dict[str, Any]:
-            made = tokenize_shard(self.plan, self.plan.shards[number], images, encode, advance, threads)
+            which, _ = sets.place(number)
+            made = tokenize_shard(sets.plans[which], sets.shard(number), images(which), encode, advance, threads)
             return {"size": made.shard.bytes, "sha256": made.shard.sha256, "software": made.software}
 
         return make
 
 
-def tokenize(config: RunConfig) -> int:
+def tokenize(config: RunConfig, held_out: str | None = None) -> int:
     """Make all token shards that are missing, then the manifest.
+
+    Args:
+        config: of the run.
+        held_out: URI of images that were held out of training, of which tokens are made, too; None for none.
 
     Returns:
         Images tokenized by this call.
@@ -90,53 +117,105 @@ def tokenize(config: RunConfig) -> int:
     card = weights.read_card(tokenizer, "tokenizer")
     if not config.tokens.reuse:
         plan = plan_tokens(images, card, config.tokens, output, config.data.fit)
-        return _tokenize(plan, manifest, tokenizer, config)
+        return _tokenize(plan, manifest, tokenizer, config, _plan_held_out(held_out, config, card, output))
     reuse = plan_reuse(images, card, config.tokens, output, config.data.fit)
-    done = sum(_tokenize(plan, ImageManifest.read(plan.images), tokenizer, config) for plan in reuse.plans)
+    beside = _plan_held_out(held_out, config, card, output)
+    plans = reuse.plans if beside is None else (*reuse.plans, beside)
+    done = sum(_tokenize(plan, ImageManifest.read(plan.images), tokenizer, config) for plan in plans)
     reuse.finish()
     record_place(config, "tokens")
     return done
 
 
-def _tokenize(plan: TokenPlan, manifest: ImageManifest, tokenizer: str, config: RunConfig) -> int:
+def _plan_held_out(images: str | None, config: RunConfig, card: Card, output: str) -> TokenPlan | None:
+    """What is to be made of the held-out images; None if there are none."""
+    if images is None or not check_images(images).samples:
+        return None
+    return plan_tokens(images, card, config.tokens, storage.join(output, HELD_OUT), config.data.fit)
+
+
+class _Missing:
+    """What is committed of some sets, and what is still to be made, their shards numbered through."""
+
+    def __init__(self, sets: PlannedSets) -> None:
+        self.sets, self.commits = sets, [read_commits(plan) for plan in sets.plans]
+
+    @property
+    def missing(self) -> npt.NDArray[np.int64]:
+        """Numbers of the shards that are still to be made, ascending."""
+        firsts = zip(self.sets.firsts, self.commits, strict=False)
+        return np.concatenate([first + commits.missing for first, commits in firsts])
+
+    def images(self, numbers: npt.NDArray[np.int64]) -> int:
+        """Images of these shards in all."""
+        firsts = self.sets.firsts
+        own = [numbers[(numbers >= first) & (numbers < stop)] - first for first, stop in itertools.pairwise(firsts)]
+        return sum(commits.images(some) for commits, some in zip(self.commits, own, strict=True))
+
+    def add(self, number: int, **facts: Any) -> None:
+        """A worker has committed a shard just now."""
+        which, own = self.sets.place(number)
+        self.commits[which].add(own, **facts)
+
+    def refresh(self) -> None:
+        """Look at storage again."""
+        for commits in self.commits:
+            commits.refresh()
+
+    def remove_stale(self) -> None:
+        """Delete records whose shards are gone."""
+        for commits in self.commits:
+            commits.remove_stale()
+
+    def finish(self) -> None:
+        """Write the manifests, that of the training tokens last."""
+        for commits in reversed(self.commits):
+            finish(commits.plan, commits)
+
+
+def _tokenize(
+    plan: TokenPlan, manifest: ImageManifest, tokenizer: str, config: RunConfig, held_out: TokenPlan | None = None
+) -> int:
     """Make what is missing of a plan for the images of a manifest. Returns the images tokenized by this call."""
-    commits = read_commits(plan)
-    left = commits.missing
+    gpus, reading = config.cluster.gpus_per_worker, config.data.reading
+    work = TokenizeWork(plan, tokenizer, gpus, manifest, reading, held_out)
+    there = _Missing(work.sets)
+    left = there.missing
     if len(left):
         with ray_session(config.cluster):
             require_gpus(config.cluster, min(config.tokens.min_workers, len(left)))
             with only_driver(plan.output, "tokenize") as lease:
-                commits.refresh()  # another driver, whose end this one has waited for, may have made some
-                left = commits.missing
+                there.refresh()  # another driver, whose end this one has waited for, may have made some
+                left = there.missing
                 if len(left):
                     record_config(config, "tokens")
-                    commits.remove_stale()
-                    gpus, reading = config.cluster.gpus_per_worker, config.data.reading
-                    _make(TokenizeWork(plan, tokenizer, gpus, manifest, reading), commits, config, lease)
-                    commits.refresh()
+                    there.remove_stale()
+                    _make(work, there, config, lease)
+                    there.refresh()
     if not len(left):
         record_place(config, "tokens")
-    finish(plan, commits)
+    there.finish()
     clear_scale(plan.output)
-    return commits.images(left)
+    return there.images(left)
 
 
-def _make(work: TokenizeWork, commits: Commits, config: RunConfig, lease: Lease) -> None:
-    plan, left = work.plan, commits.missing
+def _make(work: TokenizeWork, there: _Missing, config: RunConfig, lease: Lease) -> None:
+    sets, left, output = work.sets, there.missing, work.plan.output
     settings = PoolSettings(
         label="tokenize",
-        output=plan.output,
+        output=output,
         size=PoolSize(config.tokens.min_workers, config.tokens.max_workers),
         needs=WorkerNeeds(config.cluster.cpus_per_worker, config.cluster.gpus_per_worker),
         max_attempts=config.tokens.max_attempts,
         patience=config.tokens.patience_seconds,
         require=lease.require,
     )
-    shards = Shards(left, lambda number: plan.shards[number].name, lambda number: plan.shards[number].samples)
-    done, images = len(plan.shards) - len(left), plan.samples - commits.images(left)
+    shards = Shards(left, sets.name, lambda number: sets.shard(number).samples)
+    total, samples = sets.firsts[-1], sum(plan.samples for plan in sets.plans)
+    done, images = total - len(left), samples - there.images(left)
 
     def on_made(number: int, facts: dict[str, Any]) -> None:
-        commits.add(number, **facts)
+        there.add(number, **facts)
 
-    with PoolProgress("tokenize", plan.output, len(plan.shards), plan.samples, done, images) as progress:
+    with PoolProgress("tokenize", output, total, samples, done, images) as progress:
         make_shards(work, shards, settings, progress, on_made)

@@ -20,6 +20,7 @@ from data_pipeline import storage
 from data_pipeline.errors import FoldtrainError, UsageError
 from data_pipeline.leases.owned_folders import SETTINGS
 from data_pipeline.shards.manifest import MANIFEST_NAME
+from data_pipeline.tokens.plan import HELD_OUT
 from trainer.registry import RunStage, stage_in
 
 _CARD = "card.json"
@@ -113,3 +114,27 @@ def held_out_images(config: RunConfig) -> str:
     else:
         beside = bool(config.data.validation_samples) or config.data.validation_source is not None
     return validation if beside else images
+
+
+def held_out_to_tokenize(config: RunConfig) -> str | None:
+    """Held-out images of which `tokenize` makes tokens; None if there are none, or the run is given their tokens."""
+    images = storage.absolute(held_out_images(config))
+    is_made = not config.inputs.held_out_tokens and images != storage.absolute(config.product("images"))
+    return images if is_made else None
+
+
+def held_out_tokens(config: RunConfig) -> str | None:
+    """Tokens of images that nothing is trained on: those that the run is given, or those beside its tokens.
+
+    Returns:
+        Their URI; None if there are none.
+
+    Raises:
+        UsageError: if those that it is given are not there, or not finished.
+    """
+    given = config.inputs.held_out_tokens
+    tokens = find_product("tokens", given, "inputs.held_out_tokens") if given else config.product("tokens")
+    beside = storage.join(storage.absolute(tokens), HELD_OUT)
+    if storage.exists(storage.join(beside, MANIFEST_NAME)):
+        return beside
+    return tokens if given else None

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from cluster.config.run import RunConfig
 from cluster.progress.stage_records import START, record_time
-from cluster.stages.inputs import with_found
+from cluster.stages.inputs import held_out_to_tokenize, with_found
 from cluster.stages.train_jobs import (
     check_classes,
     check_initial,
@@ -187,7 +187,7 @@ def _tokenize(config: RunConfig) -> int:
     from cluster.pool.tokenizing import tokenize
 
     check_makes_tokens(config)
-    return tokenize(config)
+    return tokenize(config, held_out_to_tokenize(config))
 
 
 # ------------------------------------------------------------------------------------------------------------ training

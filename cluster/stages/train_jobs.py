@@ -11,7 +11,7 @@ from typing import Any
 
 from cluster.config.absolute_paths import with_absolute_paths
 from cluster.config.run import RunConfig
-from cluster.stages.inputs import find_product, held_out_images
+from cluster.stages.inputs import find_product, held_out_images, held_out_tokens
 from cluster.terminal.output import console
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
@@ -22,7 +22,13 @@ from data_pipeline.shards.tokenizers import tokenizer_config
 from data_pipeline.shards.weights import Card
 from data_pipeline.tools.preflight import check_images, check_tokens
 from model.config.titok import NO_TOKENS
-from trainer.config import TeacherConfig, TokenizerStageConfig
+from trainer.config import (
+    GeneratorStageConfig,
+    GeneratorValidationConfig,
+    PicturesConfig,
+    TeacherConfig,
+    TokenizerStageConfig,
+)
 from trainer.job import HELD_OUT, INITIAL, PROXY, StageSection, TrainJob
 from trainer.registry import RunStage
 
@@ -71,6 +77,8 @@ def train_job(config: RunConfig, stage: RunStage) -> TrainJob:
         inputs = inputs.plus(PROXY, *_found_proxy(config, section))
     if isinstance(section, TokenizerStageConfig) and section.validation is not None:
         inputs = _with_held_out(inputs, config)
+    if isinstance(section, GeneratorStageConfig) and section.validation is not None:
+        inputs = _with_held_out_tokens(inputs, config, section.validation)
     if section.init_from:
         section = _with_absolute_initial(section)
         inputs = _with_initial(inputs, stage, section, folder)
@@ -187,6 +195,56 @@ def _with_held_out(inputs: Inputs, config: RunConfig) -> Inputs:
     return replace(
         inputs, uris=inputs.uris | {HELD_OUT: uri}, manifests=inputs.manifests | {HELD_OUT: check_images(uri)}
     )
+
+
+def _with_held_out_tokens(inputs: Inputs, config: RunConfig, asked: GeneratorValidationConfig) -> Inputs:
+    """With tokens to look at while it trains, which are no part of the lineage."""
+    if asked.pictures is not None:
+        _check_pictures(inputs, asked.pictures)
+    if not asked.samples:
+        return inputs
+    uri = held_out_tokens(config)
+    if uri is None:
+        raise UsageError(
+            "generator.validation looks at tokens of images that nothing is trained on, and there are none beside "
+            f"{inputs.uris['tokens']}: where images were held out (data.validation_samples, data.validation_source), "
+            "`foldtrain tokenize` makes them; or name such tokens as inputs.held_out_tokens, set "
+            "generator.validation.samples to 0 for pictures alone, or generator.validation to null"
+        )
+    held_out, tokens = check_tokens(uri), inputs.manifests["tokens"]
+    assert isinstance(tokens, TokenManifest)
+    _check_held_out(uri, held_out, tokens)
+    return replace(inputs, uris=inputs.uris | {HELD_OUT: uri}, manifests=inputs.manifests | {HELD_OUT: held_out})
+
+
+def _check_held_out(uri: str, held_out: TokenManifest, tokens: TokenManifest) -> None:
+    """Refuse held-out tokens that say nothing of a generator of the other tokens."""
+    known, there = tokens.classes, held_out.classes
+    reason = None
+    if held_out.tokenizer.encoder != tokens.tokenizer.encoder or held_out.layout != tokens.layout:
+        reason = f"were made by another tokenizer ({held_out.tokenizer}) than those that are trained on"
+    elif held_out.fingerprint == tokens.fingerprint or held_out.source == tokens.source:
+        reason = "are of the same images as the tokens that are trained on"
+    elif known[: len(there)] != there:
+        reason = f"have other classes ({len(there)}) than those that are trained on ({len(known)}), or in another order"
+    if reason:
+        raise UsageError(
+            f"inputs.held_out_tokens, or what lies beside inputs.tokens: the tokens at {uri} {reason}: name others, or "
+            "set generator.validation to null"
+        )
+
+
+def _check_pictures(inputs: Inputs, asked: PicturesConfig) -> None:
+    """Refuse pictures that nothing can make of tokens, or of classes that the data have not."""
+    if "tokenizer" not in inputs.uris:
+        raise UsageError(
+            "generator.validation.pictures: only the tokenizer of these tokens makes images of them, and the run has "
+            "none: name it as inputs.tokenizer, or set pictures to null"
+        )
+    wrong = [label for label in asked.classes or () if label >= len(inputs.classes)]
+    if wrong:
+        last = len(inputs.classes) - 1
+        raise UsageError(f"generator.validation.pictures.classes: {wrong} are not among the data's classes 0 to {last}")
 
 
 def _token_inputs(config: RunConfig, _stage: RunStage) -> Inputs:

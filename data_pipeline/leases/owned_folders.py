@@ -47,7 +47,7 @@ _CHECKPOINT_FILES = re.compile(
     rf"{CHECKPOINT_FILE.pattern}|\.foldtrain-uploads/[0-9a-f]{{32}}\.json|\.tmp-[0-9a-f]+-(?:{CHECKPOINT_FILE.pattern}|COMPLETE)"
 )
 _PLACE = (
-    r"(?:(?:train|validation|quarantine|export|lease|checkpoints|(?:train|validation)/quarantine"
+    r"(?:(?:train|validation|held_out|quarantine|export|lease|checkpoints|(?:train|validation)/quarantine"
     r"|(?:listing|plan)/[0-9a-f]{32}"
     r"|(?:metrics|events|ledger)\.(?:segments|columns)|checkpoints/step_\d{8,})/)?(?:\.foldtrain-uploads/)?"
 )
@@ -112,9 +112,10 @@ def find_owned(root: str, listing: Mapping[str, storage.Entry]) -> list[Owned]:
 
 
 def lease_folder(owned: Owned) -> str:
-    """Where a driver that works in a folder takes its lease, relative to what was listed: ingest above its splits."""
+    """Where a driver that works in a folder takes its lease, relative to what was listed: above its splits."""
     parent, _, base = owned.name.rpartition("/")
-    is_split = base in {"train", "validation"} and owned.manifest is not None and owned.manifest["kind"] == "images"
+    splits = {"images": ("train", "validation"), "tokens": ("held_out",)}
+    is_split = owned.manifest is not None and base in splits[owned.manifest["kind"]]
     return parent if is_split else owned.name
 
 
@@ -123,7 +124,7 @@ def above(uri: str) -> tuple[str, str]:
     if "/" not in uri.rstrip("/"):
         uri = storage.absolute(uri)
     base = uri.rstrip("/")
-    for below in (r"checkpoints/step_\d{8,}", "checkpoints", "export", "train", "validation"):
+    for below in (r"checkpoints/step_\d{8,}", "checkpoints", "export", "train", "validation", "held_out"):
         match = re.fullmatch(rf"(.+[^/])/+({below})", base)
         if match and "://" not in match[1][-3:]:
             return match[1], match[2]

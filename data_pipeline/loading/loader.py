@@ -116,6 +116,11 @@ class TokenBatches:
         """How this node holds the tokens, for people."""
         return self._shards.held
 
+    @property
+    def views(self) -> int:
+        """Views that there are of each sample, of which an epoch draws one."""
+        return len(self._shards.manifest.views)
+
     def order(self) -> DataOrder:
         """What the order of the samples follows from."""
         return _describe(self._shards, self._order, self._global_batch)
@@ -242,6 +247,11 @@ class ImageBatches:
     def held(self) -> str:
         """How this node holds the images, for people."""
         return "from memory, decoded at the start" if self._pixels_NHWC is not None else self._images.held
+
+    @property
+    def views(self) -> int:
+        """1: what is random about a crop is drawn anew at each position."""
+        return 1
 
     def order(self) -> DataOrder:
         """What the order of the samples follows from."""

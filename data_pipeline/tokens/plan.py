@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from itertools import accumulate
 from typing import Any, overload
 
 from data_pipeline.config import TokensConfig
@@ -22,6 +24,9 @@ from model.layout import TokenLayout
 
 SOFTWARE = ("cykooz-resizer", "foldtrain", "numpy", "pillow", "simplejpeg", "torch")
 """Packages whose versions are recorded with the tokens."""
+
+HELD_OUT = "held_out"
+"""Folder, below the tokens, of those of the images that were held out of training."""
 
 _NAME = re.compile(rf"tokens-({SHARD_DIGITS})\.tar")
 
@@ -135,6 +140,35 @@ class TokenPlan:
             "decode": self.transform.decode,
             "precision": self.precision,
         }
+
+
+@dataclass(frozen=True)
+class PlannedSets:
+    """Sets of tokens that are made together, their shards numbered one set after the other."""
+
+    plans: tuple[TokenPlan, ...]
+
+    @property
+    def firsts(self) -> tuple[int, ...]:
+        """The number of each set's first shard, and of all shards at the end."""
+        return (0, *accumulate(len(plan.shards) for plan in self.plans))
+
+    def place(self, number: int) -> tuple[int, int]:
+        """The set of a shard, and the shard's number in it."""
+        which = bisect_right(self.firsts, number) - 1
+        return which, number - self.firsts[which]
+
+    def shard(self, number: int) -> PlannedShard:
+        """The shard of a number."""
+        which, own = self.place(number)
+        return self.plans[which].shards[own]
+
+    def name(self, number: int) -> str:
+        """Of a shard, below the output of the first set."""
+        which, own = self.place(number)
+        below = self.plans[which].output.removeprefix(self.plans[0].output).strip("/")
+        name = self.plans[which].shards[own].name
+        return f"{below}/{name}" if below else name
 
 
 def plan_tokens(images: str, tokenizer: Card, config: TokensConfig, output: str, fit: str) -> TokenPlan:

@@ -44,6 +44,7 @@ from data_pipeline.shards.token_reader import TokenReader
 from data_pipeline.shards.tokenizers import recorded_config
 from data_pipeline.text import yaml_dialect
 from data_pipeline.tokens.commits import record_name
+from data_pipeline.tokens.plan import HELD_OUT
 from data_pipeline.tools import examining
 from data_pipeline.tools.checks import MOST_PROBLEMS, Check, Problems, Report
 from data_pipeline.tools.comparing import Comparison, Images, quarantined_keys
@@ -112,8 +113,12 @@ def verify(
 
 def find_images(tokens: str, manifest: TokenManifest) -> str | None:
     """The images that tokens were made of, by the config.yaml beside them, or in the same run; None if not found."""
-    run = tokens.rstrip("/").rpartition("/")[0]
-    for images in (_recorded_images(tokens), storage.join(run, "images", "train")):
+    folder, _, name = tokens.rstrip("/").rpartition("/")
+    tokens, split = (folder, "validation") if name == HELD_OUT else (tokens.rstrip("/"), "train")
+    recorded = _recorded_images(tokens)
+    if recorded is not None and split != "train":
+        recorded = storage.join(recorded.rpartition("/")[0], split)
+    for images in (recorded, storage.join(tokens.rpartition("/")[0], "images", split)):
         try:
             if images and ImageManifest.read(images).fingerprint == manifest.source:
                 return images
@@ -402,6 +407,7 @@ def _stray_check(manifest: Manifest, sizes: _Sizes) -> Check:
     """Files that belong to no shard are told, and are no failure."""
     beside = index_name if manifest.kind == "images" else record_name
     ours = {*BESIDE, *(name for shard in manifest.shards for name in (shard.name, beside(shard.name)))}
-    stray = [name for name in sizes.own if name not in ours and not name.startswith(f"{LEASES}/")]
+    apart = (f"{LEASES}/", f"{HELD_OUT}/") if manifest.kind == "tokens" else (f"{LEASES}/",)
+    stray = [name for name in sizes.own if name not in ours and not name.startswith(apart)]
     text = f"{len(stray)} that belong to no shard: {', '.join(stray[:5])}{', ...' if len(stray) > 5 else ''}"
     return Check(OTHERS, True, text if stray else "none")

@@ -456,6 +456,14 @@ def test_events_that_anybody_may_have_written_are_text_of_one_line(tmp_path: Pat
     assert not {"\x1b", "\x07", "\u202e"} & set(out)
 
 
+def test_the_newest_look_at_held_out_tokens_is_shown(tmp_path: Path) -> None:
+    looked = {"validation_loss": 3.5, "validation_training_loss": 3.25, "validation_loss_group0_fold0": 0.75}
+    view = stage(tmp_path, [metric(20, 30, **looked), metric(30, 20)], [event("start", 0, 50)], "generator")
+    words = " ".join(shown("run", [view]).split())
+    assert "generator: held-out images at step 20: loss 3.5, of training images 3.25" in words
+    assert "0.75" not in words
+
+
 def test_the_newest_look_at_held_out_images_is_shown(tmp_path: Path) -> None:
     looked = {"validation_mse": 0.25, "validation_psnr": 17.5, "validation_ssim": None, "validation_use_fold_1": 0.875}
     metrics = [

@@ -170,6 +170,7 @@ class NamedSamples:
     shards = (STEPS * 8,)
     keys = np.array([f"image{number:03}" for number in range(STEPS * 8)], "S")
     held = "in memory"
+    views = 1
 
     def order(self) -> DataOrder:
         return DataOrder(data="", kind="images", fingerprint="", seed=0, window=None, global_batch=8, check=0)

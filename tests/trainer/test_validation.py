@@ -65,11 +65,11 @@ def train_job(asked: TrainJob, stop_at: int | None = None) -> None:
     if stop_at is not None and stage.validation is not None:
         look = stage.validation.look
 
-        def killed(engine: DeepSpeedEngine) -> Any:
+        def killed(engine: DeepSpeedEngine, step: int) -> Any:
             if loop.step == stop_at:
                 loop.writer.finish()  # the checkpoint of step 3 is complete
                 raise KeyboardInterrupt
-            return look(engine)
+            return look(engine, step)
 
         stage.validation.look = killed  # type: ignore[method-assign]
     torch.manual_seed(99)

@@ -9,7 +9,10 @@ from pydantic import Field, model_validator
 from data_pipeline.storage.places import InputPlace
 from model.config import MOST_CLASSES, ClassifierConfig, Section
 from model.families import AnyGeneratorConfig
-from trainer.config.training import TrainerConfig
+from trainer.config.training import MOST_STEPS, TrainerConfig, check_best
+
+_MOST_ROWS = 64
+"""Of a picture."""
 
 ChosenClasses = Annotated[tuple[Annotated[int, Field(ge=0, lt=MOST_CLASSES)], ...], Field(min_length=1)]
 
@@ -51,18 +54,6 @@ class TeacherConfig(ClassifierStageConfig):
         return f"{self.timm}?{given}" if self.timm and given else self.timm
 
 
-class GeneratorStageConfig(Section):
-    """Train the generator on token shards."""
-
-    model: AnyGeneratorConfig
-    """Its architecture."""
-    init_from: InputPlace | None = None
-    """Start from the weights of such a network, and not from random ones: the URI of a run that trained one, or of its
-    export. Of a moving average, if one was kept, that is taken. A start that finds a checkpoint goes on from there."""
-    trainer: TrainerConfig
-    """How it is optimized."""
-
-
 class SamplingConfig(Section):
     """How images are drawn from the generator."""
 
@@ -80,6 +71,75 @@ class SamplingConfig(Section):
     """Images drawn at once."""
     ema: bool = True
     """Use the moving average of the weights, if the run kept one."""
+
+
+class PicturesConfig(SamplingConfig):
+    """What is drawn while a generator trains: the same images, by seed and class, every so many steps."""
+
+    every: int | None = Field(None, gt=0, le=MOST_STEPS)
+    """Steps between pictures. The last step always has one. Null: as often as held-out tokens are looked at."""
+    samples_per_class: int = Field(4, gt=0, le=64)
+    """Images of each class, side by side."""
+    most_classes: int = Field(10, gt=0, le=64)
+    """Classes that are drawn where `classes` is null: so many, at even distances. A picture has a row for each."""
+
+    @model_validator(mode="after")
+    def _check_rows(self) -> Self:
+        if self.classes is not None and len(self.classes) > _MOST_ROWS:
+            raise ValueError(f"{len(self.classes)} classes are more rows than a picture has: name at most {_MOST_ROWS}")
+        return self
+
+
+class GeneratorValidationConfig(Section):
+    """How a generator is looked at while it trains, with the moving average of its weights, if it keeps one."""
+
+    every: int = Field(1000, gt=0, le=MOST_STEPS)
+    """Steps between looks at held-out tokens. The last step always has one."""
+    samples: int = Field(1000, ge=0, le=1_000_000)
+    """Held-out images whose tokens are looked at, the first of their set, whose shards are in shuffled order; one view
+    of each, the next view for the next image. 0 for none: then none have to be held out, and pictures are all."""
+    training_samples: int | None = Field(None, ge=0, le=1_000_000)
+    """Training images that are looked at in the same way, so that overfitting shows. Null: as many as `samples`."""
+    batch: int = Field(64, gt=0, le=65_536)
+    """Images per forward pass. The batches are dealt to the workers in turn, so the numbers stay the same."""
+    pictures: PicturesConfig | None = None
+    """Images that are drawn, for which the run needs the tokenizer of the tokens; null for none. One worker draws them,
+    and the others wait for it: the event `validation` says for how many seconds."""
+
+    @property
+    def trained_on(self) -> int:
+        """Training images that are looked at."""
+        return self.samples if self.training_samples is None else self.training_samples
+
+    @property
+    def pictures_every(self) -> int:
+        """Steps between pictures."""
+        return self.every if self.pictures is None or self.pictures.every is None else self.pictures.every
+
+    @model_validator(mode="after")
+    def _check_anything(self) -> Self:
+        if not (self.samples or self.trained_on or self.pictures):
+            raise ValueError("samples is 0 and pictures is null, so nothing is looked at: set validation to null")
+        return self
+
+
+class GeneratorStageConfig(Section):
+    """Train the generator on token shards."""
+
+    model: AnyGeneratorConfig
+    """Its architecture."""
+    init_from: InputPlace | None = None
+    """Start from the weights of such a network, and not from random ones: the URI of a run that trained one, or of its
+    export. Of a moving average, if one was kept, that is taken. A start that finds a checkpoint goes on from there."""
+    validation: GeneratorValidationConfig | None = None
+    """Look at held-out tokens, and draw pictures, while it trains; null does not. What is trained stays the same."""
+    trainer: TrainerConfig
+    """How it is optimized."""
+
+    @model_validator(mode="after")
+    def _check_best(self) -> Self:
+        check_best(self.trainer, None if self.validation is None or not self.validation.samples else self.validation)
+        return self
 
 
 class EvaluationConfig(Section):

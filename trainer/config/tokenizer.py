@@ -10,7 +10,7 @@ from data_pipeline.storage.places import InputPlace
 from model.config import Section
 from model.config.losses import AdversarialConfig, AnyPerceptualConfig, PerturbationConfig, SemanticConfig
 from model.families import AnyTokenizerConfig
-from trainer.config.training import MOST_STEPS, TrainerConfig
+from trainer.config.training import MOST_STEPS, TrainerConfig, check_best
 
 _MOVED = {
     "feature": "perceptual: [{{kind: teacher, weight: {0}}}]",
@@ -128,6 +128,11 @@ class TokenizerStageConfig(Section):
     """Look at held-out images while it trains; null does not. It changes nothing of what is trained."""
     trainer: TrainerConfig
     """How it is optimized."""
+
+    @model_validator(mode="after")
+    def _check_best(self) -> Self:
+        check_best(self.trainer, self.validation)
+        return self
 
     @model_validator(mode="after")
     def _check_loss(self) -> Self:

@@ -1,4 +1,4 @@
-"""A frame of a film strip: the same images as they are made of each prefix of their tokens at some step of training."""
+"""Frames of film strips: what is made at some step of training of the same images, or of the same seeds and classes."""
 
 from __future__ import annotations
 
@@ -23,11 +23,21 @@ def frame(originals_BCHW: Tensor, decoded: Sequence[Tensor], prefixes: Sequence[
         decoded: for each prefix, images as the originals; what is not finite is grey.
         prefixes: positions of each.
     """
-    rows = [_shrunk(torch.nan_to_num(each.float(), 0.0)) for each in (originals_BCHW, *decoded)]
-    pixels = to_uint8(torch.cat(rows))
     labels = ["original", *(f"{keep:,} position{'s' * (keep > 1)}" for keep in prefixes)]
+    return sheet(torch.cat((originals_BCHW, *decoded)), len(originals_BCHW), labels)
+
+
+def sheet(image_BCHW: Tensor, columns: int, row_labels: Sequence[str]) -> bytes:
+    """A PNG of images row by row, each row with its name.
+
+    Args:
+        image_BCHW: in [-1, 1]; what is not finite is grey.
+        columns: of each row.
+        row_labels: a name for each row.
+    """
+    pixels = to_uint8(_shrunk(torch.nan_to_num(image_BCHW.float(), 0.0)))
     upscale = max(1, _SMALLEST // pixels.shape[1])
-    return to_png(image_grid(pixels, len(originals_BCHW), upscale=upscale, row_labels=labels))
+    return to_png(image_grid(pixels, columns, upscale=upscale, row_labels=row_labels))
 
 
 def _shrunk(image_BCHW: Tensor) -> Tensor:

@@ -273,7 +273,7 @@ class Loop:
             return {}
         began = time.perf_counter()
         with self.watchdog.waiting(f"{self.job.stage}: the validation of step {self.step}", LONG):
-            found = validation.look(self.engines[self.stage.exported])
+            found = validation.look(self.engines[self.stage.exported], self.step)
         seconds = time.perf_counter() - began
         self._looked = {"step": self.step} | found.details
         self.meter.look(seconds)
@@ -287,7 +287,8 @@ class Loop:
         passed_over = self.step - self.rollbacks.consumed(self.step)
         record = self.meter.record(self.step, sum(self.progress.skipped.values()), passed_over) | dict(validated)
         if self.stage.samples is not None:
-            record["epoch"] = round(record["samples"] / len(self.stage.samples.keys), 4)
+            epochs, views = record["samples"] / len(self.stage.samples.keys), self.stage.samples.views
+            record |= {"epoch": round(epochs, 4)} | ({"crop_epoch": round(epochs / views, 4)} if views > 1 else {})
         self.progress.numbers = {name: value for name, value in record.items() if isinstance(value, int | float)}
         self.journal.metrics(record)
 

@@ -20,6 +20,7 @@ _NUMBERS = frozenset(
             "wall_seconds",
             "validation_seconds",
             "epoch",
+            "crop_epoch",
         ),
     }
 )

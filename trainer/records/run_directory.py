@@ -8,7 +8,8 @@
     events.jsonl        start, resume, restart, first_step, rollback, checkpoint, checkpoint_failed,
                         checkpoint_damaged, settings_changed, skipped_step, spike, validation, finish, no_mfu,
                         goodput, dropped_records, lines_left_out
-    pictures/           reconstructions-STEP.png: the same held-out images at each look of validation
+    pictures/           reconstructions-STEP.png: the same held-out images at each look of validation;
+                        samples-STEP.png: what a generator draws of the same seeds and classes
     metrics.prom        the newest record for Prometheus, if the folder is on this machine
     checkpoints/        see checkpoints/
     export/             the finished network, see data_pipeline/shards/weights.py

@@ -34,11 +34,12 @@ from trainer.report.data import (
     in_order_of_steps,
     is_shown,
 )
+from trainer.report.generator import pictured_steps
 from trainer.report.held_out import looks
 
 Checked = TypeVar("Checked", Evaluation, StageTime, Baselines, Shared)
-PICTURE = "reconstructions"
-"""Name of the film strip's frames (trainer/stages/validation.py)."""
+PICTURES = ("reconstructions", "samples")
+"""Names of the film strips' frames (trainer/stages/validation.py, generator_validation.py)."""
 MOST_FRAMES, MOST_FRAME_BYTES = 16, 16 * 2**20
 _PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -134,16 +135,17 @@ def _beside_errors(record: Record) -> dict[str, Any]:
 def _film(run_uri: str, records: StageRecords) -> Iterator[Frame]:
     """Frames of looks that are on record: of many, some at even distances, the first and the last among them."""
     folder = storage.join(run_uri, records.stage, FOLDER)
-    steps = {event["step"] for event in looks(records)}
+    steps = {event["step"] for event in looks(records)} | pictured_steps(records)
     if not steps:
         return
-    named = {picture_step(name, PICTURE): name for name in storage.list_names(folder)}
-    found = sorted(step for step in named if step is not None and step in steps)
+    names = [(picture_step(name, picture), name) for name in storage.list_names(folder) for picture in PICTURES]
+    named = {step: name for step, name in names if step is not None}
+    found = sorted(step for step in named if step in steps)
     chosen = {round(place) for place in np.linspace(0, len(found) - 1, min(MOST_FRAMES, len(found)))} if found else ()
     for place in sorted(chosen):
         png = storage.read_bytes(storage.join(folder, named[found[place]]), MOST_FRAME_BYTES)
         if png.startswith(_PNG):
-            yield Frame(found[place], png)
+            yield Frame(found[place], png, records.stage)
 
 
 def read_samples(run_uri: str) -> Samples | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,7 @@ Record = Mapping[str, Any]
 
 BOOKKEEPING = frozenset(
     [
-        *("time", "step", "steps", "samples", "epoch", "loss", "learning_rate", "grad_norm"),
+        *("time", "step", "steps", "samples", "epoch", "crop_epoch", "loss", "learning_rate", "grad_norm"),
         *("samples_per_second", "tokens_per_second", "mfu", "eta_seconds", "skipped_steps", "passed_over_steps"),
         *("step_seconds", "step_seconds_p50", "step_seconds_p95", "step_seconds_max", "window_steps", "window_seconds"),
         *("data_wait_share", "checkpoint_seconds", "validation_seconds", "goodput", "loss_scale"),
@@ -29,12 +30,13 @@ BOOKKEEPING = frozenset(
 
 def is_shown(name: str) -> bool:
     """Whether a number of metrics.jsonl is drawn, or summed up."""
-    return is_term(name) or name in {"loss", "samples_per_second", "epoch"}
+    drawn = {"loss", "samples_per_second", "learning_rate", "epoch", "crop_epoch"}
+    return is_term(name) or name in drawn or name.startswith("grad_norm")
 
 
 def is_term(name: str) -> bool:
     """Whether a number of metrics.jsonl is one of the training itself; looks at held-out images have charts apart."""
-    return name not in BOOKKEEPING and not name.startswith("validation_")
+    return name not in BOOKKEEPING and not name.startswith(("validation_", "grad_norm", "loss_scale"))
 
 
 @dataclass(frozen=True)
@@ -124,10 +126,20 @@ class Shared:
 
 @dataclass(frozen=True)
 class Frame:
-    """Of the film strip."""
+    """Of a film strip."""
 
     step: int
     png: bytes
+    stage: str = "tokenizer"
+    """Whose it is."""
+
+
+def film_frames(film: Sequence[Frame]) -> list[dict[str, str]]:
+    """What the template needs of frames."""
+    return [
+        {"step": f"{each.step:,}", "png": "data:image/png;base64," + base64.b64encode(each.png).decode()}
+        for each in film
+    ]
 
 
 @dataclass(frozen=True)
@@ -216,7 +228,8 @@ class ReportData:
     reconstructions_png: bytes | None = None
     """Originals beside their reconstructions at every number of scales."""
     film: tuple[Frame, ...] = ()
-    """Reconstructions of the same images while the tokenizer trained, in order of steps."""
+    """While the tokenizer trained, reconstructions of the same images; while the generator trained, what it drew of the
+    same seeds and classes; of each in order of steps."""
     samples: Samples | None = None
     """Samples, if there are any whose record is there."""
     notes: tuple[str, ...] = ()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from trainer.report.charts import COLOURS, Line, Points, line_chart, number
-from trainer.report.data import Evaluation, Frame, Record, StageRecords
+from trainer.report.data import Evaluation, Frame, Record, StageRecords, film_frames
 
 LOOK = "validation"
 """Name of the event, and of the numbers of metrics.jsonl before a _."""
@@ -37,7 +36,7 @@ def held_out(records: StageRecords, evaluation: Evaluation, film: Sequence[Frame
         "qualities": _qualities(last),
         "codes": _codes(last, evaluation),
         "overfitting": overfitting(seen),
-        "film": [{"step": f"{frame.step:,}", "png": _data_uri(frame.png)} for frame in film],
+        "film": film_frames([frame for frame in film if frame.stage == records.stage]),
     }
 
 
@@ -153,7 +152,3 @@ def _codes(event: Record, evaluation: Evaluation) -> dict[str, Any]:
 
 def _percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.0f} %"
-
-
-def _data_uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()

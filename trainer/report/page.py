@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +12,13 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from trainer.records.columns import Column
 from trainer.records.goodput import CAUSES, goodput
-from trainer.report.charts import (
-    COLOURS,
-    Line,
-    Points,
-    column_chart,
-    line_chart,
-    number,
-    smoothed,
-    stacked_bar,
-    thinned,
-)
-from trainer.report.data import Evaluation, ReportData, StageRecords, is_term
+from trainer.report.charts import COLOURS, column_chart, number, stacked_bar
+from trainer.report.data import Evaluation, ReportData, StageRecords
+from trainer.report.generator import held_out_tokens
 from trainer.report.held_out import held_out
 from trainer.report.tokens import baselines, positions, shared
+from trainer.report.training import training
 
 
 def build_report(data: ReportData) -> str:
@@ -48,9 +39,10 @@ def build_report(data: ReportData) -> str:
         headlines=_headlines(data),
         prefix_rows=_prefix_rows(data),
         prefix_chart=_prefix_chart(data),
-        training=[_training(records) for records in data.records if len(records.steps)],
+        training=[training(records) for records in data.records if len(records.steps)],
         use=_codebook_use(data),
         looks=[(each.stage, found) for each in data.records if (found := held_out(each, evaluation, data.film))],
+        token_looks=[(each.stage, found) for each in data.records if (found := held_out_tokens(each, data.film))],
         baselines=baselines(evaluation),
         mean_image=number(evaluation.baselines.mean_image) if evaluation.baselines else None,
         positions=positions(evaluation, fold_names(evaluation)),
@@ -155,41 +147,6 @@ def _prefix_chart(data: ReportData) -> Markup:
     title = "Reconstruction error by positions that are kept"
     errors = data.evaluation.mse_of_prefixes
     return column_chart(labels, errors, title=title, x_label="positions kept", y_label="mean squared error")
-
-
-def _training(records: StageRecords) -> dict[str, Any]:
-    loss = _series(records, "loss")
-    crowded = len(loss) > 30
-    lines = [Line("every record", loss, faint=crowded)] + ([Line("smoothed", smoothed(loss))] if crowded else [])
-    terms = [name for name in sorted(filter(is_term, records.metrics)) if records.has(name)][:COLOURS]
-    shown = [Line(name.replace("_", " "), thinned(smoothed(_series(records, name))), i) for i, name in enumerate(terms)]
-    wide = _spread([records.metrics[name] for name in terms]) > 20
-    title = f"{records.stage}: what was recorded beside the loss"
-    y_label = shown[0].label if len(shown) == 1 else "value"
-    return {
-        "stage": records.stage,
-        "last": number(loss[-1, 1]) if len(loss) else "–",
-        "steps": f"{int(records.steps[-1]):,}",
-        "epochs": number(float(records.numbers("epoch")[-1])) if records.has("epoch") else None,
-        "loss": line_chart(lines, title=f"{records.stage}: loss by step", x_label="step", y_label="loss"),
-        "terms": line_chart(shown, title=title, x_label="step", y_label=y_label, log_y=wide) if shown else None,
-        "log": wide,
-    }
-
-
-def _series(records: StageRecords, key: str) -> Points:
-    values = records.metrics.get(key)
-    if values is None:
-        return np.empty((0, 2))
-    points = np.column_stack([records.steps, values])
-    kept = ~np.isnan(values)
-    return points if kept.all() else points[kept]
-
-
-def _spread(values: Sequence[Column]) -> float:
-    """Largest over smallest, 1 if any is not positive (a logarithmic axis could not show it)."""
-    low = min((float(np.fmin.reduce(each)) for each in values), default=0.0)
-    return max(float(np.fmax.reduce(each)) for each in values) / low if low > 0 else 1.0
 
 
 def _codebook_use(data: ReportData) -> dict[str, Any]:

@@ -26,7 +26,9 @@ from trainer.engine.scalars import Scalars, Terms
 from trainer.engine.trainable import Trainable, Trainables
 from trainer.job import TrainJob
 from trainer.networks import load_forcing
+from trainer.stages.generator_validation import generator_validation
 from trainer.stages.inputs import open_tokens
+from trainer.stages.stage import Validation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,6 @@ class GeneratorStage:
     """Tokens in, cross-entropy of every token out."""
 
     exported = "generator"
-    validation = None
 
     def __init__(self, job: TrainJob, device: torch.device) -> None:
         assert isinstance(job.section, GeneratorStageConfig)
@@ -64,6 +65,7 @@ class GeneratorStage:
         self._compose(job.section, network, forcing, device, job.seed)
         batch, window = job.section.trainer.global_batch, job.reading.shuffle_window
         self.samples: TokenBatches | None = TokenBatches(tokens, job.seed, batch, window)
+        self.validation: Validation | None = generator_validation(job, network, forcing, device)
 
     @classmethod
     def without_data(
@@ -76,7 +78,7 @@ class GeneratorStage:
         """The stage around given networks, which can do all but make batches: to trace or time its terms."""
         stage = cls.__new__(cls)
         stage._compose(config, network, forcing, device)
-        stage.samples = None
+        stage.samples = stage.validation = None
         return stage
 
     def _compose(

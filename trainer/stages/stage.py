@@ -29,6 +29,11 @@ class Samples(Protocol):
         """How this node holds the data set, for people."""
         ...
 
+    @property
+    def views(self) -> int:
+        """Views that there are of each sample, of which an epoch draws one; 1 where crops are not counted."""
+        ...
+
     def order(self) -> DataOrder:
         """What the order of the samples follows from."""
         ...
@@ -57,7 +62,7 @@ class Validation(Protocol):
         """Whether a look is due after so many steps; equal on all ranks."""
         ...
 
-    def look(self, engine: DeepSpeedEngine) -> Validated:
+    def look(self, engine: DeepSpeedEngine, step: int) -> Validated:
         """Look at what an engine trains (a collective)."""
         ...
 

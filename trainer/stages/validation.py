@@ -145,7 +145,7 @@ class Validation:
         return step % self._config.every == 0 or step >= self._steps
 
     @torch.no_grad()
-    def look(self, engine: DeepSpeedEngine) -> Validated:
+    def look(self, engine: DeepSpeedEngine, step: int) -> Validated:  # noqa: ARG002 - all of it is looked at each time
         """Look at the network (a collective)."""
         with self._copy.averaged(engine) as module:
             network = cast("Tokenizer", module)
