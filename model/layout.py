@@ -23,6 +23,7 @@ class TokenLayout:
     Args:
         groups: positions of each group, in the order in which they are stored.
         vocabularies: codes of each fold.
+        interleaved: folds whose tokens stand one after the other as positions of one fold (`unfolded`); 1 as stored.
 
     Raises:
         ValueError: if there is no group or no fold, or one of them is empty.
@@ -30,6 +31,7 @@ class TokenLayout:
 
     groups: tuple[int, ...]
     vocabularies: tuple[int, ...]
+    interleaved: int = 1
 
     def __post_init__(self) -> None:
         if not self.groups or min(self.groups) < 1:
@@ -71,12 +73,29 @@ class TokenLayout:
             raise ValueError(f"the folds have different vocabularies: {list(self.vocabularies)}")
         return self.vocabularies[0]
 
+    def unfolded(self) -> TokenLayout:
+        """The same tokens as positions of one fold: those of a position one after the other, in the order of the folds.
+
+        Raises:
+            ValueError: if the folds have different vocabularies.
+        """
+        return TokenLayout(tuple(size * self.folds for size in self.groups), (self.vocabulary(),), self.folds)
+
+    def folded(self) -> TokenLayout:
+        """What `unfolded` was made of; itself, if it was not."""
+        if self.interleaved == 1:
+            return self
+        return TokenLayout(
+            tuple(size // self.interleaved for size in self.groups), self.vocabularies * self.interleaved
+        )
+
     def __str__(self) -> str:
         codes = " and ".join(f"{size:,}" for size in dict.fromkeys(self.vocabularies))
         return f"{self.positions} positions in {len(self.groups)} groups, {self.folds} tokens each, of {codes} codes"
 
     def to_json(self) -> dict[str, object]:
-        """As it stands in manifests and cards."""
+        """As it stands in manifests and cards, where no layout is unfolded."""
+        assert self.interleaved == 1
         return {"groups": list(self.groups), "vocabularies": list(self.vocabularies)}
 
     @classmethod

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from model.config.heads import AnyHeadConfig, IndependentHeadConfig
 from model.config.networks import ClassCount
 from model.config.sampling import GuidanceSchedule, OrderOptions
 from model.layout import TokenLayout
@@ -26,6 +27,10 @@ class GeneratorConfig(ClassCount):
     """What can be set of sampling in this order alone."""
     label_dropout: float = Field(0.1, ge=0, lt=1)
     """Share of training samples whose class is hidden, which makes guidance possible."""
+    head: AnyHeadConfig = IndependentHeadConfig()
+    """How the tokens of one position, a token of each fold, are predicted together."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of the target that goes to all codes alike. What is logged of groups and folds is without it."""
 
     def check_layout(self, layout: TokenLayout, forcing_width: int | None) -> None:
         """Refuse tokens that such a generator cannot predict.
@@ -75,7 +80,7 @@ class NextScaleConfig(GeneratorConfig):
         return self
 
     def check_layout(self, layout: TokenLayout, forcing_width: int | None) -> None:
-        """Needs several scales, sums of them, and folds of one vocabulary.
+        """Needs several scales, and sums of them.
 
         Raises:
             ValueError: says what is missing.
@@ -90,9 +95,4 @@ class NextScaleConfig(GeneratorConfig):
                 f"generator kind next-scale draws the positions of a scale in one step, and these tokens are one scale "
                 f"of {layout.positions} positions: none could see another. Give the tokenizer several scales "
                 "(tokenizer.model.scales), or take a generator kind that predicts positions one after another"
-            )
-        if len(set(layout.vocabularies)) > 1:
-            raise ValueError(
-                f"generator kind next-scale has one head for folds of one vocabulary, and these tokens have "
-                f"{list(layout.vocabularies)}: take another generator kind, or codebooks of one size"
             )

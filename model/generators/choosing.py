@@ -6,6 +6,8 @@ its batch, its rank or the device's random generator. Shape suffix: V codebook s
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -26,6 +28,19 @@ def choose(logits: Tensor, plan: SamplingPlan, uniform: Tensor) -> Tensor:
     if plan.temperature != 1:
         logits = logits / plan.temperature
     return draw(truncate(logits, plan.top_k, plan.top_p), uniform)
+
+
+def chooser(plan: SamplingPlan, uniform_NF: Tensor, kept_NF: Tensor | None = None) -> Callable[[Tensor, int], Tensor]:
+    """`choose` as a head asks for it: for the logits [N, V] of a fold, with that fold's uniform numbers.
+
+    What is kept takes the place of what was drawn at once: a head may predict the next fold from it.
+    """
+
+    def chosen(logits_NV: Tensor, fold: int) -> Tensor:
+        kept_N = None if kept_NF is None else kept_NF[:, fold]
+        return keep_given(choose(logits_NV, plan, uniform_NF[:, fold]), kept_N)
+
+    return chosen
 
 
 def keep_given(tokens: Tensor, kept: Tensor | None) -> Tensor:

@@ -23,13 +23,14 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from model.config import NextScaleConfig
+from model.generators.heads import Choose, build_head
 from model.layers.attention import attend
 from model.layers.modulation import cached_heads, gated_sum, modulated_norm, normalized_heads
 from model.layers.precision import compute_dtype, without_autocast
 from model.layers.random_numbers import block_chances, drop_path
 from model.layers.visibility import GroupCausal, group_of_position
 from model.layout import TokenLayout
-from model.losses.tokens import linear_cross_entropy, terms_of_groups
+from model.losses.tokens import TokenLosses, terms_of_groups
 from model.protocols import SamplingPlan, TeacherForcing, Terms
 
 MAX_LOG_TEMPERATURE = math.log(100)
@@ -154,7 +155,7 @@ class FoldedGenerator(nn.Module):
 
     Args:
         config: sizes of the transformer.
-        layout: a group per scale; all folds have one vocabulary.
+        layout: a group per scale.
         input_width: channels of the sums that it sees (`TeacherForcing.width`): the codes of all branches.
     """
 
@@ -172,7 +173,7 @@ class FoldedGenerator(nn.Module):
         self.blocks = nn.ModuleList([Block(config, rate) for rate in rates])
         self.shared_adaln = nn.Linear(width, 6 * width) if config.shared_adaln else None
         self.head_adaln = nn.Linear(width, 2 * width)
-        self.head = nn.Linear(width, layout.folds * layout.vocabulary())
+        self.head = build_head(config.head, width, layout)
         self.reset_parameters()
 
     @property
@@ -189,7 +190,7 @@ class FoldedGenerator(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=std)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-        for table in (self.start_embed, self.position_embed, self.level_embed):
+        for table in (self.start_embed, self.position_embed, self.level_embed, self.head.weight):
             nn.init.trunc_normal_(table, std=std)
         with torch.no_grad():
             self.head.weight.mul_(0.02)
@@ -214,12 +215,12 @@ class FoldedGenerator(nn.Module):
 
     def no_decay_parameters(self) -> set[str]:
         """Names of the parameters without weight decay: vectors, and the tables of positions, levels and offsets."""
-        tables = ("start_embed", "position_embed", "level_embed", "adaln_offset")
+        tables = ("start_embed", "position_embed", "level_embed", "place_embed", "adaln_offset")
         return {name for name, p in self.named_parameters() if p.ndim < 2 or name.rsplit(".", 1)[-1] in tables}
 
     def forward(
         self, label_B: Tensor, input_BMC: Tensor, seed_B: Tensor | None = None, tokens_BLF: Tensor | None = None
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    ) -> Tensor | TokenLosses:
         """Logits of all positions from the true tokens of the earlier scales (teacher forcing), or their loss.
 
         Args:
@@ -229,8 +230,7 @@ class FoldedGenerator(nn.Module):
             tokens_BLF: the true tokens. With them the logits are never held as a whole.
 
         Returns:
-            `logits_BLFV`, float32; with tokens what `folded_cross_entropy` makes of them: the mean loss, and, detached,
-            that of each position and fold over the batch.
+            `logits_BLFV`, float32, of a head that needs no tokens for them; with tokens their `TokenLosses` [B, L, F].
 
         Raises:
             ValueError: if the input has not the layout's shape, or there is no seed where one is needed.
@@ -249,21 +249,22 @@ class FoldedGenerator(nn.Module):
         if tokens_BLF is None:
             return self._logits(self._before_head(x_BLC, head_modulation))
         read_NC = self._before_head(x_BLC, head_modulation).flatten(0, 1)
-        loss, losses_NF = linear_cross_entropy(read_NC, self.head.weight, self.head.bias, tokens_BLF.flatten(0, 1))
-        return loss, losses_NF.view(tokens_BLF.shape).mean(0)
+        smoothing = self.config.label_smoothing if self.training else 0.0
+        found: TokenLosses = self.head(read_NC, tokens_BLF.flatten(0, 1), smoothing=smoothing)
+        return TokenLosses(found.mean, found.losses_NF.view(tokens_BLF.shape), found.hits_NF.view(tokens_BLF.shape))
 
     def training_terms(
         self, tokens_BLF: Tensor, condition_B: Tensor, seed_B: Tensor | None, forcing: TeacherForcing | None
     ) -> Terms:
-        """Mean cross-entropy of all tokens, and that of each group and fold.
+        """Mean cross-entropy of all tokens, and that of each group and fold with the share of likeliest tokens.
 
         Raises:
             ValueError: if there are no sums to predict from.
         """
         with torch.no_grad():
             input_BMC = _needed(forcing).generator_input(tokens_BLF)
-        loss, loss_LF = self(condition_B, input_BMC, seed_B, tokens_BLF)
-        return {"loss": loss} | terms_of_groups(loss_LF, self.layout)
+        loss, losses_BLF, hits_BLF = self(condition_B, input_BMC, seed_B, tokens_BLF)
+        return {"loss": loss} | terms_of_groups(losses_BLF.mean(0), self.layout, hits_BLF.float().mean(0))
 
     def sample(self, plan: SamplingPlan, forcing: TeacherForcing | None) -> Tensor:
         """Draw scale by scale (`sampling.py`)."""
@@ -281,17 +282,15 @@ class FoldedGenerator(nn.Module):
         keys, values = (torch.empty(shape, dtype=dtype, device=label_B.device).transpose(2, 3) for _ in range(2))
         return SamplingState(condition_BC[:, None] + self.start_embed, modulations, head_modulation, keys, values)
 
-    def step(self, state: SamplingState, input_BLC: Tensor | None, guidance: float | None = None) -> Tensor:
-        """Logits of the next scale, whose keys and values join the cache. Call without gradients.
+    def step(self, state: SamplingState, input_BLC: Tensor | None) -> Tensor:
+        """What the head reads of the next scale, whose keys and values join the cache. Call without gradients.
 
         Args:
             state: from `start`; it moves on by one scale.
             input_BLC: the quantizer's input for this scale; None for the first.
-            guidance: if set, the second half of the batch is the first without its class, and what is read by the head
-                is (1 + guidance) * conditional - guidance * unconditional. As the head is linear, so are the logits.
 
         Returns:
-            logits `[B, k * k, F, V]`, float32; with guidance of half the batch.
+            `[B, k * k, C]`, for `head.draw` or `head.logits`.
 
         Raises:
             ValueError: if an input is missing, or given at the first scale, or all scales are done.
@@ -307,11 +306,20 @@ class FoldedGenerator(nn.Module):
             cache = (state.keys_NBLHD[i], state.values_NBLHD[i], span)
             x_BLC = block(x_BLC, state.modulations[i], None, cache)
         state.scale += 1
-        read_BLC = self._before_head(x_BLC, state.head_modulation)
-        if guidance is not None:
-            conditional, unconditional = read_BLC.chunk(2)
-            read_BLC = torch.lerp(unconditional.float(), conditional.float(), 1 + guidance).to(read_BLC.dtype)
-        return self._logits(read_BLC)
+        return self._before_head(x_BLC, state.head_modulation)
+
+    def draw(self, read_BLC: Tensor, guidance: float | None, choose: Choose) -> Tensor:
+        """Tokens [B, k * k, F] of a scale from what `step` gives.
+
+        Args:
+            read_BLC: with guidance the second half of the batch is the first without its class.
+            guidance: logits are c + guidance * (c - u); None if there is no second half.
+            choose: from logits [N, V] of a fold to tokens, N running over the batch and then the positions.
+        """
+        with_class_BLC, without_BLC = (read_BLC, None) if guidance is None else read_BLC.chunk(2)
+        without_NC = None if without_BLC is None else without_BLC.flatten(0, 1)
+        drawn = self.head.draw(with_class_BLC.flatten(0, 1), without_NC, guidance or 0.0, choose)
+        return drawn.tokens_NF.view(*with_class_BLC.shape[:2], -1)
 
     def _places(self, span: slice) -> Tensor:
         """Position and level embeddings of a range of positions, `[L, C]`."""
@@ -332,8 +340,8 @@ class FoldedGenerator(nn.Module):
 
     def _logits(self, read_BLC: Tensor) -> Tensor:
         """Logits in float32, split into branches (the first is detail, the last semantic)."""
-        logits: Tensor = self.head(read_BLC).float()
-        return logits.view(*read_BLC.shape[:2], self.layout.folds, self.layout.vocabulary())
+        logits_NFV = torch.stack(self.head.logits(read_BLC.flatten(0, 1)), dim=1)
+        return logits_NFV.view(*read_BLC.shape[:2], *logits_NFV.shape[1:])
 
 
 def _needed(forcing: TeacherForcing | None) -> TeacherForcing:

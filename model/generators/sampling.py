@@ -1,6 +1,6 @@
 """Draws tokens scale by scale from a folded generator, with classifier-free guidance.
 
-Shape suffixes: B batch, L positions (K of one scale), F folds, V codebook size, C channels.
+Shape suffixes: B batch, L positions (K of one scale), F folds, C channels.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from model.config import NextScaleConfig
 from model.config.sampling import GuidanceSchedule
-from model.generators.choosing import choose, keep_given
-from model.generators.next_scale import FoldedGenerator, SamplingState
+from model.generators.choosing import chooser
+from model.generators.next_scale import FoldedGenerator
 from model.protocols import SamplingPlan, TeacherForcing
 
 
@@ -44,9 +44,12 @@ def generate(
     tokens = []
     for scale, share in enumerate(guidance_shares(plan.schedule, len(layout.groups))):
         span = layout.span(scale)
-        logits_BKFV = _guided(generator, state, input_BKC, guidance * share if guidance else None)
-        tokens_BKF = choose(logits_BKFV, plan, uniform_BLF[:, span])
-        tokens_BKF = keep_given(tokens_BKF, None if kept is None else kept[:, span])
+        if guidance and input_BKC is not None:
+            input_BKC = torch.cat((input_BKC, input_BKC))
+        read_BKC = generator.step(state, input_BKC)
+        kept_NF = None if kept is None else kept[:, span].flatten(0, 1)
+        choose_fold = chooser(plan, uniform_BLF[:, span].flatten(0, 1), kept_NF)
+        tokens_BKF = generator.draw(read_BKC, guidance * share if guidance else None, choose_fold)
         tokens.append(tokens_BKF)
         latent, input_BKC = forcing.next_scale(latent, tokens_BKF, scale)
     return torch.cat(tokens, dim=1)
@@ -56,15 +59,6 @@ def guidance_shares(schedule: GuidanceSchedule | None, scales: int) -> list[floa
     """Share of the guidance at each scale; as published linear, from 0 at the first to all at the last (VAR)."""
     schedule = schedule or NextScaleConfig.guidance_schedule
     return [schedule.share(i / (scales - 1)) for i in range(scales)] if scales > 1 else [1.0]
-
-
-def _guided(
-    generator: FoldedGenerator, state: SamplingState, input_BKC: Tensor | None, guidance: float | None
-) -> Tensor:
-    """Logits of the next scale; with guidance the state holds the conditional and the unconditional half."""
-    if guidance is None or input_BKC is None:
-        return generator.step(state, input_BKC, guidance)
-    return generator.step(state, torch.cat((input_BKC, input_BKC)), guidance)
 
 
 def _check(generator: FoldedGenerator, forcing: TeacherForcing, plan: SamplingPlan) -> None:

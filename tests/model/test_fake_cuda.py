@@ -88,11 +88,12 @@ def train_generator(config: NextScaleConfig) -> Callable[[], object]:
     def terms() -> object:
         with torch.no_grad():
             inputs = quantizer.generator_input(tokens)
-        loss, loss_LF = network(label, inputs, seed, tokens)
-        assert loss.dtype == loss_LF.dtype == torch.float32
+        loss, losses_BLF, hits_BLF = network(label, inputs, seed, tokens)
+        assert loss.dtype == losses_BLF.dtype == torch.float32
+        assert hits_BLF.dtype == torch.bool
         logits = network(label, inputs, seed)
         assert logits.dtype == torch.float32
-        return loss_of_groups(loss_LF, TOKENIZER.layout), folded_cross_entropy(logits, tokens)
+        return loss_of_groups(losses_BLF.mean(0), TOKENIZER.layout), folded_cross_entropy(logits, tokens)
 
     return terms
 
@@ -305,7 +306,7 @@ def test_gradients_have_the_shapes_and_dtypes_of_their_parameters(autocast: bool
         inputs, image = torch.zeros(B, 13, 16), torch.zeros(B, 3, 16, 16)
     if autocast:
         generator, tokenizer = generator.bfloat16(), tokenizer.bfloat16()
-    loss, _ = generator(label, inputs, seed, tokens)
+    loss, _, _ = generator(label, inputs, seed, tokens)
     out = tokenizer(image, {KEPT_SCALES: label}, seed)
     (loss + out.reconstruction_BCHW.float().mean() + out.losses["codebook"] + out.branch_BPC[:, -1].mean()).backward()
     for name, parameter in [*generator.named_parameters(), *tokenizer.named_parameters()]:

@@ -73,7 +73,6 @@ def test_a_choice_of_several_kinds_takes_the_first_without_one() -> None:
 REFUSED = {
     "gives none": (TokenLayout((1, 4), (8, 8)), None),
     "one scale of 256 positions": (TokenLayout((256,), (8, 8)), 8),
-    "one head for folds of one vocabulary": (TokenLayout((1, 4), (8, 9)), 8),
 }
 
 

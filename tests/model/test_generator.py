@@ -41,7 +41,11 @@ def stepwise(generator: FoldedGenerator, label_B: Tensor, input_BMC: Tensor) -> 
     state = generator.start(label_B)
     with torch.no_grad():
         parts = [None, *input_BMC.split([side**2 for side in SCALES[1:]], dim=1)]
-        return torch.cat([generator.step(state, part) for part in parts], dim=1)
+        reads = [generator.step(state, part) for part in parts]
+        return torch.cat(
+            [torch.stack(generator.head.logits(read.flatten(0, 1)), 1).unflatten(0, read.shape[:2]) for read in reads],
+            dim=1,
+        )
 
 
 @pytest.mark.parametrize("folds", [1, 2, 3])
@@ -191,9 +195,19 @@ def test_guided_logits_are_those_of_both_halves_put_together(guidance: float) ->
     generator, (label_B, _) = make(), inputs()
     both_B = torch.cat((label_B, torch.full_like(label_B, generator.null_class)))
     with torch.no_grad():
-        guided = generator.step(generator.start(both_B), None, guidance)
-        conditional, unconditional = generator.step(generator.start(both_B), None).chunk(2)
-    torch.testing.assert_close(guided, (1 + guidance) * conditional - guidance * unconditional, atol=1e-5, rtol=1e-5)
+        read_BKC = generator.step(generator.start(both_B), None)
+        seen: dict[int, Tensor] = {}
+
+        def choose(logits_NV: Tensor, fold: int) -> Tensor:
+            seen[fold] = logits_NV
+            return logits_NV.argmax(-1)
+
+        tokens_BKF = generator.draw(read_BKC, guidance, choose)
+        halves = [generator.head.logits(half.flatten(0, 1)) for half in read_BKC.chunk(2)]
+    assert tokens_BKF.shape == (2, 1, 2)
+    for fold, (conditional, unconditional) in enumerate(zip(*halves, strict=True)):
+        expected = (1 + guidance) * conditional - guidance * unconditional
+        torch.testing.assert_close(seen[fold], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_steps_out_of_turn_are_refused() -> None:
@@ -214,9 +228,11 @@ def test_with_tokens_the_loss_comes_in_place_of_the_logits(autocast: bool) -> No
     tokens_BLF = torch.randint(11, (2, 14, 2), generator=torch.Generator().manual_seed(1))
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         expected, expected_LF = folded_cross_entropy(generator(label_B, input_BMC), tokens_BLF)
-        loss, loss_LF = generator(label_B, input_BMC, None, tokens_BLF)
+        logits_BLFV = generator(label_B, input_BMC)
+        loss, losses_BLF, hits_BLF = generator(label_B, input_BMC, None, tokens_BLF)
     torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close(loss_LF, expected_LF)
+    torch.testing.assert_close(losses_BLF.mean(0), expected_LF)
+    assert torch.equal(hits_BLF, logits_BLFV.argmax(-1) == tokens_BLF) or autocast
     names, parameters = zip(*generator.named_parameters(), strict=True)
     found = torch.autograd.grad(loss, parameters)
     for name, actual, wanted in zip(names, found, torch.autograd.grad(expected, parameters), strict=True):

@@ -67,3 +67,17 @@ def test_what_is_no_layout_is_refused(record: dict[str, Any]) -> None:
 def test_scales_that_are_no_pyramid_are_refused(scales: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="scales"):
         ImageFolderConfig(scales=scales, dropout_min_scales=1)
+
+
+@given(sizes, st.integers(1, 4))
+def test_unfolded_tokens_are_positions_of_one_fold_and_fold_again(groups: tuple[int, ...], folds: int) -> None:
+    layout = TokenLayout(groups, (5,) * folds)
+    unfolded = layout.unfolded()
+    assert (unfolded.positions, unfolded.folds, unfolded.vocabularies) == (layout.positions * folds, 1, (5,))
+    assert unfolded.folded() == layout
+    assert layout.folded() == layout
+
+
+def test_folds_of_different_vocabularies_do_not_unfold() -> None:
+    with pytest.raises(ValueError, match="different vocabularies"):
+        TokenLayout((4,), (8, 9)).unfolded()

@@ -15,6 +15,7 @@ from model.losses.tokens import (
     linear_cross_entropy,
     logits_cross_entropy,
     loss_of_groups,
+    terms_of_groups,
     token_cross_entropy,
 )
 
@@ -104,7 +105,7 @@ def _head(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, ...]:
 @pytest.mark.parametrize("logits_at_once", [1, 4 * 14, 5 * 14, 1000], ids=["a row", "4 rows", "5 rows", "all"])
 def test_a_head_in_parts_has_the_losses_and_gradients_of_one_in_one_piece(logits_at_once: int) -> None:
     x, weight, bias, tokens_NF = _head()
-    loss, losses_NF = linear_cross_entropy(x, weight, bias, tokens_NF, logits_at_once)
+    loss, losses_NF, _ = linear_cross_entropy(x, weight, bias, tokens_NF, logits_at_once=logits_at_once)
     logits = torch.nn.functional.linear(x, weight, bias).view(13, 2, 7)
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens_NF.flatten())
     torch.testing.assert_close(loss, expected)
@@ -121,9 +122,9 @@ def test_a_head_in_parts_has_the_losses_and_gradients_of_one_in_one_piece(logits
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_head_in_half_precision_gives_float32_losses_and_gradients_like_its_inputs(dtype: torch.dtype) -> None:
     x, weight, bias, tokens_NF = _head(dtype)
-    loss, losses_NF = linear_cross_entropy(x, weight, bias, tokens_NF, 4 * 14)
+    loss, losses_NF, _ = linear_cross_entropy(x, weight, bias, tokens_NF, logits_at_once=4 * 14)
     assert loss.dtype == losses_NF.dtype == torch.float32
-    exact = linear_cross_entropy(x.float(), weight, bias, tokens_NF)[0]
+    exact = linear_cross_entropy(x.float(), weight, bias, tokens_NF).mean
     assert loss.item() == pytest.approx(exact.item(), rel=0.01)
     scale = 2.0**16  # fp16's loss scale, which backward starts with
     found = torch.autograd.grad(loss * scale, (x, weight, bias))
@@ -140,7 +141,7 @@ def test_the_sum_of_many_rows_does_not_leave_fp16() -> None:
     weight = torch.zeros(2, 4)
     weight[1] = 9
     weight.requires_grad_()
-    loss, _ = linear_cross_entropy(x, weight, None, torch.zeros(20_000, 1, dtype=torch.int64))
+    loss, _, _ = linear_cross_entropy(x, weight, None, torch.zeros(20_000, 1, dtype=torch.int64))
     (gradient,) = torch.autograd.grad(loss, weight)
     torch.testing.assert_close(gradient[1], torch.full((4,), 6.0))
 
@@ -148,9 +149,90 @@ def test_the_sum_of_many_rows_does_not_leave_fp16() -> None:
 def test_a_head_without_gradients_computes_none() -> None:
     x, weight, bias, tokens_NF = _head()
     with torch.no_grad():
-        loss, losses_NF = linear_cross_entropy(x, weight, bias, tokens_NF)
+        loss, losses_NF, _ = linear_cross_entropy(x, weight, bias, tokens_NF)
     assert not loss.requires_grad
     torch.testing.assert_close(loss, losses_NF.mean())
+
+
+@pytest.mark.parametrize("vocabularies", [(7, 7), (3, 11)], ids=["alike", "different"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weighed", [False, True])
+@pytest.mark.parametrize("logits_at_once", [4 * 14, 1000])
+def test_a_head_weighs_rows_and_smooths_labels_as_torch_does_for_folds_of_any_vocabularies(
+    vocabularies: tuple[int, int], smoothing: float, weighed: bool, logits_at_once: int
+) -> None:
+    x, weight, bias, _ = _head()
+    tokens_NF = torch.stack([torch.arange(13) % codes for codes in vocabularies], dim=1)
+    weight_N = torch.tensor([3.0, 0.0] * 6 + [0.5]) if weighed else None
+    found = linear_cross_entropy(
+        x,
+        weight,
+        bias,
+        tokens_NF,
+        vocabularies=vocabularies,
+        weight_N=weight_N,
+        smoothing=smoothing,
+        logits_at_once=logits_at_once,
+    )
+    parts = torch.nn.functional.linear(x, weight, bias).split(vocabularies, dim=1)
+    plain = torch.nn.functional.cross_entropy
+    smooth_NF = torch.stack(
+        [
+            plain(part, t, reduction="none", label_smoothing=smoothing)
+            for part, t in zip(parts, tokens_NF.T, strict=True)
+        ],
+        dim=1,
+    )
+    losses_NF = torch.stack([plain(part, t, reduction="none") for part, t in zip(parts, tokens_NF.T, strict=True)], 1)
+    rows_N = torch.ones(13) if weight_N is None else weight_N
+    expected = (smooth_NF * rows_N[:, None]).sum() / (2 * rows_N.sum())
+    torch.testing.assert_close(found.mean, expected)
+    torch.testing.assert_close(found.losses_NF, losses_NF)
+    hits_NF = torch.stack([part.argmax(1) == t for part, t in zip(parts, tokens_NF.T, strict=True)], dim=1)
+    assert torch.equal(found.hits_NF, hits_NF)
+    assert 0 < int(hits_NF.sum()) < 26
+    for actual, wanted in zip(
+        torch.autograd.grad(3 * found.mean, (x, weight, bias)),
+        torch.autograd.grad(3 * expected, (x, weight, bias)),
+        strict=True,
+    ):
+        torch.testing.assert_close(actual, wanted)
+
+
+def test_rows_that_all_weigh_nothing_have_no_loss_and_no_gradient() -> None:
+    x, weight, bias, tokens_NF = _head()
+    found = linear_cross_entropy(x, weight, bias, tokens_NF, weight_N=torch.zeros(13))
+    assert found.mean.item() == 0
+    assert not torch.autograd.grad(found.mean, x)[0].any()
+
+
+def test_of_equal_logits_none_is_right() -> None:
+    """A head that starts at zero has learned nothing."""
+    found = linear_cross_entropy(torch.ones(5, 3), torch.zeros(8, 3), None, torch.zeros(5, 2, dtype=torch.int64))
+    assert not found.hits_NF.any()
+    torch.testing.assert_close(found.mean, torch.tensor(4.0).log())
+
+
+def test_a_head_that_does_not_fit_its_tokens_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"8 outputs and 2 tokens does not fit \(3, 4\)"):
+        linear_cross_entropy(
+            torch.ones(1, 3), torch.zeros(8, 3), None, torch.zeros(1, 2, dtype=torch.int64), vocabularies=(3, 4)
+        )
+
+
+def test_metrics_are_named_by_group_and_fold_also_of_unfolded_tokens() -> None:
+    layout = TokenLayout((1, 2), (4, 4))
+    loss_LF, hits_LF = (
+        torch.tensor([[9.0, 1.0], [0.0, 2.0], [2.0, 4.0]]),
+        torch.tensor([[1.0, 0.0], [0.5, 0.0], [0, 1]]),
+    )
+    wanted = {"loss_group0_fold0": 9.0, "loss_group0_fold1": 1.0, "loss_group1_fold0": 1.0, "loss_group1_fold1": 3.0}
+    shares = [1.0, 0.0, 0.25, 0.5]
+    wanted |= {name.replace("loss", "accuracy"): share for name, share in zip(list(wanted), shares, strict=True)}
+    assert {name: float(term) for name, term in terms_of_groups(loss_LF, layout, hits_LF).items()} == wanted
+    unfolded = terms_of_groups(loss_LF.view(6, 1), layout.unfolded(), hits_LF.view(6, 1))
+    assert {name: float(term) for name, term in unfolded.items()} == wanted
+    assert set(terms_of_groups(loss_LF, layout)) == {name for name in wanted if name.startswith("loss")}
 
 
 @pytest.mark.parametrize("at_once", [1, 21, 10**6])
