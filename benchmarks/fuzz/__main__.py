@@ -51,7 +51,8 @@ def summary(outcome: Outcome, seconds: float) -> str:
     kinds = Counter(finding.kind for finding in outcome.findings)
     total = sum(outcome.inputs.values())
     lines += [
-        f"{total} inputs in {seconds:.0f} s; the slowest took {outcome.slowest:.1f} s (a reader may take {SECONDS:g})",
+        f"{total} inputs in {seconds:.0f} s; the slowest took {outcome.slowest:.1f} CPU s "
+        f"(a reader may take {SECONDS:g})",
         f"most memory beyond the start: {outcome.peak_bytes / 2**20:.0f} MiB (at most {MORE_BYTES / 2**20:.0f})",
         f"tracebacks that are no FoldtrainError: {kinds['traceback']}; over the memory: {kinds['memory']}; over the "
         f"time: {kinds['seconds']}; opened outside of the folder: {kinds['outside']}; died: {kinds['died']}",

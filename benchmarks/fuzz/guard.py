@@ -19,6 +19,9 @@ from typing import Any
 MORE_BYTES = 2**30
 """Address space that the children have beyond that of the process they are forked from."""
 SECONDS = 10.0
+"""Of processor time: how busy the machine is with other work makes no finding."""
+WAITS = 10
+"""Times that by the clock, for a reader that waits and computes nothing."""
 _WATCHED = {
     "open",
     "os.listdir",
@@ -79,12 +82,15 @@ class Guard:
             named: text of a config: the files that it names are its user's, who asks for them.
         """
         self.opened, self._folder, self._named = [], os.path.realpath(folder), named
-        signal.signal(signal.SIGALRM, _end)
-        signal.setitimer(signal.ITIMER_REAL, SECONDS)
+        timers = {signal.ITIMER_PROF: (signal.SIGPROF, SECONDS), signal.ITIMER_REAL: (signal.SIGALRM, WAITS * SECONDS)}
+        for timer, (number, seconds) in timers.items():
+            signal.signal(number, _end)
+            signal.setitimer(timer, seconds)
         try:
             yield
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            for timer in timers:
+                signal.setitimer(timer, 0)
             self._folder = ""
 
     def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from benchmarks.fuzz.guard import SECONDS, Guard, TooLongError
+from benchmarks.fuzz.guard import SECONDS, WAITS, Guard, TooLongError
 from benchmarks.fuzz.targets import TARGETS, Target
 from benchmarks.fuzz.templates import Files
 from data_pipeline.errors import FoldtrainError
@@ -25,7 +25,7 @@ from data_pipeline.errors import FoldtrainError
 BATCH = 200
 READERS = 2
 """Commands that read an input, drawn anew for each, so that many inputs can be tried in the same time."""
-_PATIENCE = 3 * SECONDS
+_PATIENCE = 3 * WAITS * SECONDS
 """Seconds without a word after which a child hangs in something that takes no signal."""
 
 
@@ -50,7 +50,7 @@ class Outcome:
     """Of them, those that at least one reader refused."""
     findings: list[Finding] = field(default_factory=list)
     slowest: float = 0.0
-    """Seconds of the input that took most."""
+    """Seconds of processor time of the input that took most."""
     peak_bytes: int = 0
     """Largest resident memory of a child, beyond that which it began with."""
 
@@ -181,8 +181,8 @@ def _child(pipe: Connection, numbers: Sequence[int], seed: int, files: Files, ta
     with tempfile.TemporaryDirectory(prefix="fuzz-") as place:
         for number in numbers:
             target = target_of(number, targets)
-            began = time.monotonic()
+            began = time.process_time()
             made = make_input(number, seed, target, files)
             refused, findings = try_input(target, made, Path(place) / "run", guard, number, seed)
             peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-            pipe.send((refused, findings, time.monotonic() - began, peak))
+            pipe.send((refused, findings, time.process_time() - began, peak))

@@ -37,25 +37,27 @@ PLANTED = """
     from benchmarks.fuzz.targets import Target
     from data_pipeline.errors import UsageError
 
-    guard.SECONDS = 0.2
+    guard.SECONDS, guard.WAITS = 0.2, 10
 
     def refuse(): raise UsageError("no")
     def break_(): raise KeyError("x")
     def leave(): open("/etc/passwd").close()
     def list_(): os.listdir("/")
     def wait(): time.sleep(60)
+    def spin():
+        while True: pass
     def take(): bytearray(3 * 2**30)
     def die(): os._exit(3)
     def read(root): return lambda: (root / "x").read_bytes()
 
     planted = {"good": None, "refuse": refuse, "break": break_, "leave": leave, "list": list_, "wait": wait}
-    planted |= {"take": take, "die": die}
+    planted |= {"take": take, "die": die, "spin": spin}
     running.warm_up = lambda *_: None
     targets = tuple(
         Target(name, "x", lambda rng, data: data, lambda root, does=does: iter([does or read(root)]))
         for name, does in planted.items()
     )
-    found = running.run(range(16), 0, {"x": b"1"}, targets)
+    found = running.run(range(18), 0, {"x": b"1"}, targets)
     kinds = {(finding.number, finding.target, finding.kind) for finding in found.findings}
     print(json.dumps([sorted(kinds), dict(found.inputs), found.refused["refuse"], found.refused["good"]]))
 """
@@ -68,8 +70,8 @@ def test_whatever_an_input_does_is_found(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True, check=True)
     kinds, inputs, refused, good = json.loads(done.stdout)
     does = {2: ("break", "traceback"), 3: ("leave", "outside"), 4: ("list", "outside"), 5: ("wait", "seconds")}
-    does |= {6: ("take", "memory"), 7: ("die", "died")}
-    assert kinds == sorted([number + again, *what] for number, what in does.items() for again in (0, 8))
+    does |= {6: ("take", "memory"), 7: ("die", "died"), 8: ("spin", "seconds")}
+    assert kinds == sorted([number + again, *what] for number, what in does.items() for again in (0, 9))
     assert set(inputs.values()) == {2}
     assert (refused, good) == (2, 0)
 
