@@ -66,6 +66,9 @@ def drill_data(
 @app.command("train")
 def drill_train(
     trials: Annotated[int, typer.Option("--trials", min=1, help="How many; about a minute each.")] = 20,
+    network: Annotated[
+        str, typer.Option("--network", help="tokenizer (with its discriminator), or a kind of generator.")
+    ] = "next-scale",
     seed: Seed = 0,
     folder: Folder = None,
     keep: Keep = False,
@@ -77,6 +80,7 @@ def drill_train(
     checkpoint may be loaded but the newest complete one. All of it is on this machine: it starts an S3 server (`weed`,
     from the extra `drills`), and a Ray cluster for each command. A seed decides what is struck in a trial, and when.
     """
+    from cluster.drills.drilled_training import stage_of
     from cluster.drills.training import TrainingDrill
 
     columns: dict[str, Callable[[Any], str]] = {
@@ -85,7 +89,9 @@ def drill_train(
         "left over": lambda trial: str(sum(trial.left_over.values())),
     }
     report = _Report("trained", columns, "equal to the unbroken run bit for bit", "equal")
-    _drill(TrainingDrill, range(seed, seed + trials), folder, keep, output, report)
+    stage_of(network)
+    make = functools.partial(TrainingDrill, network=network)
+    _drill(make, range(seed, seed + trials), folder, keep, output, report)
 
 
 def _drill(

@@ -55,8 +55,8 @@ def write_data(folder: Path, seed: int) -> Path:
 def _write_source(folder: Path, drawn: random.Random) -> None:
     """Class folders of JPEG files of many sizes; some are cut, empty or no images."""
     bad = set(drawn.sample(range(IMAGES), BAD))
-    for number, (pixels, label) in enumerate(_garments()):
-        data = _jpeg(pixels, drawn)
+    for number, (pixels, label) in enumerate(garments()):
+        data = jpeg(pixels, drawn.randint(*_SIDES), drawn.randint(*_SIDES), drawn.randint(60, 95))
         if number in bad:
             data = drawn.choice([data[: len(data) // 2], b"", b"this is no image"])
         path = folder / f"class_{label}" / f"{number:05d}.jpg"
@@ -64,7 +64,7 @@ def _write_source(folder: Path, drawn: random.Random) -> None:
         path.write_bytes(data)
 
 
-def _garments() -> Iterator[tuple[bytes, int]]:
+def garments() -> Iterator[tuple[bytes, int]]:
     """The first images of the embedded Fashion-MNIST: 28 x 28 grey pixels, and the label."""
     files = resources.files("data_pipeline").joinpath("embedded/fashion_mnist")
     images, labels = (gzip.decompress((files / name).read_bytes())[head:] for name, head in _HEADS.items())
@@ -72,12 +72,13 @@ def _garments() -> Iterator[tuple[bytes, int]]:
         yield images[784 * number : 784 * (number + 1)], labels[number]
 
 
-def _jpeg(pixels: bytes, drawn: random.Random) -> bytes:
+def jpeg(pixels: bytes, width: int, height: int, quality: int) -> bytes:
+    """One of `garments` as a JPEG file of that size in pixels."""
     from PIL import Image
 
-    image = Image.frombytes("L", (28, 28), pixels).resize((drawn.randint(*_SIDES), drawn.randint(*_SIDES)))
+    image = Image.frombytes("L", (28, 28), pixels).resize((width, height))
     buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, "JPEG", quality=drawn.randint(60, 95))
+    image.convert("RGB").save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
 
 

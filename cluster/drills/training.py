@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Self
 
 from cluster.drills.bucket import Bucket
-from cluster.drills.drilled_training import write_training
+from cluster.drills.drilled_training import TOKENIZER, stage_of, write_training
 from cluster.drills.fault_proxy import FaultProxy
 from cluster.drills.s3_server import S3Server
 from cluster.drills.trained import Trained, complete_checkpoints, left_over, read_trained, unlike
@@ -31,7 +31,6 @@ from cluster.drills.victims import Victim, run, started, tail
 from cluster.drills.wire import Wire
 from data_pipeline.errors import FoldtrainError
 
-STAGE = "generator"
 HANG_SECONDS = 300.0
 """A command that asks nothing of its checkpoints for so long hangs."""
 _LOOK_SECONDS = 0.02
@@ -58,15 +57,20 @@ class Reference:
 
 
 class TrainingDrill:
-    """A server, a proxy in front of it, tokens, and trials on them. To be used in a `with` statement.
+    """A server, a proxy in front of it, data, and trials on them. To be used in a `with` statement.
 
     Args:
         folder: for all of it; empty or not there.
         seed: of the data.
+        network: what is trained (cluster/drills/drilled_training.py).
+
+    Raises:
+        UsageError: if there is no such network.
     """
 
-    def __init__(self, folder: Path, seed: int) -> None:
-        self._folder, self._seed = folder, seed
+    def __init__(self, folder: Path, seed: int, network: str = "next-scale") -> None:
+        self._folder, self._seed, self._network = folder, seed, network
+        self._stage = stage_of(network)
         self._wire = Wire()
         self._server = S3Server(folder / "store")
         self._held = ExitStack()
@@ -80,7 +84,7 @@ class TrainingDrill:
             self._bucket = Bucket(self._server)
             self._direct = self._server.environment()
             self._through = self._server.environment(proxy.endpoint) | {"RAY_ADDRESS": ""}  # a cluster of its own
-            self._config = write_training(self._folder, self._seed)
+            self._config = write_training(self._folder, self._seed, self._network)
             self._held = held.pop_all()
         return self
 
@@ -106,7 +110,7 @@ class TrainingDrill:
             if code != 0 or len(reached) != 1 + CHECKPOINTS or self._wire.wrong:
                 raise FoldtrainError(f"training failed without any blow:\n{self._wire.wrong}\n{tail(victim)}")
         pace = Pace(reached[0] - begun, (reached[-1] - reached[1]) / (CHECKPOINTS - 1))
-        self._references[zero_stage] = Reference(pace, read_trained(self._bucket, f"{folder}/{STAGE}"))
+        self._references[zero_stage] = Reference(pace, read_trained(self._bucket, f"{folder}/{self._stage}"))
 
     def try_seed(self, seed: int) -> TrainingTrial:
         """The trial of a seed; once more, elsewhere, where the command was done before it could be struck."""
@@ -115,7 +119,7 @@ class TrainingDrill:
 
     def _trial(self, plan: TrialPlan, folder: str) -> TrainingTrial:
         begun = time.monotonic()
-        trial = TrainingTrial(plan.seed, f"{STAGE}, ZeRO {plan.zero_stage}")
+        trial = TrainingTrial(plan.seed, f"{self._network}, ZeRO {plan.zero_stage}")
         self._begin(folder)
         striker = TrainingStriker(plan, self._references[plan.zero_stage].pace, self._server, self._wire)
         with ExitStack() as survivors:
@@ -150,7 +154,7 @@ class TrainingDrill:
 
     def _look_through(self, plan: TrialPlan, folder: str, trial: TrainingTrial) -> Iterator[str]:
         """What is wrong with what a trial ended in."""
-        place = f"{folder}/{STAGE}"
+        place = f"{folder}/{self._stage}"
         found = read_trained(self._bucket, place)
         yield from unlike(found, self._references[plan.zero_stage].trained)
         if not found.begun_after <= set(trial.loaded):
@@ -168,17 +172,18 @@ class TrainingDrill:
 
     def _begin(self, folder: str) -> None:
         """Give a folder what the stage needs there, and look at it."""
-        for path in sorted((self._folder / "tokenizer").iterdir()):
-            self._bucket.put(f"{folder}/tokenizer/export/{path.name}", path.read_bytes())
-        self._wire.begin(f"{self._bucket.name}/{folder}/{STAGE}")
+        if self._stage != TOKENIZER:
+            for path in sorted((self._folder / "tokenizer").iterdir()):
+                self._bucket.put(f"{folder}/tokenizer/export/{path.name}", path.read_bytes())
+        self._wire.begin(f"{self._bucket.name}/{folder}/{self._stage}")
 
     def _command(self, folder: str, zero_stage: int) -> AbstractContextManager[Victim]:
         """Train, in a folder of the bucket."""
         log = self._folder / f"{folder}-{time.time_ns()}.log"
-        overrides = (f"run={self._bucket.uri(folder)}", f"generator.trainer.zero_stage={zero_stage}")
-        return started(f"train-{STAGE}", str(self._config), *overrides, environment=self._through, log=log)
+        overrides = (f"run={self._bucket.uri(folder)}", f"{self._stage}.trainer.zero_stage={zero_stage}")
+        return started(f"train-{self._stage}", str(self._config), *overrides, environment=self._through, log=log)
 
     def _complete_steps(self, folder: str) -> set[int]:
         """Steps of the complete checkpoints, as the bucket lists them."""
-        names = complete_checkpoints(self._bucket.stamps(f"{folder}/{STAGE}"))
+        names = complete_checkpoints(self._bucket.stamps(f"{folder}/{self._stage}"))
         return {int(name.removeprefix("step_")) for name in names}

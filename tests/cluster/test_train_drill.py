@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from cluster.config.loading import load_config
 from cluster.drills.bucket import Bucket
-from cluster.drills.drilled_training import SAMPLES, write_training
+from cluster.drills.drilled_training import SAMPLES, START, TOKENIZER, networks, stage_of, write_training
 from cluster.drills.fault_proxy import Fault, FaultProxy
 from cluster.drills.s3_server import BUCKET
 from cluster.drills.trained import Trained, complete_checkpoints, read_trained, unlike, without_clocks
@@ -24,6 +25,7 @@ from cluster.drills.training_blows import (
     MOMENTS,
     PARTS,
     STEPS,
+    WORKERS,
     ZERO_STAGES,
     Blow,
     Pace,
@@ -34,6 +36,7 @@ from cluster.drills.training_blows import (
 from cluster.drills.trials import MISSES, Trial, until_struck
 from cluster.drills.victims import PATIENCE, Victim, started, tail
 from cluster.drills.wire import Start, Wire
+from cluster.stages.train_jobs import train_job
 from data_pipeline import storage
 from data_pipeline.shards.token_shards import check_tokenizer
 from data_pipeline.shards.weights import read_card
@@ -42,6 +45,7 @@ from tests.cluster.conftest import Foldtrain
 from tests.conftest import S3
 from trainer.records import segmented_object
 from trainer.records.jsonl import JsonlWriter
+from trainer.registry import stage_in
 
 drill = [pytest.mark.drill, pytest.mark.xdist_group("train_drill")]
 
@@ -313,14 +317,57 @@ def test_a_command_that_was_done_too_early_is_tried_again_and_then_counts_as_wro
 # --------------------------------------------------------------------------------------------------- what it works with
 
 
-def test_the_inputs_of_a_drill_fit_each_other(tmp_path: Path) -> None:
-    path = write_training(tmp_path, seed=1)
-    config = load_config(str(path), [f"run={tmp_path}"])
-    card = read_card(str(tmp_path / "tokenizer"), "tokenizer")
-    tokens = check_tokens(str(tmp_path / "tokens"), every_byte=True)
-    check_tokenizer(tokens, card)
-    assert tokens.samples == SAMPLES
-    assert config.generator.trainer.steps == STEPS
+@pytest.mark.parametrize("network", networks())
+def test_the_inputs_of_a_drill_fit_each_other(tmp_path: Path, network: str) -> None:
+    path = write_training(tmp_path, 1, network)
+    if network != TOKENIZER:
+        shutil.copytree(tmp_path / "tokenizer", tmp_path / "run" / "tokenizer" / "export")
+    stage = stage_of(network)
+    job = train_job(load_config(str(path), [f"run={tmp_path}/run"]), stage_in(stage))
+    assert (job.stage, job.section.trainer.steps) == (stage, STEPS)
+    assert [manifest.samples for manifest in job.manifests.values()] == [SAMPLES]
+
+
+def test_tokens_of_a_drill_are_those_of_its_tokenizer(tmp_path: Path) -> None:
+    write_training(tmp_path, 1)
+    check_tokenizer(
+        check_tokens(str(tmp_path / "tokens"), every_byte=True), read_card(str(tmp_path / "tokenizer"), "tokenizer")
+    )
+
+
+@pytest.mark.parametrize("network", ["next-scale", TOKENIZER])
+def test_a_seed_decides_each_byte_that_is_trained_on(tmp_path: Path, network: str) -> None:
+    folders = [tmp_path / "one", tmp_path / "other"]
+    for folder in folders:
+        folder.mkdir()
+        write_training(folder, 1, network)
+    files = [{path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()} for folder in folders]
+    assert files[0].keys() == files[1].keys()
+    for name, path in files[0].items():
+        assert files[1][name].read_bytes() == path.read_bytes().replace(b"/one/", b"/other/"), name
+
+
+def test_a_tokenizer_of_a_drill_has_all_that_its_step_shares_and_its_discriminator_starts_between_checkpoints(
+    tmp_path: Path,
+) -> None:
+    section = load_config(str(write_training(tmp_path, 1, TOKENIZER)), [f"run={tmp_path}/run"]).tokenizer
+    assert section is not None
+    assert section.trainer.micro_batch == section.trainer.global_batch // WORKERS // 2  # two micro-batches
+    adversarial = section.loss.adversarial
+    assert adversarial is not None
+    assert adversarial.adaptive
+    assert adversarial.lecam
+    assert section.loss.contrasts
+    assert section.dead_code_steps
+    assert adversarial.start == START
+    assert 0 < START < STEPS - CHECKPOINT_EVERY
+    assert START % CHECKPOINT_EVERY
+
+
+def test_a_network_that_nobody_knows_is_refused(foldtrain: Foldtrain) -> None:
+    done = foldtrain("drill", "train", "--network", "tokeniser")
+    assert done.returncode == 2
+    assert "there is no network 'tokeniser' to train: choose one of tokenizer, next-scale" in done.stderr
 
 
 def test_a_folder_with_something_in_it_is_left_alone(foldtrain: Foldtrain, tmp_path: Path) -> None:
