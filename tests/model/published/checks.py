@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tests.model.published import convolutions, imagefolder, titok, var
+from tests.model.published import convolutions, imagefolder, rar, titok, var
 
 Check = Callable[[Any, dict[str, Tensor]], None]
 
@@ -21,6 +21,7 @@ CHECKS: dict[str, Check] = {
     "ImageFolder VQ tokenizer": imagefolder.check,
     "TiTok": titok.check,
     "VAR generator": var.check,
+    "RAR generator": rar.check,
     "VQ-GAN of LlamaGen or XQ-GAN": convolutions.check,
     "VAR tokenizer": convolutions.check,
     "MaskGIT-VQGAN": convolutions.check_maskgit,
