@@ -23,6 +23,7 @@ from model.config import (
 )
 from model.config.discriminators import DiscriminatorConfig, discriminator_families
 from model.config.losses import PerceptualConfig, perceptual_families
+from model.config.masked import MaskedConfig
 from model.config.quantizers import quantizer_families
 from model.config.random_order import RandomOrderConfig
 from model.config.registered import choice_of, joined, kind_of, named
@@ -92,6 +93,7 @@ _OWN: tuple[Family, ...] = (
     TokenizerFamily(config=TiTokConfig, network="model.tokenizers.titok:TiTokTokenizer"),
     GeneratorFamily(config=NextScaleConfig, network="model.generators.next_scale:FoldedGenerator"),
     GeneratorFamily(config=RandomOrderConfig, network="model.generators.random_order:RandomOrderGenerator"),
+    GeneratorFamily(config=MaskedConfig, network="model.generators.masked:MaskedGenerator"),
 )
 """The first of each sort is what a config without a kind means."""
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from model.config import TokenizerConfig
 from model.protocols import Generator, Tokenizer
-from model.published import imagefolder, maskgit_vqgan, rar, titok, var, var_vqvae, vqgan
+from model.published import imagefolder, maskgit, maskgit_vqgan, rar, titok, var, var_vqvae, vqgan
 from model.published.options import Options
 
 State = Mapping[str, Tensor]
@@ -69,6 +69,12 @@ FAMILIES: tuple[Published, ...] = (
     PublishedTokenizer("MaskGIT-VQGAN", ("maskgit-vqgan",), maskgit_vqgan.recognizes, maskgit_vqgan.load_tokenizer),
     PublishedGenerator("VAR generator", ("var", "folded-var"), var.recognizes, var.load_generator),
     PublishedGenerator("RAR generator", ("rar",), rar.recognizes, rar.load_generator),
+    PublishedGenerator(
+        "masked generator of TiTok with BERT", ("maskgit-bert",), maskgit.recognizes_bert, maskgit.load_bert
+    ),
+    PublishedGenerator(
+        "masked generator of TiTok with U-ViT", ("maskgit-uvit",), maskgit.recognizes_uvit, maskgit.load_uvit
+    ),
 )
 
 

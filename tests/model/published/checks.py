@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tests.model.published import convolutions, imagefolder, rar, titok, var
+from tests.model.published import convolutions, imagefolder, maskgit, rar, titok, var
 
 Check = Callable[[Any, dict[str, Tensor]], None]
 
@@ -22,6 +22,8 @@ CHECKS: dict[str, Check] = {
     "TiTok": titok.check,
     "VAR generator": var.check,
     "RAR generator": rar.check,
+    "masked generator of TiTok with BERT": maskgit.check,
+    "masked generator of TiTok with U-ViT": maskgit.check,
     "VQ-GAN of LlamaGen or XQ-GAN": convolutions.check,
     "VAR tokenizer": convolutions.check,
     "MaskGIT-VQGAN": convolutions.check_maskgit,

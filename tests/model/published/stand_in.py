@@ -21,6 +21,14 @@ POSITIONS_AND_CODES: dict[str, Wanted] = {
         whole_number(options, "model.generator.image_seq_len"),
         len(state["lm_head.weight"]),
     ),
+    "maskgit_bert": lambda options, state: (
+        whole_number(options, "model.generator.image_seq_len"),
+        len(state["model.lm_head.weight"]),
+    ),
+    "maskgit_uvit": lambda options, state: (
+        whole_number(options, "model.generator.image_seq_len"),
+        len(state["lm_head.weight"]),
+    ),
 }
 """By what the names of folders begin with: the layout of the tokens, from published options and parameters."""
 
