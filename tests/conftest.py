@@ -30,7 +30,7 @@ os.environ.update(
     RAY_AUTH_MODE="token",
     RAY_AUTH_TOKEN=secrets.token_hex(32),
     DS_ACCELERATOR="cpu",
-    WANDB_MODE="offline",
+    WANDB_MODE="disabled",  # a process of its own for each training: tests that are about it set it themselves
 )
 
 

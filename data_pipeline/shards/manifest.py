@@ -78,7 +78,12 @@ def _bounded_layout(layout: TokenLayout) -> TokenLayout:
     return layout
 
 
-StoredLayout = Annotated[TokenLayout, BeforeValidator(_parse_layout), AfterValidator(_bounded_layout)]
+StoredLayout = Annotated[
+    TokenLayout,
+    BeforeValidator(_parse_layout),
+    AfterValidator(_bounded_layout),
+    PlainSerializer(TokenLayout.to_json, return_type=dict[str, Any]),
+]
 """A layout of a manifest or a card, which anybody may have written: groups and vocabularies within bounds, no more."""
 
 

@@ -120,6 +120,7 @@ def scene(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sc
     secret = secrets.token_hex(16)
     environment = dict.fromkeys(("AWS_SECRET_ACCESS_KEY", "WANDB_API_KEY", "HF_TOKEN"), secret)
     environment |= {"TMPDIR": str(shared), "FOLDTRAIN_HOME": str(home / "home"), "HOME": str(home)}
+    environment |= {"WANDB_MODE": "offline"}
     asked = [str(config), f"run={run}", f"data.source.path={home / 'pictures'}", "cluster.workers=2"]
     asked += ["tokenizer.trainer.steps=1000000", "tokenizer.trainer.log_every=1"]
     before = Scene(shared, run, environment, "", {})

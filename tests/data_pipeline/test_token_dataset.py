@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import fsspec
@@ -14,7 +15,7 @@ from data_pipeline.shards.manifest import TokenManifest
 from data_pipeline.shards.token_dataset import TokenShards
 from data_pipeline.shards.token_shards import read_arrays
 from model.layout import TokenLayout
-from tests.data_pipeline.small_data import TOKENIZER, flip_byte
+from tests.data_pipeline.small_data import TOKENIZER, flip_byte, write_tokens
 
 
 def put(tokens: Path, remote: str) -> str:
@@ -103,3 +104,10 @@ def test_conditions_that_name_no_class_are_refused_before_training_sees_them(tok
     TokenManifest.build(**fields | {"classes": manifest.classes[:1]}).write(str(tokens))
     with pytest.raises(CorruptShardError, match="holds the class 1, but there are 1 classes"):
         TokenShards(str(tokens), NodeCache(str(tokens.parent / "cache")))
+
+
+def test_a_manifest_has_of_its_layout_what_a_layout_of_storage_has_and_no_more(tmp_path: Path) -> None:
+    uri = write_tokens(tmp_path / "tokens", (3,))
+    record = json.loads((tmp_path / "tokens" / "manifest.json").read_text())
+    manifest = TokenManifest.read(uri)
+    assert record["layout"] == manifest.layout.to_json() == manifest.model_dump()["layout"]

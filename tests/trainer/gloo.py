@@ -10,13 +10,28 @@ from pathlib import Path
 from typing import Any
 
 PRELOADED = [
+    "pytest",
+    "hypothesis.strategies",
+    "pandas",
+    "prometheus_client",
+    "scipy.linalg",
+    "timm",
     "torch._dynamo",
+    "deepspeed.module_inject.auto_ep_layer",
     "deepspeed.ops.adam",
-    "deepspeed.runtime.zero.muon.muon_optimizer",
     "deepspeed.ops.lion",
-    "trainer.engine.deepspeed_engine",
+    "deepspeed.ops.op_builder.all_ops",
+    "deepspeed.ops.triton_ops",
+    "deepspeed.runtime.superoffload.superoffload_stage3",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+    *(
+        f"trainer.engine.{name}"
+        for name in ("deepspeed_engine", "fragments.zero0", "fragments.zero12", "fragments.zero3")
+    ),
+    *(f"trainer.loop.{name}" for name in ("compose", "worker")),
+    *(f"trainer.stages.{name}" for name in ("classifier", "generator", "tokenizer", "validation")),
 ]
-"""Imported once, before processes are forked: together these take longer than a test."""
+"""Imported once, before processes are forked: each of them would take longer than the training of a test."""
 
 
 def run_gloo(

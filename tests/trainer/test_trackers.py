@@ -181,6 +181,17 @@ def test_wandb_is_offline_beside_the_run_unless_told_otherwise(monkeypatch: pyte
     assert logged == [{"time": 102.0, "step": 2, "steps": 9, "loss": 0.5}]
 
 
+def test_wandb_itself_writes_a_run_beside_the_stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    reader = WandbReader(str(tmp_path), "generator", {"seed": 1})
+    reader.write(record(2) | {"reconstructions": png(9)})
+    reader.close()
+    (run,) = (tmp_path / "wandb").glob("offline-run-*")
+    (kept,) = run.glob("run-*.wandb")
+    assert b"loss" in kept.read_bytes()
+    assert len(list((run / "files" / "media" / "images").glob("reconstructions_*.png"))) == 1
+
+
 def scalars(path: Path) -> list[tuple[int, str, float]]:
     return [(step, value.tag, value.simple_value) for step, value in shown(path)]
 
