@@ -26,7 +26,7 @@ from data_pipeline.errors import UsageError
 from data_pipeline.shards import weights
 from data_pipeline.shards.token_shards import check_tokenizer
 from data_pipeline.tools.preflight import check_images, check_tokens
-from trainer.evaluation.sampler import Sampler, asked_classes, class_names, read_cards
+from trainer.evaluation.sampler import Sampler, asked_classes, check_order, class_names, read_cards
 from trainer.registry import FOLDERS
 
 if TYPE_CHECKING:
@@ -64,7 +64,9 @@ def _read_cards(config: RunConfig) -> dict[str, Card]:
             f"the generator at {generator} draws tokens of tokenizer {str(made_by)[:16]}, and only that makes images "
             "of them: name its export as inputs.tokenizer. For tokens that were imported foldtrain has none"
         )
-    return read_cards(generator, config.product("tokenizer"))
+    cards = read_cards(generator, config.product("tokenizer"))
+    check_order(generator, cards["generator"], config.sampling)
+    return cards
 
 
 def _sampler(config: RunConfig, device: torch.device) -> Sampler:

@@ -193,7 +193,27 @@ def test_classes_have_names_and_numbers(generator: Generator) -> None:
 def test_another_seed_gives_other_images_and_a_batch_changes_nothing(generator: Generator) -> None:
     first = generator.sample([1] * 5, output="torch")
     assert not torch.equal(first, generator.sample([1] * 5, seed=1, output="torch"))
-    torch.testing.assert_close(generator.sample([1] * 5, batch=2, output="torch"), first, rtol=1e-4, atol=1e-4)
+    assert torch.equal(generator.sample([1] * 5, batch=2, output="torch"), first)
+    assert torch.equal(generator.sample([1] * 2, first=3, output="torch"), first[3:])
+
+
+def test_samples_are_the_images_of_their_tokens(generator: Generator) -> None:
+    asked: dict[str, Any] = {"seed": 3, "guidance": 1.0, "temperature": 0.8, "guidance_schedule": {"kind": "constant"}}
+    tokens = generator.tokens(["class01", 2, 5], **asked)
+    assert tokens.shape == (3, generator.layout.positions, generator.layout.folds)
+    assert tokens.dtype == np.int64
+    np.testing.assert_array_equal(generator.images(tokens), generator.sample([1, 2, 5], **asked))
+    assert not np.array_equal(tokens, generator.tokens([1, 2, 5], **(asked | {"temperature": 3.0})))
+
+
+def test_none_is_an_image_of_no_class(generator: Generator) -> None:
+    guided, plain = (generator.tokens([None, None], guidance=guidance) for guidance in (5.0, 0.0))
+    np.testing.assert_array_equal(guided, plain)  # c and u are the same
+    assert not np.array_equal(plain, generator.tokens([1, 2], guidance=0.0))
+
+
+def test_a_class_of_the_package_loads_it_as_the_function_does(folder: Path, generator: Generator) -> None:
+    np.testing.assert_array_equal(Generator.load(str(folder / "run")).sample(4), generator.sample(4))
 
 
 class Wrong(NamedTuple):
@@ -236,6 +256,10 @@ WRONG = {
     "an odd name": Wrong(lambda _, g: g.sample("clas02"), ValueError, "no class 'clas02': did you mean class02?"),
     "another name": Wrong(lambda _, g: g.sample("?"), ValueError, "the first of its 16 are class00, class01"),
     "guidance": Wrong(lambda _, g: g.sample(0, guidance=-1), ValueError, "sample: guidance: "),
+    "a setting": Wrong(lambda _, g: g.sample(0, temperatur=2), ValueError, "sample: temperatur: "),  # type: ignore[call-arg]
+    "an option": Wrong(lambda _, g: g.sample(0, order={"steps": 4}), UsageError, "sampling.order.steps is no option"),
+    "a first": Wrong(lambda _, g: g.sample(0, first=-1), ValueError, "first -1: images are numbered from 0"),
+    "codes": Wrong(lambda _, g: g.images(np.full((21, 2), 64)), ValueError, "64 to 64: the codes are 0 to 63"),
 }
 
 
@@ -325,6 +349,15 @@ def test_the_examples_of_the_docs_run(folder: Path, tokenizer: Tokenizer, block:
     exec(code, given)
     assert given["tokens"].shape == (2, 21, 2)
     assert given.get("images", PIXELS[:2]).shape == (2, SIZE, SIZE, 3)
+
+
+def test_the_notebook_of_the_docs_runs(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    notebook = (Path(__file__).resolve().parents[2] / "docs/examples/sampling.py").read_text()
+    assert "runs/quickstart" in notebook
+    exec(compile(notebook.replace("runs/quickstart", str(folder / "run")), "sampling.py", "exec"), {})
+    assert Image.open(tmp_path / "first.png").size == (SIZE, SIZE)
+    assert (tmp_path / "mixed.png").read_bytes() != (tmp_path / "first.png").read_bytes()
 
 
 @pytest.mark.xdist_group("s3")

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from pydantic import Field
+from torch import Tensor
 
 from data_pipeline.errors import UsageError
 from data_pipeline.shards import weights
 from data_pipeline.shards.halves import halves_of
 from model.config import ImageFolderConfig, NextScaleConfig, VectorConfig, ViTConfig
+from model.config.sampling import GuidanceSchedule, OrderOptions
 from model.generators.next_scale import FoldedGenerator
 from model.tokenizers.imagefolder import ImageFolderTokenizer
 from trainer.config import SamplingConfig
@@ -55,10 +59,120 @@ def sampler(networks: tuple[str, str], seed: int = 0, **sampling: object) -> Sam
     return Sampler.load(*networks, config, seed, torch.device("cpu"))
 
 
-def test_an_image_does_not_depend_on_the_batch_that_it_is_drawn_in(networks: tuple[str, str]) -> None:
-    labels = torch.tensor([0, 1, 2, 0, 1])
-    whole, parts = (torch.cat(list(sampler(networks, batch=batch).draw(labels))) for batch in (5, 2))
-    torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-4)
+LABELS = torch.arange(37) % 3
+
+
+def drawn(sampler: Sampler, *parts: tuple[int, int]) -> Tensor:
+    """The images of these ranges of the 37."""
+    return torch.cat([image for first, stop in parts for image in sampler.draw(LABELS[first:stop], first)])
+
+
+@pytest.mark.parametrize("parts", [[(0, 16), (16, 37)], [(0, 1), (1, 30), (30, 37)], [(n, n + 1) for n in range(37)]])
+def test_an_image_has_the_same_bits_in_whatever_parts_it_is_asked_for(
+    networks: tuple[str, str], parts: list[tuple[int, int]]
+) -> None:
+    found = sampler(networks, top_k=9, top_p=0.9)
+    assert torch.equal(drawn(found, (0, 37)), drawn(found, *parts))
+
+
+def test_on_a_cpu_the_networks_always_see_as_many_rows(
+    networks: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, rows = sampler(networks, cpu_batch=8, batch=3), []
+    sample, decode = found.generator.sample, found.tokenizer.detokenize
+    monkeypatch.setattr(
+        found.generator, "sample", lambda *given: rows.append(len(given[0].condition_B)) or sample(*given)
+    )
+    monkeypatch.setattr(found.tokenizer, "detokenize", lambda tokens: rows.append(len(tokens)) or decode(tokens))
+    assert len(drawn(found, (3, 5))) == 2
+    assert len(drawn(found, (6, 20))) == 14
+    assert set(rows) == {8}
+    assert len(rows) == 2 * (1 + 3)
+
+
+def test_what_is_drawn_takes_part_in_gradients_and_the_callers_mode_stays_its_own(networks: tuple[str, str]) -> None:
+    for image in sampler(networks, cpu_batch=2).draw(LABELS[:4]):
+        assert torch.is_grad_enabled()
+        assert not torch.is_inference_mode_enabled()
+        assert not image.is_inference()
+        weight = torch.ones(1, requires_grad=True)
+        (image * weight).sum().backward()
+        assert float(weight.grad or 0) == pytest.approx(float(image.sum()), rel=1e-4)
+
+
+def test_a_plan_holds_all_that_is_set(networks: tuple[str, str]) -> None:
+    schedule = {"kind": "cosine", "power": 2.5}
+    given = {"guidance": 1.5, "guidance_schedule": schedule, "temperature": 0.7, "top_k": 5, "top_p": 0.9}
+    plan = sampler(networks, seed=3, **given).plan(np.arange(4, 9), torch.zeros(5, dtype=torch.int64))
+    assert plan.schedule == GuidanceSchedule(kind="cosine", power=2.5)
+    assert (plan.guidance, plan.temperature, plan.top_k, plan.top_p) == (1.5, 0.7, 5, 0.9)
+    assert plan.order is None
+    assert plan.seed_B is not None
+    whole = sampler(networks, seed=3).plan(np.arange(9), torch.zeros(9, dtype=torch.int64))
+    assert whole.seed_B is not None
+    assert torch.equal(whole.seed_B[4:], plan.seed_B)
+    assert torch.equal(whole.uniform_BLF[4:], plan.uniform_BLF)
+    assert len(whole.seed_B.unique()) == 9
+    assert plan.uniform_BLF.shape == (5, 5, 2)
+
+
+def test_a_low_temperature_draws_the_likeliest_tokens(networks: tuple[str, str]) -> None:
+    cold, greedy = (
+        torch.cat(list(sampler(networks, seed=seed, **how).draw_tokens(LABELS[:6])))
+        for seed, how in ((1, {"temperature": 1e-4}), (2, {"top_k": 1}))
+    )
+    assert torch.equal(cold, greedy)
+
+
+def test_guidance_that_always_acts_differs_from_one_that_grows(networks: tuple[str, str]) -> None:
+    grown, own, always = (
+        torch.cat(list(sampler(networks, guidance=4, guidance_schedule=how).draw_tokens(LABELS[:9])))
+        for how in ({"kind": "linear"}, None, {"kind": "constant"})
+    )
+    assert torch.equal(grown, own)
+    assert not torch.equal(grown, always)
+
+
+def test_tokens_that_are_kept_are_those_of_every_image(networks: tuple[str, str]) -> None:
+    kept = torch.full((1, 5, 2), -1)
+    kept[:, :, 1] = torch.arange(5)
+    tokens = torch.cat(list(sampler(networks).draw_tokens(LABELS[:20], 0, kept)))
+    assert (tokens[..., 1] == torch.arange(5)).all()
+    assert len(tokens[..., 0].unique(dim=0)) > 1
+
+
+def test_products_in_bf16_give_images_near_those_of_fp32(networks: tuple[str, str]) -> None:
+    fine, coarse = (next(iter(sampler(networks, precision=each).draw(LABELS[:4]))) for each in ("fp32", "bf16"))
+    assert coarse.dtype == torch.float32
+    assert not torch.equal(fine, coarse)
+
+
+class Options(OrderOptions):
+    steps: int = Field(8, gt=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"steps": 4}, r"sampling\.order\.steps is no option of a next-scale generator: it has no options"),
+        ({"stesp": 4}, r"sampling\.order\.stesp is no option of a next-scale generator: did you mean steps\?"),
+        ({"steps": 0}, r"sampling\.order\.steps: "),
+    ],
+)
+def test_an_option_that_the_order_has_not_is_refused_by_the_card_alone(
+    networks: tuple[str, str], options: dict[str, int], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "no options" not in said:
+        monkeypatch.setattr(NextScaleConfig, "order_options", Options)
+    Path(networks[0], "model.safetensors").unlink()
+    with pytest.raises(UsageError, match=said):
+        sampler(networks, order=options)
+
+
+def test_an_option_of_the_order_reaches_the_plan(networks: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(NextScaleConfig, "order_options", Options)
+    plan = sampler(networks, order={"steps": 4}).plan(np.arange(1), LABELS[:1])
+    assert plan.order == Options(steps=4)
 
 
 def test_another_seed_gives_other_images(networks: tuple[str, str]) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+import difflib
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from data_pipeline.storage.places import InputPlace
-from model.config import MOST_CLASSES, ClassifierConfig, Section
+from data_pipeline.text.json_records import first_problem
+from model.config import MOST_CLASSES, ClassifierConfig, GeneratorConfig, Section
+from model.config.sampling import GuidanceSchedule, OrderOptions
 from model.families import AnyGeneratorConfig
 from trainer.config.training import MOST_STEPS, TrainerConfig, check_best
 
@@ -62,15 +65,47 @@ class SamplingConfig(Section):
     classes: ChosenClasses | None = None
     """Classes to draw, by label; null for all that the data had."""
     guidance: float = Field(2.0, ge=0, le=10_000)
-    """Classifier-free guidance at the last scale; it grows linearly with the scale from 0 at the first."""
-    top_k: int = Field(0, ge=0, le=65_536)
+    """Classifier-free guidance g of c + g (c - u), the logits with the class and without; 0 for none. What published
+    codes call a scale may be g + 1."""
+    guidance_schedule: GuidanceSchedule | None = None
+    """How much of the guidance acts at which part of the way; null for the order's own."""
+    temperature: float = Field(1.0, gt=0, le=10_000)
+    """What logits are divided by, after guidance; below 1 draws likelier tokens."""
+    top_k: int = Field(0, ge=0, le=1_000_000)
     """Draw from the k likeliest tokens; 0 for all."""
     top_p: float = Field(1.0, gt=0, le=1)
-    """Draw from the likeliest tokens that hold this much probability."""
+    """Draw from the likeliest tokens that hold this much probability, of those that `top_k` leaves."""
+    order: dict[str, Any] = Field({}, max_length=64)
+    """What can be set of the generator's order alone, such as the steps of a masked one."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Number format of matrix products, of the generator and of the tokenizer's decoder."""
     batch: int = Field(100, gt=0, le=1_000_000)
-    """Images drawn at once."""
+    """Images drawn at once on a GPU, where another number changes the last bits of what networks compute."""
+    cpu_batch: int = Field(16, gt=0, le=10_000)
+    """Images drawn at once on a CPU: always so many, so that an image has the same bits however many are asked for.
+    Take 1 to draw single images of a large network sooner."""
     ema: bool = True
     """Use the moving average of the weights, if the run kept one."""
+
+    def order_of(self, generator: GeneratorConfig) -> OrderOptions | None:
+        """What is set of the order of a generator; None if nothing is.
+
+        Raises:
+            ValueError: if its order has no such option, or not such a value; it names `sampling.order.<key>`.
+        """
+        if not self.order:
+            return None
+        known = tuple(generator.order_options.model_fields)
+        for key in self.order:
+            if key not in known:
+                there = f"it has {', '.join(known)}" if known else "it has no options: leave that out"
+                near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+                hint = f"did you mean {near[0]}?" if near else there
+                raise ValueError(f"sampling.order.{key} is no option of a {generator.kind} generator: {hint}")
+        try:
+            return generator.order_options.model_validate(self.order)
+        except ValidationError as error:
+            raise ValueError(f"sampling.order.{first_problem(error)}") from None
 
 
 class PicturesConfig(SamplingConfig):

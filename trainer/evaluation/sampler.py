@@ -1,20 +1,30 @@
 """Drawing images from a trained generator.
 
-Image i is a function of the weights, the seed and i: the numbers that choose its tokens are keyed by (seed, i, place),
-so it does not matter how many images are drawn at once. What can be refused is refused by the cards alone: importing
-this module, and checking them, loads no torch.
+Image i is a function of the weights, the settings, the seed, its class and i. What chooses its tokens is keyed by
+(seed, i): a number for each token, and one from which an order that draws more often goes on. To the bit, it depends on
+the shape of what the kernels compute, too, and so:
+
+    CPU   images [k n, (k + 1) n) are computed together for n = `cpu_batch`, and always n of them: those that nobody
+          asked for are computed and left out. So an image has the same bits on any number of workers, in whatever
+          parts it is asked for, on one kind of CPU with one version of torch.
+    GPU   images [k n, (k + 1) n) are computed together for n = `batch`, those that were asked for: the same tokens but
+          for ties within rounding, where parts are cut otherwise.
+
+What can be refused is refused by the cards alone: importing this module, and checking them, loads no torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from data_pipeline.errors import UsageError
-from data_pipeline.order.permutations import keyed_uniform
+from data_pipeline.order.permutations import keyed_bits, keyed_uniform
 from data_pipeline.shards import weights
 from data_pipeline.shards.weights import Card
 from trainer.config import SamplingConfig
@@ -23,7 +33,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from model.protocols import Generator, Tokenizer
+    from model.config import GeneratorConfig
+    from model.config.sampling import OrderOptions
+    from model.protocols import Generator, SamplingPlan, Tokenizer
 
 
 def read_cards(generator_uri: str, tokenizer_uri: str) -> dict[str, Card]:
@@ -73,6 +85,34 @@ def asked_classes(generator: Card, config: SamplingConfig) -> tuple[int, ...]:
     return asked
 
 
+def asked_order(generator: GeneratorConfig, config: SamplingConfig) -> OrderOptions | None:
+    """What the config sets of the generator's order alone.
+
+    Raises:
+        UsageError: if that order has no such option, or not such a value; it names `sampling.order.<key>`.
+    """
+    try:
+        return config.order_of(generator)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def check_order(uri: str, generator: Card, config: SamplingConfig) -> None:
+    """Refuse options that the order of a generator does not have, by its card.
+
+    Args:
+        uri: of the generator, for errors of its card.
+        generator: its card.
+        config: how images are drawn.
+
+    Raises:
+        UsageError: as `asked_order`.
+    """
+    from trainer.networks import GeneratorCard
+
+    asked_order(weights.read_config(uri, generator, GeneratorCard).generator, config)
+
+
 @dataclass(frozen=True)
 class Sampler:
     """A generator with the tokenizer whose tokens it was trained on."""
@@ -95,7 +135,7 @@ class Sampler:
         from data_pipeline.shards.tokenizers import load_tokenizer
         from trainer.networks import load_generator
 
-        read_cards(generator_uri, tokenizer_uri)
+        check_order(generator_uri, read_cards(generator_uri, tokenizer_uri)["generator"], config)
         generator, generator_card = load_generator(generator_uri, config.ema, device)
         tokenizer, tokenizer_card = load_tokenizer(tokenizer_uri, device)
         return cls(generator, tokenizer, {"generator": generator_card, "tokenizer": tokenizer_card}, config, seed)
@@ -113,21 +153,91 @@ class Sampler:
         """All classes that the generator was trained on, by label."""
         return class_names(self.cards["generator"])
 
-    def draw(self, label_N: Tensor) -> Iterator[Tensor]:
-        """Images [B, 3, H, W] in [-1, 1] of the given classes, in batches; image i has label_N[i]."""
+    def draw(self, label_N: Tensor, first: int = 0, kept_BLF: Tensor | None = None) -> Iterator[Tensor]:
+        """Images [B, 3, H, W] in [-1, 1], float32, in batches, on the generator's device.
+
+        Args:
+            label_N: a class for each; `null_class` of the generator for none.
+            first: number of the first of them among all images of the seed.
+            kept_BLF: tokens that every image keeps, [1, L, F] of the generator's layout; negative ones are drawn.
+        """
+        for tokens_BLF in self.draw_tokens(label_N, first, kept_BLF):
+            yield self.decode(tokens_BLF)
+
+    def draw_tokens(self, label_N: Tensor, first: int = 0, kept_BLF: Tensor | None = None) -> Iterator[Tensor]:
+        """Tokens [B, L, F], int64, of the images that `draw` gives, in its batches."""
+        for rows, wanted in self._batches(first, len(label_N)):
+            label_B = label_N[(rows - first).clip(0, len(label_N) - 1)]
+            yield self._draw_batch(rows, label_B, kept_BLF)[wanted]
+
+    def decode(self, tokens_BLF: Tensor) -> Tensor:
+        """Tokens to images [B, 3, H, W] in [-1, 1], float32; on a CPU always `cpu_batch` of them at once."""
+        import torch
+
+        at_once = self.config.cpu_batch if self.device.type == "cpu" else max(1, len(tokens_BLF))
+        parts = []
+        with torch.no_grad(), self._mixed():
+            for part_BLF in torch.split(tokens_BLF, at_once):
+                missing = at_once - len(part_BLF)
+                whole_BLF = torch.cat((part_BLF, part_BLF[-1:].expand(missing, -1, -1))) if missing else part_BLF
+                parts.append(self.tokenizer.detokenize(whole_BLF)[: len(part_BLF)].float())
+        return torch.cat(parts)
+
+    @property
+    def device(self) -> torch.device:
+        """Where both are."""
+        return next(cast("nn.Module", self.generator).parameters()).device
+
+    def _batches(self, first: int, count: int) -> Iterator[tuple[npt.NDArray[np.int64], slice]]:
+        """Numbers of the images that are computed together, and which of them are wanted."""
+        is_cpu = self.device.type == "cpu"
+        size = self.config.cpu_batch if is_cpu else self.config.batch
+        for start in range(first - first % size, first + count, size):
+            wanted = slice(max(start, first), min(start + size, first + count))
+            rows = np.arange(start, start + size) if is_cpu else np.arange(wanted.start, wanted.stop)
+            yield rows, slice(wanted.start - int(rows[0]), wanted.stop - int(rows[0]))
+
+    def _draw_batch(self, rows: npt.NDArray[np.int64], label_B: Tensor, kept_BLF: Tensor | None) -> Tensor:
+        """The tokens of some images, with whatever mode of gradients the caller is in left as it was."""
         import torch
 
         from model.families import forcing_of
+
+        plan = self.plan(rows, label_B, kept_BLF)
+        with torch.no_grad(), self._mixed():
+            return self.generator.sample(plan, forcing_of(self.tokenizer))
+
+    def plan(self, rows: npt.NDArray[np.int64], label_B: Tensor, kept_BLF: Tensor | None = None) -> SamplingPlan:
+        """What is to be drawn for images of these numbers.
+
+        Raises:
+            UsageError: if the generator's order has not the options that are set.
+        """
+        import torch
+
         from model.protocols import SamplingPlan
 
-        layout, forcing = self.generator.layout, forcing_of(self.tokenizer)
-        device = next(cast("nn.Module", self.generator).parameters()).device
+        config, layout, device = self.config, self.generator.layout, self.device
         places = layout.positions * layout.folds
-        with torch.inference_mode():
-            for first in range(0, len(label_N), self.config.batch):
-                label_B = label_N[first : first + self.config.batch].to(device)
-                numbers = np.arange(first * places, (first + len(label_B)) * places, dtype=np.int64)
-                uniform = torch.from_numpy(keyed_uniform(self.seed, "sample", numbers))
-                uniform_BLF = uniform.view(len(label_B), layout.positions, layout.folds).to(device)
-                drawn = SamplingPlan(label_B, uniform_BLF, self.config.guidance, self.config.top_k, self.config.top_p)
-                yield self.tokenizer.detokenize(self.generator.sample(drawn, forcing))
+        numbers = (rows[:, None] * places + np.arange(places)).ravel()
+        uniform = torch.from_numpy(keyed_uniform(self.seed, "sample", numbers))
+        seeds = torch.from_numpy(keyed_bits(self.seed, "sample_again", rows).view(np.int64))
+        kept = None if kept_BLF is None else kept_BLF.to(device).expand(len(rows), -1, -1)
+        return SamplingPlan(
+            condition_B=label_B.to(device),
+            uniform_BLF=uniform.view(len(rows), layout.positions, layout.folds).to(device),
+            guidance=config.guidance,
+            top_k=config.top_k,
+            top_p=config.top_p,
+            kept_BLF=kept,
+            schedule=config.guidance_schedule,
+            temperature=config.temperature,
+            seed_B=seeds.to(device),
+            order=asked_order(self.generator.config, config),
+        )
+
+    def _mixed(self) -> AbstractContextManager[object]:
+        """Products in the precision of the config."""
+        import torch
+
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")

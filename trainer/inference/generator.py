@@ -1,8 +1,10 @@
 """A trained generator: classes to images.
 
-    generator = load_generator("runs/quickstart")
+    generator = Generator.load("runs/quickstart")
     pictures = generator.sample(["Sneaker", "Bag"], seed=1, output="pil")
     pictures[0].save("sneaker.png")
+    tokens = generator.tokens(["Sneaker", "Bag"], seed=1)
+    pictures = generator.images(tokens, output="pil")
 
 Shapes: B images, S side of an image in pixels.
 """
@@ -11,23 +13,50 @@ from __future__ import annotations
 
 import difflib
 import operator
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
 import torch
 from pydantic import ValidationError
+from torch import Tensor
 
-from data_pipeline.shards.manifest import first_problem
 from data_pipeline.shards.weights import Card
+from data_pipeline.text.json_records import first_problem
+from model.config.sampling import GuidanceSchedule
+from model.layout import TokenLayout
 from trainer.config import SamplingConfig
-from trainer.evaluation.sampler import Sampler
+from trainer.evaluation.sampler import Sampler, asked_order
 from trainer.inference.exports import find_device, find_export, find_tokenizer
 from trainer.inference.given_images import Output, check_output, write_images
-from trainer.inference.tokenizer import Tokenizer
+from trainer.inference.tokenizer import Tokenizer, Tokens, check_tokens
 
-Class = int | str
-"""The number of a class (its label), or its name."""
+Class = int | str | None
+"""The number of a class (its label), or its name; None for no class."""
+
+
+class Settings(TypedDict, total=False):
+    """How images are drawn: `sampling` of the config, with its defaults."""
+
+    guidance: float
+    """Classifier-free guidance g of c + g (c - u); 0 for none. By default 2."""
+    guidance_schedule: GuidanceSchedule | Mapping[str, Any] | None
+    """How much of it acts when, for instance {"kind": "cosine", "power": 3}; None for the order's own."""
+    temperature: float
+    """What logits are divided by; below 1 draws likelier tokens."""
+    top_k: int
+    """Draw from the k likeliest tokens; 0 for all."""
+    top_p: float
+    """Draw from the likeliest tokens that hold this much probability."""
+    order: Mapping[str, Any]
+    """What can be set of the generator's order alone, such as {"steps": 8} of a masked one."""
+    precision: Literal["fp32", "bf16"]
+    """Number format of matrix products."""
+    batch: int
+    """Images that are drawn at once on a GPU."""
+    cpu_batch: int
+    """Images that are drawn at once on a CPU; to the bit, an image depends on it."""
 
 
 class Generator:
@@ -56,49 +85,95 @@ class Generator:
         """Side S of its images, in pixels."""
         return self._sampler.tokenizer.config.image_size
 
+    @property
+    def layout(self) -> TokenLayout:
+        """What the positions and folds of its tokens are."""
+        return self._sampler.generator.layout
+
+    @classmethod
+    def load(
+        cls, uri: str, *, tokenizer: str | Tokenizer | None = None, device: str = "cpu", ema: bool = True
+    ) -> Generator:
+        """As `load_generator`."""
+        return load_generator(uri, tokenizer=tokenizer, device=device, ema=ema)
+
     def sample(
         self,
         classes: Class | Sequence[Class],
         *,
         seed: int = 0,
-        guidance: float = 2.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
+        first: int = 0,
         output: Output = "numpy",
-        batch: int = 100,
+        **settings: Unpack[Settings],
     ) -> Any:
         """An image of each class that is named, in this order; a class may be named often.
 
-        Image i is a function of the weights, the seed, its class and i: not of the others, nor of `batch`.
+        Image i is a function of the weights, the settings, the seed, its class and i: not of the others, nor of how
+        many are asked for at once.
 
         Args:
-            classes: numbers or names of classes, one or several.
+            classes: numbers or names of classes, one or several; None among them is an image of no class.
             seed: another one gives other images.
-            guidance: classifier-free guidance at the last scale; 0 for none.
-            top_k: draw from the k likeliest tokens; 0 for all.
-            top_p: draw from the likeliest tokens that hold this much probability.
+            first: number i of the first image.
             output: numpy, pil or torch (see `Output`).
-            batch: images that are drawn at once.
+            settings: how they are drawn (see `Settings`).
 
         Raises:
             ValueError: if there is no such class, or a number is out of its range; it names it.
+            UsageError: if the generator's order has no such option.
         """
         check_output(output)
+        sampler, label_N = self._asked(classes, seed, first, settings)
+        return write_images(torch.cat(list(sampler.draw(label_N, first))), output)
+
+    def tokens(
+        self,
+        classes: Class | Sequence[Class],
+        *,
+        seed: int = 0,
+        first: int = 0,
+        **settings: Unpack[Settings],
+    ) -> Tokens:
+        """The tokens of the images that `sample` gives, int64 [B, positions, folds]. Arguments and errors as there."""
+        sampler, label_N = self._asked(classes, seed, first, settings)
+        return torch.cat(list(sampler.draw_tokens(label_N, first))).cpu().numpy()
+
+    def images(self, tokens: Any, *, output: Output = "numpy") -> Any:
+        """The images that tokens stand for, decoded by the tokenizer on whose tokens it was trained.
+
+        Args:
+            tokens: whole numbers [B, positions, folds] or [positions, folds], of numpy or torch.
+            output: numpy, pil or torch (see `Output`).
+
+        Raises:
+            ValueError: if shape or numbers are not those of this generator's tokens.
+        """
+        check_output(output)
+        tokens_BLF = check_tokens(tokens, self.layout).to(self._sampler.device)
+        return write_images(self._sampler.decode(tokens_BLF), output)
+
+    def _asked(
+        self, classes: Class | Sequence[Class], seed: int, first: int, settings: Settings
+    ) -> tuple[Sampler, Tensor]:
+        """What draws with these settings, and the labels of these classes."""
         several: list[Class] = [classes] if np.ndim(classes) == 0 else list(classes)  # type: ignore[arg-type, list-item]
         if not several:
             raise ValueError("no classes to draw: name at least one")
-        labels = torch.tensor([self._label(each) for each in several])
-        settings = {"guidance": guidance, "top_k": top_k, "top_p": top_p, "batch": batch}
+        if first < 0:
+            raise ValueError(f"first {first}: images are numbered from 0")
+        label_N = torch.tensor([self._label(each) for each in several])
         try:
-            config = SamplingConfig.model_validate(settings)
+            config = SamplingConfig.model_validate({"ema": self._sampler.config.ema, **settings})
         except ValidationError as error:
             raise ValueError(f"sample: {first_problem(error)}") from None
-        own = self._sampler
-        sampler = Sampler(own.generator, own.tokenizer, own.cards, config, seed)
-        return write_images(torch.cat(list(sampler.draw(labels))), output)
+        sampler = replace(self._sampler, config=config, seed=seed)
+        asked_order(sampler.generator.config, config)
+        return sampler, label_N
 
     def _label(self, asked: Class) -> int:
         names = self.class_names
+        if asked is None:
+            return self._sampler.generator.null_class
         if isinstance(asked, str):
             if asked in names:
                 return names.index(asked)

@@ -101,7 +101,7 @@ class Tokenizer:
             ValueError: if shape or numbers are not those of this tokenizer's tokens.
         """
         check_output(output)
-        tokens_BLF = self._check_tokens(tokens)
+        tokens_BLF = check_tokens(tokens, self.layout)
         if keep is not None and keep not in self.prefixes:
             ends = ", ".join(map(str, self.prefixes))
             raise ValueError(f"keep {keep}: images can be decoded from {ends} positions, or None for all")
@@ -147,20 +147,26 @@ class Tokenizer:
             raise ValueError(f"batch {batch}: give 1 or more")
         return (part.to(self._device) for part in torch.split(rows, batch))
 
-    def _check_tokens(self, tokens: Any) -> Tensor:
-        numbers = tokens.detach().cpu().numpy() if isinstance(tokens, Tensor) else np.asarray(tokens)
-        if numbers.dtype.kind not in "iu":
-            raise ValueError(f"tokens of {numbers.dtype}: give whole numbers")
-        given = torch.from_numpy(numbers.astype(np.int64))
-        shape = (self.layout.positions, self.layout.folds)
-        if given.ndim not in {2, 3} or given.shape[-2:] != shape or not given.numel():
-            wanted = f"[B, {shape[0]}, {shape[1]}] or [{shape[0]}, {shape[1]}]"
-            raise ValueError(f"tokens of shape {list(given.shape)}: this tokenizer's are {wanted}")
-        codes_F = torch.tensor(self.layout.vocabularies)
-        if bool(((given < 0) | (given >= codes_F)).any()):
-            least, most = int(given.min()), int(given.max())
-            raise ValueError(f"tokens from {least} to {most}: the codes are 0 to {int(codes_F.max()) - 1}")
-        return given if given.ndim == 3 else given[None]
+
+def check_tokens(tokens: Any, layout: TokenLayout) -> Tensor:
+    """Tokens that a user gives, as int64 [B, L, F] on the CPU.
+
+    Raises:
+        ValueError: if shape or numbers are not those of the layout.
+    """
+    numbers = tokens.detach().cpu().numpy() if isinstance(tokens, Tensor) else np.asarray(tokens)
+    if numbers.dtype.kind not in "iu":
+        raise ValueError(f"tokens of {numbers.dtype}: give whole numbers")
+    given = torch.from_numpy(numbers.astype(np.int64))
+    shape = (layout.positions, layout.folds)
+    if given.ndim not in {2, 3} or given.shape[-2:] != shape or not given.numel():
+        wanted = f"[B, {shape[0]}, {shape[1]}] or [{shape[0]}, {shape[1]}]"
+        raise ValueError(f"tokens of shape {list(given.shape)}: this network's are {wanted}")
+    codes_F = torch.tensor(layout.vocabularies)
+    if bool(((given < 0) | (given >= codes_F)).any()):
+        least, most = int(given.min()), int(given.max())
+        raise ValueError(f"tokens from {least} to {most}: the codes are 0 to {int(codes_F.max()) - 1}")
+    return given if given.ndim == 3 else given[None]
 
 
 def load_tokenizer(uri: str, *, device: str = "cpu", fit: Fit = "crop") -> Tokenizer:

@@ -14,7 +14,10 @@ from data_pipeline.shards import weights
 from data_pipeline.shards.weights import Card
 from trainer.report.data import Evaluation, Samples, StageRecords
 
-_DECIDING = ("guidance", "top_k", "top_p", "ema", "seed")
+_DECIDING = (
+    *("guidance", "guidance_schedule", "temperature", "top_k", "top_p", "order", "precision"),
+    *("ema", "seed"),
+)
 """Settings that decide what an image of a class looks like."""
 
 
