@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from cluster.commands.sample import sample
 from trainer.registry import QUICKSTART, STAGES
 
 Config = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML config: a path, a URI, or package:NAME.")]
@@ -81,7 +82,7 @@ def quickstart(
     run(QUICKSTART, given.pop(0) if with_config else packaged("quickstart.yaml"), given)
 
 
-_OWN: dict[str, Callable[..., None]] = {"tokenize": tokenize}
+_OWN: dict[str, Callable[..., None]] = {"tokenize": tokenize, "sample": sample}
 """Commands of stages that have options of their own."""
 
 
@@ -90,4 +91,5 @@ def register(app: typer.Typer) -> None:
     app.command(QUICKSTART, rich_help_panel="Stages")(quickstart)
     for stage in STAGES:
         command = _OWN.get(stage.command) or _command(stage.command)
-        app.command(stage.command, help=stage.help, rich_help_panel="Stages")(command)
+        text = command.__doc__ if stage.command in _OWN else stage.help
+        app.command(stage.command, help=text, rich_help_panel="Stages")(command)

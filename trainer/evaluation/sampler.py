@@ -45,13 +45,28 @@ def read_cards(generator_uri: str, tokenizer_uri: str) -> dict[str, Card]:
         UsageError: if one is missing, or the generator was trained on the tokens of another tokenizer.
     """
     generator, tokenizer = weights.read_card(generator_uri, "generator"), weights.read_card(tokenizer_uri, "tokenizer")
+    check_tokenizer(f"at {generator_uri}", generator, tokenizer_uri, tokenizer)
+    return {"generator": generator, "tokenizer": tokenizer}
+
+
+def check_tokenizer(where: str, generator: Card, tokenizer_uri: str, tokenizer: Card) -> None:
+    """Refuse a tokenizer on whose tokens a generator was not trained.
+
+    Args:
+        where: the generator is, for the error.
+        generator: its card.
+        tokenizer_uri: where the tokenizer is.
+        tokenizer: its card.
+
+    Raises:
+        UsageError: if they do not belong together.
+    """
     trained_on, found = generator.lineage["tokenizer"], tokenizer.encoder()
     if trained_on != found:
         raise UsageError(
-            f"the generator at {generator_uri} was trained on tokens of tokenizer {trained_on[:16]}, but "
+            f"the generator {where} was trained on tokens of tokenizer {trained_on[:16]}, but "
             f"{tokenizer_uri} holds {found[:16]}: train the generator again on its tokens"
         )
-    return {"generator": generator, "tokenizer": tokenizer}
 
 
 def class_names(generator: Card) -> tuple[str, ...]:
@@ -132,13 +147,24 @@ class Sampler:
         Raises:
             UsageError: as `read_cards`.
         """
-        from data_pipeline.shards.tokenizers import load_tokenizer
         from trainer.networks import load_generator
 
         check_order(generator_uri, read_cards(generator_uri, tokenizer_uri)["generator"], config)
-        generator, generator_card = load_generator(generator_uri, config.ema, device)
+        return cls.beside(*load_generator(generator_uri, config.ema, device), tokenizer_uri, config, seed)
+
+    @classmethod
+    def beside(cls, generator: Generator, card: Card, tokenizer_uri: str, config: SamplingConfig, seed: int) -> Sampler:
+        """A generator that is in memory, with its tokenizer on the same device.
+
+        Raises:
+            UsageError: if it was trained on the tokens of another tokenizer.
+        """
+        from data_pipeline.shards.tokenizers import load_tokenizer
+
+        device = next(cast("nn.Module", generator).parameters()).device
         tokenizer, tokenizer_card = load_tokenizer(tokenizer_uri, device)
-        return cls(generator, tokenizer, {"generator": generator_card, "tokenizer": tokenizer_card}, config, seed)
+        check_tokenizer("in memory", card, tokenizer_uri, tokenizer_card)
+        return cls(generator, tokenizer, {"generator": card, "tokenizer": tokenizer_card}, config, seed)
 
     def classes(self) -> tuple[int, ...]:
         """The classes to draw.

@@ -29,7 +29,8 @@ from model.layout import TokenLayout
 from trainer.config import SamplingConfig
 from trainer.evaluation.sampler import Sampler, asked_order
 from trainer.inference.exports import find_device, find_export, find_tokenizer
-from trainer.inference.given_images import Output, check_output, write_images
+from trainer.inference.given_images import Given, Output, check_output, read_images, write_images
+from trainer.inference.kept_tokens import kept_places, kept_tokens
 from trainer.inference.tokenizer import Tokenizer, Tokens, check_tokens
 
 Class = int | str | None
@@ -103,6 +104,8 @@ class Generator:
         *,
         seed: int = 0,
         first: int = 0,
+        reference: Given | None = None,
+        keep: str | None = None,
         output: Output = "numpy",
         **settings: Unpack[Settings],
     ) -> Any:
@@ -115,16 +118,18 @@ class Generator:
             classes: numbers or names of classes, one or several; None among them is an image of no class.
             seed: another one gives other images.
             first: number i of the first image.
+            reference: an image whose tokens are kept in part: PIL, numpy or torch.
+            keep: what is kept of it: a branch's name, scales:N, latents:N, or mask:FILE.
             output: numpy, pil or torch (see `Output`).
             settings: how they are drawn (see `Settings`).
 
         Raises:
             ValueError: if there is no such class, or a number is out of its range; it names it.
-            UsageError: if the generator's order has no such option.
+            UsageError: if the generator's order has no such option, or `keep` means nothing for its tokens.
         """
         check_output(output)
         sampler, label_N = self._asked(classes, seed, first, settings)
-        return write_images(torch.cat(list(sampler.draw(label_N, first))), output)
+        return write_images(torch.cat(list(sampler.draw(label_N, first, self._kept(reference, keep)))), output)
 
     def tokens(
         self,
@@ -132,11 +137,14 @@ class Generator:
         *,
         seed: int = 0,
         first: int = 0,
+        reference: Given | None = None,
+        keep: str | None = None,
         **settings: Unpack[Settings],
     ) -> Tokens:
         """The tokens of the images that `sample` gives, int64 [B, positions, folds]. Arguments and errors as there."""
         sampler, label_N = self._asked(classes, seed, first, settings)
-        return torch.cat(list(sampler.draw_tokens(label_N, first))).cpu().numpy()
+        kept = self._kept(reference, keep)
+        return torch.cat(list(sampler.draw_tokens(label_N, first, kept))).cpu().numpy()
 
     def images(self, tokens: Any, *, output: Output = "numpy") -> Any:
         """The images that tokens stand for, decoded by the tokenizer on whose tokens it was trained.
@@ -151,6 +159,19 @@ class Generator:
         check_output(output)
         tokens_BLF = check_tokens(tokens, self.layout).to(self._sampler.device)
         return write_images(self._sampler.decode(tokens_BLF), output)
+
+    def _kept(self, reference: Given | None, keep: str | None) -> Tensor | None:
+        """The tokens of a reference where they are kept, and -1 elsewhere, [1, L, F]."""
+        if (reference is None) != (keep is None):
+            raise ValueError("reference is an image, and keep what is kept of it: give both, or neither")
+        if reference is None or keep is None:
+            return None
+        tokenizer = self._sampler.tokenizer
+        image = read_images(reference, tokenizer.config.image_size, "crop")
+        if len(image) != 1:
+            raise ValueError(f"reference: {len(image)} images: give one")
+        kept_LF = kept_tokens(tokenizer, self.layout, image, kept_places(tokenizer.config, keep))
+        return torch.from_numpy(kept_LF)[None]
 
     def _asked(
         self, classes: Class | Sequence[Class], seed: int, first: int, settings: Settings

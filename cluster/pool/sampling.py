@@ -1,0 +1,204 @@
+"""Samples on the pool, or in this process: a worker holds generator and tokenizer, and commits images part by part.
+
+No image passes through Ray: a worker gets the plan, then numbers of parts, and says what it has committed. What is
+committed decides what is left, so a driver or a worker may die at any instant, and no image is drawn in two of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cluster.config.run import ClusterConfig
+from cluster.pool.pool_progress import PoolProgress
+from cluster.pool.ray_pool import PoolSize, WorkerNeeds
+from cluster.pool.scale import clear_scale
+from cluster.pool.shard_pool import PoolSettings, Shards, make_shards
+from cluster.pool.shard_worker import Advance, MakeShard
+from cluster.session.ray_session import ray_session, require_gpus
+from data_pipeline import storage
+from data_pipeline.errors import UsageError
+from data_pipeline.leases.lease import Lease, only_driver
+from trainer.config import SamplingConfig
+from trainer.evaluation.sample_files import Parts, SamplePlan, begin, digest_of, finish, is_finished, write_part
+
+if TYPE_CHECKING:
+    import torch
+
+    from trainer.evaluation.sampler import Sampler
+    from trainer.stages.trained_generator import GeneratorSource
+
+_PACKAGES = ("foldtrain", "numpy", "pillow", "torch")
+
+
+@dataclass(frozen=True)
+class SampleWork:
+    """What a worker does."""
+
+    plan: SamplePlan
+    source: GeneratorSource
+    tokenizer: str
+    """URI of its export."""
+    config: SamplingConfig
+    seed: int
+    fingerprints: dict[str, str]
+    """Of generator and tokenizer, as the plan was made for."""
+    gpus: int = 0
+    """GPUs that each worker reserves, 0 or 1."""
+    kept_LF: npt.NDArray[np.int64] | None = None
+    """Tokens that all images keep; those that are negative are drawn."""
+
+    def open(self, threads: int) -> MakeShard:
+        """Load both networks.
+
+        Raises:
+            UsageError: if they are others than the plan was made for; or this worker reserves a GPU, and sees none.
+        """
+        import torch
+
+        from trainer.engine.device import given_device
+
+        torch.set_num_threads(threads)
+        return self.open_on(given_device(self.gpus))
+
+    def open_on(self, device: torch.device) -> MakeShard:
+        """As `open`, on a device of this process."""
+        import torch
+
+        from trainer.evaluation.images import to_uint8
+
+        sampler = self.load(device)
+        kept = None if self.kept_LF is None else torch.from_numpy(self.kept_LF)[None]
+        software = _software(device)
+
+        def make(part: int, advance: Advance) -> dict[str, Any]:
+            start, stop = self.plan.span(part)
+            label_B = self.plan.labels.between(start, stop)
+            label_B[label_B < 0] = sampler.generator.null_class
+            pixels = []
+            for images in sampler.draw(torch.from_numpy(label_B), start, kept):
+                pixels.append(to_uint8(images))
+                advance(len(images))
+            record = write_part(self.plan, part, np.concatenate(pixels), software)
+            return {"digest": digest_of(record["files"]), "software": software}
+
+        return make
+
+    def load(self, device: torch.device) -> Sampler:
+        """Both networks.
+
+        Raises:
+            UsageError: if they are others than the plan was made for.
+        """
+        from trainer.evaluation.sampler import Sampler
+
+        generator, card = self.source.load(self.config.ema, device)
+        sampler = Sampler.beside(generator, card, self.tokenizer, self.config, self.seed)
+        found = fingerprints(sampler, self.config.ema)
+        changed = [name for name, fingerprint in self.fingerprints.items() if found[name] != fingerprint]
+        if changed:
+            raise UsageError(f"the {changed[0]} was trained again meanwhile: choose another --out, and sample again")
+        return sampler
+
+
+def fingerprints(sampler: Sampler, ema: bool) -> dict[str, str]:
+    """Of what images are drawn with."""
+    tokenizer = sampler.cards["tokenizer"]
+    return {"generator": sampler.cards["generator"].fingerprint(ema), "tokenizer": tokenizer.fingerprint()}
+
+
+def _software(device: torch.device) -> dict[str, str]:
+    from importlib.metadata import version
+
+    import torch
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    return {package: version(package) for package in _PACKAGES} | {"device": name}
+
+
+def draw_all(
+    work: SampleWork, names: tuple[str, ...], told: dict[str, Any], where: ClusterConfig | torch.device
+) -> int:
+    """Make all parts that are missing, then what is beside them. Returns the images drawn by this call.
+
+    Args:
+        work: what to draw.
+        names: of the classes, by label.
+        told: what sampling.json says beside the plan.
+        where: a cluster, whose workers draw; or a device of this process.
+
+    Raises:
+        UsageError: if the output holds other samples.
+        LeaseHeldError: if another driver draws them.
+        FoldtrainError: if parts failed too often.
+    """
+    plan = work.plan
+    if is_finished(plan):
+        _remove_parts(plan)
+        return 0
+    if isinstance(where, ClusterConfig):
+        with ray_session(where):
+            require_gpus(where, min(where.fewest_workers, plan.parts))
+            drawn = _draw_all(work, names, told, lambda parts, lease: _on_pool(work, parts, where, lease))
+    else:
+        drawn = _draw_all(work, names, told, lambda parts, lease: _here(work, parts, where, lease))
+    _remove_parts(plan)
+    return drawn
+
+
+def _draw_all(
+    work: SampleWork, names: tuple[str, ...], told: dict[str, Any], make: Callable[[Parts, Lease], None]
+) -> int:
+    plan = work.plan
+    with only_driver(plan.folder, "sample") as lease:
+        if is_finished(plan):  # by another driver, whose end this one has waited for
+            return 0
+        begin(plan)
+        parts = Parts(plan)
+        parts.look()
+        left = parts.missing
+        if len(left):
+            make(parts, lease)
+        lease.confirm()
+        finish(plan, parts, names, told)
+        clear_scale(plan.folder)
+    return parts.images(left)
+
+
+def _remove_parts(plan: SamplePlan) -> None:
+    """What an npz was put together from goes once it is there."""
+    if plan.kind == "npz":
+        storage.remove_tree(plan.folder)
+
+
+def _progress(parts: Parts) -> PoolProgress:
+    plan, left = parts.plan, parts.missing
+    done = plan.labels.images - parts.images(left)
+    return PoolProgress("sample", plan.folder, plan.parts, plan.labels.images, plan.parts - len(left), done)
+
+
+def _here(work: SampleWork, parts: Parts, device: torch.device, lease: Lease) -> None:
+    make = work.open_on(device)
+    with _progress(parts) as progress:
+        for part in parts.missing.tolist():
+            lease.require()
+            parts.add(part, **make(part, lambda _images: None))
+            progress.add(work.plan.images(part))
+            progress.show_done()
+
+
+def _on_pool(work: SampleWork, parts: Parts, cluster: ClusterConfig, lease: Lease) -> None:
+    settings = PoolSettings(
+        label="sample",
+        output=work.plan.folder,
+        size=PoolSize(cluster.fewest_workers, cluster.most_workers),
+        needs=WorkerNeeds(cluster.cpus_per_worker, cluster.gpus_per_worker),
+        require=lease.require,
+    )
+    shards = Shards(parts.missing, lambda part: f"part {part}", work.plan.images)
+    with _progress(parts) as progress:
+        make_shards(work, shards, settings, progress, lambda part, facts: parts.add(part, **facts))
