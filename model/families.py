@@ -17,6 +17,7 @@ from model.config import (
     ImageFolderConfig,
     MaskgitVqganConfig,
     NextScaleConfig,
+    NextTokenConfig,
     QuantizerConfig,
     TokenizerConfig,
     VqganConfig,
@@ -92,6 +93,7 @@ _OWN: tuple[Family, ...] = (
     ),
     TokenizerFamily(config=TiTokConfig, network="model.tokenizers.titok:TiTokTokenizer"),
     GeneratorFamily(config=NextScaleConfig, network="model.generators.next_scale:FoldedGenerator"),
+    GeneratorFamily(config=NextTokenConfig, network="model.generators.next_token:NextTokenGenerator"),
     GeneratorFamily(config=RandomOrderConfig, network="model.generators.random_order:RandomOrderGenerator"),
     GeneratorFamily(config=MaskedConfig, network="model.generators.masked:MaskedGenerator"),
 )
@@ -145,8 +147,12 @@ def build_generator(config: GeneratorConfig, layout: TokenLayout, forcing_width:
     Raises:
         ValueError: if such a generator cannot predict such tokens; it says why.
     """
-    config.check_layout(layout, forcing_width)
-    return cast("Generator", named(generator_families()[config.kind].network)(config, layout, forcing_width))
+    config.check(layout, forcing_width)
+    network = named(generator_families()[config.kind].network)
+    if not config.unfold:
+        return cast("Generator", network(config, layout, forcing_width))
+    unfolded = named("model.generators.unfold:Unfolded")
+    return cast("Generator", unfolded(network(config, layout.unfolded(), None), layout))
 
 
 def build_discriminator(

@@ -51,7 +51,7 @@ def load_generator(uri: str, ema: bool, device: torch.device) -> tuple[Generator
     card, state = weights.read_weights(uri, "generator", ema)
     config = weights.read_config(uri, card, GeneratorCard)
     try:
-        config.generator.check_layout(config.layout, config.forcing_width)
+        config.generator.check(config.layout, config.forcing_width)
     except ValueError as error:
         raise CorruptShardError(f"{uri}/card.json: {error}") from None
     made = (config.generator, config.layout, config.forcing_width)

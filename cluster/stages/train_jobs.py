@@ -271,7 +271,7 @@ def _check_layout(config: RunConfig, tokens: TokenManifest, forcing_width: int |
     """Refuse a generator that cannot predict such tokens, before any worker starts."""
     assert config.generator is not None
     try:
-        config.generator.model.check_layout(tokens.layout, forcing_width)
+        config.generator.model.check(tokens.layout, forcing_width)
     except ValueError as error:
         raise UsageError(f"generator.model: {error}") from None
 

@@ -13,7 +13,7 @@ from model.config.discriminators import (
     PatchConfig,
     StyleGanConfig,
 )
-from model.config.generators import GeneratorConfig, NextScaleConfig
+from model.config.generators import GeneratorConfig, NextScaleConfig, NextTokenConfig
 from model.config.losses import (
     AdversarialConfig,
     AugmentConfig,
@@ -62,6 +62,7 @@ __all__ = [
     "LpipsConfig",
     "MaskgitVqganConfig",
     "NextScaleConfig",
+    "NextTokenConfig",
     "OrderOptions",
     "PatchConfig",
     "PerceptualConfig",

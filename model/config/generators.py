@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -29,20 +30,104 @@ class GeneratorConfig(ClassCount):
     """Share of training samples whose class is hidden, which makes guidance possible."""
     head: AnyHeadConfig = IndependentHeadConfig()
     """How the tokens of one position, a token of each fold, are predicted together."""
+    unfold: bool = False
+    """Predict the tokens of a position one after the other, as positions of one fold: what folding is compared with."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Share of the target that goes to all codes alike. What is logged of groups and folds is without it."""
+
+    def check(self, layout: TokenLayout, forcing_width: int | None) -> None:
+        """Refuse tokens that such a generator cannot predict, or cannot predict unfolded (see `check_layout`).
+
+        Raises:
+            ValueError: says why, and what to do.
+        """
+        if not self.unfold:
+            self.check_layout(layout, forcing_width)
+        elif self.needs_forcing:
+            raise ValueError(
+                f"generator kind {self.kind} predicts from sums over all folds, so there is nothing to unfold: set "
+                "unfold=false, or take a generator kind that reads token ids"
+            )
+        elif len(set(layout.vocabularies)) > 1:
+            raise ValueError(
+                f"unfolded tokens are of one fold, which folds of {list(layout.vocabularies)} codes cannot share: "
+                "set unfold=false, or take codebooks of one size"
+            )
+        else:
+            self.check_layout(layout.unfolded(), None)
 
     def check_layout(self, layout: TokenLayout, forcing_width: int | None) -> None:
         """Refuse tokens that such a generator cannot predict.
 
         Args:
-            layout: of the tokens.
+            layout: of the tokens, as the network sees them.
             forcing_width: channels of the multi-scale sums of their tokenizer; None if it gives none.
 
         Raises:
             ValueError: says why, and what to do.
         """
         raise NotImplementedError(f"{type(self).__name__} has to say which layouts it can predict")
+
+
+class NextTokenConfig(GeneratorConfig):
+    """Position after position, row by row where they are a grid (LlamaGen, arXiv 2406.06525), with F tokens each.
+
+    A transformer of language models: RMSNorm, SwiGLU, no biases, rotary positions; the class is its first input. It has
+    one more row than classes, for "no class".
+    """
+
+    kind: Literal["next-token"] = "next-token"
+    """Family of the generator."""
+    depth: int = Field(12, gt=0, le=1_000)
+    """Number of blocks."""
+    width: int = Field(768, gt=0, le=65_536)
+    """Channels of each position."""
+    heads: int = Field(12, gt=0, le=1_024)
+    """Attention heads."""
+    mlp_width: int | None = Field(None, gt=0, le=1_000_000)
+    """Hidden channels of the MLP; null for 8/3 of `width`, up to a multiple of 256."""
+    rotary: Literal["grid", "line", "none"] = "grid"
+    """What turns queries and keys: row and column of a square grid of positions, as published; the place in the
+    sequence; nothing. Latents without a place in the image (TiTok) want line or none."""
+    learned_positions: bool = False
+    """A learned vector for each position is added to its input."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Of what attention and MLP add. Not together with `drop_path`, as published."""
+    token_dropout: float = Field(0.1, ge=0, lt=1)
+    """Of the sequence's inputs, the class included."""
+    drop_path: float = Field(0.0, ge=0, lt=1)
+    """Stochastic depth of the last block; grows linearly from 0 at the first."""
+
+    @property
+    def hidden(self) -> int:
+        """Hidden channels of the MLP."""
+        return self.mlp_width or 256 * -(-int(8 * self.width / 3) // 256)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        step = {"grid": 4, "line": 2, "none": 1}[self.rotary]
+        if self.width % self.heads or (self.width // self.heads) % step:
+            raise ValueError(
+                f"width {self.width} over heads {self.heads} has to be a multiple of {step}: rotary is {self.rotary}"
+            )
+        if self.drop_path and self.dropout:
+            raise ValueError("drop_path takes the place of dropout, as published: set one of them to 0")
+        if self.rotary == "none" and not self.learned_positions:
+            raise ValueError("without rotary positions no position is told from another: set learned_positions")
+        return self
+
+    def check_layout(self, layout: TokenLayout, forcing_width: int | None) -> None:  # noqa: ARG002 - reads ids alone
+        """Takes all tokens; rotary positions of a grid need a square one.
+
+        Raises:
+            ValueError: if the positions are none.
+        """
+        cells = layout.folded().positions
+        if self.rotary == "grid" and (len(layout.groups) > 1 or math.isqrt(cells) ** 2 != cells):
+            raise ValueError(
+                f"generator kind next-token turns by rows and columns, and these tokens are {layout}, not one square "
+                "grid: set generator.model.rotary=line, or rotary=none and learned_positions=true"
+            )
 
 
 class NextScaleConfig(GeneratorConfig):

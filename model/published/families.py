@@ -13,7 +13,7 @@ from torch import Tensor
 
 from model.config import TokenizerConfig
 from model.protocols import Generator, Tokenizer
-from model.published import imagefolder, maskgit, maskgit_vqgan, rar, titok, var, var_vqvae, vqgan
+from model.published import imagefolder, llamagen, maskgit, maskgit_vqgan, rar, titok, var, var_vqvae, vqgan
 from model.published.options import Options
 
 State = Mapping[str, Tensor]
@@ -68,6 +68,7 @@ FAMILIES: tuple[Published, ...] = (
     PublishedTokenizer("VAR tokenizer", ("var-vqvae",), var_vqvae.recognizes, var_vqvae.load_tokenizer),
     PublishedTokenizer("MaskGIT-VQGAN", ("maskgit-vqgan",), maskgit_vqgan.recognizes, maskgit_vqgan.load_tokenizer),
     PublishedGenerator("VAR generator", ("var", "folded-var"), var.recognizes, var.load_generator),
+    PublishedGenerator("LlamaGen generator", ("llamagen",), llamagen.recognizes, llamagen.load_generator),
     PublishedGenerator("RAR generator", ("rar",), rar.recognizes, rar.load_generator),
     PublishedGenerator(
         "masked generator of TiTok with BERT", ("maskgit-bert",), maskgit.recognizes_bert, maskgit.load_bert

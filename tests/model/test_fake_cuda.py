@@ -20,14 +20,18 @@ from model.config import (
     LookupFreeConfig,
     MaskgitVqganConfig,
     NextScaleConfig,
+    NextTokenConfig,
     QuantizerConfig,
     SphericalConfig,
     VectorConfig,
     ViTConfig,
     VqganConfig,
 )
+from model.config.heads import DepthHeadConfig
 from model.config.titok import TiTokConfig
 from model.generators.next_scale import FoldedGenerator
+from model.generators.next_token import NextTokenGenerator
+from model.layout import TokenLayout
 from model.losses.contrastive import contrastive_loss
 from model.losses.tokens import folded_cross_entropy, loss_of_groups
 from model.protocols import SamplingPlan
@@ -172,6 +176,25 @@ def draw_samples() -> Callable[[], object]:
     return draw
 
 
+NEXT_TOKEN = NextTokenConfig(
+    num_classes=5, depth=2, width=32, heads=2, head=DepthHeadConfig(depth=1, width=16, heads=2)
+)
+FOLDED_GRID = TokenLayout((16,), (32, 24))
+
+
+def train_next_token() -> Callable[[], object]:
+    network = on_fake_gpu(lambda: NextTokenGenerator(NEXT_TOKEN, FOLDED_GRID)).train()
+    return lambda: network.training_terms(longs(B, 16, 2), longs(B), longs(B))
+
+
+def draw_next_tokens() -> Callable[[], object]:
+    network = on_fake_gpu(lambda: NextTokenGenerator(NEXT_TOKEN, FOLDED_GRID)).eval()
+    uniform = torch.zeros(B, 16, 2, device="cuda")
+    return lambda: network.sample(
+        SamplingPlan(longs(B), uniform, guidance=2.0, top_k=5, top_p=0.9, kept_BLF=longs(B, 16, 2))
+    )
+
+
 def tokenize() -> Callable[[], object]:
     network = on_fake_gpu(lambda: ImageFolderTokenizer(TOKENIZER)).eval()
     image = torch.zeros(B, 3, 16, 16, device="cuda")
@@ -195,6 +218,8 @@ WORK: dict[str, Callable[[], Callable[[], object]]] = {
     "vqgan tokenize": lambda: tokenize_with(lambda: ConvolutionalTokenizer(VQGAN)),
     "maskgit-vqgan tokenize": lambda: tokenize_with(lambda: MaskgitVqganTokenizer(MASKGIT)),
     "sampling": draw_samples,
+    "next-token": train_next_token,
+    "next-token sampling": draw_next_tokens,
     "tokenize": tokenize,
     **{f"tokenizer with {kind}": partial(train_tokenizer, config) for kind, config in QUANTIZERS.items()},
 }

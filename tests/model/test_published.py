@@ -1,8 +1,7 @@
 """Published models, shrunk, compute here what they computed at home, once `import-weights` has read them.
 
 Reads the folders of tests/parity, and of FOLDTRAIN_PARITY_DIR where that is set: config.json, state.safetensors and
-io.safetensors each. Nothing here knows a size: names and shapes come from the folders. Generators that cannot be
-imported yet are skipped, and tests/allowed_skips.txt names them: any other that is not recognized fails `make test`.
+io.safetensors each. Nothing here knows a size: names and shapes come from the folders.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from data_pipeline.errors import UsageError
 from data_pipeline.shards.tokenizers import load_tokenizer as load_exported
 from data_pipeline.tokens.importing.networks import Wish, import_network
 from model.config import ImageFolderConfig, VectorConfig, ViTConfig
@@ -30,8 +28,6 @@ from trainer.networks import load_generator
 
 HERE = Path(__file__).parents[1] / "parity"
 GIVEN = os.environ.get("FOLDTRAIN_PARITY_DIR")
-LATER = ("llamagen_gpt",)
-"""Generators that cannot be imported yet."""
 
 
 def folders(directory: Path) -> list[Path]:
@@ -58,13 +54,8 @@ def test_every_family_has_a_check() -> None:
 def _imported(folder: Path, place: Path) -> tuple[str, Tokenizer | Generator]:
     """The name of a model's family, and its export, read again."""
     output = str(place / folder.name)
-    try:
-        spoken = _spoken(folder, place)
-        card = import_network(str(folder / "state.safetensors"), output, Wish(tokenizer=spoken)).card
-    except UsageError as error:
-        if "those of no family" in str(error) and folder.name.startswith(LATER):
-            pytest.skip("family not supported yet")
-        raise
+    spoken = _spoken(folder, place)
+    card = import_network(str(folder / "state.safetensors"), output, Wish(tokenizer=spoken)).card
     cpu, name = torch.device("cpu"), str(card.lineage["imported"])
     return name, load_exported(output, cpu)[0] if card.kind == "tokenizer" else load_generator(output, True, cpu)[0]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tests.model.published import convolutions, imagefolder, maskgit, rar, titok, var
+from tests.model.published import convolutions, imagefolder, llamagen, maskgit, rar, titok, var
 
 Check = Callable[[Any, dict[str, Tensor]], None]
 
@@ -21,6 +21,7 @@ CHECKS: dict[str, Check] = {
     "ImageFolder VQ tokenizer": imagefolder.check,
     "TiTok": titok.check,
     "VAR generator": var.check,
+    "LlamaGen generator": llamagen.check,
     "RAR generator": rar.check,
     "masked generator of TiTok with BERT": maskgit.check,
     "masked generator of TiTok with U-ViT": maskgit.check,

@@ -17,6 +17,7 @@ from model.tokenizers.titok import TiTokTokenizer
 Wanted = Callable[[Options, Mapping[str, Tensor]], tuple[int, int]]
 
 POSITIONS_AND_CODES: dict[str, Wanted] = {
+    "llamagen": lambda options, state: (whole_number(options, "block_size"), len(state["output.weight"])),
     "rar": lambda options, state: (
         whole_number(options, "model.generator.image_seq_len"),
         len(state["lm_head.weight"]),
