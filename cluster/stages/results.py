@@ -26,7 +26,7 @@ from data_pipeline.errors import UsageError
 from data_pipeline.shards import weights
 from data_pipeline.shards.token_shards import check_tokenizer
 from data_pipeline.tools.preflight import check_images, check_tokens
-from trainer.evaluation.sampler import Sampler, asked_classes, check_order, class_names, read_cards
+from trainer.evaluation.sampler import UNCONDITIONAL, Sampler, asked_classes, check_order, class_names, read_cards
 from trainer.registry import FOLDERS
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def _check_inputs(config: RunConfig, held_out: str) -> tuple[dict[str, Card], Im
     names = class_names(cards["generator"])
     if config.has("teacher") and _timm(config) is None:
         cards["teacher"] = weights.read_card(config.product("teacher"), "teacher")
-    if config.has("judge"):
+    if config.has("judge") and names != (UNCONDITIONAL,):
         cards["judge"] = weights.read_card(config.product("judge"), "judge")
         _check_classes("the judge", config.product("judge"), cards["judge"].classes or names, names)
     images, tokens = check_images(held_out), check_tokens(config.product("tokens"))
@@ -171,6 +171,9 @@ def evaluate(config: RunConfig) -> int:
         UsageError: if something that is needed is not there, or does not belong to the rest.
     """
     held_out = held_out_images(config)
+    is_held_out = held_out != storage.absolute(config.product("images"))
+    if not is_held_out:
+        console().print("evaluate: no images were held out, so it compares with those that were trained on")
     cards, images, tokens = _check_inputs(config, held_out)
     from trainer.evaluation import judging as evaluation
     from trainer.evaluation.teacher import load_classifier, load_teacher
@@ -182,7 +185,7 @@ def evaluate(config: RunConfig) -> int:
     real = evaluation.RealImages.load(held_out, size, config.data.fit, samples, device, _node_cache(config))
     timm = _timm(config)
     teacher = load_teacher(timm, config.product("teacher"), device) if config.has("teacher") else None
-    judge = load_classifier(config.product("judge"), "judge", device) if config.has("judge") else None
+    judge = load_classifier(config.product("judge"), "judge", device) if "judge" in cards else None
     layout, tokens_read = sampler.tokenizer.layout, _open_tokens(config)
     record: dict[str, Any] = {
         "reconstruction": evaluation.evaluate_tokenizer(sampler.tokenizer, teacher, real),
@@ -197,7 +200,7 @@ def evaluate(config: RunConfig) -> int:
         "inputs": _places(config, FOLDERS),
         "sampling": _asked(config),
         "tokenizer": layout.to_json() | {"fold_names": list(sampler.tokenizer.config.fold_names)},
-        "real_images": {"samples": len(real.image_NCHW), "fit": config.data.fit},
+        "real_images": {"samples": len(real.image_NCHW), "fit": config.data.fit, "held_out": is_held_out},
     }
     _commit(config.run, "evaluation.json", record, "samples/reconstructions.png", _reconstructions(sampler, real))
     _print_summary(record)

@@ -21,6 +21,7 @@ from data_pipeline.shards.token_shards import check_tokenizer
 from data_pipeline.shards.tokenizers import tokenizer_config
 from data_pipeline.shards.weights import Card
 from data_pipeline.tools.preflight import check_images, check_tokens
+from model.config import GeneratorConfig
 from model.config.titok import NO_TOKENS
 from trainer.config import (
     GeneratorStageConfig,
@@ -78,7 +79,11 @@ def train_job(config: RunConfig, stage: RunStage) -> TrainJob:
     if isinstance(section, TokenizerStageConfig) and section.validation is not None:
         inputs = _with_held_out(inputs, config)
     if isinstance(section, GeneratorStageConfig) and section.validation is not None:
-        inputs = _with_held_out_tokens(inputs, config, section.validation)
+        inputs = _with_held_out_tokens(inputs, config, section.validation, section.model)
+    if section.init_except and not section.init_from:
+        raise UsageError(
+            f"{stage.section}.init_except is of given weights, and init_from names none: set both, or none"
+        )
     if section.init_from:
         section = _with_absolute_initial(section)
         inputs = _with_initial(inputs, stage, section, folder)
@@ -94,7 +99,7 @@ def train_job(config: RunConfig, stage: RunStage) -> TrainJob:
         inputs=inputs.uris,
         lineage=inputs.lineage,
         config=with_absolute_paths(config).model_dump(mode="json"),
-        classes=inputs.classes,
+        classes=inputs.classes if not knows_classes or section.model.classes else (),
         tracking=config.tracking,
         peak_tflops=config.cluster.peak_tflops,
         accept_changes=config.accept_changes,
@@ -120,6 +125,10 @@ def check_classes(section: str, known: int, names: Sequence[str], *, say: bool =
         UsageError: if not.
     """
     key, present = f"{section}.model.num_classes", len(names)
+    if known == 0:  # a generator that learns none
+        if say:
+            console().print(f"{key} is 0: the {present} classes of the data are not learnt")
+        return
     if present > known:
         raise UsageError(f"{key} is {known}, but the data have {present} classes: set it to null, which takes theirs")
     if present < known and say:
@@ -197,10 +206,12 @@ def _with_held_out(inputs: Inputs, config: RunConfig) -> Inputs:
     )
 
 
-def _with_held_out_tokens(inputs: Inputs, config: RunConfig, asked: GeneratorValidationConfig) -> Inputs:
+def _with_held_out_tokens(
+    inputs: Inputs, config: RunConfig, asked: GeneratorValidationConfig, model: GeneratorConfig
+) -> Inputs:
     """With tokens to look at while it trains, which are no part of the lineage."""
     if asked.pictures is not None:
-        _check_pictures(inputs, asked.pictures)
+        _check_pictures(inputs, asked.pictures, model)
     if not asked.samples:
         return inputs
     uri = held_out_tokens(config)
@@ -234,17 +245,22 @@ def _check_held_out(uri: str, held_out: TokenManifest, tokens: TokenManifest) ->
         )
 
 
-def _check_pictures(inputs: Inputs, asked: PicturesConfig) -> None:
+def _check_pictures(inputs: Inputs, asked: PicturesConfig, model: GeneratorConfig) -> None:
     """Refuse pictures that nothing can make of tokens, or of classes that the data have not."""
     if "tokenizer" not in inputs.uris:
         raise UsageError(
             "generator.validation.pictures: only the tokenizer of these tokens makes images of them, and the run has "
             "none: name it as inputs.tokenizer, or set pictures to null"
         )
-    wrong = [label for label in asked.classes or () if label >= len(inputs.classes)]
+    known = len(inputs.classes) if model.classes else 0
+    wrong = [label for label in asked.classes or () if label >= known]
     if wrong:
-        last = len(inputs.classes) - 1
-        raise UsageError(f"generator.validation.pictures.classes: {wrong} are not among the data's classes 0 to {last}")
+        there = f"the data's classes 0 to {known - 1}" if known else "what a generator knows that learns no classes"
+        raise UsageError(f"generator.validation.pictures.classes: {wrong} are not among {there}")
+    try:
+        asked.order_of(model)
+    except ValueError as error:
+        raise UsageError(f"generator.validation.pictures: {error}") from None
 
 
 def _token_inputs(config: RunConfig, _stage: RunStage) -> Inputs:
@@ -339,23 +355,31 @@ def _recorded_initial(folder: str, uri: str) -> str | None:
         return None
 
 
+_CLASS_PARAMETERS = {"generator": "[class_embed] of the generators that have such a table"}
+"""What depends on the classes, by stage, for people."""
+
+
 def _check_initial_classes(stage: RunStage, section: StageSection, card: Card, uri: str, inputs: Inputs) -> None:
     there = card.config.get(stage.folder, card.config).get("num_classes")
     here = getattr(section.model, "num_classes", None)
-    if there == here:
+    if there == here or section.init_except:
         return
     key = f"{stage.section}.model.num_classes"
     has_room = isinstance(there, int) and there >= len(inputs.classes)
     leave = f"set {key} to {there}, of which the data have {len(inputs.classes)}, or " if has_room else ""
     raise UsageError(
         f"{stage.section}.init_from: the {stage.folder} at {uri} knows {there} classes, and this one is to know "
-        f"{here}: {leave}train it without init_from, from random weights"
+        f"{here}: {leave}name what depends on them as {stage.section}.init_except, which then starts anew "
+        f"({_CLASS_PARAMETERS.get(stage.folder, 'head')}), or train it without init_from, from random weights"
     )
 
 
 def _notes(stage: RunStage, section: StageSection, card: Card, uri: str, inputs: Inputs) -> list[str]:
     """What is allowed, and may be a mistake."""
     found, key, learns = [], f"{stage.section}.init_from", hasattr(section.model, "num_classes")
+    if section.init_except:
+        found.append(f"{key}: {', '.join(section.init_except)} start anew, all else from {uri}")
+        learns = False
     if learns and card.classes and inputs.classes and card.classes != inputs.classes:
         found.append(f"{key}: the network at {uri} has learnt other classes than the data have, or in another order")
     other = card.lineage.get("tokenizer")

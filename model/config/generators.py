@@ -10,12 +10,17 @@ from pydantic import Field, model_validator
 from model.config.heads import AnyHeadConfig, IndependentHeadConfig
 from model.config.networks import ClassCount
 from model.config.sampling import GuidanceSchedule, OrderOptions
+from model.config.section import MOST_CLASSES
 from model.layout import TokenLayout
 
 
 class GeneratorConfig(ClassCount):
     """What the configs of all generators have. Which kinds there are says model/families.py."""
 
+    num_classes: int | None = Field(None, ge=0, le=MOST_CLASSES)
+    """Classes. Null: as many as the data have, which is found when the stage begins, and recorded. More than these
+    leave rows unused that are never drawn; fewer are refused. 0: it learns no classes, whatever the data have, and
+    draws without one."""
     kind: str
     """Family of the generator: the order in which it predicts tokens, and its network."""
     needs_forcing: ClassVar[bool] = False

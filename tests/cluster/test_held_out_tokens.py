@@ -30,7 +30,7 @@ from tests.data_pipeline.small_data import TOKENIZER, contents, jpeg, write_toke
 from trainer.job import HELD_OUT
 from trainer.registry import stage_named
 
-GENERATOR = {"model": {"depth": 1, "width": 16, "heads": 2}, "trainer": {"steps": 4, "global_batch": 4}}
+GENERATOR: dict[str, Any] = {"model": {"depth": 1, "width": 16, "heads": 2}, "trainer": {"steps": 4, "global_batch": 4}}
 Configure = Callable[..., RunConfig]
 
 
@@ -206,6 +206,35 @@ def test_held_out_tokens_of_another_tokenizer_are_refused(
     config = configure(generator=GENERATOR | LOOKS, held_out_tokens=write_tokens(tmp_path / "given", (4,)))
     with pytest.raises(UsageError, match=r"inputs\.held_out_tokens.*another tokenizer"):
         train_job(config, stage_named("train-generator"))
+
+
+@pytest.mark.parametrize(
+    ("pictures", "words"),
+    [
+        ({"classes": [3]}, r"generator\.validation\.pictures\.classes: \[3\] are not among the data's classes 0 to 2"),
+        (
+            {"order": {"steps": 8}},
+            r"validation\.pictures: sampling\.order\.steps is no option of a next-scale",
+        ),
+    ],
+)
+def test_pictures_that_cannot_be_drawn_are_refused_before_any_step(
+    configure: Configure, made: list[str], pictures: dict[str, Any], words: str
+) -> None:
+    tokenize(configure())
+    asked = GENERATOR | {"validation": {"samples": 0, "pictures": pictures}}
+    with pytest.raises(UsageError, match=words):
+        train_job(configure(generator=asked), stage_named("train-generator"))
+
+
+def test_no_class_is_drawn_of_a_generator_that_learns_none(configure: Configure, made: list[str]) -> None:
+    tokenize(configure())
+    free: dict[str, Any] = {**GENERATOR, "model": {**GENERATOR["model"], "num_classes": 0}}
+    asked = free | {"validation": {"samples": 0, "pictures": {"classes": [0]}}}
+    with pytest.raises(UsageError, match="are not among what a generator knows that learns no classes"):
+        train_job(configure(generator=asked), stage_named("train-generator"))
+    asked = free | {"validation": {"samples": 5, "pictures": {}}}
+    assert train_job(configure(generator=asked), stage_named("train-generator")).classes == ()
 
 
 # ---------------------------------------------------------------------------------------------------------- arithmetic

@@ -10,7 +10,7 @@ import pytest
 
 from cluster.config.loading import load_config
 from cluster.config.run import RunConfig
-from cluster.stages import pipeline
+from cluster.stages import pipeline, train_jobs
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from data_pipeline.ingest.ingesting import ingest
@@ -118,3 +118,18 @@ def test_a_pipeline_that_is_told_to_end_does_not_go_on_to_the_next_stage(
     with pytest.raises(pipeline.StageStopped, match="at step 3"):
         pipeline.run_stage("quickstart", configure())
     assert begun == ["teacher"]
+
+
+def test_no_classes_are_learnt_where_their_number_is_0(
+    configure: Configure, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generator = configure("generator.model.num_classes=0").with_classes(3).generator
+    assert generator is not None
+    assert generator.model.classes == 0
+    train_jobs.check_classes("generator", 0, ("cat", "dog", "emu"))
+    assert "generator.model.num_classes is 0: the 3 classes of the data are not learnt" in capsys.readouterr().out
+
+
+def test_a_classifier_tells_classes_apart(configure: Configure) -> None:
+    with pytest.raises(UsageError, match=r"teacher\.model\.num_classes"):
+        configure("teacher.model.num_classes=0")

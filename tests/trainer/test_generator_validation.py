@@ -15,11 +15,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data_pipeline.config import ReadingConfig, TokensConfig
+from data_pipeline.errors import UsageError
 from data_pipeline.shards import weights
 from data_pipeline.shards.image_shards import ImageShards
 from data_pipeline.shards.manifest import TokenManifest
 from data_pipeline.shards.tokenizers import load_tokenizer
 from data_pipeline.tokens.tokenizing import finish, missing, plan_tokens, tokenize_shard
+from model.config import NextScaleConfig
 from model.generators.next_scale import FoldedGenerator
 from model.tokenizers.imagefolder import ImageFolderTokenizer
 from tests.trainer import small_runs
@@ -27,7 +29,14 @@ from tests.trainer.gloo import run_gloo
 from tests.trainer.small_training import EVERYTHING_PARTITIONED
 from tests.trainer.test_generator_training import MODEL, TOKENIZER, first_scale
 from trainer.checkpoints.catalog import complete_steps
-from trainer.config import GeneratorStageConfig, GeneratorValidationConfig, PicturesConfig, TrackingConfig
+from trainer.config import (
+    GeneratorStageConfig,
+    GeneratorValidationConfig,
+    PicturesConfig,
+    SamplingConfig,
+    TrackingConfig,
+)
+from trainer.evaluation.sampler import UNCONDITIONAL, asked_classes, class_names
 from trainer.job import HELD_OUT, TrainJob
 from trainer.loop.worker import run_worker
 from trainer.networks import load_generator
@@ -61,18 +70,20 @@ def write(images: str, card: weights.Card, output: str, salt: int) -> str:
     return output
 
 
-def section(validation: dict[str, Any] | None, **changes: Any) -> GeneratorStageConfig:
+FREE = MODEL.model_copy(update={"num_classes": 0})
+
+
+def section(validation: dict[str, Any] | None, model: NextScaleConfig = MODEL, **changes: Any) -> GeneratorStageConfig:
     asked = {"steps": STEPS, "ema_decay": 0.9, "learning_rate": 0.01} | changes
     looks = None if validation is None else GeneratorValidationConfig.model_validate(validation)
-    return GeneratorStageConfig(model=MODEL, trainer=small_runs.trainer(**asked), validation=looks)
+    return GeneratorStageConfig(model=model, trainer=small_runs.trainer(**asked), validation=looks)
 
 
 def train(folder: Path, name: str, asked: GeneratorStageConfig) -> None:
     inputs = {each: str(folder / each) for each in ("tokens", "tokenizer")} | {HELD_OUT: str(folder / "other")}
+    classes = small_runs.CLASSES if asked.model.classes else ()
     arguments = (asked, small_runs.SEED, "pad", ReadingConfig(cache_dir=str(folder / "cache")), inputs, {}, {})
-    job = TrainJob(
-        "generator", str(folder / name), *arguments, classes=small_runs.CLASSES, tracking=TrackingConfig(wandb="off")
-    )
+    job = TrainJob("generator", str(folder / name), *arguments, classes=classes, tracking=TrackingConfig(wandb="off"))
     run_worker(job, torch.device("cpu"))
 
 
@@ -86,6 +97,7 @@ def begin(folder: Path) -> None:
     train(folder, "blind", section(None))
     train(folder, "watched", section(LOOKS | {"pictures": SHOWN}))
     train(folder, "pictures", section({"every": 5, "samples": 0, "pictures": {"samples_per_class": 1}}))
+    train(folder, "free", section(LOOKS | {"pictures": SHOWN | {"classes": None}}, model=FREE))
     best = {"keep_best": {"metric": "validation_loss"}, "checkpoint_every": 1, "keep_checkpoints": 1}
     train(folder, "best", section(LOOKS | {"every": 1}, learning_rate=0.3, **best))
     measure(folder, 0)
@@ -122,12 +134,13 @@ def records(run: Path) -> dict[int, dict[str, Any]]:
     return {record["step"]: record for record in found}
 
 
-def plain_losses(run: Path, salt: int, count: int) -> np.ndarray:
+def plain_losses(run: Path, salt: int, count: int, model: NextScaleConfig = MODEL) -> np.ndarray:
     """Minus the log of the probability of each true token, [samples, positions, folds], no label hidden."""
-    network = FoldedGenerator(MODEL, TOKENIZER.layout, TOKENIZER.forcing_width)
+    network = FoldedGenerator(model, TOKENIZER.layout, TOKENIZER.forcing_width)
     network.load_state_dict(small_runs.exported(run, "ema"))
     _, state = weights.read_weights(str(run.parent / "tokenizer"), "tokenizer")
     label_B = torch.from_numpy(ImageShards(str(run.parent / "images" / "train")).labels[:count].astype(np.int64))
+    label_B = label_B if model.classes else torch.zeros_like(label_B)
     tokens_BLF: Tensor = torch.from_numpy(np.stack([tokens_of(number, salt) for number in range(count)]))
     with torch.no_grad():
         probability = network.eval()(label_B, first_scale(state, tokens_BLF)).double().softmax(-1)
@@ -219,6 +232,23 @@ def test_of_many_classes_some_at_even_distances_are_drawn(runs: Path) -> None:
     assert Pictures(PicturesConfig(most_classes=4), tokenizer, names[:3], 0).labels == (0, 1, 2)
 
 
+def test_a_generator_that_learns_no_classes_trains_its_single_row(runs: Path) -> None:
+    losses = plain_losses(runs / "free", 1, SEEN, FREE)
+    assert records(runs / "free")[STEPS]["validation_loss"] == pytest.approx(losses.mean(), rel=1e-5)
+    assert small_runs.exported(runs / "free")["class_embed.weight"].shape[0] == 1
+
+
+def test_a_generator_that_learns_no_classes_is_drawn_from_like_any_other(runs: Path) -> None:
+    network, card = load_generator(str(runs / "free" / "export"), True, torch.device("cpu"))
+    tokenizer, _ = load_tokenizer(str(runs / "tokenizer"), "cpu")
+    assert (class_names(card), asked_classes(card, SamplingConfig())) == ((UNCONDITIONAL,), (0,))
+    with pytest.raises(UsageError, match=r"\[3\] are not among"):
+        asked_classes(card, SamplingConfig(classes=(3,)))
+    config = PicturesConfig.model_validate(SHOWN | {"classes": None})
+    drawn = Pictures(config, tokenizer, card.classes, small_runs.SEED).draw(network)
+    assert drawn == frames(runs / "free")["samples-000000006.png"]
+
+
 def test_the_checkpoint_with_the_least_held_out_loss_is_kept(runs: Path) -> None:
     losses = {step: record["validation_loss"] for step, record in records(runs / "best").items()}
     least = min(losses, key=lambda step: losses[step])
@@ -233,6 +263,13 @@ def test_a_best_checkpoint_is_only_looked_for_where_the_number_is_known() -> Non
     with pytest.raises(ValueError, match=r"every 4 steps .*every 6 .*make the second a multiple of the first"):
         section(LOOKS, checkpoint_every=6, **best)
     assert section(LOOKS, checkpoint_every=8, **best)
+
+
+def test_pictures_of_other_weights_or_of_too_many_classes_are_refused() -> None:
+    with pytest.raises(ValueError, match="the moving average is looked at"):
+        PicturesConfig(ema=False)
+    with pytest.raises(ValueError, match="65 classes are more rows than a picture has: name at most 64"):
+        PicturesConfig(classes=tuple(range(65)))
 
 
 def test_nothing_to_look_at_is_refused() -> None:

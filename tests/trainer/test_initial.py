@@ -149,8 +149,57 @@ def test_another_number_of_classes_is_refused_with_the_remedy(configure: Configu
     with pytest.raises(UsageError, match=words):
         job_of(configure("generator.model.num_classes=null"))
     write_generator("other", {}, num_classes=1)
-    with pytest.raises(UsageError, match=r"knows 1 classes, and this one is to know 5: train it without init_from"):
+    with pytest.raises(UsageError, match=r"knows 1 classes, and this one is to know 5: name what .*init_except"):
         job_of(configure("generator.init_from=other"))
+
+
+def test_a_class_table_starts_anew_where_that_is_asked_for_and_all_else_is_given(
+    configure: Configure, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_generator("other", {}, num_classes=9)
+    job = job_of(configure("generator.init_from=other", "generator.init_except=[class_embed]"))
+    assert "class_embed start anew, all else from" in " ".join(capsys.readouterr().out.split())
+    network, given = network_of(job), read_weights("other", "generator")[1]
+    made = network.class_embed.weight.detach().clone()
+    load_initial(job, network, {})
+    assert torch.equal(network.class_embed.weight, made)
+    assert all(torch.equal(network.state_dict()[name], given[name]) for name in given if name != "class_embed.weight")
+    (event,) = read_records(f"{job.folder}/events.jsonl", lambda _: True)
+    assert (event["event"], event["anew"], event["kept"]) == ("initial", ["class_embed.weight"], len(given) - 1)
+
+
+def test_a_head_starts_anew_by_each_of_its_parameters(configure: Configure) -> None:
+    write_generator("other", {})
+    job = job_of(configure("generator.init_from=other", "generator.init_except=[head]"))
+    network, given = network_of(job), read_weights("other", "generator")[1]
+    made = {name: each.clone() for name, each in network.state_dict().items()}
+    load_initial(job, network, {})
+    anew = {name for name, each in network.state_dict().items() if not torch.equal(each, given[name])}
+    assert {"head.weight"} <= anew <= {"head.weight", "head.bias"}, "head_adaln is another module"
+    assert all(torch.equal(network.state_dict()[name], made[name]) for name in anew)
+
+
+def test_what_is_not_named_has_to_fit_all_the_same(configure: Configure) -> None:
+    write_generator("other", {}, num_classes=9, width=32)
+    job = job_of(configure("generator.init_from=other", "generator.init_except=[class_embed]"))
+    with pytest.raises(UsageError, match=r"of another shape .*name what is to start anew as generator\.init_except"):
+        load_initial(job, network_of(job), {})
+
+
+def test_names_of_no_parameter_are_refused_with_those_that_there_are(configure: Configure) -> None:
+    write_generator("other", {})
+    job = job_of(configure("generator.init_from=other", "generator.init_except=[class_embed, clas]"))
+    with pytest.raises(UsageError, match=r"generator\.init_except: \['clas'\] name no parameter .*class_embed.*head"):
+        load_initial(job, network_of(job), {})
+
+
+def test_exceptions_from_nothing_are_refused(configure: Configure) -> None:
+    with pytest.raises(UsageError, match=r"generator\.init_except is of given weights, and init_from names none"):
+        job_of(configure("generator.init_from=null", "generator.init_except=[head]"))
+
+
+def test_what_goes_on_without_exceptions_is_the_run_of_before_there_were_any(configure: Configure) -> None:
+    assert job_of(configure()).settings()["section"]["init_except"] is None, "as if it were not there"
 
 
 def test_weights_of_another_shape_are_refused_with_tensors_and_settings(configure: Configure) -> None:

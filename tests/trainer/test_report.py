@@ -798,3 +798,31 @@ def test_a_look_that_was_edited_is_left_out(generated: Path, broken: dict[str, A
     event = {"event": "validation", "step": 10, "training": 7} | broken
     (generated / "generator" / "events.jsonl").write_text(json.dumps(event) + "\n")
     assert "Held-out tokens" not in Page(build_report(collect(str(generated)))).words
+
+
+@pytest.mark.parametrize(
+    ("real", "words"),
+    [
+        ({"samples": 500, "held_out": True}, "500 held-out images decoded"),
+        ({"samples": 12, "held_out": False}, "12 training images (none were held out) decoded"),
+        (None, "about it: held-out images decoded"),
+    ],
+)
+def test_images_that_were_trained_on_are_not_called_held_out(
+    run: Path, real: dict[str, Any] | None, words: str
+) -> None:
+    (run / "evaluation.json").write_text(json.dumps(EVALUATION | {"real_images": real}))
+    text = Page(build_report(collect(str(run)))).words
+    assert words in text
+    assert real is None or real["held_out"] or "held-out images" not in text
+
+
+def test_samples_that_were_drawn_with_any_other_setting_are_noted(run: Path) -> None:
+    def settings(**changes: Any) -> dict[str, Any]:
+        return {"guidance": 2.5, "temperature": 1.0, "batch": 10, "classes": None, "samples_per_class": 4} | changes
+
+    (run / "evaluation.json").write_text(json.dumps(EVALUATION | {"sampling": settings()}))
+    shown = SAMPLES | {"sampling": settings(temperature=0.5, batch=3, classes=[1], samples_per_class=1)}
+    (run / "samples" / "samples.json").write_text(json.dumps(shown))
+    (note,) = collect(str(run)).notes
+    assert note.endswith("than those that were judged: temperature 0.5 here, 1.0 there.")

@@ -12,7 +12,7 @@ from data_pipeline.text.json_records import first_problem
 from model.config import MOST_CLASSES, ClassifierConfig, GeneratorConfig, Section
 from model.config.sampling import GuidanceSchedule, OrderOptions
 from model.families import AnyGeneratorConfig
-from trainer.config.training import MOST_STEPS, TrainerConfig, check_best
+from trainer.config.training import MOST_STEPS, InitExcept, TrainerConfig, check_best
 
 _MOST_ROWS = 64
 """Of a picture."""
@@ -28,6 +28,9 @@ class ClassifierStageConfig(Section):
     init_from: InputPlace | None = None
     """Start from the weights of such a network, and not from random ones: the URI of a run that trained one, or of its
     export. Of a moving average, if one was kept, that is taken. A start that finds a checkpoint goes on from there."""
+    init_except: InitExcept | None = None
+    """Parameters that start anew all the same, by their names or the first parts of these, for instance [class_embed]:
+    where those that are given have another shape. All others must be there, in the shape that they have here."""
     trainer: TrainerConfig
     """How it is optimized."""
 
@@ -122,6 +125,10 @@ class PicturesConfig(SamplingConfig):
     def _check_rows(self) -> Self:
         if self.classes is not None and len(self.classes) > _MOST_ROWS:
             raise ValueError(f"{len(self.classes)} classes are more rows than a picture has: name at most {_MOST_ROWS}")
+        if not self.ema:
+            raise ValueError(
+                "ema is false, but what is looked at is the moving average, where one is kept: leave it out"
+            )
         return self
 
 
@@ -166,6 +173,9 @@ class GeneratorStageConfig(Section):
     init_from: InputPlace | None = None
     """Start from the weights of such a network, and not from random ones: the URI of a run that trained one, or of its
     export. Of a moving average, if one was kept, that is taken. A start that finds a checkpoint goes on from there."""
+    init_except: InitExcept | None = None
+    """Parameters that start anew all the same, by their names or the first parts of these, for instance [class_embed]:
+    where those that are given have another shape. All others must be there, in the shape that they have here."""
     validation: GeneratorValidationConfig | None = None
     """Look at held-out tokens, and draw pictures, while it trains; null does not. What is trained stays the same."""
     trainer: TrainerConfig

@@ -10,7 +10,7 @@ from data_pipeline.storage.places import InputPlace
 from model.config import Section
 from model.config.losses import AdversarialConfig, AnyPerceptualConfig, PerturbationConfig, SemanticConfig
 from model.families import AnyTokenizerConfig
-from trainer.config.training import MOST_STEPS, TrainerConfig, check_best
+from trainer.config.training import MOST_STEPS, InitExcept, TrainerConfig, check_best
 
 _MOVED = {
     "feature": "perceptual: [{{kind: teacher, weight: {0}}}]",
@@ -113,6 +113,9 @@ class TokenizerStageConfig(Section):
     init_from: InputPlace | None = None
     """Start from the weights of such a network, and not from random ones: the URI of a run that trained one, or of its
     export. Of a moving average, if one was kept, that is taken. A start that finds a checkpoint goes on from there."""
+    init_except: InitExcept | None = None
+    """Parameters that start anew all the same, by their names or the first parts of these, for instance [class_embed]:
+    where those that are given have another shape. All others must be there, in the shape that they have here."""
     loss: TokenizerLossConfig = TokenizerLossConfig()
     """What it minimizes."""
     dead_code_steps: int = Field(0, ge=0, le=MOST_STEPS)

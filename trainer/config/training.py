@@ -14,6 +14,11 @@ MOST_STEPS, MOST_SAMPLES_A_STEP = 10**9, 2**24
 LONGEST_WAIT = 10**7
 """Seconds of a setting that waits: longer than any job lives, shorter than what an operating system can count."""
 
+InitExcept = Annotated[
+    tuple[Annotated[str, Field(min_length=1, max_length=200)], ...], Field(min_length=1, max_length=1_000)
+]
+"""Names of parameters, or their first parts up to a dot."""
+
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 

@@ -38,6 +38,10 @@ if TYPE_CHECKING:
     from model.protocols import Generator, SamplingPlan, Tokenizer
 
 
+UNCONDITIONAL = "no class"
+"""What is drawn is called so where the generator knows no classes; its label is 0."""
+
+
 def read_cards(generator_uri: str, tokenizer_uri: str) -> dict[str, Card]:
     """The cards of a generator and of the tokenizer on whose tokens it was trained.
 
@@ -72,12 +76,16 @@ def check_tokenizer(where: str, generator: Card, tokenizer_uri: str, tokenizer: 
 def class_names(generator: Card) -> tuple[str, ...]:
     """The classes that a generator was trained on, by label; numbers, if its card does not name them.
 
+    One that learnt no classes has a single one (`UNCONDITIONAL`), so that it is drawn from like any other.
+
     Its `num_classes` may be larger than the number of classes of its data. Nothing is drawn of the others.
 
     Raises:
         UsageError: if its card names more than it knows.
     """
     known = int(generator.config["generator"]["num_classes"])
+    if not known:
+        return (UNCONDITIONAL,)
     if len(generator.classes) > known:
         raise UsageError(
             f"the generator's card.json names {len(generator.classes)} classes, but the network knows {known}: "

@@ -14,11 +14,8 @@ from data_pipeline.shards import weights
 from data_pipeline.shards.weights import Card
 from trainer.report.data import Evaluation, Samples, StageRecords
 
-_DECIDING = (
-    *("guidance", "guidance_schedule", "temperature", "top_k", "top_p", "order", "precision"),
-    *("ema", "seed"),
-)
-"""Settings that decide what an image of a class looks like."""
+_NOT_DECIDING = frozenset({"samples_per_class", "classes", "batch", "cpu_batch"})
+"""Settings of sampling that do not decide what an image of a class looks like; all others do."""
 
 
 def notes(
@@ -37,8 +34,8 @@ def notes(
 
 
 def _changes(shown: Mapping[str, Any], judged: Mapping[str, Any]) -> Iterator[str]:
-    for key in _DECIDING:
-        if key in shown and key in judged and shown[key] != judged[key]:
+    for key in shown:
+        if key in judged and key not in _NOT_DECIDING and shown[key] != judged[key]:
             yield f"{key} {shown[key]} here, {judged[key]} there"
 
 

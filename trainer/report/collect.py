@@ -107,6 +107,8 @@ def read_evaluation(uri: str) -> Evaluation:
             groups=tuple(record.get("tokenizer", {}).get("groups", ())),
             fold_names=tuple(str(name) for name in record.get("tokenizer", {}).get("fold_names", ())),
             vocabularies=tuple(record.get("tokenizer", {}).get("vocabularies", ())),
+            real_images=(record.get("real_images") or {}).get("samples"),
+            held_out=bool((record.get("real_images") or {}).get("held_out", True)),
             files=dict(record.get("files", {})),
             inputs=dict(record.get("inputs", {})),
         )

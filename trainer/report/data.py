@@ -183,10 +183,20 @@ class Evaluation:
     """What its folds are called; empty if unknown."""
     vocabularies: tuple[int, ...] = ()
     """Codes of each fold of it; empty if unknown."""
+    real_images: int | None = None
+    """Real images that were compared with; None if that is not on record."""
+    held_out: bool = True
+    """Whether nothing was trained on them."""
     files: Record = field(default_factory=dict)
     """sha256 of the pictures that belong to it, by name."""
     inputs: Record = field(default_factory=dict)
     """URIs of what came from elsewhere, by what it is."""
+
+    @property
+    def real(self) -> str:
+        """The real images, for people."""
+        count = f"{self.real_images:,} " if self.real_images else ""
+        return f"{count}{'held-out images' if self.held_out else 'training images (none were held out)'}"
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ def _headlines(data: ReportData) -> list[dict[str, str]]:
         ("Samples of the asked class", percent(evaluation.class_accuracy),
          f"of {evaluation.samples:,} samples, judged by a classifier that was trained on real images only"),
         ("The same classifier on real images", percent(evaluation.judge_accuracy_on_real),
-         "of the validation images: what samples can be measured against"),
+         f"of {evaluation.real}: what samples can be measured against"),
         ("Fréchet distance of samples", number(evaluation.generation_distance), "in the teacher's feature space"),
         ("Fréchet distance of reconstructions", number(evaluation.reconstruction_distance),
          "in the teacher's feature space"),

@@ -106,7 +106,8 @@ class GeneratorStage:
         assert self.samples is not None
         batch = self.samples.batch(step, dist.get_rank(), dist.get_world_size())
         hidden = keyed_uniform(self._seed, "label_dropout", batch.position_B) < self._config.model.label_dropout
-        label = np.where(hidden, self._config.model.classes, batch.condition_B)
+        hidden |= not self._config.model.classes  # it learns none
+        label = np.where(hidden, self.network.null_class, batch.condition_B)
         return TokenSamples(
             index_B=batch.index_B,
             seed_B=torch.from_numpy(network_seeds(self._seed, batch.position_B)),

@@ -34,14 +34,12 @@ from trainer.config import GeneratorStageConfig, GeneratorValidationConfig, Pict
 from trainer.engine.deepspeed_engine import DeepSpeedEngine
 from trainer.engine.gathering import NetworkCopy
 from trainer.evaluation.film_strip import sheet
-from trainer.evaluation.sampler import Sampler
+from trainer.evaluation.sampler import UNCONDITIONAL, Sampler
 from trainer.job import HELD_OUT, TrainJob
 from trainer.stages.stage import Validated
 
 PICTURE = "samples"
 """Name of the film strip's frames."""
-UNCONDITIONAL = "no class"
-"""What the row of a picture is called where the generator knows no classes."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +110,7 @@ class Pictures:
 
     def __init__(self, config: PicturesConfig, tokenizer: Tokenizer, classes: tuple[str, ...], seed: int) -> None:
         self._config, self._tokenizer, self._seed = config, tokenizer, seed
-        self.labels = config.classes or _spread(len(classes), config.most_classes)
+        self.labels = (config.classes or _spread(len(classes), config.most_classes)) if classes else ()
         self.names = [classes[label] if label < len(classes) else str(label) for label in self.labels]
 
     def draw(self, network: Generator) -> bytes:
@@ -206,7 +204,10 @@ class GeneratorValidation:
 
     def _terms(self, network: Generator, part: TokenPart, device: torch.device) -> Mapping[str, Tensor]:
         seed_B = torch.from_numpy(network_seeds(self._seed, part.index_B)).to(device)
-        return network.training_terms(part.tokens_BLF.to(device), part.condition_B.to(device), seed_B, self._forcing)
+        condition_B = part.condition_B.to(device)
+        if not network.config.classes:
+            condition_B = torch.full_like(condition_B, network.null_class)
+        return network.training_terms(part.tokens_BLF.to(device), condition_B, seed_B, self._forcing)
 
     def _numbers(self, held_out: Mapping[str, float], trained: Mapping[str, float] | None) -> dict[str, float | None]:
         """What trackers and curves show: all terms of held-out samples, and the loss of training samples."""
@@ -258,7 +259,7 @@ def generator_validation(
     pictures = None
     if config.pictures is not None and dist.get_rank() == 0:
         tokenizer, _ = load_tokenizer(job.inputs["tokenizer"], str(device))
-        pictures = Pictures(config.pictures, tokenizer, job.classes if network.config.classes else (), job.seed)
+        pictures = Pictures(config.pictures, tokenizer, job.classes, job.seed)
     is_compared = config.samples and config.trained_on
     return GeneratorValidation(
         config,
