@@ -23,7 +23,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from model.config.masked import BertConfig, MaskedConfig, MaskSchedule
+from model.config.masked import BertConfig, MaskedConfig, MaskSchedule, masked_share
 from model.generators.embedding import FoldEmbedding
 from model.generators.heads import build_head
 from model.generators.masked_backbones import build_backbone
@@ -188,11 +188,7 @@ class MaskedGenerator(nn.Module):
 
     def _masked_counts(self, seed_B: Tensor) -> Tensor:
         """Masked positions of each sample, at least one."""
-        return self._counts(uniform(_purpose(seed_B, 0), 1)[0])
-
-    def _counts(self, number_B: Tensor) -> Tensor:
-        """Of numbers of [0, 1)."""
-        share_B = SHARES[self.config.mask_schedule](number_B)
+        share_B = SHARES[self.config.mask_schedule](uniform(_purpose(seed_B, 0), 1)[0])
         return (self.layout.positions * share_B).round().clamp(min=1)
 
     def _sums(self, masked_BL: Tensor, of_step: Mapping[str, Tensor] | None) -> tuple[Tensor, Tensor]:
@@ -208,8 +204,9 @@ class MaskedGenerator(nn.Module):
     @cached_property
     def _usual_share(self) -> float:
         """The masked share on average over all samples."""
-        counts = self._counts((torch.arange(_NUMBERS, dtype=torch.float64, device="cpu") + 0.5) / _NUMBERS)
-        return float(counts.mean()) / self.layout.positions
+        shares = (masked_share(self.config.mask_schedule, (i + 0.5) / _NUMBERS) for i in range(_NUMBERS))
+        counts = (max(1, round(self.layout.positions * share)) for share in shares)
+        return sum(counts) / _NUMBERS / self.layout.positions
 
     def _mean_weight(self, share: Tensor) -> Tensor:
         return share + self.config.unmasked_weight * (1 - share)

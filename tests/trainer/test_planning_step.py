@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from cluster.config.loading import load_config
 from cluster.stages.planning import stage_configs
 from data_pipeline.config import ReadingConfig, TokensConfig
 from model.config import ImageFolderConfig, NextScaleConfig, SemanticConfig, VectorConfig, ViTConfig
+from model.config.masked import MaskedConfig
 from trainer.config import (
     GeneratorStageConfig,
     TeacherConfig,
@@ -82,6 +84,19 @@ def test_a_deep_network_is_not_traced_whole() -> None:
     deep = trace_micro_batch("train-generator", configs(depth=200), 2, "cuda", warm=True, short=True)
     assert len(deep.kernels) < 200
     assert sum(deep.kernels.values()) > 200 * 20
+
+
+def test_blocks_that_differ_are_traced_whole() -> None:
+    """In the last half of a U-ViT's blocks long skips end, each in one more product."""
+    backbone = {"kind": "uvit", "depth": 8, "width": 32, "heads": 2}
+    model = MaskedConfig.model_validate({"num_classes": 4, "backbone": backbone})
+    section = GeneratorStageConfig(model=model, trainer=TrainerConfig(steps=1, global_batch=8, precision="bf16"))
+    given = replace(configs(), generator=section)
+    traced = trace_micro_batch("train-generator", given, 2, "cuda", warm=True, short=True)
+    flops = sum(count * kernel.exact_flops for kernel, count in traced.kernels.items())
+    blocks, skips, head, slots = 9 * 12 * 32**2, 4 * 2 * 32**2, 2 * 16 * 32, TOKENIZER.layout.positions + 1
+    attention = 9 * 4 * slots**2 * 32 * (1 + 2.5)
+    assert flops == pytest.approx(2 * (6 * (blocks + skips) * slots + attention + 6 * head * (slots - 1)), rel=0.02)
 
 
 class Pair(nn.Module):

@@ -161,6 +161,8 @@ def _continued(network: nn.Module, traced: Callable[..., _Traced]) -> _Traced:
     lists = [getattr(module, name) for module, name in places]
     if len(lists) != 1 or not isinstance(lists[0], nn.ModuleList | nn.Sequential) or len(lists[0]) <= 2 * SHORT + 1:
         return traced()
+    if len({_shapes(block) for block in lists[0]}) > 1:
+        return traced()
     (module, name), blocks = places[0], lists[0]
     setattr(module, name, blocks[: SHORT + 1])
     longer = traced(warm=True)  # constants that are made once belong to neither
@@ -180,6 +182,11 @@ def _continued(network: nn.Module, traced: Callable[..., _Traced]) -> _Traced:
         shorter.batch_bytes,
         Held(**{name: line(low, high) for (name, low), high in pairs}),
     )
+
+
+def _shapes(block: nn.Module) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Of a block's parameters: blocks of other ones do other things, as those do that a long skip ends in."""
+    return tuple((name, tuple(parameter.shape)) for name, parameter in block.named_parameters())
 
 
 def _line(shorter: Mapping[Key, float], longer: Mapping[Key, float], more: int) -> dict[Key, float]:
