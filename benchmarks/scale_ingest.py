@@ -26,7 +26,7 @@ from scale_probe import MIB, Figures, in_child, main, probe
 from cluster.drills.s3_server import BUCKET, S3Server
 from data_pipeline import storage
 from data_pipeline.config import DataConfig, FolderSource
-from data_pipeline.ingest import planning
+from data_pipeline.ingest import finding
 from data_pipeline.ingest.ingesting import find_plan, look, plan_ingest
 from data_pipeline.shards.image_shards import index_name
 from data_pipeline.sources import Facts, RawItem
@@ -68,12 +68,12 @@ def _item(number: int, part: str) -> RawItem:
 @contextmanager
 def synthetic(samples: int) -> Iterator[None]:
     """Inside, every source is the synthetic one."""
-    found = planning.find_source
-    planning.find_source = lambda _config: SyntheticSource(samples)  # type: ignore[assignment,return-value]
+    found = finding.find_source
+    finding.find_source = lambda _config: SyntheticSource(samples)  # type: ignore[assignment,return-value]
     try:
         yield
     finally:
-        planning.find_source = found
+        finding.find_source = found
 
 
 def commit_all(samples: int, output: str) -> None:
