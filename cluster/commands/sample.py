@@ -119,7 +119,7 @@ def sample(
 ) -> None:
     """Draw images: `sample CONFIG` is the stage of a run; `sample RUN --out FOLDER` draws what you choose.
 
-    The latter goes on where it was killed, and --workers draws on Ray; `foldtrain scale FOLDER N` changes their number.
+    The latter goes on where it was killed, and --workers draws on Ray; `foldtrain scale` FOLDER changes their number.
     sampling.json beside the images says all that made them.
     """
     from data_pipeline.errors import UsageError

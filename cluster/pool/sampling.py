@@ -63,17 +63,16 @@ class SampleWork:
         from trainer.engine.device import given_device
 
         torch.set_num_threads(threads)
-        return self.open_on(given_device(self.gpus))
+        return self.with_sampler(self.load(given_device(self.gpus)))
 
-    def open_on(self, device: torch.device) -> MakeShard:
-        """As `open`, on a device of this process."""
+    def with_sampler(self, sampler: Sampler) -> MakeShard:
+        """As `open`, with networks that are loaded."""
         import torch
 
         from trainer.evaluation.images import to_uint8
 
-        sampler = self.load(device)
         kept = None if self.kept_LF is None else torch.from_numpy(self.kept_LF)[None]
-        software = _software(device)
+        software = _software(sampler.device)
 
         def make(part: int, advance: Advance) -> dict[str, Any]:
             start, stop = self.plan.span(part)
@@ -120,16 +119,14 @@ def _software(device: torch.device) -> dict[str, str]:
     return {package: version(package) for package in _PACKAGES} | {"device": name}
 
 
-def draw_all(
-    work: SampleWork, names: tuple[str, ...], told: dict[str, Any], where: ClusterConfig | torch.device
-) -> int:
+def draw_all(work: SampleWork, names: tuple[str, ...], told: dict[str, Any], by: ClusterConfig | Sampler) -> int:
     """Make all parts that are missing, then what is beside them. Returns the images drawn by this call.
 
     Args:
         work: what to draw.
         names: of the classes, by label.
         told: what sampling.json says beside the plan.
-        where: a cluster, whose workers draw; or a device of this process.
+        by: a cluster, whose workers draw; or the networks, with which this process draws.
 
     Raises:
         UsageError: if the output holds other samples.
@@ -140,12 +137,12 @@ def draw_all(
     if is_finished(plan):
         _remove_parts(plan)
         return 0
-    if isinstance(where, ClusterConfig):
-        with ray_session(where):
-            require_gpus(where, min(where.fewest_workers, plan.parts))
-            drawn = _draw_all(work, names, told, lambda parts, lease: _on_pool(work, parts, where, lease))
+    if isinstance(by, ClusterConfig):
+        with ray_session(by):
+            require_gpus(by, min(by.fewest_workers, plan.parts))
+            drawn = _draw_all(work, names, told, lambda parts, lease: _on_pool(work, parts, by, lease))
     else:
-        drawn = _draw_all(work, names, told, lambda parts, lease: _here(work, parts, where, lease))
+        drawn = _draw_all(work, names, told, lambda parts, lease: _here(work, parts, by, lease))
     _remove_parts(plan)
     return drawn
 
@@ -181,8 +178,8 @@ def _progress(parts: Parts) -> PoolProgress:
     return PoolProgress("sample", plan.folder, plan.parts, plan.labels.images, plan.parts - len(left), done)
 
 
-def _here(work: SampleWork, parts: Parts, device: torch.device, lease: Lease) -> None:
-    make = work.open_on(device)
+def _here(work: SampleWork, parts: Parts, sampler: Sampler, lease: Lease) -> None:
+    make = work.with_sampler(sampler)
     with _progress(parts) as progress:
         for part in parts.missing.tolist():
             lease.require()

@@ -108,7 +108,7 @@ def draw(wanted: Wanted) -> Drawn:
         kept_LF=kept,
     )
     told = _told(source, tokenizer, card, names, labels, config) | _told_of(wanted)
-    return Drawn(plan, draw_all(work, names, told, wanted.cluster or device))
+    return Drawn(plan, draw_all(work, names, told, wanted.cluster or sampler))
 
 
 def _kind(wanted: Wanted, output: str) -> Kind:
@@ -250,12 +250,12 @@ def _device_of(cluster: ClusterConfig) -> str:
 
 
 def _kept(wanted: Wanted, sampler: Sampler) -> tuple[npt.NDArray[np.int64] | None, dict[str, Any]]:
-    """The tokens of a reference that are kept, in the generator's layout, and what is on record of it."""
+    """The tokens of a reference that are kept, -1 elsewhere, and what is on record of it."""
     if wanted.reference is None or wanted.keep is None:
         return None, {}
     from trainer.inference.kept_tokens import file_digest, reference_tokens
 
-    kept_LF = reference_tokens(sampler.tokenizer, sampler.generator.layout, wanted.reference, wanted.keep, wanted.fit)
+    kept_LF = reference_tokens(sampler.tokenizer, wanted.reference, wanted.keep, wanted.fit)
     form, _, mask = wanted.keep.partition(":")
     is_mask = form == "mask"
     record = {

@@ -126,6 +126,30 @@ class TestToys:
         assert done.returncode == 2
         assert "nothing that is compared with a teacher" in done.stdout + done.stderr
 
+    def test_a_checkpoint_is_sampled_as_an_export_of_its_weights(self, run: Path) -> None:
+        """Of a stage that need not have finished: its weights are those of the checkpoint, its card is made anew."""
+        for name, which in (("export", []), ("last", ["last"]), ("four", ["4"]), ("two", ["2"])):
+            chosen = [option for each in which for option in ("--checkpoint", each)]
+            done = foldtrain(run, "sample", "run", "--out", f"drawn/{name}.npz", "--n", "8", "--seed", "1", *chosen)
+            assert done.returncode == 0, done.stderr
+        images = {path.stem: path.read_bytes() for path in (run / "drawn").glob("*.npz")}
+        assert images["last"] == images["four"] == images["export"]
+        assert images["two"] != images["export"]
+        export, last = (read(run / f"drawn/{name}.sampling.json") for name in ("export", "last"))
+        assert export["made_by"] == last["made_by"]
+        assert (export["generator"]["checkpoint"], last["generator"]["checkpoint"]) == (None, 4)
+        done = foldtrain(run, "sample", "run", "--out", "drawn/other", "--checkpoint", "3")
+        assert done.returncode == 2
+        assert "those of steps 2, 4" in " ".join(done.stderr.split())
+        done = foldtrain(run, "sample", "run", "--out", "drawn/other", "--checkpoint", "best")
+        assert "set generator.trainer.keep_best" in " ".join(done.stderr.split())
+
+    def test_an_order_that_keeps_no_tokens_is_refused_a_reference(self, run: Path) -> None:
+        picture = str(next((run / "photos/dark").iterdir()))
+        done = foldtrain(run, "sample", "run", "--out", "kept", "--reference", picture, "--keep", "fold 2")
+        assert done.returncode == 2
+        assert "a toy-raster generator keeps no tokens" in " ".join(done.stderr.split())
+
     def test_a_run_of_a_kind_that_is_not_installed_says_which_there_are(self, run: Path) -> None:
         done = foldtrain(run, "train-generator", "toy.yaml", toys=False)
         assert done.returncode == 2

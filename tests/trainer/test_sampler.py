@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 from torch import Tensor
 
 from data_pipeline.errors import UsageError
 from data_pipeline.shards import weights
 from data_pipeline.shards.halves import halves_of
 from model.config import ImageFolderConfig, NextScaleConfig, VectorConfig, ViTConfig
+from model.config.generators import GeneratorConfig
 from model.config.sampling import GuidanceSchedule, OrderOptions
+from model.families import AnyGeneratorConfig, build_generator
 from model.generators.next_scale import FoldedGenerator
 from model.tokenizers.imagefolder import ImageFolderTokenizer
 from trainer.config import SamplingConfig
@@ -145,6 +149,35 @@ def test_products_in_bf16_give_images_near_those_of_fp32(networks: tuple[str, st
     fine, coarse = (next(iter(sampler(networks, precision=each).draw(LABELS[:4]))) for each in ("fp32", "bf16"))
     assert coarse.dtype == torch.float32
     assert not torch.equal(fine, coarse)
+
+
+ORDERS = {
+    "next-scale": {"depth": 1, "width": 16, "heads": 2},
+    "next-token": {"depth": 1, "width": 16, "heads": 2, "rotary": "line"},
+    "next-token unfolded": {"depth": 1, "width": 16, "heads": 2, "rotary": "line", "unfold": True},
+    "random": {"depth": 1, "width": 16, "heads": 2},
+    "masked": {"backbone": {"width": 16, "depth": 1, "heads": 2}},
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_in_every_order_an_image_is_its_own_and_keeps_what_is_kept(networks: tuple[str, str], order: str) -> None:
+    values = {"kind": order.partition(" ")[0], "num_classes": 3, **ORDERS[order]}
+    config: GeneratorConfig = TypeAdapter(AnyGeneratorConfig).validate_python(values)
+    torch.manual_seed(1)
+    network = build_generator(config, TOKENIZER.layout, TOKENIZER.forcing_width if config.needs_forcing else None)
+    for parameter in cast("torch.nn.Module", network).parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    cast("torch.nn.Module", network).eval()
+    found = replace(sampler(networks, temperature=0.9, top_k=12, cpu_batch=4), generator=network)
+    kept = torch.full((1, 5, 2), -1)
+    kept[:, 1:4, 0] = torch.tensor([3, 0, 15])
+    for given in (None, kept):
+        whole = torch.cat(list(found.draw_tokens(LABELS[:9], 0, given)))
+        parts = [torch.cat(list(found.draw_tokens(LABELS[at : at + 3], at, given))) for at in (0, 3, 6)]
+        assert torch.equal(whole, torch.cat(parts))
+        assert len(whole.flatten(1).unique(dim=0)) == 9
+    assert (whole[:, 1:4, 0] == torch.tensor([3, 0, 15])).all()
 
 
 class Options(OrderOptions):

@@ -194,6 +194,9 @@ class Sampler:
             label_N: a class for each; `null_class` of the generator for none.
             first: number of the first of them among all images of the seed.
             kept_BLF: tokens that every image keeps, [1, L, F] of the generator's layout; negative ones are drawn.
+
+        Raises:
+            UsageError: if the generator's order has not the options that are set, or keeps no tokens.
         """
         for tokens_BLF in self.draw_tokens(label_N, first, kept_BLF):
             yield self.decode(tokens_BLF)
@@ -239,7 +242,11 @@ class Sampler:
 
         plan = self.plan(rows, label_B, kept_BLF)
         with torch.no_grad(), self._mixed():
-            return self.generator.sample(plan, forcing_of(self.tokenizer))
+            tokens_BLF = self.generator.sample(plan, forcing_of(self.tokenizer))
+        kept = plan.kept_BLF
+        if kept is not None and not bool(((kept < 0) | (kept == tokens_BLF)).all()):
+            raise UsageError(f"a {self.generator.config.kind} generator keeps no tokens: sample without a reference")
+        return tokens_BLF
 
     def plan(self, rows: npt.NDArray[np.int64], label_B: Tensor, kept_BLF: Tensor | None = None) -> SamplingPlan:
         """What is to be drawn for images of these numbers.

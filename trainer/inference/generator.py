@@ -170,7 +170,7 @@ class Generator:
         image = read_images(reference, tokenizer.config.image_size, "crop")
         if len(image) != 1:
             raise ValueError(f"reference: {len(image)} images: give one")
-        kept_LF = kept_tokens(tokenizer, self.layout, image, kept_places(tokenizer.config, keep))
+        kept_LF = kept_tokens(tokenizer, image, kept_places(tokenizer.config, keep))
         return torch.from_numpy(kept_LF)[None]
 
     def _asked(

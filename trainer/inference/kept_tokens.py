@@ -22,7 +22,6 @@ from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from model.config import TokenizerConfig
 from model.config.tokenizers import GridTokenizerConfig
-from model.layout import TokenLayout
 from model.protocols import Tokenizer
 from trainer.inference.given_images import Fit
 from trainer.inference.image_files import read_square
@@ -149,14 +148,11 @@ def file_digest(uri: str) -> str:
         raise UsageError(f"there is no image {uri}") from None
 
 
-def reference_tokens(
-    tokenizer: Tokenizer, layout: TokenLayout, image: str, keep: str, fit: Fit = "crop"
-) -> npt.NDArray[np.int64]:
-    """The tokens of an image file where they are kept, and -1 elsewhere, int64 [L, F] of a generator's layout.
+def reference_tokens(tokenizer: Tokenizer, image: str, keep: str, fit: Fit = "crop") -> npt.NDArray[np.int64]:
+    """The tokens of an image file where they are kept, and -1 elsewhere, int64 [L, F].
 
     Args:
         tokenizer: that made the generator's tokens.
-        layout: of the generator.
         image: the file, at any URI.
         keep: what is kept.
         fit: how image and mask become squares.
@@ -166,15 +162,12 @@ def reference_tokens(
         FoldtrainError: if a file is no image.
     """
     kept_LF = kept_places(tokenizer.config, keep, fit)
-    return kept_tokens(tokenizer, layout, read_square(image, tokenizer.config.image_size, fit), kept_LF)
+    return kept_tokens(tokenizer, read_square(image, tokenizer.config.image_size, fit), kept_LF)
 
 
-def kept_tokens(tokenizer: Tokenizer, layout: TokenLayout, image_BCHW: Tensor, kept_LF: Kept) -> npt.NDArray[np.int64]:
-    """The tokens of one image where they are kept, and -1 elsewhere, int64 [L, F] of a generator's layout.
-
-    That may present positions and folds as positions alone: the tokens have one order in both.
-    """
+def kept_tokens(tokenizer: Tokenizer, image_BCHW: Tensor, kept_LF: Kept) -> npt.NDArray[np.int64]:
+    """The tokens of one image where they are kept, and -1 elsewhere, int64 [L, F]."""
     parameter = next(cast("nn.Module", tokenizer).parameters())
     with torch.no_grad():
         tokens_LF = tokenizer.tokenize(image_BCHW.to(parameter.device))[0].cpu().numpy()
-    return np.where(kept_LF, tokens_LF, -1).reshape(layout.positions, layout.folds)
+    return np.where(kept_LF, tokens_LF, -1)

@@ -1,0 +1,108 @@
+"""Samples on real Ray: on one worker, then three, one of them killed, the files are those of one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cluster.config.run import ClusterConfig
+from cluster.pool.ray_pool import RayPool
+from cluster.pool.sampling import SampleWork, draw_all, fingerprints
+from cluster.pool.scale import write_scale
+from cluster.pool.shard_worker import Advance, MakeShard
+from cluster.session.ray_session import ray_session
+from data_pipeline import storage
+from tests.cluster.random_run import NAMES, write_run
+from tests.conftest import ROOT
+from trainer.config import SamplingConfig
+from trainer.evaluation.label_plan import plan_of
+from trainer.evaluation.sample_files import SamplePlan
+from trainer.stages.trained_generator import GeneratorSource
+
+pytestmark = [pytest.mark.drill, pytest.mark.xdist_group("drill")]
+
+PARTS, PART_IMAGES = 12, 4
+SCALED, KILLED = "scaled", "killed"
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[ClusterConfig]:
+    """A Ray of three CPUs."""
+    before = dict(os.environ)
+    os.environ["PYTHONPATH"] = str(ROOT)  # workers have to find this file, too
+    with ray_session(ClusterConfig(workers=3)):
+        yield ClusterConfig(workers=1)
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@dataclass(frozen=True)
+class Watched(SampleWork):
+    """Asks for three workers in its first part, waits in its second until they are under way, and dies in its fifth."""
+
+    log: str = ""
+
+    def open(self, threads: int) -> MakeShard:
+        make, log = super().open(threads), Path(self.log)
+
+        def watched(part: int, advance: Advance) -> dict[str, Any]:
+            if part == 0:
+                write_scale(self.plan.folder, 3, 3)
+            while part == 1 and not (log / SCALED).exists():
+                threading.Event().wait(0.05)
+            if part == 4 and not (log / KILLED).exists():
+                (log / KILLED).write_text(str(os.getpid()))
+                os.kill(os.getpid(), signal.SIGKILL)
+            facts = make(part, advance)
+            with (log / f"made-{part}").open("a") as file:
+                file.write(f"{os.getpid()}\n")
+            return facts
+
+        return watched
+
+
+def work_of(run: Path, output: Path) -> SampleWork:
+    source, tokenizer = GeneratorSource(str(run / "generator/export")), str(run / "tokenizer/export")
+    config = SamplingConfig(cpu_batch=4)
+    plan = SamplePlan(str(output), "png", plan_of(range(len(NAMES)), PARTS * PART_IMAGES - 1), PART_IMAGES, {"seed": 5})
+    blank = SampleWork(plan, source, tokenizer, config, 5, {})
+    return replace(blank, fingerprints=fingerprints(blank.load(torch.device("cpu")), ema=True))
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {path.name: storage.sha256(path.read_bytes()) for path in folder.glob("*.png")}
+
+
+def test_three_workers_of_which_one_is_killed_give_the_files_of_one_process(
+    cluster: ClusterConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_run(tmp_path / "run")
+    here = work_of(run, tmp_path / "here")
+    assert draw_all(here, NAMES, {}, here.load(torch.device("cpu"))) == 47
+    drain, log = RayPool.drain, tmp_path / "log"
+    log.mkdir()
+    monkeypatch.setattr("cluster.pool.shard_pool._CONTROL_SECONDS", 0)
+    monkeypatch.setattr(RayPool, "drain", lambda pool: (drain(pool), (log / SCALED).touch()))
+    plain = work_of(run, tmp_path / "pool")
+    work = Watched(**{name: getattr(plain, name) for name in plain.__dataclass_fields__}, log=str(log))
+    assert draw_all(work, NAMES, {}, cluster) == 47
+    assert hashes(tmp_path / "pool") == hashes(tmp_path / "here")
+    assert len(hashes(tmp_path / "pool")) == 47 + 1  # and the grid
+    makers = {part: (log / f"made-{part}").read_text().split() for part in range(PARTS)}
+    assert all(len(pids) == 1 for pids in makers.values())
+    assert makers[4] != [(log / KILLED).read_text()]
+    assert makers[0][0] != makers[PARTS - 1][0]  # of the pool of one, and of that of three
+    one, other = (json.loads((tmp_path / each / "sampling.json").read_text()) for each in ("here", "pool"))
+    assert one["sha256_of_parts"] == other["sha256_of_parts"]
+    progress = json.loads((tmp_path / "pool/progress.json").read_text())
+    assert (progress["state"], progress["images_done"], progress["shards_done"]) == ("finished", 47, PARTS)
+    assert not (tmp_path / "pool/control.json").exists()
