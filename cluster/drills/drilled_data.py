@@ -16,7 +16,7 @@ IMAGES, BAD = 4000, 12
 """So many that ingest takes its pool of workers, before a kill and mostly after it, too."""
 VALIDATION = 250
 SHARD_SAMPLES = 250
-"""16 shards of images, 15 of tokens."""
+"""16 shards of images, 15 of tokens, and one of tokens of held-out images."""
 WORKERS = 2
 _SIDES = (20, 72)
 _HEADS = {"t10k-images-idx3-ubyte.gz": 16, "t10k-labels-idx1-ubyte.gz": 8}

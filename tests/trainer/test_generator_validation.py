@@ -40,13 +40,14 @@ from trainer.evaluation.sampler import UNCONDITIONAL, asked_classes, class_names
 from trainer.job import HELD_OUT, TrainJob
 from trainer.loop.worker import run_worker
 from trainer.networks import load_generator
-from trainer.stages.generator_validation import Pictures
+from trainer.stages.generator_validation import Drawn, Pictures
 
 STEPS, EVERY = 6, 4
 SEEN = 11
 """Of 16 samples: four batches of 3, the last of which is smaller."""
 LOOKS: dict[str, Any] = {"every": EVERY, "samples": SEEN, "training_samples": 5, "batch": 3}
 SHOWN: dict[str, Any] = {"every": 3, "samples_per_class": 2, "classes": [1, 7, 4], "guidance": 1.5, "batch": 4}
+SHOWN |= {"most_seconds": None}
 
 pytestmark = pytest.mark.xdist_group("generator_validation")
 
@@ -211,7 +212,7 @@ def test_the_last_picture_is_what_the_export_draws(runs: Path) -> None:
     tokenizer, _ = load_tokenizer(str(runs / "tokenizer"), "cpu")
     again = Pictures(PicturesConfig.model_validate(SHOWN), tokenizer, small_runs.CLASSES, small_runs.SEED)
     assert again.names == ["class01", "class07", "class04"]
-    assert again.draw(network) == frames(runs / "watched")["samples-000000006.png"]
+    assert again.draw(network).png == frames(runs / "watched")["samples-000000006.png"]
 
 
 def test_each_row_of_a_picture_has_its_class(runs: Path) -> None:
@@ -222,7 +223,29 @@ def test_each_row_of_a_picture_has_its_class(runs: Path) -> None:
     sample = network.sample
     network.sample = lambda plan, forcing: asked.append(plan.condition_B) or sample(plan, forcing)  # type: ignore[method-assign,func-returns-value]
     Pictures(config, tokenizer, small_runs.CLASSES, 0).draw(network)
-    assert torch.cat(asked).tolist() == [1, 1, 7, 7, 4, 4]
+    assert torch.cat(asked)[:6].tolist() == [1, 1, 7, 7, 4, 4], "a batch on a CPU is filled up behind them"
+
+
+def test_after_the_time_that_pictures_may_take_no_further_batch_is_begun_and_that_is_said(runs: Path) -> None:
+    network, _ = load_generator(str(runs / "watched" / "export"), True, torch.device("cpu"))
+    tokenizer, _ = load_tokenizer(str(runs / "tokenizer"), "cpu")
+    config = PicturesConfig.model_validate(SHOWN | {"most_seconds": 4.5, "cpu_batch": 1})
+    seconds = iter(range(100))
+    drawn = Pictures(config, tokenizer, small_runs.CLASSES, small_runs.SEED, lambda: float(next(seconds))).draw(network)
+    assert drawn.details == {"pictures_seconds": 6.0, "pictures_left_out": 1}
+    assert drawn.png not in {None, frames(runs / "watched")["samples-000000006.png"]}
+
+
+def test_a_picture_for_which_there_is_no_memory_is_left_out_with_the_reason(runs: Path) -> None:
+    network, _ = load_generator(str(runs / "watched" / "export"), True, torch.device("cpu"))
+    tokenizer, _ = load_tokenizer(str(runs / "tokenizer"), "cpu")
+
+    def full(*_: object) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nSee the docs")
+
+    network.sample = full  # type: ignore[method-assign]
+    drawn = Pictures(PicturesConfig.model_validate(SHOWN), tokenizer, small_runs.CLASSES, 0).draw(network)
+    assert drawn == Drawn(None, {"pictures_failed": "CUDA out of memory."})
 
 
 def test_of_many_classes_some_at_even_distances_are_drawn(runs: Path) -> None:
@@ -245,7 +268,7 @@ def test_a_generator_that_learns_no_classes_is_drawn_from_like_any_other(runs: P
     with pytest.raises(UsageError, match=r"\[3\] are not among"):
         asked_classes(card, SamplingConfig(classes=(3,)))
     config = PicturesConfig.model_validate(SHOWN | {"classes": None})
-    drawn = Pictures(config, tokenizer, card.classes, small_runs.SEED).draw(network)
+    drawn = Pictures(config, tokenizer, card.classes, small_runs.SEED).draw(network).png
     assert drawn == frames(runs / "free")["samples-000000006.png"]
 
 

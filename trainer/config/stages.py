@@ -12,7 +12,7 @@ from data_pipeline.text.json_records import first_problem
 from model.config import MOST_CLASSES, ClassifierConfig, GeneratorConfig, Section
 from model.config.sampling import GuidanceSchedule, OrderOptions
 from model.families import AnyGeneratorConfig
-from trainer.config.training import MOST_STEPS, InitExcept, TrainerConfig, check_best
+from trainer.config.training import LONGEST_WAIT, MOST_STEPS, InitExcept, TrainerConfig, check_best
 
 _MOST_ROWS = 64
 """Of a picture."""
@@ -118,6 +118,9 @@ class PicturesConfig(SamplingConfig):
     """Steps between pictures. The last step always has one. Null: as often as held-out tokens are looked at."""
     samples_per_class: int = Field(4, gt=0, le=64)
     """Images of each class, side by side."""
+    most_seconds: float | None = Field(60.0, gt=0, le=LONGEST_WAIT)
+    """After so long no further batch is begun, as the other workers wait: what is not drawn is left grey, and the event
+    says how many images that are. Null: all are drawn, however long it takes."""
     most_classes: int = Field(10, gt=0, le=64)
     """Classes that are drawn where `classes` is null: so many, at even distances. A picture has a row for each."""
 
@@ -146,7 +149,7 @@ class GeneratorValidationConfig(Section):
     """Images per forward pass. The batches are dealt to the workers in turn, so the numbers stay the same."""
     pictures: PicturesConfig | None = None
     """Images that are drawn, for which the run needs the tokenizer of the tokens; null for none. One worker draws them,
-    and the others wait for it: the event `validation` says for how many seconds."""
+    and the others wait for it, not much longer than `pictures.most_seconds`: the event `validation` says how long."""
 
     @property
     def trained_on(self) -> int:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -98,6 +98,14 @@ class FixedTokens:
             yield TokenPart(number, index_B, torch.from_numpy(tokens_BLF), condition_B)
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """A picture, and what is to be said of it."""
+
+    png: bytes | None
+    details: dict[str, Any]
+
+
 class Pictures:
     """The same images each time: a row for each class. Only the first rank has one.
 
@@ -106,20 +114,46 @@ class Pictures:
         tokenizer: that makes images of the tokens.
         classes: names of the classes, by label; none for a generator that knows none.
         seed: of the numbers that choose tokens.
+        clock: seconds.
     """
 
-    def __init__(self, config: PicturesConfig, tokenizer: Tokenizer, classes: tuple[str, ...], seed: int) -> None:
-        self._config, self._tokenizer, self._seed = config, tokenizer, seed
+    def __init__(
+        self,
+        config: PicturesConfig,
+        tokenizer: Tokenizer,
+        classes: tuple[str, ...],
+        seed: int,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._config, self._tokenizer, self._seed, self._clock = config, tokenizer, seed, clock
         self.labels = (config.classes or _spread(len(classes), config.most_classes)) if classes else ()
         self.names = [classes[label] if label < len(classes) else str(label) for label in self.labels]
 
-    def draw(self, network: Generator) -> bytes:
-        """A PNG of what the network draws. Nothing is drawn from torch's own random numbers."""
-        columns = self._config.samples_per_class
-        labels = torch.tensor(self.labels or (network.null_class,)).repeat_interleave(columns)
-        sampler = Sampler(network, self._tokenizer, {}, self._config, self._seed)
-        image_BCHW = torch.cat([part.float().cpu() for part in sampler.draw(labels)])
-        return sheet(image_BCHW, columns, self.names or [UNCONDITIONAL])
+    def draw(self, network: Generator) -> Drawn:
+        """What the network draws. Nothing is taken from torch's own random numbers.
+
+        Without room for it on a GPU there is no picture, and the reason is told: looking on ends no training.
+        """
+        began = self._clock()
+        try:
+            image_BCHW, missing = self._draw(network, began)
+        except torch.OutOfMemoryError as error:
+            return Drawn(None, {"pictures_failed": str(error).partition("\n")[0][:500]})
+        png = sheet(image_BCHW, self._config.samples_per_class, self.names or [UNCONDITIONAL])
+        details = {"pictures_seconds": round(self._clock() - began, 3)}
+        return Drawn(png, details | ({"pictures_left_out": missing} if missing else {}))
+
+    def _draw(self, network: Generator, began: float) -> tuple[Tensor, int]:
+        """Images in [-1, 1], on the host, and how many of them are grey since the time was over."""
+        labels = torch.tensor(self.labels or (network.null_class,)).repeat_interleave(self._config.samples_per_class)
+        sampler, parts = Sampler(network, self._tokenizer, {}, self._config, self._seed), []
+        for part_BCHW in sampler.draw(labels):
+            parts.append(part_BCHW.float().cpu())
+            if self._config.most_seconds is not None and self._clock() - began > self._config.most_seconds:
+                break
+        image_BCHW = torch.cat(parts)
+        missing = len(labels) - len(image_BCHW)
+        return torch.cat((image_BCHW, image_BCHW.new_zeros(missing, *image_BCHW.shape[1:]))), missing
 
 
 def _spread(count: int, most: int) -> tuple[int, ...]:
@@ -187,9 +221,9 @@ class GeneratorValidation:
                 trained = None if seen is None else self._measure(network, seen, engine.device)
                 numbers, details = self._numbers(held_out, trained), self._details(held_out, trained)
             if self._pictures is not None and self._draws(step):
-                began = time.perf_counter()
-                pictures = {PICTURE: self._pictures.draw(network)}
-                details["pictures_seconds"] = round(time.perf_counter() - began, 3)
+                drawn = self._pictures.draw(network)
+                details |= drawn.details
+                pictures = {PICTURE: drawn.png} if drawn.png is not None else {}
         return Validated(numbers, details, pictures)
 
     def _measure(self, network: Generator, tokens: FixedTokens, device: torch.device) -> dict[str, float]:
