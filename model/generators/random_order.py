@@ -206,7 +206,7 @@ class RandomOrderGenerator(nn.Module):
         """One for each purpose, int64 [N, B]."""
         if seed_B is None:
             raise ValueError("random orders and dropout in training need seed_B, a number per sample (or call eval())")
-        return split_seed(seed_B, _PURPOSES + _DROPOUTS * self.config.depth)
+        return split_seed(seed_B, _PURPOSES + _DROPOUTS * len(self.blocks))
 
     def forward(
         self, label_B: Tensor, ordered_BLF: Tensor, order_BL: Tensor, seed_B: Tensor | None = None
@@ -239,7 +239,7 @@ class RandomOrderGenerator(nn.Module):
 
     def _dropouts(self, seed_B: Tensor | None) -> list[Tensor | None]:
         """Seeds of each block, where something is dropped."""
-        blocks = self.config.depth
+        blocks = len(self.blocks)
         if not (self.training and (self.config.dropout or self.config.attention_dropout)):
             return [None] * blocks
         return list(self._seeds(seed_B)[_PURPOSES:].view(blocks, _DROPOUTS, -1).unbind())

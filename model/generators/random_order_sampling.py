@@ -78,7 +78,7 @@ class Slots:
         self._places_BSC = network.places(order_BL, length - 1)
         rows, head_dim = (2 * batch if guided else batch), config.width // config.heads
         self._cache = KeyValueCache(
-            config.depth,
+            len(network.blocks),
             rows,
             length + PREFIX - 1,
             config.heads,
