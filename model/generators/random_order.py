@@ -59,9 +59,8 @@ class Block(nn.Module):
 
     def modulation(self, condition_BSC: Tensor) -> tuple[Tensor, ...]:
         """Shift, scale (with 1 added) and gate of attention, then of the MLP, each [B, S, C]."""
-        added = self.adaln.bias.new_zeros(2, 3, 1)
-        added[:, 1] = 1
-        bias = (self.adaln.bias.view(2, 3, -1) + added).flatten()
+        shift, scale, gate = self.adaln.bias.view(2, 3, -1).unbind(1)
+        bias = torch.stack((shift, scale + 1, gate), dim=1).flatten()
         return F.linear(condition_BSC, self.adaln.weight, bias).chunk(6, dim=-1)
 
     def forward(
