@@ -23,7 +23,8 @@ from data_pipeline.shards.image_shards import ImageShards
 from data_pipeline.shards.manifest import TokenManifest
 from data_pipeline.shards.token_reader import TokenReader
 from data_pipeline.shards.weights import read_card, write_weights
-from data_pipeline.tokens.plan import PlannedSets, plan_tokens
+from data_pipeline.tokens.commits import Commits
+from data_pipeline.tokens.plan import PlannedSets, TokenPlan, plan_tokens
 from data_pipeline.tools.verifying import verify
 from model.tokenizers.imagefolder import ImageFolderTokenizer
 from tests.data_pipeline.small_data import TOKENIZER, contents, jpeg, write_tokens
@@ -138,6 +139,22 @@ def test_what_is_committed_of_either_set_is_not_made_again(configure: Configure,
     before = contents(folder)
     assert tokenize(config) == 0
     assert contents(folder) == before
+
+
+def test_where_the_tokens_are_finished_their_held_out_tokens_are(
+    configure: Configure, made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, finish = configure(), tokenizing.finish
+
+    def killed(plan: TokenPlan, commits: Commits) -> None:
+        finish(plan, commits)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tokenizing, "finish", killed)
+    with pytest.raises(KeyboardInterrupt):
+        tokenize(config)
+    tokens = Path(config.folder("tokens"))
+    assert [(tokens / name / "manifest.json").exists() for name in ("held_out", ".")] == [True, False]
 
 
 def test_a_finished_set_of_an_earlier_version_gets_its_held_out_tokens(configure: Configure, made: list[str]) -> None:
