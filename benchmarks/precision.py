@@ -3,7 +3,7 @@
     python benchmarks/precision.py [--tokenizer EXPORT] [--images 512] [--json FILE]
 
 The images are those that come with foldtrain (Fashion-MNIST, padded or resized to the tokenizer's size). Without
-`--tokenizer` the weights are random, of a network of the size of the quickstart's, whose latents hardly differ between
+`--tokenizer` the weights are random, of a small network, whose latents hardly differ between
 images; so measure your own, too: EXPORT is <run>/tokenizer/export.
 """
 
@@ -20,10 +20,11 @@ from report import write_report
 
 from data_pipeline.config import IdxSource
 from data_pipeline.images.transforms import Transform, to_model
-from data_pipeline.shards.weights import read_weights
+from data_pipeline.shards.tokenizers import load_tokenizer
 from data_pipeline.sources import open_source
 from data_pipeline.tokens.tokenizing import encoder_of
 from model.config import ImageFolderConfig, VectorConfig
+from model.protocols import Tokenizer
 from model.tokenizers.imagefolder import ImageFolderTokenizer
 
 SOURCE = IdxSource(
@@ -36,15 +37,12 @@ SMALL = ImageFolderConfig(
 BATCH = 64
 
 
-def load(tokenizer: str | None) -> ImageFolderTokenizer:
+def load(tokenizer: str | None) -> Tokenizer:
     """The tokenizer at a URI, or a small one of random weights."""
     torch.manual_seed(0)
     if tokenizer is None:
         return ImageFolderTokenizer(SMALL).eval()
-    card, state = read_weights(tokenizer, "tokenizer")
-    network = ImageFolderTokenizer(ImageFolderConfig.model_validate(card.config))
-    network.load_state_dict(state)
-    return network.eval()
+    return load_tokenizer(tokenizer, "cpu")[0]
 
 
 def images(count: int, size: int) -> npt.NDArray[np.float32]:
@@ -54,7 +52,7 @@ def images(count: int, size: int) -> npt.NDArray[np.float32]:
     return to_model([transform(source.reader.read(item)) for item in source.items[:count]])
 
 
-def compare(network: ImageFolderTokenizer, image_NCHW: npt.NDArray[np.float32]) -> dict[str, Any]:
+def compare(network: Tokenizer, image_NCHW: npt.NDArray[np.float32]) -> dict[str, Any]:
     """Shares of tokens and images that differ; tokens also by scale, coarse to fine."""
     fp32, bf16 = (encoder_of(network, precision, "cpu") for precision in ("fp32", "bf16"))
     changed = []

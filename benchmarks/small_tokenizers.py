@@ -1,11 +1,11 @@
 """Train the small tokenizers of configs/small, and table each beside principal components at its own bits.
 
-    python benchmarks/small_tokenizers.py [--runs FOLDER] [--json FILE] [NAME...]
+    python benchmarks/small_tokenizers.py [--runs FOLDER] [--json FILE] [--picture FILE] [NAME...]
 
 Needs the run of `make quickstart`, whose images and teacher they share. NAME is a config of configs/small without
 ".yaml", or NAME@LATENTS for a number of latents. A tokenizer that has trained already is tabled as it is. Errors are
 squared errors of pixels in [-1, 1] on the held-out images, by the moving average of the weights, after each prefix of
-the tokens.
+the tokens. The picture has a row for each: the first held-out images, and what is left of them.
 """
 
 from __future__ import annotations
@@ -14,15 +14,18 @@ import argparse
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from report import write_report
 
 from cluster.config.loading import load_config
 from data_pipeline.images.transforms import to_model
 from data_pipeline.shards.tokenizers import load_tokenizer
+from trainer.evaluation.images import image_grid, to_png, to_uint8
 from trainer.evaluation.tokenizer_record import LabelledPixels, baseline_record, bits_of_prefixes, probe_record
 
 NAMES = (
@@ -30,7 +33,7 @@ NAMES = (
     *("titok-single-stage@8", "titok-single-stage@16", "titok-single-stage@32"),
 )
 MOST_TRAINING_IMAGES = 9_000
-_BATCH = 100
+_BATCH, _SHOWN = 100, 12
 
 
 def main() -> None:
@@ -39,9 +42,12 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/small"), help="where the runs go")
     parser.add_argument("--quickstart", type=Path, default=Path("runs/quickstart"), help="the quickstart's run")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--picture", type=Path, help="write reconstructions to this PNG file")
     parser.add_argument("names", nargs="*", default=list(NAMES))
     options = parser.parse_args()
     found = [measure(name, options.runs, options.quickstart) for name in options.names]
+    if options.picture is not None:
+        options.picture.write_bytes(picture(options.names, options.runs, options.quickstart))
     columns = ["tokenizer", "bits", "squared error", "principal components", "PSNR", "probe", "minutes"]
     write_report("small tokenizers", columns, [row(each) for each in found], {"tokenizers": found}, options.json)
 
@@ -49,7 +55,7 @@ def main() -> None:
 def measure(name: str, runs: Path, quickstart: Path) -> dict[str, Any]:
     """Train one, if it is not there, and look at held-out images through it."""
     kind, _, latents = name.partition("@")
-    run = runs / name.replace("@", "-")
+    run = folder(runs, name)
     config = f"package:small/{kind}.yaml"
     changes = [f"run={run}", f"inputs.images={quickstart}", f"inputs.teacher={quickstart}"]
     changes += [f"tokenizer.model.latents={latents}"] if latents else []
@@ -91,6 +97,25 @@ def look(uri: str, quickstart: Path, fit: str) -> dict[str, Any]:
         "mean_image": baselines["mean_image"],
         "probe": probe_record(network, training, held_out, torch.device("cpu")),
     }
+
+
+def folder(runs: Path, name: str) -> Path:
+    """Of the run of a tokenizer."""
+    return runs / name.replace("@", "-")
+
+
+@torch.inference_mode()
+def picture(names: Sequence[str], runs: Path, quickstart: Path) -> bytes:
+    """The first held-out images, and under them what each tokenizer makes of them; PNG."""
+    rows, labels = [], ["original"]
+    for name in names:
+        network, _ = load_tokenizer(str(folder(runs, name) / "tokenizer/export"), "cpu")
+        uri, fit = str(quickstart / "images/validation"), load_config("package:small/base.yaml").data.fit
+        shown = LabelledPixels.load(uri, network.config.image_size, fit, _SHOWN).pixels_NHWC
+        made_BCHW = network.detokenize(network.tokenize(torch.from_numpy(to_model(shown))))
+        rows.append(to_uint8(made_BCHW))
+        labels.append(name)
+    return to_png(image_grid(np.concatenate([shown, *rows]), _SHOWN, upscale=1, row_labels=labels))
 
 
 def row(found: dict[str, Any]) -> list[str]:

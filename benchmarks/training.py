@@ -26,7 +26,7 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import checkpoint_blocked
 import numpy as np
@@ -40,8 +40,8 @@ from data_pipeline.config import ReadingConfig
 from data_pipeline.shards.manifest import TokenizerRecord, TokenManifest
 from data_pipeline.shards.token_shards import TokenBlock, write_token_shard
 from data_pipeline.shards.weights import Card, write_weights
-from model.config import ImageFolderConfig, NextScaleConfig, ViTConfig
-from model.tokenizers.imagefolder import ImageFolderTokenizer
+from model.config import ImageFolderConfig, NextScaleConfig, TokenizerConfig, ViTConfig
+from model.families import build_tokenizer
 from trainer.config import GeneratorStageConfig, TrackingConfig, TrainerConfig
 from trainer.job import TrainJob
 
@@ -52,10 +52,10 @@ SAMPLES, BATCH, WARM_UP = 512, 16, 10
 WORKER = Path(__file__).with_name("training_worker.py")
 
 
-def write_inputs(folder: Path, tokenizer: ImageFolderConfig, classes: int) -> dict[str, str]:
+def write_inputs(folder: Path, tokenizer: TokenizerConfig, classes: int) -> dict[str, str]:
     """A tokenizer that nobody trained, and random tokens. Returns their URIs."""
     torch.manual_seed(0)
-    network = ImageFolderTokenizer(tokenizer)
+    network = cast("torch.nn.Module", build_tokenizer(tokenizer))
     inputs = {"tokens": str(folder / "tokens"), "tokenizer": str(folder / "tokenizer")}
     record = tokenizer.model_dump(mode="json")
     card = write_weights(inputs["tokenizer"], "tokenizer", record, {"model": network.state_dict()}, {})
@@ -63,7 +63,7 @@ def write_inputs(folder: Path, tokenizer: ImageFolderConfig, classes: int) -> di
     return inputs
 
 
-def write_tokens(uri: str, card: Card, tokenizer: ImageFolderConfig, classes: int) -> None:
+def write_tokens(uri: str, card: Card, tokenizer: TokenizerConfig, classes: int) -> None:
     """One shard."""
     layout, drawn = tokenizer.layout, np.random.default_rng(0)
     shape = (SAMPLES, 1, layout.positions, layout.folds)
@@ -85,7 +85,7 @@ def write_tokens(uri: str, card: Card, tokenizer: ImageFolderConfig, classes: in
     ).write(uri)
 
 
-def large_stage(steps: int, zero_stage: int) -> tuple[ImageFolderConfig, GeneratorStageConfig]:
+def large_stage(steps: int, zero_stage: int) -> tuple[TokenizerConfig, GeneratorStageConfig]:
     """A tokenizer of 256 px, and a training of a generator on its tokens."""
     trainer = TrainerConfig.model_validate(
         {
@@ -101,10 +101,9 @@ def large_stage(steps: int, zero_stage: int) -> tuple[ImageFolderConfig, Generat
     return TOKENIZER, GeneratorStageConfig(model=GENERATOR, trainer=trainer)
 
 
-def quickstart_stage(steps: int) -> tuple[ImageFolderConfig, GeneratorStageConfig]:
+def quickstart_stage(steps: int) -> tuple[TokenizerConfig, GeneratorStageConfig]:
     """The quickstart's tokenizer and its generator's training, with another number of steps."""
     config = load_config(Path(__file__).parent.parent / "configs" / "quickstart.yaml")
-    assert isinstance(config.tokenizer.model, ImageFolderConfig)
     given = config.generator.trainer.model_dump() | {"steps": steps, "checkpoint_every": steps}
     trainer = TrainerConfig.model_validate(given | {"log_every": RECORD_EVERY})
     model = config.generator.model.model_copy(update={"num_classes": GENERATOR.classes})
@@ -120,7 +119,7 @@ class Bench:
         section: what is trained, and how.
     """
 
-    def __init__(self, folder: Path, tokenizer: ImageFolderConfig, section: GeneratorStageConfig) -> None:
+    def __init__(self, folder: Path, tokenizer: TokenizerConfig, section: GeneratorStageConfig) -> None:
         folder.mkdir()
         self._folder, self._count = folder, 0
         reading = ReadingConfig(cache_dir=str(folder / "cache"))

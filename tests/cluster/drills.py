@@ -36,11 +36,14 @@ def write_config(folder: Path) -> Path:
 
     vit = {"width": 16, "depth": 1, "heads": 2}
     model = {
+        "kind": "imagefolder",
         "image_size": 28,
         "patch_size": 14,
-        "encoder": vit,
-        "decoder": vit,
+        "encoder": vit | {"layer_scale": None},
+        "decoder": vit | {"layer_scale": None},
+        "branches": 2,
         "quantizer": {"codebook_size": 32, "code_dim": 8},
+        "quantizer_dropout": 0.1,
     }
     config = {
         "extends": str(resources.files("configs") / "quickstart.yaml"),
