@@ -29,6 +29,8 @@ class FoldEmbedding(nn.Module):
 
     def forward(self, tokens_BLF: Tensor) -> Tensor:
         """Ids -> [B, L, C], in the weights' dtype."""
+        if len(self.rows) == 1:  # the gradient of a part of the table would be copied
+            return F.embedding(tokens_BLF[..., 0], self.weight)
         folds = zip(torch.split(self.weight, list(self.rows)), tokens_BLF.unbind(-1), strict=True)
         parts = [F.embedding(tokens_BL, table) for table, tokens_BL in folds]
         total = parts[0]

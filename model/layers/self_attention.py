@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from model.layers.attention import attend
 from model.layers.precision import without_autocast
-from model.layers.rotary import rotated
+from model.layers.rotary import rotated, rotated_heads
 from model.layers.visibility import GroupCausal
 
 
@@ -121,6 +121,8 @@ class SelfAttention(nn.Module):
         return out
 
     def _rotated(self, qkv_BL3HD: Tensor, rotation_LD2: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        if self.q_norm is None and rotation_LD2 is not None:
+            return rotated_heads(qkv_BL3HD, rotation_LD2)
         q_BLHD, k_BLHD, v_BLHD = qkv_BL3HD.unbind(2)
         if self.q_norm is not None and self.k_norm is not None:
             with without_autocast(qkv_BL3HD.device):

@@ -196,8 +196,9 @@ class _HeadGradients:
 
     def __init__(self, x_NC: Tensor, weight_KC: Tensor) -> None:
         self.x_NC = torch.empty_like(x_NC)
-        self.weight_KC = torch.zeros_like(weight_KC, dtype=torch.float32)
+        self.weight_KC = torch.empty_like(weight_KC, dtype=torch.float32)
         self.bias_K = self.weight_KC.new_zeros(len(weight_KC))
+        self._begun = False
         # A sum over thousands of rows may be more than fp16 can hold.
         self._shrink = 2.0**-6 if x_NC.dtype == torch.float16 else 1.0
 
@@ -205,7 +206,13 @@ class _HeadGradients:
         """One more part, whose gradient to the logits is given."""
         torch.mm(of_logits_NK, weight_KC, out=self.x_NC[part])
         x_NC = x_NC * self._shrink if self._shrink != 1 else x_NC
-        self.weight_KC.add_(of_logits_NK.t() @ x_NC, alpha=1 / self._shrink)
+        of_part_KC = of_logits_NK.t() @ x_NC
+        if not self._begun and self._shrink == 1:
+            self.weight_KC.copy_(of_part_KC)
+        else:
+            self.weight_KC = self.weight_KC if self._begun else self.weight_KC.zero_()
+            self.weight_KC.add_(of_part_KC, alpha=1 / self._shrink)
+        self._begun = True
         self.bias_K.add_(of_logits_NK.sum(0, dtype=torch.float32))
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.layers.rotary import grid_rotation, line_rotation, rotated
+from model.layers.rotary import grid_rotation, line_rotation, rotated, rotated_heads
 from model.layers.self_attention import KeyValueCache, SelfAttention
 from model.layers.visibility import GroupCausal
 
@@ -83,20 +83,31 @@ def test_a_grids_rotation_turns_half_of_the_pairs_by_the_row_and_half_by_the_col
     assert rotation[17].tolist() == pytest.approx([0.8460, 0.5332], abs=1e-4)
 
 
-def test_zeros_in_place_of_a_rotation_make_the_vector_zero() -> None:
-    assert not rotated(torch.ones(1, 2, 1, 8), torch.zeros(2, 4, 2)).any()
+@pytest.mark.parametrize("gradients", [True, False])
+def test_zeros_in_place_of_a_rotation_make_queries_and_keys_zero(gradients: bool) -> None:
+    with torch.set_grad_enabled(gradients):
+        q, k, v = rotated_heads(torch.ones(1, 2, 3, 1, 8), torch.zeros(2, 4, 2))
+    assert not q.any()
+    assert not k.any()
+    assert bool(v.all())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_gradient_of_a_rotation_turns_back(dtype: torch.dtype) -> None:
     rotation = line_rotation(torch.arange(5), 8)
     rotation[0] = 0
-    x = torch.randn(2, 5, 3, 8, dtype=torch.float64)
-    wanted = torch.autograd.functional.jacobian(lambda x: rotated_plainly(x, rotation).cos().sum(), x)
+    x = torch.randn(2, 5, 3, 2, 8, dtype=torch.float64)
+
+    def plainly(x: Tensor) -> Tensor:
+        q, k = (rotated_plainly(part, rotation) for part in x.unbind(2)[:2])
+        return q.cos().sum() + k.sin().sum() + x[:, :, 2].cos().sum()
+
+    wanted = torch.autograd.functional.jacobian(plainly, x)
     leaf = x.to(dtype).requires_grad_()
-    out = rotated(leaf, rotation)
-    assert out.dtype == dtype
-    (found,) = torch.autograd.grad(out.cos().sum(), leaf)
+    q, k, v = rotated_heads(leaf, rotation)
+    assert q.dtype == k.dtype == v.dtype == dtype
+    torch.testing.assert_close(q, rotated(leaf[:, :, 0], rotation))
+    (found,) = torch.autograd.grad(q.cos().sum() + k.sin().sum() + v.cos().sum(), leaf)
     torch.testing.assert_close(found, wanted.to(dtype), atol=1e-5 if dtype == torch.float32 else 0.05, rtol=1e-2)
 
 
