@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 import shutil
@@ -17,7 +18,7 @@ import pytest
 
 from cluster.drills.s3_server import BUCKET, S3Server
 
-pytest_plugins = ["tests.allowed_skips"]
+pytest_plugins = ["tests.allowed_skips", "tests.free_disk"]
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = tempfile.TemporaryDirectory(prefix="foldtrain-cache-")
 
@@ -37,8 +38,18 @@ os.environ.update(
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts jobs in the background; children inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-hypothesis.settings.register_profile("busy", deadline=None)  # how fast an example is says nothing on a busy machine
+# How fast an example is says nothing on a busy machine. `--hypothesis-profile=default` tries 100 of them.
+hypothesis.settings.register_profile("busy", deadline=None, max_examples=50)
 hypothesis.settings.load_profile("busy")
+
+gc.disable()  # until all tests are collected: what the packages are made of stays
+
+
+def pytest_collection_finish() -> None:
+    """What is there by now is not searched for garbage again: a search would take half a second."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 SLOW_GROUPS = {"s3", "ray", "drill", "data_drill", "train_drill", "elastic", "notices"}
@@ -47,24 +58,27 @@ SLOW_GROUPS = {"s3", "ray", "drill", "data_drill", "train_drill", "elastic", "no
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist, which then reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what `make test-fast` leaves out, and keep on one process the tests of a file that share a fixture.
+    """Mark what `make test-fast` leaves out, and keep on one process the tests of a file that share what is made once.
 
-    Left out is whatever needs the S3 server, starts Ray or kills processes. A fixture of a module would be made once
-    on each process that runs a test of it.
+    Left out is whatever needs the S3 server, starts Ray or kills processes. A fixture of a module, or what one of its
+    cached functions gives, would be made once on each process that runs a test of it.
     """
     for item in items:
         groups = {mark.args[0] for mark in item.iter_markers("xdist_group") if mark.args}
         is_drill = item.get_closest_marker("drill") is not None
         if is_drill or groups & SLOW_GROUPS or "s3" in getattr(item, "fixturenames", ()):
             item.add_marker("slow")
-        if not groups and shares_a_fixture(item):
+        if not groups and shares_with_its_module(item):
             item.add_marker(pytest.mark.xdist_group(f"{item.path.parent.name}_{item.path.stem}"))
 
 
-def shares_a_fixture(item: pytest.Item) -> bool:
-    """Whether a test uses a fixture that is made once for its module."""
-    known = item._fixtureinfo.name2fixturedefs if isinstance(item, pytest.Function) else {}
-    return any(found.scope == "module" for definitions in known.values() for found in definitions)
+def shares_with_its_module(item: pytest.Item) -> bool:
+    """Whether a test uses, or may use, what is made once for its module: a fixture, or what a cached function gives."""
+    if not isinstance(item, pytest.Function):
+        return False
+    fixtures = (found for definitions in item._fixtureinfo.name2fixturedefs.values() for found in definitions)
+    own = (value for value in vars(item.module).values() if getattr(value, "__module__", None) == item.module.__name__)
+    return any(found.scope == "module" for found in fixtures) or any(hasattr(value, "cache_clear") for value in own)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from cluster.config.loading import load_config
 from data_pipeline.errors import UsageError
 from data_pipeline.shards.manifest import ImageManifest
 
+pytestmark = pytest.mark.xdist_group("plan")  # networks are traced once in a process
+
 QUICKSTART = packaged("quickstart.yaml")
 RECIPES = Path(QUICKSTART).parent / "imagefolder"
 

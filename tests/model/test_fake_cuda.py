@@ -102,9 +102,22 @@ def train_generator(config: NextScaleConfig) -> Callable[[], object]:
     return terms
 
 
-def train_tokenizer(quantizer: QuantizerConfig = TOKENIZER.quantizer) -> Callable[[], object]:
+def train_quantizer(quantizer: QuantizerConfig) -> Callable[[], object]:
     config = TOKENIZER.model_copy(update={"quantizer": quantizer})
-    network = on_fake_gpu(lambda: ImageFolderTokenizer(config)).train()
+    network = on_fake_gpu(lambda: FoldedQuantizer(config)).train()
+    latent, kept = torch.zeros(B, 2, network.code_dim, 3, 3, device="cuda"), longs(B)
+    mean = torch.ones(3, device="cuda")
+
+    def terms() -> object:
+        out = network(latent, kept, mean)
+        assert all(loss.dtype == torch.float32 for loss in out.losses.values())
+        return network.losses_of_means(out.means)
+
+    return terms
+
+
+def train_tokenizer() -> Callable[[], object]:
+    network = on_fake_gpu(lambda: ImageFolderTokenizer(TOKENIZER)).train()
     image, kept, seed = torch.zeros(B, 3, 16, 16, device="cuda"), longs(B), longs(B)
     mean = torch.ones(3, device="cuda")
 
@@ -221,11 +234,11 @@ WORK: dict[str, Callable[[], Callable[[], object]]] = {
     "next-token": train_next_token,
     "next-token sampling": draw_next_tokens,
     "tokenize": tokenize,
-    **{f"tokenizer with {kind}": partial(train_tokenizer, config) for kind, config in QUANTIZERS.items()},
+    **{f"{kind} quantizer": partial(train_quantizer, config) for kind, config in QUANTIZERS.items()},
 }
 
 
-CONVOLUTIONS_ALONE = {"classifier", "maskgit-vqgan tokenize"}
+CONVOLUTIONS_ALONE = {"classifier", "maskgit-vqgan tokenize", *(f"{kind} quantizer" for kind in QUANTIZERS)}
 
 
 def second_pass(work: Callable[[], Callable[[], object]]) -> GpuRules:

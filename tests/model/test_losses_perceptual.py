@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -40,11 +41,16 @@ ONE, OTHER = torch.rand(2, 2, 3, 32, 32, generator=torch.Generator().manual_seed
 
 @pytest.fixture(scope="module")
 def trunk() -> nn.Module:
-    """torchvision's VGG16 with random weights."""
-    from torchvision import models
+    """torchvision's VGG16 with random weights, without its classifier of 124 million."""
+    from torchvision.models import vgg
 
     torch.manual_seed(0)
-    return models.vgg16(weights=None).features.eval()  # type: ignore[no-any-return]
+    layers = vgg.make_layers(vgg.cfgs["D"]).eval()
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d):
+            nn.init.normal_(layer.weight, std=math.sqrt(2 / (9 * layer.out_channels)))  # as torchvision does
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return layers  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="module")

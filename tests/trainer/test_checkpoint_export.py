@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -21,14 +22,21 @@ def train(folder: str) -> None:
         training.save()
 
 
-@pytest.fixture
-def stage(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A stage's folder with checkpoints at steps 1 to 4, and an unfinished one at step 2."""
-    run_gloo(2, tmp_path, train, str(tmp_path / "generator" / "checkpoints"))
-    (tmp_path / "generator" / "checkpoints" / "step_00000002" / "COMPLETE").unlink()
+    folder = tmp_path_factory.mktemp("run") / "generator"
+    run_gloo(2, folder.parent, train, str(folder / "checkpoints"))
+    (folder / "checkpoints" / "step_00000002" / "COMPLETE").unlink()
     settings = '{"stage": "generator", "section": {}, "seed": 0, "data": {}, "lineage": {}}'
-    (tmp_path / "generator" / "settings.json").write_text(settings)
-    return tmp_path / "generator"
+    (folder / "settings.json").write_text(settings)
+    return folder
+
+
+@pytest.fixture
+def stage(trained: Path, tmp_path: Path) -> Path:
+    """A copy of it: some commands remove."""
+    return Path(shutil.copytree(trained, tmp_path / "generator"))
 
 
 def foldtrain(*arguments: str) -> str:

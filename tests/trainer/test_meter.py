@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.config.loading import load_config
+from cluster.config.run import RunConfig
 from cluster.stages.planning import stage_configs
 from data_pipeline.config import ReadingConfig
 from model.config import ClassifierConfig
@@ -120,9 +121,22 @@ def test_there_is_no_mfu_where_the_device_is_unknown(records: list[list[dict[str
     assert ["mfu" in record for record in records[0]] == [True, True, False]
 
 
+SMALLER = [
+    "tokenizer.model.scales=[1, 4]",
+    "tokenizer.model.dropout_min_scales=1",
+    *(f"tokenizer.model.{vit}.depth=1" for vit in ("encoder", "decoder")),
+    "generator.model.depth=2",
+]
+
+
+def small_config() -> RunConfig:
+    """The quickstart's, with smaller networks: tracing takes seconds."""
+    return load_config("configs/quickstart.yaml", SMALLER).with_classes(10)
+
+
 def resolved(stage: str, peak_tflops: float | None = None) -> TrainJob:
-    """A stage of the quickstart, with the config of its run."""
-    config = load_config("configs/quickstart.yaml").with_classes(10)
+    """A stage of that config, with the config of its run."""
+    config = small_config()
     sections: dict[str, StageSection] = {"tokenizer": config.tokenizer, "generator": config.generator}
     section = sections.get(stage) or ClassifierStageConfig(trainer=CONFIG)
     record = config.model_dump(mode="json")
@@ -131,7 +145,7 @@ def resolved(stage: str, peak_tflops: float | None = None) -> TrainJob:
 
 @pytest.mark.parametrize("stage", ["tokenizer", "generator"])
 def test_the_operations_of_a_step_are_those_of_the_plan(stage: str) -> None:
-    config = load_config("configs/quickstart.yaml").with_classes(10)
+    config = small_config()
     planned = make_plan(Request(f"train-{stage}", stage_configs(config, f"train-{stage}"), 1, 2, None, DataFacts(None)))
     found = model_flops(resolved(stage, peak_tflops=1.0), torch.device("cpu"))
     found.wait()

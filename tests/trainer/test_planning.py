@@ -25,6 +25,8 @@ from trainer.planning.storage import checkpoint_cost, read_images, read_tokens, 
 from trainer.planning.workload import Workload, workload
 from trainer.records.jsonl import JsonlWriter
 
+pytestmark = pytest.mark.xdist_group("planning")  # networks are traced once in a process
+
 SMALL_VIT = ViTConfig(width=64, depth=2, heads=4)
 
 
