@@ -195,8 +195,6 @@ class FoldedGenerator(nn.Module):
         with torch.no_grad():
             self.head.weight.mul_(0.02)
             self.head_adaln.weight.mul_(0.5)
-            if self.shared_adaln is not None:
-                self._scale_adaln(self.shared_adaln.weight, 2 * width)
             for block in self._blocks():
                 block.attention.proj.weight.div_(math.sqrt(2 * depth))
                 block.fc2.weight.div_(math.sqrt(2 * depth))

@@ -142,6 +142,18 @@ def test_a_fresh_generator_gates_its_blocks_and_starts_near_even_odds() -> None:
     assert logits.softmax(-1).max() < 2 / 64
 
 
+def test_a_shared_projection_starts_plain_and_the_gates_of_offsets_small() -> None:
+    torch.manual_seed(0)
+    config = NextScaleConfig(num_classes=5, depth=2, width=96, heads=3, shared_adaln=True, adaln_gamma_init=1e-3)
+    generator = FoldedGenerator(config, TokenLayout(GROUPS, (8, 8)), 2 * CODE_DIM)
+    shared = generator.get_parameter("shared_adaln.weight")
+    for rows in (shared[:192], shared[192:]):
+        assert rows.std().item() == pytest.approx(math.sqrt(1 / (3 * 96)), rel=0.1)
+    offset = generator.get_parameter("blocks.0.adaln_offset")
+    assert offset[:2].std().item() == pytest.approx(96**-0.5 * 1e-3, rel=0.2)
+    assert offset[2:].std().item() == pytest.approx(96**-0.5 * 0.5, rel=0.2)
+
+
 @pytest.mark.parametrize(("width", "depth", "millions"), [(1024, 16, 314.1), (1088, 17, 375.3)])
 def test_the_published_sizes_have_the_published_number_of_parameters(width: int, depth: int, millions: float) -> None:
     with torch.device("meta"):
