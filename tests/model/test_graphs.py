@@ -114,8 +114,8 @@ def test_a_tokenizers_training_pass_is_one_graph() -> None:
     "quantizer", [SphericalConfig(bits=6), FiniteScalarConfig(levels=(4, 5, 3))], ids=lambda config: config.kind
 )
 def test_a_training_pass_of_other_quantizers_is_one_graph(quantizer: QuantizerConfig) -> None:
-    network = FoldedQuantizer(TOKENIZER.model_copy(update={"quantizer": quantizer})).train()
-    assert graphs(network, torch.zeros(B, 2, network.code_dim, 3, 3), torch.full((B,), 2)) == 1
+    network = FoldedQuantizer(TOKENIZER.model_copy(update={"quantizer": quantizer, "branches": 1})).train()
+    assert graphs(network, torch.zeros(B, 1, network.code_dim, 3, 3), torch.full((B,), 2)) == 1
 
 
 def test_a_compiled_pass_has_the_loss_and_gradients_of_an_eager_one() -> None:

@@ -30,6 +30,7 @@ PRELOADED = [
     ),
     *(f"trainer.loop.{name}" for name in ("compose", "worker")),
     *(f"trainer.stages.{name}" for name in ("classifier", "generator", "tokenizer", "validation")),
+    "tests.trainer.frozen_heap",
 ]
 """Imported once, before processes are forked: each of them would take longer than the training of a test."""
 

@@ -12,7 +12,6 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.config.loading import load_config
 from cluster.config.run import RunConfig
 from cluster.stages.planning import stage_configs
 from data_pipeline.config import ReadingConfig
@@ -121,17 +120,33 @@ def test_there_is_no_mfu_where_the_device_is_unknown(records: list[list[dict[str
     assert ["mfu" in record for record in records[0]] == [True, True, False]
 
 
-SMALLER = [
-    "tokenizer.model.scales=[1, 4]",
-    "tokenizer.model.dropout_min_scales=1",
-    *(f"tokenizer.model.{vit}.depth=1" for vit in ("encoder", "decoder")),
-    "generator.model.depth=2",
-]
+VIT = {"width": 32, "depth": 1, "heads": 2}
+TRAINER = {"steps": 10, "global_batch": 8}
+CLASSIFIER = {"image_size": 16, "widths": [8, 16]}
+TOKENIZER = {
+    "image_size": 16,
+    "patch_size": 4,
+    "encoder": VIT,
+    "decoder": VIT,
+    "branches": 2,
+    "scales": [1, 4],
+    "dropout_min_scales": 1,
+    "quantizer": {"codebook_size": 64, "code_dim": 8},
+    "teacher_width": 16,
+}
+LOSS = {"perceptual": [{"kind": "teacher", "weight": 0.2}], "semantic": {"weight": 0.05}}
 
 
 def small_config() -> RunConfig:
-    """The quickstart's, with smaller networks: tracing takes seconds."""
-    return load_config("configs/quickstart.yaml", SMALLER).with_classes(10)
+    """A run with a teacher, a tokenizer that learns from it and a generator."""
+    values = {
+        "run": "nowhere",
+        "data": {"source": {"kind": "folder", "path": "pictures"}},
+        "teacher": {"model": CLASSIFIER, "trainer": TRAINER},
+        "tokenizer": {"model": TOKENIZER, "loss": LOSS, "trainer": TRAINER},
+        "generator": {"model": {"depth": 2, "width": 64, "heads": 4}, "trainer": TRAINER},
+    }
+    return RunConfig.model_validate(values).with_classes(10)
 
 
 def resolved(stage: str, peak_tflops: float | None = None) -> TrainJob:

@@ -32,7 +32,7 @@ SMALL_VIT = ViTConfig(width=64, depth=2, heads=4)
 
 def configs(depth: int = 3, **trainer: Any) -> StageConfigs:
     shared = TrainerConfig.model_validate({"steps": 1000, "global_batch": 768, "precision": "bf16"} | trainer)
-    tokenizer = ImageFolderConfig(encoder=SMALL_VIT, decoder=SMALL_VIT)
+    tokenizer = ImageFolderConfig(encoder=SMALL_VIT, decoder=SMALL_VIT, scales=(1, 4, 16))
     generator = NextScaleConfig(num_classes=1000, depth=depth, width=64 * depth, heads=depth)
     return StageConfigs(
         TokenizerStageConfig(model=tokenizer, loss=TokenizerLossConfig(), trainer=shared),
