@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from data_pipeline.order.permutations import network_seeds
 from data_pipeline.shards.manifest import TokenManifest
 from data_pipeline.shards.token_reader import TokenReader
+from data_pipeline.shards.token_shards import TokenBlock
 from data_pipeline.shards.tokenizers import load_tokenizer
 from model.protocols import Generator, TeacherForcing, Tokenizer
 from trainer.config import GeneratorStageConfig, GeneratorValidationConfig, PicturesConfig
@@ -89,13 +90,20 @@ class FixedTokens:
         return self._kept
 
     def _read(self) -> Iterator[TokenPart]:
-        views = len(self._tokens.manifest.views)
+        views, starts = len(self._tokens.manifest.views), self._tokens.manifest.shards.starts
+        held: tuple[int, TokenBlock] | None = None
         for number in range(dist.get_rank(), self.batches, dist.get_world_size()):
             first, stop = number * self._batch, min((number + 1) * self._batch, self.count)
-            block, index_B = self._tokens.samples(first, stop), np.arange(first, stop, dtype=np.int64)
-            tokens_BLF = block.tokens_NWLF[np.arange(stop - first), index_B % views].astype(np.int64)
-            condition_B = torch.from_numpy(block.condition.astype(np.int64))
-            yield TokenPart(number, index_B, torch.from_numpy(tokens_BLF), condition_B)
+            index_B, tokens, conditions = np.arange(first, stop, dtype=np.int64), [], []
+            shard_B = np.searchsorted(starts, index_B, side="right") - 1
+            for shard in np.unique(shard_B).tolist():
+                if held is None or held[0] != shard:  # read once for all batches that lie in it
+                    held = shard, self._tokens.block(shard)
+                here_B = index_B[shard_B == shard]
+                tokens.append(held[1].tokens_NWLF[here_B - starts[shard], here_B % views])
+                conditions.append(held[1].condition[here_B - starts[shard]])
+            tokens_BLF, condition_B = (np.concatenate(each).astype(np.int64) for each in (tokens, conditions))
+            yield TokenPart(number, index_B, torch.from_numpy(tokens_BLF), torch.from_numpy(condition_B))
 
 
 @dataclass(frozen=True)
