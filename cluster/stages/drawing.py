@@ -220,8 +220,6 @@ def _part_images(kind: Kind, config: SamplingConfig, device: str) -> int:
 
 def _device(wanted: Wanted) -> torch.device:
     """Where this process loads the networks, which it does in any case to see what they are."""
-    import os
-
     import torch
 
     from trainer.engine.device import given_device
@@ -230,7 +228,6 @@ def _device(wanted: Wanted) -> torch.device:
     if wanted.cluster is not None:
         return torch.device("cpu")
     if wanted.device == "cpu":
-        torch.set_num_threads(os.cpu_count() or 1)
         return given_device(0)
     try:
         return find_device(wanted.device)

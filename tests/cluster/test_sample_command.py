@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import shutil
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from typer.testing import CliRunner, Result
 
 from cluster.cli import app
+from cluster.pool import sampling
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from foldtrain import Generator
@@ -166,6 +170,43 @@ def test_a_killed_command_goes_on_and_draws_nothing_twice(
     assert len(one) > 2
     assert "is finished already" in sample(*asked, tmp_path / f"parts/out{end}").stdout
     assert made == [0, 1, 2, 3]
+
+
+def test_what_a_worker_is_sent_makes_the_files_of_the_command(
+    run: Path, tmp_path: Path, small_parts: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[bytes] = []
+    draw_all = sampling.draw_all
+    monkeypatch.setattr(
+        "cluster.stages.drawing.draw_all", lambda work, *rest: sent.append(pickle.dumps(work)) or draw_all(work, *rest)
+    )
+    sample(run, "--out", tmp_path / "out", "--n", 10)
+    assert len(sent[0]) < 10_000
+    work = pickle.loads(sent[0])
+    there = replace(work, plan=replace(work.plan, output=str(tmp_path / "there")))
+    make, images = there.open(1), list[int]()
+    for part in (2, 0, 1):
+        make(part, images.append)
+    assert sum(images) == 10
+    pictures = {name: digest for name, digest in hashes(tmp_path / "out").items() if name[0].isdigit()}
+    assert hashes(tmp_path / "there") == pictures
+    other = replace(there, fingerprints=work.fingerprints | {"generator": "0" * 64})
+    with pytest.raises(UsageError, match="the generator was trained again meanwhile"):
+        other.open(1)
+
+
+def test_a_config_with_an_output_stands_for_its_run(run: Path, tmp_path: Path) -> None:
+    config = {
+        "run": str(run),
+        "seed": 8,
+        "inputs": {"images": "elsewhere", "tokenizer": str(run)},
+        "sampling": {"temperature": 0.5, "cpu_batch": 4},
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    sample(tmp_path / "run.yaml", "sampling.top_k=3", "--out", tmp_path / "out", "--n", 3, "--guidance", 0)
+    made_by = record(tmp_path / "out/sampling.json")["made_by"]
+    found = made_by["sampling"]
+    assert (found["temperature"], found["top_k"], found["guidance"], made_by["seed"]) == (0.5, 3, 0.0, 8)
 
 
 def test_a_file_that_was_lost_or_cut_is_drawn_again(run: Path, tmp_path: Path, small_parts: None) -> None:
