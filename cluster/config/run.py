@@ -183,6 +183,8 @@ class RunConfig(Section):
                 "inputs.teacher, or leave that out"
             )
         self._check_proxy()
+        if self.generator and not self.inputs.generator:
+            self.sampling.order_of(self.generator.model)
         check_fit(self.data.fit, self.tokens.views)
         self._check_validation()
         self._check_places()

@@ -34,6 +34,16 @@ def test_an_override_replaces_the_value_of_the_file(small_config: Path) -> None:
     assert load_config(small_config, ["generator.trainer.global_batch=64"]).generator.trainer.global_batch == 64
 
 
+def test_an_option_that_the_order_of_the_generator_has_not_is_refused(small_config: Path) -> None:
+    with pytest.raises(UsageError, match=r"sampling\.order\.steps is no option of a next-scale generator"):
+        load_config(small_config, ["sampling.order.steps=8"])
+    masked = "generator.model={kind: masked, backbone: {depth: 1, width: 16, heads: 2}}"
+    config = load_config(small_config, [masked, "sampling.order.steps=8"])
+    assert config.sampling.order == {"steps": 8}
+    with pytest.raises(UsageError, match=r"sampling\.order\.steps: "):
+        load_config(small_config, [masked, "sampling.order.steps=0"])
+
+
 def test_the_last_of_two_overrides_counts(small_config: Path) -> None:
     assert load_config(small_config, ["seed=1", "seed=2"]).seed == 2
 

@@ -55,6 +55,14 @@ def test_images_are_those_of_python_with_the_settings_of_the_run_and_what_is_typ
     np.testing.assert_array_equal(pixels_in(tmp_path / "out"), expected)
 
 
+def test_an_image_of_no_class_is_drawn_without_one(run: Path, tmp_path: Path) -> None:
+    sample(run, "--out", tmp_path / "out.npz", "--class", "none,lion", "--n", 3, "--guidance", 3)
+    expected = Generator.load(str(run)).sample([None, 1, None], seed=3, guidance=3, cpu_batch=4)
+    with np.load(tmp_path / "out.npz") as held:
+        np.testing.assert_array_equal(held["arr_0"], expected)
+        assert held["arr_1"].tolist() == [-1, 1, -1]
+
+
 def test_the_record_says_all_that_made_them(run: Path, tmp_path: Path) -> None:
     sample(
         *(run, "--out", tmp_path / "out", "--class", "dog", "--n", 3, "--seed", 9, "--guidance", 2.5),

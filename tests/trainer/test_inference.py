@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -358,6 +359,16 @@ def test_the_notebook_of_the_docs_runs(folder: Path, tmp_path: Path, monkeypatch
     exec(compile(notebook.replace("runs/quickstart", str(folder / "run")), "sampling.py", "exec"), {})
     assert Image.open(tmp_path / "first.png").size == (SIZE, SIZE)
     assert (tmp_path / "mixed.png").read_bytes() != (tmp_path / "first.png").read_bytes()
+
+
+def test_the_example_of_a_reference_draws_its_picture(folder: Path, tmp_path: Path) -> None:
+    example = Path(__file__).resolve().parents[2] / "docs/examples/conditioned.py"
+    found = runpy.run_path(str(example))
+    Image.fromarray(PIXELS[0]).save(tmp_path / "reference.png")
+    found["draw"](str(folder / "run"), str(tmp_path / "reference.png"), str(tmp_path / "grid.png"), ["class02"])
+    with Image.open(tmp_path / "grid.png") as grid:
+        assert grid.height > 4 * 96
+        assert grid.width > (2 + found["EACH"]) * 96
 
 
 @pytest.mark.xdist_group("s3")
