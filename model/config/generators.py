@@ -27,6 +27,8 @@ class GeneratorConfig(ClassCount):
     """Whether training needs the tokenizer that made the tokens (its multi-scale sums), and not their ids alone."""
     needs_step: ClassVar[bool] = False
     """Whether training needs to know of the whole step, over all workers (`model.protocols.StepTaught`)."""
+    draws_one_by_one: ClassVar[bool] = False
+    """Whether sampling takes a step for each position, all alike but for what came before: a plan traces a few."""
     guidance_schedule: ClassVar[GuidanceSchedule] = GuidanceSchedule(kind="constant")
     """Guidance over the course of sampling, where a plan names none."""
     order_options: ClassVar[type[OrderOptions]] = OrderOptions
@@ -80,6 +82,8 @@ class NextTokenConfig(GeneratorConfig):
     A transformer of language models: RMSNorm, SwiGLU, no biases, rotary positions; the class is its first input. It has
     one more row than classes, for "no class".
     """
+
+    draws_one_by_one: ClassVar[bool] = True
 
     kind: Literal["next-token"] = "next-token"
     """Family of the generator."""

@@ -31,6 +31,7 @@ class RandomOrderConfig(GeneratorConfig):
 
     needs_step: ClassVar[bool] = True
     guidance_schedule: ClassVar[GuidanceSchedule] = GuidanceSchedule(kind="cosine", power=2.75)
+    draws_one_by_one: ClassVar[bool] = True
     order_options: ClassVar[type[OrderOptions]] = RandomOrderOptions
 
     kind: Literal["random"] = "random"

@@ -11,11 +11,13 @@ import torch
 from torch import nn
 
 from model.families import build_generator, build_tokenizer, forcing_of
+from model.layout import TokenLayout
 from model.protocols import SamplingPlan, Tokenizer
 from trainer.config import GeneratorStageConfig, SamplingConfig
 from trainer.engine.deepspeed_engine import NUMBER_FORMATS
 from trainer.planning.blank_stages import StageConfigs, one_rank
 from trainer.planning.fake_device import FakeDevice, Kind, fake_device
+from trainer.planning.long_sampling import FEW, continued
 from trainer.planning.operation import HostSync, Operation
 from trainer.planning.trace import Trace
 
@@ -39,23 +41,37 @@ def trace_tokenizing(configs: StageConfigs, samples: int, kind: Kind) -> Forward
 
 
 def trace_sampling(configs: StageConfigs, sampling: SamplingConfig, samples: int, kind: Kind) -> ForwardTrace:
-    """A batch of classes to images, with guidance and truncation as the config has them."""
+    """A batch of classes to images, with guidance and truncation as the config has them.
+
+    Of a generator that draws a position a step, a few steps are traced and the others follow (long_sampling.py).
+    """
     section = configs.section("train-generator")
     assert isinstance(section, GeneratorStageConfig)
     layout = configs.tokenizer_model.layout
     with _device(kind, "fp32") as fake:
         tokenizer = _tokenizer(configs, fake)
         forcing = forcing_of(tokenizer)
-        with torch.device("meta"):
-            generator = build_generator(section.model, layout, None if forcing is None else forcing.width)
-        fake.fill(generator)
-        cast("nn.Module", generator).eval()
-        plan = SamplingPlan(
-            torch.zeros(samples, dtype=torch.int64, device=fake.device),
-            torch.zeros(samples, layout.positions, layout.folds, device=fake.device),
-            *(sampling.guidance, sampling.top_k, sampling.top_p),
-        )
-        return _run(fake, samples, lambda: tokenizer.detokenize(generator.sample(plan, forcing)))
+
+        def drawn_of(layout: TokenLayout) -> Callable[[], torch.Tensor]:
+            with torch.device("meta"):
+                generator = build_generator(section.model, layout, None if forcing is None else forcing.width)
+            fake.fill(generator)
+            cast("nn.Module", generator).eval()
+            plan = SamplingPlan(
+                torch.zeros(samples, dtype=torch.int64, device=fake.device),
+                torch.zeros(samples, layout.positions, layout.folds, device=fake.device),
+                *(sampling.guidance, sampling.top_k, sampling.top_p),
+            )
+            return lambda: generator.sample(plan, forcing)
+
+        if not section.model.draws_one_by_one or layout.positions <= FEW[1]:
+            draw = drawn_of(layout)
+            return _run(fake, samples, lambda: tokenizer.detokenize(draw()))
+        few = [_run(fake, samples, drawn_of(TokenLayout((count,), layout.vocabularies))) for count in FEW]
+        tokens_BLF = torch.zeros(samples, layout.positions, layout.folds, dtype=torch.int64, device=fake.device)
+        decoded = _run(fake, samples, lambda: tokenizer.detokenize(tokens_BLF))
+        operations = continued(few[0].operations, few[1].operations, layout.positions)
+        return ForwardTrace(samples, (*operations, *decoded.operations), (*few[1].syncs, *decoded.syncs))
 
 
 @contextmanager
