@@ -129,9 +129,7 @@ class PicturesConfig(SamplingConfig):
         if self.classes is not None and len(self.classes) > _MOST_ROWS:
             raise ValueError(f"{len(self.classes)} classes are more rows than a picture has: name at most {_MOST_ROWS}")
         if not self.ema:
-            raise ValueError(
-                "ema is false, but what is looked at is the moving average, where one is kept: leave it out"
-            )
+            raise ValueError("ema is false, but the moving average is looked at, where one is kept: leave that out")
         return self
 
 
