@@ -13,7 +13,7 @@ from torch import nn
 
 from cluster.config.loading import load_config
 from cluster.config.run import RunConfig
-from model.config import NextScaleConfig, guidance_of
+from model.config import GuidanceSchedule, NextScaleConfig, guidance_of
 from model.config.random_order import RandomOrderConfig
 from model.families import build_generator
 from trainer.config import GeneratorStageConfig, TrainerConfig
@@ -178,8 +178,9 @@ def test_imagefolders_own_generator_has_its_published_recipe() -> None:
 
 # ---------------------------------------------------------------------------------------------------------------- RAR
 
-RAR = {"b": 16.0, "l": 15.5, "xl": 6.9, "xxl": 8.0, "b-vp2": 16.0}
-"""Published guidance scales; that of product tokens is B's."""
+RAR = {"b": (16.0, 2.75, 1.0), "l": (15.5, 2.5, 1.02), "xl": (6.9, 1.5, 1.02), "xxl": (8.0, 1.2, 1.02)}
+RAR |= {"b-vp2": RAR["b"]}
+"""Published guidance scales, powers and temperatures; those of product tokens are B's."""
 
 
 @pytest.mark.parametrize("size", RAR)
@@ -194,5 +195,8 @@ def test_rars_recipes_are_optimized_and_sampled_as_published(size: str) -> None:
     assert [model.random_share(step) for step in (124_999, 156_250, 187_500)] == [1.0, 0.5, 0.0]
     assert (model.dropout, model.attention_dropout, model.label_dropout, trainer.ema_decay) == (0.1, 0.1, 0.1, 0)
     assert recipe(name).tokens.views == tuple(f"ten_crop_{number}" for number in range(10))
-    assert sampling.guidance == pytest.approx(guidance_of("rar", RAR[size]))
+    scale, power, temperature = RAR[size]
+    assert sampling.guidance == pytest.approx(guidance_of("rar", scale))
+    assert sampling.guidance_schedule == GuidanceSchedule(kind="cosine", power=power)
+    assert sampling.temperature == temperature
     assert (sampling.top_k, sampling.top_p) == (0, 1.0)
