@@ -29,6 +29,7 @@ from data_pipeline.shards.halves import DECODE, ENCODE, Halves, Names, half_fing
 from data_pipeline.shards.manifest import first_problem
 from data_pipeline.shards.measured import Measured
 from data_pipeline.shards.safetensors_header import check_safetensors
+from data_pipeline.shards.safetensors_writer import stream_safetensors
 from data_pipeline.shards.versions import check_version
 from data_pipeline.text.names import ClassName, Count, Sha256
 
@@ -107,17 +108,13 @@ def write_weights(
     Raises:
         ValueError: if a parameter is in no half.
     """
-    from safetensors.torch import save
-
     of_halves = None
     if halves is not None:
         of_halves = Halves(halves, {name: half_fingerprints(config, found, halves) for name, found in files.items()})
     digests = {}
     storage.remove_file(storage.join(uri, "card.json"))
     for name, tensors in files.items():
-        data = save({key: tensor.detach().cpu().contiguous() for key, tensor in sorted(tensors.items())})
-        storage.write_bytes(storage.join(uri, f"{name}.safetensors"), data)
-        digests[name] = storage.sha256(data)
+        digests[name] = stream_safetensors(storage.join(uri, f"{name}.safetensors"), tensors)
     card = Card(kind, config, digests, lineage, tuple(classes), steps, of_halves, measured)
     record = {"version": CARD_VERSION, "kind": kind, "config": config, "files": digests, "lineage": lineage}
     record |= {"classes": list(classes), "steps": steps}

@@ -8,11 +8,11 @@ from collections import OrderedDict
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from data_pipeline import storage
 from data_pipeline.errors import CorruptShardError, UsageError
+from data_pipeline.shards.safetensors_writer import stream_safetensors
 from trainer.checkpoints.catalog import step_folder
 from trainer.checkpoints.commits import DamagedCheckpointError
 from trainer.checkpoints.index import Entry
@@ -97,7 +97,7 @@ def export_safetensors(checkpoints: str, step: int, output: str, *, ema: bool) -
     """
     tensors = whole_network(checkpoints, step, "ema" if ema else "master")
     path = storage.join(output, "model.safetensors")
-    storage.write_bytes(path, save(dict(sorted(tensors.items()))))
+    stream_safetensors(path, tensors)
     return path
 
 
