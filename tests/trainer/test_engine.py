@@ -54,6 +54,17 @@ def owned_elements(folder: str) -> list[dict[str, int]]:
     return found
 
 
+def reduce_buckets(folder: str) -> list[int]:
+    """Elements of the buffers that DeepSpeed's optimizers allocate, at stages 1 to 3."""
+    engines = [Training(settings(zero_stage=stage), folder).engine for stage in STAGES if stage]
+    return [int(engine._engine.optimizer.reduce_bucket_size) for engine in engines]
+
+
+def test_the_bucket_that_is_allocated_is_as_large_as_the_network(tmp_path: Path) -> None:
+    total = WIDTH * 7 + 7 + 7 + 1
+    assert run_gloo(1, tmp_path, reduce_buckets, str(tmp_path))[0] == [total + total % 2] * 3
+
+
 def test_each_element_of_each_role_is_owned_once_and_the_average_is_shared_out(tmp_path: Path) -> None:
     total = WIDTH * 7 + 7 + 7 + 1
     first, second = run_gloo(2, tmp_path, owned_elements, str(tmp_path))
@@ -236,6 +247,14 @@ def test_extra_settings_are_added_and_derived_ones_are_refused() -> None:
         deepspeed_config(settings(extra={"zero_optimization": {"stage": 1}}), 1)
     with pytest.raises(ValueError, match=r"extra\.fp16: set trainer's own precision"):
         deepspeed_config(settings(extra={"fp16": {"enabled": True}}), 1)
+
+
+@pytest.mark.parametrize(("elements", "bucket"), [(1001, 1002), (1, 2), (10**9, 50_000_000), (None, 50_000_000)])
+def test_a_bucket_has_no_more_elements_than_the_network(elements: int | None, bucket: int) -> None:
+    zero = deepspeed_config(settings(zero_stage=2), 1, elements)["zero_optimization"]
+    assert (zero["reduce_bucket_size"], zero["allgather_bucket_size"]) == (bucket, bucket)
+    extra = {"zero_optimization": {"reduce_bucket_size": 5000}}
+    assert deepspeed_config(settings(extra=extra), 1, elements)["zero_optimization"]["reduce_bucket_size"] == 5000
 
 
 def test_gradients_travel_beside_backward_in_buckets_and_in_the_format_that_is_chosen() -> None:

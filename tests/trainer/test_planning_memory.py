@@ -91,9 +91,14 @@ def test_more_ranks_and_smaller_micro_batches_never_need_more(stage: int, world:
     assert size(world, micro) <= size(world, 8)
 
 
-def test_the_reduce_bucket_is_whole_on_a_gpu_and_as_far_as_it_is_used_on_a_cpu() -> None:
+def test_the_reduce_bucket_is_no_larger_than_the_network() -> None:
+    memory = rank_memory(weights_of([(1000, 1000)]), trainer(zero_stage=3), 2, NOTHING)
+    assert memory.device["reduce bucket"] == 4 * 1_000_000
+
+
+def test_a_reduce_bucket_that_is_asked_for_is_whole_on_a_gpu_and_as_far_as_it_is_used_on_a_cpu() -> None:
     weights = weights_of([(1000, 1000)])
-    config = trainer(zero_stage=2)
+    config = trainer(zero_stage=2, extra={"zero_optimization": {"reduce_bucket_size": 50_000_000}})
     on_gpu = rank_memory(weights, config, 2, NOTHING).device["reduce bucket"]
     on_cpu = rank_memory(weights, config, 2, NOTHING, touched_only=True).device["reduce bucket"]
     assert (on_gpu, on_cpu) == (4 * 2 * 50_000_000, 4 * 1_000_000)
@@ -101,7 +106,7 @@ def test_the_reduce_bucket_is_whole_on_a_gpu_and_as_far_as_it_is_used_on_a_cpu()
 
 def test_buckets_are_those_of_the_deepspeed_json() -> None:
     zero = {"reduce_bucket_size": 7, "stage3_param_persistence_threshold": 5, "sub_group_size": 9}
-    found = Buckets.of(trainer(extra={"zero_optimization": zero}), 2)
+    found = Buckets.of(trainer(extra={"zero_optimization": zero}), 2, 1000)
     assert (found.reduce, found.persistence, found.sub_group) == (7, 5, 9)
 
 

@@ -133,7 +133,8 @@ class TrainerConfig(Section):
     (3)."""
     bucket_elements: int = Field(50_000_000, gt=0, le=2**40)
     """Elements of gradients (ZeRO 1 to 3) or weights (1 and 2) that travel between workers at once. Smaller than the
-    model, so that what is ready travels while the rest of backward computes."""
+    model, so that what is ready travels while the rest of backward computes. A network with fewer, such as a
+    discriminator, has a bucket of its own size."""
     overlap_communication: bool = True
     """Reduce gradients beside the rest of backward, with ZeRO stage 1 to 3 on GPUs. With 1 and 2 this takes a second
     bucket of memory."""

@@ -85,7 +85,9 @@ class DeepSpeedEngine(Engine):
         super().__init__(trainable, device)
         self.config = config = trainable.trainer or config
         try:
-            self.settings = deepspeed_config(config, dist.get_world_size(), overlap=device.type == "cuda")
+            self.settings = deepspeed_config(
+                config, dist.get_world_size(), trainable.elements, overlap=device.type == "cuda"
+            )
         except ValueError as error:
             raise UsageError(str(error)) from None
         check_settings(self.settings)

@@ -25,12 +25,15 @@ _REFUSED = {
 }
 
 
-def deepspeed_config(config: TrainerConfig, world: int, *, overlap: bool = True) -> dict[str, Any]:
+def deepspeed_config(
+    config: TrainerConfig, world: int, elements: int | None = None, *, overlap: bool = True
+) -> dict[str, Any]:
     """The DeepSpeed JSON of a trainer's config on `world` workers, not yet checked by DeepSpeed.
 
     Args:
         config: of the trainer.
         world: number of workers.
+        elements: that are trained; a bucket has no more, as DeepSpeed allocates all of it. None if they are not known.
         overlap: whether their devices can compute and communicate side by side.
 
     Raises:
@@ -56,8 +59,9 @@ def deepspeed_config(config: TrainerConfig, world: int, *, overlap: bool = True)
         derived["communication_data_type"] = config.communication
     merged = _merge(derived, config.extra, "extra")
     # `extra` may set one of them otherwise; DeepSpeed wants an even number.
+    size = config.bucket_elements if elements is None else max(2, min(config.bucket_elements, elements))
     for bucket in ("reduce_bucket_size", "allgather_bucket_size"):
-        merged["zero_optimization"].setdefault(bucket, config.bucket_elements + config.bucket_elements % 2)
+        merged["zero_optimization"].setdefault(bucket, size + size % 2)
     return merged
 
 

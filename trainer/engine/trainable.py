@@ -23,6 +23,11 @@ class Trainable:
     ema: bool = True
     """Whether to keep a moving average of the weights where the trainer asks for one."""
 
+    @property
+    def elements(self) -> int:
+        """Of all parameters that are trained."""
+        return sum(parameter.numel() for parameter in self.module.parameters() if parameter.requires_grad)
+
 
 Trainables = Mapping[str, Trainable]
 """By the names that checkpoints have: `<trainable>.<parameter>`."""

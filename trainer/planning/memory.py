@@ -3,8 +3,8 @@
 DeepSpeed runs in float32 here (bf16 and fp16 are autocast around the forward pass), so weights, gradients and masters
 have four bytes each. What is special:
 
-* Stages 1 to 3 allocate the whole reduce bucket (`trainer.bucket_elements`, unless `trainer.extra` says
-  otherwise: 2 GB), however small the network is. On CUDA it is real memory, on a CPU only what is touched is.
+* Stages 1 to 3 allocate the whole reduce bucket: `trainer.bucket_elements` and no more than the network has, unless
+  `trainer.extra` says otherwise. On CUDA it is real memory, on a CPU only what is touched is.
 * Stages 1 and 2 flatten a bucket that holds parts of several ranks: a copy of it for a moment.
 * Stage 3 keeps a second copy of the partitioned weights as masters, and gradients in a buffer of their own. Gathered
   weights stay until backward if they are used again within `stage3_max_reuse_distance` elements (10^9), so a network
@@ -47,9 +47,9 @@ class Buckets:
     """Of the reduce bucket: one is filled while the other travels."""
 
     @classmethod
-    def of(cls, config: TrainerConfig, world: int) -> Buckets:
-        """As the config's DeepSpeed JSON has them."""
-        zero: Mapping[str, Any] = deepspeed_config(config, world)["zero_optimization"]
+    def of(cls, config: TrainerConfig, world: int, elements: int) -> Buckets:
+        """As the DeepSpeed JSON of a network with so many elements has them."""
+        zero: Mapping[str, Any] = deepspeed_config(config, world, elements)["zero_optimization"]
         return cls(
             int(zero.get("reduce_bucket_size", REDUCE_BUCKET)),
             int(zero.get("stage3_param_persistence_threshold", _PERSISTENCE)),
@@ -133,7 +133,7 @@ def rank_memory(
         ValueError: if the global batch cannot be cut into equal micro-batches over the ranks.
     """
     _, accumulation = config.split_over(world)
-    buckets = Buckets.of(config, world)
+    buckets = Buckets.of(config, world, sum(weights))
     if touched_only:
         buckets = replace(buckets, reduce=min(buckets.reduce, sum(weights)), copies=1)
     states = _states(weights, config, world, buckets)
