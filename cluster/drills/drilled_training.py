@@ -103,10 +103,14 @@ def _generator_sections(folder: Path, seed: int, kind: str) -> dict[str, Any]:
 
 
 def small_generator(kind: str) -> dict[str, Any]:
-    """The config of a generator, with what is random in its training."""
-    sizes = {"num_classes": CLASSES, "depth": 2, "width": 96, "heads": 2, "drop_path": 0.1}
+    """The config of a generator, with what is random in its training; of each setting, if its family has it."""
+    sizes: dict[str, Any] = {"depth": 2, "width": 96, "heads": 2}
+    settings = {"num_classes": CLASSES, "rotary": "line", "backbone": sizes} | sizes
+    settings |= {"random_until": STEPS // 4, "scan_from": 3 * STEPS // 4}
     known = generator_families()[kind].config.model_fields
-    return {"kind": kind} | {name: value for name, value in sizes.items() if name in known}
+    if "dropout" not in known and "backbone" not in known:
+        settings["drop_path"] = 0.1
+    return {"kind": kind} | {name: value for name, value in settings.items() if name in known}
 
 
 def _tokenizer_sections(folder: Path, seed: int) -> dict[str, Any]:

@@ -41,6 +41,7 @@ from data_pipeline import storage
 from data_pipeline.shards.token_shards import check_tokenizer
 from data_pipeline.shards.weights import read_card
 from data_pipeline.tools.preflight import check_tokens
+from model.config import ImageFolderConfig
 from tests.cluster.conftest import Foldtrain
 from tests.conftest import S3
 from trainer.records import segmented_object
@@ -326,6 +327,8 @@ def test_the_inputs_of_a_drill_fit_each_other(tmp_path: Path, network: str) -> N
     job = train_job(load_config(str(path), [f"run={tmp_path}/run"]), stage_in(stage))
     assert (job.stage, job.section.trainer.steps) == (stage, STEPS)
     assert [manifest.samples for manifest in job.manifests.values()] == [SAMPLES]
+    if network != TOKENIZER:
+        job.section.model.check(job.manifests["tokens"].layout, ImageFolderConfig().forcing_width)
 
 
 def test_tokens_of_a_drill_are_those_of_its_tokenizer(tmp_path: Path) -> None:
