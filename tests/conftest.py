@@ -8,7 +8,7 @@ import secrets
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -42,14 +42,17 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts jobs 
 hypothesis.settings.register_profile("busy", deadline=None, max_examples=50)
 hypothesis.settings.load_profile("busy")
 
-gc.disable()  # until all tests are collected: what the packages are made of stays
 
-
-def pytest_collection_finish() -> None:
-    """What is there by now is not searched for garbage again: a search would take half a second."""
-    gc.collect()
-    gc.freeze()
-    gc.enable()
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What the packages are made of stays: it is not searched for garbage while it grows, and never again after."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 SLOW_GROUPS = {"s3", "ray", "drill", "data_drill", "train_drill", "elastic", "notices"}
