@@ -23,7 +23,9 @@ def monitor(
 
 
 def scale(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run at any URI, its config, or its shards.")],
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="Folder of a run at any URI, its config, or its shards or samples.")
+    ],
     workers: Annotated[
         str, typer.Option("--workers", metavar="N|MIN:MAX", help="Workers, or the fewest and the most of them.")
     ],
@@ -32,7 +34,7 @@ def scale(
     ] = None,
     tokens: Annotated[str | None, typer.Option("--tokens", help="Folder of token shards, if not in the run.")] = None,
 ) -> None:
-    """Change the number of workers of a running ingest or tokenize; it takes effect with their next shards."""
+    """Change the number of workers of a running ingest, tokenize or sample; it takes effect with their next shards."""
     from cluster.pool import scale
 
     fewest, most = scale.parse_workers(workers)
