@@ -1,6 +1,6 @@
 """Checkpoints of every (ZeRO stage, workers) continued at every other: {0, 1, 2, 3} x {1, 2, 4}.
 
-    python benchmarks/elastic_matrix.py [--precision fp32|bf16|fp16|both|all] [--two-networks]
+    python benchmarks/elastic_matrix.py [--precision fp32|bf16|fp16|both|all] [--two-networks] [--tokenizer]
 
 Prints, for each pair, the largest relative difference of a loss from the run that was not interrupted; `=` is bit for
 bit. Moments and averages are compared right after loading: a difference there ends it with an error. Below each matrix
@@ -10,6 +10,10 @@ place is not equal, or another is out of its tolerance.
 
 With --two-networks a generator and a critic are trained instead, in fp32, by the training loop itself with two
 micro-batches a step; compared are all weights, moments and averages at the end, and their largest absolute difference.
+
+With --tokenizer it is a tokenizer with its discriminator and every loss, {0, 1, 2, 3} x {1, 2} x {1, 3} micro-batches:
+killed (kill -9) at each place between the two updates of a step, and gone on with at every place. Compared are losses,
+adaptive weight, LeCam and the norm of the discriminator's gradient; at the same place all numbers of the checkpoint.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from tests.trainer import test_adversarial_resume as adversarial
 from tests.trainer.gloo import run_gloo
 from tests.trainer.small_training import ROLES, states
 from tests.trainer.test_adversarial import resumed, tensors, unbroken
@@ -103,15 +108,57 @@ def two_networks(console: Console, root: Path) -> bool:
     return same == 0 and elsewhere <= NETWORKS_DIFFER
 
 
+TOKENIZERS_DIFFER = 1e-3
+"""Largest relative difference of a loss of a tokenizer at another place."""
+
+
+def tokenizer(console: Console, root: Path) -> bool:
+    """The matrix of a tokenizer with its discriminator. Returns whether all of it is within tolerance."""
+    places = adversarial.ALL
+    whole, killed = ({place: root / name / adversarial.name_of(place) for place in places} for name in ("whole", "cut"))
+    adversarial.run_each(root, whole.items())
+    for place in places:
+        adversarial.killed(place, killed[place])
+    moved = {
+        pair: root / "moved" / "-".join(map(adversarial.name_of, pair)) for pair in itertools.product(places, places)
+    }
+    for (here, there), folder in moved.items():
+        if here != there:
+            adversarial.moved(killed[here], folder)
+    moved |= {(place, place): killed[place] for place in places}
+    adversarial.run_each(root, [(there, folder) for (_, there), folder in moved.items()], patience=7200)
+    short = [f"{zero}x{world}-{parts}" for zero, world, parts in places]
+    table, elsewhere, same = Table("from \\ to", *short, title="tokenizer with discriminator", box=None), 0.0, True
+    for here in places:
+        found = {there: _relative(whole[here], moved[here, there]) for there in places}
+        table.add_row(short[places.index(here)], *("=" if not d else f"{d:.0e}" for d in found.values()))
+        expected, again = (adversarial.tensors(folder) for folder in (whole[here], moved[here, here]))
+        same &= found.pop(here) == 0 and all(torch.equal(again[name], tensor) for name, tensor in expected.items())
+        elsewhere = max(elsewhere, *found.values())
+    console.print(table)
+    equal = "bit for bit" if same else "NOT equal"
+    console.print(f"same place {equal}; elsewhere at most {elsewhere:.1e}, tolerance {TOKENIZERS_DIFFER:.0e}")
+    return same and elsewhere <= TOKENIZERS_DIFFER
+
+
+def _relative(whole: Path, moved: Path) -> float:
+    """Largest relative difference of a number of the steps after the checkpoint."""
+    steps = [adversarial.metrics(folder)[-(adversarial.STEPS - adversarial.SAVED) :] for folder in (whole, moved)]
+    pairs = [(one[name], other[name]) for one, other in zip(*steps, strict=True) for name in one]
+    return max(abs(one - other) / max(abs(one), 1e-6) for one, other in pairs)
+
+
 def main() -> None:
     """Run all pairs and print them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--precision", choices=list(PRECISIONS), default="both")
     parser.add_argument("--two-networks", action="store_true")
+    parser.add_argument("--tokenizer", action="store_true")
     options, good = parser.parse_args(), True
-    if options.two_networks:
+    if options.two_networks or options.tokenizer:
+        matrix_of = two_networks if options.two_networks else tokenizer
         with tempfile.TemporaryDirectory() as folder:
-            sys.exit(0 if two_networks(Console(width=160), Path(folder)) else 1)
+            sys.exit(0 if matrix_of(Console(width=160), Path(folder)) else 1)
     for precision in PRECISIONS[options.precision]:
         with tempfile.TemporaryDirectory() as folder:
             matrix = Matrix(Path(folder))

@@ -1,4 +1,8 @@
-"""A tokenizer with its discriminator is killed between its two updates and goes on, at every ZeRO stage."""
+"""A tokenizer with its discriminator is killed between its two updates and goes on, there and elsewhere.
+
+Killed at each ZeRO stage and world size, it goes on at each of these with 1 and 3 micro-batches. All pairs of places:
+`python benchmarks/elastic_matrix.py --tokenizer`.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import json
 import multiprocessing as mp
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +22,8 @@ from torch import Tensor
 from tests.trainer.gloo import PRELOADED, run_gloo
 from tests.trainer.toy_tokenizer import BATCH, START, STEPS, build, job
 from trainer.checkpoints import exporting
-from trainer.checkpoints.catalog import all_steps, step_folder
+from trainer.checkpoints.catalog import step_folder
+from trainer.checkpoints.commits import COMPLETE
 from trainer.checkpoints.index import Index
 from trainer.engine.deepspeed_engine import prepare_deepspeed
 from trainer.loop.compose import build_loop
@@ -26,8 +32,19 @@ pytestmark = pytest.mark.slow
 
 Place = tuple[int, int, int]
 """ZeRO stage, workers, micro-batches of each."""
-PLACES: list[Place] = [(zero, world, 1 + 2 * ((zero + world) % 2)) for world in (1, 2) for zero in (0, 1, 2, 3)]
-SAVED, KILLED = 2, 2
+WORLDS = (1, 2)
+ALL: list[Place] = [(zero, world, parts) for world in WORLDS for zero in (0, 1, 2, 3) for parts in (1, 3)]
+PLACES: list[Place] = [(zero, world, 1 + 2 * ((zero + world) % 2)) for world in WORLDS for zero in (0, 1, 2, 3)]
+"""Where it is killed."""
+ELSEWHERE: dict[Place, Place] = {
+    (zero, world, parts): ((zero + 1) % 4, 3 - world, 4 - parts)
+    for zero, world, parts in ALL
+    if (zero, world, parts) not in PLACES
+}
+"""Where it goes on, too, and where it was killed before: at another stage, world size and number of micro-batches."""
+SAVED, KILLED = 2, 3
+"""Steps that were taken before: of the newest complete checkpoint, and of the death. A checkpoint is complete before
+the next one begins; that one is not yet, right after its step."""
 
 
 def name_of(place: Place) -> str:
@@ -36,7 +53,7 @@ def name_of(place: Place) -> str:
 
 def at(place: Place, folder: Path | str) -> Any:
     zero, world, parts = place
-    return job(folder, zero_stage=zero, micro_batch=BATCH // world // parts)
+    return job(folder, zero_stage=zero, micro_batch=BATCH // world // parts, checkpoint_every=1)
 
 
 def run(place: Place, folder: str, kill_at: int | None = None) -> bool:
@@ -72,30 +89,46 @@ def _child(rank: int, rendezvous: str, place: Place, folder: Path) -> None:
     run(place, str(folder), KILLED)
 
 
+def run_each(root: Path, jobs: Iterable[tuple[Place, Path]], patience: float = 600) -> None:
+    """Runs at places, each in its folder, to their ends."""
+    jobs = list(jobs)
+    for world in WORLDS:
+        here = [(place, str(folder)) for place, folder in jobs if place[1] == world]
+        # Stage 3 last: DeepSpeed then replaces torch's linear layer for the process, and what follows rounds otherwise.
+        run_gloo(world, root, run_all, sorted(here), patience=patience)
+
+
+def killed(place: Place, folder: Path) -> None:
+    """A run that dies between the two updates of a step; a complete checkpoint is left."""
+    assert -9 in until_death(place, folder)
+    complete = {path.parent.name for path in folder.glob(f"checkpoints/*/{COMPLETE}")}
+    assert max(complete) == Path(step_folder("", SAVED)).name
+
+
+def moved(source: Path, target: Path) -> None:
+    """A folder with the checkpoint that is left in another, and nothing else."""
+    shutil.copytree(step_folder(str(source / "checkpoints"), SAVED), step_folder(str(target / "checkpoints"), SAVED))
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[Place, Path]:
     """Folders of runs that nothing happened to."""
     root = tmp_path_factory.mktemp("whole")
     folders = {place: root / name_of(place) for place in PLACES}
-    for world in (1, 2):
-        run_gloo(
-            world, root, run_all, [(place, str(folders[place])) for place in PLACES if place[1] == world], patience=600
-        )
+    run_each(root, folders.items())
     return folders
 
 
 @pytest.fixture(scope="module")
-def again(whole: dict[Place, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[Place, Path]:
-    """Folders of runs that were killed between the two updates of a step, and started again."""
+def again(tmp_path_factory: pytest.TempPathFactory) -> dict[Place, Path]:
+    """Folders of runs that were killed between the two updates of a step, and started again, each place's there."""
     root = tmp_path_factory.mktemp("again")
-    folders = {place: root / name_of(place) for place in PLACES}
-    for place, folder in folders.items():
-        assert -9 in until_death(place, folder)
-        assert all_steps(str(folder / "checkpoints"))[0] == SAVED
-    for world in (1, 2):
-        run_gloo(
-            world, root, run_all, [(place, str(folders[place])) for place in PLACES if place[1] == world], patience=600
-        )
+    folders = {place: root / name_of(place) for place in ALL}
+    for place in PLACES:
+        killed(place, folders[place])
+    for there, here in ELSEWHERE.items():
+        moved(folders[here], folders[there])
+    run_each(root, folders.items())
     return folders
 
 
@@ -115,10 +148,17 @@ def metrics(folder: Path) -> list[dict[str, float]]:
     return [{name: record[name] for name in sorted(names & record.keys())} for record in records]
 
 
+def begun(folder: Path) -> list[int]:
+    """Steps after which a run began."""
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    return [event["step"] for event in events if event["event"] in {"start", "resume"}]
+
+
 @pytest.mark.parametrize("place", PLACES, ids=name_of)
 def test_killed_between_the_two_updates_it_goes_on_bit_for_bit(
     whole: dict[Place, Path], again: dict[Place, Path], place: Place
 ) -> None:
+    assert begun(again[place]) == [0, SAVED]
     assert metrics(again[place]) == metrics(whole[place])
     expected, found = tensors(whole[place]), tensors(again[place])
     assert found.keys() == expected.keys()
@@ -127,24 +167,27 @@ def test_killed_between_the_two_updates_it_goes_on_bit_for_bit(
     assert one == other
 
 
-MOVES: list[tuple[Place, Place]] = [((0, 1, 3), (3, 2, 1)), ((3, 2, 3), (1, 1, 1)), ((2, 2, 1), (0, 1, 3))]
-
-
-@pytest.mark.parametrize(("here", "there"), MOVES, ids=lambda place: name_of(place))
-def test_it_goes_on_at_another_stage_world_size_and_micro_batch(
-    whole: dict[Place, Path], tmp_path: Path, here: Place, there: Place
+@pytest.mark.parametrize("there", ELSEWHERE, ids=name_of)
+def test_killed_it_goes_on_at_another_stage_world_size_and_micro_batch(
+    whole: dict[Place, Path], again: dict[Place, Path], there: Place
 ) -> None:
-    moved = tmp_path / "run"
-    source, target = (step_folder(str(folder / "checkpoints"), SAVED) for folder in (whole[here], moved))
-    shutil.copytree(source, target)
-    run_gloo(there[1], tmp_path, run_all, [(there, str(moved))])
-    first, second = metrics(whole[here])[SAVED:], metrics(moved)
+    here = ELSEWHERE[there]
+    assert all(one != other for one, other in zip(here, there, strict=True))
+    assert begun(again[there]) == [SAVED]
+    first, second = metrics(whole[here])[SAVED:], metrics(again[there])
     for one, other in zip(first, second, strict=True):
         assert other == pytest.approx(one, rel=1e-3)
     # Moments of the second step on: gradients that are zero but for rounding move weights as far as others.
+    found = tensors(again[there])
     for name, tensor in tensors(whole[here]).items():
         if name.startswith("ema/"):
-            torch.testing.assert_close(tensors(moved)[name], tensor, rtol=1e-2, atol=1e-3)
+            torch.testing.assert_close(found[name], tensor, rtol=1e-2, atol=1e-3)
+
+
+def test_it_is_killed_at_each_stage_and_world_size_and_goes_on_at_each_number_of_micro_batches_of_these() -> None:
+    assert {place[:2] for place in PLACES} == {place[:2] for place in ALL}
+    assert set(ELSEWHERE.values()) == set(PLACES)
+    assert {*PLACES, *ELSEWHERE} == set(ALL)
 
 
 def test_each_counts_its_own_updates_and_lecams_averages_are_in_the_checkpoint(whole: dict[Place, Path]) -> None:
