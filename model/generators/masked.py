@@ -138,7 +138,7 @@ class MaskedGenerator(nn.Module):
         tokens_BLF: Tensor,
         condition_B: Tensor,
         seed_B: Tensor | None,
-        forcing: TeacherForcing | None,  # noqa: ARG002 - a Generator has it
+        forcing: TeacherForcing | None = None,  # noqa: ARG002 - a Generator has it
         of_step: Mapping[str, Tensor] | None = None,
     ) -> Terms:
         """The weighted cross entropy; loss and accuracy on masked tokens, of each group and fold and of all.
@@ -180,7 +180,7 @@ class MaskedGenerator(nn.Module):
         share_G = share_S.mean()[None] if alone else self._shares(self.masked_positions(seed_S))
         return {MEAN_WEIGHT: self._mean_weight(share_S.mean()).float(), MASKED_SHARE: share_G.float()}
 
-    def sample(self, plan: SamplingPlan, forcing: TeacherForcing | None) -> Tensor:  # noqa: ARG002 - a Generator has it
+    def sample(self, plan: SamplingPlan, forcing: TeacherForcing | None = None) -> Tensor:  # noqa: ARG002
         """Draw all positions in a few steps (`masked_sampling.py`)."""
         from model.generators.masked_sampling import generate
 

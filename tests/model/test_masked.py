@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.config import ImageFolderConfig
 from model.config.masked import BertConfig, MaskedConfig, UViTConfig, masked_share
+from model.families import build_generator
 from model.generators.masked import SHARES, MaskedGenerator
 from model.generators.masked_backbones import BertBlock, UViTBlock
 from model.layers.random_numbers import split_seed, uniform
 from model.layout import TokenLayout
+from model.protocols import SamplingPlan
 
 BERT: dict[str, Any] = {"kind": "bert", "depth": 2, "width": 24, "heads": 3, "dropout": 0.0, "attention_dropout": 0.0}
 UVIT: dict[str, Any] = {"kind": "uvit", "depth": 2, "width": 24, "heads": 3}
@@ -274,6 +277,18 @@ def test_tables_and_vectors_do_not_decay() -> None:
     decayed = {name for name, _ in generator.named_parameters()} - generator.no_decay_parameters()
     assert {name for name in decayed if not name.startswith("backbone.blocks")} == {"head.weight"}
     assert {name.split(".")[-2] for name in decayed} == {"qkv", "proj", "fc1", "fc2", "skip", "head"}
+
+
+def test_any_layout_is_taken_multi_scale_ones_too() -> None:
+    """ImageFolder's ten scales of two branches, in one step of a draw; the tokenizer's sums are of no use here."""
+    layout = ImageFolderConfig().layout
+    config = MaskedConfig(num_classes=2, backbone=BertConfig(depth=1, width=8, heads=2))
+    generator = cast("MaskedGenerator", build_generator(config, layout, 64)).eval()
+    plan = SamplingPlan(torch.zeros(1, dtype=torch.int64), torch.zeros(1, layout.positions, layout.folds))
+    tokens_BLF = generator.sample(plan)
+    assert tokens_BLF.shape == (1, layout.positions, layout.folds)
+    found = generator.training_terms(tokens_BLF, plan.condition_B, torch.arange(1))
+    assert f"loss_group{len(layout.groups) - 1}_fold{layout.folds - 1}" in found
 
 
 def test_training_without_seeds_is_refused() -> None:
