@@ -16,7 +16,9 @@ from torch import nn
 from data_pipeline.errors import UsageError
 from model.classifier import Classifier
 from model.config import ClassifierConfig, ImageFolderConfig, NextScaleConfig, VectorConfig, ViTConfig
+from model.config.masked import MaskedConfig
 from model.config.titok import PixelDecoderConfig, TiTokConfig, TiTokViTConfig
+from model.generators.masked import MaskedGenerator
 from model.generators.next_scale import FoldedGenerator
 from model.losses.contrastive import contrastive_loss
 from model.losses.tokens import folded_cross_entropy
@@ -65,6 +67,22 @@ class Generating(nn.Module):
         input_BLC = torch.randn(4, later, TOKENIZER.forcing_width, generator=generator)
         logits_BLFV = self.network(torch.arange(4), input_BLC, seed * 4 + torch.arange(4))
         return {"loss": folded_cross_entropy(logits_BLFV, tokens_BLF)[0]}
+
+
+class Unmasking(nn.Module):
+    """A masked generator on random tokens of two folds; what it knows of the step is of all workers' seeds."""
+
+    def __init__(self, backbone: dict[str, Any]) -> None:
+        super().__init__()
+        config = MaskedConfig.model_validate({"num_classes": 4, "backbone": backbone})
+        self.network = MaskedGenerator(config, TOKENIZER.layout)
+
+    def forward(self, seed: int) -> Terms:
+        layout = TOKENIZER.layout
+        generator = torch.Generator().manual_seed(seed)
+        tokens_BLF = torch.randint(32, (4, layout.positions, layout.folds), generator=generator)
+        of_step = self.network.of_step(0, seed // 2 * 8 + torch.arange(8))
+        return self.network.training_terms(tokens_BLF, torch.arange(4), seed * 4 + torch.arange(4), None, of_step)
 
 
 class Tokenizing(nn.Module):
@@ -117,6 +135,8 @@ class Painting(nn.Module):
 
 
 KINDS: dict[str, Callable[[], nn.Module]] = {"generator": Generating, "tokenizer": Tokenizing}
+BACKBONE = {"depth": 2, "width": 16, "heads": 2, "dropout": 0.1, "attention_dropout": 0.1}
+MASKED = {kind: partial(Unmasking, BACKBONE | {"kind": kind}) for kind in ("bert", "uvit")}
 TITOKS = {"titok stage 1": partial(Painting, "codes"), "titok stage 2": partial(Painting, "pixels")}
 
 
@@ -146,7 +166,8 @@ CASES: list[Case] = [
     for twice in ((False, True) if stage in {2, 3} else (False,))
 ]
 CASES += [(kind, stage, False, stage == 3) for kind in TITOKS for stage in (1, 3)]
-KINDS |= TITOKS
+CASES += [(kind, stage, False, stage == 3) for kind in MASKED for stage in (1, 3)]
+KINDS |= TITOKS | MASKED
 
 
 def curves(cases: list[Case]) -> list[list[float]]:
