@@ -1,0 +1,145 @@
+"""Train the small generators of configs/small/generators on the same tokens, and table them.
+
+    python benchmarks/orders.py [--source RUN] [--runs FOLDER] [--samples 1000] [--json FILE] [NAME...]
+
+RUN (runs/quickstart) is a finished run whose tokens, tokenizer, teacher and judge they share; NAME is a config of
+configs/small/generators without ".yaml". A generator that has trained already is tabled as it is. An order that cannot
+predict such tokens stands in the table with the reason.
+
+    steps        passes of the network for an image
+    nats         cost of the tokens of a held-out image, by the moving average of the weights: comparable between rows,
+                 as the tokens are the same. Masked generators have no likelihood
+    judged       share of samples that the judge gives to their class, at each guidance
+    distance     Fréchet distance of the samples from held-out images, in the judge's features, at each guidance
+    images/s     images per second of processor time, with guidance and decoding
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from report import write_report
+
+from cluster.config.loading import load_config
+from cluster.config.run import RunConfig
+from trainer.evaluation.frechet import frechet_distance
+from trainer.evaluation.judging import RealImages, predict, statistics
+from trainer.evaluation.sampler import Sampler
+from trainer.evaluation.teacher import load_classifier
+from trainer.records.jsonl import read_records
+
+NAMES = (
+    *("next-scale", "next-scale-depth", "next-token", "next-token-depth", "next-token-unfolded"),
+    *("random", "masked"),
+)
+SHARED = ("images", "tokens", "tokenizer", "teacher", "judge")
+CPU = torch.device("cpu")
+
+
+def main() -> None:
+    """Train, draw, table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", type=Path, default=Path("runs/quickstart"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/orders"), help="where the runs go")
+    parser.add_argument("--samples", type=int, default=1000, help="images that are judged at each guidance")
+    parser.add_argument("--guidance", type=float, nargs="+", default=[0.0, 1.5, 3.0])
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("names", nargs="*", default=list(NAMES))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    found = [measure(name, options) for name in options.names]
+    columns = ["generator", "parameters", "folds", "positions", "steps", "nats", "judged", "distance", "images/s"]
+    write_report("orders", columns, [row(each) for each in found], {"generators": found}, options.json)
+
+
+def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Train one, if it is not there, and look at what it draws."""
+    run, config = options.runs / name, f"package:small/generators/{name}.yaml"
+    changes = [f"run={run}", *(f"inputs.{each}={options.source}" for each in SHARED)]
+    began = time.perf_counter()
+    if not (run / "generator/export/card.json").exists():
+        command = [sys.executable, "-m", "foldtrain", "train-generator", config, *changes]
+        done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+        if done.returncode == 2:
+            return {"name": name, "refused": done.stderr.strip()}
+        if done.returncode:
+            sys.exit(f"{name}: {done.stderr}")
+    seconds = time.perf_counter() - began
+    return {"name": name, "seconds": seconds} | look(run, load_config(config, changes), options)
+
+
+def look(run: Path, config: RunConfig, options: argparse.Namespace) -> dict[str, Any]:
+    """What a trained generator says of held-out tokens, and what it draws."""
+    exports = {name: str(options.source / name / "export") for name in ("tokenizer", "judge")}
+    judge = load_classifier(exports["judge"], "judge", CPU)
+    held_out, size = str(options.source / "images/validation"), judge.config.image_size
+    real = RealImages.load(held_out, size, config.data.fit, options.samples, CPU)
+    seen, rows = statistics(judge, real.image_NCHW), []
+    for guidance in options.guidance:
+        sampling = config.sampling.model_copy(update={"guidance": guidance})
+        sampler = Sampler.load(str(run / "generator/export"), exports["tokenizer"], sampling, config.seed, CPU)
+        label_N = torch.arange(options.samples) % len(sampler.class_names)
+        began, passes = time.process_time(), Passes(sampler.generator)
+        with torch.inference_mode():
+            image_NCHW = torch.cat(list(sampler.draw(label_N)))
+        rate = len(label_N) / (time.process_time() - began)
+        right = (predict(judge, image_NCHW) == label_N).float().mean()
+        distance = frechet_distance(statistics(judge, image_NCHW), seen)
+        batches = -(-len(label_N) // sampling.batch)
+        steps = passes.count / batches
+        rows.append(
+            {"guidance": guidance, "judged": float(right), "distance": distance, "images_per_second": rate}
+            | {"steps": steps}
+        )
+    network = sampler.generator
+    return {
+        "parameters": sum(each.numel() for each in network.parameters()),
+        "folds": network.layout.folds,
+        "positions": network.layout.positions,
+        "guidances": rows,
+        "nats": nats(run),
+    }
+
+
+class Passes:
+    """Counts how often the first block of a network is run."""
+
+    def __init__(self, network: Any) -> None:
+        self.count = 0
+        first = next(module for name, module in network.named_modules() if name.rsplit(".", 2)[-1] == "0")
+        first.register_forward_hook(self._add)
+
+    def _add(self, *_: Any) -> None:
+        self.count += 1
+
+
+def nats(run: Path) -> float | None:
+    """Cost of the tokens of a held-out image at the last look."""
+    looks = [each for each in read_records(str(run / "generator/events.jsonl")) if each.get("event") == "validation"]
+    held_out = looks[-1]["held_out"]
+    return None if "masked_loss" in held_out else held_out["loss"] * looks[-1]["tokens_per_sample"]
+
+
+def row(found: dict[str, Any]) -> list[str]:
+    """Of the table."""
+    if "refused" in found:
+        return [found["name"], found["refused"], *[""] * 7]
+    rows = found["guidances"]
+    return [
+        *(found["name"], f"{found['parameters']:,}", str(found["folds"]), str(found["positions"])),
+        f"{rows[-1]['steps']:g}",
+        "" if found["nats"] is None else f"{found['nats']:.1f}",
+        " ".join(f"{each['judged']:.3f}" for each in rows),
+        " ".join(f"{each['distance']:.2f}" for each in rows),
+        f"{rows[-1]['images_per_second']:.0f}",
+    ]
+
+
+if __name__ == "__main__":
+    main()
