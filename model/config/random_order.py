@@ -94,7 +94,8 @@ class RandomOrderConfig(GeneratorConfig):
             ValueError: says what is missing.
         """
         side = math.isqrt(layout.positions)
-        if self.scan != "row-major" and (len(layout.groups) > 1 or side**2 != layout.positions):
+        is_square = len(layout.groups) == 1 and layout.interleaved == 1 and side**2 == layout.positions
+        if self.scan != "row-major" and not is_square:
             raise ValueError(
                 f"scan {self.scan} goes over the rows and columns of a square grid, and these tokens are {layout}: "
                 "take scan row-major, which is the order in which they are stored"

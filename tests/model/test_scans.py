@@ -45,6 +45,14 @@ def test_other_scans_refuse_what_is_no_square_with_the_reason(groups: tuple[int,
         RandomOrderConfig(scan="spiral-in").check_layout(TokenLayout(groups, (8,)), None)
 
 
+def test_a_square_that_only_unfolded_folds_make_is_none() -> None:
+    """2 x 2 positions of four folds are 16 in a row, not 4 x 4."""
+    unfolded = TokenLayout((4,), (10,) * 4).unfolded()
+    with pytest.raises(ValueError, match="z-curve goes over the rows and columns of a square grid"):
+        RandomOrderConfig(scan="z-curve").check_layout(unfolded, None)
+    RandomOrderConfig(scan="row-major").check_layout(unfolded, None)
+
+
 def test_random_orders_are_all_alike_likely_and_each_follows_from_its_seed() -> None:
     seed_B = torch.arange(6000) * 7919
     order_BL = random_orders(seed_B, 3)
