@@ -405,9 +405,10 @@ def _histogram_check(counts: npt.NDArray[np.int64], classes: tuple[str, ...]) ->
 
 def _stray_check(manifest: Manifest, sizes: _Sizes) -> Check:
     """Files that belong to no shard are told, and are no failure."""
-    beside = index_name if manifest.kind == "images" else record_name
+    holds_tokens = isinstance(manifest, TokenManifest)
+    beside = record_name if holds_tokens else index_name
     ours = {*BESIDE, *(name for shard in manifest.shards for name in (shard.name, beside(shard.name)))}
-    apart = (f"{LEASES}/", f"{HELD_OUT}/") if manifest.kind == "tokens" else (f"{LEASES}/",)
+    apart = (f"{LEASES}/", f"{HELD_OUT}/") if holds_tokens else (f"{LEASES}/",)
     stray = [name for name in sizes.own if name not in ours and not name.startswith(apart)]
     text = f"{len(stray)} that belong to no shard: {', '.join(stray[:5])}{', ...' if len(stray) > 5 else ''}"
     return Check(OTHERS, True, text if stray else "none")

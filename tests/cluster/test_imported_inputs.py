@@ -62,7 +62,10 @@ def test_training_starts_from_its_weights(tokenizer: str, tmp_path: Path) -> Non
     card = read_card(tokenizer, "tokenizer")
     network = cast("torch.nn.Module", build_tokenizer(tokenizer_config(tokenizer, card)))
     lineage, place = {INITIAL: card.fingerprint()}, str(tmp_path / "checkpoints")
-    job: Any = SimpleNamespace(inputs={INITIAL: tokenizer}, lineage=lineage, stage="tokenizer", checkpoints=place)
+    section = SimpleNamespace(init_except=None)
+    job: Any = SimpleNamespace(
+        inputs={INITIAL: tokenizer}, lineage=lineage, stage="tokenizer", checkpoints=place, section=section
+    )
     load_initial(cast("TrainJob", job), network, card.config)
     published = load_file(PARITY / "msvr4p3/state.safetensors")
     weight = network.state_dict()["encoder.trunk.blocks.0.mlp.fc1.weight"]

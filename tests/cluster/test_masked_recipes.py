@@ -13,13 +13,12 @@ from torch import nn
 
 from cluster.config.loading import load_config
 from cluster.config.run import RunConfig
-from cluster.stages.planning import stage_configs
 from model.config.masked import MaskedConfig, MaskedOptions
 from model.config.sampling import GuidanceSchedule, guidance_of
 from model.families import build_generator
 from trainer.config import GeneratorStageConfig
 from trainer.engine.schedule import learning_rate
-from trainer.planning.blank_stages import blank_stage, one_rank
+from trainer.planning.blank_stages import StageConfigs, blank_stage, one_rank
 from trainer.planning.fake_device import fake_device
 
 FOLDER = Path(str(resources.files("configs"))) / "generator"
@@ -39,6 +38,14 @@ def stage(name: str) -> GeneratorStageConfig:
     found = recipe(name).generator
     assert found is not None
     return found
+
+
+def configs(name: str) -> StageConfigs:
+    """What a plan looks at, with the tokenizer of the config: its export lies on an object storage of somebody's."""
+    config = recipe(name)
+    assert config.tokenizer is not None
+    given = config.tokenizer.model
+    return StageConfigs(config.tokenizer, config.generator, config.teacher, config.tokens, config.data.reading, given)
 
 
 def test_every_masked_recipe_is_tested() -> None:
@@ -139,6 +146,6 @@ def test_maskgits_own_sampler_draws_at_temperature_one_and_is_sure_by_probabilit
 @pytest.mark.parametrize("name", ["maskgit-titok-l-32", "maskgit-titok-s-128"])
 def test_a_recipe_is_planned(name: str) -> None:
     with one_rank(), fake_device("cuda", torch.bfloat16) as fake:
-        built = blank_stage("train-generator", stage_configs(recipe(name), "train-generator"), fake).stage
+        built = blank_stage("train-generator", configs(name), fake).stage
         found = sum(weight.numel() for weight in built.trainables["generator"].module.parameters())
     assert found == pytest.approx(BERT if name.endswith("32") else UVIT, rel=1e-3)

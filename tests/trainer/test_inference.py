@@ -210,7 +210,8 @@ def test_samples_are_the_images_of_their_tokens(generator: Generator) -> None:
 def test_none_is_an_image_of_no_class(generator: Generator) -> None:
     guided, plain = (generator.tokens([None, None], guidance=guidance) for guidance in (5.0, 0.0))
     np.testing.assert_array_equal(guided, plain)  # c and u are the same
-    assert not np.array_equal(plain, generator.tokens([1, 2], guidance=0.0))
+    # Of a network that has hardly trained, a class changes little: so much guidance shows it.
+    assert not np.array_equal(plain, generator.tokens([1, 2], guidance=1000.0))
 
 
 def test_a_class_of_the_package_loads_it_as_the_function_does(folder: Path, generator: Generator) -> None:
