@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.config import NextTokenConfig
+from model.config import GuidanceSchedule, NextTokenConfig
 from model.families import build_generator
 from model.generators.next_token import NextTokenGenerator
 from model.generators.next_token_sampling import Slots
@@ -127,6 +127,11 @@ def test_the_published_sizes_have_the_published_number_of_parameters(size: str, 
     assert sum(parameter.numel() for parameter in generator.parameters()) == count
 
 
+def test_stochastic_depth_grows_from_nothing_at_the_first_block_to_all_at_the_last() -> None:
+    generator = make(depth=5, drop_path=0.2, dropout=0.0)
+    assert [block.drop_path for block in generator._blocks()] == pytest.approx([0.0, 0.05, 0.1, 0.15, 0.2])
+
+
 def test_a_fresh_generator_starts_at_even_odds_and_has_published_widths() -> None:
     torch.manual_seed(0)
     config = NextTokenConfig.model_validate(SMALL | {"width": 96})
@@ -202,16 +207,22 @@ def plan_of(layout: TokenLayout, batch: int = 3, **options: Any) -> SamplingPlan
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-@pytest.mark.parametrize("guidance", [0.0, 1.5])
-def test_tokens_are_drawn_from_the_guided_logits_of_training(name: str, guidance: float) -> None:
+@pytest.mark.parametrize(("guidance", "schedule"), [(0.0, None), (1.5, None), (40.0, GuidanceSchedule(kind="linear"))])
+def test_tokens_are_drawn_from_the_guided_logits_of_training(
+    name: str, guidance: float, schedule: GuidanceSchedule | None
+) -> None:
+    """As published guidance is all there from the first token on; linear, it grows to all of it at the last."""
     layout, options = LAYOUTS[name]
-    generator, plan = make(layout, **options), plan_of(layout, guidance=guidance, temperature=0.8)
+    generator = make(layout, **options)
+    plan = plan_of(layout, guidance=guidance, temperature=0.8, schedule=schedule)
     drawn = generator.sample(plan)
+    share_L = torch.linspace(0, 1, layout.positions) if schedule else torch.ones(layout.positions)
+    guidance_N1 = guidance * share_L.repeat(len(drawn))[:, None]
     with torch.no_grad():
         reads = [generator.read(label, drawn[:, :-1]) for label in (plan.condition_B, torch.full((3,), 5))]
         logits = [generator.head.logits(read.flatten(0, 1), drawn.flatten(0, 1)) for read in reads]
     for fold, (c, u) in enumerate(zip(*logits, strict=True)):
-        odds = ((c + guidance * (c - u)) / 0.8).softmax(-1).double().cumsum(-1)
+        odds = ((c + guidance_N1 * (c - u)) / 0.8).softmax(-1).double().cumsum(-1)
         number, token = plan.uniform_BLF[..., fold].reshape(-1, 1).double(), drawn[..., fold].reshape(-1, 1)
         ends = torch.cat((torch.zeros_like(odds[:, :1]), odds), dim=1)
         assert (ends.gather(1, token) <= number + 1e-4).all()
