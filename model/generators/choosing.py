@@ -9,9 +9,25 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from model.layout import TokenLayout
 from model.protocols import SamplingPlan
+
+
+def check_plan(generator: nn.Module, layout: TokenLayout, plan: SamplingPlan) -> None:
+    """Refuse a plan that does not fit a generator's tokens, whatever its order.
+
+    Raises:
+        ValueError: if the generator is in training mode, or says which numbers have which shape.
+    """
+    if generator.training:
+        raise ValueError("the generator is in training mode: call eval() before sampling")
+    expected = (len(plan.condition_B), layout.positions, layout.folds)
+    given = (("uniform numbers", plan.uniform_BLF, expected), ("kept tokens", plan.kept_BLF, expected))
+    for name, numbers, shape in (*given, ("seeds", plan.seed_B, expected[:1])):
+        if numbers is not None and tuple(numbers.shape) != shape:
+            raise ValueError(f"{name} are {list(numbers.shape)}, but this needs {list(shape)}")
 
 
 def choose(logits: Tensor, plan: SamplingPlan, uniform: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from model.config.masked import MaskedOptions, masked_share
-from model.generators.choosing import draw, truncate
+from model.generators.choosing import check_plan, draw, truncate
 from model.generators.masked import MaskedGenerator
 from model.layers.random_numbers import split_seed, uniform
 from model.protocols import SamplingPlan
@@ -165,15 +165,6 @@ def _seeds(plan: SamplingPlan) -> Tensor:
 
 
 def _check(generator: MaskedGenerator, plan: SamplingPlan) -> None:
-    layout, kept, seed_B = generator.layout, plan.kept_BLF, plan.seed_B
-    if generator.training:
-        raise ValueError("the generator is in training mode: call eval() before sampling")
-    expected = (len(plan.condition_B), layout.positions, layout.folds)
-    if tuple(plan.uniform_BLF.shape) != expected:
-        raise ValueError(f"uniform numbers are {list(plan.uniform_BLF.shape)}, but this needs {list(expected)}")
-    if kept is not None and tuple(kept.shape) != expected:
-        raise ValueError(f"kept tokens are {list(kept.shape)}, but this needs {list(expected)}")
-    if seed_B is not None and tuple(seed_B.shape) != expected[:1]:
-        raise ValueError(f"seeds are {list(seed_B.shape)}, but this needs {list(expected[:1])}")
+    check_plan(generator, generator.layout, plan)
     if plan.order is not None and not isinstance(plan.order, MaskedOptions):
         raise ValueError(f"{type(plan.order).__name__} is of another order: generator kind masked takes MaskedOptions")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from model.config import NextTokenConfig
-from model.generators.choosing import chooser
+from model.generators.choosing import check_plan, chooser
 from model.generators.next_token import NextTokenGenerator
 from model.layers.precision import compute_dtype
 from model.layers.self_attention import KeyValueCache
@@ -33,7 +33,7 @@ def generate(network: NextTokenGenerator, plan: SamplingPlan) -> Tensor:
     Raises:
         ValueError: if shapes do not fit, or the network is in training mode.
     """
-    _check(network, plan)
+    check_plan(network, network.layout, plan)
     slots = Slots(network, plan.condition_B, guided=plan.guidance != 0)
     length, kept = network.layout.positions, plan.kept_BLF
     schedule = plan.schedule or NextTokenConfig.guidance_schedule
@@ -89,13 +89,3 @@ class Slots:
             x_R1C = block(x_R1C, None, rotation, self._cache.layer(number, span))
         self._filled += 1
         return network.before_head(x_R1C)[:, 0]
-
-
-def _check(network: NextTokenGenerator, plan: SamplingPlan) -> None:
-    layout = network.layout
-    if network.training:
-        raise ValueError("the generator is in training mode: call eval() before sampling")
-    expected = (len(plan.condition_B), layout.positions, layout.folds)
-    for name, numbers in (("uniform numbers", plan.uniform_BLF), ("kept tokens", plan.kept_BLF)):
-        if numbers is not None and tuple(numbers.shape) != expected:
-            raise ValueError(f"{name} are {list(numbers.shape)}, but this needs {list(expected)}")

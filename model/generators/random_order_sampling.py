@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from model.config.random_order import RandomOrderConfig, RandomOrderOptions
-from model.generators.choosing import chooser
+from model.generators.choosing import check_plan, chooser
 from model.generators.random_order import PREFIX, RandomOrderGenerator
 from model.generators.scans import random_orders
 from model.layers.precision import compute_dtype
@@ -37,7 +37,7 @@ def generate(network: RandomOrderGenerator, plan: SamplingPlan) -> Tensor:
     Raises:
         ValueError: if shapes do not fit, seeds are missing, or the network is in training mode.
     """
-    _check(network, plan)
+    check_plan(network, network.layout, plan)
     order_BL = _orders(network, plan)
     places_BLF = order_BL[..., None].expand_as(plan.uniform_BLF)
     uniform_BLF = plan.uniform_BLF.gather(1, places_BLF)
@@ -134,13 +134,3 @@ def _orders(network: RandomOrderGenerator, plan: SamplingPlan) -> Tensor:
     if plan.seed_B is None:
         raise ValueError("random orders need a seed for each image (SamplingPlan.seed_B)")
     return random_orders(plan.seed_B, length)
-
-
-def _check(network: RandomOrderGenerator, plan: SamplingPlan) -> None:
-    layout = network.layout
-    if network.training:
-        raise ValueError("the generator is in training mode: call eval() before sampling")
-    expected = (len(plan.condition_B), layout.positions, layout.folds)
-    for name, numbers in (("uniform numbers", plan.uniform_BLF), ("kept tokens", plan.kept_BLF)):
-        if numbers is not None and tuple(numbers.shape) != expected:
-            raise ValueError(f"{name} are {list(numbers.shape)}, but this needs {list(expected)}")

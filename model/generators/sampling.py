@@ -10,7 +10,7 @@ from torch import Tensor
 
 from model.config import NextScaleConfig
 from model.config.sampling import GuidanceSchedule
-from model.generators.choosing import chooser
+from model.generators.choosing import check_plan, chooser
 from model.generators.next_scale import FoldedGenerator
 from model.protocols import SamplingPlan, TeacherForcing
 
@@ -62,13 +62,6 @@ def guidance_shares(schedule: GuidanceSchedule | None, scales: int) -> list[floa
 
 
 def _check(generator: FoldedGenerator, forcing: TeacherForcing, plan: SamplingPlan) -> None:
-    layout, uniform_BLF, kept = generator.layout, plan.uniform_BLF, plan.kept_BLF
-    if generator.training:
-        raise ValueError("the generator is in training mode: call eval() before sampling")
-    if forcing.layout != layout:
-        raise ValueError(f"the tokenizer's tokens are {forcing.layout}, and the generator's {layout}")
-    expected = (len(plan.condition_B), layout.positions, layout.folds)
-    if tuple(uniform_BLF.shape) != expected:
-        raise ValueError(f"uniform numbers are {list(uniform_BLF.shape)}, but this needs {list(expected)}")
-    if kept is not None and tuple(kept.shape) != expected:
-        raise ValueError(f"kept tokens are {list(kept.shape)}, but this needs {list(expected)}")
+    check_plan(generator, generator.layout, plan)
+    if forcing.layout != generator.layout:
+        raise ValueError(f"the tokenizer's tokens are {forcing.layout}, and the generator's {generator.layout}")
