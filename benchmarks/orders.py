@@ -85,17 +85,17 @@ def look(run: Path, config: RunConfig, options: argparse.Namespace) -> dict[str,
         sampling = config.sampling.model_copy(update={"guidance": guidance})
         sampler = Sampler.load(str(run / "generator/export"), exports["tokenizer"], sampling, config.seed, CPU)
         label_N = torch.arange(options.samples) % len(sampler.class_names)
-        began, passes = time.process_time(), Passes(sampler.generator)
+        began = time.process_time()
         with torch.inference_mode():
             image_NCHW = torch.cat(list(sampler.draw(label_N)))
         rate = len(label_N) / (time.process_time() - began)
         right = (predict(judge, image_NCHW) == label_N).float().mean()
         distance = frechet_distance(statistics(judge, image_NCHW), seen)
-        batches = -(-len(label_N) // sampling.batch)
-        steps = passes.count / batches
+        passes = Passes(sampler.generator)
+        list(sampler.draw(label_N[:1]))
         rows.append(
             {"guidance": guidance, "judged": float(right), "distance": distance, "images_per_second": rate}
-            | {"steps": steps}
+            | {"steps": passes.count}
         )
     network = sampler.generator
     return {
