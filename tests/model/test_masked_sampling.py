@@ -199,7 +199,8 @@ def test_given_tokens_stay_and_are_never_masked(layout: TokenLayout) -> None:
     assert torch.equal(drawn(generator, kept=torch.full_like(free, -1)), free)
 
 
-def test_of_what_is_not_given_as_many_stay_masked_as_of_that_alone() -> None:
+@pytest.mark.parametrize("steps", [8, 64], ids=["fewer steps than tokens", "more steps than tokens"])
+def test_of_what_is_not_given_as_many_stay_masked_as_of_that_alone(steps: int) -> None:
     generator = made(TokenLayout((32,), (13,)))
     kept = torch.full((3, 32, 1), -1)
     kept[0, :16], kept[1, :31] = 5, 5
@@ -207,9 +208,13 @@ def test_of_what_is_not_given_as_many_stay_masked_as_of_that_alone() -> None:
     generator.token_embed.register_forward_hook(
         lambda _, args, out: seen.append((args[0][:, 1:, 0] == 13).sum(1).tolist())
     )
-    drawn(generator, 3, kept=kept)
-    of_16 = MaskedOptions().counts(16)[:-1]
-    assert seen == [[half, 1, whole] for half, whole in zip(of_16, [32, 29, 26, 24, 21, 18, 14, 10], strict=True)]
+    options = MaskedOptions(steps=steps)
+    drawn(generator, 3, kept=kept, steps=steps)
+    # A step at which no image of the whole number has fewer left is none.
+    counts = [options.counts(count) for count in (16, 1, 32)]
+    steps_taken = [i for i in range(steps) if counts[2][i] > counts[2][i + 1]]
+    assert seen == [[each[i] for each in counts] for i in steps_taken]
+    assert steps != 8 or [row[2] for row in seen] == [32, 29, 26, 24, 21, 18, 14, 10]
 
 
 def test_the_others_follow_what_is_given() -> None:
