@@ -1,6 +1,7 @@
 """Train the small tokenizers of configs/small, and table each beside principal components at its own bits.
 
-    python benchmarks/small_tokenizers.py [--runs FOLDER] [--json FILE] [--picture FILE] [--steps N] [NAME...]
+    python benchmarks/small_tokenizers.py [--runs FOLDER] [--json FILE] [--picture FILE] [--steps N]
+                                          [--workers N] [NAME...]
 
 Needs the run of `make quickstart`, whose images and teacher they share. NAME is a config of configs/small without
 ".yaml", or NAME@LATENTS for a number of latents. A tokenizer that has trained already is tabled as it is. Errors are
@@ -43,10 +44,11 @@ def main() -> None:
     parser.add_argument("--quickstart", type=Path, default=Path("runs/quickstart"), help="the quickstart's run")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--steps", type=int, help="of each, in place of its own; discriminators begin after 60 percent")
+    parser.add_argument("--workers", type=int, default=2, help="training processes of each")
     parser.add_argument("--picture", type=Path, help="write reconstructions to this PNG file")
     parser.add_argument("names", nargs="*", default=list(NAMES))
     options = parser.parse_args()
-    found = [measure(name, options.runs, options.quickstart, options.steps) for name in options.names]
+    found = [measure(name, options.runs, options.quickstart, options.steps, options.workers) for name in options.names]
     if options.picture is not None:
         options.picture.write_bytes(picture(options.names, options.runs, options.quickstart))
     columns = ["tokenizer", "bits", "squared error", "principal components", "PSNR", "probe", "minutes"]
@@ -59,12 +61,13 @@ def main() -> None:
     )
 
 
-def measure(name: str, runs: Path, quickstart: Path, steps: int | None = None) -> dict[str, Any]:
+def measure(name: str, runs: Path, quickstart: Path, steps: int | None = None, workers: int = 2) -> dict[str, Any]:
     """Train one, if it is not there, and look at held-out images through it."""
     kind, _, latents = name.partition("@")
     run = folder(runs, name)
     config = f"package:small/{kind}.yaml"
     changes = [f"run={run}", f"inputs.images={quickstart}", f"inputs.teacher={quickstart}"]
+    changes.append(f"cluster.workers={workers}")
     changes += [f"tokenizer.model.latents={latents}"] if latents else []
     changes += [f"inputs.proxy={runs / 'titok-proxy'}"] if "titok-stage" in kind else []
     changes += [f"tokenizer.init_from={runs / 'titok-stage1'}"] if kind == "titok-stage2" else []
