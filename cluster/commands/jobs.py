@@ -30,7 +30,7 @@ def submit(
     """Run a stage as a job, and return at once."""
     from cluster.config.loading import load_config
     from cluster.jobs import submitting as jobs
-    from cluster.targets import open_target
+    from cluster.targets.local_old import open_target
 
     resolved = load_config(config, overrides or [])
     place = open_target(target, address)
@@ -44,7 +44,7 @@ def submit(
 def list_jobs(target: TargetName = None, address: Address = None) -> None:
     """List the jobs of a target."""
     from cluster.jobs import submitting as jobs
-    from cluster.targets import open_target
+    from cluster.targets.local_old import open_target
     from cluster.terminal.output import console
 
     found = open_target(target, address).jobs()
@@ -63,7 +63,7 @@ def logs(
 
 def _show_logs(job_id: str, target: str | None, address: str | None, *, follow: bool) -> None:
     from cluster.jobs import submitting as jobs
-    from cluster.targets import open_target
+    from cluster.targets.local_old import open_target
     from data_pipeline.errors import FoldtrainError
 
     place = open_target(target, address)
@@ -78,7 +78,7 @@ def _show_logs(job_id: str, target: str | None, address: str | None, *, follow: 
 def stop(job_id: JobId, target: TargetName = None, address: Address = None) -> None:
     """Stop a job; what it committed stays, and the same stage again goes on from there."""
     from cluster.jobs import submitting as jobs
-    from cluster.targets import open_target
+    from cluster.targets.local_old import open_target
 
     place = open_target(target, address)
     place.stop(job_id)

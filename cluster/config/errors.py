@@ -41,9 +41,9 @@ def _kind(section: type[BaseModel]) -> Any:
     return field.default if field else None
 
 
-def _locate(loc: Sequence[str | int]) -> _Place:
+def _locate(loc: Sequence[str | int], root: type[BaseModel]) -> _Place:
     """The place behind pydantic's location, which also names the member of a union that it tried."""
-    sections: list[type[BaseModel]] = [RunConfig]
+    sections: list[type[BaseModel]] = [root]
     path: list[str] = []
     siblings: tuple[str, ...] = ()
     for part in loc:
@@ -57,7 +57,7 @@ def _locate(loc: Sequence[str | int]) -> _Place:
     return _Place(tuple(path), siblings)
 
 
-def _paths_of(name: str, section: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
+def _paths_of(name: str, section: type[BaseModel], prefix: str = "") -> list[str]:
     """Every place of the config where a key of this name may stand."""
     found = [prefix + name] if name in section.model_fields else []
     for key, field in section.model_fields.items():
@@ -77,9 +77,9 @@ def _hint(word: str, names: Sequence[str]) -> str:
     return f"did you mean {near}?" if near else f"choose from {', '.join(names)}"
 
 
-def _unknown_key(place: _Place) -> str:
+def _unknown_key(place: _Place, root: type[BaseModel]) -> str:
     name = place.path[-1]
-    if not closest(name, place.siblings) and (elsewhere := _paths_of(name)):
+    if not closest(name, place.siblings) and (elsewhere := _paths_of(name, root)):
         return f"unknown key; did you mean {' or '.join(elsewhere)}?"
     return f"unknown key; {_hint(name, place.siblings)}"
 
@@ -98,10 +98,10 @@ def _shown(value: Any) -> str:
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
 
 
-def _explain(error: ErrorDetails, place: _Place) -> str:
+def _explain(error: ErrorDetails, place: _Place, root: type[BaseModel]) -> str:
     match error["type"]:
         case "extra_forbidden":
-            return _unknown_key(place)
+            return _unknown_key(place, root)
         case "missing":
             return "is missing; add it"
         case "literal_error" | "union_tag_invalid":
@@ -145,9 +145,11 @@ def _origin(place: _Place, layers: Sequence[Layer]) -> str | None:
     return next((name for name, values in reversed(layers) if place.path and _sets(values, place.path)), None)
 
 
-def usage_error(file: str, error: ValidationError, layers: Sequence[Layer]) -> UsageError:
+def usage_error(
+    file: str, error: ValidationError, layers: Sequence[Layer], root: type[BaseModel] = RunConfig
+) -> UsageError:
     """What to tell the user about a config that does not fit its schema: one line per mistake."""
-    found = [(details, _locate(details["loc"])) for details in error.errors(include_url=False)]
+    found = [(details, _locate(details["loc"], root)) for details in error.errors(include_url=False)]
     meant = {
         (*place.path[:-1], closest(place.path[-1], place.siblings))
         for details, place in found
@@ -160,7 +162,7 @@ def usage_error(file: str, error: ValidationError, layers: Sequence[Layer]) -> U
         path = f"{place.dotted}.kind" if details["type"] == "union_tag_invalid" else place.dotted
         origin = _origin(place, layers)
         note = "" if origin in {None, file} else f" (set in {origin})" if origin != COMMAND_LINE else f" (on {origin})"
-        lines.append(f"{path}{note}: {_explain(details, place)}" if path else _explain(details, place))
+        lines.append(f"{path}{note}: {_explain(details, place, root)}" if path else _explain(details, place, root))
     if len(lines) == 1:
         return UsageError(f"{file}: {lines[0]}")
     return UsageError("\n  ".join([f"{file}: {len(lines)} mistakes", *lines]))

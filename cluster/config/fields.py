@@ -21,13 +21,19 @@ def sections_in(annotation: Any) -> list[type[BaseModel]]:
     return [section for argument in get_args(annotation) for section in sections_in(argument)]
 
 
-def annotations_at(path: Sequence[str]) -> list[Any]:
-    """The types that the value at a path may have: one for each kind of section with such a key; none if unknown."""
-    found: list[Any] = [RunConfig]
+def annotations_at(path: Sequence[str], roots: Sequence[type[BaseModel]] = (RunConfig,)) -> list[Any]:
+    """The types that the value at a path may have: one for each kind of section with such a key; none if unknown.
+
+    Args:
+        path: its keys, from the root of the file.
+        roots: what the file as a whole may be.
+    """
+    found: list[Any] = list(roots)
     for key in path:
         fields = [section.model_fields[key] for section in _sections(found) if key in section.model_fields]
         items = [item for annotation in found if key.isdigit() for item in _items(annotation)]
-        found = [field.annotation for field in fields] + items
+        values = [get_args(annotation)[1] for annotation in found if get_origin(annotation) is dict]
+        found = [field.annotation for field in fields] + items + values
     return found
 
 

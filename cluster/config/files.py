@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import functools
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel
 
 from cluster.config.errors import Layer, closest
 from cluster.config.fields import annotations_at, is_number, is_text
+from cluster.config.run import RunConfig
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from data_pipeline.storage.places import place
@@ -29,14 +31,18 @@ _PIPES = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
 """Where a shell shows a command's output as a file: <(envsubst < config.yaml)."""
 
 
-def file_layers(path: str) -> list[Layer]:
+def file_layers(path: str, roots: Sequence[type[BaseModel]] = (RunConfig,)) -> list[Layer]:
     """A file and those that it extends, in the order in which they apply. Each applies once, at its first place.
+
+    Args:
+        path: of the file.
+        roots: what it may be as a whole.
 
     Raises:
         UsageError: if a file is missing, is no YAML, or too large, or if files extend each other in a circle.
     """
     found: dict[str, Layer] = {}
-    _gather(path if path.startswith(_PIPES) else _named(path), (), found)
+    _gather(path if path.startswith(_PIPES) else _named(path), (), found, roots)
     return list(found.values())
 
 
@@ -47,16 +53,31 @@ def packaged(name: str) -> str:
         UsageError: if there is none of that name; it says what there is.
     """
     there = packaged_names()
-    if name not in there:
+    if name not in _packaged_files():
         near = closest(name, there)
         hint = f"did you mean {PACKAGED}{near}?" if near else f"there are {', '.join(there)}"
         raise UsageError(f"{PACKAGED}{name:.200} is no config that comes with foldtrain; {hint}")
     return str(resources.files("configs") / name)
 
 
+TARGETS = "cluster/"
+"""How the names of packaged files begin that say where jobs run, and are no configs of runs."""
+
+
 @functools.cache
 def packaged_names() -> list[str]:
-    """The configs that come with foldtrain."""
+    """The configs of runs that come with foldtrain."""
+    return [name for name in _packaged_files() if not name.startswith(TARGETS)]
+
+
+@functools.cache
+def packaged_targets() -> list[str]:
+    """The names of the targets that come with foldtrain."""
+    return [name.removeprefix(TARGETS).removesuffix(".yaml") for name in _packaged_files() if name.startswith(TARGETS)]
+
+
+@functools.cache
+def _packaged_files() -> list[str]:
     root = Path(str(resources.files("configs")))
     return sorted(file.relative_to(root).as_posix() for file in root.rglob("*.yaml"))
 
@@ -65,23 +86,23 @@ def _named(name: str) -> str:
     return packaged(name.removeprefix(PACKAGED)) if name.startswith(PACKAGED) else place(name)
 
 
-def resolve_scalars(value: Any, path: tuple[str, ...] = ()) -> Any:
+def resolve_scalars(value: Any, path: tuple[str, ...] = (), roots: Sequence[type[BaseModel]] = (RunConfig,)) -> Any:
     """A value of YAML as its field takes it: `2012` is text where the field is text, and a number elsewhere.
 
     Raises:
         UsageError: if a truth value stands where a number belongs, which Python would take for 1 or 0.
     """
     if isinstance(value, yaml_dialect.Written):
-        kinds = annotations_at(path)
+        kinds = annotations_at(path, roots)
         if any(is_text(kind) for kind in kinds):
             return value.text
         if isinstance(value.value, bool) and kinds and all(is_number(kind) for kind in kinds):
             raise UsageError(f"{'.'.join(path)}: has to be a number, not {value.text}")
         return value.value
     if isinstance(value, Mapping):
-        return {key: resolve_scalars(item, (*path, str(key))) for key, item in value.items()}
+        return {key: resolve_scalars(item, (*path, str(key)), roots) for key, item in value.items()}
     if isinstance(value, list):
-        return [resolve_scalars(item, (*path, str(at))) for at, item in enumerate(value)]
+        return [resolve_scalars(item, (*path, str(at)), roots) for at, item in enumerate(value)]
     return value
 
 
@@ -92,7 +113,7 @@ def first_line(error: Exception) -> str:
     return str(error).partition("\n")[0]
 
 
-def _gather(path: str, parents: tuple[str, ...], found: dict[str, Layer]) -> None:
+def _gather(path: str, parents: tuple[str, ...], found: dict[str, Layer], roots: Sequence[type[BaseModel]]) -> None:
     """Add a file to `found`, after those that it extends."""
     identity = storage.absolute(path)
     if identity in parents:
@@ -109,9 +130,9 @@ def _gather(path: str, parents: tuple[str, ...], found: dict[str, Layer]) -> Non
     if not isinstance(extends, list) or not all(isinstance(name, str) for name in extends):
         raise UsageError(f"{path}: extends: give a file name or a list of them, not {extends!r:.200}")
     for name in extends:
-        _gather(_beside(path, name), (*parents, identity), found)
+        _gather(_beside(path, name), (*parents, identity), found, roots)
     try:
-        found[identity] = (path, resolve_scalars(values))
+        found[identity] = (path, resolve_scalars(values, roots=roots))
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
 

@@ -10,8 +10,7 @@ from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wa
 
 from cluster.config.errors import closest
 from cluster.config.run import RunConfig
-from cluster.targets import Job, Target
-from cluster.targets.target import ENDED
+from cluster.targets.target_old import ENDED, Job, Target
 from cluster.terminal.output import duration
 from data_pipeline.errors import FoldtrainError, UsageError
 from data_pipeline.text.printable import printable

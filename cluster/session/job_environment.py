@@ -7,6 +7,7 @@ stays for as long as the job runs: the job removes it at its end, and the next `
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
@@ -34,11 +35,25 @@ def passed_on(environment: Mapping[str, str]) -> dict[str, str]:
 def hand_over(folder: Path, job_id: str, environment: Mapping[str, str]) -> Path:
     """Write a job's variables into a file that only this user can read. Returns its path."""
     folder.mkdir(mode=0o700, exist_ok=True)
-    path = folder / f"{job_id}.json"
+    path = file_of(folder, job_id)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     with os.fdopen(descriptor, "w") as file:
         json.dump(dict(environment), file)
     return path
+
+
+def file_of(folder: Path, job_id: str) -> Path:
+    """Where the variables of a job are."""
+    return folder / f"{job_id}.json"
+
+
+def left(folder: Path) -> dict[str, float]:
+    """The jobs whose variables are there, and the unix time in seconds at which each was written."""
+    found = {}
+    for path in folder.glob("*.json"):
+        with contextlib.suppress(FileNotFoundError):
+            found[path.stem] = path.stat().st_mtime
+    return found
 
 
 def take_over() -> None:

@@ -82,11 +82,7 @@ def start(cpus: int) -> LocalHead:
     with _locked():
         head = _recorded()
         if head and _process(head):
-            if head.cpus < cpus:
-                raise UsageError(
-                    f"this needs {cpus} CPUs (cluster.workers × cluster.cpus_per_worker) and the local cluster was "
-                    f"started with {head.cpus}: run `foldtrain shutdown`, then submit again"
-                )
+            require_cpus(head, cpus)
             _wait_until_up(head)  # its starter may have been interrupted
             return head
         if head:
@@ -99,6 +95,19 @@ def start(cpus: int) -> LocalHead:
             state_file().unlink()
             raise
         return head
+
+
+def require_cpus(head: LocalHead, cpus: int) -> None:
+    """Make sure that a head has so many CPUs.
+
+    Raises:
+        UsageError: if it has fewer.
+    """
+    if head.cpus < cpus:
+        raise UsageError(
+            f"this needs {cpus} CPUs (cluster.workers × cluster.cpus_per_worker) and the local cluster was "
+            f"started with {head.cpus}: run `foldtrain shutdown`, then submit again"
+        )
 
 
 def shutdown() -> bool:

@@ -1,28 +1,21 @@
-"""Where a stage can run as a job. A target is a small class behind one Protocol; this is where one is chosen."""
+"""Where jobs run. A target is a small class behind one Protocol (target.py) and a short YAML (config.py).
+
+1. `--target NAME`: configs/cluster/NAME.yaml of foldtrain, then ~/.config/foldtrain/cluster/NAME.yaml; or a file
+2. its `kind` chooses a section and a class: those below, and what packages add as entry points of `foldtrain.targets`
+3. local.py, ray.py, ...: check, render, start, state, cancel. A fifth one: docs/extending.md
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from cluster.targets.config import TargetKind, TargetSection
+from cluster.targets.local import LocalConfig, LocalTarget
+from cluster.targets.ray import RayConfig, RayTarget
+from cluster.targets.target import JobSpec, Rendered, Target, TargetState
 
-from cluster.targets.local import LocalTarget
-from cluster.targets.ray import RayTarget
-from cluster.targets.target import Job, Target
-from data_pipeline.errors import UsageError
+KINDS: dict[str, TargetKind] = {
+    "local": TargetKind(LocalConfig, LocalTarget),
+    "ray": TargetKind(RayConfig, RayTarget),
+}
+"""By the `kind` of a target's config."""
 
-TARGETS: dict[str, Callable[[str | None], Target]] = {"local": LocalTarget, "ray": RayTarget}
-"""By the name that `--target` takes; each is made from the `--address` that was given, if any."""
-
-
-def open_target(name: str | None, address: str | None) -> Target:
-    """The target that was asked for: by its name, or by an address alone, or else this machine.
-
-    Raises:
-        UsageError: if there is no such target, or it needs an address or cannot have one.
-    """
-    chosen = name or ("ray" if address else "local")
-    if chosen not in TARGETS:
-        raise UsageError(f"--target {chosen}: there is no such target; choose from {', '.join(TARGETS)}")
-    return TARGETS[chosen](address)
-
-
-__all__ = ["TARGETS", "Job", "Target", "open_target"]
+__all__ = ["KINDS", "JobSpec", "Rendered", "Target", "TargetKind", "TargetSection", "TargetState"]

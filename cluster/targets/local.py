@@ -5,72 +5,105 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any, ClassVar, Literal
 
-from cluster.config.absolute_paths import with_absolute_paths
-from cluster.config.run import RunConfig
+from pydantic import Field
+
 from cluster.session import job_environment, local_head
-from cluster.targets.ray import RayTarget
-from cluster.targets.target import ENDED, Job
+from cluster.targets.config import TargetSection
+from cluster.targets.ray import RayJobs, rendered, request
+from cluster.targets.target import ENDED, JobSpec, Rendered, TargetState
 from data_pipeline.errors import UsageError
 
 
-class LocalTarget:
-    """This machine. Relative paths keep their meaning, and jobs run the interpreter that submitted them.
+class LocalConfig(TargetSection):
+    """This machine."""
 
-    A job gets credentials and the like from the shell that submits it (job_environment.PASSED_ON): the head is older.
+    same_machine: ClassVar[bool] = True
+
+    kind: Literal["local"] = "local"
+    nodes: Literal[1] = 1
+    """This machine alone."""
+    python: str = Field(default_factory=lambda: sys.executable, min_length=1, max_length=4_095)
+    """The interpreter of jobs: by default the one that submits them."""
+
+
+class LocalTarget:
+    """This machine. Relative paths keep their meaning.
+
+    A job gets credentials and the like from the shell that submits it (job_environment.PASSED_ON, and the `secrets` of
+    the section): the head is older. They are in a file that only this user can read, of which Ray knows the path.
+
+    Args:
+        name: as `--target` was given.
+        section: its config.
     """
 
-    name = "local"
+    def __init__(self, name: str, section: LocalConfig) -> None:
+        self.name, self._section = name, section
 
-    def __init__(self, address: str | None = None) -> None:
-        """Start nothing yet.
-
-        Raises:
-            UsageError: if an address is given.
-        """
-        if address is not None:
-            raise UsageError(f"--target local is this machine and takes no --address; use --target ray for {address}")
-
-    def submit(self, stage: str, config: RunConfig) -> str:
+    def check(self, job: JobSpec) -> list[str]:
         """See Target."""
-        cpus = math.ceil(config.cluster.most_workers * config.cluster.cpus_per_worker)
-        head = local_head.start(cpus)
-        ray = self._ray(head)
-        job_environment.remove_left(_files(head), [job.id for job in ray.jobs() if job.status in ENDED])
-        return ray.start(stage, with_absolute_paths(config), target=self.name)
-
-    def jobs(self) -> list[Job]:
-        """See Target. Without a local cluster there are none."""
+        if missing := [name for name in self._section.secrets if name not in os.environ]:
+            raise UsageError(f"{', '.join(missing)}: named in `secrets` of the target and not set in this shell")
         head = local_head.running()
-        return self._ray(head).jobs() if head else []
+        if head is not None:
+            local_head.require_cpus(head, self._cpus(job))
+        return []
 
-    def job(self, job_id: str) -> Job:
+    def render(self, job: JobSpec) -> list[Rendered]:
         """See Target."""
-        return self._existing().job(job_id)
+        return [rendered(self._request(job))]
 
-    def logs(self, job_id: str, write: Callable[[str], object], *, follow: bool) -> None:
+    def start(self, job: JobSpec) -> str:
         """See Target."""
-        self._existing().logs(job_id, write, follow=follow)
+        head = local_head.start(self._cpus(job))
+        jobs = _jobs(head)
+        _remove_left(head, jobs)
+        environment = job_environment.passed_on(os.environ)
+        environment |= {name: os.environ[name] for name in self._section.secrets if name in os.environ}
+        file = job_environment.hand_over(_files(), job.id, environment)
+        try:
+            return jobs.submit(self._request(job))
+        except BaseException:
+            file.unlink(missing_ok=True)
+            raise
 
-    def stop(self, job_id: str) -> None:
+    def state(self, handle: str) -> TargetState:
         """See Target."""
-        self._existing().stop(job_id)
-
-    def _existing(self) -> RayTarget:
         head = local_head.running()
         if head is None:
-            raise UsageError("no local cluster is running, so it has no jobs; `foldtrain submit` starts one")
-        return self._ray(head)
+            return TargetState("lost", "the local cluster has ended (`foldtrain shutdown`, or it was killed)")
+        return _jobs(head).state(handle)
 
-    def _ray(self, head: local_head.LocalHead) -> RayTarget:
-        def hand_over(job_id: str) -> Path:
-            return job_environment.hand_over(_files(head), job_id, job_environment.passed_on(os.environ))
+    def cancel(self, handle: str) -> None:
+        """See Target. Without a local cluster there is nothing to cancel."""
+        head = local_head.running()
+        if head is not None:
+            _jobs(head).cancel(handle)
 
-        return RayTarget(head.dashboard, python=sys.executable, headers=head.headers, hand_over=hand_over)
+    def _request(self, job: JobSpec) -> dict[str, Any]:
+        file = job_environment.file_of(_files(), job.id)
+        variables = {**self._section.environment, job_environment.FILE_VARIABLE: str(file)}
+        return request(job, self.name, variables, job_environment.SETUP_HOOK)
+
+    def _cpus(self, job: JobSpec) -> int:
+        cluster = job.config.cluster
+        return max(math.ceil(cluster.most_workers * cluster.cpus_per_worker), self._section.cpus_per_node or 1)
 
 
-def _files(head: local_head.LocalHead) -> Path:
+def _jobs(head: local_head.LocalHead) -> RayJobs:
+    return RayJobs(head.dashboard, head.headers)
+
+
+def _files() -> Path:
     """Folder of the files with the variables of jobs."""
-    return Path(head.folder, "jobs")
+    return local_head.home() / "variables"
+
+
+def _remove_left(head: local_head.LocalHead, jobs: RayJobs) -> None:
+    """Remove the variables that killed jobs left. A job that is being submitted is not known yet: its file stays."""
+    for job_id, written in job_environment.left(_files()).items():
+        if written < head.created or jobs.state(job_id).status in ENDED - {"lost"}:
+            job_environment.file_of(_files(), job_id).unlink(missing_ok=True)

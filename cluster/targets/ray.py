@@ -1,37 +1,33 @@
-"""Jobs on a given Ray cluster, through Ray's job API.
+"""Jobs on a Ray cluster that runs already, through Ray's job API.
 
-The resolved config travels as a file in the job's working directory, so nothing of it is ever read by a shell: the
-entry point is a fixed stage name between fixed words. Ray sets RAY_ADDRESS in the job, and the stage joins the cluster.
-No variable of this shell is sent: Ray writes a job's runtime_env and metadata into logs.
+What is sent is the command of the job's process, which names the run's URI and the job's id: nothing of a config is
+ever read by a shell. Ray sets RAY_ADDRESS in the job, and the process joins the cluster. No variable of this shell is
+sent: Ray writes a job's runtime_env and metadata into logs.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
+import json
 import logging
 import os
 import shlex
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from typing import Any
-from uuid import uuid4
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
 from cluster.config.absolute_paths import require_reachable
-from cluster.config.loading import resolved_yaml
-from cluster.config.run import RunConfig
-from cluster.session.job_environment import FILE_VARIABLE, SETUP_HOOK
-from cluster.targets.dashboard import open_dashboard, tail_logs
+from cluster.targets.config import TargetSection
+from cluster.targets.dashboard import open_dashboard
 from cluster.targets.own_variables import not_sent
-from cluster.targets.target import Job, Status
-from cluster.terminal.output import console
+from cluster.targets.target import JobSpec, Rendered, TargetState, TargetStatus
+from data_pipeline import storage
 from data_pipeline.errors import FoldtrainError, UsageError
 
-_CONFIG = "config.yaml"
+REQUEST = "POST /api/jobs/"
+"""What is sent to the dashboard."""
 _CHATTY = ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging")
 """Loggers that report each upload and each closed connection."""
-_STATUS: dict[str, Status] = {
+_STATUS: dict[str, TargetStatus] = {
     "PENDING": "pending",
     "RUNNING": "running",
     "SUCCEEDED": "succeeded",
@@ -40,108 +36,137 @@ _STATUS: dict[str, Status] = {
 }
 
 
+class RayConfig(TargetSection):
+    """A Ray cluster that runs already, whose nodes have foldtrain installed."""
+
+    kind: Literal["ray"] = "ray"
+    address: str | None = None
+    """URL of its dashboard: http://HOST:8265. `--address` on the command line goes before it."""
+
+
 class RayTarget:
-    """A cluster whose dashboard answers at `address`. Its nodes have foldtrain installed."""
+    """A cluster whose dashboard answers at an address.
 
-    name = "ray"
+    A dashboard that asks for a token gets what RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) say.
 
-    def __init__(
-        self,
-        address: str | None,
-        *,
-        python: str = "python",
-        headers: Mapping[str, str] | None = None,
-        hand_over: Callable[[str], Path] | None = None,
-    ) -> None:
-        """Name the cluster.
+    Args:
+        name: as `--target` was given.
+        section: its config.
 
-        Args:
-            address: URL of its dashboard.
-            python: The interpreter that has foldtrain, on its nodes.
-            headers: HTTP headers that it asks for.
-            hand_over: Given a job's id, writes the variables that it gets into a file on its node. Returns its path.
+    Raises:
+        UsageError: if the address is missing or is no URL.
+    """
+
+    def __init__(self, name: str, section: RayConfig) -> None:
+        if not section.address or not section.address.startswith(("http://", "https://")):
+            raise UsageError(
+                f"--address {section.address or '(not given)'}: give the URL of the cluster's dashboard, "
+                "http://HOST:8265, there or as `address` of the target's file"
+            )
+        self.name, self.address, self._section = name, section.address, section
+
+    def check(self, job: JobSpec) -> list[str]:
+        """See Target."""
+        require_reachable(job.config)
+        said = [sentence for stage in job.stages for sentence in not_sent(stage, job.config, os.environ)]
+        if not storage.is_remote(job.run):
+            said.append(f"{job.run} is no URI: it has to be the same folder here and on every node of the cluster")
+        if self._section.secrets:
+            said.append(f"{', '.join(self._section.secrets)}: not sent; every node of the cluster has to have its own")
+        RayJobs(self.address).ask()
+        return list(dict.fromkeys(said))
+
+    def render(self, job: JobSpec) -> list[Rendered]:
+        """See Target."""
+        return [rendered(request(job, self.name, self._section.environment))]
+
+    def start(self, job: JobSpec) -> str:
+        """See Target."""
+        return RayJobs(self.address).submit(request(job, self.name, self._section.environment))
+
+    def state(self, handle: str) -> TargetState:
+        """See Target."""
+        return RayJobs(self.address).state(handle)
+
+    def cancel(self, handle: str) -> None:
+        """See Target."""
+        RayJobs(self.address).cancel(handle)
+
+
+def request(job: JobSpec, target: str, variables: Mapping[str, str], hook: str | None = None) -> dict[str, Any]:
+    """What Ray's job API is asked for a job.
+
+    Args:
+        job: that is to be started.
+        target: its target's name.
+        variables: of every process of the job.
+        hook: what Ray calls at the start of each of its workers.
+    """
+    runtime_env: dict[str, Any] = {"env_vars": dict(variables)} if variables else {}
+    return {
+        "entrypoint": shlex.join(job.argv),
+        "submission_id": job.id,
+        "runtime_env": runtime_env | ({"worker_process_setup_hook": hook} if hook else {}),
+        "metadata": {"foldtrain": "1", "stage": ",".join(job.stages), "run": job.run, "target": target},
+    }
+
+
+def rendered(asked: dict[str, Any]) -> Rendered:
+    """A request as text."""
+    return Rendered(REQUEST, json.dumps(asked, indent=1, ensure_ascii=False) + "\n")
+
+
+class RayJobs:
+    """Ray's job API.
+
+    Args:
+        address: URL of the dashboard.
+        headers: HTTP headers that it asks for.
+    """
+
+    def __init__(self, address: str, headers: Mapping[str, str] | None = None) -> None:
+        self._address, self._headers = address, dict(headers or {})
+
+    def ask(self) -> None:
+        """Make sure that the dashboard answers, and lets us in.
 
         Raises:
-            UsageError: if the address is missing or is no URL.
+            FoldtrainError: if not.
         """
-        if not address or not address.startswith(("http://", "https://")):
-            raise UsageError(
-                f"--address {address or '(not given)'}: give the URL of the cluster's dashboard, http://HOST:8265"
-            )
-        self.address = address
-        self._python = python
-        self._headers = dict(headers or {})
-        self._hand_over = hand_over
+        self._client()
 
-    def submit(self, stage: str, config: RunConfig) -> str:
-        """See Target."""
-        require_reachable(config)
-        from rich.text import Text
-
-        for sentence in not_sent(stage, config, os.environ):
-            console(stderr=True).print(Text(sentence))
-        return self.start(stage, config, target=self.name)
-
-    def start(self, stage: str, config: RunConfig, *, target: str) -> str:
-        """Start a stage with a config whose paths mean the same on the cluster as here."""
-        job_id = f"{stage}-{uuid4().hex[:6]}"
+    def submit(self, asked: dict[str, Any]) -> str:
+        """Start a job. Returns its id."""
         client = self._client()
-        with tempfile.TemporaryDirectory(prefix="foldtrain-job-") as folder, self._handed_over(job_id) as file:
-            Path(folder, _CONFIG).write_text(resolved_yaml(config))
-            module = "cluster.local_job" if file else "cluster.cli"
-            client.submit_job(
-                entrypoint=shlex.join([self._python, "-P", "-m", module, stage, _CONFIG]),
-                submission_id=job_id,
-                runtime_env={"working_dir": folder} | (_reading(file) if file else {}),
-                metadata={"foldtrain": "1", "stage": stage, "run": config.run, "target": target},
-            )
-        return job_id
-
-    @contextlib.contextmanager
-    def _handed_over(self, job_id: str) -> Iterator[Path | None]:
-        """The file with the variables of a job that is submitted meanwhile, if it gets any."""
-        file = self._hand_over(job_id) if self._hand_over else None
         try:
-            yield file
-        except BaseException:
-            if file:
-                file.unlink(missing_ok=True)
-            raise
-
-    def jobs(self) -> list[Job]:
-        """See Target."""
-        found = [_job(details) for details in self._client().list_jobs() if "foldtrain" in (details.metadata or {})]
-        return sorted(found, key=lambda job: job.started or float("inf"))
-
-    def job(self, job_id: str) -> Job:
-        """See Target."""
-        return self._known(self._client(), job_id)
-
-    def logs(self, job_id: str, write: Callable[[str], object], *, follow: bool) -> None:
-        """See Target."""
-        client = self._client()
-        self._known(client, job_id)
-        if not follow:
-            write(client.get_job_logs(job_id))
-            return
-        try:
-            asyncio.run(_tail(client, job_id, write))
+            return str(client.submit_job(**asked))
         except RuntimeError as error:
-            raise FoldtrainError(f"the logs of {job_id} broke off ({error}); the job goes on") from error
+            raise FoldtrainError(
+                f"{self._address} does not take the job: {str(error).partition(chr(10))[0]}"
+            ) from error
 
-    def stop(self, job_id: str) -> None:
-        """See Target."""
-        client = self._client()
-        self._known(client, job_id)
-        client.stop_job(job_id)
-
-    def _known(self, client: Any, job_id: str) -> Job:
+    def state(self, job_id: str) -> TargetState:
+        """What Ray says of a job; a cluster that does not know it has lost it."""
         try:
-            return _job(client.get_job_info(job_id))
+            details = self._client().get_job_info(job_id)
         except RuntimeError as error:
             if "404" not in str(error):
-                raise
-            raise UsageError(f"{self.address} has no job {job_id}; `foldtrain jobs` lists them") from error
+                raise FoldtrainError(f"{self._address} does not say how {job_id} stands: {error}") from error
+            return TargetState("lost", f"the Ray cluster at {self._address} has no such job")
+        return TargetState(
+            status=_STATUS[str(details.status.value)],
+            message=(details.message or "").partition(", last available logs")[0].strip(),  # they are in the run
+            started=details.start_time / 1000 if details.start_time else None,
+            ended=details.end_time / 1000 if details.end_time else None,
+        )
+
+    def cancel(self, job_id: str) -> None:
+        """Have Ray end a job: SIGTERM to its processes, and SIGKILL three seconds later."""
+        try:
+            self._client().stop_job(job_id)
+        except RuntimeError as error:
+            if "404" not in str(error):
+                raise FoldtrainError(f"{self._address} does not stop {job_id}: {error}") from error
 
     def _client(self) -> Any:
         import ray.job_submission  # noqa: F401 - it sets the levels of these loggers, once
@@ -149,7 +174,7 @@ class RayTarget:
         for name in _CHATTY:
             logging.getLogger(name).setLevel(logging.WARNING)
         with _without_ray_addresses():
-            return open_dashboard(self.address, self._headers)
+            return open_dashboard(self._address, self._headers)
 
 
 @contextlib.contextmanager
@@ -160,25 +185,3 @@ def _without_ray_addresses() -> Iterator[None]:
         yield
     finally:
         os.environ.update(hidden)
-
-
-async def _tail(client: Any, job_id: str, write: Callable[[str], object]) -> None:
-    await tail_logs(client, job_id, write)
-
-
-def _reading(file: Path) -> dict[str, Any]:
-    """What Ray is told of a file with variables: where it is, and to have each worker of the job read it."""
-    return {"env_vars": {FILE_VARIABLE: str(file)}, "worker_process_setup_hook": SETUP_HOOK}
-
-
-def _job(details: Any) -> Job:
-    metadata = details.metadata or {}
-    return Job(
-        id=str(details.submission_id),
-        stage=metadata.get("stage", ""),
-        run=metadata.get("run", ""),
-        status=_STATUS[str(details.status.value)],
-        started=details.start_time / 1000 if details.start_time else None,
-        ended=details.end_time / 1000 if details.end_time else None,
-        message=(details.message or "").partition(", last available logs")[0].strip(),  # its logs are shown already
-    )

@@ -10,10 +10,12 @@ import yaml
 
 from cluster.config.files import packaged, packaged_names
 from cluster.config.loading import load_config
+from cluster.targets.opening import load_target
 from data_pipeline.errors import UsageError
 
 FOLDER = Path(str(resources.files("configs")))
-FILES = sorted(FOLDER.rglob("*.yaml"))
+FILES = sorted(FOLDER / name for name in packaged_names())
+TARGETS = sorted((FOLDER / "cluster").glob("*.yaml"))
 
 
 def test_the_quickstart_is_among_them() -> None:
@@ -23,6 +25,13 @@ def test_the_quickstart_is_among_them() -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(FOLDER)))
 def test_it_loads(path: Path) -> None:
     assert load_config(path).run
+
+
+@pytest.mark.parametrize("path", TARGETS, ids=lambda path: path.stem)
+def test_a_target_loads_by_its_name_and_its_file_is_no_config_of_a_run(path: Path) -> None:
+    name, section = load_target(path.stem)
+    assert (name, section) == (path.stem, load_target(str(path))[1])
+    assert f"cluster/{path.name}" not in packaged_names()
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("imagefolder/generator-d*.yaml")), ids=lambda path: path.stem)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cluster.targets import dashboard
-from cluster.targets.ray import RayTarget
+from cluster.targets.ray_old import RayTarget
 from data_pipeline.errors import FoldtrainError
 from tests.data_pipeline.stub_s3 import Answer, stub_s3
 

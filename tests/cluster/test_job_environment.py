@@ -14,10 +14,10 @@ import pytest
 
 from cluster.config.loading import load_config
 from cluster.session import job_environment, local_head
-from cluster.targets.local import LocalTarget
+from cluster.targets.local_old import LocalTarget
 from cluster.targets.own_variables import not_sent
-from cluster.targets.ray import RayTarget
-from cluster.targets.target import Job, Status
+from cluster.targets.ray_old import RayTarget
+from cluster.targets.target_old import Job, Status
 from data_pipeline.errors import FoldtrainError
 
 SECRET = "do-not-show-51f0"

@@ -25,10 +25,9 @@ from cluster.config.loading import load_config
 from cluster.config.run import ClusterConfig, RunConfig
 from cluster.jobs import submitting as jobs
 from cluster.session import job_environment, local_head
-from cluster.targets import open_target
-from cluster.targets.local import LocalTarget
-from cluster.targets.ray import RayTarget, _reading
-from cluster.targets.target import Job
+from cluster.targets.local_old import LocalTarget, open_target
+from cluster.targets.ray_old import RayTarget, _reading
+from cluster.targets.target_old import Job
 from data_pipeline.config import FolderSource
 from data_pipeline.errors import FoldtrainError, UsageError
 from data_pipeline.storage.places import rules_of
