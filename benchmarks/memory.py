@@ -39,6 +39,8 @@ from trainer.planning.step_trace import trace_micro_batch
 
 MIB = 2**20
 STEPS = 2
+_PATIENCE = 1_800.0
+"""Seconds for a cell: on a machine that does other work, too, the large ones take minutes."""
 TOKENIZER = ImageFolderConfig(scales=(1, 2, 3, 4, 6), quantizer=VectorConfig(codebook_size=4096))
 SIZES = {
     "small": NextScaleConfig(num_classes=100, depth=5, width=512, heads=8),
@@ -139,7 +141,8 @@ def main() -> None:
             predicted = predict(size, stage, options.precision, options.world)
             whole = predicted.device_bytes + predicted.host_bytes
             with tempfile.TemporaryDirectory() as folder:
-                measured = max(run_gloo(options.world, Path(folder), measure, size, stage, options.precision))
+                arguments = (size, stage, options.precision)
+                measured = max(run_gloo(options.world, Path(folder), measure, *arguments, patience=_PATIENCE))
             cells[name] = {"predicted": whole, "measured": measured, "moment": predicted.moment}
             numbers = [f"{whole / MIB:,.0f}", f"{measured / MIB:,.0f}", f"{measured / whole:.3f}", predicted.moment]
             rows.append([name, *numbers])
