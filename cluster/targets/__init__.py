@@ -8,6 +8,8 @@
 from __future__ import annotations
 
 from cluster.targets.config import TargetKind, TargetSection
+from cluster.targets.kuberay import KubeRayTarget
+from cluster.targets.kuberay_config import KubeRayConfig
 from cluster.targets.local import LocalConfig, LocalTarget
 from cluster.targets.ray import RayConfig, RayTarget
 from cluster.targets.target import JobSpec, Rendered, Target, TargetState
@@ -15,6 +17,7 @@ from cluster.targets.target import JobSpec, Rendered, Target, TargetState
 KINDS: dict[str, TargetKind] = {
     "local": TargetKind(LocalConfig, LocalTarget),
     "ray": TargetKind(RayConfig, RayTarget),
+    "kuberay": TargetKind(KubeRayConfig, KubeRayTarget),
 }
 """By the `kind` of a target's config."""
 
