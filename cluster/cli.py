@@ -22,6 +22,7 @@ from cluster.commands import (
     configs,
     data,
     data_sets,
+    doctor,
     drill,
     gc,
     jobs,
@@ -65,6 +66,7 @@ def options(
 stages.register(app)
 configs.register(app)
 jobs.register(app)
+doctor.register(app)
 runs.register(app)
 checkpoints.register(app)
 data.register(app)

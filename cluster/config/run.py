@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PlainSerializer, PlainValidator, WithJsonSchema, model_validator
 
@@ -97,6 +97,10 @@ class ClusterConfig(Section):
     Without either, MFU is left out."""
     max_failures: int = Field(3, ge=-1, le=1_000_000)
     """Times that Ray restarts a stage whose worker died, without a new checkpoint in between; -1 for no limit."""
+    preflight: Literal["auto", "always", "never"] = "auto"
+    """Check the nodes before the first step of a training (docs/clusters/doctor.md): versions, disks, storage, network,
+    speed. What is broken or slow is left out where there are spare nodes; else an error ends the command. auto: where
+    workers may be on more than one node."""
 
     @property
     def fewest_workers(self) -> int:

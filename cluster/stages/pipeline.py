@@ -194,10 +194,11 @@ def _tokenize(config: RunConfig) -> int:
 
 
 def _train(config: RunConfig, job: TrainJob) -> int:
+    from cluster.preflight.before_training import preflight
     from cluster.training.stage import train
 
     trainer = job.section.trainer
-    trained = train(job, config.cluster)
+    trained = train(job, config.cluster, lambda: preflight(config, _read_from(job)))
     if trained is not None and trained.noticed:
         raise StageStopped(
             f"{job.stage}: stopped at step {trained.step} of {trainer.steps} on a termination notice; "
@@ -205,6 +206,11 @@ def _train(config: RunConfig, job: TrainJob) -> int:
             trained.step * trainer.global_batch,
         )
     return trainer.steps * trainer.global_batch if trained else 0
+
+
+def _read_from(job: TrainJob) -> list[str]:
+    """URIs of what a stage is trained from; a pretrained network has a name instead."""
+    return [uri for uri in job.inputs.values() if storage.absolute(uri) == uri]
 
 
 # ------------------------------------------------------------------------------------------------------ what came of it

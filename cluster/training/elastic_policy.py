@@ -33,6 +33,30 @@ class Cluster(Protocol):
         """Nodes that are about to go."""
 
 
+class Without:
+    """A cluster of which some nodes are not used, as if they were about to go.
+
+    Args:
+        cluster: all of it.
+        nodes: Ray's ids of those that are not used.
+    """
+
+    def __init__(self, cluster: Cluster, nodes: frozenset[str]) -> None:
+        self._cluster, self._nodes = cluster, nodes
+
+    def free(self) -> Mapping[str, Mapping[str, float]]:
+        """See Cluster."""
+        return self._cluster.free()
+
+    def whole(self) -> Mapping[str, Mapping[str, float]]:
+        """See Cluster."""
+        return self._cluster.whole()
+
+    def leaving(self) -> set[str]:
+        """See Cluster."""
+        return self._cluster.leaving() | self._nodes
+
+
 class Room:
     """How many workers fit on a cluster, without the nodes that are about to go.
 

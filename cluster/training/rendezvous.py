@@ -85,8 +85,13 @@ def free_port() -> int:
         return int(opened.getsockname()[1])
 
 
-def join_group(meeting: Meeting) -> None:
-    """Connect this process with the other workers; returns when all are there. Imports torch."""
+def join_group(meeting: Meeting, seconds: float = _STALLED_SECONDS) -> None:
+    """Connect this process with the other workers; returns when all are there. Imports torch.
+
+    Args:
+        meeting: where.
+        seconds: after which an operation that waits for a peer fails.
+    """
     import torch.distributed as dist
 
     os.environ.update(meeting.variables)
@@ -99,7 +104,7 @@ def join_group(meeting: Meeting) -> None:
         init_method=meeting.file or "env://",
         rank=meeting.rank,
         world_size=meeting.size,
-        timeout=timedelta(seconds=_STALLED_SECONDS),
+        timeout=timedelta(seconds=seconds),
     )
 
 

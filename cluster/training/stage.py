@@ -7,7 +7,7 @@ the last checkpoint. There is room for more: the workers end with a checkpoint, 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_fixed
@@ -41,8 +41,14 @@ class Trained:
     """Whether the command was told to end."""
 
 
-def train(job: TrainJob, cluster: ClusterConfig) -> Trained | None:
+def train(job: TrainJob, cluster: ClusterConfig, preflight: Callable[[], frozenset[str]] = frozenset) -> Trained | None:
     """Train what the job names, from its newest checkpoint on, until it is finished or told to stop.
+
+    Args:
+        job: the stage.
+        cluster: what workers need, and how many there may be.
+        preflight: called before the workers are started: looks at the nodes, raises if they are not fit for it, and
+            gives Ray's ids of those that are to be left out.
 
     Returns:
         What it came to; None if the stage is finished already.
@@ -67,7 +73,7 @@ def train(job: TrainJob, cluster: ClusterConfig) -> Trained | None:
         with only_driver(job.folder, f"training of {job.stage}") as lease:
             if job.is_finished():  # by another driver, whose end this one has waited for
                 return None
-            return _train(replace(job, lease=lease.claim), cluster, sizes, shown, asked)
+            return _train(replace(job, lease=lease.claim), cluster, sizes, shown, asked, preflight())
 
 
 def _asked_at() -> float:
@@ -101,7 +107,14 @@ def _sizes(job: TrainJob, cluster: ClusterConfig) -> Sequence[int]:
     )
 
 
-def _train(job: TrainJob, cluster: ClusterConfig, sizes: Sequence[int], shown: Follower, asked: float) -> Trained:
+def _train(
+    job: TrainJob,
+    cluster: ClusterConfig,
+    sizes: Sequence[int],
+    shown: Follower,
+    asked: float,
+    without: frozenset[str],
+) -> Trained:
     """As `train`, on the Ray that is connected."""
     from cluster.session.head_nodes import HeadNodes
     from cluster.training.notices import Notice
@@ -111,7 +124,7 @@ def _train(job: TrainJob, cluster: ClusterConfig, sizes: Sequence[int], shown: F
     watch = watch_head(lambda: notice.end_without_head(_wait_for_workers(job, since)))
     try:
         with ray_folder() as folder, notice, shown.telling(notice), watch:
-            ending, step = Supervisor(job, cluster, sizes, notice, HeadNodes(), folder, asked).run()
+            ending, step = Supervisor(job, cluster, sizes, notice, HeadNodes(), folder, asked, without).run()
     except KeyboardInterrupt:
         console().print(f"{job.stage}: interrupted; the same command goes on from its last checkpoint")
         raise

@@ -18,7 +18,7 @@ from pathlib import Path
 from cluster.config.run import ClusterConfig
 from cluster.session.worker_errors import user_error
 from cluster.training import warm_workers
-from cluster.training.elastic_policy import Cluster, Restarts, Room, UsableSizes
+from cluster.training.elastic_policy import Cluster, Restarts, Room, UsableSizes, Without
 from cluster.training.failures import WorkersFailedError, last_error
 from cluster.training.notices import Notice
 from cluster.training.worker_group import Needs, NoRoomError, WorkerGroup, start_group
@@ -51,6 +51,7 @@ class Supervisor:
         nodes: of the cluster.
         folder: where workers on this node meet, for this user alone.
         asked: unix time at which the stage was asked for, seconds.
+        without: Ray's ids of nodes that are not used.
     """
 
     def __init__(
@@ -62,11 +63,12 @@ class Supervisor:
         nodes: Cluster,
         folder: Path,
         asked: float,
+        without: frozenset[str] = frozenset(),
     ) -> None:
         self._nodes = nodes
         self._job, self._cluster, self._notice, self._folder, self._asked = job, cluster, notice, folder, asked
-        self._needs = Needs(cluster.cpus_per_worker, cluster.gpus_per_worker)
-        room = Room(self._needs.resources, nodes)
+        self._needs = Needs(cluster.cpus_per_worker, cluster.gpus_per_worker, without)
+        room = Room(self._needs.resources, Without(nodes, without))
         self._sizes, self._choice = tuple(sizes), UsableSizes(sizes, room, notice.say)
         self._restarts = Restarts(cluster.max_failures, job.checkpoints)
         self._signalled = Ending.PAUSED if cluster.is_elastic else Ending.STOPPED

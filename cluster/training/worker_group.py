@@ -34,6 +34,8 @@ class Needs:
 
     cpus: float
     gpus: int
+    without: frozenset[str] = frozenset()
+    """Ray's ids of nodes that no worker may be on."""
 
     @property
     def threads(self) -> int:
@@ -220,7 +222,9 @@ def _reserve(needs: Needs, size: int, check: Check, seconds: float) -> Any:
     """Room for so many workers, as soon as there is some; NoRoomError if there is none by then."""
     from ray.util.placement_group import placement_group, remove_placement_group
 
-    reservation = placement_group([needs.resources] * size, strategy="PACK")
+    elsewhere = {"ray.io/node-id": f"!in({','.join(sorted(needs.without))})"}
+    selectors = [elsewhere] * size if needs.without else None
+    reservation = placement_group([needs.resources] * size, strategy="PACK", bundle_label_selector=selectors)
     began = time.monotonic()
     try:
         while not (there := reservation.wait(_LOOK_SECONDS)) and time.monotonic() - began < seconds:

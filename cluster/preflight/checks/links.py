@@ -1,0 +1,163 @@
+"""How fast each pair of nodes can add up tensors: an all-reduce of two, joined as the workers of a training join.
+
+All nodes are paired off at the same time, in rounds, so that each node talks to one other at once and a cluster of any
+size takes a few seconds. A node whose best pair is far below the others' is slow itself; a pair that is far below
+what both of its nodes reach with others has a slow way between them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from cluster.preflight.checks.check import Check, or_all_well
+from cluster.preflight.findings import Finding
+from cluster.preflight.nodes import Failure, Nodes
+from cluster.preflight.wanted import Wanted
+
+NAME = "bandwidth"
+SLOW = 0.5
+"""Of the median."""
+FLOOR = 60e6
+"""Bytes a second below which a link is slow whatever the others are: about half of gigabit Ethernet."""
+_MOST_ROUNDS = 7
+_MEET_SECONDS = 6.0
+_SECONDS = 14.0
+_FIRST_BYTES, _MOST_BYTES = 2**16, 2**24
+_LONG_SECONDS = 0.06
+"""A tensor that takes so long is large enough."""
+_REPEATS = 2
+
+Pair = tuple[str, str]
+
+
+def rounds(names: Sequence[str]) -> list[list[Pair]]:
+    """All pairs in rounds in which each name is once (the circle method), as many rounds as are run."""
+    ring: list[str | None] = [*names, *([None] if len(names) % 2 else [])]
+    found = []
+    for _ in range(min(_MOST_ROUNDS, len(ring) - 1)):
+        facing = zip(ring[: len(ring) // 2], reversed(ring[len(ring) // 2 :]), strict=True)
+        found.append([(a, b) for a, b in facing if a is not None and b is not None])
+        ring = [ring[0], ring[-1], *ring[1:-1]]
+    return found
+
+
+def port() -> int:
+    """A free port here."""
+    from cluster.training.rendezvous import free_port
+
+    return free_port()
+
+
+def exchange(rank: int, address: str, at: int, nccl: bool) -> float:
+    """Join with the other node of a pair, and add up tensors. Returns bytes a second.
+
+    Args:
+        rank: 0 or 1.
+        address: of the node of rank 0.
+        at: port there.
+        nccl: whether it is done between their first GPUs, by NCCL.
+    """
+    import torch
+    import torch.distributed as dist
+
+    from cluster.training.rendezvous import Meeting, join_group
+
+    nccl = nccl and torch.cuda.is_available()
+    meeting = Meeting("nccl" if nccl else "gloo", rank, 2, 0, 1, rank, address=address, port=at)
+    join_group(meeting, seconds=_MEET_SECONDS)
+    try:
+        return _rate(torch.device("cuda", 0) if nccl else torch.device("cpu"))
+    finally:
+        dist.destroy_process_group()
+
+
+def _rate(device: Any) -> float:
+    """The best rate, with tensors that grow until one takes long enough."""
+    size, best = _FIRST_BYTES, 0.0
+    while True:
+        seconds = [_all_reduce(device, size) for _ in range(_REPEATS)]
+        best = max(best, size / min(seconds))
+        if min(seconds) >= _LONG_SECONDS or size >= _MOST_BYTES:
+            return best
+        size *= 4
+
+
+def _all_reduce(device: Any, size: int) -> float:
+    """Seconds that both need, the slower one's: so both decide alike how to go on."""
+    import torch
+    import torch.distributed as dist
+
+    tensor = torch.zeros(size // 4, device=device)
+    dist.barrier()
+    began = time.perf_counter()
+    dist.all_reduce(tensor)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    took = torch.tensor([time.perf_counter() - began], dtype=torch.float64, device=device)
+    dist.all_reduce(took, op=dist.ReduceOp.MAX)
+    return float(took.item())
+
+
+def _measure(nodes: Nodes, wanted: Wanted) -> Mapping[Pair, float | Failure]:
+    addresses, found = nodes.addresses, {}
+    for pairs in rounds(list(addresses)):
+        ports = nodes.each(port, {first: () for first, _ in pairs}, _SECONDS)
+        asked: dict[str, tuple[Any, ...]] = {}
+        for pair in pairs:
+            if not isinstance(ports[pair[0]], Failure):
+                for rank, name in enumerate(pair):
+                    asked[name] = (rank, addresses[pair[0]], ports[pair[0]], wanted.gpus_per_worker > 0)
+        rates = nodes.each(exchange, asked, _SECONDS)
+        for pair in pairs:
+            both = [rates.get(name, ports[pair[0]]) for name in pair]
+            failures = [each for each in both if isinstance(each, Failure)]
+            found[pair] = failures[0] if failures else min(both)
+    return found
+
+
+def judge(facts: Mapping[Pair, float], _: Wanted) -> list[Finding]:
+    """Nodes that are slow with all others, and pairs that are slower than both of their nodes elsewhere."""
+    names = list(dict.fromkeys(name for pair in facts for name in pair))
+    best = {name: max(rate for pair, rate in facts.items() if name in pair) for name in names}
+    usual = median(best.values()) if best else 0.0
+    slow = {name for name in names if len(names) > 2 and best[name] < SLOW * usual}
+    findings = [
+        Finding(
+            name, NAME, "warning", f"{_size(best[name])} with the best of the others, which reach {_size(usual)}", _NODE
+        )
+        for name in names
+        if name in slow
+    ]
+    for (a, b), rate in facts.items():
+        reachable = min(best[a], best[b])
+        if slow.isdisjoint((a, b)) and (rate < SLOW * reachable or rate < FLOOR):
+            with_others = f", each {_size(reachable)} or more with others" if rate < SLOW * reachable else ""
+            findings.append(Finding(f"{a} and {b}", NAME, "warning", f"{_size(rate)} between them{with_others}", _PAIR))
+    worst = min(facts.values(), default=0.0)
+    return or_all_well(findings, NAME, f"{_size(worst)} or more between {len(facts)} pairs")
+
+
+def _size(rate: float) -> str:
+    return f"{rate / 1e9:.2f} GB/s" if rate >= 1e9 else f"{rate / 1e6:.0f} MB/s"
+
+
+_NODE = (
+    "look at its network card, cable and switch port (ethtool, ip -s link), at what else sends there, and at the "
+    "interface that is used (GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME); or take the node out"
+)
+_PAIR = (
+    "look at the way between them (switches, a firewall, a traffic limit), and at the interface that is used "
+    "(GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME)"
+)
+CHECK = Check(
+    NAME,
+    _measure,
+    judge,
+    remedy="see that workers can join there: the host's name resolves to an address that others reach, or set "
+    "GLOO_SOCKET_IFNAME to the interface that they do reach",
+    fewest=2,
+    after=("ports",),
+)

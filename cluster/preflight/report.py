@@ -1,0 +1,46 @@
+"""Findings as a table, and as JSON."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from cluster.preflight.findings import Finding, by_level
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
+
+
+def table(findings: Iterable[Finding]) -> Table:
+    """One line each, the worst first."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table("node", "check", "", "found", "what to do", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for found in by_level(findings):
+        level = Text(found.level, style=_STYLES[found.level])
+        made.add_row(found.node, found.check, level, found.found, found.remedy)
+    return made
+
+
+def summary(findings: Sequence[Finding], nodes: int, seconds: float) -> str:
+    """In a line."""
+    counts = Counter(found.level for found in findings)
+    checks = len({found.check for found in findings})
+    wrong = [f"{counts[level]} {level}{'s' * (counts[level] > 1)}" for level in ("error", "warning") if counts[level]]
+    where = f"{nodes} node{'s' * (nodes != 1)}"
+    return f"{checks} checks on {where} in {seconds:.1f} s: {' and '.join(wrong) or 'nothing wrong'}"
+
+
+def record(findings: Sequence[Finding], nodes: Iterable[str], seconds: float) -> dict[str, Any]:
+    """All of it as plain data."""
+    return {
+        "nodes": list(nodes),
+        "seconds": round(seconds, 2),
+        "findings": [asdict(found) for found in by_level(findings)],
+    }

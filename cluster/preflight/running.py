@@ -1,0 +1,83 @@
+"""Runs the checks one after the other, and says what they found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from cluster.preflight.checks import CHECKS
+from cluster.preflight.checks.check import Check
+from cluster.preflight.findings import EVERY, Finding
+from cluster.preflight.nodes import Failure, Nodes, Some, ask_all
+from cluster.preflight.wanted import Wanted
+
+NODE = "node"
+"""Name of the check that a node answers at all."""
+_AGAIN_SECONDS = 3.0
+_SAME = "install on every node what the others have (pip install -c constraints.txt, or one image for all of them)"
+
+
+def run_checks(
+    nodes: Nodes,
+    wanted: Wanted,
+    *,
+    unanswered: Mapping[str, Failure] | None = None,
+    checks: Iterable[Check] = CHECKS,
+    say: Callable[[str], object] = lambda _: None,
+) -> list[Finding]:
+    """Run all checks on some nodes.
+
+    Args:
+        nodes: that answer.
+        wanted: what they are checked for.
+        unanswered: nodes that did not answer already, by name.
+        checks: in their order.
+        say: is told the name of each check before it runs.
+
+    Returns:
+        What they found, in their order: of each check at least one finding, if it had nodes to run on.
+    """
+    findings = [_gone(name, failure) for name, failure in (unanswered or {}).items()]
+    left = tuple(nodes.addresses)
+    for check in checks:
+        fit = Some(nodes, tuple(name for name in left if not _has_failed(name, check.after, findings)))
+        if len(fit.names) < check.fewest or not check.applies(wanted):
+            continue
+        say(check.name)
+        facts = check.measure(fit, wanted)
+        failures = {name: found for name, found in facts.items() if isinstance(found, Failure)}
+        findings += [
+            Finding(_named(name), check.name, "error", it.reason, check.remedy) for name, it in failures.items()
+        ]
+        findings += check.judge({name: found for name, found in facts.items() if name not in failures}, wanted)
+        gone = _gone_since(nodes, [name for name, failure in failures.items() if failure.is_silent])
+        findings += [_gone(name, failure) for name, failure in gone.items()]
+        left = tuple(name for name in left if name not in gone)
+    return findings
+
+
+def _named(about: str | tuple[str, ...]) -> str:
+    """A node, or nodes that something is between."""
+    return about if isinstance(about, str) else " and ".join(about)
+
+
+def _has_failed(name: str, checks: Iterable[str], findings: Iterable[Finding]) -> bool:
+    return any(found.node in {name, EVERY} and found.check in checks and found.level == "error" for found in findings)
+
+
+def _gone_since(nodes: Nodes, names: Iterable[str]) -> dict[str, Failure]:
+    """Those of the nodes that answer nothing any more."""
+    known = tuple(name for name in names if name in nodes.addresses)
+    found = ask_all(Some(nodes, known), _here, seconds=_AGAIN_SECONDS) if known else {}
+    return {name: answer for name, answer in found.items() if isinstance(answer, Failure)}
+
+
+def _here() -> bool:
+    return True
+
+
+def _gone(name: str, failure: Failure) -> Finding:
+    if failure.is_silent:
+        remedy = "end the node and start it again, or look at its load and its network; Ray still counts it as alive"
+    else:
+        remedy = f"see the logs of Ray on it; if a module is missing there, {_SAME}"
+    return Finding(name, NODE, "error", f"does not answer: {failure.reason}", remedy)
