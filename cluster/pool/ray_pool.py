@@ -1,24 +1,26 @@
-"""Ray's side of a pool: Ray Data keeps actors, between a fewest and a most of them, which ask the ledger for shards.
+"""Ray's side of a pool: actors that ask the ledger for shards until there are none left, or until they are to leave.
 
-What Ray Data maps over the actors is a turn for each actor that may be: the actor that gets it makes shards until there
-are none left. So the number of shards costs Ray nothing, and no row of a plan passes through it; a turn whose process
-died is given out again.
+Each actor has one turn, a call that lasts until the ledger has no shard for it any more. So the number of shards costs
+Ray nothing, and no row of a plan passes through it. Ray places the actors, and starts one again whose process died.
+Those that it has no room for wait: an autoscaler adds nodes for them. An actor whose turn has ended is released.
 
-Ray Data runs in an actor of its own. What an actor started ends with it, so that one kill releases the whole pool:
-workers that hang, workers that wait for room in the cluster, and Ray Data itself.
+A pool grows by actors that join, and shrinks by some that leave after the shard in hand; all others go on undisturbed.
 """
 
 from __future__ import annotations
 
-import logging
-import math
 import time
-import warnings
+import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.pool.leaving import Member, leaving
 from cluster.pool.shard_ledger import InFlight, Ledger, Numbers, Report, to_ranges
 from cluster.pool.shard_worker import ShardWork, ShardWorker
+
+_MOST_WAITING = 64
+"""Actors that wait for room at once: Ray's head looks through all of them whenever there is some."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,6 @@ class WorkerNeeds:
         """As Ray wants it."""
         return {"num_cpus": self.cpus, **({"num_gpus": self.gpus} if self.gpus else {})}
 
-    def fitting(self) -> int:
-        """Workers that fit into what is free in the cluster now."""
-        _, free = _resources()
-        fits = free.get("CPU", 0.0) / self.cpus
-        return math.floor(min(fits, free.get("GPU", 0.0) / self.gpus) if self.gpus else fits)
-
     def against_cluster(self) -> str:
         """What a worker needs and what there is, in words."""
         whole, free = _resources()
@@ -70,46 +66,18 @@ def _resources() -> tuple[dict[str, float], dict[str, float]]:
     return ray.cluster_resources(), ray.available_resources()  # type: ignore[no-untyped-call]
 
 
-class _RayData:
-    """The actor that runs Ray Data."""
+@dataclass(frozen=True)
+class Resized:
+    """What a change of the size comes to."""
 
-    def run(self, work: Any, ledger: Any, size: PoolSize, needs: WorkerNeeds) -> None:
-        """Give every actor a turn. It ends when the ledger has no shard for any of them any more."""
-        import ray.data
-
-        warnings.simplefilter("ignore")  # on pools larger than their work, and the like: the driver says what matters
-        for name in ("ray.data", "ray.train", "ray.util"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-        _configure(ray.data.DataContext.get_current())
-        fewest, most = size.fewest, size.most
-        turns = [{"turn": number} for number in range(most)]
-        results = ray.data.from_items(turns, override_num_blocks=most).map(
-            ShardWorker,  # type: ignore[arg-type] # Ray Data takes a class whose instances are called
-            fn_constructor_kwargs={"work": work, "ledger": ledger, "threads": needs.threads},
-            compute=ray.data.ActorPoolStrategy(
-                min_size=fewest,
-                max_size=most,
-                initial_size=max(fewest, min(most, needs.fitting())),
-                max_tasks_in_flight_per_actor=1,
-            ),
-            **needs.options(),
-        )
-        for _row in results.iter_rows():
-            pass  # the ledger knows
-
-
-def _configure(context: Any) -> None:
-    context.enable_progress_bars = context.print_on_execution_start = False
-    context.wait_for_min_actors_s = -1  # begin with those that are there
-    context.max_consecutive_actor_init_deaths = -1  # a worker that is killed while it starts is replaced
-    context.execution_no_progress_timeout_s = -1  # a shard may take long; the driver watches for those that hang
-    # Grow while every worker is busy. Ray's own bounds suit pools with more than one task queued at each actor.
-    context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
-    context.autoscaling_config.actor_pool_util_downscaling_threshold = 0.5
+    joining: int
+    """Workers that are asked for."""
+    leaving: tuple[str, ...]
+    """Workers that leave after the shard in hand, or before their first one."""
 
 
 class RayPool:
-    """The actors of a run, as its driver sees them: the ledger, Ray Data, and workers for second tries.
+    """The actors of a run, as its driver sees them: the ledger, the workers, and workers for second tries.
 
     Args:
         work: what workers do.
@@ -121,26 +89,27 @@ class RayPool:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self._beside = {"num_cpus": 0, "scheduling_strategy": here}
+        self._here = str(ray.get_runtime_context().get_node_id())
+        here = NodeAffinitySchedulingStrategy(self._here, soft=False)
+        options = {"num_cpus": 0, "scheduling_strategy": here, "max_restarts": -1, "max_task_retries": -1}
         self._work, self._needs = ray.put(work), needs
-        options = self._beside | {"max_restarts": -1, "max_task_retries": -1}
         self.ledger: Any = ray.remote(Ledger).options(**options).remote(max_attempts)
-        self._ray_data: Any = None
-        self._pass: Any = None
-        self._second: dict[int, Any] = {}
+        self._members: dict[str, tuple[Any, Any]] = {}
+        """Workers whose turn has not ended, in the order in which they were asked for: the actor, and its turn."""
+        self._leaving: set[str] = set()
+        self._still_to_ask = 0
+        """Workers that are asked for once fewer of them wait for room."""
+        self._second: dict[int, tuple[Any, float]] = {}
         self._is_abandoned = False
 
-    def start_pass(self, numbers: Numbers, size: PoolSize) -> None:
-        """Offer these shards to a pool of this size."""
+    def start_pass(self, numbers: Numbers, most: int) -> None:
+        """Offer these shards to so many workers."""
         import ray
 
-        if self._ray_data is None:
-            self._ray_data = ray.remote(_RayData).options(**self._beside).remote()
         ray.get(self.ledger.start_pass.remote(to_ranges(numbers)))
-        most = min(size.most, len(numbers))
-        size = PoolSize(min(size.fewest, most), most)
-        self._pass = self._ray_data.run.remote(self._work, self.ledger, size, self._needs)
+        self._leaving.clear()
+        self._still_to_ask = most
+        self._ask_for(waiting=0)
 
     def report(self, ledger: float, known: int) -> Report:
         """What the ledger says (`Ledger.report`)."""
@@ -155,30 +124,101 @@ class RayPool:
 
         ray.get(self.ledger.fail.remote(shard.number, shard.worker, shard.host, reason))
 
-    def drain(self) -> None:
-        """Have no shard begun any more."""
-        self.ledger.drain.remote()
+    # ------------------------------------------------------------------------------------------------------ its size
+
+    def resize(self, most: int, report: Report) -> Resized:
+        """Have so many workers from now on. Those that stay notice nothing of it.
+
+        Args:
+            most: workers.
+            report: the newest.
+        """
+        staying = len(self._members) - len(self._leaving) + self._still_to_ask
+        if most >= staying:
+            self._still_to_ask += most - staying
+            self._ask_for(self._waiting(report))
+            return Resized(most - staying, ())
+        unasked = min(self._still_to_ask, staying - most)
+        self._still_to_ask -= unasked
+        chosen = leaving(self._standing(report), staying - most - unasked, self._here)
+        self._dismiss(chosen)
+        return Resized(0, tuple(chosen))
+
+    def keep(self, report: Report) -> None:
+        """Ask for workers that are still to be asked for; once no shard is left to begin, let go who has not opened.
+
+        So what an autoscaler is asked for is what there is work for.
+        """
+        if not report.waiting:
+            self._still_to_ask = 0
+            self._dismiss([each.worker for each in self._standing(report) if not each.is_open])
+        elif self._still_to_ask:
+            self._ask_for(self._waiting(report))
+
+    def _waiting(self, report: Report) -> int:
+        """Workers that wait for room."""
+        return sum(worker not in report.arrived for worker in self._members)
+
+    def _standing(self, report: Report) -> list[Member]:
+        return [Member(name, report.arrived.get(name)) for name in self._members if name not in self._leaving]
+
+    def _ask_for(self, waiting: int) -> None:
+        import ray
+
+        count = min(self._still_to_ask, max(0, _MOST_WAITING - waiting))
+        self._still_to_ask -= count
+        options = self._needs.options() | {"max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": "SPREAD"}
+        kind = ray.remote(ShardWorker).options(**options)
+        for _ in range(count):
+            worker = _new_name()
+            actor: Any = kind.remote(self._work, self.ledger, self._needs.threads, worker)
+            self._members[worker] = actor, actor.work.remote()
+
+    def _dismiss(self, workers: Sequence[str]) -> None:
+        """Have workers leave after the shard in hand, those without one at once."""
+        import ray
+
+        if not workers:
+            return
+        self._leaving |= set(workers)
+        at_work = set(ray.get(self.ledger.dismiss.remote(workers)))
+        for worker in workers:
+            if worker not in at_work:
+                self._release(worker)
+
+    def _release(self, worker: str) -> None:
+        """Hand back what a worker reserves, or waits for."""
+        import ray
+
+        actor, _ = self._members.pop(worker)
+        self._leaving.discard(worker)
+        ray.kill(actor)
 
     def wait(self, seconds: float) -> bool:
-        """Wait so long for the pass to end. Returns whether it has.
+        """Wait so long for all turns to end, and release the workers of those that did. Returns whether all have.
 
         Raises:
-            RayError: if Ray Data failed.
+            RayError: if an actor failed.
         """
         import ray
 
-        ended, _ = ray.wait([self._pass], timeout=seconds)
-        if ended:
-            ray.get(self._pass)
-        return bool(ended)
+        turns = {turn: worker for worker, (_, turn) in self._members.items()}
+        if turns:
+            ended, _ = ray.wait(list(turns), num_returns=len(turns), timeout=seconds)
+            for turn in ended:
+                self._release(turns[turn])
+            ray.get(ended)
+        return not self._members
+
+    # --------------------------------------------------------------------------------------------------- second tries
 
     def try_again(self, number: int) -> None:
         """Give a shard to a further worker, on a node with few of them, beside the one that has it."""
         import ray
 
-        worker = ray.remote(_SecondTry).options(**self._needs.options(), scheduling_strategy="SPREAD")
-        actor: Any = worker.remote(self._work, self.ledger, self._needs.threads)
-        actor.make.remote(number)
+        worker = ray.remote(ShardWorker).options(**self._needs.options(), scheduling_strategy="SPREAD")
+        actor: Any = worker.remote(self._work, self.ledger, self._needs.threads, _new_name())
+        actor.make_one.remote(number)
         self._second[number] = (actor, time.monotonic())
 
     @property
@@ -194,20 +234,20 @@ class RayPool:
 
             ray.kill(actor)
 
+    # -------------------------------------------------------------------------------------------------------- the end
+
     def end_pass(self) -> None:
         """Release all workers, whatever they do."""
-        import ray
-
         for number in list(self._second):
             self.end_second_try(number)
-        if self._ray_data is not None:
-            ray.kill(self._ray_data)
-        self._ray_data = self._pass = None
+        for worker in list(self._members):
+            self._release(worker)
+        self._still_to_ask = 0
 
     def abandon(self) -> None:
         """Release nothing from now on: without Ray's head that cannot be done, and all ends with its cluster."""
         self._second.clear()
-        self._ray_data = self._pass = None
+        self._members.clear()
         self._is_abandoned = True
 
     def close(self) -> None:
@@ -220,12 +260,6 @@ class RayPool:
         ray.kill(self.ledger)
 
 
-class _SecondTry:
-    """An actor that makes one shard."""
-
-    def __init__(self, work: ShardWork, ledger: Any, threads: int) -> None:
-        self._worker = ShardWorker(work, ledger, threads)
-
-    def make(self, number: int) -> None:
-        """Make it."""
-        self._worker.make_one(number)
+def _new_name() -> str:
+    """Of a worker: it keeps it when Ray starts it again."""
+    return uuid.uuid4().hex[:12]

@@ -11,7 +11,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -85,6 +85,16 @@ class WorkerRate:
 
 
 @dataclass(frozen=True)
+class Arrival:
+    """A worker that has a process."""
+
+    node: str
+    """Ray's id of its node."""
+    is_open: bool
+    """Whether it has opened what its shards need."""
+
+
+@dataclass(frozen=True)
 class Result:
     """A shard that is settled: made, or tried often enough."""
 
@@ -117,8 +127,10 @@ class Report:
     images_per_second: float
     median_seconds: float | None
     """Of the shards that were made last."""
+    arrived: dict[str, Arrival]
+    """Workers of this pass that have a process."""
     refused: int
-    """Times that one could not."""
+    """Times that one could not open what it needs."""
     refusals: tuple[str, ...]
     """Why, newest last."""
     opened: int
@@ -147,7 +159,7 @@ class Ledger:
     def __init__(self, max_attempts: int, clock: Callable[[], float] = time.monotonic) -> None:
         now = clock()
         self._clock, self._max_attempts, self._made_at = clock, max_attempts, now
-        self._draining = False
+        self._is_over = False
         self._pass: Numbers = np.empty(0, np.int64)
         self._next = 0
         """Where in the pass the next shard is."""
@@ -161,6 +173,8 @@ class Ledger:
         self._died_in_pass: dict[int, int] = {}
         self._in_flight: dict[str, InFlight] = {}
         self._workers: dict[str, _Worker] = {}
+        self._arrived: dict[str, Arrival] = {}
+        self._leaving: set[str] = set()
         self._meter = Meter(now)
         self._seconds: deque[float] = deque(maxlen=_REMEMBERED)
         self._last_begin = now
@@ -173,13 +187,20 @@ class Ledger:
         """A pool begins with the shards of these ranges; what earlier pools had in their hands is forgotten."""
         parts = [np.arange(start, stop, dtype=np.int64) for start, stop in ranges]
         self._pass, self._next = np.concatenate([np.empty(0, np.int64), *parts]), 0
-        self._draining, self._last_begin, self._opened, self._refused = False, self._clock(), 0, 0
+        self._is_over, self._last_begin, self._opened, self._refused = False, self._clock(), 0, 0
+        self._arrived.clear()
         for forgotten in (self._begun_early, self._died_in_pass, self._in_flight, self._workers, self._refusals):
             forgotten.clear()
+        self._leaving.clear()
 
-    def drain(self) -> None:
-        """From now on, no shard is begun."""
-        self._draining = True
+    def arrive(self, worker: str, node: str) -> None:
+        """A worker has a process, on this node."""
+        self._arrived[worker] = Arrival(node, is_open=False)
+
+    def dismiss(self, workers: Sequence[str]) -> list[str]:
+        """These workers begin no shard any more. Returns those of them that may have one in hand."""
+        self._leaving |= set(workers)
+        return [worker for worker in workers if worker in self._arrived and self._arrived[worker].is_open]
 
     def open(self, worker: str, host: str) -> None:
         """A worker has all that it needs."""
@@ -187,6 +208,8 @@ class Ledger:
         if not self._opened:
             self._meter = Meter(now)  # the time that workers took to start is not theirs
         self._opened += 1
+        if worker in self._arrived:
+            self._arrived[worker] = replace(self._arrived[worker], is_open=True)
         self._workers[worker] = _Worker(host, Meter(now), now)
 
     def refuse(self, host: str, reason: str, fatal: Exception | None) -> None:
@@ -196,7 +219,7 @@ class Ledger:
             self._refusals[f"{host}: {reason}"] = None
         if fatal is not None:
             self._fatal = self._fatal or fatal
-            self._draining = True
+            self._is_over = True
 
     def take(self, worker: str, host: str) -> int | None:
         """The shard that a worker is to make now; None if there is none for it in this pass any more."""
@@ -204,9 +227,13 @@ class Ledger:
         if dead is not None:  # Ray started it again
             deaths = self._died_in_pass[dead.number] = self._died_in_pass.get(dead.number, 0) + 1
             self._fail(dead.number, host, PROCESS_DIED)
+            if worker in self._leaving:
+                return None
             if deaths <= _RETRIES_IN_PLACE and self.begin(dead.number, worker, host):
                 return dead.number
-        while self._next < len(self._pass) and not self._draining:
+        if worker in self._leaving:
+            return None
+        while self._next < len(self._pass) and not self._is_over:
             number = int(self._pass[self._next])
             self._next += 1
             if number in self._begun_early:
@@ -217,7 +244,7 @@ class Ledger:
 
     def begin(self, number: int, worker: str, host: str) -> bool:
         """A worker is about to make this very shard. Returns whether it should."""
-        if number in self._settled or self._draining:
+        if number in self._settled or self._is_over:
             return False
         now = self._clock()
         self._need_not_begin(number)
@@ -303,6 +330,7 @@ class Ledger:
             last_begin=self._last_begin,
             images_per_second=self._meter.rate(now),
             median_seconds=statistics.median(self._seconds) if self._seconds else None,
+            arrived=dict(self._arrived),
             refused=self._refused,
             refusals=tuple(self._refusals)[-3:],
             opened=self._opened,

@@ -3,7 +3,7 @@
     pass: the workers of a pool of the size that is asked for (cluster/pool/ray_pool.py) take every shard that is left
     a shard that fails is tried again in the next pass, by another worker; after max_attempts failures it is set aside
     a shard that takes far longer than the others, when nothing else is left to begin, is given to a second worker, too
-    `foldtrain scale` makes workers hand back what they have not begun, and the next pass has the new size
+    `foldtrain scale` changes the size of a pass: workers join, or some leave after the shard in hand; the others go on
 
 Shards are functions of the plan and commits are atomic, so it does no harm to make one twice. What is committed decides
 what is left, so a driver may be killed at any instant. It keeps a bit for each shard; what it does at a tick depends on
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from cluster.pool.pool_progress import PoolProgress
-from cluster.pool.ray_pool import PoolSize, RayPool, WorkerNeeds
+from cluster.pool.ray_pool import PoolSize, RayPool, Resized, WorkerNeeds
 from cluster.pool.scale import read_scale
 from cluster.pool.shard_ledger import InFlight, Numbers, Report, Result
 from cluster.pool.shard_worker import ShardWork
@@ -44,8 +44,10 @@ _SLOW_TIMES = 4
 """A shard is slow when it takes so many times the median, and `patience`."""
 _ROOM_SECONDS = 60.0
 """After so long without the fewest workers, the reason is said."""
+_MOST_NAMES = 8
+"""Of workers that leave, in a line of the terminal."""
 _BROKEN_PASSES = 3
-"""Failures of Ray Data itself, one after the other, that end the run."""
+"""Failures of Ray's actors themselves, one after the other, that end the run."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,6 @@ class Run:
         self._known, self._ledger = 0, -1.0
         self._size = settings.size
         self._looked_at = 0.0
-        self._draining = False
         self._idle_since: float | None = None
         self._complaint = ""
         self._old_records = set(storage.list_names(storage.join(settings.output, QUARANTINE)))
@@ -176,12 +177,12 @@ class Run:
         self._absorb()
 
     def _pass(self) -> None:
-        self._size, self._draining, self._idle_since = self._asked_size(), False, None
+        self._size, self._idle_since = self._asked_size(), None
         if self._size != self._settings.size:
             self._progress.say(
                 f"{self._size} workers, as `foldtrain scale` asked; the config says {self._settings.size}"
             )
-        self._pool.start_pass(np.flatnonzero(self._is_left), self._size)
+        self._pool.start_pass(np.flatnonzero(self._is_left), min(self._size.most, self._left))
         started, said = time.monotonic(), False
         while True:
             self._settings.require()
@@ -192,7 +193,8 @@ class Run:
             if ended or not self._left:
                 return
             self._progress.show(report)
-            self._obey_control()
+            self._pool.keep(report)
+            self._obey_control(report)
             if not said and time.monotonic() - started > _ROOM_SECONDS:
                 said = self._say_room(report)
             if self._is_hopeless(report):
@@ -253,10 +255,10 @@ class Run:
             asked = read_scale(self._settings.output)
         return PoolSize(*asked) if asked else self._settings.size
 
-    def _obey_control(self) -> None:
-        """Look now and then whether `foldtrain scale` asks for another size; if so, let the pass run out."""
+    def _obey_control(self, report: Report) -> None:
+        """Look now and then whether `foldtrain scale` asks for another size."""
         now = time.monotonic()
-        if self._draining or now - self._looked_at < _CONTROL_SECONDS:
+        if now - self._looked_at < _CONTROL_SECONDS:
             return
         self._looked_at = now
         try:
@@ -267,9 +269,8 @@ class Run:
             self._complaint = str(error)
             return
         if asked != self._size:
-            self._draining = True
-            self._pool.drain()
-            self._progress.say(f"scaling to {asked} workers when the shards in hand are done")
+            self._size = asked
+            self._progress.say(_in_words(asked, self._pool.resize(min(asked.most, self._left), report)))
 
     def _say_room(self, report: Report) -> bool:
         fewest = min(self._size.fewest, self._left)
@@ -289,9 +290,6 @@ class Run:
             self._progress.say("no worker has anything to do, and not all end (is a node lost?); starting another pool")
             return True
         hung = [shard for shard in report.in_flight if report.now - shard.advanced > limit]
-        if self._draining:  # nothing is begun any more, by a second worker neither
-            all_hang = bool(hung) and len(hung) == len(report.in_flight)
-            return all_hang and self._give_up(hung, {shard.number for shard in hung}, report)
         alone = (number for number in self._overdue(report) if number not in tries)
         for number in islice(alone, max(0, self._size.most - len(tries))):
             self._progress.say(f"{self._shards.name(number)} takes long: a second worker tries it, too")
@@ -305,7 +303,7 @@ class Run:
 
     def _is_idle(self, report: Report) -> bool:
         """Whether for long nothing was begun or left to begin: what failed waits for a pass that does not come."""
-        busy = report.in_flight or not report.opened or (report.waiting and not self._draining)
+        busy = report.in_flight or not report.opened or report.waiting
         self._idle_since = None if busy else self._idle_since or report.now
         return self._idle_since is not None and report.now - self._idle_since > self._settings.patience
 
@@ -349,6 +347,18 @@ class Run:
             f"committed:\n{named}\nThe records are in {storage.join(self._settings.output, QUARANTINE)}. Mend the "
             f"cause and run the same command again: it makes only what is missing"
         )
+
+
+def _in_words(size: PoolSize, change: Resized) -> str:
+    """A change of the size, for the terminal."""
+    going = len(change.leaving)
+    if change.joining:
+        return f"scaling to {size} workers: {change.joining} more join"
+    if not going:
+        return f"scaling to {size} workers"
+    names = ", ".join(sorted(change.leaving)[:_MOST_NAMES]) + (", ..." if going > _MOST_NAMES else "")
+    verb = "leaves after the shard" if going == 1 else "leave after the shards"
+    return f"scaling to {size} workers: {going} {verb} in hand ({names}); the others go on"
 
 
 def _advances(report: Report) -> Iterator[float]:

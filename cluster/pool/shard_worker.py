@@ -39,15 +39,22 @@ class ShardDroppedError(Exception):
 
 
 class ShardWorker:
-    """Makes shards, and keeps the ledger (an actor of class Ledger) informed."""
+    """Makes shards, and keeps the ledger (an actor of class Ledger) informed.
 
-    def __init__(self, work: ShardWork, ledger: Any, threads: int) -> None:
+    Args:
+        work: what it does.
+        ledger: whom it asks.
+        threads: that it may keep busy.
+        name: of this worker, which it keeps when Ray starts it again.
+    """
+
+    def __init__(self, work: ShardWork, ledger: Any, threads: int, name: str) -> None:
         import ray
 
         keep_own_warnings()
         self._ledger, self._ask = ledger, ray.get
-        self.id = str(ray.get_runtime_context().get_actor_id())[:12]
-        self.host = socket.gethostname()
+        self.id, self.host = name, socket.gethostname()
+        self._ask(ledger.arrive.remote(self.id, str(ray.get_runtime_context().get_node_id())))
         self._lock = threading.Lock()
         self._number: int | None = None
         self._images = 0
@@ -55,14 +62,13 @@ class ShardWorker:
         self._make = self._open(work, threads)
         threading.Thread(target=self._beat, name="beat", daemon=True).start()
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Make shards until the ledger has none for this worker; `row` is a turn that says nothing."""
+    def work(self) -> None:
+        """Make shards until the ledger has none for this worker any more."""
         while self._make is not None:
             number = self._ask(self._ledger.take.remote(self.id, self.host))
             if number is None:
                 break
             self._attempt(self._make, number)
-        return row
 
     def make_one(self, number: int) -> None:
         """Make this shard, if the ledger says so; all that matters is told to the ledger."""

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from cluster.pool.pool_progress import PoolProgress
-from cluster.pool.ray_pool import PoolSize, WorkerNeeds
+from cluster.pool.ray_pool import PoolSize, Resized, WorkerNeeds
 from cluster.pool.scale import write_scale
 from cluster.pool.shard_ledger import InFlight, Ledger, Numbers, Report, to_ranges
 from cluster.pool.shard_pool import PoolSettings, Run, Shards
@@ -28,11 +28,12 @@ class Pool:
 
     def __init__(self, act: Callable[[Pool], bool], max_attempts: int = 2) -> None:
         self.ledger, self._act, self._max_attempts = Ledger(max_attempts), act, max_attempts
-        self.passes: list[tuple[list[tuple[int, int]], PoolSize]] = []
+        self.passes: list[tuple[list[tuple[int, int]], int]] = []
+        self.sizes: list[int] = []
         self.second_tries: dict[int, float] = {}
 
-    def start_pass(self, numbers: Numbers, size: PoolSize) -> None:
-        self.passes.append((to_ranges(numbers), size))
+    def start_pass(self, numbers: Numbers, most: int) -> None:
+        self.passes.append((to_ranges(numbers), most))
         self.ledger.start_pass(to_ranges(numbers))
         for worker in range(WORKERS):
             self.ledger.open(f"w{worker}", "host")
@@ -49,8 +50,15 @@ class Pool:
     def fail(self, shard: InFlight, reason: str) -> None:
         self.ledger.fail(shard.number, shard.worker, shard.host, reason)
 
-    def drain(self) -> None:
-        self.ledger.drain()
+    def keep(self, report: Report) -> None:
+        pass
+
+    def resize(self, most: int, _report: Report) -> Resized:
+        now = [self.passes[-1][1], *self.sizes][-1]
+        self.sizes.append(most)
+        gone = tuple(f"w{worker}" for worker in range(most, now))
+        self.ledger.dismiss(gone)
+        return Resized(max(0, most - now), gone)
 
     def try_again(self, number: int) -> None:
         self.second_tries[number] = 0.0
@@ -94,7 +102,7 @@ def make_some(pool: Pool, count: int, worker: str = "w0") -> bool:
 def test_all_shards_are_made_once_and_travel_as_one_range(drive: Callable[..., Counter[int]]) -> None:
     pool = Pool(lambda pool: make_some(pool, 7))
     assert drive(pool, 100) == Counter(range(100))
-    assert pool.passes == [([(0, 100)], PoolSize(1, WORKERS))]
+    assert pool.passes == [([(0, 100)], WORKERS)]
 
 
 def calls_of_ticks(drive: Callable[..., Counter[int]], count: int) -> list[int]:
@@ -216,19 +224,42 @@ def test_a_worker_that_never_ends_its_turn_does_not_keep_what_failed_from_anothe
     assert [ranges for ranges, _ in pool.passes] == [[(0, 10)], [(3, 4)]]
 
 
-def test_a_pool_is_started_anew_in_the_size_that_is_asked_for(
+def test_a_pool_takes_the_size_that_is_asked_for_in_the_middle_of_a_pass(
+    drive: Callable[..., Counter[int]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("cluster.pool.shard_pool._CONTROL_SECONDS", 0.0)
+    asked = [(2, 6), (1, 3)]
+
+    def act(pool: Pool) -> bool:
+        if asked:
+            write_scale(str(tmp_path), *asked.pop(0))
+            return False
+        return make_some(pool, 7)
+
+    pool = Pool(act)
+    assert drive(pool, 100) == Counter(range(100))
+    assert (len(pool.passes), pool.sizes) == (1, [6, 3])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "scaling to 2 to 6 workers: 2 more join" in said
+    assert "scaling to 1 to 3 workers: 3 leave after the shards in hand (w3, w4, w5); the others go on" in said
+
+
+def test_no_more_workers_are_asked_for_than_there_are_shards_left(
     drive: Callable[..., Counter[int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cluster.pool.shard_pool._CONTROL_SECONDS", 0.0)
 
     def act(pool: Pool) -> bool:
-        if len(pool.passes) == 1:
-            write_scale(str(tmp_path), 2, 3)
-        return make_some(pool, 7)
+        if not pool.sizes:
+            write_scale(str(tmp_path), 1, 50)
+        return make_some(pool, 1)
 
     pool = Pool(act)
-    assert drive(pool, 100) == Counter(range(100))
-    assert [size for _, size in pool.passes] == [PoolSize(1, WORKERS), PoolSize(2, 3)]
+    assert drive(pool, 8) == Counter(range(8))
+    assert pool.sizes == [7]  # one shard was made before
 
 
 def test_shards_that_fail_too_often_are_named_when_all_else_is_made(drive: Callable[..., Counter[int]]) -> None:

@@ -1,4 +1,4 @@
-"""Samples on real Ray: on one worker, then three, one of them killed, the files are those of one process."""
+"""Samples on real Ray: on one worker that two others join, one of them killed, the files are those of one process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from cluster.config.run import ClusterConfig
-from cluster.pool.ray_pool import RayPool
 from cluster.pool.sampling import SampleWork, draw_all, fingerprints
 from cluster.pool.scale import write_scale
 from cluster.pool.shard_worker import Advance, MakeShard
@@ -31,7 +30,7 @@ from trainer.stages.trained_generator import GeneratorSource
 pytestmark = [pytest.mark.drill, pytest.mark.xdist_group("drill")]
 
 PARTS, PART_IMAGES = 12, 4
-SCALED, KILLED = "scaled", "killed"
+KILLED = "killed"
 
 
 @pytest.fixture(scope="module")
@@ -47,17 +46,18 @@ def cluster() -> Iterator[ClusterConfig]:
 
 @dataclass(frozen=True)
 class Watched(SampleWork):
-    """Asks for three workers in its first part, waits in its second until they are under way, and dies in its fifth."""
+    """Asks for three workers in its first part, waits in its second until they are there, and dies in its fifth."""
 
     log: str = ""
 
     def open(self, threads: int) -> MakeShard:
         make, log = super().open(threads), Path(self.log)
+        (log / f"opened-{os.getpid()}").touch()
 
         def watched(part: int, advance: Advance) -> dict[str, Any]:
             if part == 0:
                 write_scale(self.plan.folder, 3, 3)
-            while part == 1 and not (log / SCALED).exists():
+            while part == 1 and len(list(log.glob("opened-*"))) < 3:
                 threading.Event().wait(0.05)
             if part == 4 and not (log / KILLED).exists():
                 (log / KILLED).write_text(str(os.getpid()))
@@ -88,10 +88,9 @@ def test_three_workers_of_which_one_is_killed_give_the_files_of_one_process(
     run = write_run(tmp_path / "run")
     here = work_of(run, tmp_path / "here")
     assert draw_all(here, NAMES, {}, here.load(torch.device("cpu"))) == 47
-    drain, log = RayPool.drain, tmp_path / "log"
+    log = tmp_path / "log"
     log.mkdir()
     monkeypatch.setattr("cluster.pool.shard_pool._CONTROL_SECONDS", 0)
-    monkeypatch.setattr(RayPool, "drain", lambda pool: (drain(pool), (log / SCALED).touch()))
     plain = work_of(run, tmp_path / "pool")
     work = Watched(**{name: getattr(plain, name) for name in plain.__dataclass_fields__}, log=str(log))
     assert draw_all(work, NAMES, {}, cluster) == 47
@@ -100,7 +99,8 @@ def test_three_workers_of_which_one_is_killed_give_the_files_of_one_process(
     makers = {part: (log / f"made-{part}").read_text().split() for part in range(PARTS)}
     assert all(len(pids) == 1 for pids in makers.values())
     assert makers[4] != [(log / KILLED).read_text()]
-    assert makers[0][0] != makers[PARTS - 1][0]  # of the pool of one, and of that of three
+    assert makers[0] == makers[1]  # the first worker went on while the others joined
+    assert len(list(log.glob("opened-*"))) == 3 + 1  # and one in place of the one that was killed
     one, other = (json.loads((tmp_path / each / "sampling.json").read_text()) for each in ("here", "pool"))
     assert one["sha256_of_parts"] == other["sha256_of_parts"]
     progress = json.loads((tmp_path / "pool/progress.json").read_text())

@@ -10,7 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.pool.shard_ledger import ALIVE_SECONDS, PROCESS_DIED, Ledger, Report, WorkerRate, slowest, to_ranges
+from cluster.pool.shard_ledger import (
+    ALIVE_SECONDS,
+    PROCESS_DIED,
+    Arrival,
+    Ledger,
+    Report,
+    WorkerRate,
+    slowest,
+    to_ranges,
+)
+from data_pipeline.errors import UsageError
 
 
 class Clock:
@@ -125,8 +135,8 @@ def test_a_shard_that_a_second_worker_has_begun_is_not_given_out_again(ledger: L
     assert look(ledger).waiting == 0
 
 
-def test_a_draining_pool_begins_nothing(ledger: Ledger) -> None:
-    ledger.drain()
+def test_after_an_error_that_concerns_every_shard_nothing_is_begun(ledger: Ledger) -> None:
+    ledger.refuse("host1", "another tokenizer", UsageError("another tokenizer"))
     assert ledger.take("w1", "host1") is None
     assert not ledger.begin(4, "w2", "host2")
     assert look(ledger).waiting == 2
@@ -134,9 +144,43 @@ def test_a_draining_pool_begins_nothing(ledger: Ledger) -> None:
     assert ledger.take("w1", "host1") == 4
 
 
-def test_a_worker_that_dies_while_the_pool_drains_does_not_begin_again(ledger: Ledger) -> None:
+def test_a_worker_that_leaves_ends_its_shard_and_begins_no_other(ledger: Ledger) -> None:
+    for worker in ("w1", "w2"):
+        ledger.arrive(worker, "node")
+        ledger.open(worker, "host")
+    ledger.arrive("w3", "node")
     assert ledger.take("w1", "host1") == 4
-    ledger.drain()
+    assert ledger.dismiss(["w1", "w3", "w4"]) == ["w1"]  # of the others one loads yet, and one waits for room
+    ledger.finish(4, "w1", {})
+    assert ledger.take("w1", "host1") is None
+    assert ledger.take("w2", "host2") == 5
+    assert [result.number for result in look(ledger).results] == [4]
+
+
+def test_a_shard_whose_worker_dies_on_its_way_out_is_left_to_another(ledger: Ledger) -> None:
+    assert ledger.take("w1", "host1") == 4
+    ledger.dismiss(["w1"])
+    assert ledger.take("w1", "host1") is None  # Ray started it again
+    ledger.start_pass([(4, 5)])
+    assert ledger.take("w2", "host2") == 4
+
+
+def test_where_workers_are_is_told_and_whether_they_have_opened_what_they_need() -> None:
+    ledger = Ledger(max_attempts=3)
+    ledger.start_pass([(0, 3)])
+    ledger.arrive("w1", "one")
+    ledger.arrive("w2", "two")
+    ledger.open("w1", "host1")
+    assert look(ledger).arrived == {"w1": Arrival("one", True), "w2": Arrival("two", False)}
+    ledger.arrive("w1", "three")  # Ray started it again, elsewhere
+    assert look(ledger).arrived["w1"] == Arrival("three", False)
+    ledger.start_pass([(0, 3)])
+    assert look(ledger).arrived == {}
+
+
+def test_a_worker_that_dies_after_an_error_that_concerns_every_shard_does_not_begin_again(ledger: Ledger) -> None:
+    assert ledger.take("w1", "host1") == 4
+    ledger.refuse("host2", "another tokenizer", UsageError("another tokenizer"))
     assert ledger.take("w1", "host1") is None
 
 

@@ -20,8 +20,9 @@ from cluster.config.loading import load_config
 from cluster.config.run import ClusterConfig, RunConfig
 from cluster.pool import ingesting
 from cluster.pool.pool_progress import PoolProgress
-from cluster.pool.ray_pool import PoolSize, WorkerNeeds
+from cluster.pool.ray_pool import PoolSize, RayPool, Resized, WorkerNeeds
 from cluster.pool.scale import write_scale
+from cluster.pool.shard_ledger import Report
 from cluster.pool.shard_pool import PoolSettings, Shards, make_shards
 from cluster.pool.shard_worker import Advance, MakeShard
 from cluster.session.head_watch import HeadLostError
@@ -55,10 +56,12 @@ class Files:
     def open(self, threads: int) -> MakeShard:
         if (Path(self.folder) / "wrong").exists():
             raise UsageError("the tokenizer is another one")
+        (Path(self.folder) / f"opened-{os.getpid()}").touch()
 
         def make(number: int, advance: Advance) -> dict[str, Any]:
             name = f"s{number}.tar"
             first = self._is_first(name)
+            self._note("begun", number)
             match self.behaviours[number]:
                 case "raises":
                     raise ValueError("this shard is poison")
@@ -71,11 +74,29 @@ class Files:
                 case "scales and hangs once" if first:
                     write_scale(self.folder, 2, 2)
                     threading.Event().wait()
+                case "grows":
+                    write_scale(self.folder, 3, 3)
+                    self._wait_for("opened-*", 3)
+                case "shrinks":
+                    self._wait_for("begun-*", number + 1 + 2)  # with the two that wait for the same
+                    write_scale(self.folder, 2, 2)
+                    self._wait_for("resized-2", 1)
+                case "waits":
+                    self._wait_for("resized-2", 1)
             advance(1)
             (Path(self.folder) / name).write_text(f"made by {os.getpid()}")
+            self._note("made", number)
             return {"pid": os.getpid()}
 
         return make
+
+    def _note(self, what: str, number: int) -> None:
+        with (Path(self.folder) / f"{what}-{number}").open("a") as file:
+            file.write(f"{os.getpid()}\n")
+
+    def _wait_for(self, pattern: str, count: int) -> None:
+        while len(list(Path(self.folder).glob(pattern))) < count:
+            threading.Event().wait(0.02)
 
     def _is_first(self, name: str) -> bool:
         try:
@@ -92,10 +113,12 @@ MakeAll = Callable[..., list[dict[str, Any]]]
 def make_all(cluster: None, tmp_path: Path) -> MakeAll:
     """Makes shards that behave in the given ways, in a pool of two; returns what the workers said of those made."""
 
-    def make(*behaviours: str, patience: float = 60.0, max_attempts: int = 2) -> list[dict[str, Any]]:
+    def make(
+        *behaviours: str, patience: float = 60.0, max_attempts: int = 2, cpus: float = 1, most: int = 2
+    ) -> list[dict[str, Any]]:
         shards = Shards(np.arange(len(behaviours)), lambda number: f"s{number}.tar", lambda _number: 1)
-        needs, said = WorkerNeeds(1, 0), []
-        settings = PoolSettings("test", str(tmp_path), PoolSize(1, 2), needs, max_attempts, patience)
+        needs, said = WorkerNeeds(cpus, 0), []
+        settings = PoolSettings("test", str(tmp_path), PoolSize(1, most), needs, max_attempts, patience)
         with PoolProgress("test", str(tmp_path), len(behaviours), len(behaviours), 0, 0) as progress:
             work = Files(str(tmp_path), behaviours)
             make_shards(work, shards, settings, progress, lambda number, facts: said.append({"number": number} | facts))
@@ -138,6 +161,31 @@ def test_a_shard_of_a_hung_worker_is_made_by_another_and_the_run_ends(make_all: 
 def test_a_hung_worker_does_not_stop_a_pool_that_is_scaled(make_all: MakeAll, tmp_path: Path) -> None:
     make_all("well", "scales and hangs once", "well", patience=2.0)
     assert made(tmp_path) == {"s0.tar", "s1.tar", "s2.tar"}
+
+
+def test_a_pool_grows_by_workers_that_join_and_shrinks_by_one_that_leaves_and_all_others_go_on(
+    make_all: MakeAll, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.pool.shard_pool._CONTROL_SECONDS", 0.0)
+    resize, holders = RayPool.resize, {}
+
+    def noted(pool: RayPool, most: int, report: Report) -> Resized:
+        change = resize(pool, most, report)
+        holders.update({shard.worker: shard.number for shard in report.in_flight if shard.worker in change.leaving})
+        (tmp_path / f"resized-{most}").touch()
+        return change
+
+    monkeypatch.setattr(RayPool, "resize", noted)
+    after = 9
+    said = make_all("grows", *["well"] * 5, "shrinks", "waits", "waits", *["well"] * after, cpus=0.5, most=1)
+    made = {number: (tmp_path / f"made-{number}").read_text().split() for number in range(9 + after)}
+    assert sorted(facts["number"] for facts in said) == list(range(9 + after))
+    assert all(len(pids) == 1 for pids in made.values())  # each shard once
+    pids = {path.name.removeprefix("opened-") for path in tmp_path.glob("opened-*")}
+    assert len(pids) == 3  # who was there at any size: no worker was started again
+    ((_, in_hand),) = holders.items()
+    (gone,) = made[in_hand]  # it ended its shard first
+    assert {pid for number in range(9, 9 + after) for pid in made[number]} <= pids - {gone}
 
 
 def test_an_error_that_concerns_every_shard_stops_the_run_at_once(make_all: MakeAll, tmp_path: Path) -> None:
