@@ -11,6 +11,7 @@ import fcntl
 import functools
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,7 +56,7 @@ def make_folder() -> Path:
         FoldtrainError: if there is no place for it.
     """
     reasons = []
-    for base in dict.fromkeys([os.environ.get("TMPDIR") or _USUAL[0], *_USUAL]):
+    for base in _bases():
         place = os.path.realpath(base)
         if len(os.fsencode(place)) > LONGEST_BASE:
             reasons.append(f"{base} is too long for the sockets in it ({len(os.fsencode(place))} bytes)")
@@ -74,6 +75,21 @@ def make_folder() -> Path:
         f"Ray needs a folder that can be written, whose path has {LONGEST_BASE} bytes at most; set TMPDIR to one. "
         f"Tried:\n  {tried}"
     )
+
+
+def own_folders() -> Iterator[Path]:
+    """The folders of this user's commands on this machine, whether or not they still run."""
+    for base in _bases():
+        for folder in Path(os.path.realpath(base)).glob(f"{_PREFIX}*"):
+            with contextlib.suppress(OSError):  # it goes meanwhile
+                status = folder.lstat()
+                if status.st_uid == os.getuid() and stat.S_ISDIR(status.st_mode):
+                    yield folder
+
+
+def _bases() -> list[str]:
+    """Where a folder may be made, the first choice first."""
+    return list(dict.fromkeys([os.environ.get("TMPDIR") or _USUAL[0], *_USUAL]))
 
 
 @functools.cache
