@@ -10,7 +10,7 @@ export PIP_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-fast test-gpu check format clean
+.PHONY: help setup quickstart test test-fast test-gpu check format clean ci-system
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,19 @@ check: $(INSTALLED) ## lint, format, types, and which package may import which
 format: $(INSTALLED) ## rewrite the sources in the one format
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
+
+SYSTEM_PACKAGES := slurmctld slurmd slurm-client munge chromium
+SYSTEM_COMMANDS := slurmctld slurmd munged sbatch chromium
+
+ci-system: ## what tests need beside Python: Slurm and Chromium. Changes nothing where they are, or without apt-get or root
+	@missing=; for name in $(SYSTEM_COMMANDS); do PATH=$$PATH:/usr/sbin command -v $$name >/dev/null || missing="$$missing $$name"; done; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if ! command -v apt-get >/dev/null || [ "$$(id -u)" != 0 ]; then \
+	  echo "ci-system: no apt-get, or not root: tests that need$$missing are skipped"; exit 0; \
+	fi; \
+	export DEBIAN_FRONTEND=noninteractive; install="apt-get install -y -qq --no-install-recommends $(SYSTEM_PACKAGES)"; \
+	{ $$install || { apt-get update -qq && $$install; }; } >/dev/null 2>&1 || \
+	  echo "ci-system: apt-get cannot install $(SYSTEM_PACKAGES): tests that need them are skipped"
 
 clean: ## remove .venv and caches; runs are kept
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

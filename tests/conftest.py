@@ -55,7 +55,7 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
 
 
-SLOW_GROUPS = {"s3", "ray", "drill", "data_drill", "train_drill", "elastic", "notices"}
+SLOW_GROUPS = {"s3", "ray", "slurm", "drill", "data_drill", "train_drill", "elastic", "notices"}
 """Groups of tests (`xdist_group`) that share the S3 server or a Ray, or kill what one has started."""
 
 

@@ -23,7 +23,7 @@ from cluster.session.worker_output import keep_own_warnings, workers_own_words
 from cluster.terminal.output import console
 from data_pipeline.errors import FoldtrainError, UsageError
 
-_SPARING = {
+SPARING = {
     # Ray's helpers look for new log files, events and each other ten times a second, on the cores that train.
     "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",  # so that the next one counts
     "LOG_NAME_UPDATE_INTERVAL_S": "5",
@@ -70,7 +70,7 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
         # these once in a process, when it is imported.
         if os.environ.get("RAY_AUTH_MODE") != "token" or "RAY_AUTH_TOKEN" not in os.environ:
             os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
-        for name, value in _SPARING.items():
+        for name, value in SPARING.items():
             os.environ.setdefault(name, value)
     import ray
 

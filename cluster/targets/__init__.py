@@ -12,12 +12,15 @@ from cluster.targets.kuberay import KubeRayTarget
 from cluster.targets.kuberay_config import KubeRayConfig
 from cluster.targets.local import LocalConfig, LocalTarget
 from cluster.targets.ray import RayConfig, RayTarget
+from cluster.targets.slurm import SlurmTarget
+from cluster.targets.slurm_config import SlurmConfig
 from cluster.targets.target import JobSpec, Rendered, Target, TargetState
 
 KINDS: dict[str, TargetKind] = {
     "local": TargetKind(LocalConfig, LocalTarget),
     "ray": TargetKind(RayConfig, RayTarget),
     "kuberay": TargetKind(KubeRayConfig, KubeRayTarget),
+    "slurm": TargetKind(SlurmConfig, SlurmTarget),
 }
 """By the `kind` of a target's config."""
 

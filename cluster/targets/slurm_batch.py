@@ -1,11 +1,11 @@
-"""The process of an allocation, `python -P -m cluster.targets.slurm_batch`, on its first node: srun on each, and the end.
+"""The process of an allocation, `python -P -m cluster.targets.slurm_batch`: srun on each node, and the end.
 
     run ALLOCATION -- COMMAND...   a job: the head and the command on the first node, then the other nodes
     join ALLOCATION JOB            a node more for a job that runs, in an allocation of its own
 
 1. srun starts the head (slurm_node.py), which writes down where it is, in a folder of mode 0700 on this node's disk
 2. srun starts the other nodes, which get that and the token through srun's environment
-3. a notice (SIGUSR1 before the time limit, SIGTERM) is passed on to the head's step; the job saves a checkpoint and leaves
+3. a notice (SIGUSR1 before the time limit, SIGTERM) is passed on to the head's step: the job saves a checkpoint, leaves
 4. what is left is told to end. The job goes on in the next allocation (`scontrol requeue`) if it was told to end, or
    if its cluster broke down; a job that failed fails. Why it ended is in the comment of the job, as nothing else of
    this allocation may be left
@@ -213,9 +213,10 @@ def check_secrets(names: Sequence[str], environment: Mapping[str, str]) -> None:
     """
     missing = [name for name in names if not environment.get(name)]
     if missing:
+        here = os.environ.get("SLURMD_NODENAME", "this node")
         raise FoldtrainError(
-            f"{', '.join(missing)}: not set on {os.environ.get('SLURMD_NODENAME', 'this node')}, and named in `secrets` "
-            "of the target; set it in the login profile of the nodes, or in a line of `setup` that reads a file there"
+            f"{', '.join(missing)}: not set on {here}, and named in `secrets` of the target; set it in the login "
+            "profile of the nodes, or in a line of `setup` that reads a file there"
         )
 
 

@@ -125,10 +125,10 @@ def state_of(handle: str) -> TargetState:
         lines = run(command).splitlines()
     except UnknownJobError:
         lines = []
-    rows = [line.split("|", len(_FIELDS)) for line in lines if line.count("|") >= len(_FIELDS)]
+    rows = [line.removesuffix("|").split("|", len(_FIELDS) - 1) for line in lines if line.count("|") >= len(_FIELDS)]
     if not rows:
         return _remembered(handle)
-    state, started, ended, code, restarts, reason, comment = (cell.strip() for cell in rows[0][: len(_FIELDS)])
+    state, started, ended, code, restarts, reason, comment = (cell.strip() for cell in rows[0])
     return _state(state, started, ended, reason, code, comment if comment != "(null)" else "", int(restarts or 0))
 
 

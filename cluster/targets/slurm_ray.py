@@ -4,6 +4,8 @@ Several jobs share a node: every port is one that is free (Ray's own defaults ar
 mode 0700 on the node's own disk. Slurm sends its signals to every process of a step, or to the first ones alone, as it
 is set up (ProctrackType): Ray's processes block them, as in a cluster that a command starts itself
 (cluster/session/ray_processes.py), so that a training saves a checkpoint while Ray is still there.
+
+`python -P -m cluster.targets.slurm_ray` is `ray start` without the helpers that a cluster of one job can do without.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cluster.session.ray_processes import NOTICES, end_tree
+from cluster.session.ray_processes import NOTICES, end_tree, without_helpers
+from cluster.session.ray_session import SPARING
 from data_pipeline.errors import FoldtrainError
 
 BLOCKED = (*NOTICES, signal.SIGUSR2)
@@ -115,8 +118,8 @@ def start_head(
     """
 
     def once() -> tuple[RayNode, str]:
-        port, client = free_ports(host, 2)
-        head = [f"--port={port}", "--head", "--include-dashboard=false", f"--ray-client-server-port={client}"]
+        [port] = free_ports(host, 1)
+        head = [f"--port={port}", "--head", "--include-dashboard=false"]
         return _start(folder, host, [*head, *resources], token), join_host(host, port)
 
     return _until_up(once, wanted)
@@ -154,7 +157,7 @@ def _until_up(once: Callable[[], tuple[RayNode, str]], wanted: Callable[[], bool
 def _start(folder: Path, host: str, options: list[str], token: Mapping[str, str]) -> RayNode:
     agent, agent_grpc = free_ports(host, 2)
     command = [
-        *(sys.executable, "-P", "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"),
+        *(sys.executable, "-P", "-m", "cluster.targets.slurm_ray", "start", "--block", "--disable-usage-stats"),
         *(f"--node-ip-address={host}", f"--temp-dir={folder / 'r'}", *options),
         *(f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={agent_grpc}"),
         *(f"--object-store-memory={_OBJECT_STORE_BYTES}", "--min-worker-port=0", "--max-worker-port=0"),
@@ -180,7 +183,8 @@ def _start(folder: Path, host: str, options: list[str], token: Mapping[str, str]
 def ray_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """An environment without another cluster's address or token."""
     other = {"RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
-    return {name: value for name, value in environment.items() if name not in other} | {"RAY_USAGE_STATS_ENABLED": "0"}
+    ours = {name: value for name, value in environment.items() if name not in other}
+    return {**SPARING, **ours, "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 def drain(node: RayNode, address: str, token: Mapping[str, str], seconds: float) -> None:
@@ -249,3 +253,18 @@ def address_towards(host: str) -> str:
             return str(ipaddress.ip_address(opened.getsockname()[0].partition("%")[0]))
     except OSError as error:
         raise FoldtrainError(f"{socket.gethostname()} finds no way to {host}: {error}") from error
+
+
+def main() -> None:
+    """Ray's own command line, with a head that has no helpers."""
+    from ray._private import node
+    from ray.scripts.scripts import main as ray
+
+    theirs: Any = node.Node  # Ray has no setting for it
+    theirs.start_ray_client_server = lambda *_, **__: None
+    with without_helpers():
+        ray()
+
+
+if __name__ == "__main__":
+    main()

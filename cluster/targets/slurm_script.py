@@ -1,6 +1,6 @@
 """The scripts that sbatch gets: options in lines of #SBATCH, quoted for sbatch, and words quoted for the shell.
 
-    job_script     the nodes of a job: a batch process, which starts a Ray cluster and what the job runs (slurm_batch.py)
+    job_script     the nodes of a job: a process that starts a Ray cluster and what the job runs (slurm_batch.py)
     nodes_script   further nodes, an allocation each, which join the cluster of a job that runs
 
 Nothing is read from a working directory or a home that the nodes may not share: no variable of the shell that submits
@@ -13,6 +13,7 @@ import math
 import shlex
 from collections.abc import Iterator, Sequence
 
+from cluster.targets.slurm_commands import split_handle
 from cluster.targets.slurm_config import Allocation, SlurmConfig
 
 BATCH = "cluster.targets.slurm_batch"
@@ -42,7 +43,12 @@ def nodes_script(config: SlurmConfig, name: str, handle: str, count: int) -> str
         count: of nodes.
     """
     directives = [
-        *(("job-name", name), ("nodes", "1"), ("array", f"0-{count - 1}"), ("dependency", f"after:{handle}")),
+        *(
+            ("job-name", name),
+            ("nodes", "1"),
+            ("array", f"0-{count - 1}"),
+            ("dependency", f"after:{split_handle(handle)[0]}"),
+        ),
         *_directives(config),
     ]
     return _script(config, directives, ["join", Allocation.of(config).to_text(), handle])

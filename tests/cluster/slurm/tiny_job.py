@@ -41,7 +41,9 @@ def nodes() -> list[dict[str, object]]:
     return [node for node in ray.nodes() if node["Alive"]]
 
 
-ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False, logging_level="ERROR", job_config=without_search_path())
+ray.init(
+    address=os.environ["RAY_ADDRESS"], log_to_driver=False, logging_level="ERROR", job_config=without_search_path()
+)
 for number in (signal.SIGTERM, signal.SIGUSR1):  # Ray has taken one
     signal.signal(number, lambda number, _: told.append(number))
 while len(nodes()) < wanted and not told:
