@@ -36,6 +36,8 @@ _END_SECONDS = 20.0
 _REQUEUED_SECONDS = 120.0
 _LONGEST_COMMENT = 300
 _LOOK_AGAIN_SECONDS = 5.0
+_WATCH_SECONDS = 15.0
+"""Between two looks whether the job that was joined still runs."""
 
 
 class Step:
@@ -249,14 +251,26 @@ def run_join(allocation: Allocation, job: str) -> int:
         log = rays.parent / "node.log"
         step = Step(["worker", allocation.to_text()], allocation, nodes=1, first=0, log=log, environment=variables)
         batch.tell(step)
-        while (code := step.code()) is None:
-            time.sleep(_PAUSE_SECONDS)
+        code = _wait_beside(step, job)
         if code == node.NOTICED and batch.noticed != signal.SIGUSR2:
             return _requeue(allocation, code, "told to end: it joins again in the next allocation")
         if code and slurm.state_of(job).status == "running":
             _comment(step.last_words())
             return code
         return 0
+
+
+def _wait_beside(step: Step, job: str) -> int:
+    """The exit code of a step, which is told to end when the job does: Ray would wait for its head for minutes."""
+    look = time.monotonic() + _WATCH_SECONDS
+    while (code := step.code()) is None:
+        time.sleep(_PAUSE_SECONDS)
+        if time.monotonic() > look:
+            look = time.monotonic() + _WATCH_SECONDS
+            with contextlib.suppress(FoldtrainError):  # a controller that is away for a while
+                if slurm.state_of(job).status != "running":
+                    step.end()
+    return code
 
 
 def _head_of(job: str) -> dict[str, str] | None:

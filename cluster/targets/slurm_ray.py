@@ -263,7 +263,7 @@ def main() -> None:
     theirs: Any = node.Node  # Ray has no setting for it
     theirs.start_ray_client_server = lambda *_, **__: None
     with without_helpers():
-        ray()
+        ray()  # type: ignore[no-untyped-call] # Ray's
 
 
 if __name__ == "__main__":
