@@ -7,19 +7,40 @@ from typing import Annotated
 import typer
 
 from cluster.terminal.output import say
-
-Run = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run, at any URI.")]
+from data_pipeline.errors import UsageError
 
 
 def monitor(
-    run: Run,
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN|FOLDER|URI...", help="A run, at any URI; with --web several, or a folder of runs."),
+    ],
+    *,
     once: Annotated[bool, typer.Option("--once", help="Print it once and end.")] = False,
     interval: Annotated[float, typer.Option(min=0.2, max=86_400, help="Seconds between looks.")] = 2.0,
+    web: Annotated[bool, typer.Option("--web", help="Show it as a page in a browser, and print its address.")] = False,
+    host: Annotated[
+        str, typer.Option(help="With --web: where to listen. Elsewhere than on this machine it needs a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="With --web: 0 for any that is free.")] = 8470,
+    control: Annotated[
+        bool, typer.Option("--control", help="With --web: the page may stop a run, or have it write a checkpoint.")
+    ] = False,
+    price: Annotated[
+        float | None, typer.Option(min=0, max=1e6, help="With --web: of an hour of all machines of a run.")
+    ] = None,
 ) -> None:
-    """Show how the stages of a run stand, live, from its own files."""
+    """Show how the stages of a run stand, live, from its own files; in the terminal, or with --web as a page."""
+    if web:
+        from cluster.monitor.web.serving import serve
+
+        serve(runs, host=host, port=port, control=control, price=price)
+        return
+    if len(runs) > 1:
+        raise UsageError(f"{' '.join(runs)}: the terminal shows one run; give --web to compare several")
     from cluster.monitor import monitor_view
 
-    monitor_view.show(run, once=once, interval=interval)
+    monitor_view.show(runs[0], once=once, interval=interval)
 
 
 def scale(

@@ -12,7 +12,7 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from cluster.monitor.stage_view import Event, StageView, Status
 from cluster.pool.scale import PROGRESS
@@ -49,6 +49,14 @@ Check = Callable[[], bool]
 """Reads what is new in one place: one request where nothing is, two where nothing was ever. Says whether it was."""
 
 
+class Feed(Protocol):
+    """Where the records of a file come from."""
+
+    def look(self) -> tuple[list[Record], bool]:
+        """Those that are new, and whether the ones before them do not count any more."""
+        ...
+
+
 class TrainingReader:
     """A stage that trains a network.
 
@@ -56,13 +64,18 @@ class TrainingReader:
         run: URI of the run.
         folder: of the stage in it; empty if `run` is the folder of the stage.
         name: of the stage, if it is not that of the folder.
+        metrics: the records of metrics.jsonl; if not given, its end is read.
+        events: the same of events.jsonl.
     """
 
-    def __init__(self, run: str, folder: str, name: str = "") -> None:
+    def __init__(
+        self, run: str, folder: str, name: str = "", *, metrics: Feed | None = None, events: Feed | None = None
+    ) -> None:
         uri = storage.join(run, folder) if folder else run
-        self._name = name or folder
-        self._metrics = RecordCursor(storage.join(uri, "metrics.jsonl"), _TAIL_BYTES)
-        self._events = RecordCursor(storage.join(uri, "events.jsonl"), _TAIL_BYTES, _is_named)
+        self.name = name or folder
+        """Of the stage."""
+        self._metrics = metrics or RecordCursor(storage.join(uri, "metrics.jsonl"), _TAIL_BYTES)
+        self._events = events or RecordCursor(storage.join(uri, "events.jsonl"), _TAIL_BYTES, _is_named)
         self.checks: tuple[Check, ...] = (self._look_at_events, self._look_at_metrics)
         self.seldom: tuple[Check, ...] = ()
         self._looks_without = 0
@@ -120,7 +133,7 @@ class TrainingReader:
         status = _training_status(self._turn, age, usual_gap(times))
         total = _number(last, "steps")
         return StageView(
-            name=self._name,
+            name=self.name,
             status=status,
             age=age,
             done=int(_number(last, "step") or 0),
@@ -135,7 +148,7 @@ class TrainingReader:
             restarts=self._resumes,
             goodput=_number(last, "goodput"),
             spent=self._spent if status in {"stopped", "finished", "failed"} else (),
-            events=tuple(_event(self._name, event) for event in self._shown),
+            events=tuple(event_of(self.name, event) for event in self._shown),
             looked_at=int(_number(self._looked, "step") or 0),
             held_out=tuple(_held_out(self._looked)),
         )
@@ -315,7 +328,8 @@ def _quiet_or_running(age: float, gap: float) -> Status:
     return "stalled" if age > max(_QUIET_SECONDS, _QUIET_GAPS * gap) else "running"
 
 
-def _event(stage: str, record: Record) -> Event:
+def event_of(stage: str, record: Record) -> Event:
+    """A record of events.jsonl in words."""
     details = [
         f"{key.replace('_', ' ')} {record[key]}"
         for key in record

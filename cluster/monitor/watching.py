@@ -10,7 +10,7 @@ has: both files of the stage that is at work are asked for, and the rest in turn
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import yaml
 
@@ -31,7 +31,9 @@ MOST_REQUESTS = 4
 _MOST_OF_A_QUESTION = 2
 _STARVED_LOOKS = 3
 """Looks at which what changed took all requests; then another question is asked all the same."""
-_READERS: dict[str, Callable[[str, str], StageReader]] = {"network": TrainingReader, "shards": SetReader}
+Readers = Mapping[str, Callable[[str, str], StageReader]]
+"""By what a stage makes: reads one of a run, given the run's URI and the folder."""
+_READERS: Readers = {"network": TrainingReader, "shards": SetReader}
 
 
 class RunReader:
@@ -39,10 +41,13 @@ class RunReader:
 
     Args:
         run: its URI.
+        kinds: what reads its stages.
     """
 
-    def __init__(self, run: str) -> None:
-        self._run = run
+    def __init__(self, run: str, kinds: Readers = _READERS) -> None:
+        self._run, self._kinds = run, kinds
+        self.names = frozenset[str]()
+        """What the folder of the run held when it was last listed."""
         self._readers: dict[str, StageReader] = {}
         self._looks = self._turn = self._starved = 0
         self._changed: dict[str, int] = {}  # the last look at which the stage of a folder had changed
@@ -90,10 +95,10 @@ class RunReader:
 
     def _list(self) -> None:
         """Find stages that have begun."""
-        names = set(storage.list_names(self._run))
+        self.names = names = frozenset(storage.list_names(self._run))
         for stage in STAGES:
-            if stage.product in _READERS and stage.folder in names and stage.folder not in self._readers:
-                self._readers[stage.folder] = _READERS[stage.product](self._run, stage.folder)
+            if stage.product in self._kinds and stage.folder in names and stage.folder not in self._readers:
+                self._readers[stage.folder] = self._kinds[stage.product](self._run, stage.folder)
                 look_at_all(self._readers[stage.folder])
                 self._changed[stage.folder] = self._looks
 
@@ -121,6 +126,11 @@ def read_given(run: str, stages: Sequence[str]) -> dict[str, str]:
     return given
 
 
+def is_run(names: Sequence[str]) -> bool:
+    """Whether a folder that holds these names is that of a run of which a stage has begun."""
+    return not _PARTS.isdisjoint(names)
+
+
 def require_run(run: str) -> None:
     """Make sure that a run is there, whether or not any of its stages have begun.
 
@@ -128,10 +138,10 @@ def require_run(run: str) -> None:
         UsageError: if there is nothing, or something else; it says what is like it.
     """
     names = storage.list_names(run)
-    if _PARTS & set(names) or (not names and not storage.is_remote(run) and storage.local_path(run).is_dir()):
+    if is_run(names) or (not names and not storage.is_remote(run) and storage.local_path(run).is_dir()):
         return
     if names:
-        runs = [name for name in names[:_MOST_CHILDREN] if _PARTS & set(storage.list_names(storage.join(run, name)))]
+        runs = [name for name in names[:_MOST_CHILDREN] if is_run(storage.list_names(storage.join(run, name)))]
         hint = f"did you mean {storage.join(run, runs[0])}?" if runs else f"a run has {', '.join(sorted(_PARTS))}"
         raise UsageError(f"{run} is no run: it holds {', '.join(names[:3])}; {hint}")
     raise UsageError(f"there is no run at {run}, or nothing has begun there yet: {_similar_run(run)}")

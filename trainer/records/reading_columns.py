@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from data_pipeline import storage
+from data_pipeline.record_files.cursor import Cursor
 from data_pipeline.record_files.layout import Segment, columns_folder
 from data_pipeline.record_files.reading import State, of_one_state
 from data_pipeline.text.json_records import parse_lines
@@ -52,6 +53,36 @@ def read_columns(uri: str, wanted: Wanted) -> Columns:
         many = "s" if len(left_out) > 1 else ""
         _LOG.warning("%s: %d line%s left out, the first is line %d: no record", uri, len(left_out), many, left_out[0])
     return columns.joined(part.numbers for part in parts)
+
+
+class ColumnCursor:
+    """For whoever looks again and again: the numbers that are new since the last look, each byte read once.
+
+    What is there at the first look is read as `read_columns` does; what comes later from its lines.
+
+    Args:
+        uri: metrics.jsonl of a stage.
+        wanted: which columns to read, as for `read_columns`.
+    """
+
+    def __init__(self, uri: str, wanted: Wanted = lambda _name: True) -> None:
+        self._cursor, self._wanted = Cursor(uri, most=1), wanted
+        self._has_begun = False
+
+    def look(self) -> tuple[Columns, bool]:
+        """The new rows, and whether those before them do not count any more: lines were taken back."""
+        was_there = self._has_begun
+        if was_there:
+            news = self._cursor.news()
+            if not news.is_other:
+                return _of_lines(news.lines, self._wanted).numbers, False
+        try:
+            parts = self._cursor.begin(lambda state: list(_parts(state, self._wanted)))
+        except FileNotFoundError:
+            self._has_begun = False
+            return columns.joined([]), was_there
+        self._has_begun = True
+        return columns.joined(part.numbers for part in parts), was_there
 
 
 def _parts(state: State, wanted: Wanted) -> Iterator[Part]:

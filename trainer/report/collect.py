@@ -18,7 +18,7 @@ from trainer.records.jsonl import read_records
 from trainer.records.reading_columns import read_columns
 from trainer.records.record_shapes import is_event
 from trainer.records.trackers.pictures import FOLDER, picture_step
-from trainer.registry import STAGES, TRAINING
+from trainer.registry import STAGES, TRAINING, RunStage
 from trainer.report.belonging import notes
 from trainer.report.data import (
     Baselines,
@@ -190,27 +190,39 @@ def _stage_times(uri: str) -> tuple[StageTime, ...]:
 
 
 def _stage_configs(run_uri: str, records: Iterable[StageRecords]) -> Iterator[StageConfig]:
-    """What each stage has recorded that it was asked: of its config, the sections that it used."""
-    changes = {each.stage: tuple(_changes(each)) for each in records}
+    """What each stage has recorded that it was asked."""
+    changes = {each.stage: tuple(settings_changes(each.events)) for each in records}
     for stage in (stage for stage in STAGES if stage.product != "results"):
-        uri = storage.join(run_uri, stage.folder, "config.yaml")
-        try:
-            config = yaml_dialect.parse(storage.read_bytes(uri, yaml_dialect.MOST_BYTES))
-        except FileNotFoundError:
-            continue
-        except yaml.YAMLError as error:
-            raise UsageError(f"{uri} is not valid YAML: it was cut or edited; run its stage again") from error
-        used: dict[str, Any] = {}
-        for path in ("seed", "inputs", *stage.reads, stage.section, "cluster"):
-            _take(config, path.split("."), used)
-        used["inputs"] = {name: uri for name, uri in (used.get("inputs") or {}).items() if uri}
-        used = {key: value for key, value in used.items() if key != "inputs" or value}
-        text = yaml.safe_dump(used, sort_keys=False, allow_unicode=True)
-        yield StageConfig(stage.folder, text, changes.get(stage.folder, ()))
+        used = used_config(run_uri, stage)
+        if used is not None:
+            text = yaml.safe_dump(used, sort_keys=False, allow_unicode=True)
+            yield StageConfig(stage.folder, text, changes.get(stage.folder, ()))
 
 
-def _changes(records: StageRecords) -> Iterator[str]:
-    for event in records.events:
+def used_config(run_uri: str, stage: RunStage) -> dict[str, Any] | None:
+    """Of the config that a stage has recorded, the sections that it used; None if it has recorded none.
+
+    Raises:
+        UsageError: if the file was cut or edited.
+    """
+    uri = storage.join(run_uri, stage.folder, "config.yaml")
+    try:
+        config = yaml_dialect.parse(storage.read_bytes(uri, yaml_dialect.MOST_BYTES))
+    except FileNotFoundError:
+        return None
+    except yaml.YAMLError as error:
+        raise UsageError(f"{uri} is not valid YAML: it was cut or edited; run its stage again") from error
+    used: dict[str, Any] = {}
+    for path in ("seed", "inputs", *stage.reads, stage.section, "cluster"):
+        _take(config, path.split("."), used)
+    given = used.pop("inputs", None)
+    inputs = {name: uri for name, uri in given.items() if uri} if isinstance(given, dict) else {}
+    return used | ({"inputs": inputs} if inputs else {})
+
+
+def settings_changes(events: Iterable[Record]) -> Iterator[str]:
+    """What a stage was asked otherwise before, and up to which step, in words."""
+    for event in events:
         changes = event.get("changes")
         if event.get("event") == "settings_changed" and isinstance(changes, list):
             yield f"changed at step {event.get('step')}: {', '.join(map(str, changes))}"

@@ -1,0 +1,105 @@
+"""Curves for a screen: what is on their x axis, and which of their points are drawn.
+
+Of a curve with more points than a screen has columns, each stretch keeps its lowest and its highest point, and the
+curve its first and its last. So a spike of a single step is drawn, however long the run is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from trainer.records.columns import Column, Columns
+from trainer.report.charts import Points, thinned
+
+Axis = Literal["steps", "images", "hours", "date"]
+"""Optimizer steps, images that were trained on, hours since the stage was first started, or seconds of unix time."""
+AXES: tuple[str, ...] = get_args(Axis)
+MOST_POINTS = 1600
+"""Of a curve that are sent, at most."""
+_OF_ROWS: dict[str, str] = {"steps": "step", "images": "samples", "hours": "time", "date": "time"}
+_HOUR = 3600.0
+
+
+def positions(numbers: Columns, axis: Axis, began: float | None) -> Column:
+    """Where each row is on an axis [N]; NaN where that is not on record."""
+    found = numbers.get(_OF_ROWS[axis], np.full(len(numbers["step"]), np.nan))
+    return (found - _start(numbers, began)) / _HOUR if axis == "hours" else found
+
+
+def _start(numbers: Columns, began: float | None) -> float:
+    if began is not None:
+        return began
+    times = numbers.get("time", np.empty(0))
+    return float(np.fmin.reduce(times, initial=np.nan)) if len(times) else 0.0
+
+
+def place(numbers: Columns, axis: Axis, began: float | None, step: float, time: float) -> float | None:
+    """Where something that happened at a step, at a unix time in seconds, is on an axis; None if that is unknown."""
+    if axis == "steps":
+        return step
+    if axis == "date":
+        return time
+    if axis == "hours":
+        at = (time - _start(numbers, began)) / _HOUR
+        return at if np.isfinite(at) else None
+    samples = numbers.get("samples", np.empty(0))
+    known = ~np.isnan(samples)
+    if not known.any():
+        return None
+    return float(np.interp(step, np.append(0.0, numbers["step"][known]), np.append(0.0, samples[known])))
+
+
+def points_between(points: Points, low: float | None, high: float | None) -> Points:
+    """Those on a stretch of the axis, and the next one on either side, so that a line leaves the screen."""
+    first = 0 if low is None else max(0, int(np.searchsorted(points[:, 0], low, "left")) - 1)
+    stop = len(points) if high is None else int(np.searchsorted(points[:, 0], high, "right")) + 1
+    return points[first:stop]
+
+
+def curve(
+    numbers: Columns,
+    name: str,
+    axis: Axis,
+    began: float | None,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    most: int = MOST_POINTS,
+) -> dict[str, Any] | None:
+    """What is drawn of a number of metrics.jsonl, as JSON has it; None if it was never recorded.
+
+    Args:
+        numbers: of the stage, in order of steps.
+        name: of the number.
+        axis: what is on the x axis.
+        began: unix time of the stage's first start.
+        low: of the axis, where the screen begins.
+        high: where it ends.
+        most: points at most.
+    """
+    values = numbers.get(name)
+    if values is None:
+        return None
+    points = np.column_stack([positions(numbers, axis, began), values])
+    points = points[~np.isnan(points).any(axis=1)]
+    if not len(points):
+        return None
+    if np.any(np.diff(points[:, 0]) < 0):  # the clock of another machine
+        points = points[np.argsort(points[:, 0], kind="stable")]
+    drawn = thinned(points_between(points, low, high), most)
+    return {
+        "x": short(drawn[:, 0]),
+        "y": short(drawn[:, 1]),
+        "points": len(points),
+        "last": float(points[-1, 1]),
+        "lowest": float(points[:, 1].min()),
+        "highest": float(points[:, 1].max()),
+    }
+
+
+def short(values: Column | Sequence[float]) -> list[float]:
+    """Numbers with the digits that a screen can show: 10 of each."""
+    return [float(f"{value:.10g}") for value in values]
