@@ -20,7 +20,7 @@ from data_pipeline.record_files.reading import open_state
 from trainer.records import columns, local_file, reading_columns, segmented_object
 from trainer.records.columns import HEAD_BYTES, MOST_NAMES, Columns
 from trainer.records.jsonl import Continued, JsonlWriter, read_records
-from trainer.records.reading_columns import read_columns
+from trainer.records.reading_columns import ColumnCursor, read_columns
 from trainer.records.record_shapes import is_metrics
 
 LATER = 3600.0
@@ -199,3 +199,50 @@ def test_a_disk_that_takes_no_columns_stops_no_writer(tmp_path: Path, caplog: py
     writer.close()
     assert "its numbers are not kept in columns" in caplog.text
     assert len(read_records(uri)) == 3
+
+
+def test_a_cursor_gives_each_row_once_and_none_twice(uri: str) -> None:
+    cursor = ColumnCursor(uri)
+    assert (listed(cursor.look()[0], "step"), cursor.look()[1]) == ([], False)
+    write(uri, [record(step) for step in range(1, 200)])
+    first, is_other = cursor.look()
+    assert (listed(first, "loss"), is_other) == (by_hand([record(step) for step in range(1, 200)], "loss"), False)
+    write(uri, [record(200), record(201)], keep=Continued(is_metrics))
+    again, is_other = cursor.look()
+    assert (listed(again, "step"), is_other) == ([200, 201], False)
+    assert listed(cursor.look()[0], "step") == []
+
+
+def test_a_cursor_says_that_rows_were_taken_back_and_gives_those_that_stay(uri: str) -> None:
+    cursor = ColumnCursor(uri)
+    write(uri, [record(step) for step in range(1, 200)])
+    cursor.look()
+    write(uri, [record(11)], keep=Continued(is_metrics, lambda each: each["step"] > 10))
+    after, is_other = cursor.look()
+    assert (listed(after, "step"), is_other) == (list(range(1, 12)), True)
+
+
+def test_a_cursor_leaves_a_line_that_is_being_written_for_the_next_look(tmp_path: Path) -> None:
+    path, cursor = tmp_path / "metrics.jsonl", ColumnCursor(str(tmp_path / "metrics.jsonl"))
+    path.write_text('{"step": 1}\n{"step": 2')
+    assert listed(cursor.look()[0], "step") == [1]
+    with path.open("a") as file:
+        file.write('2}\n{"step": 23}\n')
+    assert listed(cursor.look()[0], "step") == [22, 23]
+
+
+def test_what_a_cursor_reads_again_and_again_is_not_the_whole_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(tmp_path / "metrics.jsonl")
+    write(path, [record(step) for step in range(1, 3000)])
+    cursor, read = ColumnCursor(path), []
+    cursor.look()
+    plain = storage.read_range
+    monkeypatch.setattr(
+        storage, "read_range", lambda uri, start, length: read.append(length) or plain(uri, start, length)
+    )
+    write(path, [record(3000)], keep=Continued(is_metrics))
+    read.clear()
+    assert listed(cursor.look()[0], "step") == [3000]
+    assert 0 < sum(read) < 5_000

@@ -66,13 +66,19 @@ def serve(uris: Sequence[str], *, host: str, port: int, control: bool = False, p
     Raises:
         UsageError: if there is no such run, or nothing can listen there.
     """
-    from cluster.monitor.web.access import Access, is_loopback
+    from cluster.monitor.web.access import Access
 
-    runs = find_runs(uris)
-    token = None if is_loopback(host) and not control else secrets.token_urlsafe(24)
+    runs, token = find_runs(uris), draw_token(host, control=control)
     listening = _listen(host, port)
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(_serve(runs, listening, Access(host, token), control=control, price=price))
+
+
+def draw_token(host: str, *, control: bool) -> str | None:
+    """A token, as far as one is needed: elsewhere than on loopback, and where a run can be changed."""
+    from cluster.monitor.web.access import is_loopback
+
+    return None if is_loopback(host) and not control else secrets.token_urlsafe(24)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -128,7 +128,9 @@ def write_pool(
         with progress:
             return
     total = sum(worker.images_per_second for worker in workers)
-    progress.show(Report(0.0, 0.0, (), (), workers, 0, 0.0, total, None, 0))
+    counts = {"waiting": 0, "last_begin": 0.0, "median_seconds": None, "refused": 0, "refusals": (), "opened": 0}
+    report = Report(0.0, 0.0, (), (), workers, images_per_second=total, fatal=None, **counts)  # type: ignore[arg-type]
+    progress.show(report)
 
 
 def generator_config(rate: float, depth: int) -> dict[str, Any]:
