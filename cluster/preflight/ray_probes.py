@@ -25,6 +25,7 @@ class Probe:
 
     def __init__(self) -> None:
         os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # Ray hides GPUs from who reserves none; CUDA reads it later
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a pair that does not meet is a finding
 
     def hello(self) -> tuple[str, str]:
         """Host name and address of the node."""

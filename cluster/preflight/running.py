@@ -44,20 +44,15 @@ def run_checks(
             continue
         say(check.name)
         facts = check.measure(fit, wanted)
-        failures = {name: found for name, found in facts.items() if isinstance(found, Failure)}
-        findings += [
-            Finding(_named(name), check.name, "error", it.reason, check.remedy) for name, it in failures.items()
-        ]
+        failures = {
+            name: found for name, found in facts.items() if isinstance(name, str) and isinstance(found, Failure)
+        }
+        findings += [Finding(name, check.name, "error", it.reason, check.remedy) for name, it in failures.items()]
         findings += check.judge({name: found for name, found in facts.items() if name not in failures}, wanted)
         gone = _gone_since(nodes, [name for name, failure in failures.items() if failure.is_silent])
         findings += [_gone(name, failure) for name, failure in gone.items()]
         left = tuple(name for name in left if name not in gone)
     return findings
-
-
-def _named(about: str | tuple[str, ...]) -> str:
-    """A node, or nodes that something is between."""
-    return about if isinstance(about, str) else " and ".join(about)
 
 
 def _has_failed(name: str, checks: Iterable[str], findings: Iterable[Finding]) -> bool:

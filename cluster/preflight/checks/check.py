@@ -20,7 +20,8 @@ class Check:
 
     name: str
     measure: Callable[[Nodes, Wanted], Mapping[Any, Any]]
-    """Facts by node (or by what they are about); a `Failure` of nodes.py where there are none."""
+    """Facts by node, or by pair of nodes; a `Failure` (nodes.py) where there are none. That of a node is a finding by
+    itself; that of a pair is judged."""
     judge: Callable[[Mapping[Any, Any], Wanted], list[Finding]]
     """What these facts mean: a pure function."""
     remedy: str

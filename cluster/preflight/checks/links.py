@@ -67,10 +67,12 @@ def exchange(rank: int, address: str, at: int, nccl: bool) -> float:
 
     nccl = nccl and torch.cuda.is_available()
     meeting = Meeting("nccl" if nccl else "gloo", rank, 2, 0, 1, rank, address=address, port=at)
-    join_group(meeting, seconds=_MEET_SECONDS)
     try:
+        join_group(meeting, seconds=_MEET_SECONDS)
         return _rate(torch.device("cuda", 0) if nccl else torch.device("cpu"))
     finally:
+        if not dist.is_initialized():  # torch counts its tries, and who counts otherwise does not meet the next node
+            dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
         dist.destroy_process_group()
 
 
@@ -118,8 +120,31 @@ def _measure(nodes: Nodes, wanted: Wanted) -> Mapping[Pair, float | Failure]:
     return found
 
 
-def judge(facts: Mapping[Pair, float], _: Wanted) -> list[Finding]:
-    """Nodes that are slow with all others, and pairs that are slower than both of their nodes elsewhere."""
+def judge(facts: Mapping[Pair, float | Failure], _: Wanted) -> list[Finding]:
+    """Nodes that cannot join, or are slow with, any other; and such pairs of nodes that are well with others."""
+    rates = {pair: rate for pair, rate in facts.items() if not isinstance(rate, Failure)}
+    findings = [
+        *_apart({pair: found for pair, found in facts.items() if isinstance(found, Failure)}, rates),
+        *_slow(rates),
+    ]
+    return or_all_well(findings, NAME, f"{_size(min(rates.values(), default=0.0))} or more between {len(rates)} pairs")
+
+
+def _apart(failures: Mapping[Pair, Failure], rates: Mapping[Pair, float]) -> list[Finding]:
+    """Who did not join. A node that joined nobody is named, if others joined each other."""
+    joined = {name for pair in rates for name in pair}
+    findings, told = [], set[str]()
+    for pair, failure in failures.items():
+        alone = [name for name in pair if joined and name not in joined]
+        if alone and not told.isdisjoint(alone):
+            continue
+        told.update(alone)
+        node = " and ".join(alone or pair)
+        findings.append(Finding(node, NAME, "error", f"{' and '.join(pair)} do not join: {failure.reason}", _JOIN))
+    return findings
+
+
+def _slow(facts: Mapping[Pair, float]) -> list[Finding]:
     names = list(dict.fromkeys(name for pair in facts for name in pair))
     best = {name: max(rate for pair, rate in facts.items() if name in pair) for name in names}
     usual = median(best.values()) if best else 0.0
@@ -136,8 +161,7 @@ def judge(facts: Mapping[Pair, float], _: Wanted) -> list[Finding]:
         if slow.isdisjoint((a, b)) and (rate < SLOW * reachable or rate < FLOOR):
             with_others = f", each {_size(reachable)} or more with others" if rate < SLOW * reachable else ""
             findings.append(Finding(f"{a} and {b}", NAME, "warning", f"{_size(rate)} between them{with_others}", _PAIR))
-    worst = min(facts.values(), default=0.0)
-    return or_all_well(findings, NAME, f"{_size(worst)} or more between {len(facts)} pairs")
+    return findings
 
 
 def _size(rate: float) -> str:
@@ -152,12 +176,15 @@ _PAIR = (
     "look at the way between them (switches, a firewall, a traffic limit), and at the interface that is used "
     "(GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME)"
 )
+_JOIN = (
+    "see that workers can join there: torch is the same, and the host's name resolves to an address that others reach, "
+    "or GLOO_SOCKET_IFNAME (NCCL_SOCKET_IFNAME) names the interface that they do reach"
+)
 CHECK = Check(
     NAME,
     _measure,
     judge,
-    remedy="see that workers can join there: the host's name resolves to an address that others reach, or set "
-    "GLOO_SOCKET_IFNAME to the interface that they do reach",
+    remedy=_JOIN,
     fewest=2,
     after=("ports",),
 )

@@ -13,6 +13,7 @@ from cluster.preflight.checks.disk import Room
 from cluster.preflight.checks.matmul import Speed
 from cluster.preflight.checks.storage import Access
 from cluster.preflight.findings import EVERY, Finding
+from cluster.preflight.nodes import Failure
 from cluster.preflight.wanted import Wanted
 
 WANTED = Wanted(run="s3://bucket/run", workers=4)
@@ -346,6 +347,20 @@ def test_a_slow_way_between_two_sound_nodes_names_the_pair() -> None:
     facts = {("a", "b"): 1e8, ("a", "c"): FAST, ("b", "c"): FAST}
     found = only(links.judge(facts, WANTED))
     assert (found.node, found.level) == ("a and b", "warning")
+
+
+APART = Failure("no answer within 14 s", is_silent=True)
+
+
+def test_a_node_that_joins_nobody_is_the_only_one_that_is_named() -> None:
+    found = only(links.judge({("a", "b"): FAST, ("a", "c"): APART, ("b", "c"): APART}, WANTED))
+    assert (found.node, found.level) == ("c", "error")
+    assert "a and c do not join" in found.found
+
+
+def test_two_nodes_that_join_others_and_not_each_other_are_named_together() -> None:
+    findings = links.judge({("a", "b"): APART, ("a", "c"): FAST, ("b", "c"): FAST}, WANTED)
+    assert what(findings) == {("a and b", "error")}
 
 
 def test_two_nodes_have_no_other_pair_to_be_measured_against_but_a_floor() -> None:
