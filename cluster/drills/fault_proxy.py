@@ -26,6 +26,8 @@ class Fault(Enum):
     """The server never sees it."""
     NOT_IMPLEMENTED = "501 NotImplemented"
     """The server never sees it."""
+    FORBIDDEN = "403 AccessDenied"
+    """The server never sees it."""
     CUT_REQUEST = "cut in the request"
     """The server sees its head and about half of its body."""
     CUT_RESPONSE = "cut in the response"
@@ -44,6 +46,7 @@ Answered = Callable[[str, str, int], None]
 _ANSWERS = {
     Fault.SLOW_DOWN: (503, "Slow Down", "SlowDown", "Please reduce your request rate."),
     Fault.NOT_IMPLEMENTED: (501, "Not Implemented", "NotImplemented", "A header you provided is not implemented."),
+    Fault.FORBIDDEN: (403, "Forbidden", "AccessDenied", "Access Denied."),
 }
 
 
