@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from pydantic import Field, TypeAdapter
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from data_pipeline.errors import UsageError
 from data_pipeline.shards import weights
@@ -149,6 +151,30 @@ def test_products_in_bf16_give_images_near_those_of_fp32(networks: tuple[str, st
     fine, coarse = (next(iter(sampler(networks, precision=each).draw(LABELS[:4]))) for each in ("fp32", "bf16"))
     assert coarse.dtype == torch.float32
     assert not torch.equal(fine, coarse)
+
+
+class Casts(TorchDispatchMode):
+    """Counts how often each storage is cast."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[int] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._to_copy.default:
+            self.counts[args[0].data_ptr()] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_products_in_bf16_cast_each_weight_once_for_a_batch_of_tokens(networks: tuple[str, str]) -> None:
+    found = sampler(networks, precision="bf16")
+    generator = cast("torch.nn.Module", found.generator)
+    with Casts() as casts:
+        list(found.draw_tokens(LABELS[:4]))
+    of_weights = {name: casts.counts[weight.data_ptr()] for name, weight in generator.named_parameters()}
+    assert of_weights["blocks.0.attention.qkv.weight"] == 1  # of two scales
+    assert max(of_weights.values()) == 1
+    assert not any(weight.requires_grad for weight in generator.parameters())
 
 
 ORDERS = {

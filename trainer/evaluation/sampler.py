@@ -16,7 +16,7 @@ What can be refused is refused by the cards alone: importing this module, and ch
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -277,8 +277,16 @@ class Sampler:
             order=asked_order(self.generator.config, config),
         )
 
-    def _mixed(self) -> AbstractContextManager[object]:
-        """Products in the precision of the config."""
+    @contextmanager
+    def _mixed(self) -> Iterator[None]:
+        """Products in the precision of the config; for bf16 each weight is cast once for all that is drawn."""
         import torch
 
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+        from model.layers.precision import cast_once
+
+        if self.config.precision != "bf16":
+            yield
+            return
+        networks = cast("nn.Module", self.generator), cast("nn.Module", self.tokenizer)
+        with cast_once(*networks), torch.autocast(self.device.type, torch.bfloat16):
+            yield
