@@ -25,8 +25,6 @@ class GeneratorConfig(ClassCount):
     """Family of the generator: the order in which it predicts tokens, and its network."""
     needs_forcing: ClassVar[bool] = False
     """Whether training needs the tokenizer that made the tokens (its multi-scale sums), and not their ids alone."""
-    needs_step: ClassVar[bool] = False
-    """Whether training needs to know of the whole step, over all workers (`model.protocols.StepTaught`)."""
     draws_one_by_one: ClassVar[bool] = False
     """Whether sampling takes a step for each position, all alike but for what came before: a plan traces a few."""
     guidance_schedule: ClassVar[GuidanceSchedule] = GuidanceSchedule(kind="constant")
@@ -41,6 +39,11 @@ class GeneratorConfig(ClassCount):
     """Predict the tokens of a position one after the other, as positions of one fold: what folding is compared with."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Share of the target that goes to all codes alike. What is logged of groups and folds is without it."""
+
+    @property
+    def needs_step(self) -> bool:
+        """Whether training needs to know of the whole step, over all workers (`model.protocols.StepTaught`)."""
+        return False
 
     def check(self, layout: TokenLayout, forcing_width: int | None) -> None:
         """Refuse tokens that such a generator cannot predict, or cannot predict unfolded (see `check_layout`).
@@ -166,11 +169,27 @@ class NextScaleConfig(GeneratorConfig):
     """Normalise queries and keys to length one, with a learned temperature per head."""
     adaln_gamma_init: float = Field(1e-3, gt=0)
     """Factor on the initial weights of the AdaLN gates."""
+    input_mask: float = Field(0.0, ge=0, le=1)
+    """Largest share of the inputs behind the first scale that a learned vector takes the place of, in training. Each
+    step draws its share evenly below that, and the largest falls linearly to 0 at `input_mask_until`."""
+    input_mask_until: int | None = Field(None, gt=0, le=10**9)
+    """Step from which no input is masked; as published `trainer.steps`."""
+
+    @property
+    def needs_step(self) -> bool:
+        """How many inputs are masked is a matter of the step."""
+        return self.input_mask > 0
+
+    def largest_input_mask(self, step: int) -> float:
+        """Share of the inputs that a step (from 0) masks at most."""
+        return self.input_mask * max(0.0, 1 - step / (self.input_mask_until or 1))
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is no multiple of heads {self.heads}")
+        if self.input_mask and self.input_mask_until is None:
+            raise ValueError("input_mask falls to 0 at input_mask_until: give that step, as published trainer.steps")
         return self
 
     def check_layout(self, layout: TokenLayout, forcing_width: int | None) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, ClassVar, Literal, Self
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, cast
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -17,15 +18,25 @@ MaskSchedule = Literal["arccos", "cosine", "linear", "root"]
 1 - sqrt r. In training r is a random number of each sample; in sampling it is the steps that are done."""
 
 
-def masked_share(schedule: MaskSchedule, done: float) -> float:
-    """Share of the tokens that is masked where `done` of 0 to 1 is behind."""
-    shares = {
-        "arccos": 2 / math.pi * math.acos(done),
-        "cosine": math.cos(math.pi / 2 * done),
-        "linear": 1 - done,
-        "root": 1 - math.sqrt(done),
+_Number = TypeVar("_Number")
+
+
+def masked_share(schedule: MaskSchedule, done: _Number, functions: Any = math) -> _Number:
+    """Share of what is masked where `done` of 0 to 1 is behind.
+
+    Args:
+        schedule: one of the four.
+        done: a number, or a tensor of them.
+        functions: the module that has acos, cos and sqrt of it: `math`, or `torch` for a tensor.
+    """
+    given: Any = done
+    shares: dict[MaskSchedule, Callable[[], Any]] = {
+        "arccos": lambda: 2 / math.pi * functions.acos(given),
+        "cosine": lambda: functions.cos(math.pi / 2 * given),
+        "linear": lambda: 1 - given,
+        "root": lambda: 1 - functions.sqrt(given),
     }
-    return shares[schedule]
+    return cast("_Number", shares[schedule]())
 
 
 class _BackboneConfig(Section):
@@ -124,7 +135,6 @@ class MaskedConfig(GeneratorConfig):
     A position is masked with the tokens of all its folds. There is one more row than classes, for "no class".
     """
 
-    needs_step: ClassVar[bool] = True
     guidance_schedule: ClassVar[GuidanceSchedule] = GuidanceSchedule(kind="linear")
     order_options: ClassVar[type[OrderOptions]] = MaskedOptions
 
@@ -138,6 +148,11 @@ class MaskedConfig(GeneratorConfig):
     """What a token that is not masked weighs in the loss, against 1 of one that is; 0 leaves them out."""
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     """Share of the target that goes to all codes alike. What is logged of groups and folds is without it."""
+
+    @property
+    def needs_step(self) -> bool:
+        """The weights of tokens add up over the step."""
+        return True
 
     def check_layout(self, layout: TokenLayout, forcing_width: int | None) -> None:
         """Takes any."""

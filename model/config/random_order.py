@@ -29,7 +29,6 @@ class RandomOrderConfig(GeneratorConfig):
     the number of the step.
     """
 
-    needs_step: ClassVar[bool] = True
     guidance_schedule: ClassVar[GuidanceSchedule] = GuidanceSchedule(kind="cosine", power=2.75)
     draws_one_by_one: ClassVar[bool] = True
     order_options: ClassVar[type[OrderOptions]] = RandomOrderOptions
@@ -63,6 +62,11 @@ class RandomOrderConfig(GeneratorConfig):
     """Rows of both tables of positions that nothing reads; the published networks have 1022."""
     spare_steps: int = Field(0, ge=0, le=1_000_000)
     """Rows of the table of steps that nothing reads; the published networks have 98."""
+
+    @property
+    def needs_step(self) -> bool:
+        """The share of random orders is a matter of the step."""
+        return True
 
     @property
     def hidden(self) -> int:

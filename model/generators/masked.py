@@ -16,14 +16,13 @@ Shape suffixes: B batch, S samples of a step, L positions, M of these, F folds, 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from model.config.masked import BertConfig, MaskedConfig, MaskSchedule, masked_share
+from model.config.masked import BertConfig, MaskedConfig, masked_share
 from model.generators.embedding import FoldEmbedding
 from model.generators.heads import build_head
 from model.generators.masked_backbones import build_backbone
@@ -34,13 +33,6 @@ from model.protocols import SamplingPlan, TeacherForcing, Terms
 
 MEAN_WEIGHT, MASKED_SHARE = "mean_weight", "masked_share_G"
 """What training is given of a step: the mean weight of its tokens, and the masked share of each group."""
-SHARES: dict[MaskSchedule, Callable[[Tensor], Tensor]] = {
-    "arccos": lambda r: 2 / math.pi * torch.acos(r),
-    "cosine": lambda r: torch.cos(math.pi / 2 * r),
-    "linear": lambda r: 1 - r,
-    "root": lambda r: 1 - r.sqrt(),
-}
-"""`masked_share` of config/masked.py, of tensors."""
 _NUMBERS = 4096
 """Of evenly spaced ones, whose mean stands for the mean over all random numbers."""
 
@@ -188,7 +180,7 @@ class MaskedGenerator(nn.Module):
 
     def _masked_counts(self, seed_B: Tensor) -> Tensor:
         """Masked positions of each sample, at least one."""
-        share_B = SHARES[self.config.mask_schedule](uniform(_purpose(seed_B, 0), 1)[0])
+        share_B = masked_share(self.config.mask_schedule, uniform(_purpose(seed_B, 0), 1)[0], torch)
         return (self.layout.positions * share_B).round().clamp(min=1)
 
     def _sums(self, masked_BL: Tensor, of_step: Mapping[str, Tensor] | None) -> tuple[Tensor, Tensor]:

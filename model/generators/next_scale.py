@@ -15,6 +15,7 @@ H heads, D channels of a head, N blocks.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -27,13 +28,15 @@ from model.generators.heads import Choose, build_head
 from model.layers.attention import attend
 from model.layers.modulation import cached_heads, gated_sum, modulated_norm, normalized_heads
 from model.layers.precision import compute_dtype, without_autocast
-from model.layers.random_numbers import block_chances, drop_path
+from model.layers.random_numbers import block_chances, drop_path, split_seed, uniform
 from model.layers.visibility import GroupCausal, group_of_position
 from model.layout import TokenLayout
 from model.losses.tokens import TokenLosses, terms_of_groups
 from model.protocols import SamplingPlan, TeacherForcing, Terms
 
 MAX_LOG_TEMPERATURE = math.log(100)
+INPUT_MASK = "input_mask"
+"""Share of the inputs that a step masks: what training is told of it, and a metric."""
 
 
 @dataclass
@@ -169,6 +172,7 @@ class FoldedGenerator(nn.Module):
         self.position_embed = nn.Parameter(torch.empty(layout.positions, width))
         self.level_embed = nn.Parameter(torch.empty(len(layout.groups), width))
         self.input = nn.Linear(input_width, width)
+        self.empty_embed = nn.Parameter(torch.empty(width)) if config.input_mask else None
         rates = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
         self.blocks = nn.ModuleList([Block(config, rate) for rate in rates])
         self.shared_adaln = nn.Linear(width, 6 * width) if config.shared_adaln else None
@@ -192,6 +196,8 @@ class FoldedGenerator(nn.Module):
                 nn.init.zeros_(module.bias)
         for table in (self.start_embed, self.position_embed, self.level_embed, self.head.weight):
             nn.init.trunc_normal_(table, std=std)
+        if self.empty_embed is not None:
+            nn.init.trunc_normal_(self.empty_embed, std=std)
         with torch.no_grad():
             self.head.weight.mul_(0.02)
             self.head_adaln.weight.mul_(0.5)
@@ -217,7 +223,12 @@ class FoldedGenerator(nn.Module):
         return {name for name, p in self.named_parameters() if p.ndim < 2 or name.rsplit(".", 1)[-1] in tables}
 
     def forward(
-        self, label_B: Tensor, input_BMC: Tensor, seed_B: Tensor | None = None, tokens_BLF: Tensor | None = None
+        self,
+        label_B: Tensor,
+        input_BMC: Tensor,
+        seed_B: Tensor | None = None,
+        tokens_BLF: Tensor | None = None,
+        mask_share: Tensor | None = None,
     ) -> Tensor | TokenLosses:
         """Logits of all positions from the true tokens of the earlier scales (teacher forcing), or their loss.
 
@@ -226,6 +237,7 @@ class FoldedGenerator(nn.Module):
             input_BMC: the quantizer's `generator_input`, for all positions after the first scale.
             seed_B: int64, a random number per sample, which stochastic depth in training needs (`random_numbers.py`).
             tokens_BLF: the true tokens. With them the logits are never held as a whole.
+            mask_share: float32 [], share of the inputs that are masked; None for none.
 
         Returns:
             `logits_BLFV`, float32, of a head that needs no tokens for them; with tokens their `TokenLosses` [B, L, F].
@@ -237,7 +249,8 @@ class FoldedGenerator(nn.Module):
         if tuple(input_BMC.shape) != expected:
             raise ValueError(f"generator input is {list(input_BMC.shape)}, but this layout needs {list(expected)}")
         condition_BC = self.class_embed(label_B).float()
-        x_BLC = torch.cat((condition_BC[:, None] + self.start_embed, linear_fp32(self.input, input_BMC)), dim=1)
+        given_BMC = self._masked(linear_fp32(self.input, input_BMC), seed_B, mask_share)
+        x_BLC = torch.cat((condition_BC[:, None] + self.start_embed, given_BMC), dim=1)
         # The stream has the dtype of the products, as in VAR's training; sampling keeps it in float32, as VAR does.
         x_BLC = (x_BLC + self._places(slice(0, self.layout.positions))).to(compute_dtype(self.head.weight))
         modulations, head_modulation = self._condition(condition_BC)
@@ -251,18 +264,42 @@ class FoldedGenerator(nn.Module):
         found: TokenLosses = self.head(read_NC, tokens_BLF.flatten(0, 1), smoothing=smoothing)
         return TokenLosses(found.mean, found.losses_NF.view(tokens_BLF.shape), found.hits_NF.view(tokens_BLF.shape))
 
+    def _masked(self, given_BMC: Tensor, seed_B: Tensor | None, share: Tensor | None) -> Tensor:
+        """Inputs, with `empty_embed` in the place of some: token-mask augmentation, of each input by itself."""
+        if not self.training or self.empty_embed is None or share is None:
+            return given_BMC
+        if seed_B is None:
+            raise ValueError("input_mask in training needs seed_B, one random number per sample (or call eval())")
+        own_B = split_seed(seed_B, 2 * self.config.depth + 1)[-1]  # those before are stochastic depth's
+        is_masked_BM = share > uniform(own_B, given_BMC.shape[1]).T
+        return torch.where(is_masked_BM[..., None], self.empty_embed.to(given_BMC.dtype), given_BMC)
+
+    def of_step(self, step: int, seed_S: Tensor) -> dict[str, Tensor]:
+        """The share of the inputs that a step masks: drawn evenly up to the largest, by its first sample's seed."""
+        own_1 = split_seed(seed_S[:1], 2 * self.config.depth + 2)[-1]
+        return {INPUT_MASK: uniform(own_1, 1)[0, 0] * self.config.largest_input_mask(step)}
+
     def training_terms(
-        self, tokens_BLF: Tensor, condition_B: Tensor, seed_B: Tensor | None, forcing: TeacherForcing | None
+        self,
+        tokens_BLF: Tensor,
+        condition_B: Tensor,
+        seed_B: Tensor | None,
+        forcing: TeacherForcing | None,
+        of_step: Mapping[str, Tensor] | None = None,
     ) -> Terms:
         """Mean cross-entropy of all tokens, and that of each group and fold with the share of likeliest tokens.
+
+        With `input_mask` the share of masked inputs, too; in training mode without `of_step`, no input is.
 
         Raises:
             ValueError: if there are no sums to predict from.
         """
         with torch.no_grad():
             input_BMC = _needed(forcing).generator_input(tokens_BLF)
-        loss, losses_BLF, hits_BLF = self(condition_B, input_BMC, seed_B, tokens_BLF)
-        return {"loss": loss} | terms_of_groups(losses_BLF.mean(0), self.layout, hits_BLF.float().mean(0))
+        share = None if of_step is None else of_step[INPUT_MASK]
+        loss, losses_BLF, hits_BLF = self(condition_B, input_BMC, seed_B, tokens_BLF, share)
+        masked = {INPUT_MASK: share} if self.training and share is not None else {}
+        return {"loss": loss} | masked | terms_of_groups(losses_BLF.mean(0), self.layout, hits_BLF.float().mean(0))
 
     def sample(self, plan: SamplingPlan, forcing: TeacherForcing | None) -> Tensor:
         """Draw scale by scale (`sampling.py`)."""

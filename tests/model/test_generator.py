@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from model.config import ImageFolderConfig, NextScaleConfig
+from model.generators import next_scale
 from model.generators.next_scale import FoldedGenerator
+from model.layers.random_numbers import split_seed, uniform
 from model.layout import TokenLayout
 from model.losses.tokens import folded_cross_entropy
 
@@ -194,6 +196,43 @@ def test_which_branches_a_sample_misses_is_not_a_matter_of_its_batch() -> None:
 def test_drop_path_in_training_asks_for_seeds() -> None:
     with pytest.raises(ValueError, match="stochastic depth in training needs seed_B"):
         make(drop_path=0.5).train()(*inputs())
+
+
+MASKED = {"input_mask": 0.8, "input_mask_until": 100, "drop_path": 0.0}
+
+
+def test_masked_inputs_are_the_empty_vector_by_each_samples_numbers_in_training_only() -> None:
+    """Token-mask augmentation (p_drop of ImageFolder's generator); never of the first scale."""
+    generator, (label_B, input_BMC) = make(**MASKED), inputs(batch=4)
+    seed_B, share = torch.arange(4) * 7919, torch.tensor(0.4)
+    assert generator.empty_embed is not None
+    chances = uniform(split_seed(seed_B, 2 * 3 + 1)[6], 13).T
+    is_masked_BM = chances < 0.4
+    assert 0.2 < is_masked_BM.float().mean() < 0.6
+    rows_BMC = torch.where(is_masked_BM[..., None], generator.empty_embed, generator.input(input_BMC))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(next_scale, "linear_fp32", lambda _, given_BMC: given_BMC)
+        patch.setattr(generator.input, "in_features", 24)
+        expected = generator(label_B, rows_BMC)
+    plain = generator(label_B, input_BMC)
+    assert torch.equal(generator(label_B, input_BMC, seed_B, mask_share=share), plain), "in eval mode"
+    found = generator.train()(label_B, input_BMC, seed_B, mask_share=share)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found[:, 0], plain[:, 0])
+    assert (found - plain).abs().max() > 1e-2
+
+
+def test_the_share_of_masked_inputs_is_drawn_evenly_below_a_line_that_falls_to_nothing() -> None:
+    generator = make(**MASKED)
+    for step, most in ((0, 0.8), (50, 0.4), (75, 0.2), (100, 0.0), (1000, 0.0)):
+        shares = torch.stack([generator.of_step(step, torch.tensor([seed, 1]))["input_mask"] for seed in range(500)])
+        assert float(shares.mean()) == pytest.approx(most / 2, abs=0.03)
+        assert 0.98 * most <= float(shares.max()) <= most
+
+
+def test_masked_inputs_want_the_step_at_which_they_end() -> None:
+    with pytest.raises(ValueError, match="give that step"):
+        NextScaleConfig(input_mask=0.1)
 
 
 def test_an_input_of_another_layout_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from data_pipeline.config import ReadingConfig, TokensConfig
 from model.config import ImageFolderConfig, VectorConfig, ViTConfig
 from model.config.generators import GeneratorConfig, NextTokenConfig
+from model.config.masked import BertConfig, MaskedConfig
 from model.config.random_order import RandomOrderConfig
 from trainer.config import (
     GeneratorStageConfig,
@@ -32,7 +34,7 @@ MODELS: dict[str, GeneratorConfig] = {
 }
 
 
-def traced(model: GeneratorConfig) -> ForwardTrace:
+def traced(model: GeneratorConfig, **sampling: Any) -> ForwardTrace:
     tokenizer = ImageFolderConfig(
         image_size=16,
         patch_size=4,
@@ -50,7 +52,7 @@ def traced(model: GeneratorConfig) -> ForwardTrace:
         TokensConfig(),
         ReadingConfig(),
     )
-    return trace_sampling(configs, SamplingConfig(guidance=2.0), 3, "cuda")
+    return trace_sampling(configs, SamplingConfig(guidance=2.0, **sampling), 3, "cuda")
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -67,6 +69,21 @@ def test_a_few_steps_continued_are_all_steps(kind: str, monkeypatch: pytest.Monk
     fused, expected = (sum(op.kernel.bytes for op in fuse(trace.operations)) for trace in (short, full))
     assert fused == pytest.approx(expected, rel=0.02)
     assert not short.syncs
+
+
+def test_the_orders_options_are_those_of_the_config() -> None:
+    model = MaskedConfig(num_classes=4, backbone=BertConfig(depth=1, width=32, heads=2))
+    kernels = {
+        steps: Counter(op.name for op in traced(model, order={"steps": steps}).operations)["addmm"]
+        for steps in (1, 2, 5)
+    }
+    assert kernels[5] - kernels[2] == 3 * (kernels[2] - kernels[1]) > 0
+
+
+def test_products_are_in_the_precision_of_the_config() -> None:
+    fine, half = (traced(MODELS["next-token"], precision=each).operations for each in ("fp32", "bf16"))
+    products = [{op.dtype for op in each if op.name in {"mm", "addmm"}} for each in (fine, half)]
+    assert products == [{"float32"}, {"bfloat16"}]
 
 
 def test_steps_that_differ_are_refused() -> None:

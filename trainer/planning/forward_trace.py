@@ -41,14 +41,14 @@ def trace_tokenizing(configs: StageConfigs, samples: int, kind: Kind) -> Forward
 
 
 def trace_sampling(configs: StageConfigs, sampling: SamplingConfig, samples: int, kind: Kind) -> ForwardTrace:
-    """A batch of classes to images, with guidance and truncation as the config has them.
+    """A batch of classes to images: precision, guidance, truncation and the order's options as `sampling` has them.
 
     Of a generator that draws a position a step, a few steps are traced and the others follow (long_sampling.py).
     """
     section = configs.section("train-generator")
     assert isinstance(section, GeneratorStageConfig)
     layout = configs.tokenizer_model.layout
-    with _device(kind, "fp32") as fake:
+    with _device(kind, sampling.precision) as fake:
         tokenizer = _tokenizer(configs, fake)
         forcing = forcing_of(tokenizer)
 
@@ -61,6 +61,10 @@ def trace_sampling(configs: StageConfigs, sampling: SamplingConfig, samples: int
                 torch.zeros(samples, dtype=torch.int64, device=fake.device),
                 torch.zeros(samples, layout.positions, layout.folds, device=fake.device),
                 *(sampling.guidance, sampling.top_k, sampling.top_p),
+                schedule=sampling.guidance_schedule,
+                temperature=sampling.temperature,
+                seed_B=torch.zeros(samples, dtype=torch.int64, device=fake.device),
+                order=sampling.order_of(section.model),
             )
             return lambda: generator.sample(plan, forcing)
 
