@@ -14,154 +14,106 @@ if TYPE_CHECKING:
 _WHAT, _HOW, _WHERE, _KEPT = "Which images", "How they are drawn", "Where it runs", "Conditioned on an image"
 
 
+def _option(panel: str, *names: str, **settings: Any) -> Any:
+    """An option of the command, in its part of the help."""
+    return typer.Option(*names, rich_help_panel=panel, **settings)
+
+
+Run = Annotated[
+    str, typer.Argument(metavar="CONFIG|RUN|URI", help="A config; or a run, or the export of a generator, at any URI.")
+]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides of a CONFIG.")]
+Out = Annotated[str | None, _option(_WHAT, "--out", "-o", metavar="FOLDER|FILE.npz", help="What to write, at any URI.")]
+Format = Annotated[
+    Literal["png", "npz", "shards"] | None,
+    _option(_WHAT, "--format", help="Default: npz for a FILE.npz, else png. shards: tars."),
+]
+Classes = Annotated[
+    list[str] | None, _option(_WHAT, "--class", help="lion,3,7-9: names, numbers, ranges, none. Default: all.")
+]
+Count = Annotated[
+    int | None,
+    _option(_WHAT, "--n", min=1, help="In all; classes take turns. Default: one of each --class, or 16."),
+]
+Plan = Annotated[str | None, _option(_WHAT, "--plan", metavar="FILE", help='Lines "50 per class", "16 of lion,3".')]
+Seed = Annotated[int | None, _option(_WHAT, "--seed", min=0, help="Default: that of the run.")]
+Checkpoint = Annotated[
+    str | None,
+    _option(_WHAT, "--checkpoint", metavar="STEP|last|best|URI", help="Default: the finished export."),
+]
+Weights = Annotated[
+    Literal["ema", "raw"] | None, _option(_WHAT, "--weights", help="Default: the moving average, if there is one.")
+]
+TokenizerUri = Annotated[str | None, _option(_WHAT, "--tokenizer", help="Run or export of it, if not the run's own.")]
+Guidance = Annotated[float | None, _option(_HOW, "--guidance", help="g of c + g (c - u). Default: the run's.")]
+Schedule = Annotated[
+    str | None, _option(_HOW, "--guidance-schedule", metavar="KIND[:POWER]", help="constant, linear, cosine:3.")
+]
+Temperature = Annotated[float | None, _option(_HOW, "--temperature")]
+TopK = Annotated[int | None, _option(_HOW, "--top-k")]
+TopP = Annotated[float | None, _option(_HOW, "--top-p")]
+Steps = Annotated[int | None, _option(_HOW, "--steps", min=1, help="Of an order that has them.")]
+OrderOption = Annotated[
+    list[str] | None, _option(_HOW, "--order", metavar="KEY=VALUE", help="Other options of the order.")
+]
+Precision = Annotated[Literal["fp32", "bf16"] | None, _option(_HOW, "--precision")]
+Reference = Annotated[str | None, _option(_KEPT, "--reference", metavar="IMAGE", help="A file, at any URI.")]
+Keep = Annotated[
+    str | None,
+    _option(_KEPT, "--keep", metavar="WHAT", help="detail, semantic (a branch), scales:N, latents:N, mask:FILE."),
+]
+Fit = Annotated[Literal["crop", "pad"], _option(_KEPT, "--fit", help="How it becomes a square.")]
+DeviceName = Annotated[str, _option(_WHERE, "--device", help="Of this process: cpu, cuda, cuda:1.")]
+Workers = Annotated[str | None, _option(_WHERE, "--workers", metavar="N|MIN:MAX", help="On Ray, with so many workers.")]
+Cpus = Annotated[float, _option(_WHERE, "--cpus-per-worker", help="CPUs of each.")]
+Gpus = Annotated[int, _option(_WHERE, "--gpus-per-worker", help="0 or 1.")]
+Address = Annotated[str | None, _option(_WHERE, "--address", help="Of a Ray cluster, as cluster.address.")]
+Batch = Annotated[int | None, _option(_WHERE, "--batch", min=1, help="Images at once on a GPU.")]
+CpuBatch = Annotated[int | None, _option(_WHERE, "--cpu-batch", min=1, help="Images at once on a CPU.")]
+
+
 def sample(
-    run: Annotated[
-        str,
-        typer.Argument(metavar="CONFIG|RUN|URI", help="A config; or a run, or the export of a generator, at any URI."),
-    ],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides of a CONFIG.")
-    ] = None,
-    output: Annotated[
-        str | None,
-        typer.Option(
-            "--out", "-o", metavar="FOLDER|FILE.npz", help="What to write, at any URI.", rich_help_panel=_WHAT
-        ),
-    ] = None,
-    kind: Annotated[
-        Literal["png", "npz", "shards"] | None,
-        typer.Option("--format", help="Default: npz for a FILE.npz, else png. shards: tars.", rich_help_panel=_WHAT),
-    ] = None,
-    classes: Annotated[
-        list[str] | None,
-        typer.Option("--class", help="lion,3,7-9: names, numbers, ranges, none. Default: all.", rich_help_panel=_WHAT),
-    ] = None,
-    count: Annotated[
-        int | None,
-        typer.Option(
-            "--n", min=1, help="In all; classes take turns. Default: one of each --class, or 16.", rich_help_panel=_WHAT
-        ),
-    ] = None,
-    plan: Annotated[
-        str | None,
-        typer.Option("--plan", metavar="FILE", help='Lines "50 per class", "16 of lion,3".', rich_help_panel=_WHAT),
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option("--seed", min=0, help="Default: that of the run.", rich_help_panel=_WHAT)
-    ] = None,
-    checkpoint: Annotated[
-        str | None,
-        typer.Option(
-            "--checkpoint", metavar="STEP|last|best|URI", help="Default: the finished export.", rich_help_panel=_WHAT
-        ),
-    ] = None,
-    kept_weights: Annotated[
-        Literal["ema", "raw"] | None,
-        typer.Option("--weights", help="Default: the moving average, if there is one.", rich_help_panel=_WHAT),
-    ] = None,
-    tokenizer: Annotated[
-        str | None,
-        typer.Option("--tokenizer", help="Run or export of it, if not the run's own.", rich_help_panel=_WHAT),
-    ] = None,
-    guidance: Annotated[
-        float | None, typer.Option("--guidance", help="g of c + g (c - u). Default: the run's.", rich_help_panel=_HOW)
-    ] = None,
-    schedule: Annotated[
-        str | None,
-        typer.Option(
-            "--guidance-schedule", metavar="KIND[:POWER]", help="constant, linear, cosine:3.", rich_help_panel=_HOW
-        ),
-    ] = None,
-    temperature: Annotated[float | None, typer.Option("--temperature", rich_help_panel=_HOW)] = None,
-    top_k: Annotated[int | None, typer.Option("--top-k", rich_help_panel=_HOW)] = None,
-    top_p: Annotated[float | None, typer.Option("--top-p", rich_help_panel=_HOW)] = None,
-    steps: Annotated[
-        int | None, typer.Option("--steps", min=1, help="Of an order that has them.", rich_help_panel=_HOW)
-    ] = None,
-    order: Annotated[
-        list[str] | None,
-        typer.Option("--order", metavar="KEY=VALUE", help="Other options of the order.", rich_help_panel=_HOW),
-    ] = None,
-    precision: Annotated[Literal["fp32", "bf16"] | None, typer.Option("--precision", rich_help_panel=_HOW)] = None,
-    reference: Annotated[
-        str | None, typer.Option("--reference", metavar="IMAGE", help="A file, at any URI.", rich_help_panel=_KEPT)
-    ] = None,
-    keep: Annotated[
-        str | None,
-        typer.Option(
-            "--keep",
-            metavar="WHAT",
-            help="detail, semantic (a branch), scales:N, latents:N, mask:FILE.",
-            rich_help_panel=_KEPT,
-        ),
-    ] = None,
-    fit: Annotated[
-        Literal["crop", "pad"], typer.Option("--fit", help="How it becomes a square.", rich_help_panel=_KEPT)
-    ] = "crop",
-    device: Annotated[
-        str, typer.Option("--device", help="Of this process: cpu, cuda, cuda:1.", rich_help_panel=_WHERE)
-    ] = "cpu",
-    workers: Annotated[
-        str | None,
-        typer.Option("--workers", metavar="N|MIN:MAX", help="On Ray, with so many workers.", rich_help_panel=_WHERE),
-    ] = None,
-    cpus: Annotated[float, typer.Option("--cpus-per-worker", help="CPUs of each.", rich_help_panel=_WHERE)] = 1,
-    gpus: Annotated[int, typer.Option("--gpus-per-worker", help="0 or 1.", rich_help_panel=_WHERE)] = 0,
-    address: Annotated[
-        str | None, typer.Option("--address", help="Of a Ray cluster, as cluster.address.", rich_help_panel=_WHERE)
-    ] = None,
-    batch: Annotated[
-        int | None, typer.Option("--batch", min=1, help="Images at once on a GPU.", rich_help_panel=_WHERE)
-    ] = None,
-    cpu_batch: Annotated[
-        int | None, typer.Option("--cpu-batch", min=1, help="Images at once on a CPU.", rich_help_panel=_WHERE)
-    ] = None,
+    run: Run,
+    overrides: Overrides = None,
+    output: Out = None,
+    kind: Format = None,
+    classes: Classes = None,
+    count: Count = None,
+    plan: Plan = None,
+    seed: Seed = None,
+    checkpoint: Checkpoint = None,
+    kept_weights: Weights = None,
+    tokenizer: TokenizerUri = None,
+    guidance: Guidance = None,
+    schedule: Schedule = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    steps: Steps = None,
+    order: OrderOption = None,
+    precision: Precision = None,
+    reference: Reference = None,
+    keep: Keep = None,
+    fit: Fit = "crop",
+    device: DeviceName = "cpu",
+    workers: Workers = None,
+    cpus: Cpus = 1,
+    gpus: Gpus = 0,
+    address: Address = None,
+    batch: Batch = None,
+    cpu_batch: CpuBatch = None,
 ) -> None:
     """Draw images: `sample CONFIG` is the stage of a run; `sample RUN --out FOLDER` draws what you choose.
 
     The latter goes on where it was killed, and --workers draws on Ray; `foldtrain scale` FOLDER changes their number.
     sampling.json beside the images says all that made them.
     """
-    from data_pipeline.errors import UsageError
-
-    is_config = run.endswith((".yaml", ".yml")) or run.startswith("package:")
+    how = {"guidance": guidance, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    how |= {"precision": precision, "batch": batch, "cpu_batch": cpu_batch}
     if output is None:
-        given: list[Any] = [
-            classes,
-            count,
-            plan,
-            seed,
-            checkpoint,
-            kept_weights,
-            tokenizer,
-            reference,
-            keep,
-            workers,
-            kind,
-        ]
-        given += [guidance, schedule, temperature, top_k, top_p, steps, order, precision, batch, cpu_batch]
-        if not is_config or any(value is not None for value in given):
-            raise UsageError(
-                "--out is missing: name the folder, or the file.npz, that the images go to. Without options, "
-                "`foldtrain sample CONFIG` draws samples/grid.png of the run"
-            )
-        from cluster.commands.stages import run as run_stage
-
-        run_stage("sample", run, overrides)
+        what = [kind, classes, count, plan, seed, checkpoint, kept_weights, tokenizer, reference, keep, workers]
+        _run_stage(run, overrides, [*what, schedule, steps, order, *how.values()])
         return
-    if overrides and not is_config:
-        raise UsageError(f"{overrides[0]!r}: overrides are of a CONFIG; a RUN is sampled with options")
-    settings: dict[str, Any] = {
-        "guidance": guidance,
-        "guidance_schedule": None if schedule is None else _schedule(schedule),
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "precision": precision,
-        "batch": batch,
-        "cpu_batch": cpu_batch,
-        "order": _order(steps, order or []) or None,
-    }
     from cluster.stages.drawing import Wanted
 
     wanted = Wanted(
@@ -172,7 +124,7 @@ def sample(
         plan=plan,
         count=count,
         seed=seed,
-        settings={name: value for name, value in settings.items() if value is not None},
+        settings=_settings(how, schedule, steps, order),
         checkpoint=checkpoint,
         raw=None if kept_weights is None else kept_weights == "raw",
         tokenizer=tokenizer,
@@ -182,7 +134,45 @@ def sample(
         device=device,
         cluster=_cluster(workers, cpus, gpus, address),
     )
-    _draw(_of_config(wanted, overrides or []) if is_config else wanted)
+    _draw(_of_overrides(wanted, overrides))
+
+
+def _is_config(run: str) -> bool:
+    return run.endswith((".yaml", ".yml")) or run.startswith("package:")
+
+
+def _run_stage(run: str, overrides: list[str] | None, given: list[Any]) -> None:
+    """The stage of a config, which takes no options."""
+    from data_pipeline.errors import UsageError
+
+    if not _is_config(run) or any(value is not None for value in given):
+        raise UsageError(
+            "--out is missing: name the folder, or the file.npz, that the images go to. Without options, "
+            "`foldtrain sample CONFIG` draws samples/grid.png of the run"
+        )
+    from cluster.commands.stages import run as run_stage
+
+    run_stage("sample", run, overrides)
+
+
+def _settings(how: dict[str, Any], schedule: str | None, steps: int | None, order: list[str] | None) -> dict[str, Any]:
+    """What was typed of the section `sampling`."""
+    given = how | {
+        "guidance_schedule": None if schedule is None else _schedule(schedule),
+        "order": _order(steps, order or []) or None,
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _of_overrides(wanted: Wanted, overrides: list[str] | None) -> Wanted:
+    """What is wanted of a config with these overrides, or of a run, which has none."""
+    from data_pipeline.errors import UsageError
+
+    if _is_config(wanted.run):
+        return _of_config(wanted, overrides or [])
+    if overrides:
+        raise UsageError(f"{overrides[0]!r}: overrides are of a CONFIG; a RUN is sampled with options")
+    return wanted
 
 
 def _draw(wanted: Wanted) -> None:

@@ -51,12 +51,12 @@ def kept_places(config: TokenizerConfig, keep: str, fit: Fit = "crop") -> Kept:
     elif kind == "mask":
         found = _mask(config, value, fit)
     else:
-        raise UsageError(f"--keep {keep}: give {_FORMS}")
+        raise UsageError(f"keep {keep}: give {_FORMS}")
     if found.all():
-        raise UsageError(f"--keep {keep} keeps every token: there is nothing to draw")
+        raise UsageError(f"keep {keep} keeps every token: there is nothing to draw")
     if not found.any():
         raise UsageError(
-            f"--keep {keep} keeps no token: leave --reference out, or give a mask with a larger white part"
+            f"keep {keep} keeps no token: leave the reference out, or give a mask with a larger white part"
         )
     return found
 
@@ -67,18 +67,16 @@ def _blank(config: TokenizerConfig) -> Kept:
 
 def _number(keep: str, value: str) -> int:
     if not (value.isascii() and value.isdigit() and len(value) < 9 and int(value) > 0):
-        raise UsageError(f"--keep {keep}: give a whole number from 1 on behind the colon")
+        raise UsageError(f"keep {keep}: give a whole number from 1 on behind the colon")
     return int(value)
 
 
 def _branch(config: TokenizerConfig, name: str) -> Kept:
     names = config.fold_names
     if len(names) == 1:
-        raise UsageError(
-            f"--keep {name}: this tokenizer has one branch, and all its tokens would be kept; give {_FORMS}"
-        )
+        raise UsageError(f"keep {name}: this tokenizer has one branch, and all its tokens would be kept; give {_FORMS}")
     if name not in names:
-        raise UsageError(f"--keep {name}: this tokenizer's branches are {', '.join(names)}; or give {_FORMS}")
+        raise UsageError(f"keep {name}: this tokenizer's branches are {', '.join(names)}; or give {_FORMS}")
     found = _blank(config)
     found[:, names.index(name)] = True
     return found
@@ -88,9 +86,9 @@ def _scales(config: TokenizerConfig, count: int) -> Kept:
     groups = len(config.layout.groups)
     if groups == 1:
         instead = "mask:FILE" if isinstance(config, GridTokenizerConfig) else "latents:N"
-        raise UsageError(f"--keep scales:{count}: these tokens are of one scale; give {instead}")
+        raise UsageError(f"keep scales:{count}: these tokens are of one scale; give {instead}")
     if count >= groups:
-        raise UsageError(f"--keep scales:{count}: of {groups} scales at most {groups - 1} leave something to draw")
+        raise UsageError(f"keep scales:{count}: of {groups} scales at most {groups - 1} leave something to draw")
     found = _blank(config)
     found[: config.layout.offsets[count]] = True
     return found
@@ -99,11 +97,11 @@ def _scales(config: TokenizerConfig, count: int) -> Kept:
 def _latents(config: TokenizerConfig, count: int) -> Kept:
     if isinstance(config, GridTokenizerConfig):
         instead = "mask:FILE" if len(config.scales) == 1 else "scales:N or mask:FILE"
-        raise UsageError(f"--keep latents:{count}: these tokens are grids, and no row of latents; give {instead}")
+        raise UsageError(f"keep latents:{count}: these tokens are grids, and no row of latents; give {instead}")
     positions = config.layout.positions
     if count >= positions:
         raise UsageError(
-            f"--keep latents:{count}: of {positions} latents at most {positions - 1} leave something to draw"
+            f"keep latents:{count}: of {positions} latents at most {positions - 1} leave something to draw"
         )
     found = _blank(config)
     found[:count] = True
@@ -112,9 +110,9 @@ def _latents(config: TokenizerConfig, count: int) -> Kept:
 
 def _mask(config: TokenizerConfig, file: str, fit: Fit) -> Kept:
     if not isinstance(config, GridTokenizerConfig):
-        raise UsageError(f"--keep mask:{file}: no token of this tokenizer has a place in the image; give latents:N")
+        raise UsageError(f"keep mask:{file}: no token of this tokenizer has a place in the image; give latents:N")
     if not file:
-        raise UsageError("--keep mask: name the file behind the colon")
+        raise UsageError("keep mask: name the file behind the colon")
     white_HW = read_square(file, config.image_size, fit)[0].mean(0).numpy() / 2 + 0.5
     cells = [mean_of_cells(white_HW, math.isqrt(group)).ravel() >= 0.5 for group in config.layout.groups]
     return np.repeat(np.concatenate(cells)[:, None], config.layout.folds, axis=1)
