@@ -146,9 +146,10 @@ class IndependentHead(FoldHead):
 
 
 class DepthHead(FoldHead):
-    """A small transformer over the folds of a position (RQ-Transformer, arXiv 2203.01941, section 3.2).
+    """A small transformer over the folds of a position, after RQ-Transformer's (arXiv 2203.01941, section 3.2).
 
-    Every fold sees what is read and the tokens of the folds before it, each by a table of its own.
+    Every fold sees what is read and the tokens of the folds before it, each by a table of its own. What is read is
+    added at every fold, and not at the first alone (docs/decisions.md).
     """
 
     def __init__(self, config: HeadConfig, width: int, layout: TokenLayout, bias: bool) -> None:
