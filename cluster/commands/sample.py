@@ -108,7 +108,7 @@ def sample(
     The latter goes on where it was killed, and --workers draws on Ray; `foldtrain scale` FOLDER changes their number.
     sampling.json beside the images says all that made them.
     """
-    how = {"guidance": guidance, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    how: dict[str, Any] = {"guidance": guidance, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     how |= {"precision": precision, "batch": batch, "cpu_batch": cpu_batch}
     if output is None:
         what = [kind, classes, count, plan, seed, checkpoint, kept_weights, tokenizer, reference, keep, workers]

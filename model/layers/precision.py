@@ -36,8 +36,8 @@ def cast_once(*networks: nn.Module) -> Iterator[None]:
     frozen = [weight for network in networks for weight in network.parameters() if not weight.requires_grad]
     try:
         for weight in frozen:
-            weight.requires_grad_()
+            weight.requires_grad = True
         yield
     finally:
         for weight in frozen:
-            weight.requires_grad_(requires_grad=False)
+            weight.requires_grad = False
