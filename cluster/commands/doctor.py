@@ -10,7 +10,7 @@ from cluster.commands.stages import Overrides
 
 if TYPE_CHECKING:
     from cluster.config.run import RunConfig
-    from cluster.preflight.findings import Finding
+    from cluster.preflight.examining import Examined
 
 
 def doctor(
@@ -19,50 +19,56 @@ def doctor(
         typer.Argument(metavar="[CONFIG]", help="A config: its storage and its needs are checked, too."),
     ] = None,
     overrides: Overrides = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--target", metavar="NAME|FILE", help="Where: the nodes that this target gives. Default: cluster.address."
+        ),
+    ] = None,
+    address: Annotated[str | None, typer.Option("--address", help="In place of the target's own.")] = None,
     as_json: Annotated[
         str | None, typer.Option("--json", metavar="FILE", help="Also write the findings there: a path or a URI.")
     ] = None,
 ) -> None:
     """Check the nodes of a cluster, or this machine: versions, GPUs, clocks, disks, storage, network, speed."""
-    import time
-
     from cluster.config.loading import load_config
     from cluster.preflight.findings import errors
-    from cluster.preflight.report import record, summary, table
+    from cluster.preflight.report import summary, table
     from cluster.terminal.output import console
     from data_pipeline import storage
 
-    began = time.monotonic()
-    findings, nodes = _examine(load_config(config, overrides or []) if config else None)
-    seconds = time.monotonic() - began
+    resolved = load_config(config, overrides or []) if config else None
+    examined = _on_target(target or "ray", address, resolved) if target or address else _here(resolved)
     out = console()
-    out.print(table(findings))
-    out.print(f"doctor: {summary(findings, len(nodes), seconds)}", markup=False)
+    out.print(table(examined.findings))
+    out.print(f"doctor: {summary(examined.findings, len(examined.nodes), examined.seconds)}", markup=False)
     if config is None:
         out.print("doctor: storage was not checked: give a CONFIG for that", markup=False)
     if as_json:
-        storage.write_json(storage.absolute(as_json), record(findings, nodes, seconds))
-    if errors(findings):
+        storage.write_json(storage.absolute(as_json), examined.to_json())
+    if errors(examined.findings):
         raise typer.Exit(1)
 
 
-def _examine(config: RunConfig | None) -> tuple[list[Finding], list[str]]:
-    """What is found on the cluster that the config, or RAY_ADDRESS, names; on this machine without any."""
-    from cluster.config.run import ClusterConfig
-    from cluster.preflight.nodes import ThisMachine
-    from cluster.preflight.ray_probes import probes
-    from cluster.preflight.running import run_checks
-    from cluster.preflight.wanted import Wanted, wanted_by
-    from cluster.session.ray_address import asked_address
-    from cluster.session.ray_session import ray_session
+def _here(config: RunConfig | None) -> Examined:
+    from cluster.preflight.examining import examine
+    from cluster.terminal.output import console
 
-    wanted = wanted_by(config) if config else Wanted()
-    cluster = config.cluster if config else ClusterConfig()
-    if asked_address(cluster.address) is None:
-        here = ThisMachine()
-        return run_checks(here, wanted), list(here.addresses)
-    with ray_session(cluster), probes() as found:
-        return run_checks(found, wanted, unanswered=found.unanswered), list(found.ids)
+    err = console(stderr=True)
+    with err.status("doctor: looks for nodes") as status:
+        return examine(config, say=lambda check: status.update(f"doctor: {check}"))
+
+
+def _on_target(name: str, address: str | None, config: RunConfig | None) -> Examined:
+    from cluster.preflight.on_target import examine_on
+    from cluster.targets.opening import load_target, open_target
+    from cluster.terminal.output import say
+    from data_pipeline.errors import UsageError
+
+    if config is None:
+        raise UsageError("--target needs a CONFIG: what its nodes find comes back through the folder of the run")
+    label, section = load_target(name, address=address)
+    return examine_on(open_target(label, section), section, config, lambda text: say(text, err=True))
 
 
 def register(app: typer.Typer) -> None:

@@ -7,5 +7,6 @@
    facts at once, as a pure function: what differs from the others is what is wrong
 4. running.py: runs the checks, and gives findings (findings.py): node, check, level, what was found, what to do
 5. verdict.py: which nodes can be left out because there are spare ones, and whether a training may begin
-6. before_training.py: all of that before step 1 of a training; report.py: as a table, and as JSON
+6. before_training.py: all of that before step 1 of a training. examining.py: the doctor; on_target.py and process.py:
+   on the nodes that a scheduler gives it; report.py: as a table, and as JSON
 """

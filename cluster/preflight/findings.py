@@ -12,7 +12,8 @@ Level = Literal["ok", "warning", "error"]
 EVERY = "all nodes"
 """In place of a node's name: what holds for all of them, or for what they share."""
 
-_ORDER: tuple[Level, ...] = ("error", "warning", "ok")
+LEVELS: tuple[Level, ...] = ("error", "warning", "ok")
+"""The worst first."""
 
 
 @dataclass(frozen=True)
@@ -41,4 +42,4 @@ def errors(findings: Iterable[Finding]) -> list[Finding]:
 
 def by_level(findings: Iterable[Finding]) -> list[Finding]:
     """The worst first; those of one level stay in their order."""
-    return sorted(findings, key=lambda finding: _ORDER.index(finding.level))
+    return sorted(findings, key=lambda finding: LEVELS.index(finding.level))
