@@ -100,7 +100,7 @@ class ClusterConfig(Section):
     preflight: Literal["auto", "always", "never"] = "auto"
     """Check the nodes before the first step of a training (docs/clusters/doctor.md): versions, disks, storage, network,
     speed. What is broken or slow is left out where there are spare nodes; else an error ends the command. auto: where
-    workers may be on more than one node."""
+    workers may be on more than one machine."""
 
     @property
     def fewest_workers(self) -> int:

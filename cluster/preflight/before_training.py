@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 from cluster.config.run import ClusterConfig, RunConfig
 from cluster.preflight.findings import Finding
-from cluster.preflight.ray_probes import RayProbes, probes
+from cluster.preflight.ray_probes import RayProbes, machines, probes
 from cluster.preflight.report import summary
 from cluster.preflight.running import run_checks
 from cluster.preflight.verdict import Verdict, decide
@@ -41,7 +41,7 @@ def preflight(config: RunConfig, reads: Iterable[str]) -> frozenset[str]:
         return frozenset()
     whole = HeadNodes().whole()
     ids = frozenset(node for node, has in whole.items() if _room(cluster, {node: has}))
-    if not ids or (cluster.preflight == "auto" and len(ids) < 2):
+    if not ids or (cluster.preflight == "auto" and (len(ids) < 2 or machines(ids) < 2)):
         return frozenset()
     if ids not in _checked:
         _checked[ids] = _check(config, reads, {node: whole[node] for node in ids})

@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -99,6 +99,14 @@ def _hosts(ids: Sequence[str]) -> dict[str, str]:
     return {
         node: alive[node] for node in sorted(alive, key=lambda node: (node != here, node)) if not ids or node in ids
     }
+
+
+def machines(ids: Collection[str]) -> int:
+    """On how many machines some nodes are: several of one machine have one address."""
+    import ray
+
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    return len({node["NodeManagerAddress"] for node in nodes if node["NodeID"] in ids})
 
 
 def _named(hosts: Mapping[str, str], started: Mapping[str, Any], answers: Mapping[str, Any]) -> RayProbes:

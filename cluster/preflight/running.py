@@ -43,16 +43,35 @@ def run_checks(
         if len(fit.names) < check.fewest or not check.applies(wanted):
             continue
         say(check.name)
-        facts = check.measure(fit, wanted)
-        failures = {
-            name: found for name, found in facts.items() if isinstance(name, str) and isinstance(found, Failure)
-        }
-        findings += [Finding(name, check.name, "error", it.reason, check.remedy) for name, it in failures.items()]
-        findings += check.judge({name: found for name, found in facts.items() if name not in failures}, wanted)
-        gone = _gone_since(nodes, [name for name, failure in failures.items() if failure.is_silent])
+        found, late = _run(check, fit, wanted)
+        if check.again and _are_bad(found):
+            again, late = _run(check, fit, wanted)
+            found = _twice(check.name, found, again)
+        findings += found
+        gone = _gone_since(nodes, late)
         findings += [_gone(name, failure) for name, failure in gone.items()]
         left = tuple(name for name in left if name not in gone)
     return findings
+
+
+def _run(check: Check, nodes: Nodes, wanted: Wanted) -> tuple[list[Finding], list[str]]:
+    """What a check finds, and the nodes that did not answer it in time."""
+    facts = check.measure(nodes, wanted)
+    failures = {name: found for name, found in facts.items() if isinstance(name, str) and isinstance(found, Failure)}
+    findings = [Finding(name, check.name, "error", it.reason, check.remedy) for name, it in failures.items()]
+    findings += check.judge({name: found for name, found in facts.items() if name not in failures}, wanted)
+    return findings, [name for name, failure in failures.items() if failure.is_silent]
+
+
+def _are_bad(findings: Iterable[Finding]) -> bool:
+    return any(finding.level != "ok" for finding in findings)
+
+
+def _twice(check: str, first: Iterable[Finding], second: Iterable[Finding]) -> list[Finding]:
+    """Of the second round what is well, and what was bad in the first, too."""
+    bad = {finding.node for finding in first if finding.level != "ok"}
+    kept = [finding for finding in second if finding.level == "ok" or finding.node in bad]
+    return kept or [Finding(EVERY, check, "ok", "the second time nothing differed that had differed the first time")]
 
 
 def _has_failed(name: str, checks: Iterable[str], findings: Iterable[Finding]) -> bool:

@@ -30,6 +30,8 @@ class Check:
     """Nodes that it needs."""
     after: tuple[str, ...] = ()
     """Checks that a node must have passed, or this one would only wait for it."""
+    again: bool = False
+    """Whether what it finds has to be found twice: what else runs for a moment disturbs it."""
     applies: Callable[[Wanted], bool] = lambda _: True
     """Whether there is anything to check."""
 

@@ -188,4 +188,5 @@ CHECK = Check(
     remedy=_JOIN,
     fewest=2,
     after=("ports",),
+    again=True,
 )

@@ -135,4 +135,6 @@ _REMEDY = (
     "see what else runs there, its temperature, power limit and clocks (nvidia-smi -q -d PERFORMANCE,CLOCK; for CPUs "
     "top and cpupower frequency-info), or take the node out"
 )
-CHECK = Check(NAME, _measure, judge, remedy="see that torch can be imported there: python -c 'import torch'")
+CHECK = Check(
+    NAME, _measure, judge, remedy="see that torch can be imported there: python -c 'import torch'", again=True
+)

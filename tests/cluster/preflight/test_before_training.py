@@ -28,8 +28,10 @@ class Cluster:
     def __init__(self, patch: pytest.MonkeyPatch, *names: str) -> None:
         self.names, self.findings, self.checked = names, list[Finding](), 0
         self.unanswered = dict[str, Any]()
+        self.machines: int | None = None
         patch.setattr(before_training, "_checked", {})
         patch.setattr(before_training, "HeadNodes", lambda: self)
+        patch.setattr(before_training, "machines", lambda ids: len(ids) if self.machines is None else self.machines)
         patch.setattr(before_training, "probes", self._probes)
         patch.setattr(before_training, "run_checks", self._run)
 
@@ -74,6 +76,16 @@ def test_a_cluster_of_one_node_is_not_even_asked(monkeypatch: pytest.MonkeyPatch
     one = Cluster(monkeypatch, "a")
     assert preflight(config(small_config, workers=2), []) == frozenset()
     assert one.checked == 0
+
+
+def test_several_nodes_of_one_machine_are_checked_only_where_it_is_asked_for(
+    three: Cluster, small_config: Path
+) -> None:
+    three.machines = 1
+    preflight(config(small_config, workers=3), [])
+    assert three.checked == 0
+    preflight(config(small_config, workers=3, preflight="always"), [])
+    assert three.checked == 1
 
 
 def test_a_command_of_several_trainings_checks_the_same_nodes_once(three: Cluster, small_config: Path) -> None:

@@ -36,7 +36,7 @@ def quick(*arguments, **options):
     return run_checks(*arguments, **options, checks=[versions.CHECK, limits.CHECK])
 
 before_training.run_checks = quick
-config = lambda workers: load_config("small.yaml", [f"cluster.workers={workers}"])
+config = lambda workers: load_config("small.yaml", [f"cluster.workers={workers}", "cluster.preflight=always"])
 said = {}
 with ray_session(config(2).cluster):
     out = before_training.preflight(config(2), [])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from cluster.preflight.checks.check import Check
@@ -60,6 +61,30 @@ def test_each_node_is_asked_its_own_question() -> None:
 
 def test_some_of_the_nodes_keep_their_addresses() -> None:
     assert list(Some(Several("a", "b", "c"), ("a", "c")).addresses) == ["a", "c"]
+
+
+def test_what_is_found_once_and_not_again_was_a_moments() -> None:
+    rounds = iter([{"a": "bad", "b": "bad"}, {"a": "bad", "b": "well"}])
+    once = check("speed", {})
+    again = replace(once, measure=lambda *_: next(rounds), again=True)
+    assert found(run_checks(Several("a", "b"), WANTED, checks=[again])) == [
+        ("a", "speed", "error"),
+        ("b", "speed", "ok"),
+    ]
+    assert next(rounds, None) is None
+
+
+def test_what_is_well_is_not_measured_twice() -> None:
+    rounds = iter([{"a": "well"}, {"a": "bad"}])
+    again = replace(check("speed", {}), measure=lambda *_: next(rounds), again=True)
+    assert found(run_checks(Several("a"), WANTED, checks=[again])) == [("a", "speed", "ok")]
+
+
+def test_another_node_in_the_second_round_is_none_that_was_found_twice() -> None:
+    rounds = iter([{"a": "bad", "b": "well"}, {"a": "well", "b": "bad"}])
+    again = replace(check("speed", {}), measure=lambda *_: next(rounds), again=True)
+    levels = {level for _, _, level in found(run_checks(Several("a", "b"), WANTED, checks=[again]))}
+    assert levels == {"ok"}
 
 
 def test_a_node_that_fails_a_check_is_a_finding_with_its_remedy_and_the_others_are_judged() -> None:
