@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PlainSerializer, PlainValidator, WithJsonSchema, model_validator
 
+from cluster.config.alerts import AlertConfig
 from data_pipeline import storage
 from data_pipeline.config import MOST_WORKERS, DataConfig, TokensConfig
 from data_pipeline.images.views import check_fit
@@ -169,6 +170,8 @@ class RunConfig(Section):
     """How the result is judged."""
     tracking: TrackingConfig = TrackingConfig()
     """Who is shown its metrics."""
+    alerts: tuple[AlertConfig, ...] = Field((), max_length=16)
+    """Who is told when it stalls, spikes, slows down, fails or is finished."""
     cluster: ClusterConfig = ClusterConfig()
     """Where it runs."""
     accept_changes: bool = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -35,6 +35,8 @@ _START = {
 }
 """What a stage waits for, one after the other."""
 _ENDS = frozenset({"finish", "stop", "failure"})
+Seen = Callable[[Sequence[Record], Sequence[Record]], None]
+"""Is given events and metrics."""
 
 
 class Told(Protocol):
@@ -96,10 +98,11 @@ class Follower:
     Args:
         job: the stage.
         asked: unix time at which it was asked for, seconds.
+        seen: is given the events and the metrics that are new, with each look; some may come again.
     """
 
-    def __init__(self, job: TrainJob, asked: float) -> None:
-        self._job, self._asked, self._since = job, asked, time.time()
+    def __init__(self, job: TrainJob, asked: float, seen: Seen = lambda _events, _metrics: None) -> None:
+        self._job, self._asked, self._since, self._seen = job, asked, time.time(), seen
         self._line = ProgressLine(job.stage, "steps")
         self._said = _Said(job)
         self._metrics = RecordCursor(storage.join(job.folder, "metrics.jsonl"), is_record=_is_shown)
@@ -118,7 +121,7 @@ class Follower:
         self._stop.set()
         self._thread.join(_LAST_SECONDS)  # it may ask a head of Ray that no longer answers
         if not self._thread.is_alive():
-            self._show_newest()
+            self._seen(self._said.read(self._line, self._since), self._show_newest())
         self._line.close()
 
     @contextmanager
@@ -146,23 +149,27 @@ class Follower:
             for text in run.news() if run else ():
                 self._line.say(text)
             has_workers = bool(run and not self._said.started and run.has_workers())
-        self._said.read(self._line, self._since)
+        events: Sequence[Record] = self._said.read(self._line, self._since)
+        metrics: Sequence[Record] = []
         if self._said.first_step:
-            self._show_newest()
+            metrics = self._show_newest()
         elif self._said.started:
             self._show_start("first step")
         elif has_workers:
             self._show_start("loading")
         else:
             self._show_start("workers" if run or is_connected() else "Ray")
+        self._seen(events, metrics)
 
-    def _show_newest(self) -> None:
+    def _show_newest(self) -> Sequence[Record]:
+        """Returns what is new."""
         try:
             records, _ = self._metrics.look()
         except (OSError, FoldtrainError):  # storage that is away for a moment stops nothing
-            return
+            return []
         if records:
             self._line.update(records[-1]["step"], records[-1]["steps"], _note(records[-1]))
+        return records
 
     def _show_start(self, waits_for: str) -> None:
         """In a terminal one line that counts the seconds, elsewhere a line for each thing that it waits for."""
@@ -172,14 +179,15 @@ class Follower:
 
 
 @contextmanager
-def follow_training(job: TrainJob, asked: float) -> Iterator[Follower]:
+def follow_training(job: TrainJob, asked: float, seen: Seen = lambda _events, _metrics: None) -> Iterator[Follower]:
     """Show a training stage from its start on, as long as it is entered.
 
     Args:
         job: the stage.
         asked: unix time at which it was asked for, seconds.
+        seen: as for `Follower`.
     """
-    follower = Follower(job, asked)
+    follower = Follower(job, asked, seen)
     follower.start()
     try:
         yield follower
@@ -210,25 +218,32 @@ class _Said:
         self._environment, self._restart = False, 0.0
         self.started = self.first_step = False
 
-    def read(self, line: ProgressLine, since: float) -> None:
-        """Say what the stage runs on, as soon as this start of it is on record, and what each restart has cost."""
+    def read(self, line: ProgressLine, since: float) -> Sequence[Record]:
+        """Say what the stage runs on, as soon as this start of it is on record, and what each restart has cost.
+
+        Returns:
+            The events of this start that are new.
+        """
+        new: list[dict[str, Any]] = []
         try:
             found, is_other = self._cursor.look()
             if is_other:
                 self._events.clear()
-            self._events.extend(event for event in found if event["time"] >= since)
+            new = [event for event in found if event["time"] >= since]
+            self._events.extend(new)
             events = list(self._events)
             if events and not self._environment:
                 _say_environment(storage.read_json(storage.join(self._job.folder, "environment.json")), line)
                 self._environment = True
         except (OSError, FoldtrainError):
-            return
+            return new
         self.started = self.started or any(event["event"] in STARTS for event in events)
         self._read_first_step(events, line)
         for event in events:
             if _is_restart(event) and event["time"] > self._restart:
                 self._restart = event["time"]
                 line.say(_restart(event))
+        return new
 
     def _read_first_step(self, events: Sequence[Record], line: ProgressLine) -> None:
         """Say how long it took to come; a stage that has ended without one waits for none."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from cluster.alerts.alerts import Alerts, alerting
+from cluster.alerts.rules import Found
 from cluster.config.run import RunConfig
 from cluster.progress.stage_records import START, record_time
 from cluster.stages.inputs import held_out_to_tokenize, with_found
@@ -23,6 +25,7 @@ from cluster.stages.train_jobs import (
 from cluster.terminal.output import console, duration
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
+from data_pipeline.leases.lease import LeaseHeldError
 from data_pipeline.shards import weights
 from data_pipeline.shards.manifest import ImageManifest, TokenManifest
 from data_pipeline.shards.token_shards import check_tokenizer
@@ -82,13 +85,16 @@ def run_stage(name: str, config: RunConfig, before: float = 0.0) -> bool:
         _say_given(stage, config)
         return False
     started = time.monotonic() - before
-    try:
-        config = with_found(config, stage.needs)
-        done = _train(config, train_job(config, stage)) if stage.trains else _WORK[name](config)
-    except StageStopped as stopped:
-        record_time(config.run, name, time.monotonic() - started, stopped.done)
-        raise
-    seconds = time.monotonic() - started
+    with alerting(config.alerts, config.run, name, expected=(StageStopped, LeaseHeldError)) as alerts:
+        try:
+            config = with_found(config, stage.needs)
+            done = _train(config, train_job(config, stage), alerts) if stage.trains else _WORK[name](config)
+        except StageStopped as stopped:
+            record_time(config.run, name, time.monotonic() - started, stopped.done)
+            raise
+        seconds = time.monotonic() - started
+        if done:
+            alerts.tell(Found("finished", f"done in {duration(seconds)}"))
     if done and stage.unit != "pages":  # the report only reads, but for its page
         record_time(config.run, name, seconds, done)
     outcome = f"done in {duration(seconds)}" if done else "is finished already"
@@ -193,12 +199,12 @@ def _tokenize(config: RunConfig) -> int:
 # ------------------------------------------------------------------------------------------------------------ training
 
 
-def _train(config: RunConfig, job: TrainJob) -> int:
+def _train(config: RunConfig, job: TrainJob, alerts: Alerts) -> int:
     from cluster.preflight.before_training import preflight
     from cluster.training.stage import train
 
     trainer = job.section.trainer
-    trained = train(job, config.cluster, lambda: preflight(config, _read_from(job)))
+    trained = train(job, config.cluster, lambda: preflight(config, _read_from(job)), alerts)
     if trained is not None and trained.noticed:
         raise StageStopped(
             f"{job.stage}: stopped at step {trained.step} of {trainer.steps} on a termination notice; "

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 
 from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_fixed
 
+from cluster.alerts.alerts import Alerts
+from cluster.alerts.rules import Found
 from cluster.config.run import ClusterConfig
 from cluster.progress.training_progress import Follower, follow_training, has_ended
 from cluster.session.head_watch import HeadLostError, watch_head
@@ -41,7 +43,12 @@ class Trained:
     """Whether the command was told to end."""
 
 
-def train(job: TrainJob, cluster: ClusterConfig, preflight: Callable[[], frozenset[str]] = frozenset) -> Trained | None:
+def train(
+    job: TrainJob,
+    cluster: ClusterConfig,
+    preflight: Callable[[], frozenset[str]] = frozenset,
+    alerts: Alerts | None = None,
+) -> Trained | None:
     """Train what the job names, from its newest checkpoint on, until it is finished or told to stop.
 
     Args:
@@ -49,6 +56,7 @@ def train(job: TrainJob, cluster: ClusterConfig, preflight: Callable[[], frozens
         cluster: what workers need, and how many there may be.
         preflight: called before the workers are started: looks at the nodes, raises if they are not fit for it, and
             gives Ray's ids of those that are to be left out.
+        alerts: are shown the records of the stage, and told of what it loses; None for nobody.
 
     Returns:
         What it came to; None if the stage is finished already.
@@ -67,13 +75,13 @@ def train(job: TrainJob, cluster: ClusterConfig, preflight: Callable[[], frozens
         trainer = same_micro_batch(section.trainer, cluster.fewest_workers, cluster.most_workers)
         job = replace(job, section=section.model_copy(update={"trainer": trainer}))
         console().print(f"{job.stage}: elastic, {_listed(sizes)} workers; micro batch {trainer.micro_batch}")
-    asked = _asked_at()
-    with follow_training(job, asked) as shown, ray_session(cluster):
+    asked, alerts = _asked_at(), alerts or Alerts((), job.folder, job.stage)
+    with follow_training(job, asked, alerts.look) as shown, ray_session(cluster):
         require_gpus(cluster, cluster.fewest_workers)
         with only_driver(job.folder, f"training of {job.stage}") as lease:
             if job.is_finished():  # by another driver, whose end this one has waited for
                 return None
-            return _train(replace(job, lease=lease.claim), cluster, sizes, shown, asked, preflight())
+            return _train(replace(job, lease=lease.claim), cluster, sizes, shown, asked, preflight(), alerts)
 
 
 def _asked_at() -> float:
@@ -114,17 +122,21 @@ def _train(
     shown: Follower,
     asked: float,
     without: frozenset[str],
+    alerts: Alerts,
 ) -> Trained:
     """As `train`, on the Ray that is connected."""
     from cluster.session.head_nodes import HeadNodes
     from cluster.training.notices import Notice
     from cluster.training.supervision import Supervisor
 
+    def lost(what: str) -> None:
+        alerts.tell(Found("node-lost", what))
+
     notice, since = Notice(), time.time()
     watch = watch_head(lambda: notice.end_without_head(_wait_for_workers(job, since)))
     try:
         with ray_folder() as folder, notice, shown.telling(notice), watch:
-            ending, step = Supervisor(job, cluster, sizes, notice, HeadNodes(), folder, asked, without).run()
+            ending, step = Supervisor(job, cluster, sizes, notice, HeadNodes(), folder, asked, without, lost).run()
     except KeyboardInterrupt:
         console().print(f"{job.stage}: interrupted; the same command goes on from its last checkpoint")
         raise

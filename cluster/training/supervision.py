@@ -12,11 +12,11 @@ It runs in the command itself: when that ends, however it ends, Ray ends what be
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cluster.config.run import ClusterConfig
-from cluster.session.worker_errors import user_error
+from cluster.session.worker_errors import lost_process, user_error
 from cluster.training import warm_workers
 from cluster.training.elastic_policy import Cluster, Restarts, Room, UsableSizes, Without
 from cluster.training.failures import WorkersFailedError, last_error
@@ -52,6 +52,7 @@ class Supervisor:
         folder: where workers on this node meet, for this user alone.
         asked: unix time at which the stage was asked for, seconds.
         without: Ray's ids of nodes that are not used.
+        lost: is told in a line of processes and nodes that are gone, or about to go.
     """
 
     def __init__(
@@ -64,8 +65,9 @@ class Supervisor:
         folder: Path,
         asked: float,
         without: frozenset[str] = frozenset(),
+        lost: Callable[[str], None] = lambda _what: None,
     ) -> None:
-        self._nodes = nodes
+        self._nodes, self._lost, self._leaves = nodes, lost, False
         self._job, self._cluster, self._notice, self._folder, self._asked = job, cluster, notice, folder, asked
         self._needs = Needs(cluster.cpus_per_worker, cluster.gpus_per_worker, without)
         room = Room(self._needs.resources, Without(nodes, without))
@@ -126,7 +128,7 @@ class Supervisor:
     def _train(self, group: WorkerGroup) -> tuple[Ending | None, int]:
         """Train on a group until all of it has ended. None for one that failed, and may be started again."""
         self._choice.came_up()
-        self._notice.workers_are_up = True
+        self._notice.workers_are_up, self._leaves = True, False
         self._looked_for_room = time.monotonic()
         try:
             group.train(self._job, self._asked, self._signalled, lambda: None)
@@ -148,6 +150,8 @@ class Supervisor:
         """Say that a start failed, or raise what ends the stage."""
         if error := user_error(failed.worker_failures.values()):
             raise error from None
+        if any(lost_process(each) is not None for each in failed.worker_failures.values()):
+            self._lost(f"a worker's process or its node is gone: {failed.reason}")
         if self._notice.received or not self._restarts.may_restart():  # nobody saves what was told to be saved
             raise last_error(failed) from None
         self._notice.say(f"starts again: {failed.reason}")
@@ -184,6 +188,9 @@ class Supervisor:
             self._looked_for_nodes = now
             if self._nodes.leaving() & set(group.nodes):
                 self._notice.say("a node will leave: saves a checkpoint, and goes on without it")
+                if not self._leaves:
+                    self._leaves = True
+                    self._lost("a node will leave: a checkpoint is saved, and training goes on without it")
                 group.end(Ending.PAUSED)
         if self._cluster.is_elastic and now - self._looked_for_room >= self._cluster.grow_seconds:
             self._looked_for_room = now

@@ -65,6 +65,7 @@ class Cluster:
     def __init__(self, patch: pytest.MonkeyPatch, folder: Path) -> None:
         self.notice, self.groups, self.waiting = Notice(), [], []
         self.gone: set[str] = set()
+        self.told: list[str] = []
         self.room = [0]
         self.clock = 0.0
         self.zero_stage = 2
@@ -85,7 +86,7 @@ class Cluster:
         config = ClusterConfig.model_validate({"workers": workers, "max_failures": max_failures, "grow_seconds": 5})
         section = SimpleNamespace(trainer=SimpleNamespace(zero_stage=self.zero_stage))
         job: Any = SimpleNamespace(stage="generator", checkpoints=str(self._folder), section=section)
-        return Supervisor(job, config, sizes, self.notice, self, self._folder, 0.0)
+        return Supervisor(job, config, sizes, self.notice, self, self._folder, 0.0, lost=self.told.append)
 
     def free(self) -> dict[str, dict[str, float]]:
         return {"a": {"CPU": self.room[0] if len(self.room) == 1 else self.room.pop(0)}}
@@ -236,3 +237,17 @@ def test_the_command_loads_neither_torch_nor_pandas_nor_ray_train() -> None:
     found = "print(sorted({'torch', 'pandas', 'ray.train', 'deepspeed'} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", f"import sys\n{imports}{found}"], capture_output=True, check=True)
     assert done.stdout == b"[]\n"
+
+
+def test_a_lost_process_is_told_and_a_failure_of_another_kind_is_not(cluster: Cluster, lost: Exception) -> None:
+    cluster.has([{1: lost}], [{0: PEER, 1: PEER}], [{0: FINISHED, 1: FINISHED}])
+    cluster.supervisor().run()
+    assert cluster.told == ["a worker's process or its node is gone: rank 1: ActorDiedError"]
+
+
+def test_a_node_that_leaves_is_told_once_however_long_its_workers_take(cluster: Cluster) -> None:
+    cluster.has([{} for _ in range(60)], [{0: FINISHED, 1: FINISHED}])
+    cluster.gone = {"b"}
+    cluster.supervisor().run()
+    assert len(cluster.groups[0].asked) > 1
+    assert cluster.told == ["a node will leave: a checkpoint is saved, and training goes on without it"]
