@@ -111,7 +111,11 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Store], str]]:
 @pytest.mark.xdist_group("stub_s3")
 def test_a_store_that_creates_a_key_once_is_well(serve: Callable[[Store], str]) -> None:
     store = Store(atomic)
-    assert levels(tried(serve(store))) == WELL
+    run = serve(store)
+    with storage.counted() as requests:
+        assert levels(tried(run)) == WELL
+    assert requests["put"] == 2 + 40
+    assert sum(requests.values()) <= 100, requests
     assert store.objects == {}, "what was tried is removed again"
 
 
