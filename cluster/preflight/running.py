@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from cluster.preflight.checks import CHECKS
 from cluster.preflight.checks.check import Check
 from cluster.preflight.findings import EVERY, Finding
-from cluster.preflight.nodes import Failure, Nodes, Some, ask_all
+from cluster.preflight.nodes import Failure, Nodes, Some, ask_all, failed
 from cluster.preflight.wanted import Wanted
 
 NODE = "node"
@@ -55,8 +55,13 @@ def run_checks(
 
 
 def _run(check: Check, nodes: Nodes, wanted: Wanted) -> tuple[list[Finding], list[str]]:
-    """What a check finds, and the nodes that did not answer it in time."""
-    facts = check.measure(nodes, wanted)
+    """What a check finds, and the nodes that did not answer it in time. One that fails by itself stops no training."""
+    try:
+        facts = check.measure(nodes, wanted)
+    except Exception as error:  # whatever it is
+        return [
+            Finding(EVERY, check.name, "warning", f"could not be checked: {failed(error).reason}", check.remedy)
+        ], []
     failures = {name: found for name, found in facts.items() if isinstance(name, str) and isinstance(found, Failure)}
     findings = [Finding(name, check.name, "error", it.reason, check.remedy) for name, it in failures.items()]
     findings += check.judge({name: found for name, found in facts.items() if name not in failures}, wanted)

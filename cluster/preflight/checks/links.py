@@ -111,8 +111,10 @@ def _measure(nodes: Nodes, wanted: Wanted) -> Mapping[Pair, float | Failure]:
         asked: dict[str, tuple[Any, ...]] = {}
         for pair in pairs:
             if not isinstance(ports[pair[0]], Failure):
+                first, second = (addresses[name] for name in pair)
+                on_gpus = wanted.gpus_per_worker > 0 and first != second  # one GPU is no two ranks of NCCL
                 for rank, name in enumerate(pair):
-                    asked[name] = (rank, addresses[pair[0]], ports[pair[0]], wanted.gpus_per_worker > 0)
+                    asked[name] = (rank, first, ports[pair[0]], on_gpus)
         rates = nodes.each(exchange, asked, _SECONDS)
         for pair in pairs:
             both = [rates.get(name, ports[pair[0]]) for name in pair]

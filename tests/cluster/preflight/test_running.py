@@ -119,6 +119,15 @@ def test_a_check_that_would_only_wait_for_a_broken_node_leaves_it_out() -> None:
     assert ("b", "links", "ok") not in found(run_checks(Several("a", "b"), WANTED, checks=checks))
 
 
+def test_a_check_that_fails_by_itself_is_a_warning_and_the_others_run() -> None:
+    def broken(*_: Any) -> dict[str, Any]:
+        raise KeyError("a mistake of ours")
+
+    findings = run_checks(Several("a"), WANTED, checks=[replace(check("x", {}), measure=broken), check("y", {})])
+    assert found(findings) == [("all nodes", "x", "warning"), ("a", "y", "ok")]
+    assert "could not be checked: KeyError" in findings[0].found
+
+
 def test_a_check_between_nodes_needs_two_of_them() -> None:
     assert run_checks(Several("a"), WANTED, checks=[check("links", {}, fewest=2)]) == []
 
