@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from cluster.pool.pool_progress import PoolProgress
-from cluster.pool.shard_ledger import Report, WorkerRate
+from cluster.pool.shard_ledger import WorkerRate
 from data_pipeline import storage
 from trainer.records.jsonl import JsonlWriter
 from trainer.records.trackers.pictures import PictureReader
@@ -127,10 +127,7 @@ def write_pool(
     if not workers:
         with progress:
             return
-    total = sum(worker.images_per_second for worker in workers)
-    counts = {"waiting": 0, "last_begin": 0.0, "median_seconds": None, "refused": 0, "refusals": (), "opened": 0}
-    report = Report(0.0, 0.0, (), (), workers, images_per_second=total, fatal=None, **counts)  # type: ignore[arg-type]
-    progress.show(report)
+    progress._show(sum(worker.images_per_second for worker in workers), 0, workers)
 
 
 def generator_config(rate: float, depth: int) -> dict[str, Any]:

@@ -1,0 +1,237 @@
+"""The page in a headless Chromium: a live run and a finished one in object storage, compared, stopped, and hostile."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from aiohttp.test_utils import TestServer
+
+from cluster.monitor.web import server as web_server
+from cluster.monitor.web.access import Access
+from cluster.monitor.web.server import Server
+from cluster.monitor.web.serving import find_runs
+from data_pipeline import storage
+from tests.cluster.web.chromium import PROGRAM, Chromium, Page
+from tests.cluster.web.runs_to_watch import (
+    generator_config,
+    look,
+    numbers,
+    picture,
+    write_pool,
+    write_records,
+    write_training,
+)
+from trainer.records.run_directory import RunDirectory
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("s3"),
+    pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium: apt-get install chromium"),
+]
+HOSTILE = "</script><img src=x onerror=document.title='owned'><script>document.title='owned'</script>"
+
+
+@asynccontextmanager
+async def page_of(
+    uris: list[str], *, token: str | None = None, control: bool = False
+) -> AsyncIterator[tuple[Page, str]]:
+    """A page of these runs in a browser, and the origin that it came from."""
+    server = TestServer(Server(find_runs(uris), Access("127.0.0.1", token), may_control=control).application())
+    await server.start_server()
+    origin = f"http://127.0.0.1:{server.port}"
+    try:
+        async with Chromium() as browser:
+            page = await browser.page()
+            await page.size(1280, 900)
+            await page.open(f"{origin}/" + (f"?token={token}" if token else ""))
+            yield page, origin
+            others = {url for url in page.requests if urlsplit(url).scheme not in {"data", "about"}}
+            assert {f"{urlsplit(url).scheme}://{urlsplit(url).netloc}" for url in others} == {origin}
+            assert not page.console, page.console
+    finally:
+        await server.close()
+
+
+def browse(uris: list[str], use: Callable[[Page], Awaitable[None]], **given: Any) -> None:
+    async def go() -> None:
+        async with page_of(uris, **given) as (page, _):
+            await use(page)
+
+    asyncio.run(go())
+
+
+def drawn(name: str) -> str:
+    """Whether a chart has a line: its canvas has more colours than axes need."""
+    return f"""(() => {{
+        const canvas = document.querySelector('.chart[data-name="{name}"] canvas');
+        if (!canvas) return 0;
+        const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+        let found = 0;
+        for (let at = 0; at < data.length; at += 4) if (data[at + 3] > 200 && data[at + 2] - data[at] > 90) found += 1;
+        return found;
+    }})()"""
+
+
+DIFFERENCES = """[...document.querySelectorAll('.differences tbody tr')]
+    .map((row) => row.innerText.split(/\\s+/).filter(Boolean))"""
+NAMELESS = """[...document.querySelectorAll('button, input, select, a, summary')]
+    .filter((each) => each.checkVisibility())
+    .filter((each) => !(each.innerText.trim() || each.ariaLabel || each.labels?.length))
+    .map((each) => each.outerHTML)"""
+FRAMED = """new Promise((done) => {
+    const frame = document.createElement('iframe');
+    frame.src = '/';
+    frame.onload = () => {
+        try { done(frame.contentDocument?.body?.innerText ?? null); } catch { done(null); }
+    };
+    document.body.append(frame);
+})"""
+VALUE = "document.querySelector('.chart[data-name=\"loss\"] .value').textContent"
+
+
+def test_a_live_run_in_object_storage_moves_and_a_film_strip_appears(
+    s3_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web_server, "_REMOTE_SECONDS", 0.2)
+    monkeypatch.setattr(web_server, "_REQUESTS_A_SECOND", 1000.0)
+    records = RunDirectory(f"{s3_uri}/tokenizer", "tokenizer", {}, 0, workers=2)
+    now = time.time()
+    for step in range(1, 41):
+        records.metrics(numbers(step, 200, now))
+    records.keep(60)
+
+    async def watch(page: Page) -> None:
+        await page.until("document.querySelector('.stage .progress')?.textContent", lambda text: "40 of 200" in text)
+        await page.until(drawn("loss"), lambda count: count > 50)
+        before = await page.run(VALUE)
+        assert await page.run("document.getElementById('pictures').hidden") is True
+        for step in (60, 80):
+            for each in range(step - 19, step + 1):
+                records.metrics(numbers(each, 200, now))
+            records.event("validation", step, **look(step, step / 200))
+            records.pictures(step, {"reconstructions": picture(step, 200)})
+        await asyncio.to_thread(records.keep, 60)
+        await page.until("document.querySelector('.stage .progress').textContent", lambda text: "80 of 200" in text)
+        await page.until(VALUE, lambda text: text != before)
+        await page.until("document.querySelectorAll('.strip img').length", lambda count: count == 2)
+        await page.until("[...document.querySelectorAll('.compare img')].every((each) => each.naturalWidth === 288)")
+        assert await page.run("[...document.querySelectorAll('.step')].map((each) => each.textContent)") == [
+            "step 60",
+            "step 80",
+        ]
+        await page.run("document.querySelector('.divider').focus()")
+        before = await page.run("document.querySelector('.compare .over').style.clipPath")
+        await page.press("ArrowRight", 39)  # the slider between the two moves by keyboard
+        await page.until("document.querySelector('.compare .over').style.clipPath", lambda cut: cut != before)
+        await page.until("document.querySelectorAll('.map i').length", lambda count: count == 2 * 2 * 6)
+
+    try:
+        browse([s3_uri], watch)
+    finally:
+        records.close()
+
+
+def test_a_finished_run_is_compared_with_another_and_only_what_differs_in_their_configs_is_shown(s3_uri: str) -> None:
+    for name, rate in (("first", 1e-4), ("second", 3e-4)):
+        spent = [{"event": "skipped_step", "step": 20}, {"event": "resume", "step": 30, "workers": 3}]
+        run = f"{s3_uri}/{name}"
+        write_training(run, "generator", count=60, steps=60, frames=2, config=generator_config(rate, 8), more=spent)
+        write_pool(run, "tokens", done=12, shards=12)
+
+    async def watch(page: Page) -> None:
+        await page.until("document.querySelector('h1')?.textContent", lambda text: text == "2 runs")
+        await page.until(
+            "document.querySelectorAll('.chart[data-name=\"loss\"] .run').length", lambda count: count == 2
+        )
+        await page.until(drawn("loss"), lambda count: count > 50)
+        assert await page.until(DIFFERENCES) == [["generator", "generator.trainer.learning_rate", "0.0001", "0.0003"]]
+        marks = "[...document.querySelectorAll('.legend button')].map((each) => each.textContent)"
+        found = await page.run(marks)
+        assert {"skipped step 2", "scaling 2", "finish 2"} <= set(found)
+        await page.run(
+            "[...document.querySelectorAll('.choice button')].find((each) => each.textContent === 'Hours').click()"
+        )
+        await page.until("location.hash", lambda text: "axis=hours" in text)
+        await page.run("document.querySelector('.chooser input:checked').click()")
+        await page.until("document.querySelector('h1').textContent", lambda text: text == "second")
+        assert await page.run("[...document.querySelectorAll('.stage .status')].map((each) => each.textContent)") == [
+            "finished",
+            "finished",
+        ]
+        table = "[...document.querySelectorAll('.account tbody tr')].map((row) => row.innerText)"
+        assert any(row.startswith("training") for row in await page.until(table))
+
+    browse([s3_uri], watch)
+
+
+def test_it_fits_a_phone_and_is_used_by_keyboard(tmp_path: Path) -> None:
+    run = str(tmp_path / ("a-run-with-a-very-long-name" * 3))
+    write_training(run, "generator", count=60, steps=60, frames=2, config=generator_config(1e-4, 8))
+    write_pool(run, "tokens", done=1, shards=12, rates={"node-with-a-long-name.cluster.example": [91.0] * 12})
+
+    async def watch(page: Page) -> None:
+        await page.size(360, 740, phone=True)
+        await page.until(drawn("loss"), lambda count: count > 50)
+        assert await page.run("document.documentElement.scrollWidth") == 360
+        await page.run("document.querySelector('.chart[data-name=\"loss\"] .plot').focus()")
+        await page.press("+")
+        await page.until(
+            "[...document.querySelectorAll('.tools button')].some((each) => each.textContent === 'Show all')"
+        )
+        await page.press("0")
+        await page.until(
+            "![...document.querySelectorAll('.tools button')].some((each) => each.textContent === 'Show all')"
+        )
+        assert await page.run(NAMELESS) == []
+
+    browse([run], watch)
+
+
+def test_a_run_whose_names_and_logs_are_hostile_is_shown_as_text(tmp_path: Path) -> None:
+    name = HOSTILE.replace("/", "⁄")
+    run = str(tmp_path / name)
+    write_training(
+        run, "generator", count=9, steps=9, frames=1, config={"seed": HOSTILE, "generator": {HOSTILE: HOSTILE}}
+    )
+    write_records(f"{run}/tokenizer/metrics.jsonl", [{"time": time.time(), "step": 1, "loss": 1.0, HOSTILE: 7.0}])
+    write_records(
+        f"{run}/tokenizer/events.jsonl", [{"time": time.time(), "event": HOSTILE, "step": 1, "error": HOSTILE}]
+    )
+    write_pool(run, "tokens", done=1, shards=2, rates={HOSTILE: [1.0]})
+    storage.write_json(f"{run}/jobs/a-1/job.json", {"stages": [HOSTILE], "target": HOSTILE})
+    storage.write_bytes(f"{run}/jobs/a-1/log/000000.txt", f"{HOSTILE}\x1b]0;x\x07\n".encode())
+
+    async def watch(page: Page) -> None:
+        await page.until("document.querySelector('.log')?.textContent", lambda text: HOSTILE in text)
+        await page.until("document.querySelectorAll('.chart canvas').length", lambda count: count > 0)
+        await page.run(
+            "[...document.querySelectorAll('.choice button')].find((each) => each.textContent === 'tokenizer').click()"
+        )
+        await page.until("document.querySelectorAll('.chart .name').length", lambda count: count > 0)
+        await page.run("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+        await page.until("document.body.innerText", lambda text: text.count("onerror") >= 6)
+        assert await page.run("document.querySelector('h1').textContent") == name
+        assert await page.run("document.querySelectorAll('img[src=\"x\"], [onerror], body script').length") == 0
+        assert "owned" not in str(await page.run("document.title")).replace(name, "")
+        assert not await page.run(FRAMED)
+        page.console.clear()  # that it refused to be framed
+
+    browse([run], watch)
+
+
+def test_with_a_token_the_address_loses_it_and_the_page_works(tmp_path: Path) -> None:
+    write_training(str(tmp_path / "run"), "generator", count=9, steps=9)
+
+    async def watch(page: Page) -> None:
+        await page.until("document.querySelector('h1')?.textContent", lambda text: text == "run")
+        assert "token" not in await page.run("location.href")
+        assert await page.run("document.cookie") == ""
+
+    browse([str(tmp_path / "run")], watch, token="opensesame")
