@@ -2,10 +2,10 @@
 
     python benchmarks/web_monitor.py RUNS ROWS
 
-Each run trains a generator and has a record of 25 numbers for each step (`benchmarks/scale_records.py`), on a disk; a copy of one run is
-as good as another. The server runs in this process: `cpu_seconds` are its processor time, `seconds` what somebody waits
-who opens all runs over each other, with the nine charts that a screen has at first. `again` is the same for the next who
-looks, `row_seconds` the time to show a further row of one run.
+Each run trains a generator, and has a record of 27 numbers for each step on a disk (`benchmarks/scale_records.py`).
+All are copies of one. The server runs in this process: `cpu_seconds` is its processor time, `seconds` what somebody
+waits who opens all runs over each other, with the nine charts that a screen has at first. `again` is the same for the
+next one who looks: nothing is read anew.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ curve its first and its last. So a spike of a single step is drawn, however long
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -17,7 +16,7 @@ from trainer.report.charts import Points, thinned
 Axis = Literal["steps", "images", "hours", "date"]
 """Optimizer steps, images that were trained on, hours since the stage was first started, or seconds of unix time."""
 AXES: tuple[str, ...] = get_args(Axis)
-MOST_POINTS = 1600
+MOST_POINTS = 1000
 """Of a curve that are sent, at most."""
 _OF_ROWS: dict[str, str] = {"steps": "step", "images": "samples", "hours": "time", "date": "time"}
 _HOUR = 3600.0
@@ -83,23 +82,34 @@ def curve(
     values = numbers.get(name)
     if values is None:
         return None
-    points = np.column_stack([positions(numbers, axis, began), values])
-    points = points[~np.isnan(points).any(axis=1)]
-    if not len(points):
+    places = positions(numbers, axis, began)
+    known = ~(np.isnan(values) | np.isnan(places))
+    if not known.all():
+        places, values = places[known], values[known]
+    if not len(places):
         return None
+    points = np.column_stack([places, values])
     if np.any(np.diff(points[:, 0]) < 0):  # the clock of another machine
         points = points[np.argsort(points[:, 0], kind="stable")]
+        values = points[:, 1]
     drawn = thinned(points_between(points, low, high), most)
     return {
-        "x": short(drawn[:, 0]),
-        "y": short(drawn[:, 1]),
+        "x": rounded(drawn[:, 0], 10),
+        "y": rounded(drawn[:, 1], 6),
         "points": len(points),
-        "last": float(points[-1, 1]),
-        "lowest": float(points[:, 1].min()),
-        "highest": float(points[:, 1].max()),
+        "last": float(values[-1]),
+        "lowest": float(values.min()),
+        "highest": float(values.max()),
     }
 
 
-def short(values: Column | Sequence[float]) -> list[float]:
-    """Numbers with the digits that a screen can show: 10 of each."""
-    return [float(f"{value:.10g}") for value in values]
+def rounded(values: Column, digits: int) -> list[float | int]:
+    """Numbers with so many significant digits at least, and one more at most; whole ones as such."""
+    sizes = np.abs(values).max(initial=0.0)
+    if sizes < 2**53 and np.all(values == np.floor(values)):
+        return values.astype(np.int64).tolist()
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        exponents = np.floor(np.log10(np.abs(values)))
+        scale = 10.0 ** np.clip(digits - exponents, -300, 300)
+        found = np.rint(values * scale) / scale
+    return np.where(np.abs(exponents) < 290, found, values).tolist()  # the smallest and the largest as they are

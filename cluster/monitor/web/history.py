@@ -42,8 +42,10 @@ class Metrics:
         new, is_other = self._cursor.look()
         count = len(new["step"])
         self.rows_read += count
-        if is_other or count:
-            self.numbers = in_order_of_steps(columns.joined([new] if is_other else [self.numbers, new]))
+        if is_other or not len(self.numbers["step"]):
+            self.numbers = in_order_of_steps(new)
+        elif count:
+            self.numbers = in_order_of_steps(columns.joined([self.numbers, new]))
         return _newest_records(new), is_other
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from cluster.monitor.web.curves import curve, place, positions
+from cluster.monitor.web.curves import curve, place, positions, rounded
 from trainer.records.columns import Columns
 
 BEGAN = 1_000.0
@@ -69,7 +69,7 @@ def test_a_thinned_curve_keeps_the_ends_and_every_minimum_and_maximum(values: np
     x, y = np.array(drawn["x"]), np.array(drawn["y"])
     assert len(x) <= most
     assert np.all(np.diff(x) > 0)
-    assert np.array_equal(y, np.array([float(f"{value:.10g}") for value in values[x.astype(int) - 1]]))
+    assert y == pytest.approx(values[x.astype(int) - 1], rel=1e-6)
     assert (x[0], x[-1]) == (1, len(values))
     assert (y.min(), y.max()) == (pytest.approx(values.min()), pytest.approx(values.max()))
     if len(values) > most:  # of each stretch between two points of the same size, the extremes are there
@@ -94,3 +94,8 @@ def test_a_stretch_of_the_axis_has_its_points_and_the_next_on_either_side() -> N
     drawn = curve({"step": steps, "loss": steps}, "loss", "steps", None, low=40.5, high=43)
     assert drawn is not None
     assert drawn["x"] == [40, 41, 42, 43, 44]
+
+
+@given(values=arrays(np.float64, st.integers(1, 50), elements=st.floats(allow_nan=False, allow_infinity=False)))
+def test_numbers_are_sent_with_six_digits_at_least(values: np.ndarray) -> None:
+    assert rounded(values, 6) == pytest.approx(values.tolist(), rel=1e-6, abs=0)
