@@ -107,9 +107,11 @@ def rounded(values: Column, digits: int) -> list[float | int]:
     """Numbers with so many significant digits at least, and one more at most; whole ones as such."""
     sizes = np.abs(values).max(initial=0.0)
     if sizes < 2**53 and np.all(values == np.floor(values)):
-        return values.astype(np.int64).tolist()
+        return list(map(int, values))
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         exponents = np.floor(np.log10(np.abs(values)))
         scale = 10.0 ** np.clip(digits - exponents, -300, 300)
         found = np.rint(values * scale) / scale
-    return np.where(np.abs(exponents) < 290, found, values).tolist()  # the smallest and the largest as they are
+    return list(
+        map(float, np.where(np.abs(exponents) < 290, found, values))
+    )  # the smallest and the largest as they are
