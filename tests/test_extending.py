@@ -75,7 +75,7 @@ def package(tmp_path: Path) -> Path:
     """The package of the page, installed as far as Python can tell."""
     files = dict(BLOCK.findall((ROOT / "docs/extending.md").read_text()))
     modules = {f"sign_{name}.py" for name in ("config", "families", "quantizer", "networks")}
-    assert set(files) == {"pyproject.toml", "signs.yaml"} | modules
+    assert set(files) == {"pyproject.toml", "signs.yaml", "here_target.py", "here.yaml"} | modules
     (tmp_path / "work").mkdir()  # not the package's own folder: foldtrain leaves out where its user stands
     for name, text in files.items():
         (tmp_path / "work" / name if name == "signs.yaml" else tmp_path / name).write_text(text)

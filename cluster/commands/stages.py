@@ -35,14 +35,14 @@ def run(stage: str, config: str, overrides: list[str] | None) -> None:
     )
 
     try:
-        run_stage(stage, resolved, _seconds_since_enter())
+        run_stage(stage, resolved, seconds_since_enter())
     except StageStopped as stopped:
         from cluster.terminal.output import console
 
         console().print(str(stopped))
 
 
-def _seconds_since_enter() -> float:
+def seconds_since_enter() -> float:
     """How long this process has run: starting Python and reading the config are a part of the stage."""
     import time
 

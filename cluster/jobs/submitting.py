@@ -1,71 +1,74 @@
-"""Stages as jobs: submit one, wait for its end, and list them. Where it runs is the target's business."""
+"""From a config and stages to a job that its target has taken: recorded first, so that it finds what it is to do."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_fixed
-
-from cluster.config.errors import closest
+from cluster.config.absolute_paths import with_absolute_paths
+from cluster.config.loading import resolved_yaml
 from cluster.config.run import RunConfig
-from cluster.targets.target_old import ENDED, Job, Target
-from cluster.terminal.output import duration
-from data_pipeline.errors import FoldtrainError, UsageError
-from data_pipeline.text.printable import printable
+from cluster.jobs import control, places, records
+from cluster.jobs.records import JobRecord, Submitted
+from cluster.targets.config import TargetSection
+from cluster.targets.opening import open_target, section_from
+from cluster.targets.target import JobSpec, Target
+from data_pipeline import storage
+from data_pipeline.errors import UsageError
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
-_COLORS = {"pending": "yellow", "running": "cyan", "succeeded": "green", "failed": "red", "stopped": "magenta"}
-
-
-def submit(target: Target, stage: str, config: RunConfig, stages: Sequence[str]) -> str:
-    """Start a stage on a target and return the job's id.
-
-    Raises:
-        UsageError: if it is none of the `stages`, or the target cannot reach what the config names.
-    """
-    if stage not in stages:
-        near = closest(stage, stages)
-        hint = f"did you mean {near}?" if near else f"choose from {', '.join(stages)}"
-        raise UsageError(f"--stage {stage}: there is no such stage; {hint}")
-    return target.submit(stage, config)
+PROCESS = "cluster.job_process"
 
 
-def wait_until_ended(target: Target, job_id: str, seconds: float) -> Job:
-    """The job once it has ended.
+def new_job(stages: Sequence[str], config: RunConfig, section: TargetSection) -> JobSpec:
+    """A job that is to run stages on a target. Nothing is written yet."""
+    if section.same_machine:
+        config = with_absolute_paths(config)
+    run, job_id = storage.absolute(config.run), places.new_id(stages)
+    argv = (section.python, "-P", "-m", PROCESS, run, job_id)
+    return JobSpec(job_id, tuple(stages), config, run, argv)
+
+
+def start(target: Target, job: JobSpec, section: TargetSection) -> str:
+    """Record a job and hand it to its target. Returns the scheduler's id of it.
+
+    A job that the target does not take leaves no record.
 
     Raises:
-        FoldtrainError: if it has not after this many seconds.
+        FoldtrainError: if the run cannot be written to, or the target does not take the job.
     """
-    waiting = Retrying(
-        retry=retry_if_result(lambda job: job.status not in ENDED), stop=stop_after_delay(seconds), wait=wait_fixed(0.2)
+    submitted = Submitted(
+        id=job.id,
+        stages=job.stages,
+        run=job.run,
+        target=target.name,
+        target_config=section.model_dump(mode="json"),
+        submitted=time.time(),
+        who=control.me(),
     )
     try:
-        return waiting(lambda: target.job(job_id))
-    except RetryError as error:
-        raise FoldtrainError(f"{job_id} has not ended after {seconds:.0f} seconds; look at its logs") from error
+        records.write_job(submitted, resolved_yaml(job.config))
+        handle = target.start(job)
+    except BaseException:
+        records.remove_job(job.run, job.id)
+        raise
+    records.write_handle(job.run, job.id, handle)
+    places.remember(job.run, job.id)
+    return handle
 
 
-def table(jobs: Sequence[Job], now: float | None = None) -> Table:
-    """The jobs, one a row; `now` is a unix time in seconds."""
-    from rich.table import Table
-    from rich.text import Text
+def target_of(record: JobRecord) -> Target:
+    """The target that a job was given to, by the config that is on record.
 
-    grid = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("ID", "STAGE", "RUN", "STATUS", "STARTED", "DURATION"):
-        grid.add_column(column, overflow="fold")
-    for job in jobs:
-        cells = [job.id, job.stage, job.run, *_times(job, time.time() if now is None else now)]
-        plain = [Text(printable(cell)) for cell in cells]  # a run's name is not markup
-        grid.add_row(*plain[:3], Text(job.status, _COLORS[job.status]), *plain[3:])
-    return grid
+    Raises:
+        UsageError: if the record cannot be read, or its kind of target is not installed here.
+    """
+    if record.job is None:
+        raise UsageError(record.problem)
+    where = f"the record of {record.id}"
+    return open_target(record.job.target, section_from(record.job.target_config, where))
 
 
-def _times(job: Job, now: float) -> tuple[str, str]:
-    if job.started is None:
-        return "-", "-"
-    started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job.started))
-    return started, duration((job.ended or now) - job.started)
+def grace_of(record: JobRecord) -> float:
+    """Seconds that a job has to end, once it was told to."""
+    found = record.job.target_config.get("grace_seconds") if record.job else None
+    return float(found) if isinstance(found, int | float) else 120.0

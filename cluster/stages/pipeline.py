@@ -6,12 +6,14 @@ where it is finished. A stage that would make what the run is given is not run.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from cluster.alerts.alerts import Alerts, alerting
 from cluster.alerts.rules import Found
 from cluster.config.run import RunConfig
+from cluster.jobs.graph import applies
 from cluster.progress.stage_records import START, record_time
 from cluster.stages.inputs import held_out_to_tokenize, with_found
 from cluster.stages.train_jobs import (
@@ -19,7 +21,6 @@ from cluster.stages.train_jobs import (
     check_initial,
     check_makes_tokens,
     check_proxy,
-    is_pretrained,
     train_job,
 )
 from cluster.terminal.output import console, duration
@@ -30,7 +31,7 @@ from data_pipeline.shards import weights
 from data_pipeline.shards.manifest import ImageManifest, TokenManifest
 from data_pipeline.shards.token_shards import check_tokenizer
 from trainer.job import TrainJob
-from trainer.registry import FOLDERS, QUICKSTART, STAGES, TRAINING, RunStage, stage_in, stage_named
+from trainer.registry import FOLDERS, QUICKSTART, STAGES, RunStage, stage_in, stage_named
 
 
 class StageStopped(Exception):  # noqa: N818 - it is no error
@@ -45,6 +46,9 @@ class StageStopped(Exception):  # noqa: N818 - it is no error
         super().__init__(message)
         self.done = done
 
+
+Say = Callable[[str, str | None], object]
+"""Told of a stage: that it begins (None), or what became of it."""
 
 Work = Callable[[RunConfig], int]
 """Does a stage, and returns what it worked through; 0 if it was finished already."""
@@ -79,7 +83,7 @@ def run_stage(name: str, config: RunConfig, before: float = 0.0) -> bool:
         StageStopped: if training ended on a termination notice.
     """
     if name == QUICKSTART:
-        return _quickstart(config, before)
+        return run_stages([stage.command for stage in STAGES if applies(stage, config)], config, before)
     stage = stage_named(name)
     if config.given(stage.folder):
         _say_given(stage, config)
@@ -102,20 +106,51 @@ def run_stage(name: str, config: RunConfig, before: float = 0.0) -> bool:
     return bool(done)
 
 
-def _quickstart(config: RunConfig, before: float) -> bool:
-    """All stages, on one connection to Ray. Its start is recorded with the first that does something."""
+def run_stages(names: Sequence[str], config: RunConfig, before: float = 0.0, say: Say = lambda *_: None) -> bool:
+    """Run stages in their order, each of which is passed over if it is finished.
+
+    Several are on one connection to Ray, whose start is recorded with the first that does something, and all that they
+    need is looked for before any is run.
+
+    Args:
+        names: of stages, in the order of the registry.
+        config: of the run.
+        before: as for `run_stage`.
+        say: called with each stage as it begins, and None; then with what became of it: done, finished, stopped or
+            failed.
+
+    Returns:
+        Whether there was anything to do.
+    """
     from cluster.session.ray_session import ray_session
 
-    _check_inputs(config)
+    stages = [stage_named(name) for name in names]
+    several = len(stages) > 1
+    if several:
+        _check_inputs(config, stages)
     entered, worked = time.monotonic() - before, False
-    with ray_session(config.cluster):
+    with ray_session(config.cluster) if several else contextlib.nullcontext():
         starting = time.monotonic() - entered
-        for stage in STAGES:
-            if _applies(stage, config) and run_stage(stage.command, config) and not worked:
+        for stage in stages:
+            if _say_and_run(stage, config, 0.0 if several else before, say) and several and not worked:
                 worked = True
                 record_time(config.run, START, starting, 1)
-            if stage.folder == "images":
+            if several and stage.folder == "images":
                 _check_later_stages(config)
+    return worked
+
+
+def _say_and_run(stage: RunStage, config: RunConfig, before: float, say: Say) -> bool:
+    say(stage.command, None)
+    outcome = "failed"
+    try:
+        worked = run_stage(stage.command, config, before)
+        outcome = "done" if worked else "finished"
+    except (StageStopped, SystemExit, KeyboardInterrupt):
+        outcome = "stopped"
+        raise
+    finally:
+        say(stage.command, outcome)
     return worked
 
 
@@ -126,14 +161,14 @@ def _say_given(stage: RunStage, config: RunConfig) -> None:
     console().print(f"{stage.command} is not run: {given}{unused}", markup=False)
 
 
-def _check_inputs(config: RunConfig) -> None:
-    """Find out before anything is run whether all is there that the stages of a quickstart are given, or make.
+def _check_inputs(config: RunConfig, stages: Sequence[RunStage] = STAGES) -> None:
+    """Find out before anything is run whether all is there that stages are given, or make.
 
     Raises:
         UsageError: if not.
     """
     found = with_found(config, FOLDERS)
-    for stage in STAGES:
+    for stage in stages:
         for product in stage.needs:
             maker = stage_in(product)
             if not config.has(product) and not maker.optional:
@@ -141,10 +176,14 @@ def _check_inputs(config: RunConfig) -> None:
                     f"{stage.command} needs {product}: add the section {maker.section}, or name what another run made "
                     f"as inputs.{product}; or run single stages, which need less (foldtrain --help)"
                 )
-    for stage in TRAINING:
-        check_initial(config, stage)
-    check_proxy(config)
-    check_makes_tokens(config)
+    for stage in stages:
+        if stage.trains:
+            check_initial(config, stage)
+    commands = {stage.command for stage in stages}
+    if "train-tokenizer" in commands:
+        check_proxy(config)
+    if commands & {"tokenize", "evaluate", "sample"}:
+        check_makes_tokens(config)
     if config.given("tokens"):
         _check_given_tokens(found)
 
@@ -169,13 +208,6 @@ def _check_later_stages(config: RunConfig) -> None:
     wrong = [label for label in config.sampling.classes or () if label >= len(names)]
     if wrong:
         raise UsageError(f"sampling.classes: {wrong} are not among the classes of the data, 0 to {len(names) - 1}")
-
-
-def _applies(stage: RunStage, config: RunConfig) -> bool:
-    """Whether a stage has anything to do in this config."""
-    section = config.section(stage.section) if stage.optional else None
-    wanted = not stage.optional or (section is not None and not is_pretrained(section))
-    return wanted or config.given(stage.folder) is not None
 
 
 # ---------------------------------------------------------------------------------------------------------------- data

@@ -5,7 +5,6 @@ Ray's client waits for an answer for ever, and its failures are RuntimeErrors an
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,9 +15,6 @@ CONNECT_SECONDS, ANSWER_SECONDS = 10.0, 30.0
 """A dashboard that takes longer to accept a connection, or from one byte to the next, is given up."""
 WHOLE_SECONDS = 120.0
 """Within which a request has to be answered whole."""
-SILENT_SECONDS = 30.0
-"""While logs are followed and nothing comes, the dashboard is asked so often whether it is still there."""
-_ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
 _LONGEST_REASON = 300
 
 
@@ -77,28 +73,3 @@ def _within(ask: Callable[[], Any], address: str) -> Any:
     if not found:
         raise _refusal(address, f"it has not answered within {WHOLE_SECONDS:.0f} seconds")
     return found[0]
-
-
-async def tail_logs(client: Any, job_id: str, write: Callable[[str], object]) -> None:
-    """Hand what a job prints to `write` until it ends.
-
-    Raises:
-        FoldtrainError: if the dashboard goes away meanwhile.
-    """
-    pieces = client.tail_job_logs(job_id)
-    waiting, ended = None, False
-    while True:
-        waiting = waiting or asyncio.ensure_future(anext(pieces))
-        done, _ = await asyncio.wait({waiting}, timeout=SILENT_SECONDS)
-        if not done:
-            details = await asyncio.to_thread(client.get_job_info, job_id)
-            if ended:
-                waiting.cancel()
-                return
-            ended = str(details.status.value) in _ENDED  # once more, for what is still under way
-            continue
-        try:
-            write(waiting.result())
-        except StopAsyncIteration:
-            return
-        waiting = None

@@ -7,17 +7,19 @@ import os
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cluster.config.loading import load_config
+from cluster.jobs.submitting import new_job
 from cluster.session import job_environment, local_head
-from cluster.targets.local_old import LocalTarget
+from cluster.targets.opening import load_target, open_target
 from cluster.targets.own_variables import not_sent
-from cluster.targets.ray_old import RayTarget
-from cluster.targets.target_old import Job, Status
+from cluster.targets.ray import RayJobs
+from cluster.targets.target import JobSpec, TargetState, TargetStatus
 from data_pipeline.errors import FoldtrainError
 
 SECRET = "do-not-show-51f0"
@@ -30,19 +32,17 @@ class Client:
         self.asked: dict[str, Any] = {}
         self._error = error
 
-    def submit_job(self, **asked: Any) -> None:
-        self.asked = asked | {"config": Path(asked["runtime_env"]["working_dir"], "config.yaml").read_text()}
+    def submit_job(self, **asked: Any) -> str:
+        self.asked = asked
         if self._error:
             raise self._error
-
-    def list_jobs(self) -> list[Any]:
-        return []
+        return str(asked["submission_id"])
 
 
 @pytest.fixture
 def client(monkeypatch: pytest.MonkeyPatch) -> Client:
     client = Client()
-    monkeypatch.setattr(RayTarget, "_client", lambda _: client)
+    monkeypatch.setattr(RayJobs, "_client", lambda _: client)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
     return client
@@ -53,14 +53,24 @@ def head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> local_head.LocalHea
     (tmp_path / "head").mkdir(mode=0o700)
     head = local_head.LocalHead("127.0.0.1:1", "http://127.0.0.1:1", "t", 1, 0.0, 2, str(tmp_path / "head"))
     monkeypatch.setattr(local_head, "start", lambda _: head)
+    monkeypatch.setenv("FOLDTRAIN_HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir(mode=0o700)
     return head
+
+
+def job(config: Path, target: str, *overrides: str, stage: str = "ingest", address: str | None = None) -> JobSpec:
+    return new_job([stage], load_config(config, overrides), load_target(target, address=address)[1])
+
+
+def files() -> Path:
+    return local_head.home() / "variables"
 
 
 def test_a_job_on_this_machine_gets_credentials_through_a_file_that_ray_knows_by_its_path_alone(
     client: Client, head: local_head.LocalHead, small_config: Path
 ) -> None:
-    job_id = LocalTarget().submit("ingest", load_config(small_config))
-    file = Path(head.folder, "jobs", f"{job_id}.json")
+    job_id = open_target(*load_target("local")).start(job(small_config, "local"))
+    file = files() / f"{job_id}.json"
     assert SECRET not in repr(client.asked)
     assert client.asked["runtime_env"]["env_vars"] == {job_environment.FILE_VARIABLE: str(file)}
     assert client.asked["runtime_env"]["worker_process_setup_hook"] == job_environment.SETUP_HOOK
@@ -72,32 +82,66 @@ def test_a_job_that_is_not_taken_leaves_no_credentials(
     client: Client, head: local_head.LocalHead, small_config: Path
 ) -> None:
     client._error = RuntimeError("full")
-    with pytest.raises(RuntimeError, match="full"):
-        LocalTarget().submit("ingest", load_config(small_config))
-    assert list(Path(head.folder, "jobs").iterdir()) == []
+    with pytest.raises(FoldtrainError, match="does not take the job: full"):
+        open_target(*load_target("local")).start(job(small_config, "local"))
+    assert list(files().iterdir()) == []
 
 
 def test_the_next_job_removes_the_credentials_that_a_killed_one_left_and_no_others(
     client: Client, head: local_head.LocalHead, small_config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    states: dict[str, Status] = {"killed": "failed", "stopped": "stopped", "runs": "running"}
-    known = [Job(name, "ingest", "r", state, None, None, "") for name, state in states.items()]
-    monkeypatch.setattr(RayTarget, "jobs", lambda _: known)
-    for name in (*states, "is submitted by another command"):
-        job_environment.hand_over(Path(head.folder, "jobs"), name, {"AWS_PROFILE": "old"})
-    job_id = LocalTarget().submit("ingest", load_config(small_config))
-    kept = {path.stem for path in Path(head.folder, "jobs").iterdir()}
+    states: dict[str, TargetStatus] = {"killed": "failed", "stopped": "stopped", "runs": "running"}
+    monkeypatch.setattr(RayJobs, "state", lambda _, name: TargetState(states.get(name, "lost")))
+    for name in (*states, "is submitted by another command", "of a head before"):
+        job_environment.hand_over(files(), name, {"AWS_PROFILE": "old"})
+    os.utime(files() / "of a head before.json", (1, 1))
+    monkeypatch.setattr(local_head, "start", lambda _: replace(head, created=2.0))
+    job_id = open_target(*load_target("local")).start(job(small_config, "local"))
+    kept = {path.stem for path in files().iterdir()}
     assert kept == {job_id, "runs", "is submitted by another command"}
 
 
-def test_a_job_on_a_cluster_is_sent_none_and_submit_says_which_are_set_here(
-    client: Client, small_config: Path, capsys: pytest.CaptureFixture[str]
+def test_a_secret_that_a_target_names_reaches_a_job_of_this_machine_in_the_same_file(
+    client: Client, head: local_head.LocalHead, small_config: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    config = load_config(small_config, ["run=s3://b/run", "data.source.path=/pictures"])
-    RayTarget("http://127.0.0.1:1").submit("train-generator", config)
+    own = tmp_path / "own.yaml"
+    own.write_text("extends: package:cluster/local.yaml\nsecrets: [MY_KEY]\nenvironment: {YEAR: 2012}\n")
+    target, spec = open_target(*load_target(str(own))), job(small_config, str(own))
+    with pytest.raises(FoldtrainError, match=r"MY_KEY: named in `secrets` of the target and not set"):
+        target.check(spec)
+    monkeypatch.setenv("MY_KEY", SECRET)
+    assert target.check(spec) == []
+    target.start(spec)
+    assert json.loads((files() / f"{spec.id}.json").read_text())["MY_KEY"] == SECRET
+    assert client.asked["runtime_env"]["env_vars"]["YEAR"] == "2012"
+    [rendered] = target.render(spec)
+    assert json.loads(rendered.text) == client.asked
+    assert SECRET not in rendered.text
+
+
+def test_a_job_on_a_cluster_is_sent_none_and_submit_says_which_are_set_here(client: Client, small_config: Path) -> None:
+    address = "http://127.0.0.1:1"
+    spec = job(
+        small_config,
+        "ray",
+        "run=s3://b/run",
+        "data.source.path=/pictures",
+        stage="train-generator",
+        address=address,
+    )
+    target = open_target(*load_target("ray", address=address))
+    said = " ".join(target.check(spec))
+    target.start(spec)
     assert SECRET not in repr(client.asked)
-    assert set(client.asked["runtime_env"]) == {"working_dir"}
-    said = capsys.readouterr().err
+    assert client.asked["runtime_env"] == {}
+    assert shlex.split(client.asked["entrypoint"]) == [
+        "python",
+        "-P",
+        "-m",
+        "cluster.job_process",
+        "s3://b/run",
+        spec.id,
+    ]
     assert "AWS_SECRET_ACCESS_KEY: set here for s3:// and not sent; the cluster's nodes need their own" in said
     assert "WANDB_API_KEY" in said
     assert SECRET not in said
@@ -134,7 +178,10 @@ def test_a_process_of_the_job_takes_the_variables_over_and_removes_the_file_at_i
         tmp_path / "jobs", "config-1", {"FOLDTRAIN_STORAGE_PATIENCE": "1", "AWS_A": SECRET}
     )
     code = (
-        "import os; from cluster import cli, local_job; cli.main = lambda: print(os.environ['AWS_A']); local_job.main()"
+        "import os, sys; from cluster import job_process; sys.argv[1:] = ['run', 'config-000001']\n"
+        "from cluster.jobs import runner\n"
+        "runner.Runner.run = lambda _: print(os.environ['AWS_A'], flush=True) or 0\n"
+        "job_process.main()"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -1,9 +1,10 @@
-"""A stage runs as a job on a Ray head of this machine, which is left as found: alone, private, and ended by its id."""
+"""Stages run as a job on a Ray head of this machine, which is left as found: alone, private, and ended by its id."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -18,16 +19,19 @@ import psutil
 import pytest
 from PIL import Image
 from rich.console import Console
+from tenacity import Retrying, retry_if_result, wait_fixed
 
 from cluster.config.absolute_paths import require_reachable, with_absolute_paths
 from cluster.config.fields import sections_in
 from cluster.config.loading import load_config
 from cluster.config.run import ClusterConfig, RunConfig
-from cluster.jobs import submitting as jobs
+from cluster.jobs import job_views, records, submitting
+from cluster.jobs.graph import chosen_stages
+from cluster.jobs.records import JobRecord, State, Submitted
 from cluster.session import job_environment, local_head
-from cluster.targets.local_old import LocalTarget, open_target
-from cluster.targets.ray_old import RayTarget, _reading
-from cluster.targets.target_old import Job
+from cluster.targets.opening import load_target, open_target
+from cluster.targets.ray import RayJobs, RayTarget
+from cluster.targets.target import TargetState
 from data_pipeline.config import FolderSource
 from data_pipeline.errors import FoldtrainError, UsageError
 from data_pipeline.storage.places import rules_of
@@ -46,11 +50,21 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
-def rendered(found: list[Job], now: float = 1000.0) -> str:
-    console = Console(width=120)
+def rendered(found: list[JobRecord], now: float = 1000.0) -> str:
+    console = Console(width=160)
     with console.capture() as captured:
-        console.print(jobs.table(found, now))
+        console.print(job_views.table(found, now))
     return captured.get()
+
+
+def is_at_work(state: TargetState) -> bool:
+    return state.status in {"pending", "running"}
+
+
+def recorded(run: str, state: State | None) -> JobRecord:
+    target: dict[str, Any] = {"target": "local", "target_config": {"kind": "local"}}
+    job = Submitted(id="ingest-0a1b2c", stages=("ingest",), run=run, submitted=890.0, who="me@here", **target)
+    return JobRecord(job.id, run, job, job.id, state)
 
 
 def test_paths_of_a_local_job_mean_what_they_mean_here(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,39 +136,41 @@ def test_a_relative_path_is_refused_where_another_machine_reads_it(small_config:
 
 def test_a_misspelt_stage_is_answered_with_the_likely_one(config: RunConfig) -> None:
     with pytest.raises(UsageError, match="did you mean tokenize"):
-        jobs.submit(LocalTarget(), "tokenise", config, ["ingest", "tokenize"])
+        chosen_stages(["tokenise"], config)
 
 
 @pytest.mark.parametrize(
     ("name", "address", "reason"),
     [
-        ("moon", None, "choose from local, ray"),
+        ("moon", None, "choose from .*local, ray"),
+        ("rayy", None, "did you mean ray"),
         ("ray", None, "give the URL"),
         ("ray", "localhost:8265", "give the URL"),
-        ("local", "http://127.0.0.1:8265", "takes no --address"),
+        ("local", "http://127.0.0.1:8265", "address.*unknown key"),
     ],
 )
 def test_a_target_that_cannot_be_is_refused(name: str, address: str | None, reason: str) -> None:
     with pytest.raises(UsageError, match=reason):
-        open_target(name, address)
+        open_target(*load_target(name, address=address))
 
 
-def test_an_address_alone_means_that_cluster() -> None:
-    assert isinstance(open_target(None, "http://127.0.0.1:8265"), RayTarget)
-
-
-def test_a_cluster_that_does_not_answer_is_an_error_with_its_address() -> None:
+def test_a_cluster_that_does_not_answer_is_an_error_with_its_address(small_config: Path) -> None:
+    config = load_config(small_config, ["run=s3://b/run", "data.source.path=/pictures"])
+    name, section = load_target("ray", address="http://127.0.0.1:1")
+    target = open_target(name, section)
+    assert isinstance(target, RayTarget)
     with pytest.raises(FoldtrainError, match=r"no Ray cluster can be used at http://127\.0\.0\.1:1"):
-        open_target("ray", "http://127.0.0.1:1").jobs()
+        target.check(submitting.new_job(["ingest"], config, section))
 
 
 def test_the_table_shows_names_as_they_are() -> None:
-    text = rendered([Job("ingest-1", "ingest", "s3://b/[red]run", "running", 900.0, None, "")])
-    assert [word for word in ("ingest-1", "s3://b/[red]run", "running", "1m 40s") if word not in text] == []
+    state = State(status="running", started=900.0, heartbeat=999.0)
+    text = rendered([recorded("s3://b/[red]run", state)])
+    assert [word for word in ("ingest-0a1b2c", "s3://b/[red]run", "running", "1m 40s") if word not in text] == []
 
 
 def test_a_job_that_waits_has_no_duration() -> None:
-    assert rendered([Job("a", "ingest", "r", "pending", None, None, "")]).split()[-2:] == ["-", "-"]
+    assert rendered([recorded("r", None)]).split()[-3:] == ["pending", "-", "-"]
 
 
 def test_a_process_that_took_over_the_id_is_not_the_head(own_home: Path) -> None:
@@ -165,10 +181,10 @@ def test_a_process_that_took_over_the_id_is_not_the_head(own_home: Path) -> None
     assert local_head.shutdown() is False
 
 
-def test_without_a_local_cluster_there_are_no_jobs(own_home: Path) -> None:
-    assert LocalTarget().jobs() == []
-    with pytest.raises(UsageError, match="no local cluster is running"):
-        LocalTarget().job("ingest-1")
+def test_without_a_local_cluster_a_job_of_one_is_lost(own_home: Path) -> None:
+    target = open_target(*load_target("local"))
+    assert target.state("ingest-0a1b2c").status == "lost"
+    target.cancel("ingest-0a1b2c")
 
 
 @pytest.fixture(scope="module")
@@ -206,8 +222,11 @@ class TestOnALocalHead:
         assert "ingest: done" in followed.stdout
         assert list((tmp_path / hostile / "images").rglob("manifest.json"))
         assert not list(tmp_path.rglob("pwned"))
-        job = LocalTarget().job(job_id)
-        assert (job.stage, job.run, job.status) == ("ingest", str(tmp_path / hostile), "succeeded")
+        job = records.newest_job(str(tmp_path / hostile))
+        assert (job.id, job.stages, job.status) == (job_id, ("ingest",), "succeeded")
+        assert job.state is not None
+        assert (job.state.done, job.state.exit_code) == ({"ingest": "done"}, 0)
+        assert open_target(*load_target("local")).state(job_id).status == "succeeded"
         assert job_id in foldtrain("jobs").stdout
 
     def test_following_a_job_that_fails_ends_with_1_and_its_reason(
@@ -216,37 +235,37 @@ class TestOnALocalHead:
         done = foldtrain("submit", "-f", str(small_config), "data.source.path=no/such/folder", "--stage", "ingest")
         assert done.returncode == 1
         assert "no/such/folder" in done.stdout
-        assert "failed: Job entrypoint command failed with exit code 2" in done.stderr
+        assert re.search(r"ingest-\w{6} failed: .*no/such/folder", done.stderr)
         assert "Traceback" not in done.stdout + done.stderr
-
-    def test_a_job_is_stopped(self, head: local_head.LocalHead, foldtrain: Foldtrain) -> None:
-        job_id = self._submit_command(head, f"{sys.executable} -c 'import signal; signal.pause()'")
-        done = foldtrain("stop", job_id)
-        assert (done.returncode, done.stdout) == (0, f"{job_id} stopped\n")
 
     def test_an_unknown_job_ends_with_2(self, head: local_head.LocalHead, foldtrain: Foldtrain) -> None:
         done = foldtrain("logs", "ingest-000000")
         assert done.returncode == 2
-        assert "has no job ingest-000000" in done.stderr
-
-    def test_a_driver_in_a_job_joins_the_head(self, head: local_head.LocalHead) -> None:
-        code = "import ray; ray.init(logging_level='ERROR'); print('nodes', len(ray.nodes()))"
-        job_id = self._submit_command(head, f'{sys.executable} -c "{code}"')
-        lines: list[str] = []
-        LocalTarget().logs(job_id, lines.append, follow=True)
-        assert "nodes 1" in "".join(lines)
+        assert "no job ingest-000000 was submitted on this machine" in done.stderr
 
     def test_workers_of_a_job_take_over_its_variables(self, head: local_head.LocalHead, tmp_path: Path) -> None:
         code = "import os, ray\nfrom cluster.session.ray_processes import without_search_path\n"
         code += "ray.init(logging_level='ERROR', job_config=without_search_path())\n"
         code += "print('worker', ray.get(ray.remote(lambda: os.environ.get('AWS_PROBE')).remote()))"
         file = job_environment.hand_over(tmp_path / "jobs", "probe", {"AWS_PROBE": "is here"})
-        (tmp_path / "job").mkdir()
-        runtime_env = {"working_dir": str(tmp_path / "job")} | _reading(file)
-        job_id = self._submit_command(head, shlex.join([sys.executable, "-c", code]), runtime_env)
-        lines: list[str] = []
-        LocalTarget().logs(job_id, lines.append, follow=True)
-        assert "worker is here" in "".join(lines)
+        runtime_env = {
+            "env_vars": {job_environment.FILE_VARIABLE: str(file)},
+            "worker_process_setup_hook": job_environment.SETUP_HOOK,
+        }
+        job_id = self._submit_command(head, shlex.join([sys.executable, "-P", "-c", code]), runtime_env)
+        assert "worker is here" in self._printed(head, job_id)
+
+    def test_a_job_is_ended_by_the_scheduler_and_one_that_it_does_not_know_is_lost(
+        self, head: local_head.LocalHead
+    ) -> None:
+        job_id = self._submit_command(head, f"{sys.executable} -c 'import signal; signal.pause()'")
+        ray = RayJobs(head.dashboard, head.headers)
+        ray.cancel(job_id)
+        ended = Retrying(
+            retry=retry_if_result(lambda state: state.status in {"pending", "running"}), wait=wait_fixed(0.2)
+        )
+        assert ended(ray.state, job_id).status == "stopped"
+        assert ray.state("ingest-000000").status == "lost"
 
     def test_the_head_refuses_whoever_has_no_token(self, head: local_head.LocalHead) -> None:
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -266,13 +285,24 @@ class TestOnALocalHead:
         self, head: local_head.LocalHead, config: RunConfig
     ) -> None:
         wide = config.model_copy(update={"cluster": ClusterConfig(workers=head.cpus, cpus_per_worker=2)})
+        name, section = load_target("local")
         with pytest.raises(UsageError, match="foldtrain shutdown"):
-            LocalTarget().submit("ingest", wide)
+            open_target(name, section).check(submitting.new_job(["ingest"], wide, section))
 
     @staticmethod
     def _submit_command(head: local_head.LocalHead, command: str, runtime_env: dict[str, Any] | None = None) -> str:
         from ray.job_submission import JobSubmissionClient
 
         client = JobSubmissionClient(head.dashboard, headers=head.headers)
-        metadata = {"foldtrain": "1", "stage": "ingest", "run": "r"}
-        return str(client.submit_job(entrypoint=command, runtime_env=runtime_env, metadata=metadata))
+        return str(client.submit_job(entrypoint=command, runtime_env=runtime_env))
+
+    @staticmethod
+    def _printed(head: local_head.LocalHead, job_id: str) -> str:
+        from ray.job_submission import JobSubmissionClient
+
+        ray = RayJobs(head.dashboard, head.headers)
+        ended = Retrying(
+            retry=retry_if_result(lambda state: state.status in {"pending", "running"}), wait=wait_fixed(0.2)
+        )
+        ended(ray.state, job_id)
+        return str(JobSubmissionClient(head.dashboard, headers=head.headers).get_job_logs(job_id))

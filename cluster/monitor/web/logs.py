@@ -2,11 +2,12 @@
 
 <run>/jobs/<id>/job.json     what was submitted
 <run>/jobs/<id>/state.json   how it stands, written by the job itself
-<run>/jobs/<id>/log/000000.txt, …    what it printed; a piece never changes once it is there
+<run>/jobs/<id>/log/000000.txt, …    what it printed; the last piece grows
 """
 
 from __future__ import annotations
 
+import codecs
 import re
 import threading
 import time
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data_pipeline import storage
-from data_pipeline.errors import CorruptShardError, UsageError
+from data_pipeline.errors import UsageError
 from data_pipeline.text.printable import printable
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
@@ -36,7 +37,10 @@ class _Log:
     text: str = ""
     start: int = 0
     """Characters before it that are kept no more."""
-    pieces: int = 0
+    piece: str = ""
+    """Name of the last piece that was read, and how many bytes of it."""
+    offset: int = 0
+    decoder: codecs.IncrementalDecoder = field(default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace"))
     listed_at: float = -_FRESH_SECONDS
 
 
@@ -109,14 +113,15 @@ class LogReader:
     def _read_on(self, job: str, log: _Log) -> None:
         folder = storage.join(self._folder, job, "log")
         names = sorted(name for name in storage.list_names(folder) if _PIECE.fullmatch(name))
-        for name in names[log.pieces :]:
-            try:
-                data = storage.read_bytes(storage.join(folder, name), MOST_PIECE_BYTES)
-                text = data.decode("utf-8", "replace")
-            except CorruptShardError as error:
-                text = f"[{error}]\n"
-            log.text += printable(_COLOURS.sub("", text).replace("\r\n", "\n").replace("\r", "\n"), lines=True)
-        log.pieces = len(names)
+        for name in names:
+            if name < log.piece:
+                continue
+            if name != log.piece:
+                log.piece, log.offset = name, 0
+            data = storage.read_range(storage.join(folder, name), log.offset, MOST_PIECE_BYTES - log.offset)
+            log.offset += len(data)
+            text = _COLOURS.sub("", log.decoder.decode(data)).replace("\r\n", "\n").replace("\r", "\n")
+            log.text += printable(text, lines=True)
         surplus = len(log.text) - MOST_CHARACTERS
         if surplus > 0:
             log.text, log.start = log.text[surplus:], log.start + surplus
