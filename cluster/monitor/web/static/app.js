@@ -49,7 +49,6 @@ function show() {
   const away = store.chosen.map((id) => store.states[id]?.state?.away).filter(Boolean);
   part("away").hidden = !away.length;
   part("away").textContent = away.length ? `Storage cannot be read; what is shown is what was read last. ${away[0]}` : "";
-  for (const link of part("nav").children) link.hidden = part(link.dataset.part).hidden;
   document.title = `${store.chosen.length === 1 ? store.nameOf(store.chosen[0]) : `${store.chosen.length} runs`} – foldtrain`;
 }
 
@@ -128,6 +127,8 @@ function theme() {
 
 async function begin() {
   part("nav").append(...PARTS.map(([id, name]) => el("a", { href: `#${id}`, "data-part": id, hidden: true, onclick: (event) => { event.preventDefault(); part(id).scrollIntoView({ behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" }); part(id).querySelector("h2").tabIndex = -1; part(id).querySelector("h2").focus({ preventScroll: true }); } }, name)));
+  const parts = new MutationObserver(() => { for (const link of part("nav").children) link.hidden = part(link.dataset.part).hidden; });
+  for (const [id] of PARTS) parts.observe(part(id), { attributeFilter: ["hidden"] });
   theme();
   const found = await get("/api/runs");
   Object.assign(store, { runs: found.runs, most: found.most });

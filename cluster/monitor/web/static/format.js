@@ -4,7 +4,7 @@
 export function number(value) {
   if (value === null || value === undefined || !Number.isFinite(value)) return "–";
   const size = Math.abs(value);
-  if (value !== 0 && (size < 1e-3 || size >= 1e7)) return value.toExponential(2).replace("e+", "e");
+  if (value !== 0 && (size < 1e-3 || size >= 1e7)) return Number(value.toPrecision(3)).toExponential().replace("e+", "e");
   if (Number.isInteger(value) || size >= 1000) return Math.round(value).toLocaleString("en-GB");
   return String(Number(value.toPrecision(4)));
 }

@@ -18,7 +18,7 @@ export function showStages(section, store) {
 function stageRow(stage) {
   const share = stage.total ? Math.min(1, stage.done / stage.total) : null;
   const facts = [
-    stage.rate !== null && [`${number(stage.rate)}`, "images/s"],
+    stage.rate !== null && (stage.trains || stage.status === "running") && [`${number(stage.rate)}`, "images/s"],
     stage.eta !== null && [duration(stage.eta), "left"],
     stage.workers !== null && stage.status === "running" && [number(stage.workers), stage.workers === 1 ? "worker" : "workers"],
     stage.goodput !== null && [percent(stage.goodput), "training"],
