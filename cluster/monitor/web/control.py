@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+from cluster.jobs.records import OVER, list_jobs, request_stop
 from cluster.monitor.web.run_reading import RunReading
 from data_pipeline.errors import UsageError
+from data_pipeline.text.printable import printable
 
-ACTIONS = ("stop", "checkpoint")
+ACTIONS = ("stop",)
 
 
 def control(reading: RunReading, action: str) -> str:
     """Ask a run for something. Returns what was asked, for people.
 
     Raises:
-        UsageError: if nothing is at work in it.
+        UsageError: if nothing is at work in it that could hear.
     """
-    raise UsageError(f"{reading.name}: {action} is not there yet")
+    assert action in ACTIONS
+    return _stop(reading)
+
+
+def _stop(reading: RunReading) -> str:
+    """Ask the job that is at work to end with a checkpoint, as `foldtrain stop` does before it asks a scheduler."""
+    jobs = [job for job in list_jobs(reading.uri) if job.status not in OVER]
+    if not jobs:
+        raise UsageError(
+            f"{printable(reading.name)}: no job is at work here. What was started by hand is stopped where it runs, by "
+            "Ctrl-C; it saves a checkpoint."
+        )
+    for job in jobs:
+        request_stop(reading.uri, job.id)
+    return f"asked {', '.join(job.id for job in jobs)} to stop: a checkpoint is saved first"

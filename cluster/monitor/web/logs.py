@@ -1,54 +1,38 @@
-"""The jobs of a run and what they printed, from the run's own folder; what was read once is kept for all who look.
-
-<run>/jobs/<id>/job.json     what was submitted
-<run>/jobs/<id>/state.json   how it stands, written by the job itself
-<run>/jobs/<id>/log/000000.txt, …    what it printed; the last piece grows
-"""
+"""The jobs of a run and what they printed, from the run's own folder; what was read once is kept for all who look."""
 
 from __future__ import annotations
 
-import codecs
 import re
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from cluster.jobs import logs as job_logs
+from cluster.jobs.places import JOBS, is_id, job_folder
+from cluster.jobs.records import OVER, JobRecord, read_or_problem
 from data_pipeline import storage
-from data_pipeline.errors import UsageError
 from data_pipeline.text.printable import printable
 
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
-_PIECE = re.compile(r"(\d{6})\.txt")
 _COLOURS = re.compile(r"\x1b\[[0-9;:?]*[A-Za-z]")
 MOST_JOBS = 50
-"""That are listed, the last ones by name."""
-MOST_PIECE_BYTES = 4 * 2**20
+"""That are listed."""
 MOST_CHARACTERS = 512 * 2**10
 """Of a log that are kept, the last ones."""
-_FRESH_SECONDS = 5.0
-"""For which a listing is not asked for again."""
+_LOG_SECONDS, _JOB_SECONDS = 5.0, 15.0
+"""For which a log, and how jobs stand, is not asked for again."""
+_LONGEST = 1000
 
 
 @dataclass
 class _Log:
     """What was read of a job's output."""
 
+    reader: job_logs.LogReader
     text: str = ""
     start: int = 0
     """Characters before it that are kept no more."""
-    piece: str = ""
-    """Name of the last piece that was read, and how many bytes of it."""
-    offset: int = 0
-    decoder: codecs.IncrementalDecoder = field(default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace"))
-    listed_at: float = -_FRESH_SECONDS
-
-
-@dataclass
-class _Job:
-    record: dict[str, Any] = field(default_factory=dict)
-    state: dict[str, Any] = field(default_factory=dict)
-    version: storage.Entry | None = None
+    read_at: float = float("-inf")
 
 
 class LogReader:
@@ -59,36 +43,36 @@ class LogReader:
     """
 
     def __init__(self, run: str) -> None:
-        self._folder = storage.join(run, "jobs")
-        self._lock = threading.Lock()
+        self._run, self._lock = run, threading.Lock()
         self._logs: dict[str, _Log] = {}
-        self._jobs: dict[str, _Job] = {}
-        self._listed_at = -_FRESH_SECONDS
+        self._jobs: dict[str, JobRecord] = {}
+        self._read_at = float("-inf")
 
     def jobs(self) -> list[dict[str, Any]]:
         """The jobs with what their records say, the newest first; text as it may be shown."""
-        with self._lock:
-            if time.monotonic() - self._listed_at >= _FRESH_SECONDS:
-                names = [name for name in storage.list_names(self._folder) if _ID.fullmatch(name)]
-                for name in names[-MOST_JOBS:]:
-                    self._look_at(name)
-                self._listed_at = time.monotonic()
-            found = [{"id": name} | job.record | job.state for name, job in self._jobs.items()]
-        return sorted(found, key=lambda job: -(job.get("submitted") or job.get("started") or 0))
+        return [_shown(record) for record in self._records()]
 
-    def _look_at(self, name: str) -> None:
-        job = self._jobs.setdefault(name, _Job())
-        if not job.record:
-            job.record = _fields(_record(storage.join(self._folder, name, "job.json")), _OF_JOB)
-        if job.state.get("ended"):
-            return  # a job that goes on writes that it has not ended: whoever waits for it asks `foldtrain describe`
-        uri = storage.join(self._folder, name, "state.json")
-        try:
-            version = storage.stat(uri)
-        except FileNotFoundError:
-            return
-        if version != job.version:
-            job.state, job.version = _fields(_record(uri), _OF_STATE), version
+    def price(self) -> dict[str, Any] | None:
+        """What an hour of all nodes of the newest job costs, as its target says; None if it does not."""
+        for record in self._records():
+            given = record.job.target_config if record.job else {}
+            price, nodes = given.get("price_per_hour"), given.get("nodes", 1)
+            nodes = nodes[0] if isinstance(nodes, list) and nodes else nodes  # the least of them
+            if _is_number(price) and _is_number(nodes):
+                return {"per_hour": price * nodes, "currency": printable(str(given.get("currency", ""))[:8])}
+        return None
+
+    def _records(self) -> list[JobRecord]:
+        with self._lock:
+            if time.monotonic() - self._read_at >= _JOB_SECONDS:
+                ids = [name for name in storage.list_names(storage.join(self._run, JOBS)) if is_id(name)]
+                for each in ids:
+                    known = self._jobs.get(each)
+                    if known is None or known.status not in OVER:
+                        self._jobs[each] = read_or_problem(self._run, each)
+                self._read_at = time.monotonic()
+            found = list(self._jobs.values())
+        return sorted(found, key=lambda record: (-record.submitted, record.id))[:MOST_JOBS]
 
     def after(self, job: str, place: int) -> dict[str, Any]:
         """What a job printed behind a place, in characters from its beginning.
@@ -97,68 +81,48 @@ class LogReader:
             `text`, the place where it begins (`start`: later than asked for if that is kept no more) and its `end`.
 
         Raises:
-            UsageError: if there is no such job.
+            UsageError: if that is no id of a job.
         """
-        if not _ID.fullmatch(job) or job.strip(".") == "":
-            raise UsageError("there is no such job")
+        folder = job_folder(self._run, job)
         with self._lock:
-            log = self._logs.setdefault(job, _Log())
-            if time.monotonic() - log.listed_at >= _FRESH_SECONDS:
-                self._read_on(job, log)
-                log.listed_at = time.monotonic()
+            log = self._logs.setdefault(job, _Log(job_logs.LogReader(folder)))
+            if time.monotonic() - log.read_at >= _LOG_SECONDS:
+                self._read_on(log)
+                log.read_at = time.monotonic()
             end = log.start + len(log.text)
             begin = min(max(place, log.start), end)
             return {"text": log.text[begin - log.start :], "start": begin, "end": end}
 
-    def _read_on(self, job: str, log: _Log) -> None:
-        folder = storage.join(self._folder, job, "log")
-        names = sorted(name for name in storage.list_names(folder) if _PIECE.fullmatch(name))
-        for name in names:
-            if name < log.piece:
-                continue
-            if name != log.piece:
-                log.piece, log.offset = name, 0
-            data = storage.read_range(storage.join(folder, name), log.offset, MOST_PIECE_BYTES - log.offset)
-            log.offset += len(data)
-            text = _COLOURS.sub("", log.decoder.decode(data)).replace("\r\n", "\n").replace("\r", "\n")
-            log.text += printable(text, lines=True)
-        surplus = len(log.text) - MOST_CHARACTERS
-        if surplus > 0:
-            log.text, log.start = log.text[surplus:], log.start + surplus
+    def _read_on(self, log: _Log) -> None:
+        while piece := log.reader.news():
+            plain = _COLOURS.sub("", piece).replace("\t", "    ").replace("\r\n", "\n").replace("\r", "\n")
+            log.text += printable(plain, lines=True)
+            surplus = len(log.text) - MOST_CHARACTERS
+            if surplus > 0:
+                log.text, log.start = log.text[surplus:], log.start + surplus
 
 
-_OF_JOB = {"stages": list, "target": str, "submitted": float, "who": str}
-_OF_STATE = {
-    "status": str,
-    "stage": str,
-    "started": float,
-    "ended": float,
-    "exit_code": int,
-    "last_lines": list,
-    "node": str,
-    "attempt": int,
-    "heartbeat": float,
-    "message": str,
-}
+def _shown(record: JobRecord) -> dict[str, Any]:
+    state = record.state
+    found: dict[str, Any] = {
+        "id": record.id,
+        "status": record.status,
+        "stages": record.stages,
+        "target": record.target,
+        "who": record.job.who if record.job else "",
+        "message": record.message,
+    }
+    if state is not None:
+        found |= {"stage": state.stage, "node": state.node, "attempt": state.attempt, "started": state.started}
+        found |= {"ended": state.ended, "exit_code": state.exit_code}
+    return {name: _text(value) for name, value in found.items()}
 
 
-def _record(uri: str) -> dict[str, Any]:
-    try:
-        found = storage.read_json(uri)
-    except (FileNotFoundError, UsageError):
-        return {}
-    return found if isinstance(found, dict) else {}
+def _text(value: Any) -> Any:
+    if isinstance(value, str):
+        return printable(value[:_LONGEST])
+    return [printable(str(each)[:_LONGEST]) for each in value] if isinstance(value, list | tuple) else value
 
 
-def _fields(record: dict[str, Any], kinds: dict[str, type]) -> dict[str, Any]:
-    """The fields of a record that the page shows, of their kinds."""
-    found: dict[str, Any] = {}
-    for name, kind in kinds.items():
-        value = record.get(name)
-        if kind is str and isinstance(value, str):
-            found[name] = printable(value[:1000])
-        elif kind is list and isinstance(value, list):
-            found[name] = [printable(str(each)[:1000]) for each in value[:50]]
-        elif isinstance(value, int if kind is int else int | float) and not isinstance(value, bool):
-            found[name] = value if kind in {int, float} else None
-    return {name: value for name, value in found.items() if value is not None}
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

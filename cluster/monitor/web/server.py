@@ -211,7 +211,7 @@ class Server:
 
     async def _get_jobs(self, request: web.Request) -> web.Response:
         each = await self._watch(self._number(request))
-        return _json({"jobs": await _read(each.logs.jobs)})
+        return _json({"jobs": await _read(each.logs.jobs), "price": await _read(each.logs.price)})
 
     async def _get_log(self, request: web.Request) -> web.Response:
         each = await self._watch(self._number(request))

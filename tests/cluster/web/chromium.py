@@ -24,7 +24,7 @@ _FLAGS = (
     *("--disable-background-networking", "--disable-component-update", "--disable-default-apps", "--mute-audio"),
     *("--disable-dev-shm-usage", "--hide-scrollbars", "--remote-debugging-port=0"),
 )
-_SECONDS = 60.0
+_SECONDS = 120.0
 """That anything is waited for at most."""
 
 

@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from cluster.jobs import records
+from cluster.jobs.logs import LogWriter
+from cluster.jobs.places import job_folder
 from cluster.pool.pool_progress import PoolProgress
 from cluster.pool.shard_ledger import WorkerRate
 from data_pipeline import storage
@@ -128,6 +131,31 @@ def write_pool(
         with progress:
             return
     progress._show(sum(worker.images_per_second for worker in workers), 0, workers)
+
+
+def write_job(
+    run: str,
+    job: str,
+    *,
+    node: str,
+    text: bytes,
+    status: str = "running",
+    submitted: float = 5.0,
+    target: str = "slurm",
+) -> None:
+    """A job of the run, by `submit` and by itself."""
+    config = {"nodes": 4, "price_per_hour": 6.5, "currency": "EUR"}
+    asked = {"id": job, "stages": ("train-generator",), "run": run, "target": target, "target_config": config}
+    records.write_job(records.Submitted(**asked, submitted=submitted, who="ada@head"), "")
+    times = {
+        "started": time.time() - 60,
+        "heartbeat": time.time(),
+        "ended": None if status == "running" else time.time(),
+    }
+    records.write_state(run, job, records.State(status=status, stage="train-generator", node=node, attempt=2, **times))
+    output = LogWriter(job_folder(run, job))
+    output.write(text)
+    assert output.flush()
 
 
 def generator_config(rate: float, depth: int) -> dict[str, Any]:

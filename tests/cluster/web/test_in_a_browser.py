@@ -13,17 +13,19 @@ from urllib.parse import urlsplit
 import pytest
 from aiohttp.test_utils import TestServer
 
+from cluster.jobs.control import read_stop
+from cluster.jobs.places import job_folder
 from cluster.monitor.web import server as web_server
 from cluster.monitor.web.access import Access
 from cluster.monitor.web.server import Server
 from cluster.monitor.web.serving import find_runs
-from data_pipeline import storage
 from tests.cluster.web.chromium import PROGRAM, Chromium, Page
 from tests.cluster.web.runs_to_watch import (
     generator_config,
     look,
     numbers,
     picture,
+    write_job,
     write_pool,
     write_records,
     write_training,
@@ -205,8 +207,7 @@ def test_a_run_whose_names_and_logs_are_hostile_is_shown_as_text(tmp_path: Path)
         f"{run}/tokenizer/events.jsonl", [{"time": time.time(), "event": HOSTILE, "step": 1, "error": HOSTILE}]
     )
     write_pool(run, "tokens", done=1, shards=2, rates={HOSTILE: [1.0]})
-    storage.write_json(f"{run}/jobs/a-1/job.json", {"stages": [HOSTILE], "target": HOSTILE})
-    storage.write_bytes(f"{run}/jobs/a-1/log/000000.txt", f"{HOSTILE}\x1b]0;x\x07\n".encode())
+    write_job(run, "generator-3fa9c1", node=HOSTILE, target=HOSTILE, text=f"{HOSTILE}\x1b]0;x\x07\n".encode())
 
     async def watch(page: Page) -> None:
         await page.until("document.querySelector('.log')?.textContent", lambda text: HOSTILE in text)
@@ -224,6 +225,27 @@ def test_a_run_whose_names_and_logs_are_hostile_is_shown_as_text(tmp_path: Path)
         page.console.clear()  # that it refused to be framed
 
     browse([run], watch)
+
+
+def test_a_run_is_stopped_by_a_button(tmp_path: Path) -> None:
+    run = str(tmp_path / "run")
+    write_training(run, "generator", count=9, steps=90, ended=False)
+    write_job(run, "generator-3fa9c1", node="n1", text=b"step 9\n")
+
+    async def watch(page: Page) -> None:
+        await page.until("document.getElementById('do-stop')?.textContent", lambda text: text == "Stop")
+        await page.run("document.getElementById('do-stop').focus()")
+        await page.press("Enter", 13)
+        await page.until("document.getElementById('ask').open")
+        await page.run("document.querySelector('#ask button[value=no]').click()")
+        assert read_stop(job_folder(run, "generator-3fa9c1")) is None
+        await page.run("document.getElementById('do-stop').click()")
+        await page.until("document.getElementById('ask').open")
+        await page.run("document.querySelector('#ask button[value=yes]').click()")
+        await page.until("document.getElementById('said')?.textContent", lambda text: "asked generator-3fa9c1" in text)
+        assert read_stop(job_folder(run, "generator-3fa9c1")) is not None
+
+    browse([run], watch, token="opensesame", control=True)
 
 
 def test_with_a_token_the_address_loses_it_and_the_page_works(tmp_path: Path) -> None:

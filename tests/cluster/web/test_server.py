@@ -13,8 +13,11 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from PIL import Image, PngImagePlugin
 
+from cluster.jobs.control import read_stop
+from cluster.jobs.places import job_folder
+from cluster.monitor.web import logs
 from cluster.monitor.web import server as web_server
-from cluster.monitor.web.access import Access
+from cluster.monitor.web.access import CSRF_HEADER, Access
 from cluster.monitor.web.server import Server
 from cluster.monitor.web.serving import find_runs
 from data_pipeline import storage
@@ -23,6 +26,7 @@ from tests.cluster.web.runs_to_watch import (
     generator_config,
     numbers,
     picture,
+    write_job,
     write_pool,
     write_records,
     write_training,
@@ -201,24 +205,31 @@ def test_configs_have_what_a_stage_used_by_dotted_names(run: str) -> None:
     assert "learning_rate: 0.0001" in generator["text"]
 
 
-def test_jobs_and_their_logs_are_those_of_the_runs_folder_and_a_piece_is_sent_once(run: str) -> None:
-    job = f"{run}/jobs/generator-3fa9c1"
-    storage.write_json(f"{job}/job.json", {"stages": ["train-generator"], "target": "slurm", "submitted": 5.0})
-    storage.write_json(f"{job}/state.json", {"status": "running", "started": 6.0, "node": HOSTILE, "attempt": 2})
-    storage.write_bytes(f"{job}/log/000000.txt", b"first\n\x1b[32mgreen\x1b[0m\r\n")
-    storage.write_bytes(f"{job}/log/000001.txt", b"second \x1b]0;title\x07<b>\n")
+def test_jobs_their_logs_and_their_price_come_from_the_runs_folder_and_a_piece_is_sent_once(
+    run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "_LOG_SECONDS", 0.0)
+    write_job(
+        run, "generator-3fa9c1", node=HOSTILE, text=b"first\n\x1b[32mgreen\x1b[0m\r\nsecond \x1b]0;title\x07<b>\n"
+    )
+    write_job(run, "run-000000", node="n1", text=b"", status="succeeded", submitted=4.0)
 
-    async def logs(client: TestClient[Any, Any]) -> tuple[Any, Any, Any]:
-        jobs = (await get(client, "/api/jobs?run=0"))["jobs"]
+    async def ask_logs(client: TestClient[Any, Any]) -> tuple[Any, Any, Any, Any]:
+        jobs = await get(client, "/api/jobs?run=0")
         whole = await get(client, "/api/log?run=0&job=generator-3fa9c1")
-        return jobs, whole, await get(client, f"/api/log?run=0&job=generator-3fa9c1&after={whole['end']}")
+        rest = await get(client, f"/api/log?run=0&job=generator-3fa9c1&after={whole['end']}")
+        folder = job_folder(run, "generator-3fa9c1")
+        storage.write_bytes(f"{folder}/log/000000.txt", storage.read_bytes(f"{folder}/log/000000.txt") + b"third\n")
+        return jobs, whole, rest, await get(client, f"/api/log?run=0&job=generator-3fa9c1&after={whole['end']}")
 
-    jobs, whole, rest = ask([run], logs)
-    assert [(each["id"], each["status"], each["target"], each["node"]) for each in jobs] == [
-        ("generator-3fa9c1", "running", "slurm", SHOWN)
+    jobs, whole, rest, more = ask([run], ask_logs)
+    assert [(each["id"], each["status"], each["target"], each["node"]) for each in jobs["jobs"]] == [
+        ("generator-3fa9c1", "running", "slurm", SHOWN),
+        ("run-000000", "succeeded", "slurm", "n1"),
     ]
+    assert jobs["price"] == {"per_hour": 26.0, "currency": "EUR"}
     assert whole["text"] == "first\ngreen\nsecond \\u001b]0;title\\u0007<b>\n"
-    assert rest["text"] == ""
+    assert (rest["text"], more["text"]) == ("", "third\n")
 
 
 @pytest.mark.parametrize("job", ["..", ".", "a/../b", "../../generator", "%2e%2e", ""])
@@ -228,6 +239,36 @@ def test_no_name_of_a_job_becomes_a_path(run: str, job: str) -> None:
             return answer.status
 
     assert ask([run], status) == 502
+
+
+def post(client: TestClient[Any, Any], secret: str, body: Any) -> Any:
+    return client.post("/api/control", json=body, headers={CSRF_HEADER: secret})
+
+
+def test_a_run_is_stopped_through_its_folder_and_one_without_a_job_says_so(run: str) -> None:
+    async def stop(client: TestClient[Any, Any], secret: str) -> list[tuple[int, str]]:
+        found = []
+        for place in range(2):
+            async with post(client, secret, {"run": 0, "action": "stop"}) as answer:
+                found.append((answer.status, await answer.text()))
+            if place == 0:
+                write_job(run, "run-000000", node="n1", text=b"", status="succeeded")
+                write_job(run, "generator-3fa9c1", node="n1", text=b"")
+        return found
+
+    async def go() -> list[tuple[int, str]]:
+        access = Access("127.0.0.1", None)
+        server = Server(find_runs([run]), access, may_control=True)
+        async with TestClient(TestServer(server.application())) as client:
+            return await stop(client, access.page_secret)
+
+    (nothing, why), (done, said) = asyncio.run(go())
+    assert (nothing, "no job is at work here" in why) == (502, True)
+    assert (done, "asked generator-3fa9c1 to stop" in said) == (200, True)
+    stop_of = {job: read_stop(job_folder(run, job)) for job in ("generator-3fa9c1", "run-000000")}
+    assert stop_of["run-000000"] is None
+    assert (found := stop_of["generator-3fa9c1"]) is not None
+    assert found.stop == "checkpoint"
 
 
 def test_text_of_a_run_comes_without_characters_that_cannot_be_seen(tmp_path: Path) -> None:

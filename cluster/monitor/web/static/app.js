@@ -17,7 +17,7 @@ const PARTS = [["stages", "Stages"], ["curves", "Curves"], ["pictures", "Picture
 const part = (id) => document.getElementById(id);
 
 const store = {
-  runs: [], most: 10, chosen: [], states: {}, stage: null, axis: "steps", zoom: null,
+  runs: [], most: 10, chosen: [], states: {}, stage: null, axis: "steps", zoom: null, prices: {},
   nameOf: (id) => store.runs.find((run) => run.id === Number(id))?.name ?? "",
   colourOf: (id) => `--c${Math.max(0, store.chosen.indexOf(Number(id))) % COLOURS}`,
   toggle: (id) => {
@@ -67,6 +67,7 @@ async function look() {
       }
       if (news) show();
       else logs.show();
+      spent.show();
       const times = store.chosen.map((id) => runs[id]?.seen_at).filter(Boolean);
       const line = part("seen");
       if (line) line.textContent = times.length ? `seen ${duration(Math.max(0, now - Math.min(...times)))} ago` : "";

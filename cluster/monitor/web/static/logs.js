@@ -23,9 +23,10 @@ export class Logs {
     try {
       const found = await Promise.all(ids.map((id) => get("/api/jobs", { run: id })));
       this.jobs = ids.flatMap((id, place) => found[place].jobs.map((job) => ({ ...job, run: id })));
+      ids.forEach((id, place) => { this.store.prices[id] = found[place].price; });
       const key = (job) => `${job.run}/${job.id}`;
       if (!this.jobs.some((job) => key(job) === this.job)) this.choose(this.jobs[0] ? key(this.jobs[0]) : null);
-      fill(this.list, JSON.stringify([this.jobs.map(({ heartbeat, ...job }) => job), this.job]), () => this.jobs.map((job) =>
+      fill(this.list, JSON.stringify([this.jobs, this.job]), () => this.jobs.map((job) =>
         el("button", { type: "button", class: `job ${job.status ?? "pending"}`, "aria-pressed": String(key(job) === this.job), onclick: () => { this.choose(key(job)); this.show(); } },
           el("b", {}, job.id), el("span", { class: "status" }, job.status ?? "pending"), el("span", { class: "quiet" }, about(job)))));
       await this.read();
@@ -56,6 +57,6 @@ export class Logs {
 }
 
 function about(job) {
-  const parts = [job.target, job.node, job.attempt > 1 && `attempt ${job.attempt}`, job.started && clock(job.started), job.started && job.ended && duration(job.ended - job.started), Number.isInteger(job.exit_code) && `exit code ${job.exit_code}`];
+  const parts = [job.stages?.join(", "), job.target, job.node, job.attempt > 1 && `attempt ${job.attempt}`, job.started && clock(job.started), job.started && job.ended && duration(job.ended - job.started), Number.isInteger(job.exit_code) && `exit code ${job.exit_code}`, job.message];
   return parts.filter(Boolean).join(" · ");
 }

@@ -12,7 +12,7 @@ export class Spent {
   }
 
   rows() {
-    return this.store.chosen.flatMap((id) => (this.store.states[id]?.state?.stages ?? []).filter((stage) => stage.seconds && Object.keys(stage.seconds).length).map((stage) => [id, stage, this.store.states[id].state.price]));
+    return this.store.chosen.flatMap((id) => (this.store.states[id]?.state?.stages ?? []).filter((stage) => stage.seconds && Object.keys(stage.seconds).length).map((stage) => [id, stage, this.store.prices[id]]));
   }
 
   show() {
