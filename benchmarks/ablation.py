@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("rows", nargs="*", type=int, default=list(ROWS))
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     images = options.runs / "images"
     if not (images / "teacher/export/card.json").exists():
         for stage in ("ingest", "train-teacher"):

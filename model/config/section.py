@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 MOST_CLASSES = 1_000_000
 Sides = Annotated[tuple[Annotated[int, Field(gt=0, le=512)], ...], Field(min_length=1, max_length=64)]
@@ -17,8 +17,31 @@ WeightsFile = Annotated[str, LOCAL_FILE]
 
 
 class Section(BaseModel):
-    """A part of the config: every field is typed, bounded and documented, and an unknown key is an error."""
+    """A part of the config: every field is typed, bounded and documented, and an unknown key is an error.
+
+    A section that is given in part keeps the defaults of its place: `encoder: {widths: [32, 64]}` of a family whose
+    encoder has no attention by default has none, whatever the encoder of another family has.
+    """
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_defaults_of_places(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        defaults = {name: field.default for name, field in cls.model_fields.items() if name in values}
+        return values | {name: _completed(values[name], default) for name, default in defaults.items()}
+
+
+def _completed(given: Any, default: Any) -> Any:
+    """A section as it is given, with what the default of its place sets, unless it is of another kind."""
+    if not isinstance(given, dict) or not isinstance(default, Section):
+        return given
+    kind = getattr(default, "kind", None)
+    if given.get("kind", kind) != kind:
+        return given
+    set_there = {name: getattr(default, name) for name in default.model_fields_set}
+    return set_there | {name: _completed(value, set_there.get(name)) for name, value in given.items()}
