@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from model.config.heads import DepthHeadConfig, HeadConfig, head_families
 from model.config.registered import named
 from model.generators.embedding import FoldEmbedding
+from model.layers.linear import linear
 from model.layers.precision import compute_dtype
 from model.layers.self_attention import KeyValueCache, LayerCache, SelfAttention
 from model.layers.visibility import GroupCausal
@@ -128,7 +129,7 @@ class IndependentHead(FoldHead):
 
     def logits(self, read_NC: Tensor, tokens_NF: Tensor | None = None) -> list[Tensor]:  # noqa: ARG002
         """Tokens are not needed."""
-        logits_NK = F.linear(read_NC, self.weight, self.bias)
+        logits_NK = linear(read_NC, self.weight, self.bias)
         return [logits_NV.float() for logits_NV in torch.split(logits_NK, self.vocabularies, dim=1)]
 
     def draw(
@@ -214,7 +215,7 @@ class DepthHead(FoldHead):
                 x_N1W = x_N1W + self.token_embed[fold - 1](before_N1[..., None])
             for index, block in enumerate(self.blocks):
                 x_N1W = block(x_N1W, None, cache.layer(index, slice(fold, fold + 1)))
-            logits_NV = F.linear(self._normed(x_N1W)[:, 0], *part).float()
+            logits_NV = linear(self._normed(x_N1W)[:, 0], *part).float()
             if without_NC is not None:
                 conditional, unconditional = logits_NV.chunk(2)
                 logits_NV = torch.lerp(unconditional, conditional, 1 + guidance)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from model.config import NextTokenConfig
 from model.generators.embedding import FoldEmbedding
 from model.generators.heads import build_head
+from model.layers.linear import Linear
 from model.layers.precision import compute_dtype
 from model.layers.random_numbers import block_chances, drop_path, element_dropout, split_seed
 from model.layers.rms_norm import RMSNorm, gated
@@ -42,8 +43,8 @@ class Block(nn.Module):
         self.dropout, self.drop_path = config.dropout, rate
         self.norm1, self.norm2 = RMSNorm(config.width), RMSNorm(config.width)
         self.attention = SelfAttention(config.width, config.heads, bias=False)
-        self.fc1 = nn.Linear(config.width, 2 * config.hidden, bias=False)
-        self.fc2 = nn.Linear(config.hidden, config.width, bias=False)
+        self.fc1 = Linear(config.width, 2 * config.hidden, bias=False)
+        self.fc2 = Linear(config.hidden, config.width, bias=False)
 
     def forward(
         self,

@@ -26,6 +26,7 @@ from model.generators.embedding import FoldEmbedding
 from model.generators.heads import build_head
 from model.generators.scans import random_orders, scan_order
 from model.layers.dropped_attention import DroppedSelfAttention
+from model.layers.linear import Linear, linear
 from model.layers.modulation import NORM_EPS
 from model.layers.precision import compute_dtype, without_autocast
 from model.layers.random_numbers import element_dropout, split_seed, uniform
@@ -54,14 +55,14 @@ class Block(nn.Module):
         self.dropout, self.attention_dropout = config.dropout, config.attention_dropout
         self.norm1, self.norm2 = (nn.LayerNorm(width, eps=NORM_EPS) for _ in range(2))
         self.attention = DroppedSelfAttention(width, config.heads, qk_norm=True, norm_eps=NORM_EPS)
-        self.fc1, self.fc2 = nn.Linear(width, config.hidden), nn.Linear(config.hidden, width)
+        self.fc1, self.fc2 = Linear(width, config.hidden), Linear(config.hidden, width)
         self.adaln = nn.Linear(width, 6 * width)
 
     def modulation(self, condition_BSC: Tensor) -> tuple[Tensor, ...]:
         """Shift, scale (with 1 added) and gate of attention, then of the MLP, each [B, S, C]."""
         shift, scale, gate = self.adaln.bias.view(2, 3, -1).unbind(1)
         bias = torch.stack((shift, scale + 1, gate), dim=1).flatten()
-        return F.linear(condition_BSC, self.adaln.weight, bias).chunk(6, dim=-1)
+        return linear(condition_BSC, self.adaln.weight, bias).chunk(6, dim=-1)
 
     def forward(
         self,

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from model.layers.attention import attend
+from model.layers.linear import Linear
 from model.layers.precision import without_autocast
 from model.layers.rotary import rotated, rotated_heads
 from model.layers.visibility import GroupCausal
@@ -92,10 +93,10 @@ class SelfAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.heads, self.head_dim = heads, width // heads
-        self.qkv = nn.Linear(width, 3 * width, bias=bias)
+        self.qkv = Linear(width, 3 * width, bias=bias)
         self.q_norm = nn.LayerNorm(self.head_dim, eps=norm_eps) if qk_norm else None
         self.k_norm = nn.LayerNorm(self.head_dim, eps=norm_eps) if qk_norm else None
-        self.proj = nn.Linear(width, width, bias=bias if proj_bias is None else proj_bias)
+        self.proj = Linear(width, width, bias=bias if proj_bias is None else proj_bias)
 
     def forward(
         self,

@@ -93,15 +93,21 @@ def blocked(fake: FakeDevice) -> Tensor:
     return loss
 
 
+def by_names(fake: FakeDevice) -> Tensor:
+    query, key, value = qkv(fake)
+    return F.scaled_dot_product_attention(query=query, key=key, value=value).sum()
+
+
 @pytest.mark.parametrize(
     ("step", "kernel", "computed", "exact"),
     [
         (lambda fake: F.scaled_dot_product_attention(*qkv(fake)).sum(), "flash", 1.0, 1.0),
+        (by_names, "flash", 1.0, 1.0),
         (lambda fake: F.scaled_dot_product_attention(*qkv(fake), is_causal=True).sum(), "flash", CAUSAL, CAUSAL),
         (masked, "efficient", 1.0, CAUSAL),
         (blocked, "flash", 1.0, CAUSAL),  # all six positions are in one block
     ],
-    ids=["all", "causal", "mask", "flex"],
+    ids=["all", "by names", "causal", "mask", "flex"],
 )
 def test_attention_is_one_kernel_of_a_gpu_and_counts_the_pairs_that_see_each_other(
     step: Step, kernel: str, computed: float, exact: float

@@ -60,7 +60,8 @@ class CountedAttention(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is not F.scaled_dot_product_attention:
             return func(*args, **kwargs)
-        if args[0].device.type == "cuda":
+        query: Tensor = args[0] if args else kwargs["query"]
+        if query.device.type == "cuda":
             return _one_kernel(*args, **kwargs)
         with _with_pairs(_pairs_on_cpu(*args, **kwargs)):
             return func(*args, **kwargs)
@@ -128,7 +129,13 @@ def _is_half(query: Tensor) -> bool:
     return query.dtype in {torch.float16, torch.bfloat16} and query.shape[-1] <= _FLASH_HEAD
 
 
-def _pairs_on_cpu(query: Tensor, key: Tensor, _value: Tensor, attn_mask: Tensor | None = None, **kwargs: Any) -> Pairs:
+def _pairs_on_cpu(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,  # noqa: ARG001 - as torch names it
+    attn_mask: Tensor | None = None,
+    **kwargs: Any,
+) -> Pairs:
     """All are computed, whatever is seen."""
     if kwargs.get("is_causal"):
         return Pairs(_causal(query, key).seen, 1.0)
