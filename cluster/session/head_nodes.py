@@ -16,6 +16,13 @@ Nodes = dict[str, dict[str, float]]
 """Amounts by resource, by Ray's id of the node."""
 
 
+def own_node() -> str:
+    """Ray's id of the node that this process is on."""
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id())
+
+
 class HeadNodes:
     """The nodes of the cluster that this process is connected to. Without an answer there are none."""
 

@@ -97,6 +97,12 @@ class Notice:
             self._last = text
             self._texts.append(text)
 
+    def leave(self, reason: str) -> None:
+        """Take a notice that no signal brings, and have its reason printed in place of what is said of a signal."""
+        if not self._first.received:
+            self._first.received = self._said_so = True
+            self.say(reason)
+
     def news(self) -> list[str]:
         """What there is to say of the run since the last call: a signal came, or `say` said it. One thread."""
         texts = []

@@ -125,7 +125,7 @@ def _train(
     alerts: Alerts,
 ) -> Trained:
     """As `train`, on the Ray that is connected."""
-    from cluster.session.head_nodes import HeadNodes
+    from cluster.session.head_nodes import HeadNodes, own_node
     from cluster.training.notices import Notice
     from cluster.training.supervision import Supervisor
 
@@ -136,7 +136,8 @@ def _train(
     watch = watch_head(lambda: notice.end_without_head(_wait_for_workers(job, since)))
     try:
         with ray_folder() as folder, notice, shown.telling(notice), watch:
-            ending, step = Supervisor(job, cluster, sizes, notice, HeadNodes(), folder, asked, without, lost).run()
+            nodes, own = HeadNodes(), own_node()
+            ending, step = Supervisor(job, cluster, sizes, notice, nodes, folder, asked, without, lost, own).run()
     except KeyboardInterrupt:
         console().print(f"{job.stage}: interrupted; the same command goes on from its last checkpoint")
         raise

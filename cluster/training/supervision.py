@@ -53,6 +53,7 @@ class Supervisor:
         asked: unix time at which the stage was asked for, seconds.
         without: Ray's ids of nodes that are not used.
         lost: is told in a line of processes and nodes that are gone, or about to go.
+        own: Ray's id of the node that this command is on; empty if it does not matter.
     """
 
     def __init__(
@@ -66,8 +67,9 @@ class Supervisor:
         asked: float,
         without: frozenset[str] = frozenset(),
         lost: Callable[[str], None] = lambda _what: None,
+        own: str = "",
     ) -> None:
-        self._nodes, self._lost, self._leaves = nodes, lost, False
+        self._nodes, self._lost, self._leaves, self._own = nodes, lost, False, own
         self._job, self._cluster, self._notice, self._folder, self._asked = job, cluster, notice, folder, asked
         self._needs = Needs(cluster.cpus_per_worker, cluster.gpus_per_worker, without)
         room = Room(self._needs.resources, Without(nodes, without))
@@ -186,7 +188,12 @@ class Supervisor:
             return
         if now - self._looked_for_nodes >= _NODES_SECONDS:
             self._looked_for_nodes = now
-            if self._nodes.leaving() & set(group.nodes):
+            leaving = self._nodes.leaving()
+            if self._own in leaving:
+                self._notice.leave("this command's own node will leave: the workers save a checkpoint, and it ends")
+                group.end(Ending.STOPPED)
+                return
+            if leaving & set(group.nodes):
                 self._notice.say("a node will leave: saves a checkpoint, and goes on without it")
                 if not self._leaves:
                     self._leaves = True

@@ -82,11 +82,13 @@ class Cluster:
     def has(self, *looks: Looks | Exception, size: int = 2) -> None:
         self.waiting += [each if isinstance(each, Exception) else Group(size, each) for each in looks]
 
-    def supervisor(self, workers: Any = 2, max_failures: int = 2, sizes: tuple[int, ...] = (2,)) -> Supervisor:
+    def supervisor(
+        self, workers: Any = 2, max_failures: int = 2, sizes: tuple[int, ...] = (2,), own: str = ""
+    ) -> Supervisor:
         config = ClusterConfig.model_validate({"workers": workers, "max_failures": max_failures, "grow_seconds": 5})
         section = SimpleNamespace(trainer=SimpleNamespace(zero_stage=self.zero_stage))
         job: Any = SimpleNamespace(stage="generator", checkpoints=str(self._folder), section=section)
-        return Supervisor(job, config, sizes, self.notice, self, self._folder, 0.0, lost=self.told.append)
+        return Supervisor(job, config, sizes, self.notice, self, self._folder, 0.0, lost=self.told.append, own=own)
 
     def free(self) -> dict[str, dict[str, float]]:
         return {"a": {"CPU": self.room[0] if len(self.room) == 1 else self.room.pop(0)}}
@@ -213,6 +215,15 @@ def test_a_node_that_leaves_pauses_the_stage_and_it_starts_elsewhere(cluster: Cl
     first, second = cluster.groups
     assert (set(first.asked), first.fate, second.fate) == ({Ending.PAUSED}, "dismissed", "parked")
     assert cluster.notice.news() == ["a node will leave: saves a checkpoint, and goes on without it"]
+
+
+def test_where_the_commands_own_node_leaves_the_workers_save_and_the_stage_ends(cluster: Cluster) -> None:
+    cluster.has([{}])
+    cluster.gone = {"a", "b"}
+    assert cluster.supervisor(own="a").run()[0] is Ending.STOPPED
+    assert [set(group.asked) for group in cluster.groups] == [{Ending.STOPPED}]
+    said = ["this command's own node will leave: the workers save a checkpoint, and it ends"]
+    assert (cluster.notice.news(), cluster.notice.received) == (said, True)
 
 
 def test_an_elastic_stage_grows_when_there_is_room(cluster: Cluster) -> None:
