@@ -71,14 +71,12 @@ def _print_rendered(place: Target, job: JobSpec) -> None:
 
 def _ask(job: JobSpec, config: RunConfig, section: TargetSection, *, yes: bool) -> None:
     """Show the plan; on a terminal ask whether it is to be. The time and price are worked out for a person alone."""
-    import sys
-
     from cluster.jobs import records
     from cluster.jobs.graph import standing
     from cluster.stages import job_plan
     from cluster.terminal.output import console
 
-    asks = not yes and sys.stdin.isatty()
+    asks = not yes and _can_ask()
     found = standing(job.config, job.stages)
     todo = [stage.command for stage in found if not stage.is_skipped]
     forecasts = {name: job_plan.forecast(job.config, name, section) for name in todo} if asks else None
@@ -91,6 +89,13 @@ def _ask(job: JobSpec, config: RunConfig, section: TargetSection, *, yes: bool) 
             out.print(f"{other.id} of this run is {other.status}: where both want one stage, the second is refused")
     if asks and not typer.confirm(f"submit it to {section.kind}?", default=True, err=True):
         raise typer.Exit(1)
+
+
+def _can_ask() -> bool:
+    """Whether there is somebody to answer."""
+    import sys
+
+    return sys.stdin is not None and sys.stdin.isatty()
 
 
 def list_jobs(

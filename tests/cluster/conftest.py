@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,9 @@ generator:
 """
 
 Foldtrain = Callable[..., "subprocess.CompletedProcess[str]"]
+PAGE = Path(__file__).parents[2] / "docs/extending.md"
+BLOCK = re.compile(r"```\w+\n# (here[\w.]+)\n(.*?)```", re.DOTALL)
+POINT = re.compile(r'```toml\n(\[project.entry-points."foldtrain.targets"\]\n.*?)```', re.DOTALL)
 
 
 @pytest.fixture
@@ -31,6 +35,26 @@ def small_config(tmp_path: Path) -> Path:
     path = tmp_path / "small.yaml"
     path.write_text(SMALL)
     return path
+
+
+@pytest.fixture
+def here_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The package of docs/extending.md with a target of its own, installed as far as Python can tell."""
+    text = PAGE.read_text()
+    files, [point] = dict(BLOCK.findall(text)), POINT.findall(text)
+    assert set(files) == {"here_target.py", "here.yaml"}
+    info = tmp_path / "package" / "here-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: here\nVersion: 1.0\n")
+    entry = point.replace('[project.entry-points."foldtrain.targets"]', "[foldtrain.targets]").replace('"', "")
+    (info / "entry_points.txt").write_text(entry)
+    for name, content in files.items():
+        (info.parent / name).write_text(content)
+    monkeypatch.syspath_prepend(str(info.parent))
+    monkeypatch.setenv("FOLDTRAIN_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    yield info.parent
+    sys.modules.pop("here_target", None)
 
 
 @pytest.fixture

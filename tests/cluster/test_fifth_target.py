@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import re
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,9 +19,6 @@ from cluster.targets.opening import load_target, open_target
 from cluster.targets.target import JobSpec
 from data_pipeline.errors import UsageError
 
-PAGE = Path(__file__).parents[2] / "docs/extending.md"
-BLOCK = re.compile(r"```\w+\n# (here[\w.]+)\n(.*?)```", re.DOTALL)
-POINT = re.compile(r'```toml\n(\[project.entry-points."foldtrain.targets"\]\n.*?)```', re.DOTALL)
 STAGES = """
 import signal, sys, time
 def end(number, frame):
@@ -43,32 +38,12 @@ job_process.main()
 
 
 @pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The package of the page, installed as far as Python can tell."""
-    text = PAGE.read_text()
-    files, [point] = dict(BLOCK.findall(text)), POINT.findall(text)
-    assert set(files) == {"here_target.py", "here.yaml"}
-    info = tmp_path / "package" / "here-1.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: here\nVersion: 1.0\n")
-    entry = point.replace('[project.entry-points."foldtrain.targets"]', "[foldtrain.targets]").replace('"', "")
-    (info / "entry_points.txt").write_text(entry)
-    for name, content in files.items():
-        (info.parent / name).write_text(content)
-    monkeypatch.syspath_prepend(str(info.parent))
-    monkeypatch.setenv("FOLDTRAIN_HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    yield info.parent
-    sys.modules.pop("here_target", None)
-
-
-@pytest.fixture
-def submit(package: Path, small_config: Path, tmp_path: Path) -> Callable[..., JobRecord]:
+def submit(here_package: Path, small_config: Path, tmp_path: Path) -> Callable[..., JobRecord]:
     """Submits a job whose image shards are given, so that its stage has nothing to do."""
     given = [f"run={tmp_path / 'run'}", "data.source=null", "inputs.images=s3://b/images"]
 
     def call(change: Callable[[JobSpec], JobSpec] = lambda job: job) -> JobRecord:
-        name, section = load_target(str(package / "here.yaml"))
+        name, section = load_target(str(here_package / "here.yaml"))
         job = change(new_job(["ingest"], load_config(small_config, given), section))
         target = open_target(name, section)
         assert target.check(job) == []
@@ -152,8 +127,8 @@ def test_a_job_that_its_target_does_not_take_leaves_no_record(
     assert places.remembered() == {}
 
 
-def test_an_entry_point_that_is_no_kind_is_refused(package: Path) -> None:
-    info = package / "here-1.0.dist-info"
+def test_an_entry_point_that_is_no_kind_is_refused(here_package: Path) -> None:
+    info = here_package / "here-1.0.dist-info"
     (info / "entry_points.txt").write_text("[foldtrain.targets]\nhere = here_target:HereTarget\n")
     with pytest.raises(UsageError, match=r"entry point here of foldtrain\.targets is no TargetKind"):
-        load_target(str(package / "here.yaml"))
+        load_target(str(here_package / "here.yaml"))
