@@ -6,6 +6,7 @@ afterwards, so that the job can save a checkpoint with all of its workers.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -17,19 +18,30 @@ JOB_MODULE = "cluster.job_process"
 
 
 def stop_jobs(seconds: float) -> int:
-    """Send SIGTERM to this user's jobs, and wait until they have ended. Returns how many have not.
+    """Send SIGTERM to the first process of each of this user's jobs, and wait until they have ended.
+
+    Their other processes are told by it: a second signal to one of them would end it at once.
 
     Args:
         seconds: most that are waited.
+
+    Returns:
+        How many have not ended.
     """
-    found = [process for process in psutil.process_iter() if _is_job(process)]
-    for process in found:
-        try:
+    found = {process.pid: process for process in psutil.process_iter() if _is_job(process)}
+    first = [process for process in found.values() if _parent(process) not in found]
+    for process in first:
+        with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()
-        except psutil.NoSuchProcess:
-            continue
-    _, alive = psutil.wait_procs(found, timeout=seconds)
+    _, alive = psutil.wait_procs(first, timeout=seconds)
     return len(alive)
+
+
+def _parent(process: psutil.Process) -> int | None:
+    try:
+        return int(process.ppid())
+    except psutil.Error:
+        return None
 
 
 def _is_job(process: psutil.Process) -> bool:

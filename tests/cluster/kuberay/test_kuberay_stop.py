@@ -42,6 +42,26 @@ def test_a_job_is_told_to_end_and_waited_for(package: Path) -> None:
         assert process.stdout.read() == "left\n"
 
 
+CHILD = """
+import signal, subprocess, sys
+if len(sys.argv) > 3:
+    signal.signal(signal.SIGTERM, lambda *_: print("child was told", flush=True))
+    print("up", flush=True)
+    sys.stdin.read()
+else:
+    child = subprocess.Popen([sys.executable, "-m", __spec__.name, *sys.argv[1:], "child"], stdin=subprocess.PIPE)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(child.communicate()[0]))
+    signal.pause()
+"""
+
+
+def test_only_the_first_process_of_a_job_is_told(package: Path) -> None:
+    with _start(package, CHILD) as process:
+        assert kuberay_stop.stop_jobs(30) == 0
+        assert process.stdout is not None
+        assert process.stdout.read() == ""
+
+
 def test_one_that_does_not_end_is_given_up_after_the_grace(package: Path) -> None:
     with _start(package, DEAF) as process:
         assert kuberay_stop.main(["0.2"]) == 1
