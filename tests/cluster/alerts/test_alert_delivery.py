@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from cluster.alerts.delivery import MOST_WAITING, Command, Message, NotDeliveredError, Sender, Webhook
@@ -114,6 +115,7 @@ def test_a_command_that_does_not_work_says_so(arguments: list[str], sentence: st
 def test_a_command_that_hangs_is_killed_with_what_it_started() -> None:
     with pytest.raises(NotDeliveredError, match="was killed"):
         Command(["sh", "-c", "sleep 1000 & sleep 1000"], 0.1).send(MESSAGE)
+    assert not [child for child in psutil.Process().children() if child.status() == psutil.STATUS_ZOMBIE]
 
 
 class Receiver:

@@ -45,6 +45,25 @@ def test_an_alert_has_the_runs_name_the_stage_the_step_and_the_link(monkeypatch:
     assert (got["run"], got["stage"], got["step"]) == (RUN, "train-generator", 7)
 
 
+def test_what_the_records_say_is_sent_to_those_who_want_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    server, other = Answering(), Answering()
+    monkeypatch.setenv("OTHER", other.url)
+    configs = [
+        receiver(monkeypatch, server.url, "nan", "spike"),
+        AlertConfig.model_validate({"on": ["nan"], "webhook": "env:OTHER"}),
+    ]
+    alerts = Alerts(configs, RUN, "train-generator")
+    spike = {"time": 1.0, "event": "spike", "step": 40, "loss": 9.5, "usual": None, "action": "none"}
+    alerts.look([spike], [{"time": 2.0, "step": 50, "loss": None}])
+    alerts.close()
+    got = [server.got.get_nowait() for _ in range(2)]
+    assert [(each["alert"], each["step"]) for each in got] == [("spike", 40), ("nan", 50)]
+    assert other.got.get_nowait()["alert"] == "nan"
+    assert other.got.empty()
+    server.close()
+    other.close()
+
+
 def test_a_stage_that_fails_is_told_and_the_error_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     server = Answering()
     with (
