@@ -1,20 +1,26 @@
 """Who may ask the page's server for anything.
 
-1. Host: of a request must be an address, or a name of this machine, so that no page of another site can ask through a
+1. on loopback the process at the other end must be this user's, or root's, as far as the system tells (Linux)
+2. Host: of a request must be an address, or a name of this machine, so that no page of another site can ask through a
    name of its own that leads here (DNS rebinding)
-2. where a token is needed, the first URL has it; a cookie has it from then on, so that it stays in no history
-3. what changes anything needs, besides, a header with a secret of the page (CSRF)
-4. no answer may be framed, sniffed, or run or load anything that is not this server's
+3. where a token is needed, the first URL has it; a cookie has it from then on, so that it stays in no history
+4. what changes anything needs, besides, a header with a secret of the page (CSRF)
+5. no answer may be framed, sniffed, or run or load anything that is not this server's
 """
 
 from __future__ import annotations
 
 import hmac
 import ipaddress
+import os
 import secrets
 import socket
+import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
+from weakref import WeakKeyDictionary
 
 from aiohttp import web
 
@@ -43,16 +49,46 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def user_of(peer: tuple[Any, ...], own: tuple[Any, ...]) -> int | None:
+    """The user whose process holds the other end of a connection within this machine; None if that cannot be told.
+
+    Args:
+        peer: address and port of the other end.
+        own: of this end.
+    """
+    try:
+        v6 = ipaddress.ip_address(peer[0]).version == 6
+        table = Path("/proc/net/tcp6" if v6 else "/proc/net/tcp").read_text().splitlines()[1:]
+    except (OSError, ValueError):  # no Linux, or a socket of another kind
+        return None
+    ends = [_as_the_kernel_writes(*each[:2]) for each in (peer, own)]
+    for line in table:
+        columns = line.split()
+        if len(columns) > 7 and columns[1:3] == ends:
+            return int(columns[7])
+    return None
+
+
+def _as_the_kernel_writes(host: str, port: int) -> str:
+    """An end of a connection in /proc/net/tcp: words of the address in this machine's order of bytes."""
+    packed = ipaddress.ip_address(host).packed
+    words = [int.from_bytes(packed[at : at + 4], sys.byteorder) for at in range(0, len(packed), 4)]
+    return "".join(f"{word:08X}" for word in words) + f":{port:04X}"
+
+
 class Access:
     """The rules of one server.
 
     Args:
         host: that it listens on.
         token: that whoever asks has to know; None if nobody has to.
+        users: of this machine who may ask, by number, where it listens on loopback.
     """
 
-    def __init__(self, host: str, token: str | None) -> None:
+    def __init__(self, host: str, token: str | None, users: frozenset[int] | None = None) -> None:
         self.token = token
+        self._users = frozenset({os.getuid(), 0}) if users is None else users
+        self._strangers: WeakKeyDictionary[object, bool] = WeakKeyDictionary()
         self.page_secret = secrets.token_urlsafe(24)
         """That a request which changes anything has to bring."""
         self._is_local = is_loopback(host)
@@ -79,6 +115,8 @@ class Access:
     @web.middleware
     async def check(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Let a request through, or refuse it."""
+        if self._is_local and self._is_stranger(request):
+            raise web.HTTPForbidden(text="this monitor is another user's\n")
         if not self.knows_host(request.headers.get("Host", "")):
             raise web.HTTPMisdirectedRequest(text="this is another host's name: use the address that was printed\n")
         if self.token is not None and "token" in request.query and request.method == "GET":
@@ -93,6 +131,17 @@ class Access:
         if request.method not in {"GET", "HEAD"} and not self._is_from_page(request):
             raise web.HTTPForbidden(text="this request is not from the page\n")
         return await handler(request)
+
+    def _is_stranger(self, request: web.Request) -> bool:
+        """Whether the process at the other end is another user's."""
+        connection = request.transport
+        if connection is None:
+            return False
+        if connection not in self._strangers:
+            peer, own = connection.get_extra_info("peername"), connection.get_extra_info("sockname")
+            user = user_of(peer, own) if peer and own else None
+            self._strangers[connection] = user is not None and user not in self._users
+        return self._strangers[connection]
 
     def _is_from_page(self, request: web.Request) -> bool:
         given = request.headers.get(CSRF_HEADER, "")

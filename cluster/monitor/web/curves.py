@@ -25,7 +25,8 @@ _HOUR = 3600.0
 def positions(numbers: Columns, axis: Axis, began: float | None) -> Column:
     """Where each row is on an axis [N]; NaN where that is not on record."""
     found = numbers.get(_OF_ROWS[axis], np.full(len(numbers["step"]), np.nan))
-    return (found - _start(numbers, began)) / _HOUR if axis == "hours" else found
+    with np.errstate(over="ignore"):  # times from anywhere
+        return (found - _start(numbers, began)) / _HOUR if axis == "hours" else found
 
 
 def _start(numbers: Columns, began: float | None) -> float:
@@ -83,7 +84,7 @@ def curve(
     if values is None:
         return None
     places = positions(numbers, axis, began)
-    known = ~(np.isnan(values) | np.isnan(places))
+    known = np.isfinite(values) & np.isfinite(places)
     if not known.all():
         places, values = places[known], values[known]
     if not len(places):

@@ -6,10 +6,13 @@ page shows is read when that is opened: pictures, logs, configs, the evaluation.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
+
+import numpy as np
 
 from cluster.monitor.stage_readers import SetReader, event_of
 from cluster.monitor.stage_view import StageView
@@ -23,6 +26,7 @@ from data_pipeline.storage.retries import patience
 from data_pipeline.text.printable import printable
 from trainer.records.goodput import CAUSES, goodput
 
+_LOG = logging.getLogger(__name__)
 _PATIENCE_SECONDS = 5.0
 """How long one request of a look may be tried: the next look is soon."""
 _EVENTS = 200
@@ -85,7 +89,10 @@ class RunReading:
                 with patience(_PATIENCE_SECONDS):
                     state = self._read(now)
             except (OSError, FoldtrainError) as error:
-                state = self.state | {"away": shown(str(error)), "seen_at": self.state.get("seen_at")}
+                state = self.state | {"away": shown(str(error))}
+            except Exception as error:  # records from anywhere: nobody waits forever for one that breaks a reader
+                _LOG.exception("%s cannot be read", self.uri)
+                state = self.state | {"away": shown(f"{type(error).__name__}: {error}")}
             is_new = _without_clock(state) != _without_clock(self.state)
             has_ended = all(stage["status"] in {"stopped", "finished", "failed"} for stage in state.get("stages", ()))
             self.idle_looks = self.idle_looks + 1 if has_ended and not is_new else 0
@@ -152,8 +159,9 @@ class RunReading:
 
 def spent(history: TrainingHistory) -> dict[str, float]:
     """Of a stage, the seconds of each cause that took any; nothing before it has begun."""
-    account = goodput(history.events.records, history.metrics.numbers)
-    return {cause: account.seconds[cause] for cause in CAUSES if account.seconds[cause] > 0} if account else {}
+    with np.errstate(all="ignore"):  # times from anywhere
+        account = goodput(history.events.records, history.metrics.numbers)
+    return {cause: account.seconds[cause] for cause in CAUSES if 0 < account.seconds[cause] < np.inf} if account else {}
 
 
 def _hosts(view: StageView) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from cluster.monitor.web.marks import marks
 from cluster.monitor.web.run_reading import RunReading
 from data_pipeline import storage
 from data_pipeline.errors import FoldtrainError
+from data_pipeline.text.json_records import finite
 from data_pipeline.text.printable import printable
 from trainer.records.columns import Columns
 
@@ -241,7 +242,11 @@ async def _read(use: Callable[..., T], *given: Any) -> T:
 
 
 def _json(value: Any) -> web.Response:
-    return web.Response(text=json.dumps(value, allow_nan=False), content_type="application/json", charset="utf-8")
+    try:
+        text = json.dumps(value, allow_nan=False)
+    except ValueError:  # sums of what a record holds may be no numbers any more
+        text = json.dumps(finite(value), allow_nan=False)
+    return web.Response(text=text, content_type="application/json", charset="utf-8")
 
 
 def _known(text: str, count: int) -> tuple[int, int]:

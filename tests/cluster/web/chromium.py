@@ -99,7 +99,7 @@ class Page:
                         value = await self.run(script)
                         if is_so(value):
                             return value
-                    except AssertionError as error:
+                    except (AssertionError, TypeError) as error:
                         value = error  # the page is not that far yet
                     await asyncio.sleep(0.05)
         except TimeoutError:

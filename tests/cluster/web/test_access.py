@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 from collections.abc import Awaitable, Callable
 from http.cookies import SimpleCookie
 from pathlib import Path
@@ -12,7 +14,7 @@ import aiohttp
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
-from cluster.monitor.web.access import CSRF_HEADER, Access, is_loopback
+from cluster.monitor.web.access import CSRF_HEADER, Access, is_loopback, user_of
 from cluster.monitor.web.server import Server
 from tests.cluster.web.runs_to_watch import write_training
 
@@ -70,6 +72,32 @@ def test_these_are_this_machine_for_itself(host: str) -> None:
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "head.cluster", "localhost.evil.example"])
 def test_and_these_are_not(host: str) -> None:
     assert not is_loopback(host)
+
+
+@pytest.mark.parametrize(("users", "status"), [(None, 200), (frozenset({os.getuid() + 12_345}), 403)])
+def test_on_loopback_another_users_process_is_refused(
+    tmp_path: Path, users: frozenset[int] | None, status: int
+) -> None:
+    async def twice(client: TestClient[Any, Any]) -> list[int]:
+        found = []
+        for _ in range(2):
+            async with client.get("/api/runs") as answer:
+                found.append(answer.status)
+        return found
+
+    assert ask(tmp_path, Access("127.0.0.1", None, users), twice) == [status] * 2
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_whose_process_is_at_the_other_end_is_told_by_the_system(host: str) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as server:
+        with socket.create_connection(server.getsockname()[:2]) as client:
+            end, peer = server.accept()
+            with end:
+                assert user_of(peer, end.getsockname()) == os.getuid()
+        assert user_of(("127.0.0.1", 1), ("127.0.0.1", 2)) is None
+        assert client.fileno() == -1
 
 
 def test_without_the_token_nothing_is_told(tmp_path: Path) -> None:

@@ -313,6 +313,35 @@ def test_what_storage_says_is_shown_and_what_was_seen_last_stays(run: str, monke
     assert (state["away"], len(state["stages"])) == ("the server does not answer", 3)
 
 
+def test_numbers_beyond_all_bounds_break_no_answer(tmp_path: Path) -> None:
+    run = str(tmp_path / "run")
+    huge = [
+        numbers(step, 9, 1e308) | {"time": sign * 1.7e308, "loss": sign * 1.7e308} for step, sign in ((1, -1), (2, 1))
+    ]
+    write_records(f"{run}/generator/metrics.jsonl", huge)
+    start = {"time": -1.7e308, "event": "start", "step": 0, "began": -1.7e308, "workers": 2**63}
+    write_records(f"{run}/generator/events.jsonl", [start, start | {"time": 1.7e308, "event": "skipped_step"}])
+
+    async def all_of_it(client: TestClient[Any, Any]) -> Any:
+        state = await state_of(client)
+        for axis in ("steps", "images", "hours", "date"):
+            await get(client, f"/api/curves?run=0&stage=generator&name=loss&axis={axis}")
+        return state
+
+    state = ask([run], all_of_it)
+    assert (state["away"], [stage["rows"] for stage in state["stages"]]) == ("", [2])
+
+
+def test_a_record_that_breaks_a_reader_is_said_and_nobody_waits_forever(
+    run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise KeyError("nobody thought of this")
+
+    monkeypatch.setattr("cluster.monitor.watching.RunReader.look", broken)
+    assert "nobody thought of this" in ask([run], state_of)["away"]
+
+
 @pytest.mark.parametrize(
     "path",
     [
