@@ -114,7 +114,9 @@ def test_ecc_that_is_off_on_one_node_is_named() -> None:
     assert "nvidia-smi -e 1" in found.remedy
 
 
-@pytest.mark.parametrize(("bits", "level"), [(0x40, "warning"), (0x01, "ok"), (0x04, "ok")])
+@pytest.mark.parametrize(
+    ("bits", "level"), [*[(bit, "warning") for bit in (0x08, 0x20, 0x40, 0x80)], (0x01, "ok"), (0x04, "ok")]
+)
 def test_clocks_that_a_fault_holds_down_are_a_warning_and_idle_ones_or_a_power_limit_are_not(
     bits: int, level: str
 ) -> None:
@@ -366,3 +368,49 @@ def test_two_nodes_that_join_others_and_not_each_other_are_named_together() -> N
 def test_two_nodes_have_no_other_pair_to_be_measured_against_but_a_floor() -> None:
     assert only(links.judge({("a", "b"): 1.2e7}, WANTED)).node == "a and b"
     assert only(links.judge({("a", "b"): FAST}, WANTED)).level == "ok"
+
+
+# ------------------------------------------------------------------------- thresholds, as docs/clusters/doctor.md
+
+
+@pytest.mark.parametrize(("mebibytes", "level"), [(255, "error"), (257, "warning"), (2047, "warning"), (2049, "ok")])
+def test_room_on_a_disk(mebibytes: int, level: str) -> None:
+    room = Room(disk.TEMPORARY, "/tmp", mebibytes * 2**20, 10**12)
+    assert only(disk.judge({"a": [room]}, WANTED)).level == level
+
+
+@pytest.mark.parametrize(("mebibytes", "level"), [(47, "error"), (49, "warning"), (1023, "warning"), (1025, "ok")])
+def test_room_in_shared_memory(mebibytes: int, level: str) -> None:
+    room = Room(disk.MEMORY, "/dev/shm", mebibytes * 2**20, 10**12)
+    assert only(disk.judge({"a": [room]}, WANTED)).level == level
+
+
+@pytest.mark.parametrize(("seconds", "level"), [(0.9, "ok"), (1.1, "warning"), (59.0, "warning"), (61.0, "error")])
+def test_the_difference_of_clocks(seconds: float, level: str) -> None:
+    assert only(clocks.judge({"a": (0.0, 0.0), "b": (-seconds, 0.0)}, WANTED)).level == level
+
+
+@pytest.mark.parametrize(("files", "level"), [(1055, "error"), (1056, "warning"), (4095, "warning"), (4096, "ok")])
+def test_open_files_of_four_workers(files: int, level: str) -> None:
+    assert only(limits.judge({"a": WIDE | {"files": files}}, WANTED)).level == level
+
+
+@pytest.mark.parametrize(("processes", "level"), [(511, "error"), (512, "warning"), (4095, "warning"), (4096, "ok")])
+def test_processes(processes: int, level: str) -> None:
+    assert only(limits.judge({"a": WIDE | {"processes": processes}}, WANTED)).level == level
+
+
+@pytest.mark.parametrize(("tflops", "level"), [(69.0, "warning"), (71.0, "ok")])
+def test_the_speed_of_a_device(tflops: float, level: str) -> None:
+    assert only(matmul.judge(speeds(100, 100, tflops, 100), WANTED)).level == level
+
+
+@pytest.mark.parametrize(("share", "level"), [(0.49, "warning"), (0.51, "ok")])
+def test_the_best_pair_of_a_node(share: float, level: str) -> None:
+    facts = {("a", "b"): FAST, ("a", "c"): share * FAST, ("b", "c"): share * FAST}
+    assert only(links.judge(facts, WANTED)).level == level
+
+
+@pytest.mark.parametrize(("rate", "level"), [(59e6, "warning"), (61e6, "ok")])
+def test_the_bytes_a_second_of_a_pair(rate: float, level: str) -> None:
+    assert only(links.judge({("a", "b"): rate}, WANTED)).level == level

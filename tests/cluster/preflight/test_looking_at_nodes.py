@@ -181,6 +181,19 @@ def test_a_clock_that_is_an_hour_behind_is_named() -> None:
     assert "3600.0 s behind" in found.found or "3599.9 s behind" in found.found or "3600.1 s behind" in found.found
 
 
+def test_a_clock_is_compared_with_the_middle_of_the_way_there_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked at 100, answered at 104: the answer was given at 102, give or take 2; the second time it took 1 second."""
+    times = iter([100.0, 104.0, 200.0, 201.0])
+    monkeypatch.setattr(clocks, "time", SimpleNamespace(time=lambda: next(times)))
+    answers = iter([112.0, 210.0])
+
+    class Ahead(Several):
+        def each(self, function: Any, arguments: Any, seconds: float) -> dict[str, Any]:
+            return {"a": next(answers)}
+
+    assert clocks.CHECK.measure(Ahead("a"), Wanted()) == {"a": (9.5, 0.5)}
+
+
 def test_a_matrix_product_has_as_many_operations_as_on_paper(monkeypatch: pytest.MonkeyPatch) -> None:
     """2 n³ of them, in the time of the fastest."""
     times = iter([0.0, *(each for number in range(200) for each in (float(number), number + 0.5))])

@@ -97,6 +97,7 @@ def test_a_node_on_a_slow_line_is_named_with_its_bandwidth_and_what_to_look_at(t
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_ADDRESS")} | {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_raylet_start_wait_time_s": "60",  # of a busy machine
             "GLOO_SOCKET_IFNAME": LINE,  # the host's own name is of another network
         }
 
