@@ -14,7 +14,7 @@ from typing import Any
 
 from cluster.preflight.nodes import Failure, failed, silent
 
-START_SECONDS = 12.0
+START_SECONDS = 15.0
 """A node on which no process comes up within so long does not answer."""
 _AT_ONCE = 8
 """Calls that a probe has under way: one that hangs does not hold up the next."""

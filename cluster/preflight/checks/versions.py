@@ -16,7 +16,7 @@ from cluster.preflight.wanted import Wanted
 NAME = "versions"
 PYTHON, CODE = "Python", "foldtrain's code"
 _ABSENT = "not installed"
-_SECONDS = 10.0
+_SECONDS = 20.0
 _PACKAGES = ("model", "data_pipeline", "trainer", "cluster", "configs")
 _DECISIVE = {PYTHON, CODE, "foldtrain", "torch", "deepspeed", "ray", "numpy", "safetensors", "triton"}
 """Those whose difference changes what is computed or sent, or stops the workers from talking to each other."""
