@@ -160,7 +160,8 @@ def run_job(allocation: Allocation, command: Sequence[str]) -> int:
                     log=folder / "others.log",
                     environment={node.HEAD_VARIABLE: there["address"], "RAY_AUTH_TOKEN": there["token"]},
                 )
-            return _finish(allocation, _wait(head, others), head, others)
+            code = _wait(head, others)
+            return finish(allocation, code, (others if others is not None and others.code() else head).last_words())
         finally:
             for step in (head, others):
                 if step is not None and step.code() is None:
@@ -179,12 +180,17 @@ def _wait(head: Step, others: Step | None) -> int:
     return node.CLUSTER_LOST if lost and code else code
 
 
-def _finish(allocation: Allocation, code: int, head: Step, others: Step | None) -> int:
-    """Have the job go on in the next allocation, or say why it does not. Returns the exit code of this one."""
+def finish(allocation: Allocation, code: int, words: str) -> int:
+    """Have the job go on in the next allocation, or say why it does not. Returns the exit code of this one.
+
+    Args:
+        allocation: of the target.
+        code: exit code of the head's step.
+        words: the last line that its nodes printed.
+    """
     if code == 0:
         return 0
     restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
-    words = (others if others is not None and others.code() else head).last_words()
     if code == node.CLUSTER_LOST and restarts < allocation.restarts:
         return _requeue(allocation, code, f"its Ray cluster broke down: {words}")
     if code == node.NOTICED:

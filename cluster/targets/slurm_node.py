@@ -94,13 +94,23 @@ def run_head(allocation: Allocation, folder: Path, command: Sequence[str]) -> in
         raise
     try:
         _write_privately(folder / HEAD_FILE, json.dumps({"address": address, "token": token["RAY_AUTH_TOKEN"]}))
-        return _run_beside(node, command, _job_environment(address, token), signals)
+        return run_beside(node, command, _job_environment(address, token), signals)
     finally:
         node.end()
 
 
-def _run_beside(node: RayNode, command: Sequence[str], environment: Mapping[str, str], signals: Signals) -> int:
-    """The exit code of the job, or CLUSTER_LOST if Ray broke down under it."""
+def run_beside(node: RayNode, command: Sequence[str], environment: Mapping[str, str], signals: Signals) -> int:
+    """Run the job's command until it ends, and pass a notice on to it once.
+
+    Args:
+        node: of Ray, beside it.
+        command: of the job.
+        environment: its variables.
+        signals: what comes.
+
+    Returns:
+        The exit code of the job, or CLUSTER_LOST if Ray broke down under it.
+    """
     job = subprocess.Popen(command, env=dict(environment), stdin=subprocess.DEVNULL, cwd="/")
     reaches_all, passed_on, deadline = _signals_reach_all(), False, 0.0
     while True:

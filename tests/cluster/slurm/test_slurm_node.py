@@ -1,0 +1,132 @@
+"""The process of a node: what the job's end, Ray's end and Slurm's notices come to, and which address it has."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from cluster.session.ray_folder import ray_folder
+from cluster.targets.slurm_config import Allocation, SlurmConfig
+from cluster.targets.slurm_node import CLUSTER_LOST, HEAD_FILE, NOTICED, Signals, run_beside, where, write_job
+from cluster.targets.slurm_ray import address_of_interface, address_towards, free_ports, join_host, ray_environment
+from data_pipeline.errors import FoldtrainError
+
+
+class Node:
+    """Stands for a node's part of Ray, which is up or has ended."""
+
+    def __init__(self, ended: bool = False) -> None:
+        self.ended = ended
+
+    def last_words(self) -> str:
+        return "out of memory"
+
+
+@pytest.fixture
+def signals() -> Any:
+    before = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)}
+    yield Signals()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def proctrack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(f"#!/bin/sh\necho 'ProctrackType           = proctrack/{request.param}'\n")
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+
+
+def beside(node: Node, signals: Signals, code: str) -> int:
+    return run_beside(cast("Any", node), [sys.executable, "-c", code], dict(os.environ), signals)
+
+
+@pytest.mark.parametrize("proctrack", ["linuxproc"], indirect=True)
+@pytest.mark.usefixtures("proctrack")
+@pytest.mark.parametrize(
+    ("ray_ended", "code", "expected"),
+    [
+        (False, "pass", 0),
+        (False, "raise SystemExit(3)", 3),
+        (False, "raise SystemExit(143)", NOTICED),
+        (False, "import os; os.kill(os.getpid(), 15)", NOTICED),
+        (False, "import os; os.kill(os.getpid(), 9)", 137),
+        (True, "raise SystemExit(1)", CLUSTER_LOST),
+        (True, "pass", 0),  # it was done
+        (True, "raise SystemExit(143)", NOTICED),
+    ],
+)
+def test_what_a_job_comes_to(signals: Signals, ray_ended: bool, code: str, expected: int) -> None:
+    assert beside(Node(ray_ended), signals, code) == expected
+
+
+@pytest.mark.parametrize("proctrack", ["cgroup"], indirect=True)
+@pytest.mark.usefixtures("proctrack")
+def test_a_notice_is_passed_on_where_slurm_tells_the_first_process_alone(signals: Signals) -> None:
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert signals.noticed
+    assert beside(Node(), signals, "import time; time.sleep(60)") == NOTICED
+
+
+@pytest.mark.parametrize("proctrack", ["linuxproc"], indirect=True)
+@pytest.mark.usefixtures("proctrack")
+def test_a_notice_that_slurm_sends_to_all_is_not_sent_twice(signals: Signals) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert beside(Node(), signals, "import time; time.sleep(1); raise SystemExit(5)") == 5
+
+
+def test_a_node_that_is_told_to_end_is_not_wanted_any_longer(signals: Signals) -> None:
+    assert signals.wanted()
+    os.kill(os.getpid(), signal.SIGUSR2)
+    assert signals.told_to_end
+    assert not signals.noticed
+    assert not signals.wanted()
+
+
+def test_the_head_of_a_job_is_found_in_its_users_own_folder() -> None:
+    with ray_folder() as rays:
+        write_job(rays.parent, "990017")
+        with pytest.raises(FoldtrainError, match="no head of job 990017 is up"):
+            where("990017")
+        (rays.parent / HEAD_FILE).write_text('{"address": "h:1"}')
+        assert where("990017") == '{"address": "h:1"}'
+        with pytest.raises(FoldtrainError, match="no head of job 99001 "):
+            where("99001")
+
+
+def test_a_node_has_the_address_by_which_it_reaches_the_others() -> None:
+    assert address_towards("127.0.0.1") == "127.0.0.1"
+    assert address_of_interface("lo") == "127.0.0.1"
+    with pytest.raises(FoldtrainError, match=r"has no interface ib7 with an IPv4 address .* it has .*lo"):
+        address_of_interface("ib7")
+    with pytest.raises(FoldtrainError, match="finds no way to no such host"):
+        address_towards("no such host")
+
+
+def test_an_address_is_written_as_ray_takes_it() -> None:
+    assert join_host("10.0.0.1", 6379) == "10.0.0.1:6379"
+    assert join_host("fd00::1", 6379) == "[fd00::1]:6379"
+
+
+def test_ports_are_free_and_different() -> None:
+    assert len(set(free_ports("127.0.0.1", 5))) == 5
+
+
+def test_another_clusters_address_and_token_do_not_reach_rays_processes() -> None:
+    found = ray_environment(
+        {"RAY_ADDRESS": "other:1", "RAY_AUTH_TOKEN": "x", "RAY_AUTH_TOKEN_PATH": "/x", "HOME": "/h"}
+    )
+    assert found["HOME"] == "/h"
+    assert not {"RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(found)
+
+
+def test_nodes_of_another_version_say_so() -> None:
+    text = Allocation.of(SlurmConfig()).to_text()
+    with pytest.raises(FoldtrainError, match="same version of foldtrain"):
+        Allocation.from_text(text.replace('"restarts"', '"retries"'))
