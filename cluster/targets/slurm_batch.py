@@ -49,7 +49,7 @@ class Step:
         nodes: how many.
         first: the first one, by its place in the allocation.
         environment: variables beside this process's own.
-        log: what its nodes print.
+        log: what its nodes print, in a folder of this process's own.
     """
 
     def __init__(
@@ -70,10 +70,12 @@ class Step:
             *(sys.executable, "-P", "-m", node.MODULE, *arguments),
         ]
         self._log = log
+        self._pid_file = log.with_suffix(".pid")
+        here = {node.PID_VARIABLE: str(self._pid_file)} if first == 0 and nodes == 1 else {}
         with log.open("wb") as output:
             self._process = subprocess.Popen(
                 command,
-                env={**os.environ, **(environment or {})},
+                env={**os.environ, **here, **(environment or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -84,9 +86,16 @@ class Step:
         return self._process.poll()
 
     def send(self, number: int) -> None:
-        """Have srun pass a signal on to all its nodes."""
+        """Signal the process on this node by its id, or have srun pass it on to all nodes.
+
+        srun would signal all that runs on a node, where Slurm is set up so: workers that train would end for a node
+        that is only to be drained.
+        """
         with contextlib.suppress(ProcessLookupError):
-            self._process.send_signal(number)
+            try:
+                os.kill(int(self._pid_file.read_text()), number)
+            except (OSError, ValueError):  # not there yet, or on other nodes
+                self._process.send_signal(number)
 
     def end(self) -> None:
         """Have its nodes end, and srun with them."""
@@ -119,13 +128,18 @@ class Batch:
         if self.noticed is None:
             self.noticed = number
             if self.told is not None:
-                self.told.send(signal.SIGUSR1 if number == signal.SIGTERM else number)
+                self.told.send(_passed_on(number))
 
     def tell(self, step: Step) -> None:
         """Have a step get the notices from now on, and the one that has come already."""
         self.told = step
         if self.noticed is not None:
-            step.send(signal.SIGUSR1 if self.noticed == signal.SIGTERM else self.noticed)
+            step.send(_passed_on(self.noticed))
+
+
+def _passed_on(number: int) -> int:
+    """What a step is sent for a signal to the batch process: SIGTERM comes to the steps from Slurm itself."""
+    return signal.SIGUSR1 if number == signal.SIGTERM else number
 
 
 # ----------------------------------------------------------------------------------------------------------------- run

@@ -40,6 +40,8 @@ HEAD_VARIABLE = "FOLDTRAIN_SLURM_HEAD"
 """HOST:PORT of the head, for the processes of the other nodes; the token is beside it in RAY_AUTH_TOKEN."""
 LEAVES_VARIABLE = "FOLDTRAIN_SLURM_LEAVES"
 """Set where a notice is for the node itself: it has joined late, and leaves alone."""
+PID_VARIABLE = "FOLDTRAIN_SLURM_PID"
+"""Names the file into which the process of a node writes its id, for the batch process beside it."""
 HEAD_FILE, JOB_FILE = "head.json", "slurm-job"
 NOTICED = 143
 """Exit code of a job that was told to end and can go on later: that of a process that SIGTERM has ended."""
@@ -57,21 +59,25 @@ class Signals:
     """What has come since it began to listen."""
 
     def __init__(self) -> None:
-        self.noticed = False
+        self.noticed: int | None = None
+        """The first notice."""
         self.told_to_end = False
         for number in _NOTICES:
             signal.signal(number, self._notice)
         signal.signal(signal.SIGUSR2, self._end)
+        if path := os.environ.pop(PID_VARIABLE, None):
+            _write_privately(Path(path), str(os.getpid()))
 
-    def _notice(self, _number: int, _frame: FrameType | None) -> None:
-        self.noticed = True
+    def _notice(self, number: int, _frame: FrameType | None) -> None:
+        if self.noticed is None:
+            self.noticed = number
 
     def _end(self, _number: int, _frame: FrameType | None) -> None:
         self.told_to_end = True
 
     def wanted(self) -> bool:
         """Whether nothing has come."""
-        return not (self.noticed or self.told_to_end)
+        return self.noticed is None and not self.told_to_end
 
 
 # ---------------------------------------------------------------------------------------------------------------- head
@@ -89,7 +95,7 @@ def run_head(allocation: Allocation, folder: Path, command: Sequence[str]) -> in
     try:
         node, address = start_head(folder, host, _resources(allocation), token, signals.wanted)
     except FoldtrainError:
-        if signals.noticed:  # before there was anything to save
+        if signals.noticed is not None:  # before there was anything to save
             return NOTICED
         raise
     try:
@@ -119,9 +125,10 @@ def run_beside(node: RayNode, command: Sequence[str], environment: Mapping[str, 
             break
         except subprocess.TimeoutExpired:
             pass
-        if signals.noticed and not passed_on:
+        if signals.noticed is not None and not passed_on:
             passed_on = True
-            if not reaches_all:  # else the job has it already, and a second one would end it at once
+            # Slurm's own SIGTERM may have reached the job already, and a second one would end it at once.
+            if signals.noticed != signal.SIGTERM or not reaches_all:
                 job.terminate()
         if node.ended and not deadline:
             deadline = time.monotonic() + _LOST_SECONDS
@@ -168,7 +175,7 @@ def run_worker(allocation: Allocation) -> int:
                 if not wanted():
                     if leaves:
                         _leave(node, address, token, allocation.grace_seconds)
-                    return NOTICED if signals.noticed and not signals.told_to_end else 0
+                    return 0 if signals.told_to_end else NOTICED
                 _say(f"Ray has ended on this node: {node.last_words()}")
             finally:
                 node.end()

@@ -12,7 +12,16 @@ import pytest
 
 from cluster.session.ray_folder import ray_folder
 from cluster.targets.slurm_config import Allocation, SlurmConfig
-from cluster.targets.slurm_node import CLUSTER_LOST, HEAD_FILE, NOTICED, Signals, run_beside, where, write_job
+from cluster.targets.slurm_node import (
+    CLUSTER_LOST,
+    HEAD_FILE,
+    NOTICED,
+    PID_VARIABLE,
+    Signals,
+    run_beside,
+    where,
+    write_job,
+)
 from cluster.targets.slurm_ray import address_of_interface, address_towards, free_ports, join_host, ray_environment
 from data_pipeline.errors import FoldtrainError
 
@@ -66,11 +75,14 @@ def test_what_a_job_comes_to(signals: Signals, ray_ended: bool, code: str, expec
     assert beside(Node(ray_ended), signals, code) == expected
 
 
-@pytest.mark.parametrize("proctrack", ["cgroup"], indirect=True)
+@pytest.mark.parametrize(
+    ("proctrack", "number"),
+    [("cgroup", signal.SIGTERM), ("cgroup", signal.SIGUSR1), ("linuxproc", signal.SIGUSR1)],  # SIGUSR1: from the batch
+    indirect=["proctrack"],
+)
 @pytest.mark.usefixtures("proctrack")
-def test_a_notice_is_passed_on_where_slurm_tells_the_first_process_alone(signals: Signals) -> None:
-    os.kill(os.getpid(), signal.SIGUSR1)
-    assert signals.noticed
+def test_a_notice_to_the_first_process_alone_is_passed_on(signals: Signals, number: int) -> None:
+    os.kill(os.getpid(), number)
     assert beside(Node(), signals, "import time; time.sleep(60)") == NOTICED
 
 
@@ -81,11 +93,20 @@ def test_a_notice_that_slurm_sends_to_all_is_not_sent_twice(signals: Signals) ->
     assert beside(Node(), signals, "import time; time.sleep(1); raise SystemExit(5)") == 5
 
 
+def test_a_node_says_which_process_the_batch_process_has_to_signal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    monkeypatch.setenv(PID_VARIABLE, str(tmp_path / "node.pid"))
+    request.getfixturevalue("signals")
+    assert (tmp_path / "node.pid").read_text() == str(os.getpid())
+    assert PID_VARIABLE not in os.environ  # it is none of what the job starts
+
+
 def test_a_node_that_is_told_to_end_is_not_wanted_any_longer(signals: Signals) -> None:
     assert signals.wanted()
     os.kill(os.getpid(), signal.SIGUSR2)
     assert signals.told_to_end
-    assert not signals.noticed
+    assert signals.noticed is None
     assert not signals.wanted()
 
 
