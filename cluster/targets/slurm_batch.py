@@ -65,7 +65,8 @@ class Step:
         command = [
             *("srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", f"--relative={first}"),
             *("--kill-on-bad-exit=0", "--export=ALL", "--mem=0", "--input=none", "--unbuffered", "--chdir=/"),
-            *([f"--cpus-per-task={allocation.cpus}"] if allocation.cpus else ["--exclusive"]),
+            *([f"--cpus-per-task={allocation.cpus}"] if allocation.cpus else []),  # without: all of a node's
+            "--cpu-bind=none",
             *([f"--gpus-per-node={allocation.gpus}"] if allocation.gpus else []),
             *(sys.executable, "-P", "-m", node.MODULE, *arguments),
         ]

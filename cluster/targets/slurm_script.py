@@ -84,6 +84,7 @@ def _directives(config: SlurmConfig) -> Iterator[tuple[str, str | None]]:
 def _script(config: SlurmConfig, directives: Sequence[tuple[str, str | None]], arguments: Sequence[str]) -> str:
     lines = ["#!/bin/bash -l"]
     lines += [f"#SBATCH --{option}" + ("" if value is None else f"={_quoted(value)}") for option, value in directives]
+    lines.append("trap '' USR1 USR2")  # until Python listens they would end the script
     lines.append("export SLURM_EXPORT_ENV=ALL")  # steps get what the script has
     lines += [f"export {name}={shlex.quote(value)}" for name, value in config.environment.items()]
     lines += config.setup

@@ -13,13 +13,13 @@ import psutil
 import pytest
 
 from cluster.config.run import RunConfig
-from cluster.session.ray_folder import own_folders
+from cluster.session.ray_folder import make_folder, own_folders
 from cluster.targets.slurm import SlurmTarget
 from cluster.targets.slurm_config import SlurmConfig
 from cluster.targets.slurm_node import JOB_FILE
 from cluster.targets.target import ENDED, JobSpec, TargetState
 from data_pipeline.errors import FoldtrainError, UsageError
-from tests.cluster.slurm.slurm_cluster import SlurmCluster
+from tests.cluster.slurm.slurm_cluster import NODE_CPUS, SlurmCluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
 _TINY = str(Path(__file__).with_name("tiny_job.py"))
@@ -85,16 +85,15 @@ def start_again(slurm: SlurmCluster, handle: str) -> None:
 
 
 def left_of(handle: str) -> list[object]:
-    """Processes and folders of a job."""
+    """Processes of a job, and folders that nothing will remove."""
     processes = [
         process.pid
         for process in psutil.process_iter(["environ"])
         if (process.info["environ"] or {}).get("SLURM_JOB_ID") == handle
     ]
-    folders = [
-        folder for folder in own_folders() if (folder / JOB_FILE).exists() and (folder / JOB_FILE).read_text() == handle
-    ]
-    return [*processes, *folders]
+    make_folder().rmdir()  # as the next command does, which removes what killed ones have left
+    own = [folder for folder in own_folders() if (folder / JOB_FILE).exists()]
+    return [*processes, *(folder for folder in own if (folder / JOB_FILE).read_text() == handle)]
 
 
 def test_a_job_has_ray_on_each_of_its_nodes_with_the_gpus_of_the_config(
@@ -132,9 +131,9 @@ def test_two_jobs_share_a_node_and_the_end_of_one_is_not_the_others(
 def test_a_preempted_job_saves_what_it_has_and_goes_on_in_the_next_allocation(
     slurm: SlurmCluster, started: Callable[[SlurmTarget, JobSpec], str], tmp_path: Path
 ) -> None:
-    on = target(options={"nodelist": "n1", "exclusive": True})
+    on = target(options={"nodelist": "n1"}, cpus_per_node=None)
     handle = started(on, spec(tmp_path, "1", "wait"))
-    ran(tmp_path)
+    assert [node["CPU"] for node in ran(tmp_path)["resources"]] == [NODE_CPUS]  # the node for itself
     urgent = ("--partition=urgent", "--nodelist=n1", "--exclusive", "--output=/dev/null", "--chdir=/")
     before = slurm.run("sbatch", "--parsable", *urgent, "--wrap=true").strip()
     until((tmp_path / "told-1.json").exists)  # by Slurm's notice to the steps of a job that is preempted
