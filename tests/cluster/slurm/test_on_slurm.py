@@ -40,7 +40,7 @@ def run_config(folder: Path, workers: int = 1) -> RunConfig:
 def spec(folder: Path, *words: str, name: str = "generator-3fa9c1", config: RunConfig | None = None) -> JobSpec:
     config = config or run_config(folder)
     argv = (sys.executable, "-P", _TINY, str(folder), *words)
-    return JobSpec(id=name, stages=("generator",), config=config, run=str(folder), argv=argv)
+    return JobSpec(id=name, stages=("train-generator",), config=config, run=str(folder), argv=argv)
 
 
 @pytest.fixture
