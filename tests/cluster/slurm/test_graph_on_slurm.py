@@ -36,6 +36,7 @@ def foldtrain(*words: str, code: int = 0) -> str:
     done = subprocess.run(
         [sys.executable, "-P", "-m", "cluster.cli", *words], capture_output=True, text=True, env=os.environ
     )
+    print(f"$ foldtrain {' '.join(words)}\n{done.stdout}{done.stderr}")  # pytest -s: what docs/clusters/slurm.md shows
     assert done.returncode == code, f"{words}: {done.returncode}\n{done.stdout}{done.stderr}"
     return done.stdout + done.stderr
 
