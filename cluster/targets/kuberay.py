@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import datetime
+import os
 from typing import Any
 
 from cluster.config.absolute_paths import require_reachable
 from cluster.targets import kuberay_manifests
 from cluster.targets.kuberay_api import ApiServer
 from cluster.targets.kuberay_config import KubeRayConfig
+from cluster.targets.own_variables import not_sent
 from cluster.targets.target import JobSpec, Rendered, TargetState, TargetStatus
-from data_pipeline.errors import FoldtrainError
+from data_pipeline import storage
+from data_pipeline.errors import FoldtrainError, UsageError
 
 _PLURALS = {"RayJob": "rayjobs", "RayCluster": "rayclusters"}
 _BY_DEPLOYMENT: dict[str, TargetStatus] = {
@@ -41,14 +44,19 @@ class KubeRayTarget:
     def check(self, job: JobSpec) -> list[str]:
         """See Target: the API server judges the objects, and makes none."""
         require_reachable(job.config)
+        if not (storage.is_remote(job.run) or self._config.volume_mounts):
+            raise UsageError(
+                f"run: {job.run} is on this machine, and pods have no disk of it: give a URI (s3://…), or volumes and "
+                "volume_mounts of the target that have it at the same path"
+            )
         server = ApiServer(self._config.context)
         for manifest in kuberay_manifests.manifests(job, self._config):
             server.create(
                 _PLURALS[manifest["kind"]], manifest, try_only=True, may_exist=manifest["kind"] == "RayCluster"
             )
-        return list(self._sentences())
+        return list(self._sentences(job))
 
-    def _sentences(self) -> list[str]:
+    def _sentences(self, job: JobSpec) -> list[str]:
         config = self._config
         where = (
             f"RayCluster {config.cluster}, which stays"
@@ -58,6 +66,9 @@ class KubeRayTarget:
         found = [f"namespace {config.namespace}: the job runs on {where}; image {config.image}"]
         if config.secrets:
             found.append(f"{', '.join(config.secrets)}: from the Secret {config.secret}")
+        if not (config.secrets or config.secret_environment or config.service_account):
+            missing = [sentence for stage in job.stages for sentence in not_sent(stage, job.config, os.environ)]
+            found += dict.fromkeys(missing)
         if config.queue:
             found.append(f"it waits in Kueue's queue {config.queue}")
             if config.fewest_nodes < config.most_nodes:

@@ -233,5 +233,7 @@ _Dumper.add_representer(str, _write_text)
 
 
 def to_yaml(manifest: Mapping[str, Any]) -> str:
-    """One object as a YAML document, in ASCII."""
-    return yaml.dump(dict(manifest), Dumper=_Dumper, sort_keys=False, allow_unicode=False, width=2**20)
+    """One object as a YAML document, in ASCII; several make a file one after the other."""
+    return yaml.dump(
+        dict(manifest), Dumper=_Dumper, sort_keys=False, allow_unicode=False, width=2**20, explicit_start=True
+    )

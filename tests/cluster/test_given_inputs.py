@@ -66,7 +66,7 @@ def configure(first: Path) -> Configure:
 def jobs(monkeypatch: pytest.MonkeyPatch) -> list[TrainJob]:
     """What is trained."""
     asked: list[TrainJob] = []
-    monkeypatch.setattr(pipeline, "_train", lambda _config, job: asked.append(job) or 1)
+    monkeypatch.setattr(pipeline, "_train", lambda _config, job, *_: asked.append(job) or 1)
     return asked
 
 

@@ -37,7 +37,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[TrainJob]:
     """What is trained."""
     asked: list[TrainJob] = []
 
-    def train(_config: RunConfig, job: TrainJob) -> int:
+    def train(_config: RunConfig, job: TrainJob, *_: object) -> int:
         asked.append(job)
         return 0
 
@@ -87,7 +87,7 @@ def test_settings_that_a_stage_refuses_are_nowhere_on_record(
 ) -> None:
     asked: list[TrainJob] = []
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "_train", lambda _config, job: asked.append(job) or 0)
+        patch.setattr(pipeline, "_train", lambda _config, job, *_: asked.append(job) or 0)
         pipeline.run_stage("train-teacher", configure())
     asked[0].begin()
     before = {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.is_file()}
@@ -109,7 +109,7 @@ def test_a_pipeline_that_is_told_to_end_does_not_go_on_to_the_next_stage(
 ) -> None:
     begun: list[str] = []
 
-    def train(_config: RunConfig, job: TrainJob) -> int:
+    def train(_config: RunConfig, job: TrainJob, *_: object) -> int:
         begun.append(job.stage)
         raise pipeline.StageStopped("stopped at step 3", 24)
 

@@ -193,7 +193,7 @@ def test_classes_that_a_late_stage_would_refuse_are_refused_before_any_training(
     configure: Configure, monkeypatch: pytest.MonkeyPatch, override: str
 ) -> None:
     monkeypatch.setattr(pipeline, "STAGES", (stage_named("ingest"), stage_named("train-tokenizer")))
-    monkeypatch.setattr(pipeline, "_train", lambda _config, job: pytest.fail(f"{job.stage} is trained"))
+    monkeypatch.setattr(pipeline, "_train", lambda _config, job, *_: pytest.fail(f"{job.stage} is trained"))
     monkeypatch.setattr(ray_session, "ray_session", lambda _config: nullcontext())
     with pytest.raises(FoldtrainError, match=override.partition("=")[0]):
         run_stage("quickstart", configure(override))

@@ -267,8 +267,8 @@ def test_any_run_and_any_variable_survive_yaml_shell_and_kubernetes(run: str, va
 @pytest.mark.parametrize("value", NUMBERS_AND_TRUTHS)
 def test_text_that_some_reader_takes_for_something_else_is_quoted(value: str) -> None:
     text = to_yaml({"value": value})
-    assert text == f'value: "{value}"\n'
+    assert text == f'---\nvalue: "{value}"\n'
 
 
 def test_plain_words_stay_readable() -> None:
-    assert to_yaml({"kind": "RayJob", "apiVersion": "ray.io/v1"}) == "kind: RayJob\napiVersion: ray.io/v1\n"
+    assert to_yaml({"kind": "RayJob", "apiVersion": "ray.io/v1"}) == "---\nkind: RayJob\napiVersion: ray.io/v1\n"

@@ -97,6 +97,26 @@ def test_a_field_that_kubernetes_does_not_know_is_refused_before_the_start(serve
         target(tolerations=[{"keys": "gpu"}]).check(JOB)
 
 
+def test_a_run_on_this_machine_is_refused_unless_pods_have_volumes(server: FakeApiServer, tmp_path: Path) -> None:
+    run = f"{tmp_path}/run"
+    job = JobSpec("a", (), JOB.config.model_copy(update={"run": run}), run, ("python",))
+    with pytest.raises(UsageError, match="is on this machine, and pods have no disk of it"):
+        target().check(job)
+    assert server.asked == []
+    mounted = {"volumes": [{"name": "runs", "emptyDir": {}}], "volume_mounts": [{"name": "runs", "mountPath": run}]}
+    target(**mounted).check(job)
+
+
+def test_credentials_that_are_here_and_not_there_are_named(
+    server: FakeApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI")
+    said = target().check(JOB)
+    assert any("AWS_SECRET_ACCESS_KEY" in sentence for sentence in said)
+    assert not any("wJalrXUtnFEMI" in sentence for sentence in said)
+    assert len(target(service_account="trainer").check(JOB)) == 1  # storage knows the pods by it
+
+
 def test_a_relative_path_is_refused_since_a_pod_has_another_folder(server: FakeApiServer) -> None:
     job = JobSpec("a", (), JOB.config.model_copy(update={"run": "runs/mine"}), "runs/mine", ("python",))
     with pytest.raises(UsageError, match="runs/mine is a relative path"):
