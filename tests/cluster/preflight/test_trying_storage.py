@@ -132,6 +132,37 @@ def test_a_store_whose_conditional_put_is_not_atomic_is_an_error_with_a_remedy(
     assert "cluster.preflight=never" in second.remedy
 
 
+PART = "bytes=1-2"
+
+
+def is_read(asked: Request) -> bool:
+    return asked.method == "GET" and "list-type" not in asked.query
+
+
+@pytest.mark.xdist_group("stub_s3")
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda asked: is_read(asked) and asked.headers.get("range") != PART, "what is read is not what was written"),
+        (lambda asked: is_read(asked) and asked.headers.get("range") == PART, "what is read is not what was written"),
+        (lambda asked: "list-type" in asked.query, "its listing leaves out what was just written"),
+    ],
+)
+def test_a_store_that_gives_other_than_it_was_given_is_an_error(
+    serve: Callable[[Store], str], wrong: Callable[[Request], bool], said: str
+) -> None:
+    class Wrong(Store):
+        def respond(self, request: Request) -> Answer:
+            answer = super().respond(request)
+            if not wrong(request) or answer.status != 200:
+                return answer
+            return page([]) if "list-type" in request.query else Answer(200, bytes(len(answer.body)))
+
+    (found,) = tried(serve(Wrong(atomic)))
+    assert (found.node, found.level) == (EVERY, "error")
+    assert said in found.found
+
+
 @pytest.mark.xdist_group("s3")
 def test_a_real_store_is_well_and_nothing_is_left_in_it(s3_uri: str) -> None:
     assert levels(tried(s3_uri)) == WELL
