@@ -32,7 +32,6 @@ def main() -> None:
     *options, run, job_id = sys.argv[1:]
     if options == [_STAGES]:
         sys.exit(do_stages(run, job_id))
-    job_environment.take_over()
     sys.exit(_front(run, job_id))
 
 
@@ -66,6 +65,7 @@ def _run(run: str, job_id: str, front: int) -> int:
     from data_pipeline.errors import FoldtrainError
 
     try:
+        job_environment.take_over()
         return Runner(run, job_id, python_command("cluster.job_process", _STAGES, run, job_id), front).run()
     except FoldtrainError as error:
         print_error(f"{error}\nA job reads its config from the run, so this node has to reach {run}, too")

@@ -16,7 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
@@ -184,6 +184,15 @@ def read_job(run: str, job_id: str) -> JobRecord:
     return JobRecord(job_id, run, job, handle.handle if handle else None, state, stop)
 
 
+def refreshed(record: JobRecord) -> JobRecord:
+    """A job with what may have changed since it was read."""
+    folder = job_folder(record.run, record.id)
+    handle = record.handle
+    if handle is None and (found := _read(folder, _HANDLE, _Handle)):
+        handle = found.handle
+    return replace(record, handle=handle, state=_read(folder, _STATE, State), stop=control.read_stop(folder))
+
+
 def newest_job(run: str) -> JobRecord:
     """The job of a run that was submitted last.
 
@@ -239,16 +248,18 @@ def logs(
         job_id: of the job.
         follow: go on until it is over.
         is_over: whether nothing more is to come.
-        pause: seconds between two looks; by default 0.5 on a disk and 3 at a URI.
+        pause: seconds between two looks; by default 0.5 on a disk and 5 at a URI.
     """
-    reader, pause = LogReader(job_folder(run, job_id)), pause or (3.0 if storage.is_remote(run) else 0.5)
+    reader, pause = LogReader(job_folder(run, job_id)), pause or (5.0 if storage.is_remote(run) else 0.5)
+    record = read_job(run, job_id)
     while True:
-        over = not follow or is_over(read_job(run, job_id))  # before the log, so that its end is not missed
+        over = not follow or is_over(record)  # known before the log is read, so that its end is not missed
         while piece := reader.news():
             yield printable(piece.replace("\t", "    ").replace("\r\n", "\n").replace("\r", "\n"), lines=True)
         if over:
             return
         time.sleep(pause)
+        record = refreshed(record)
 
 
 # ------------------------------------------------------------------------------------------------------------- writing

@@ -129,8 +129,11 @@ class Runner:
         """Put the last word on record. Returns the exit code."""
         ending = {"status": status, "ended": time.time(), "exit_code": code, "message": error[:4000]}
         if not self._is_superseded:
-            with patience(_LAST_SECONDS):
-                records.write_state(self._run, self._id, self._state(**ending))
+            try:
+                with patience(_LAST_SECONDS):
+                    records.write_state(self._run, self._id, self._state(**ending))
+            except (OSError, FoldtrainError) as problem:  # its scheduler is told all the same
+                print(f"the record of {self._id} does not say that it {status}: {problem}", file=sys.stderr)  # noqa: T201
         return code
 
     def _close(self, code: int) -> int:
@@ -139,12 +142,20 @@ class Runner:
             self._log.flush()
         if code == 0:
             return self._end("succeeded", 0)
-        if self._is_stopped:
+        if self._is_stopped or self._was_asked_to_stop():
             return self._end("stopped", STOPPED_EXIT, self._error)
         if self._told or code == TOLD_EXIT:
             return self._end("preempted", TOLD_EXIT, self._error)
         number = -code if code < 0 else 0
         return self._end("failed", 128 + number if number else code, self._error or _why(number, self._lines))
+
+    def _was_asked_to_stop(self) -> bool:
+        """Whether there is a request that this process had no time to look for: its scheduler was quicker."""
+        try:
+            with patience(_ASIDE_SECONDS):
+                return bool(self._told) and control.read_stop(self._folder) is not None
+        except (OSError, FoldtrainError):
+            return False
 
     # --------------------------------------------------------------------------------------------------------- process
 

@@ -78,6 +78,6 @@ def _wait(record: JobRecord, seconds: float, is_done: Callable[[JobRecord], bool
         sleep=time.sleep,
     )
     try:
-        return waiting(lambda: records.read_job(record.run, record.id))
+        return waiting(lambda: records.refreshed(record))
     except RetryError:
         return None

@@ -16,6 +16,7 @@ import pytest
 from cluster.jobs import logs, records, runner
 from cluster.jobs.records import State, Submitted
 from cluster.jobs.runner import Runner
+from data_pipeline.errors import StorageAwayError
 
 ID = "ingest-0a1b2c"
 LISTENS = """
@@ -155,6 +156,32 @@ def test_a_job_that_finished_though_it_was_told_to_end_has_succeeded(run: str) -
     assert (code(), state(run).status) == (0, "succeeded")
 
 
+def test_a_job_that_its_scheduler_ends_before_it_has_seen_the_request_to_stop_is_stopped(
+    run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner.Runner, "_obey", lambda *_: None)  # it has not looked yet
+    found, code = at_work(run, LISTENS)
+    records.request_stop(run, ID)
+    found._tell("SIGTERM")
+    assert code() == 0
+    assert state(run).status == "stopped"
+
+
+def test_the_scheduler_is_told_the_exit_code_though_storage_does_not_take_the_last_word(
+    run: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write = records.write_state
+
+    def refuse(run: str, job_id: str, state: State) -> None:
+        if state.ended is not None:
+            raise StorageAwayError("s3 is away")
+        write(run, job_id, state)
+
+    monkeypatch.setattr(records, "write_state", refuse)
+    assert do(run, "raise SystemExit(3)") == 3
+    assert "does not say that it failed: s3 is away" in capsys.readouterr().err
+
+
 def test_a_further_start_goes_on_as_the_next_attempt_and_keeps_what_the_first_said(run: str) -> None:
     found, code = at_work(run, LISTENS)
     found._tell("SIGTERM")
@@ -185,11 +212,12 @@ def test_an_old_start_ends_when_a_newer_one_is_at_work_and_leaves_its_record_alo
     run: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(records, "BEAT_SECONDS", 0.0)
-    _, code = at_work(run, LISTENS)
+    found, code = at_work(run, LISTENS)
     newer = State(status="running", attempt=2, started=1.0, heartbeat=2.0, node="n2")
-    while state(run).attempt == 1:
+    while not found._told:  # as the newer start does with each sign of life
         records.write_state(run, ID, newer)
     code()
+    assert found._told == "start 2 of this job on n2"
     assert state(run) == newer
 
 

@@ -11,7 +11,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,9 @@ from cluster.config.absolute_paths import require_reachable, with_absolute_paths
 from cluster.config.fields import sections_in
 from cluster.config.loading import load_config
 from cluster.config.run import ClusterConfig, RunConfig
-from cluster.jobs import job_views, records, submitting
+from cluster.jobs import job_views, logs, records, stopping, submitting
 from cluster.jobs.graph import chosen_stages
+from cluster.jobs.places import job_folder
 from cluster.jobs.records import JobRecord, State, Submitted
 from cluster.session import job_environment, local_head
 from cluster.targets.opening import load_target, open_target
@@ -37,6 +38,28 @@ from data_pipeline.errors import FoldtrainError, UsageError
 from data_pipeline.storage.places import rules_of
 
 Foldtrain = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+STAGES = """
+import os, psutil, signal, sys, time
+front = psutil.Process(os.getppid()).parent()
+def end(number, frame):
+    stopped = os.path.exists(os.path.join(sys.argv[1], "jobs", sys.argv[2], "control.json"))
+    while not stopped and front.is_running() and front.status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.05)  # a checkpoint that takes longer than the three seconds that Ray leaves
+    print("saves a checkpoint", flush=True)
+    sys.exit(143)
+signal.signal(signal.SIGTERM, end)
+print("at work", flush=True)
+while True: time.sleep(0.05)
+"""
+STANDS_IN = f"""
+import sys
+from cluster.jobs import runner
+runner.python_command = lambda *_: [sys.executable, "-c", {STAGES!r}, *sys.argv[1:]]
+from cluster import job_process
+job_process.main()
+"""
 
 
 @pytest.fixture
@@ -55,10 +78,6 @@ def rendered(found: list[JobRecord], now: float = 1000.0) -> str:
     with console.capture() as captured:
         console.print(job_views.table(found, now))
     return captured.get()
-
-
-def is_at_work(state: TargetState) -> bool:
-    return state.status in {"pending", "running"}
 
 
 def recorded(run: str, state: State | None) -> JobRecord:
@@ -216,6 +235,7 @@ class TestOnALocalHead:
             Image.new("RGB", (8, 8), (name == "cat" and "red") or "blue").save(tmp_path / "pictures" / name / "1.png")
         hostile = "runs/a'b; touch pwned; `touch pwned` \"c"
         submitted = foldtrain("submit", str(small_config), f"run={json.dumps(hostile)}", "--stage", "ingest")
+        assert submitted.returncode == 0, submitted.stderr
         job_id = submitted.stdout.split()[1].strip(";")
         followed = foldtrain("logs", "-f", job_id)
         assert (followed.returncode, followed.stderr) == (0, "")
@@ -255,16 +275,33 @@ class TestOnALocalHead:
         job_id = self._submit_command(head, shlex.join([sys.executable, "-P", "-c", code]), runtime_env)
         assert "worker is here" in self._printed(head, job_id)
 
+    def test_a_job_saves_though_ray_kills_its_first_process_and_stops_by_a_word_in_its_run(
+        self, head: local_head.LocalHead, small_config: Path, tmp_path: Path
+    ) -> None:
+        name, section = load_target("local")
+        target, config = open_target(name, section), load_config(small_config, [f"run={tmp_path / 'run'}"])
+        jobs = [submitting.new_job(["ingest"], config, section) for _ in range(2)]
+        for job in jobs:
+            argv = (job.argv[0], "-P", "-c", STANDS_IN, *job.argv[-2:])
+            submitting.start(target, replace(job, argv=argv), section)
+        for job in jobs:
+            self._until(job.id, job.run, lambda record: "at work" in logs.tail(job_folder(record.run, record.id)))
+        killed, stopped = (records.read_job(job.run, job.id) for job in jobs)
+        target.cancel(killed.id)
+        assert stopping.stop(stopped, now=False, tell=lambda _: None) == "stopped"
+        ended = self._until(killed.id, killed.run, lambda record: record.state and record.state.ended)
+        assert ended.state is not None
+        assert (ended.status, ended.state.last_lines[-1]) == ("preempted", "saves a checkpoint")
+        assert self._ended(head, stopped.id).status == "succeeded"  # to Ray: it is not to be started again
+        assert self._ended(head, killed.id).status == "stopped"
+
     def test_a_job_is_ended_by_the_scheduler_and_one_that_it_does_not_know_is_lost(
         self, head: local_head.LocalHead
     ) -> None:
         job_id = self._submit_command(head, f"{sys.executable} -c 'import signal; signal.pause()'")
         ray = RayJobs(head.dashboard, head.headers)
         ray.cancel(job_id)
-        ended = Retrying(
-            retry=retry_if_result(lambda state: state.status in {"pending", "running"}), wait=wait_fixed(0.2)
-        )
-        assert ended(ray.state, job_id).status == "stopped"
+        assert self._ended(head, job_id).status == "stopped"
         assert ray.state("ingest-000000").status == "lost"
 
     def test_the_head_refuses_whoever_has_no_token(self, head: local_head.LocalHead) -> None:
@@ -300,9 +337,17 @@ class TestOnALocalHead:
     def _printed(head: local_head.LocalHead, job_id: str) -> str:
         from ray.job_submission import JobSubmissionClient
 
-        ray = RayJobs(head.dashboard, head.headers)
+        TestOnALocalHead._ended(head, job_id)
+        return str(JobSubmissionClient(head.dashboard, headers=head.headers).get_job_logs(job_id))
+
+    @staticmethod
+    def _ended(head: local_head.LocalHead, job_id: str) -> TargetState:
         ended = Retrying(
             retry=retry_if_result(lambda state: state.status in {"pending", "running"}), wait=wait_fixed(0.2)
         )
-        ended(ray.state, job_id)
-        return str(JobSubmissionClient(head.dashboard, headers=head.headers).get_job_logs(job_id))
+        return ended(RayJobs(head.dashboard, head.headers).state, job_id)
+
+    @staticmethod
+    def _until(job_id: str, run: str, is_so: Callable[[JobRecord], object]) -> JobRecord:
+        waiting = Retrying(retry=retry_if_result(lambda record: not is_so(record)), wait=wait_fixed(0.1))
+        return waiting(records.read_job, run, job_id)
