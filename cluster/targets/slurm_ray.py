@@ -29,6 +29,9 @@ BLOCKED = (*NOTICES, signal.SIGUSR2)
 """What Ray's processes do not listen to."""
 _UP_SECONDS = 300.0
 """Within which a node has to be up: Python's modules may come from a busy file server."""
+_RAYLET_SECONDS = 120.0
+_PATIENT = {"RAY_raylet_start_wait_time_s": "120"}
+"""Ray's own limit for a part of it; as it is shipped a node that is busy gives itself up after some seconds."""
 _STARTS = 3
 """A port that was free may be another's when Ray comes to use it."""
 _OBJECT_STORE_BYTES = 256 * 2**20  # only control messages pass through it: images and tokens go to storage
@@ -162,7 +165,7 @@ def _start(folder: Path, host: str, options: list[str], token: Mapping[str, str]
         *(f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={agent_grpc}"),
         *(f"--object-store-memory={_OBJECT_STORE_BYTES}", "--min-worker-port=0", "--max-worker-port=0"),
     ]
-    log = folder / "ray.log"
+    log = folder / f"ray-{len(list(folder.glob('ray-*.log'))) + 1}.log"
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)  # a process is born with the mask of its parent
     try:
         with log.open("wb") as output:
@@ -184,7 +187,7 @@ def ray_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """An environment without another cluster's address or token."""
     other = {"RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
     ours = {name: value for name, value in environment.items() if name not in other}
-    return {**SPARING, **ours, "RAY_USAGE_STATS_ENABLED": "0"}
+    return {**SPARING, **_PATIENT, **ours, "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 def drain(node: RayNode, address: str, token: Mapping[str, str], seconds: float) -> None:
@@ -256,14 +259,32 @@ def address_towards(host: str) -> str:
 
 
 def main() -> None:
-    """Ray's own command line, with a head that has no helpers."""
-    from ray._private import node
+    """Ray's own command line, with a head that has no helpers, and more time for a node that is busy."""
+    from ray._private import node, services
     from ray.scripts.scripts import main as ray
 
-    theirs: Any = node.Node  # Ray has no setting for it
+    theirs: Any = node.Node  # Ray has no settings for these
     theirs.start_ray_client_server = lambda *_, **__: None
+    theirs_too: Any = services
+    theirs_too.get_node = patient(services.get_node)
     with without_helpers():
         ray()  # type: ignore[no-untyped-call] # Ray's
+
+
+def patient(ask: Callable[..., Any]) -> Callable[..., Any]:
+    """Ray's question for a node, which gives a raylet half a minute to come up, for as long as a node may take here."""
+
+    def ask_again(*arguments: Any, **options: Any) -> Any:
+        deadline = time.monotonic() + _RAYLET_SECONDS
+        while True:
+            try:
+                return ask(*arguments, **options)
+            except RuntimeError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_PAUSE_SECONDS)
+
+    return ask_again
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 
 from cluster.session.ray_folder import ray_folder
+from cluster.targets import slurm_ray
 from cluster.targets.slurm_config import Allocation, SlurmConfig
 from cluster.targets.slurm_node import (
     CLUSTER_LOST,
@@ -133,6 +134,23 @@ def test_a_node_has_the_address_by_which_it_reaches_the_others() -> None:
 def test_an_address_is_written_as_ray_takes_it() -> None:
     assert join_host("10.0.0.1", 6379) == "10.0.0.1:6379"
     assert join_host("fd00::1", 6379) == "[fd00::1]:6379"
+
+
+def test_a_raylet_has_longer_to_come_up_than_ray_gives_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [RuntimeError("no such node"), RuntimeError("no such node"), {"node_id": "a"}]
+
+    def get_node(*_: object) -> object:
+        answer = answers.pop(0)
+        if isinstance(answer, RuntimeError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(slurm_ray, "_PAUSE_SECONDS", 0.0)
+    assert slurm_ray.patient(get_node)("address", "a") == {"node_id": "a"}
+    monkeypatch.setattr(slurm_ray, "_RAYLET_SECONDS", -1.0)
+    answers[:] = [RuntimeError("no such node")]
+    with pytest.raises(RuntimeError):
+        slurm_ray.patient(get_node)("address", "a")
 
 
 def test_ports_are_free_and_different() -> None:
