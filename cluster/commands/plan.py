@@ -8,6 +8,7 @@ import typer
 
 from cluster.commands.stages import Config, Overrides
 from cluster.terminal.output import say_json
+from data_pipeline.config import MOST_WORKERS
 
 
 def plan(
@@ -42,10 +43,18 @@ def plan(
     measured: Annotated[
         str | None, typer.Option("--measured", metavar="RUN", help="Put what this run did beside the plan.")
     ] = None,
+    workers: Annotated[
+        str | None,
+        typer.Option("--workers", metavar="N,N,...", help="Hours and price at several numbers of workers, instead."),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option("--target", help="With --workers: whose nodes and price, as `foldtrain submit` takes it."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what a training stage will need: memory, time, storage, failures, cost; and what does not fit."""
-    from dataclasses import replace
+    from dataclasses import asdict, replace
 
     from cluster.config.loading import load_config
     from cluster.stages import plan_view, planning
@@ -54,35 +63,38 @@ def plan(
     from trainer.planning.measured import read_measured
     from trainer.planning.plan import Request, make_plan
     from trainer.planning.roofline import STANDARD
+    from trainer.planning.sizes import measured_rate, plan_sizes
 
     figures = {"throughput": throughput, "mtbf-hours": mtbf_hours, "bandwidth": bandwidth, "host-memory": host_memory}
     _check_figures(figures, {"matmul-share": matmul_share, "memory-share": memory_share})
     resolved, classes_note = planning.known_classes(load_config(config, overrides or []), stage)
-    node_count, per_node = planning.ranks(resolved, nodes, gpus_per_node)
+    place = planning.target_of(target)
+    device = device or (place.device if place else None)
+    gpus_per_node = gpus_per_node or planning.workers_per_node(resolved, place)
+    sizes = None if workers is None else parse_sizes(workers, nodes)
+    node_count, per_node = (1, 1) if sizes else planning.ranks(resolved, nodes, gpus_per_node)
     kind = planning.check_device(device)
     seen = read_measured(storage.join(measured, planning.stage_folder(stage))) if measured else None
     taken = seen if throughput is None else None
-    found = make_plan(
-        Request(
-            stage=stage,
-            configs=planning.stage_configs(resolved, stage),
-            nodes=node_count,
-            ranks_per_node=per_node,
-            device=kind,
-            data=planning.find_data(resolved, stage, samples),
-            peak_tflops=resolved.cluster.peak_tflops,
-            assumed=replace(
-                STANDARD,
-                half_share=matmul_share or STANDARD.half_share,
-                bandwidth_share=memory_share or STANDARD.bandwidth_share,
-            ),
-            throughput=taken.samples_per_second if taken else throughput,
-            throughput_from=f"measured in {measured}" if taken else "as given",
-            price=price,
-            mtbf_hours=mtbf_hours or LLAMA3_NODE_HOURS,
-            host_memory=None if host_memory is None else host_memory * 1e9,
-            bandwidth=bandwidth * 1e9,
-        )
+    request = Request(
+        stage=stage,
+        configs=planning.stage_configs(resolved, stage),
+        nodes=node_count,
+        ranks_per_node=per_node,
+        device=kind,
+        data=planning.find_data(resolved, stage, samples),
+        peak_tflops=resolved.cluster.peak_tflops,
+        assumed=replace(
+            STANDARD,
+            half_share=matmul_share or STANDARD.half_share,
+            bandwidth_share=memory_share or STANDARD.bandwidth_share,
+        ),
+        throughput=taken.samples_per_second if taken else throughput,
+        throughput_from=f"measured in {measured}" if taken else "as given",
+        price=price,
+        mtbf_hours=mtbf_hours or LLAMA3_NODE_HOURS,
+        host_memory=None if host_memory is None else host_memory * 1e9,
+        bandwidth=bandwidth * 1e9,
     )
     notes = (
         planning.device_note(kind, resolved.cluster.peak_tflops),
@@ -90,10 +102,46 @@ def plan(
         planning.proxy_note(resolved, stage),
     )
     note = "; ".join(text for text in notes if text) or None
+    if sizes:
+        folder = storage.join(measured or resolved.run, planning.stage_folder(stage))
+        rate, each = measured_rate(folder) if throughput is None else None, planning.node_size(resolved, gpus_per_node)
+        node_price = place.price_per_hour if place else None
+        plans = plan_sizes(replace(request, throughput=throughput), sizes, each, rate, node_price)
+        currency = place.currency if place and node_price is not None else "USD"
+        if as_json:
+            say_json({"stage": stage, "sizes": [asdict(each) for each in plans], "currency": currency, "note": note})
+        else:
+            plan_view.show_sizes(stage, plans, currency, note)
+        return
+    found = make_plan(request)
     if as_json:
         say_json(plan_view.as_json(found, seen, note), indent=1)
     else:
         plan_view.show(found, seen, note)
+
+
+MOST_SIZES = 16
+"""Of one table: each is planned on its own."""
+
+
+def parse_sizes(text: str, nodes: int | None) -> list[int]:
+    """Numbers of workers that were typed, 8,16,32, ascending.
+
+    Raises:
+        BadParameter: if they are none, or `--nodes` says how many there are, too.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and 1 <= int(part[:9]) <= MOST_WORKERS for part in parts):
+        raise typer.BadParameter(f"{text}: give whole numbers from 1 on, as 8,16,32", param_hint="--workers")
+    if len(parts) > MOST_SIZES:
+        raise typer.BadParameter(
+            f"{len(parts)} sizes; at most {MOST_SIZES} are planned at once", param_hint="--workers"
+        )
+    if nodes is not None:
+        raise typer.BadParameter(
+            "says how many nodes there are, and --workers asks for several sizes", param_hint="--nodes"
+        )
+    return sorted({int(part) for part in parts})
 
 
 SMALLEST, LARGEST = 1e-9, 1e12

@@ -8,6 +8,7 @@ import typer
 
 from cluster.terminal.output import say
 from data_pipeline.errors import UsageError
+from trainer.registry import stage_named
 
 
 def monitor(
@@ -51,20 +52,24 @@ def scale(
         str, typer.Option("--workers", metavar="N|MIN:MAX", help="Workers, or the fewest and the most of them.")
     ],
     stage: Annotated[
-        str | None, typer.Option("--stage", help="ingest or tokenize, should both be at work at once.")
+        str | None, typer.Option("--stage", help="tokenize, train-generator, ..., should several be at work at once.")
     ] = None,
     tokens: Annotated[str | None, typer.Option("--tokens", help="Folder of token shards, if not in the run.")] = None,
 ) -> None:
-    """Change the number of workers of a running ingest, tokenize or sample; it takes effect with their next shards."""
+    """Change the number of workers of a running stage.
+
+    Of ingest, tokenize and sample workers join, or leave after the shard in hand. Training goes on from a checkpoint.
+    """
     from cluster.pool import scale
 
     fewest, most = scale.parse_workers(workers)
     if stage is not None and stage not in scale.STAGES:
         raise typer.BadParameter(f"{stage}: choose from {', '.join(scale.STAGES)}", param_hint="--stage")
-    folder = scale.running_folder(tokens or run, "tokenize" if tokens else stage)
+    name, folder = scale.running_stage(tokens or run, "tokenize" if tokens else stage)
     scale.write_scale(folder, fewest, most)
     number = str(most) if fewest == most else f"{fewest} to {most}"
-    say(f"{folder}: {number} workers from the next shard on")
+    when = "from a checkpoint on" if stage_named(name).trains else "they join, or leave after the shard in hand"
+    say(f"{folder}: {number} workers are asked for; {when}")
 
 
 def register(app: typer.Typer) -> None:

@@ -1,8 +1,8 @@
 """An elastic stage whose nodes are lost, come and leave: does it end as if nothing had happened?
 
 unbroken   the stage on three workers, undisturbed
-elastic    the same with `cluster.workers=1:3` on three Ray nodes; one is killed after some steps; a new one is added;
-           at last Ray drains one
+elastic    the same with `cluster.workers=1:3` on three Ray nodes; one is killed after some steps; a new one is added,
+           and three workers are asked for; at last Ray drains one
 verdict    the command ends by itself; the losses and the samples are those of the unbroken run
 """
 
@@ -122,8 +122,11 @@ def _disturbed(config: Path, folder: Path) -> str:
         wait_for("steps without it", lambda: _step(folder) >= ADD_AT, victim)
         with _held(left):
             new = nodes.add()
+            run("scale", str(folder / "elastic"), "--workers", str(NODES))  # so late it would not pay, unasked
             wait_for("a word of the new node", lambda: f"room for {NODES} workers" in victim.output(), victim)
-        wait_for("steps with it", lambda: _step(folder) >= DRAIN_AT, victim)
+        wait_for("steps with it", lambda: _happened(folder, "restart", 2), victim)
+        run("scale", str(folder / "elastic"), "--workers", f"1:{NODES}")
+        wait_for("more steps", lambda: _step(folder) >= DRAIN_AT and _happened(folder, "scale", 2), victim)
         with _held([process for node in (kept, new, nodes.head) for process in node.workers(_WORKER)]):
             nodes.drain(kept)
             wait_for("a word of the node that leaves", lambda: "a node will leave" in victim.output(), victim)
@@ -152,8 +155,9 @@ def _step(folder: Path) -> int:
     return int(records[-1]["step"]) if records and _happened(folder, "checkpoint") else 0
 
 
-def _happened(folder: Path, name: str) -> bool:
-    return any(event["event"] == name for event in _records(folder, "elastic", "events"))
+def _happened(folder: Path, name: str, times: int = 1) -> bool:
+    found = [event for event in _records(folder, "elastic", "events") if event["event"] == name]
+    return len(found) >= times
 
 
 def _losses(folder: Path, name: str) -> list[float]:

@@ -1,7 +1,8 @@
-"""The size of a running pool, as a file beside the shards that its driver reads every few seconds.
+"""The size of a running stage, as a file in its folder that its driver reads every few seconds.
 
 control.json: {"version": 1, "workers": {"min": 2, "max": 8}}. The first spelling, {"version": 1, "tokenize":
-{"workers": N}}, is still read. Ingest has its files in the folder of the image shards, tokenize in that of the tokens.
+{"workers": N}}, is still read, and what else stands in the file is left alone. Ingest has its files in the folder of
+the image shards, tokenize in that of the tokens, sample in that of the samples, training in its own folder of the run.
 """
 
 from __future__ import annotations
@@ -11,16 +12,21 @@ from typing import Any
 from cluster.config.loading import load_config
 from cluster.progress.stage_records import recorded_folder
 from data_pipeline import storage
-from data_pipeline.errors import UsageError
-from trainer.registry import SHARDS
+from data_pipeline.errors import FoldtrainError, UsageError
+from data_pipeline.leases.lease import seems_live
+from trainer.registry import SHARDS, TRAINING, stage_named
 
 PROGRESS = "progress.json"
 """How far a pool has come; it writes this beside its shards."""
 
-STAGES = {stage.command: stage.folder for stage in SHARDS}
-"""The stages that have a pool, and the folders of their shards."""
+_SHARDS = {stage.command for stage in SHARDS}
+STAGES = {stage.command: stage.folder for stage in (*SHARDS, *TRAINING, stage_named("sample"))}
+"""The stages that have workers, and their folders."""
 
 _FILE = "control.json"
+_FIRST_SPELLING = "tokenize"
+_SETTINGS = "settings.json"
+"""In the folder of a training stage, once it has begun."""
 _VERSION = 1
 MOST_WORKERS = 100_000
 
@@ -45,13 +51,18 @@ def _is_number(text: str) -> bool:
     return is_number and 1 <= int(text) <= MOST_WORKERS
 
 
-def shards_folder(run: str, stage: str) -> str:
-    """The folder of the shards of a stage that is meant by a run's URI, a config file, or that folder itself.
+def stage_folder(run: str, stage: str) -> str:
+    """The folder of a stage that is meant by a run's URI, a config file, or that folder itself.
 
     Raises:
         UsageError: if the config cannot be read.
     """
     folder = STAGES[stage]
+    if stage not in _SHARDS:
+        if run.endswith((".yaml", ".yml")):
+            return load_config(run).folder(folder)
+        own = storage.exists(storage.join(run, _SETTINGS if stage_named(stage).trains else PROGRESS))
+        return run if own and not storage.exists(storage.join(run, "stages.json")) else storage.join(run, folder)
     if run.endswith((".yaml", ".yml")):
         config = load_config(run)  # the command may have had overrides: then the run says where the shards are
         given = config.folder(folder)
@@ -61,38 +72,52 @@ def shards_folder(run: str, stage: str) -> str:
     return recorded_folder(run, folder)
 
 
-def running_folder(run: str, stage: str | None) -> str:
-    """The folder of the pool that is to be scaled: that of `stage`, or of the stage that is at work.
+def running_stage(run: str, stage: str | None) -> tuple[str, str]:
+    """The stage that is to be scaled, and its folder: `stage`, or the one that is at work.
 
     Raises:
         UsageError: if none is, or several are.
     """
     stages = STAGES if stage is None else (stage,)
-    folders = {name: shards_folder(run, name) for name in stages}
-    states = {folder: _state(folder) for folder in folders.values()}
-    running = [folder for folder, state in states.items() if state == "running"]
-    if len(running) == 1:
-        return running[0]
+    folders = {name: stage_folder(run, name) for name in stages}
+    states = {name: _state(folder, trains=stage_named(name).trains != "") for name, folder in folders.items()}
+    running = [name for name, state in states.items() if state == "running"]
+    if len({folders[name] for name in running}) == 1:
+        return running[0], folders[running[0]]
     if running:
-        raise UsageError(f"{run}: both ingest and tokenize are at work; say which with --stage")
-    if "finished" in states.values():
-        raise UsageError(f"{run}: there is nothing to scale, {_named(folders)} is complete")
-    if "ended" in states.values():
+        raise UsageError(f"{run}: {' and '.join(running)} are at work at once; say which with --stage")
+    ended = [name for name, state in states.items() if state == "ended"]
+    if ended:
         raise UsageError(
-            f"{run}: {_named(folders)} is not at work any more; start it again, with data.max_workers or "
-            "tokens.max_workers"
+            f"{run}: {' and '.join(ended)} is not at work any more; start it again, with {_setting(ended[-1])}"
         )
+    finished = [name for name, state in states.items() if state == "finished"]
+    if finished:
+        raise UsageError(f"{run}: there is nothing to scale, {finished[-1]} is complete")
     raise UsageError(
-        f"{run}: {_named(folders)} has not begun there; give the run's config, or the folder of the shards themselves"
+        f"{run}: {' or '.join(folders)} has not begun there; give the run's config, or the folder of the stage itself"
     )
 
 
-def _named(folders: dict[str, str]) -> str:
-    return " or ".join(folders)
+def _setting(stage: str) -> str:
+    """Where the config says how many workers a stage has."""
+    return f"{stage_named(stage).section}.max_workers" if stage in _SHARDS else "cluster.workers"
 
 
-def _state(folder: str) -> str:
+def _state(folder: str, *, trains: bool) -> str:
     """running, finished, ended, or none."""
+    return _training_state(folder) if trains else _pool_state(folder)
+
+
+def _training_state(folder: str) -> str:
+    if seems_live(folder):
+        return "running"
+    if storage.exists(storage.join(folder, "export", "card.json")):
+        return "finished"
+    return "ended" if storage.exists(storage.join(folder, _SETTINGS)) else "none"
+
+
+def _pool_state(folder: str) -> str:
     try:
         progress = storage.read_json(storage.join(folder, PROGRESS))
     except FileNotFoundError:
@@ -110,7 +135,18 @@ def write_scale(uri: str, fewest: int, most: int) -> None:
         UsageError: if the numbers make no sense.
     """
     parse_workers(f"{fewest}:{most}")
-    storage.write_json(storage.join(uri, _FILE), {"version": _VERSION, "workers": {"min": fewest, "max": most}})
+    path = storage.join(uri, _FILE)
+    others = {name: value for name, value in _record(path).items() if name != _FIRST_SPELLING}
+    storage.write_json(path, others | {"version": _VERSION, "workers": {"min": fewest, "max": most}})
+
+
+def _record(path: str) -> dict[str, Any]:
+    """What stands in the file, if it can be read: whatever is wrong with it is replaced."""
+    try:
+        record = storage.read_json(path)
+    except (FileNotFoundError, FoldtrainError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def read_scale(uri: str) -> tuple[int, int] | None:
@@ -124,6 +160,8 @@ def read_scale(uri: str) -> tuple[int, int] | None:
         record = storage.read_json(path)
     except FileNotFoundError:
         return None
+    if isinstance(record, dict) and record.keys() - {"version"} and not record.keys() & {"workers", _FIRST_SPELLING}:
+        return None  # it asks for other things
     numbers = _numbers(record) if isinstance(record, dict) else None
     if numbers is None:
         raise UsageError(f'{path} is not {{"version": {_VERSION}, "workers": {{"min": N, "max": N}}}}; delete it')
@@ -133,7 +171,7 @@ def read_scale(uri: str) -> tuple[int, int] | None:
 
 
 def _numbers(record: dict[str, Any]) -> tuple[int, int] | None:
-    section, former = record.get("workers"), record.get("tokenize")
+    section, former = record.get("workers"), record.get(_FIRST_SPELLING)
     if isinstance(section, dict):
         fewest, most = section.get("min"), section.get("max")
     elif isinstance(former, dict):
@@ -147,4 +185,9 @@ def _numbers(record: dict[str, Any]) -> tuple[int, int] | None:
 
 def clear_scale(uri: str) -> None:
     """Forget what was asked for, once there is nothing left to scale."""
-    storage.remove_file(storage.join(uri, _FILE))
+    path = storage.join(uri, _FILE)
+    others = {name: value for name, value in _record(path).items() if name not in {"workers", _FIRST_SPELLING}}
+    if others.keys() - {"version"}:
+        storage.write_json(path, others)
+    else:
+        storage.remove_file(path)

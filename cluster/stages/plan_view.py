@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from trainer.planning.fitting import Remedy
+    from trainer.planning.sizes import SizePlan
 
 Rows = list[tuple[str, str]]
 GB = 1e9
@@ -41,6 +43,32 @@ def show(plan: Plan, measured: Measured | None, note: str | None) -> None:
         out.print(f"note: {note}", style="yellow")
     if measured:
         out.print(measured_table(plan, measured))
+
+
+def show_sizes(stage: str, plans: Sequence[SizePlan], currency: str, note: str | None) -> None:
+    """Print a row for each size, and where its hours are from."""
+    from rich.table import Table
+
+    table = Table(title=f"{stage} at several sizes", title_justify="left", title_style="bold", box=None)
+    for name in ("workers", "nodes", "time", "node hours", "price", "samples/s"):
+        table.add_column(name, justify="right")
+    table.add_column("")
+    sources: dict[str, list[str]] = {}
+    for each in plans:
+        price = "-" if each.price is None else f"{each.price:,.2f} {currency}"
+        numbers = [
+            "-" if each.hours is None else duration(each.hours * 3600),
+            "-" if each.node_hours is None else f"{each.node_hours:,.2f}",
+            price,
+            "-" if each.samples_per_second is None else f"{each.samples_per_second:,.0f}",
+        ]
+        table.add_row(str(each.workers), str(each.nodes), *numbers, "" if each.fits is not False else "does not fit")
+        sources.setdefault(each.known_from, []).append(str(each.workers))
+    console().print(table)
+    for source, sizes in sources.items():
+        console().print(f"{', '.join(sizes)}: {source}", markup=False)
+    if note:
+        console().print(f"note: {note}", style="yellow")
 
 
 def _table(title: str, rows: Rows) -> Table:

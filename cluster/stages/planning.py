@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from cluster.config.run import RunConfig
 from cluster.stages.inputs import find_product, with_found, with_reachable
 from data_pipeline import storage
@@ -12,6 +14,9 @@ from trainer.planning.blank_stages import StageConfigs, teacher_at, tokenizer_at
 from trainer.planning.devices import DEVICES, find_device
 from trainer.planning.plan import DataFacts
 from trainer.registry import TRAINING, stage_named
+
+if TYPE_CHECKING:
+    from cluster.targets.config import TargetSection
 
 _STAGE_FOLDERS = {stage.command: stage.folder for stage in TRAINING}
 
@@ -111,6 +116,33 @@ def ranks(config: RunConfig, nodes: int | None, per_node: int | None) -> tuple[i
     if workers % each:
         raise UsageError(f"cluster.workers {workers} do not fill nodes of {each}: give --nodes and --gpus-per-node")
     return workers // each, each
+
+
+def target_of(name: str | None) -> TargetSection | None:
+    """The config of a target; None without a name.
+
+    Raises:
+        UsageError: if there is no such target, or its config is wrong.
+    """
+    if name is None:
+        return None
+    from cluster.targets.opening import load_target
+
+    return load_target(name)[1]
+
+
+def workers_per_node(config: RunConfig, target: TargetSection | None) -> int | None:
+    """Workers that a target's node has room for; None if its config does not say."""
+    if target is None:
+        return None
+    if config.cluster.gpus_per_worker:
+        return target.gpus_per_node or None
+    return None if target.cpus_per_node is None else max(1, int(target.cpus_per_node / config.cluster.cpus_per_worker))
+
+
+def node_size(config: RunConfig, per_node: int | None) -> int | None:
+    """Workers that a node has room for: as given, or 8 GPUs; None for CPUs, which are then all on one."""
+    return per_node or (8 if config.cluster.gpus_per_worker else None)
 
 
 def check_device(name: str | None) -> str | None:

@@ -123,11 +123,6 @@ class UsableSizes:
         """The start with the last size has come up."""
         self._tried = 0
 
-    def larger(self, now: int) -> int | None:
-        """The size that a stage could take instead of what it has; None if there is no room for more."""
-        size = largest_usable(self._sizes, now + self._room.free())
-        return size if size > now else None
-
 
 class Restarts:
     """Counts the failures of workers since the last new checkpoint, not since the start: nodes get lost all the time.

@@ -2,6 +2,7 @@
 
 `cluster.workers: MIN:MAX` makes it elastic. A worker or a node is lost: it starts again with those that are left, from
 the last checkpoint. There is room for more: the workers end with a checkpoint, and it starts again with all.
+`foldtrain scale` makes any stage elastic while it runs (size_control.py).
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wa
 from cluster.alerts.alerts import Alerts
 from cluster.alerts.rules import Found
 from cluster.config.run import ClusterConfig
+from cluster.pool.scale import clear_scale
 from cluster.progress.training_progress import Follower, follow_training, has_ended
 from cluster.session.head_watch import HeadLostError, watch_head
 from cluster.session.ray_folder import ray_folder
 from cluster.session.ray_session import is_connected, ray_session, require_gpus
 from cluster.terminal.output import console
-from cluster.training.elastic_sizes import same_micro_batch, usable_sizes
+from cluster.training.size_control import SizeControl
 from data_pipeline.errors import UsageError
 from data_pipeline.leases.lease import only_driver
 from trainer.checkpoints.catalog import latest_step
@@ -69,19 +71,17 @@ def train(
     """
     if job.is_finished():
         return None
-    sizes = _sizes(job, cluster)
-    if cluster.is_elastic:
-        section = job.section
-        trainer = same_micro_batch(section.trainer, cluster.fewest_workers, cluster.most_workers)
-        job = replace(job, section=section.model_copy(update={"trainer": trainer}))
-        console().print(f"{job.stage}: elastic, {_listed(sizes)} workers; micro batch {trainer.micro_batch}")
+    control = _control(job, cluster)
+    if control.is_elastic:
+        micro = control.applied(job).section.trainer.micro_batch
+        console().print(f"{job.stage}: elastic, {_listed(control.sizes)} workers; micro batch {micro}")
     asked, alerts = _asked_at(), alerts or Alerts((), job.folder, job.stage)
     with follow_training(job, asked, alerts.look) as shown, ray_session(cluster):
         require_gpus(cluster, cluster.fewest_workers)
         with only_driver(job.folder, f"training of {job.stage}") as lease:
             if job.is_finished():  # by another driver, whose end this one has waited for
                 return None
-            return _train(replace(job, lease=lease.claim), cluster, sizes, shown, asked, preflight(), alerts)
+            return _train(replace(job, lease=lease.claim), cluster, control, shown, asked, preflight(), alerts)
 
 
 def _asked_at() -> float:
@@ -97,12 +97,12 @@ def _listed(sizes: Sequence[int]) -> str:
     return f"{', '.join(others)} or {last}" if others else last
 
 
-def _sizes(job: TrainJob, cluster: ClusterConfig) -> Sequence[int]:
+def _control(job: TrainJob, cluster: ClusterConfig) -> SizeControl:
     """Numbers of workers that can be used."""
     trainer, fewest, most = job.section.trainer, cluster.fewest_workers, cluster.most_workers
-    sizes = usable_sizes(trainer, fewest, most)
-    if sizes:
-        return sizes
+    control = SizeControl(job.folder, trainer, cluster)
+    if control.sizes:
+        return control
     if not cluster.is_elastic:
         try:
             trainer.split_over(most)
@@ -118,7 +118,7 @@ def _sizes(job: TrainJob, cluster: ClusterConfig) -> Sequence[int]:
 def _train(
     job: TrainJob,
     cluster: ClusterConfig,
-    sizes: Sequence[int],
+    control: SizeControl,
     shown: Follower,
     asked: float,
     without: frozenset[str],
@@ -137,11 +137,12 @@ def _train(
     try:
         with ray_folder() as folder, notice, shown.telling(notice), watch:
             nodes, own = HeadNodes(), own_node()
-            ending, step = Supervisor(job, cluster, sizes, notice, nodes, folder, asked, without, lost, own).run()
+            ending, step = Supervisor(job, cluster, control, notice, nodes, folder, asked, without, lost, own).run()
     except KeyboardInterrupt:
         console().print(f"{job.stage}: interrupted; the same command goes on from its last checkpoint")
         raise
     if ending is Ending.FINISHED:
+        clear_scale(job.folder)
         return Trained(step, ending, notice.received)
     return Trained(latest_step(job.checkpoints) or 0, Ending.STOPPED, noticed=True)
 

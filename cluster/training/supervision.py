@@ -4,7 +4,8 @@
     an error that a user mends     ends the stage at once, as it was raised
     a notice to the command        all are asked to stop; before they are up there is nothing to save, and it ends
     a node that is about to go,    all are asked to pause: they end with a checkpoint, and the next start has another
-    or room for more               size, or another node
+    `foldtrain scale`, or room     size, or another node
+    for more, if that pays
 
 It runs in the command itself: when that ends, however it ends, Ray ends what belongs to it.
 """
@@ -12,7 +13,7 @@ It runs in the command itself: when that ends, however it ends, Ray ends what be
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from cluster.config.run import ClusterConfig
@@ -20,7 +21,10 @@ from cluster.session.worker_errors import lost_process, user_error
 from cluster.training import warm_workers
 from cluster.training.elastic_policy import Cluster, Restarts, Room, UsableSizes, Without
 from cluster.training.failures import WorkersFailedError, last_error
+from cluster.training.growing import Growing, Reservations
+from cluster.training.growth import Growth, read_pace
 from cluster.training.notices import Notice
+from cluster.training.size_control import SizeControl
 from cluster.training.worker_group import Needs, NoRoomError, WorkerGroup, start_group
 from cluster.training.worker_process import Outcome
 from trainer.job import TrainJob
@@ -30,6 +34,8 @@ _LOOK_SECONDS = 0.5
 """Between two looks at notices, while workers train."""
 _NODES_SECONDS = 2.0
 """Between two looks for nodes that leave."""
+_CONTROL_SECONDS = 5.0
+"""Between two looks at what `foldtrain scale` asks for."""
 _ROOM_SECONDS = 20.0
 """For the room of an elastic start, which was there when it was chosen: if a node died since, it is chosen again."""
 _OTHERS_SECONDS = 3.0
@@ -45,8 +51,8 @@ class Supervisor:
 
     Args:
         job: the stage.
-        cluster: what workers need, and how many there may be.
-        sizes: numbers of workers that can be used, ascending.
+        cluster: what workers need.
+        control: how many there may be.
         notice: through which the command is told to end.
         nodes: of the cluster.
         folder: where workers on this node meet, for this user alone.
@@ -60,7 +66,7 @@ class Supervisor:
         self,
         job: TrainJob,
         cluster: ClusterConfig,
-        sizes: Sequence[int],
+        control: SizeControl,
         notice: Notice,
         nodes: Cluster,
         folder: Path,
@@ -70,13 +76,15 @@ class Supervisor:
         own: str = "",
     ) -> None:
         self._nodes, self._lost, self._leaves, self._own = nodes, lost, False, own
+        self._declined: list[Growth] = []
         self._job, self._cluster, self._notice, self._folder, self._asked = job, cluster, notice, folder, asked
         self._needs = Needs(cluster.cpus_per_worker, cluster.gpus_per_worker, without)
-        room = Room(self._needs.resources, Without(nodes, without))
-        self._sizes, self._choice = tuple(sizes), UsableSizes(sizes, room, notice.say)
+        self._control, self._room = control, Room(self._needs.resources, Without(nodes, without))
+        self._choice = UsableSizes(control.sizes, self._room, notice.say)
+        demand = Reservations(self._needs)
+        self._growing = Growing(self._room, demand, lambda: read_pace(job.folder), self._declined.append)
         self._restarts = Restarts(cluster.max_failures, job.checkpoints)
-        self._signalled = Ending.PAUSED if cluster.is_elastic else Ending.STOPPED
-        self._looked_for_nodes = self._looked_for_room = 0.0
+        self._looked_for_nodes = self._looked_for_room = self._looked_at_control = 0.0
 
     def run(self) -> tuple[Ending, int]:
         """Train until it is finished or told to stop. Returns why it ended, and after which step.
@@ -85,6 +93,7 @@ class Supervisor:
             FoldtrainError: as a worker raised it, or for processes that were lost too often.
             WorkersFailedError: for all else that failed too often.
         """
+        self._obey_control(None)
         while not self._notice.received:
             try:
                 group = self._start()
@@ -105,7 +114,7 @@ class Supervisor:
         from ray.exceptions import RayError
 
         size, stage = self._size(), self._job.stage
-        seconds = _ROOM_SECONDS if self._cluster.is_elastic else float("inf")
+        seconds = _ROOM_SECONDS if self._control.is_elastic else float("inf")
         try:
             if group := warm_workers.take(self._needs, size, stage, self._check, seconds):
                 return group
@@ -120,8 +129,8 @@ class Supervisor:
 
     def _size(self) -> int:
         """With how many workers to start, as soon as there is room for them."""
-        if not self._cluster.is_elastic:
-            return self._sizes[-1]
+        if not self._control.is_elastic:
+            return self._control.sizes[-1]
         while (size := self._choice.to_start()) is None:
             self._check()
             time.sleep(_LOOK_SECONDS)
@@ -131,9 +140,10 @@ class Supervisor:
         """Train on a group until all of it has ended. None for one that failed, and may be started again."""
         self._choice.came_up()
         self._notice.workers_are_up, self._leaves = True, False
-        self._looked_for_room = time.monotonic()
+        self._looked_for_room = self._looked_at_control = time.monotonic()
+        signalled = Ending.PAUSED if self._control.is_elastic else Ending.STOPPED
         try:
-            group.train(self._job, self._asked, self._signalled, lambda: None)
+            group.train(self._control.applied(self._job), self._asked, signalled, lambda: None)
             first = self._watch(group)
         except WorkersFailedError as failed:
             group.dismiss()
@@ -141,6 +151,7 @@ class Supervisor:
             return None, 0
         finally:
             self._notice.workers_are_up = False
+            self._growing.release()
         leaves_traces = self._job.section.trainer.zero_stage == 3  # DeepSpeed replaces torch's linear() for good
         if first.ending is Ending.FINISHED and not leaves_traces:
             warm_workers.park(group)
@@ -199,9 +210,37 @@ class Supervisor:
                     self._leaves = True
                     self._lost("a node will leave: a checkpoint is saved, and training goes on without it")
                 group.end(Ending.PAUSED)
-        if self._cluster.is_elastic and now - self._looked_for_room >= self._cluster.grow_seconds:
+        if now - self._looked_at_control >= _CONTROL_SECONDS:
+            self._looked_at_control = now
+            self._obey_control(group)
+        if self._control.is_elastic and now - self._looked_for_room >= self._cluster.grow_seconds:
             self._looked_for_room = now
-            larger = self._choice.larger(group.size)
-            if larger is not None:
-                self._notice.say(f"room for {larger} workers: saves a checkpoint, and goes on with them")
-                group.end(Ending.PAUSED)
+            self._grow(group)
+
+    def _obey_control(self, group: WorkerGroup | None) -> None:
+        """Take the numbers of workers that `foldtrain scale` asks for; too many of them leave at a checkpoint."""
+        said, is_new = self._control.look()
+        if said:
+            self._notice.say(said)
+        if is_new:
+            self._choice = UsableSizes(self._control.sizes, self._room, self._notice.say)
+            self._looked_for_room = 0.0  # look at once
+        if group is None:
+            return
+        if is_new:
+            group.note("scale", dict(zip(("min", "max"), self._control.asked, strict=True)))
+        most = self._control.sizes[-1]
+        if group.size > most:
+            self._notice.say(f"{group.size - most} of {group.size} workers leave: saves a checkpoint, and goes on")
+            group.end(Ending.PAUSED)
+
+    def _grow(self, group: WorkerGroup) -> None:
+        """Go on with more workers, if there is room for them and it pays; say so if it does not."""
+        larger = self._growing.larger(self._control.sizes, group.size)
+        while self._declined:
+            growth = self._declined.pop()
+            self._notice.say(str(growth))
+            group.note("growth_declined", growth.facts())
+        if larger is not None:
+            self._notice.say(f"room for {larger} workers: saves a checkpoint, and goes on with them")
+            group.end(Ending.PAUSED)

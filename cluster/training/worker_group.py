@@ -116,6 +116,10 @@ class WorkerGroup:
         for worker in self._workers:
             worker.end.remote(ending)
 
+    def note(self, event: str, details: dict[str, Any]) -> None:
+        """Have the stage record an event, by who writes its records; returns at once."""
+        self._workers[0].note.remote(event, details)
+
     def park(self) -> bool:
         """Keep the processes for a later stage, and hand back what they reserve. Returns whether that can be done."""
         if self.needs.gpus:
@@ -145,13 +149,9 @@ class WorkerGroup:
         self._forget_reservation()
 
     def _forget_reservation(self) -> None:
-        from ray.exceptions import RayError
-        from ray.util.placement_group import remove_placement_group
-
         reservation, self._reservation = self._reservation, None
         if reservation is not None:
-            with contextlib.suppress(RayError):
-                remove_placement_group(reservation)
+            remove_room(reservation)
 
 
 def start_group(
@@ -218,22 +218,36 @@ def _start_worker(needs: Needs, reservation: Any, number: int, node: str) -> Any
     return actor_class().options(**options).remote(needs.threads)
 
 
-def _reserve(needs: Needs, size: int, check: Check, seconds: float) -> Any:
-    """Room for so many workers, as soon as there is some; NoRoomError if there is none by then."""
-    from ray.util.placement_group import placement_group, remove_placement_group
+def ask_for_room(needs: Needs, size: int) -> Any:
+    """A placement group for so many workers, which Ray has not placed yet."""
+    from ray.util.placement_group import placement_group
 
     elsewhere = {"ray.io/node-id": f"!in({','.join(sorted(needs.without))})"}
     selectors = [elsewhere] * size if needs.without else None
-    reservation = placement_group([needs.resources] * size, strategy="PACK", bundle_label_selector=selectors)
+    return placement_group([needs.resources] * size, strategy="PACK", bundle_label_selector=selectors)
+
+
+def remove_room(reservation: Any) -> None:
+    """Hand it back, if Ray still knows it."""
+    from ray.exceptions import RayError
+    from ray.util.placement_group import remove_placement_group
+
+    with contextlib.suppress(RayError):
+        remove_placement_group(reservation)
+
+
+def _reserve(needs: Needs, size: int, check: Check, seconds: float) -> Any:
+    """Room for so many workers, as soon as there is some; NoRoomError if there is none by then."""
+    reservation = ask_for_room(needs, size)
     began = time.monotonic()
     try:
         while not (there := reservation.wait(_LOOK_SECONDS)) and time.monotonic() - began < seconds:
             check()
     except Exception:  # what ends the command ends this with it
-        remove_placement_group(reservation)
+        remove_room(reservation)
         raise
     if not there:
-        remove_placement_group(reservation)
+        remove_room(reservation)
         raise NoRoomError
     return reservation
 

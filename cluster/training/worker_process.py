@@ -162,6 +162,10 @@ class TrainWorker:
         else:
             self._request.pause()
 
+    def note(self, event: str, details: dict[str, Any]) -> None:
+        """Have the stage record an event, after the step under way."""
+        self._request.note(event, details)
+
     def reset(self) -> None:
         """Forget the stage that has ended."""
         self._outcome = None

@@ -30,6 +30,12 @@ def test_only_the_steps_after_the_last_checkpoint_were_lost_and_none_to_what_was
     assert stops == [(grown["step"], "paused"), (drained["step"], "paused")]
 
 
+def test_what_foldtrain_scale_asked_for_is_on_record(elastic: ElasticRun) -> None:
+    asked = [(event["min"], event["max"]) for event in elastic.events if event["event"] == "scale"]
+    assert asked == [(3, 3), (1, 3)]
+    assert "3 workers, as `foldtrain scale` asked; the config says 1 to 3" in elastic.output
+
+
 def test_each_restart_has_its_cost_on_record(elastic: ElasticRun) -> None:
     account = [event for event in elastic.events if event["event"] == "goodput"][-1]
     gaps = sum(restart["seconds"] for restart in elastic.restarts)

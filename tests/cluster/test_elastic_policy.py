@@ -109,14 +109,6 @@ def test_a_start_that_fails_is_followed_by_smaller_ones_and_then_by_the_largest_
     assert sizes.choice.to_start() == 6
 
 
-def test_a_running_stage_takes_more_only_if_a_usable_size_fits(sizes: Sizes) -> None:
-    sizes.room.nodes = {"a": {"CPU": 8}, "b": {"CPU": 4}}
-    sizes.room.busy = {"a": 8, "b": 2}
-    assert sizes.choice.larger(4) is None  # five are no usable size
-    sizes.room.busy = {"a": 8}
-    assert sizes.choice.larger(4) == 6
-
-
 @pytest.mark.parametrize(
     ("needed", "has", "workers"),
     [

@@ -143,3 +143,35 @@ def test_every_generator_goes_with_every_cluster(tmp_path: Path, depth: int, gpu
     assert config.cluster.workers == gpus
     config.generator.trainer.split_over(gpus)
     config.tokenizer.trainer.split_over(gpus)
+
+
+def sizes(*arguments: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = plan(*arguments)["sizes"]  # type: ignore[assignment]
+    return found
+
+
+def test_several_sizes_are_planned_at_once_with_the_price_of_a_targets_nodes(tmp_path: Path) -> None:
+    target = tmp_path / "big.yaml"
+    target.write_text("kind: ray\naddress: http://head:8265\ngpus_per_node: 2\ndevice: H100 SXM\nprice_per_hour: 30\n")
+    found = sizes("--workers", "2,1,4,5", "--target", str(target), "cluster.gpus_per_worker=1")
+    assert [(each["workers"], each["nodes"]) for each in found] == [(1, 1), (2, 1), (4, 2), (5, 3)]
+    assert found[0]["hours"] > found[1]["hours"] > 0
+    assert found[2]["price"] == pytest.approx(found[2]["hours"] * 2 * 30)
+    assert "do not fill nodes of 2" in found[3]["known_from"]
+
+
+def test_several_sizes_take_the_rate_of_the_run_itself_where_it_has_one(tmp_path: Path) -> None:
+    folder = tmp_path / "generator"
+    folder.mkdir()
+    (folder / "events.jsonl").write_text('{"event": "start", "step": 0, "workers": 2}\n')
+    (folder / "metrics.jsonl").write_text('{"step": 5, "samples_per_second": 10.0}\n')
+    found = sizes("--workers", "2,4", f"run={tmp_path}")
+    assert [each["samples_per_second"] for each in found] == pytest.approx([10.0, 20.0])
+    assert found[0]["known_from"].endswith("measured in this run with 2 workers")
+    assert "communication is not counted" in found[1]["known_from"]
+
+
+@pytest.mark.parametrize("text", ["", "0", "8,", "a", "-1", "8;16", ",".join(map(str, range(1, 18)))])
+def test_sizes_that_make_no_sense_are_refused(text: str) -> None:
+    result = CliRunner().invoke(app, ["plan", QUICKSTART, "--workers", text])
+    assert result.exit_code == 2

@@ -1,16 +1,18 @@
-"""`scale` leaves numbers of workers where a running ingest or tokenize reads them, and nothing else."""
+"""`scale` leaves numbers of workers where a running stage reads them, and nothing else."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from cluster.commands import runs
 from cluster.config.loading import load_config
-from cluster.pool.scale import clear_scale, parse_workers, read_scale, running_folder, shards_folder, write_scale
+from cluster.pool.scale import clear_scale, parse_workers, read_scale, running_stage, stage_folder, write_scale
 from cluster.progress.stage_records import record_config
 from data_pipeline.errors import UsageError
+from data_pipeline.leases.lease import only_driver
 
 
 @pytest.fixture
@@ -85,41 +87,41 @@ def test_a_run_its_config_and_its_tokens_mean_the_same_folder(small_config: Path
     config = load_config(small_config, [f"tokens.output={tokens}", f"run={tmp_path / 'run'}"])
     record_config(config, "tokens")
     path = tmp_path / "run" / "tokens" / "config.yaml"
-    assert {shards_folder(str(named), "tokenize") for named in (tmp_path / "run", path, tokens)} == {str(tokens)}
+    assert {stage_folder(str(named), "tokenize") for named in (tmp_path / "run", path, tokens)} == {str(tokens)}
 
 
 def test_shards_that_an_override_put_elsewhere_are_found_from_the_config(small_config: Path, tmp_path: Path) -> None:
     run = f"run={tmp_path / 'run'}"
     small_config.write_text(f"{small_config.read_text().replace('run: runs/small', f'run: {tmp_path}/run')}")
     record_config(load_config(small_config, [run, f"tokens.output={tmp_path}/elsewhere"]), "tokens")
-    assert shards_folder(str(small_config), "tokenize") == f"{tmp_path}/elsewhere"
+    assert stage_folder(str(small_config), "tokenize") == f"{tmp_path}/elsewhere"
 
 
 def test_the_command_scales_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs.scale(str(run), "3")
     assert read_scale(str(run / "tokens")) == (3, 3)
-    assert "3 workers from the next shard on" in capsys.readouterr().out
+    assert "3 workers are asked for; they join, or leave after the shard in hand" in capsys.readouterr().out
 
 
 def test_the_stage_that_is_at_work_is_scaled(run: Path) -> None:
     (run / "images").mkdir()
     (run / "images" / "progress.json").write_text('{"state": "finished"}')
-    assert running_folder(str(run), None) == str(run / "tokens")
+    assert running_stage(str(run), None) == ("tokenize", str(run / "tokens"))
     (run / "images" / "progress.json").write_text('{"state": "running"}')
     (run / "tokens" / "progress.json").write_text('{"state": "finished"}')
-    assert running_folder(str(run), None) == str(run / "images")
+    assert running_stage(str(run), None) == ("ingest", str(run / "images"))
 
 
 def test_two_stages_at_work_are_told_apart_by_name(run: Path) -> None:
     (run / "images").mkdir()
     (run / "images" / "progress.json").write_text("{}")
     with pytest.raises(UsageError, match="say which with --stage"):
-        running_folder(str(run), None)
-    assert running_folder(str(run), "ingest") == str(run / "images")
+        running_stage(str(run), None)
+    assert running_stage(str(run), "ingest") == ("ingest", str(run / "images"))
 
 
 def test_a_run_where_nothing_has_begun_is_left_alone(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="ingest or tokenize has not begun"):
+    with pytest.raises(UsageError, match=r"ingest or tokenize or .* has not begun"):
         runs.scale(str(tmp_path), "3")
     assert list(tmp_path.iterdir()) == []
 
@@ -137,3 +139,46 @@ def test_a_finished_tokenize_is_left_alone(run: Path) -> None:
     with pytest.raises(UsageError, match="is complete"):
         runs.scale(str(run), "3")
     assert read_scale(str(run / "tokens")) is None
+
+
+def test_a_training_at_work_is_scaled_in_its_own_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "generator"
+    folder.mkdir()
+    (folder / "settings.json").write_text("{}")
+    with only_driver(str(folder), "training of generator"):
+        for named in (tmp_path, folder):
+            assert running_stage(str(named), "train-generator") == ("train-generator", str(folder))
+        assert running_stage(str(tmp_path), None) == ("train-generator", str(folder))
+        runs.scale(str(tmp_path), "2:4")
+    assert read_scale(str(folder)) == (2, 4)
+    assert "2 to 4 workers are asked for; from a checkpoint on" in capsys.readouterr().out
+
+
+def test_a_training_that_has_ended_is_started_again_with_other_workers(tmp_path: Path) -> None:
+    (tmp_path / "generator").mkdir()
+    (tmp_path / "generator" / "settings.json").write_text("{}")
+    with pytest.raises(
+        UsageError, match=r"train-generator is not at work any more; start it again, with cluster\.workers"
+    ):
+        running_stage(str(tmp_path), None)
+    (tmp_path / "generator" / "export").mkdir()
+    (tmp_path / "generator" / "export" / "card.json").write_text("{}")
+    with pytest.raises(UsageError, match="train-generator is complete"):
+        running_stage(str(tmp_path), "train-generator")
+
+
+def test_samples_at_work_are_scaled(tmp_path: Path) -> None:
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / "progress.json").write_text("{}")
+    assert running_stage(str(tmp_path), None) == ("sample", str(tmp_path / "samples"))
+    assert running_stage(str(tmp_path / "samples"), "sample") == ("sample", str(tmp_path / "samples"))
+
+
+def test_what_else_is_asked_of_a_stage_stays_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "control.json"
+    path.write_text('{"version": 1, "stop": "now"}')
+    assert read_scale(str(tmp_path)) is None
+    write_scale(str(tmp_path), 2, 7)
+    assert read_scale(str(tmp_path)) == (2, 7)
+    clear_scale(str(tmp_path))
+    assert json.loads(path.read_text()) == {"version": 1, "stop": "now"}

@@ -6,20 +6,24 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from cluster.config.run import ClusterConfig
+from cluster.pool.scale import write_scale
 from cluster.training import supervision
 from cluster.training.failures import WorkersFailedError
+from cluster.training.growth import Pace
 from cluster.training.notices import Notice
+from cluster.training.size_control import SizeControl
 from cluster.training.supervision import Supervisor
 from cluster.training.worker_group import NoRoomError
 from cluster.training.worker_process import Outcome
 from data_pipeline.errors import CorruptShardError, FoldtrainError
+from trainer.config import TrainerConfig
 from trainer.loop.ending import Ending
 
 FINISHED, PAUSED, STOPPED = (Outcome(ending, 40) for ending in (Ending.FINISHED, Ending.PAUSED, Ending.STOPPED))
@@ -35,6 +39,7 @@ class Group:
         self.size, self.nodes = size, nodes[:size]
         self._looks, self._left = looks, set(range(size))
         self.asked: list[Ending] = []
+        self.notes: list[tuple[str, dict[str, Any]]] = []
         self.fate = ""
 
     def train(self, *_: Any) -> None:
@@ -55,8 +60,47 @@ class Group:
     def end(self, ending: Ending) -> None:
         self.asked.append(ending)
 
+    def note(self, event: str, details: dict[str, Any]) -> None:
+        self.notes.append((event, details))
+
     def dismiss(self) -> None:
         self.fate = "dismissed"
+
+
+@dataclass(frozen=True)
+class GeneratorSection:
+    """The part of a stage's section that says how it is trained."""
+
+    trainer: TrainerConfig
+
+    def model_copy(self, update: dict[str, Any]) -> GeneratorSection:
+        return replace(self, **update)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A stage."""
+
+    stage: str
+    folder: str
+    checkpoints: str
+    section: GeneratorSection
+
+
+class NoDemand:
+    """Of a cluster that nobody adds nodes to."""
+
+    def __init__(self, *_: Any) -> None:
+        self.asked: list[int] = []
+
+    def ask(self, count: int) -> None:
+        self.asked.append(count)
+
+    def there(self) -> int:
+        return 0
+
+    def withdraw(self) -> None:
+        self.asked.append(0)
 
 
 class Cluster:
@@ -70,7 +114,9 @@ class Cluster:
         self.clock = 0.0
         self.zero_stage = 2
         self._folder = folder
+        self.demand = NoDemand()
         patch.setattr(supervision, "start_group", self._start)
+        patch.setattr(supervision, "Reservations", lambda _needs: self.demand)
         patch.setattr(supervision.time, "monotonic", self._now)
         patch.setattr(supervision.time, "sleep", lambda _: None)
         patch.setattr(supervision.warm_workers, "take", lambda *_: None)
@@ -82,13 +128,13 @@ class Cluster:
     def has(self, *looks: Looks | Exception, size: int = 2) -> None:
         self.waiting += [each if isinstance(each, Exception) else Group(size, each) for each in looks]
 
-    def supervisor(
-        self, workers: Any = 2, max_failures: int = 2, sizes: tuple[int, ...] = (2,), own: str = ""
-    ) -> Supervisor:
+    def supervisor(self, workers: Any = 2, max_failures: int = 2, own: str = "") -> Supervisor:
         config = ClusterConfig.model_validate({"workers": workers, "max_failures": max_failures, "grow_seconds": 5})
-        section = SimpleNamespace(trainer=SimpleNamespace(zero_stage=self.zero_stage))
-        job: Any = SimpleNamespace(stage="generator", checkpoints=str(self._folder), section=section)
-        return Supervisor(job, config, sizes, self.notice, self, self._folder, 0.0, lost=self.told.append, own=own)
+        section = GeneratorSection(TrainerConfig(steps=100, global_batch=12, zero_stage=self.zero_stage))
+        folder = str(self._folder)
+        job: Any = Job("generator", folder, folder, section)
+        control = SizeControl(folder, section.trainer, config)
+        return Supervisor(job, config, control, self.notice, self, self._folder, 0.0, lost=self.told.append, own=own)
 
     def free(self) -> dict[str, dict[str, float]]:
         return {"a": {"CPU": self.room[0] if len(self.room) == 1 else self.room.pop(0)}}
@@ -193,7 +239,7 @@ def test_workers_that_are_lost_instead_of_saving_are_an_error(cluster: Cluster, 
 @pytest.mark.parametrize("workers", [2, "1:2"])
 def test_a_notice_before_there_are_workers_ends_the_stage(cluster: Cluster, workers: Any) -> None:
     cluster.notice._on_signal(signal.SIGTERM, None)
-    assert cluster.supervisor(workers, sizes=(1, 2)).run()[0] is Ending.STOPPED
+    assert cluster.supervisor(workers).run()[0] is Ending.STOPPED
     assert cluster.groups == []
 
 
@@ -230,16 +276,67 @@ def test_an_elastic_stage_grows_when_there_is_room(cluster: Cluster) -> None:
     cluster.has([{} for _ in range(3)], size=1)
     cluster.has([{0: FINISHED, 1: FINISHED}], size=2)
     cluster.room = [1, 0, 1, 2]  # free: at the start; beside one worker, twice; for the next start
-    assert cluster.supervisor("1:2", sizes=(1, 2)).run() == (Ending.FINISHED, 40)
+    assert cluster.supervisor("1:2").run() == (Ending.FINISHED, 40)
     assert [group.size for group in cluster.groups] == [1, 2]
     assert cluster.notice.news() == ["room for 2 workers: saves a checkpoint, and goes on with them"]
+
+
+def test_workers_that_are_scaled_away_leave_at_a_checkpoint(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervision, "_CONTROL_SECONDS", 1.0)
+    cluster.room = [3]
+    cluster.has([{} for _ in range(3)], size=3)
+    cluster.has([{0: FINISHED, 1: FINISHED}], size=2)
+    cluster.waiting[0].train = lambda *_: write_scale(str(tmp_path), 1, 2)  # type: ignore[union-attr]
+    assert cluster.supervisor(3).run() == (Ending.FINISHED, 40)
+    first, second = cluster.groups
+    assert (set(first.asked), first.fate, second.fate) == ({Ending.PAUSED}, "dismissed", "parked")
+    assert first.notes == [("scale", {"min": 1, "max": 2})]
+    assert cluster.notice.news() == [
+        "1 to 2 workers, as `foldtrain scale` asked; the config says 3",
+        "1 of 3 workers leave: saves a checkpoint, and goes on",
+    ]
+
+
+def test_a_stage_of_a_fixed_size_grows_when_that_is_asked_for(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervision, "_CONTROL_SECONDS", 1.0)
+    cluster.room = [1]
+    cluster.has([{} for _ in range(40)], size=1)
+    cluster.has([{0: FINISHED, 1: FINISHED}], size=2)
+
+    def scale(*_: Any) -> None:
+        write_scale(str(tmp_path), 2, 2)
+        cluster.room = [0, 0, 1, 2]  # none for two looks, then a node comes; and for the next start
+
+    cluster.waiting[0].train = scale  # type: ignore[union-attr]
+    assert cluster.supervisor(1).run() == (Ending.FINISHED, 40)
+    assert [group.size for group in cluster.groups] == [1, 2]
+    assert cluster.demand.asked[:3] == [1, 1, 1]  # until there was room
+    assert cluster.demand.asked[-1] == 0  # withdrawn
+
+
+def test_growth_that_does_not_pay_is_declined_on_record_and_nothing_is_asked_of_the_cluster(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervision, "read_pace", lambda _folder: Pace(10, 1.0, 60.0))
+    cluster.room = [1]
+    cluster.has([*({} for _ in range(60)), {0: FINISHED}], size=1)
+    assert cluster.supervisor("1:2").run() == (Ending.FINISHED, 40)
+    (group,) = cluster.groups
+    assert (group.asked, [event for event, _ in group.notes]) == ([], ["growth_declined"])
+    assert set(cluster.demand.asked) == {0}
+    (said,) = cluster.notice.news()
+    assert said.startswith("stays with 1 worker: a restart with 2 takes")
 
 
 def test_an_elastic_start_for_which_there_was_no_room_is_tried_with_fewer(cluster: Cluster) -> None:
     cluster.room = [2]
     cluster.has(NoRoomError())
     cluster.has([{0: FINISHED}], size=1)
-    assert cluster.supervisor("1:2", sizes=(1, 2)).run() == (Ending.FINISHED, 40)
+    assert cluster.supervisor("1:2").run() == (Ending.FINISHED, 40)
 
 
 def test_the_command_loads_neither_torch_nor_pandas_nor_ray_train() -> None:

@@ -84,6 +84,22 @@ def test_a_later_stage_is_not_asked_for_what_an_earlier_one_was(
         assert worker.wait(0) is None
 
 
+def test_what_a_command_wants_on_record_reaches_the_stage(worker: TrainWorker, trains: Callable[[Run], None]) -> None:
+    noted: list[Any] = []
+
+    def until_noted(_job: Any, _device: torch.device, request: EndRequest, _asked: float) -> tuple[Ending, int]:
+        while not noted:
+            noted.extend(request.take_notes())
+        noted.extend(request.take_notes())  # each once
+        return Ending.FINISHED, 7
+
+    trains(until_noted)
+    worker.train(JOB, 0.0, Ending.STOPPED)
+    worker.note("scale", {"min": 1, "max": 2})
+    assert worker.wait(SECONDS) is not None
+    assert noted == [("scale", {"min": 1, "max": 2})]
+
+
 def test_an_error_comes_with_its_traceback(worker: TrainWorker, trains: Callable[[Run], None]) -> None:
     error = CorruptShardError("images-0001.tar is damaged")
 

@@ -33,6 +33,7 @@ from trainer.engine.scalars import Scalars
 from trainer.engine.trainable import Trainable, Trainables
 from trainer.job import TrainJob
 from trainer.loop.compose import build_loop
+from trainer.loop.ending import EndRequest
 from trainer.loop.training_loop import Loop
 
 STEPS = 10
@@ -50,6 +51,7 @@ class CountingStage:
         self.trainables: Trainables = {self.exported: Trainable(self.network)}
         self.samples = None
         self.loop: Loop | None = None
+        self.request = EndRequest()
         self.stop_at, self.seen, self.total = stop_at, 0, 0
 
     def card(self) -> dict[str, Any]:
@@ -63,6 +65,8 @@ class CountingStage:
         return train(engines[self.exported], [partial(self.network.terms, batch) for batch in micro_batches], rate)
 
     def after_step(self, step: int, engines: DeepSpeedEngines) -> dict[str, dict[str, Any]]:
+        if step - 1 == self.stop_at:
+            self.request.note("asked", {"by": "a test"})
         if step - 1 == self.stop_at and dist.get_rank() == dist.get_world_size() - 1:
             assert self.loop is not None
             self.loop.request_stop()
@@ -100,7 +104,7 @@ def run(jobs: list[tuple[TrainJob, int | None]]) -> list[tuple[bool, int]]:
     found = []
     for each, stop_at in jobs:
         stage = CountingStage(stop_at)
-        stage.loop = build_loop(each, stage, torch.device("cpu"))
+        stage.loop = build_loop(each, stage, torch.device("cpu"), request=stage.request)
         ended = stage.loop.run()
         found.append((ended, int(stage.state()["seen"])))
     return found
@@ -121,6 +125,7 @@ def test_a_stop_asked_of_one_rank_ends_all_with_a_checkpoint_and_the_same_goes_o
     assert run_gloo(2, tmp_path, run, starts)[0] == [(True, 80), (False, 56), (True, 80)]
     assert events(parts, "stop") == [7]  # the agreement of a step goes on beside the next
     assert events(parts, "resume") == [7]
+    assert events(parts, "asked") == [6]  # both ranks were told, and one of them records
     assert complete_steps(str(parts / "checkpoints")) == [4, 7, 8, 10]
     assert losses(parts) == losses(whole)
     one, other = ((folder / "export" / "ema.safetensors").read_bytes() for folder in (whole, parts))

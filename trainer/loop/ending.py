@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
 from enum import StrEnum
+from typing import Any
 
 
 class Ending(StrEnum):
@@ -17,7 +20,7 @@ class Ending(StrEnum):
 
 
 class EndRequest:
-    """The wish that the stage ends after the step under way or the next, with a checkpoint.
+    """The wish that the stage ends after the step under way or the next, with a checkpoint; and what is to be recorded.
 
     Any thread may ask, and signal handlers: nothing here takes a lock.
     """
@@ -25,6 +28,16 @@ class EndRequest:
     def __init__(self) -> None:
         self.stop_asked = False
         self.pause_asked = False
+        self._notes: deque[tuple[str, dict[str, Any]]] = deque()
+
+    def note(self, event: str, details: dict[str, Any]) -> None:
+        """Have the stage record an event of whoever runs it, after the step under way."""
+        self._notes.append((event, details))
+
+    def take_notes(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The events that were to be recorded since the last call."""
+        while self._notes:
+            yield self._notes.popleft()
 
     def stop(self) -> None:
         """Ask for the end of the command."""

@@ -186,6 +186,8 @@ class Loop:
             if self.step % self.config.log_every == 0 or last or validated:
                 self._record(validated)
             self.journal.check()
+            for event, details in self._request.take_notes():
+                self.journal.event(event, self.step, **details)
             stopping = self._between_steps(last)
         self._checkpoint()  # if the last steps were passed over, or the run stopped at a rollback, there is none yet
         self.checkpoints.finish(self.progress)

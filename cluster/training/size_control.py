@@ -1,0 +1,73 @@
+"""How many workers a training stage may have: as the config says, or as `foldtrain scale` asks while it runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from cluster.config.run import ClusterConfig
+from cluster.pool.scale import read_scale
+from cluster.training.elastic_sizes import same_micro_batch, usable_sizes
+from data_pipeline.errors import FoldtrainError
+from data_pipeline.storage.retries import patience
+from trainer.config import TrainerConfig
+from trainer.job import TrainJob
+
+_ASIDE_SECONDS = 5.0
+"""How long storage is waited for: the run does not depend on it."""
+
+
+class SizeControl:
+    """The numbers of workers of a stage.
+
+    Args:
+        folder: of the stage, where `foldtrain scale` leaves what it asks for.
+        trainer: settings of the config, of which none has been changed.
+        cluster: what the config says.
+    """
+
+    def __init__(self, folder: str, trainer: TrainerConfig, cluster: ClusterConfig) -> None:
+        self._folder, self._trainer = folder, trainer
+        self._given = self._seen = self.asked = (cluster.fewest_workers, cluster.most_workers)
+        self.sizes = usable_sizes(trainer, *self._given)
+        """Those that can be used, ascending."""
+        self._complaint = ""
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the number may change while the stage runs."""
+        return self.asked != self._given or self.asked[0] != self.asked[1]
+
+    def look(self) -> tuple[str, bool]:
+        """Read what is asked for. Returns what there is to say of it, if anything is, and whether it has changed."""
+        try:
+            with patience(_ASIDE_SECONDS):
+                found = read_scale(self._folder) or self._given
+        except (OSError, FoldtrainError) as error:  # storage that is away, or a file that was edited, stops no run
+            said, self._complaint = self._complaint, str(error)
+            return ("" if said == self._complaint else self._complaint), False
+        if found == self._seen:
+            return "", False
+        self._seen = found
+        sizes = usable_sizes(self._trainer, *found)
+        if not sizes:
+            return (
+                f"`foldtrain scale` asks for {_in_words(found)} workers, over which a global batch of "
+                f"{self._trainer.global_batch} cannot be cut: goes on with {_in_words(self.asked)}",
+                False,
+            )
+        self.asked, self.sizes = found, sizes
+        if found == self._given:
+            return f"{_in_words(found)} workers, as the config says", True
+        return f"{_in_words(found)} workers, as `foldtrain scale` asked; the config says {_in_words(self._given)}", True
+
+    def applied(self, job: TrainJob) -> TrainJob:
+        """The stage with a micro batch that suits all sizes that the config or `foldtrain scale` allows."""
+        if not self.is_elastic:
+            return job
+        fewest = min(self.sizes[0], self._given[0])
+        trainer = same_micro_batch(self._trainer, fewest, max(self.sizes[-1], self._given[1]))
+        return replace(job, section=job.section.model_copy(update={"trainer": trainer}))
+
+
+def _in_words(size: tuple[int, int]) -> str:
+    return str(size[0]) if size[0] == size[1] else f"{size[0]} to {size[1]}"
