@@ -1,11 +1,14 @@
 """A Ray cluster of several nodes on this machine, any of which can be lost: a raylet each, and its workers.
 
+It may have an autoscaler, which adds nodes and takes them away as one of a cloud does (Ray's provider of fake nodes).
+
 Ray's ports are open to all, so they ask for a token. Ray finds a lost node after some 3 s here, by its own settings for
 health checks; as it is shipped it takes 14.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
@@ -13,9 +16,9 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import psutil
 
@@ -23,7 +26,7 @@ from cluster.drills.victims import kill, title_of
 from cluster.session.ray_folder import make_folder
 from data_pipeline.errors import FoldtrainError
 
-_UP_SECONDS = 90.0
+_UP_SECONDS = 300.0
 _STARTS = 3
 """Times that a node is started before it counts as broken."""
 _OBJECT_STORE_BYTES = 80 * 2**20
@@ -32,6 +35,42 @@ _SETTINGS = {
     "RAY_health_check_failure_threshold": "3",  # each fails at once where nobody listens
     "RAY_raylet_start_wait_time_s": "60",  # of a busy machine
 }
+
+
+_FAKE = "f" * 32
+"""Begins the ids of nodes of Ray's fake provider."""
+_FAKE_PROVIDER = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+_IDLE_MINUTES = 0.05
+
+
+def _autoscaling(address: str, most: int) -> dict[str, Any]:
+    """The config of an autoscaler, with all the keys that Ray looks for."""
+    lists = ("cluster_synced_files", "rsync_exclude", "rsync_filter", "initialization_commands", "setup_commands")
+    more = ("head_setup_commands", "worker_setup_commands", "head_start_ray_commands", "worker_start_ray_commands")
+    worker = {"CPU": 1, "object_store_memory": _OBJECT_STORE_BYTES}
+    return {
+        "cluster_name": "drill",
+        "max_workers": most,
+        "upscaling_speed": 100.0,
+        "idle_timeout_minutes": _IDLE_MINUTES,
+        "provider": {
+            "type": "fake_multinode",
+            "use_node_id_as_ip": True,
+            "disable_node_updaters": True,
+            "disable_launch_config_check": True,
+            "gcs_address": address,
+        },
+        "head_node_type": "ray.head.default",
+        "available_node_types": {
+            "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+            "worker": {"resources": worker, "node_config": {}, "min_workers": 0, "max_workers": most},
+        },
+        "auth": {"ssh_user": "nobody"},
+        "docker": {},
+        "file_mounts": {},
+        "file_mounts_sync_continuously": False,
+        **{name: [] for name in (*lists, *more)},
+    }
 
 
 class RayNode:
@@ -79,8 +118,16 @@ class RayNode:
     @property
     def id(self) -> str:
         """As Ray names it."""
-        names = (one.partition("=") for one in self._raylets()[0].cmdline())
-        return str(next(value for name, _, value in names if name == "--node_id"))
+        return self.nodes()[0]
+
+    def nodes(self) -> list[str]:
+        """Ray's ids of its raylets: its own, and those that its autoscaler has started."""
+        found = []
+        for raylet in self._raylets():
+            with suppress(psutil.NoSuchProcess):
+                names = (one.partition("=") for one in raylet.cmdline())
+                found += [value for name, _, value in names if name == "--node_id"]
+        return found
 
     def _raylets(self) -> list[psutil.Process]:
         return [process for process in self.family() if Path(title_of(process).split(" ")[0]).name == "raylet"]
@@ -91,10 +138,12 @@ class RayNodes:
 
     Args:
         cpus: of each node.
+        most: nodes of one CPU that an autoscaler may add, and takes away once they have been idle for some seconds; 0
+            for no autoscaler.
     """
 
-    def __init__(self, cpus: int = 1) -> None:
-        self._cpus = cpus
+    def __init__(self, cpus: int = 1, most: int = 0) -> None:
+        self._cpus, self._most = cpus, most
         self._nodes: list[RayNode] = []
         self._port = _free_port()
         self._folder = Path()
@@ -115,12 +164,18 @@ class RayNodes:
         """Variables that a driver needs."""
         return self._token | _SETTINGS
 
+    @property
+    def added(self) -> set[str]:
+        """Ray's ids of the nodes that the autoscaler has added, and not taken away yet."""
+        return {node for node in self.head.nodes() if node.startswith(_FAKE)}
+
     def __enter__(self) -> Self:
         self._folder = make_folder()
         self._token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         with ExitStack() as held:
             held.push(self.__exit__)
-            self._start(f"--port={self._port}", "--head", "--include-dashboard=false").wait_until_up()
+            options = [f"--autoscaling-config={self._autoscaling()}"] if self._most else []
+            self._start(f"--port={self._port}", "--head", "--include-dashboard=false", *options).wait_until_up()
             held.pop_all()
         return self
 
@@ -162,6 +217,12 @@ class RayNodes:
         if done.returncode:
             raise FoldtrainError(f"ray drain-node failed:\n{done.stdout}{done.stderr}")
 
+    def _autoscaling(self) -> Path:
+        """The file for an autoscaler."""
+        path = self._folder / "autoscaling.json"
+        path.write_text(json.dumps(_autoscaling(f"{self.address}", self._most)))
+        return path
+
     def _start(self, *arguments: str) -> RayNode:
         log = self._folder / f"node-{len(self._nodes)}.log"
         command = [
@@ -173,7 +234,7 @@ class RayNodes:
         with log.open("wb") as output:
             process = subprocess.Popen(
                 command,
-                env=variables | self.environment,
+                env=variables | self.environment | (_FAKE_PROVIDER if self._most else {}),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
