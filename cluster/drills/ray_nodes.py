@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Self
@@ -140,13 +141,14 @@ class RayNodes:
         cpus: of each node.
         most: nodes of one CPU that an autoscaler may add, and takes away once they have been idle for some seconds; 0
             for no autoscaler.
+        variables: that all nodes have, and so their workers.
     """
 
-    def __init__(self, cpus: int = 1, most: int = 0) -> None:
-        self._cpus, self._most = cpus, most
+    def __init__(self, cpus: int = 1, most: int = 0, variables: Mapping[str, str] | None = None) -> None:
+        self._cpus, self._most, self._variables = cpus, most, dict(variables or {})
         self._nodes: list[RayNode] = []
         self._port = _free_port()
-        self._folder = Path()
+        self._folder, self._generation = Path(), 0
         self._token: dict[str, str] = {}
 
     @property
@@ -174,8 +176,7 @@ class RayNodes:
         self._token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         with ExitStack() as held:
             held.push(self.__exit__)
-            options = [f"--autoscaling-config={self._autoscaling()}"] if self._most else []
-            self._start(f"--port={self._port}", "--head", "--include-dashboard=false", *options).wait_until_up()
+            self._start_head()
             held.pop_all()
         return self
 
@@ -183,6 +184,20 @@ class RayNodes:
         for node in reversed(self._nodes):
             node.lose()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def start_again(self, further: int) -> None:
+        """The whole cluster anew, at the same address, once its head is lost, with so many further nodes."""
+        for node in reversed(self._nodes):
+            node.lose()
+        self._nodes.clear()
+        self._generation += 1
+        self._start_head()
+        for _ in range(further):
+            self.add()
+
+    def _start_head(self) -> None:
+        options = [f"--autoscaling-config={self._autoscaling()}"] if self._most else []
+        self._start(f"--port={self._port}", "--head", "--include-dashboard=false", *options).wait_until_up()
 
     def add(self) -> RayNode:
         """A further node, up.
@@ -224,17 +239,22 @@ class RayNodes:
         return path
 
     def _start(self, *arguments: str) -> RayNode:
-        log = self._folder / f"node-{len(self._nodes)}.log"
+        log = self._folder / f"node-{self._generation}-{len(self._nodes)}.log"
         command = [
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats", *arguments),
-            *("--node-ip-address=127.0.0.1", f"--temp-dir={self._folder / 'r'}", f"--num-cpus={self._cpus}"),
+            *(
+                "--node-ip-address=127.0.0.1",
+                f"--temp-dir={self._folder / f'r{self._generation}'}",
+                f"--num-cpus={self._cpus}",
+            ),
             *(f"--object-store-memory={_OBJECT_STORE_BYTES}", "--min-worker-port=0", "--max-worker-port=0"),
         ]
         variables = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        fake = _FAKE_PROVIDER if self._most else {}
         with log.open("wb") as output:
             process = subprocess.Popen(
                 command,
-                env=variables | self.environment | (_FAKE_PROVIDER if self._most else {}),
+                env=variables | self._variables | self.environment | fake,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

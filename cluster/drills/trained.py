@@ -43,7 +43,7 @@ class Trained:
 
 def read_trained(bucket: Bucket, folder: str) -> Trained:
     """What lies in a stage's folder of a bucket."""
-    records, events = (_records(bucket, f"{folder}/{name}.jsonl") for name in ("metrics", "events"))
+    records, events = (read_records(bucket, f"{folder}/{name}.jsonl") for name in ("metrics", "events"))
     states: dict[str, dict[str, Any]] = {}
     elements: dict[str, str] = {}
     for name in sorted(complete_checkpoints(bucket.stamps(folder))):
@@ -57,7 +57,8 @@ def read_trained(bucket: Bucket, folder: str) -> Trained:
     return Trained(steps, numbers, states, elements, bucket.digests(f"{folder}/export"), begun_after)
 
 
-def _records(bucket: Bucket, key: str) -> list[dict[str, Any]]:
+def read_records(bucket: Bucket, key: str) -> list[dict[str, Any]]:
+    """The records of a JSONL file of a stage."""
     segments, newest = decode(key, bucket.read(key))
     text = b"".join([*(bucket.read(f"{segments_folder(key)}/{segment.name}") for segment in segments), newest])
     return [json.loads(line) for line in text.decode().splitlines() if line]
