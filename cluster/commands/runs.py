@@ -46,7 +46,8 @@ def monitor(
 
 def scale(
     run: Annotated[
-        str, typer.Argument(metavar="RUN", help="Folder of a run at any URI, its config, or its shards or samples.")
+        str,
+        typer.Argument(metavar="RUN|ID", help="A run at any URI, its config, its shards or samples; or a job's id."),
     ],
     workers: Annotated[
         str, typer.Option("--workers", metavar="N|MIN:MAX", help="Workers, or the fewest and the most of them.")
@@ -59,17 +60,23 @@ def scale(
     """Change the number of workers of a running stage.
 
     Of ingest, tokenize and sample workers join, or leave after the shard in hand. Training goes on from a checkpoint.
+    On Slurm its job is given the nodes for them; elsewhere Ray's autoscaler finds out by itself.
     """
     from cluster.pool import scale
+    from cluster.stages.job_nodes import adapt_job, job_at_work
 
     fewest, most = scale.parse_workers(workers)
     if stage is not None and stage not in scale.STAGES:
         raise typer.BadParameter(f"{stage}: choose from {', '.join(scale.STAGES)}", param_hint="--stage")
-    name, folder = scale.running_stage(tokens or run, "tokenize" if tokens else stage)
+    job = job_at_work(run)
+    place = tokens or (job.run if job else run)
+    name, folder = scale.running_stage(place, "tokenize" if tokens else stage)
     scale.write_scale(folder, fewest, most)
     number = str(most) if fewest == most else f"{fewest} to {most}"
     when = "from a checkpoint on" if stage_named(name).trains else "they join, or leave after the shard in hand"
     say(f"{folder}: {number} workers are asked for; {when}")
+    if job and (said := adapt_job(job, most)):
+        say(f"{job.id}: {said}")
 
 
 def register(app: typer.Typer) -> None:

@@ -8,9 +8,15 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
+from cluster.config.loading import load_config
 from cluster.config.run import RunConfig
+from cluster.jobs.places import is_id, job_folder
+from cluster.jobs.records import JobRecord, find_job, list_jobs
 from cluster.stages.planning import workers_per_node
 from cluster.targets.config import TargetSection
+from cluster.targets.opening import open_target, section_from
+from data_pipeline import storage
+from data_pipeline.errors import UsageError
 
 
 @runtime_checkable
@@ -25,6 +31,39 @@ class NodeTarget(Protocol):
 
     def remove_nodes(self, handle: str, count: int) -> list[str]:
         """Have some that have joined leave again."""
+
+
+def job_at_work(named: str) -> JobRecord | None:
+    """The job that a user means: by its id, or the newest of a run that is at work; None if none is.
+
+    Raises:
+        UsageError: if there is no job of that id, or it has ended.
+    """
+    if is_id(named) and not storage.exists(named):
+        record = find_job(named)
+        if record.status != "running":
+            raise UsageError(f"{named} is not at work: {record.status}{record.message and f' ({record.message})'}")
+        return record
+    if named.endswith((".yaml", ".yml")):
+        return None
+    running = [record for record in list_jobs(storage.absolute(named)) if record.status == "running"]
+    return running[-1] if running else None
+
+
+def adapt_job(record: JobRecord, most: int) -> str:
+    """Have a job get the nodes that `most` workers need, if its scheduler gives them one by one. Returns what to say.
+
+    Raises:
+        FoldtrainError: if the scheduler does not do it.
+    """
+    if record.job is None or record.handle is None:
+        return ""
+    folder = job_folder(record.run, record.id)
+    section = section_from(record.job.target_config, folder)
+    target = open_target(record.job.target, section)
+    if not isinstance(target, NodeTarget):
+        return ""
+    return adapt_nodes(target, section, load_config(storage.join(folder, "config.yaml")), record.handle, most)
 
 
 def nodes_for(section: TargetSection, per_node: int, workers: int) -> int:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cluster.config.loading import load_config
+from cluster.commands import runs
+from cluster.config.loading import load_config, resolved_yaml
+from cluster.jobs import places, records
+from cluster.jobs.records import JobRecord, State, Submitted
+from cluster.pool.scale import read_scale
+from cluster.stages import job_nodes
 from cluster.stages.job_nodes import adapt_nodes
 from cluster.targets.config import TargetSection
+from data_pipeline.errors import UsageError
+from data_pipeline.leases.lease import only_driver
 
 
 class Scheduler:
@@ -68,6 +76,51 @@ def test_without_a_word_of_what_a_node_has_nothing_is_asked_for_and_the_key_is_n
     said = adapt_nodes(scheduler, section(), load_config(small_config, []), "17", 12)
     assert "cpus_per_node" in said
     assert scheduler.asked == []
+
+
+@pytest.fixture
+def job(small_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JobRecord:
+    """One that is at work in a run whose generator trains, on a target that gives nodes one by one."""
+    monkeypatch.setenv("FOLDTRAIN_HOME", str(tmp_path / "home"))
+    run = str(tmp_path / "run")
+    given = {"kind": "ray", "address": "http://head:8265", "nodes": "2:6", "cpus_per_node": 8}
+    submitted = Submitted(
+        id="generator-0a1b2c",
+        stages=("train-generator",),
+        run=run,
+        target="big",
+        target_config=given,
+        submitted=1.0,
+        who="me@here",
+    )
+    records.write_job(submitted, resolved_yaml(load_config(small_config, [])))
+    records.write_handle(run, submitted.id, "17")
+    records.write_state(run, submitted.id, State(status="running", started=1.0, heartbeat=time.time()))
+    (tmp_path / "run" / "generator").mkdir()
+    (tmp_path / "run" / "generator" / "settings.json").write_text("{}")
+    return records.read_job(run, submitted.id)
+
+
+def test_the_job_of_a_run_is_scaled_with_its_nodes_by_its_id_or_by_its_run(
+    job: JobRecord, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scheduler = Scheduler(2)
+    monkeypatch.setattr(job_nodes, "open_target", lambda _name, _section: scheduler)
+    places.remember(job.run, job.id)
+    with only_driver(f"{job.run}/generator", "training of generator"):
+        for named, most in ((job.run, "3:24"), (job.id, "17")):
+            runs.scale(named, most)
+    assert scheduler.asked == [1, 1]  # three nodes have room for 24 workers, and for 17
+    assert read_scale(f"{job.run}/generator") == (17, 17)
+    assert "generator-0a1b2c: 1 more nodes are asked for, 3 in all" in capsys.readouterr().out
+
+
+def test_a_job_that_has_ended_is_not_scaled(job: JobRecord) -> None:
+    places.remember(job.run, job.id)
+    records.write_state(job.run, job.id, State(status="failed", started=1.0, ended=2.0, message="no space left"))
+    with pytest.raises(UsageError, match=r"generator-0a1b2c is not at work: failed \(no space left\)"):
+        runs.scale(job.id, "3")
+    assert job_nodes.job_at_work(job.run) is None
 
 
 def test_a_target_with_an_autoscaler_of_its_own_is_asked_for_nothing(small_config: Path) -> None:
