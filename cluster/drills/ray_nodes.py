@@ -34,7 +34,7 @@ _OBJECT_STORE_BYTES = 80 * 2**20
 _SETTINGS = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_failure_threshold": "3",  # each fails at once where nobody listens
-    "RAY_raylet_start_wait_time_s": "60",  # of a busy machine
+    "RAY_raylet_start_wait_time_s": "240",  # of a busy machine
 }
 
 

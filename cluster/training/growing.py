@@ -8,11 +8,10 @@ from typing import Any, Protocol
 from cluster.training.elastic_policy import Room
 from cluster.training.elastic_sizes import largest_usable
 from cluster.training.growth import Growth, Pace
-from cluster.training.worker_group import Needs, ask_for_room, remove_room
+from cluster.training.worker_group import Needs, ask_for_room, is_room, remove_room
 
 _MOST_ASKED = 64
 """Workers that room is asked for at once."""
-_READY_SECONDS = 0.01
 
 
 class Demand(Protocol):
@@ -53,7 +52,7 @@ class Reservations:
 
     def there(self) -> int:
         """For how many of them it is kept."""
-        return sum(bool(each.wait(_READY_SECONDS)) for each in self._kept)
+        return sum(map(is_room, self._kept))
 
     def withdraw(self) -> None:
         """Ask for none any more, and hand back what is kept."""

@@ -227,6 +227,13 @@ def ask_for_room(needs: Needs, size: int) -> Any:
     return placement_group([needs.resources] * size, strategy="PACK", bundle_label_selector=selectors)
 
 
+def is_room(reservation: Any) -> bool:
+    """Whether Ray has placed it."""
+    from ray.util.placement_group import placement_group_table
+
+    return bool(placement_group_table(reservation).get("state") == "CREATED")
+
+
 def remove_room(reservation: Any) -> None:
     """Hand it back, if Ray still knows it."""
     from ray.exceptions import RayError

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from cluster.training import growing
 from cluster.training.growing import Growing
 from cluster.training.growth import Growth, Pace, read_pace
+from cluster.training.worker_group import Needs
 
 
 def test_cost_and_gain_are_those_on_paper() -> None:
@@ -154,3 +156,29 @@ def test_at_the_largest_size_nothing_is_asked_for_or_declined() -> None:
     grown = Grown(IN_VAIN)
     assert grown.growing.larger((1, 2), 2) is None
     assert (grown.cluster.asked, grown.declined) == ([0], [])
+
+
+def test_as_many_reservations_are_kept_as_are_asked_for_and_each_is_handed_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[int] = []
+    removed: list[int] = []
+
+    def ask(_needs: Needs, size: int) -> int:
+        assert size == 1
+        made.append(len(made))
+        return made[-1]
+
+    monkeypatch.setattr(growing, "ask_for_room", ask)
+    monkeypatch.setattr(growing, "remove_room", removed.append)
+    monkeypatch.setattr(growing, "is_room", lambda reservation: reservation != 1)
+    room = growing.Reservations(Needs(1, 0))
+    room.ask(3)
+    assert (made, room.there()) == ([0, 1, 2], 2)
+    room.ask(2)
+    assert removed == [2]
+    room.ask(2)
+    room.withdraw()
+    assert sorted(removed) == made == [0, 1, 2]
+    room.ask(1000)
+    assert len(made) == 3 + 64  # no more at once
