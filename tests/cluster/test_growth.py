@@ -158,7 +158,7 @@ def test_at_the_largest_size_nothing_is_asked_for_or_declined() -> None:
     assert (grown.cluster.asked, grown.declined) == ([0], [])
 
 
-def test_as_many_reservations_are_kept_as_are_asked_for_and_each_is_handed_back(
+def test_as_many_reservations_are_kept_as_are_asked_for_and_all_handed_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made: list[int] = []
