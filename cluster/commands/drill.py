@@ -94,30 +94,6 @@ def drill_train(
     _drill(make, range(seed, seed + trials), folder, keep, output, report)
 
 
-@app.command("cluster")
-def drill_cluster(
-    trials: Annotated[int, typer.Option("--trials", min=1, help="How many; one to two minutes each.")] = 10,
-    seed: Seed = 0,
-    folder: Folder = None,
-    keep: Keep = False,
-    output: Json = None,
-) -> None:
-    """Lose a worker, a node, the command, storage or the head of a training's cluster; exit code 1 if it does not end.
-
-    Trial after trial the next of these. Losses are compared with those of an unbroken run in float tolerance, and its
-    ledger and checkpoints are audited. All of it is on this machine: it starts an S3 server (`weed`, from the extra
-    `drills`), and a Ray cluster of three raylets for each trial.
-    """
-    from cluster.drills.cluster import ClusterDrill
-
-    columns: dict[str, Callable[[Any], str]] = {
-        "restarts": lambda trial: str(trial.restarts),
-        "difference": lambda trial: f"{trial.difference:.1e}",
-    }
-    report = _Report("trained", columns, "finished, with a clean audit", "finished")
-    _drill(ClusterDrill, range(seed, seed + trials), folder, keep, output, report)
-
-
 def _drill(
     make: Callable[[Path, int], Drill[Any]],
     seeds: range,
