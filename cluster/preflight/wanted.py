@@ -40,7 +40,7 @@ def wanted_by(config: RunConfig, reads: Iterable[str] | None = None) -> Wanted:
     return Wanted(
         run=storage.absolute(config.run),
         reads=tuple(map(storage.absolute, given if reads is None else reads)),
-        cache_folder=config.data.reading.cache_dir,
+        cache_folder=storage.absolute(cache) if (cache := config.data.reading.cache_dir) else None,
         cache_bytes=config.data.reading.cache_bytes,
         workers=cluster.most_workers,
         gpus_per_worker=cluster.gpus_per_worker,

@@ -16,6 +16,7 @@ from cluster.preflight.before_training import preflight
 from cluster.preflight.findings import Finding
 from cluster.preflight.nodes import silent
 from cluster.preflight.ray_probes import RayProbes
+from cluster.preflight.wanted import Wanted, wanted_by
 from cluster.training.elastic_policy import Room, Without
 from data_pipeline.errors import FoldtrainError
 
@@ -144,3 +145,24 @@ def test_a_node_that_is_left_out_has_no_room(three: Cluster) -> None:
 
     room = Room({"CPU": 1.0}, Without(Nodes(), frozenset({"id-b"})))
     assert (room.whole(), room.free()) == (1, 1)
+
+
+def test_what_a_run_needs_is_taken_from_its_config(small_config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(small_config.parent)
+    resolved = load_config(
+        str(small_config),
+        [
+            *("cluster.workers=2:4", "cluster.cpus_per_worker=3.5", "inputs.images=pictures", "data.source=null"),
+            *("data.reading.cache_dir=cache", "data.reading.cache_bytes=1000"),
+        ],
+    )
+    folder = small_config.parent
+    assert wanted_by(resolved) == Wanted(
+        run=str(folder / "runs" / "small"),
+        reads=(str(folder / "pictures"),),
+        cache_folder=str(folder / "cache"),
+        cache_bytes=1000,
+        workers=4,
+        threads=3,
+    )
+    assert wanted_by(resolved, ["s3://bucket/tokens"]).reads == ("s3://bucket/tokens",)
