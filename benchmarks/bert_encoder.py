@@ -63,7 +63,7 @@ class _Embeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, ids: Tensor) -> Tensor:
-        places = self.position_embeddings(torch.arange(ids.shape[1])) + self.token_type_embeddings(
+        places = self.position_embeddings(torch.arange(ids.shape[1], device=ids.device)) + self.token_type_embeddings(
             torch.zeros_like(ids)
         )
         out: Tensor = self.dropout(self.LayerNorm(self.word_embeddings(ids) + places))

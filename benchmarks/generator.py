@@ -2,13 +2,16 @@
 
     git clone https://github.com/FoundationVision/LlamaGen /somewhere/LlamaGen
     python benchmarks/generator.py --family llamagen=/somewhere/LlamaGen --family var=/somewhere/VAR [--json FILE]
-        [--size var=d16] [--batch 2] [--rounds 3] [--only training|sampling|memory]
+        [--size var=d16] [--batch 2] [--rounds 3] [--only training|sampling|memory|predicted]
 
 A family is a file beside this one, generator_NAME.py, with `build(Options) -> Pair` (generator_sides.py). Both get the
 same weights, batch, optimizer and number of warm-up rounds, and take turns in each round. A training step is
 forward, loss, backward and AdamW with products in bf16; sampling is with guidance, up to the tokens. Memory is what the
 first two steps add to the resident memory of a fresh process at its highest (Linux), each block of more than 64 KiB
 mapped by itself, so that no fragments of a heap count.
+
+Beside what is measured stands the same predicted for a GPU, by tracing both sides at the published size
+(generator_predicted.py): float32 as TF32, of --predicted-batch samples.
 
 Seconds are of the processor (`time.process_time`), which a busy machine hardly changes, with one thread unless
 --threads says otherwise: threads that wait for one another count as busy. Nothing of a checkout is copied.
@@ -33,8 +36,11 @@ import torch
 from generator_sides import Options, Pair, Side
 from report import write_report
 
+from trainer.planning.devices import find_device
+from trainer.planning.roofline import Assumptions
+
 LARGEST_DIFFERENCE = 1e-3
-PARTS = ("training", "memory", "sampling")
+PARTS = ("training", "memory", "sampling", "predicted")
 SIDES = ("theirs", "ours")
 
 
@@ -45,7 +51,7 @@ def build(family: str, options: Options) -> Pair:
         SystemExit: if there is no such family, or its checkout is none.
     """
     known = sorted(path.stem.partition("_")[2] for path in Path(__file__).parent.glob("generator_*.py"))
-    known.remove("sides")
+    known = [name for name in known if name not in {"sides", "predicted"}]
     if family not in known:
         raise SystemExit(f"--family {family}: there are {', '.join(known)}")
     torch.manual_seed(0)
@@ -148,6 +154,34 @@ def measure(family: str, options: Options, rounds: int, parts: tuple[str, ...]) 
     return figures
 
 
+def predict(family: str, checkout: Path, batch: int, device: str) -> dict[str, Any]:
+    """What `generator_predicted.py` finds.
+
+    Raises:
+        SystemExit: if the table has no such device.
+    """
+    import generator_predicted
+
+    found = find_device(device)
+    if found is None:
+        raise SystemExit(f"--device {device}: it is not in trainer/planning/devices.py")
+    return generator_predicted.predicted(family, checkout, batch, found, Assumptions(tf32=True))
+
+
+def predicted_rows(family: str, found: dict[str, Any]) -> list[list[str]]:
+    """Milliseconds by what is done, and kernels; a reason where published code could not be traced."""
+    rows = []
+    for what in ("training", "sampling fp32", "sampling bf16"):
+        sides, title = found[what], f"{what} of {found['batch']} on {found['device']}, predicted, ms"
+        if "theirs" in sides:
+            for key, how in (("seconds", ""), ("fused_seconds", ", chains fused")):
+                rows.append(_row(family, title + how, *(sides[side][key] * 1e3 for side in SIDES)))
+        else:
+            reason = found["not_traced"][what]
+            rows.append([family, title, reason, f"{sides['ours']['seconds'] * 1e3:.3g}", "", ""])
+    return rows
+
+
 def rows_of(family: str, figures: dict[str, Any]) -> list[list[str]]:
     """What the table shows of a family: theirs, ours, how many times as fast ours is, and the naive draw."""
     rows = []
@@ -163,7 +197,7 @@ def rows_of(family: str, figures: dict[str, Any]) -> list[list[str]]:
         if f"ours {kind}" in draws:
             naive = draws.get(f"naive {kind}")
             rows.append(_row(family, f"sampling in {kind}, s", draws[f"theirs {kind}"], draws[f"ours {kind}"], naive))
-    return rows
+    return rows + (predicted_rows(family, figures["predicted"]) if "predicted" in figures else [])
 
 
 def _row(family: str, name: str, theirs: float, ours: float, naive: float | None = None) -> list[str]:
@@ -191,6 +225,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", action="append", choices=PARTS)
+    parser.add_argument("--predicted-batch", type=int, default=64)
+    parser.add_argument("--device", default="H100 SXM", help="of the predictions")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--memory-of", choices=SIDES, help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -208,7 +244,13 @@ def main() -> None:
         print(json.dumps({"kept": kept_bytes(side), "added": added}))
         return
     parts = tuple(asked.only or PARTS)
-    found = {family: measure(family, each, asked.rounds, parts) for family, each in options.items()}
+    measured = tuple(part for part in parts if part != "predicted")
+    found = {
+        family: measure(family, each, asked.rounds, measured) if measured else {} for family, each in options.items()
+    }
+    if "predicted" in parts:
+        for family, each in options.items():
+            found[family]["predicted"] = predict(family, each.checkout, asked.predicted_batch, asked.device)
     how = {"batch": asked.batch, "rounds": asked.rounds, "threads": asked.threads, "torch": torch.__version__}
     table = [row for family, figures in found.items() for row in rows_of(family, figures)]
     columns = ["family", "", "published", "ours", "times as fast", "naive (times ours)"]

@@ -10,7 +10,7 @@ import copy
 import importlib.util
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
@@ -63,9 +63,7 @@ def build(options: Options) -> Pair:
     size = SIZES[options.size or "B-64"]
     sys.path.append(str(options.checkout))
     installed = importlib.util.find_spec("transformers") is not None
-    if not installed:
-        sys.modules["transformers"] = in_place_of_transformers()
-    theirs = _their_network(size)
+    theirs = their_network(size)
     load = load_bert if size.kind == "bert" else load_uvit
     given = {"model": {"generator": {"num_attention_heads": size.heads}}}
     ours = load(given, theirs.state_dict(), _tokenizer(size))
@@ -74,7 +72,7 @@ def build(options: Options) -> Pair:
     described: dict[str, object] = size._asdict() | {"parameters": sum(p.numel() for p in ours.parameters())}
     described |= {"bert": "transformers" if installed else "bert_encoder.py"} if size.kind == "bert" else {}
     return Pair(
-        Side(theirs, _their_loss(theirs, label_B, tokens_BL), _their_draws(theirs, label_B, size)),
+        Side(theirs, their_loss(theirs, label_B, tokens_BL, half), _their_draws(theirs, label_B, size)),
         Side(ours, _our_loss(ours, label_B, tokens_BL), _our_draws(ours, label_B, size)),
         lambda: _difference(theirs, ours, label_B, tokens_BL),
         described,
@@ -82,7 +80,10 @@ def build(options: Options) -> Pair:
     )
 
 
-def _their_network(size: Size) -> Any:
+def their_network(size: Size) -> Any:
+    """Theirs, on BERT's encoder of `transformers` or the one beside this file. The checkout is on the path."""
+    if "transformers" not in sys.modules and importlib.util.find_spec("transformers") is None:
+        sys.modules["transformers"] = in_place_of_transformers()
     from modeling import maskgit
 
     generator = {
@@ -113,7 +114,9 @@ def _difference(theirs: Any, ours: MaskedGenerator, label_B: Tensor, tokens_BL: 
     return float((found - wanted).abs().max() / wanted.abs().max())
 
 
-def _their_loss(network: Any, label_B: Tensor, tokens_BL: Tensor) -> Callable[[], Tensor]:
+def their_loss(
+    network: Any, label_B: Tensor, tokens_BL: Tensor, autocast: Callable[[], AbstractContextManager[Any]]
+) -> Callable[[], Tensor]:
     """As scripts/train_maskgit.py: masks, forward and the published loss under autocast."""
     from modeling.modules.losses import MLMLoss
     from omegaconf import OmegaConf
@@ -122,7 +125,7 @@ def _their_loss(network: Any, label_B: Tensor, tokens_BL: Tensor) -> Callable[[]
     criterion = MLMLoss(OmegaConf.create(settings))
 
     def loss() -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             ids_BL, masked_BL = network.masking_input_tokens(tokens_BL)
             found: Tensor = criterion(network(ids_BL, label_B.clone(), cond_drop_prob=0.1), tokens_BL, masked_BL)[0]
         return found
@@ -140,19 +143,28 @@ def _our_loss(network: MaskedGenerator, label_B: Tensor, tokens_BL: Tensor) -> C
     return loss
 
 
-def _their_draws(network: Any, label_B: Tensor, size: Size) -> dict[str, Draw]:
-    """The release's sampler. It has float32 alone; under autocast it is ours to compare with."""
+def half() -> AbstractContextManager[Any]:
+    """Products in bf16, on the CPU."""
+    return torch.autocast("cpu", torch.bfloat16)
+
+
+def their_draw(network: Any, label_B: Tensor, size: Size) -> Draw:
+    """The release's sampler."""
     decay = "linear" if size.kind == "bert" else "power-cosine"
     how = {"randomize_temperature": size.noise, "softmax_temperature_annealing": True, "num_sample_steps": STEPS}
 
-    def draw(precision: AbstractContextManager[Any]) -> Draw:
-        def run() -> object:
-            with precision:
-                return network.generate(label_B, guidance_scale=size.guidance, guidance_decay=decay, **how)
+    return lambda: network.generate(label_B, guidance_scale=size.guidance, guidance_decay=decay, **how)
 
-        return run
 
-    return {"fp32": draw(nullcontext()), "bf16": draw(torch.autocast("cpu", torch.bfloat16))}
+def _their_draws(network: Any, label_B: Tensor, size: Size) -> dict[str, Draw]:
+    """It has float32 alone; under autocast it is ours to compare with."""
+    draw = their_draw(network, label_B, size)
+
+    def in_half() -> object:
+        with half():
+            return draw()
+
+    return {"fp32": draw, "bf16": in_half}
 
 
 def _our_plan(label_B: Tensor, size: Size) -> SamplingPlan:

@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -39,25 +40,44 @@ def build(options: Options) -> Pair:
     """
     if (options.size or "B") not in SIZES:
         raise SystemExit(f"size {options.size}: there are {', '.join(SIZES)}")
-    depth, width, hidden = SIZES[options.size or "B"]
-    heads, length = HEADS.get(options.size, 16), SIDE**2
-    sizes = {"num_hidden_layers": depth, "hidden_size": width, "intermediate_size": hidden}
-    sizes |= {"num_attention_heads": heads, "image_seq_len": length, "condition_num_classes": CLASSES}
-    theirs = their_code(options.checkout).RAR(_Config(sizes | {"dropout": 0.1, "attn_drop": 0.1}))
-    theirs.set_random_ratio(1.0)
+    their_code(options.checkout)
+    theirs = their_network(options.size or "B")
     for block in (*theirs.blocks, theirs.adaln_before_head):
         nn.init.normal_(block.adaLN_modulation[-1].weight, std=0.02)
     ours = load_generator({}, theirs.state_dict(), tokenizer())
     label_B = torch.randint(CLASSES, (options.batch,))
-    tokens_BL = torch.randint(CODES, (options.batch, length))
-    described: dict[str, object] = sizes | {"parameters": sum(p.numel() for p in ours.parameters())}
+    tokens_BL = torch.randint(CODES, (options.batch, SIDE**2))
+    described: dict[str, object] = _sizes(options.size or "B") | {
+        "parameters": sum(p.numel() for p in ours.parameters())
+    }
     return Pair(
-        Side(theirs, _their_loss(theirs, label_B, tokens_BL), _their_draws(theirs, label_B)),
+        Side(
+            theirs,
+            their_loss(theirs, label_B, tokens_BL, lambda: torch.autocast("cpu", torch.bfloat16)),
+            _their_draws(theirs, label_B),
+        ),
         Side(ours, _our_loss(ours, label_B, tokens_BL), _our_draws(ours, label_B)),
         lambda: _difference(theirs, ours, label_B, tokens_BL),
         described,
         _naive_draws(ours, label_B),
     )
+
+
+def _sizes(size: str) -> dict[str, int]:
+    depth, width, hidden = SIZES[size]
+    sizes = {"num_hidden_layers": depth, "hidden_size": width, "intermediate_size": hidden}
+    return sizes | {
+        "num_attention_heads": HEADS.get(size, 16),
+        "image_seq_len": SIDE**2,
+        "condition_num_classes": CLASSES,
+    }
+
+
+def their_network(size: str) -> Any:
+    """Theirs, as it trains at first: with dropout, and all orders random. `their_code` comes first."""
+    network = importlib.import_module("modeling.rar").RAR(_Config(_sizes(size) | {"dropout": 0.1, "attn_drop": 0.1}))
+    network.set_random_ratio(1.0)
+    return network
 
 
 def their_code(checkout: Path) -> Any:
@@ -110,11 +130,14 @@ def _difference(theirs: Any, ours: RandomOrderGenerator, label_B: Tensor, tokens
     return float((found - wanted).abs().max() / wanted.abs().max())
 
 
-def _their_loss(network: Any, label_B: Tensor, tokens_BL: Tensor) -> Callable[[], Tensor]:
+def their_loss(
+    network: Any, label_B: Tensor, tokens_BL: Tensor, autocast: Callable[[], AbstractContextManager[Any]]
+) -> Callable[[], Tensor]:
+    """Forward under autocast, and their cross entropy."""
     condition_B = network.preprocess_condition(label_B)
 
     def loss() -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             logits, labels = network(tokens_BL, condition_B, return_labels=True)
         return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels.flatten())
 

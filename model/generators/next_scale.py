@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from model.config import NextScaleConfig
 from model.generators.heads import Choose, build_head
 from model.layers.attention import attend
+from model.layers.linear import Linear, linear
 from model.layers.modulation import cached_heads, gated_sum, modulated_norm, normalized_heads
 from model.layers.precision import compute_dtype, without_autocast
 from model.layers.random_numbers import block_chances, drop_path, split_seed, uniform
@@ -60,7 +61,7 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(width))
         self.v_bias = nn.Parameter(torch.zeros(width))
-        self.proj = nn.Linear(width, width)
+        self.proj = Linear(width, width)
         self.log_temperature = nn.Parameter(torch.full((heads,), math.log(4))) if qk_norm else None
 
     def project(self, x_BLC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -77,7 +78,7 @@ class Attention(nn.Module):
 
     def _projected(self, x_BLC: Tensor) -> Tensor:
         bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
-        return rearrange(F.linear(x_BLC, self.qkv.weight, bias), "b l (qkv h d) -> b l qkv h d", qkv=3, h=self.heads)
+        return rearrange(linear(x_BLC, self.qkv.weight, bias), "b l (qkv h d) -> b l qkv h d", qkv=3, h=self.heads)
 
     def _temperature(self) -> Tensor | None:
         if self.log_temperature is None:
@@ -100,8 +101,8 @@ class Block(nn.Module):
         width, hidden = config.width, round(config.width * config.mlp_ratio)
         self.drop_path = drop_path
         self.attention = Attention(width, config.heads, config.qk_norm)
-        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
-        self.adaln = None if config.shared_adaln else nn.Linear(width, 6 * width)
+        self.fc1, self.fc2 = Linear(width, hidden), Linear(hidden, width)
+        self.adaln = None if config.shared_adaln else Linear(width, 6 * width)
         self.adaln_offset = nn.Parameter(torch.zeros(6, width)) if config.shared_adaln else None
 
     def modulation(self, condition_BC: Tensor, shared: nn.Linear | None) -> tuple[Tensor, ...]:
@@ -175,8 +176,8 @@ class FoldedGenerator(nn.Module):
         self.empty_embed = nn.Parameter(torch.empty(width)) if config.input_mask else None
         rates = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
         self.blocks = nn.ModuleList([Block(config, rate) for rate in rates])
-        self.shared_adaln = nn.Linear(width, 6 * width) if config.shared_adaln else None
-        self.head_adaln = nn.Linear(width, 2 * width)
+        self.shared_adaln = Linear(width, 6 * width) if config.shared_adaln else None
+        self.head_adaln = Linear(width, 2 * width)
         self.head = build_head(config.head, width, layout)
         self.reset_parameters()
 

@@ -56,7 +56,7 @@ class Block(nn.Module):
         self.norm1, self.norm2 = (nn.LayerNorm(width, eps=NORM_EPS) for _ in range(2))
         self.attention = DroppedSelfAttention(width, config.heads, qk_norm=True, norm_eps=NORM_EPS)
         self.fc1, self.fc2 = Linear(width, config.hidden), Linear(config.hidden, width)
-        self.adaln = nn.Linear(width, 6 * width)
+        self.adaln = Linear(width, 6 * width)
 
     def modulation(self, condition_BSC: Tensor) -> tuple[Tensor, ...]:
         """Shift, scale (with 1 added) and gate of attention, then of the MLP, each [B, S, C]."""
@@ -118,7 +118,7 @@ class RandomOrderGenerator(nn.Module):
         self.target_embed = nn.Parameter(torch.empty(slots + config.spare_positions, width))
         self.step_embed = nn.Parameter(torch.empty(slots + config.spare_steps, width))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.final_adaln = nn.Linear(width, 2 * width)
+        self.final_adaln = Linear(width, 2 * width)
         self.head = build_head(config.head, width, layout)
         order = torch.tensor(scan_order(config.scan, layout.positions), device="cpu")
         self.register_buffer("scan_L", order, persistent=False)
