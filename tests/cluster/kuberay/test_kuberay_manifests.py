@@ -245,8 +245,19 @@ def test_names_of_objects_are_dns_labels_and_differ_where_ids_do(one: str, other
     assert (names[0] == names[1]) == (one == other)
 
 
-def test_an_id_that_is_a_name_already_is_kept() -> None:
-    assert object_name("generator-3fa9c1") == "generator-3fa9c1"
+@pytest.mark.parametrize("name", ["generator-3fa9c1", "a1", "z", "a" * 47])
+def test_an_id_that_is_a_name_already_is_kept(name: str) -> None:
+    assert object_name(name) == name
+
+
+def test_the_head_has_the_ports_of_ray_under_the_names_that_kuberay_looks_for() -> None:
+    (document,) = manifests(job(), config())
+    ports = pods(document)["head"]["spec"]["containers"][0]["ports"]
+    assert {each["name"]: each["containerPort"] for each in ports} == {
+        "gcs-server": 6379,
+        "dashboard": 8265,
+        "client": 10001,
+    }
 
 
 @settings(max_examples=25, deadline=None)
