@@ -37,7 +37,7 @@ _STARTS = 3
 _OBJECT_STORE_BYTES = 256 * 2**20  # only control messages pass through it: images and tokens go to storage
 _PAUSE_SECONDS = 0.2
 _UP = "Ray runtime started"
-_LAST_WORDS = 1_500
+_LAST_WORDS = 400
 
 
 class RayNode:
@@ -56,8 +56,8 @@ class RayNode:
         return _UP in self._log.read_text(errors="replace")
 
     def last_words(self) -> str:
-        """The end of what it printed."""
-        return self._log.read_text(errors="replace")[-_LAST_WORDS:].strip()
+        """The end of what it printed, in one line."""
+        return " ".join(self._log.read_text(errors="replace")[-_LAST_WORDS:].split())
 
     def end(self) -> None:
         """End it and all that descends from it."""
@@ -160,7 +160,16 @@ def _until_up(once: Callable[[], tuple[RayNode, str]], wanted: Callable[[], bool
 def _start(folder: Path, host: str, options: list[str], token: Mapping[str, str]) -> RayNode:
     agent, agent_grpc = free_ports(host, 2)
     command = [
-        *(sys.executable, "-P", "-m", "cluster.targets.slurm_ray", "start", "--block", "--disable-usage-stats"),
+        *(
+            sys.executable,
+            "-P",
+            "-m",
+            "cluster.targets.slurm_ray",
+            "start",
+            "--block",
+            "--disable-usage-stats",
+            "--log-color=false",
+        ),
         *(f"--node-ip-address={host}", f"--temp-dir={folder / 'r'}", *options),
         *(f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={agent_grpc}"),
         *(f"--object-store-memory={_OBJECT_STORE_BYTES}", "--min-worker-port=0", "--max-worker-port=0"),
