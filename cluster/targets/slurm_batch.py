@@ -34,7 +34,7 @@ from data_pipeline.text.printable import printable
 _PAUSE_SECONDS = 0.5
 _END_SECONDS = 20.0
 _REQUEUED_SECONDS = 120.0
-_LONGEST_COMMENT = 300
+_LONGEST_COMMENT = 480
 _LOOK_AGAIN_SECONDS = 5.0
 _WATCH_SECONDS = 15.0
 """Between two looks whether the job that was joined still runs."""
