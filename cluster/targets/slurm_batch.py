@@ -297,18 +297,14 @@ def _wait_beside(step: Step, job: str) -> int:
 def _head_of(job: str) -> dict[str, str] | None:
     """Where the head of another job of this user is, asked on its own first node; None while it is not up."""
     number, cluster = slurm.split_handle(job)
-    command = [
-        *("srun", f"--jobid={number}", "--overlap", "--nodes=1", "--ntasks=1", "--relative=0", "--mem=0"),
-        *(
-            "--cpus-per-task=1",
-            "--gres=none",
-            "--input=none",
-            "--chdir=/",
-            *([f"--clusters={cluster}"] if cluster else []),
-        ),
-        *(sys.executable, "-P", "-m", node.MODULE, "where", number),
-    ]
     try:
+        host = slurm.run(slurm.of_job("squeue", job, "--noheader", "--format=%B", "--jobs")).strip()
+        command = [
+            *("srun", f"--jobid={number}", "--overlap", "--nodes=1", "--ntasks=1", f"--nodelist={host}", "--mem=0"),
+            *("--cpus-per-task=1", "--gres=none", "--input=none", "--chdir=/"),
+            *([f"--clusters={cluster}"] if cluster else []),
+            *(sys.executable, "-P", "-m", node.MODULE, "where", number),
+        ]
         found = json.loads(slurm.run(command))
     except (FoldtrainError, ValueError) as error:
         _say(str(error))
