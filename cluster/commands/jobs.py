@@ -118,9 +118,14 @@ def list_jobs(
 
 def describe(run: Named, job: Job = None) -> None:
     """Say in one screen what happened to a run's job: which step, which cause, what it did itself, what to do."""
+    from cluster.jobs import places, records
     from cluster.stages import describing
+    from data_pipeline import storage
 
-    describing.show(_named(run, job))
+    if job is None and not places.is_id(run) and not records.list_jobs(storage.absolute(run)):
+        describing.show_run(storage.absolute(run))
+    else:
+        describing.show(_named(run, job))
 
 
 def logs(

@@ -16,11 +16,11 @@ from cluster.jobs.watching import asked
 from cluster.targets.target import TargetState
 from cluster.terminal.output import console, duration
 from data_pipeline import storage
-from data_pipeline.errors import FoldtrainError
+from data_pipeline.errors import FoldtrainError, UsageError
 from data_pipeline.text.printable import printable
 from trainer.records.jsonl import read_last_records
 from trainer.records.record_shapes import is_metrics, is_timed_event
-from trainer.registry import STAGES, stage_named
+from trainer.registry import STAGES, TRAINING, stage_named
 
 _ASKS: frozenset[JobStatus] = frozenset({"pending", "preempted", "lost"})
 """Of such a job its target knows more than its record."""
@@ -48,6 +48,44 @@ def show(record: JobRecord) -> None:
     for title, lines in describe(record, read_step(record), state, time.time()):
         for number, line in enumerate(lines):
             out.print(printable(f"{'' if number else title:{_WIDTH}}{line}"))
+
+
+def show_run(run: str) -> None:
+    """Print what the trainings of a run say that was not submitted as a job.
+
+    Raises:
+        UsageError: if there are none.
+    """
+    found = {stage.command: read_training(storage.join(run, stage.folder)) for stage in TRAINING}
+    trained = {command: step for command, step in found.items() if step.events}
+    if not trained:
+        raise UsageError(f"{run} has no jobs and no training: nothing was submitted there, and nothing was trained")
+    command = max(trained, key=lambda name: float(trained[name].events[-1]["time"]))
+    out = console()
+    for title, lines in describe_training(run, command, trained[command], time.time()):
+        for number, line in enumerate(lines):
+            out.print(printable(f"{'' if number else title:{_WIDTH}}{line}"))
+
+
+def describe_training(run: str, command: str, step: Step, now: float) -> Iterator[tuple[str, Sequence[str]]]:
+    """As `describe`, of a training that was not submitted as a job, by its own records."""
+    last = step.events[-1]
+    ago = duration(now - last["time"])
+    ended = {"finish": "finished", "stop": "stopped", "failure": "failed"}.get(last["event"])
+    yield "run", [f"{run}, without jobs"]
+    yield "what happened", [f"{command} {ended}, {ago} ago" if ended else f"{command} was at work {ago} ago"]
+    of = f" of {step.steps}" if step.steps else ""
+    saved = "" if step.checkpoint is None else f"; the newest checkpoint is that of step {step.checkpoint}"
+    yield "step", [f"{last.get('step', step.step)}{of}{saved}"]
+    if last["event"] == "failure":
+        yield "cause", str(last.get("error", "it did not say")).split("\n")
+    yield "by itself", list(_counted(step)) or ["nothing was needed"]
+    if ended == "finished":
+        yield "to do", ["nothing"]
+    else:
+        remedy = "mend the cause; " if ended == "failed" else "" if ended else "if it is not at work any more: "
+        config = storage.join(run, stage_named(command).folder, "config.yaml")
+        yield "to do", [f"{remedy}foldtrain {command} {shlex.quote(config)} goes on from the newest checkpoint"]
 
 
 def describe(
@@ -83,14 +121,18 @@ def read_step(record: JobRecord) -> Step:
     known = next((stage for stage in STAGES if stage.command == command), None)
     if known is None or not known.trains:
         return Step()
-    folder = storage.join(record.run, stage_named(command).folder)
+    return read_training(storage.join(record.run, known.folder), record.submitted)
+
+
+def read_training(folder: str, since: float = 0.0) -> Step:
+    """The same of the stage in a folder, by its records after a unix time in seconds."""
     found = Step()
     try:
         metrics = read_last_records(storage.join(folder, "metrics.jsonl"), is_record=is_metrics)
         found.events = [
             event
             for event in read_last_records(storage.join(folder, "events.jsonl"), is_record=is_timed_event)
-            if event["time"] >= record.submitted
+            if event["time"] >= since
         ]
     except (OSError, FoldtrainError):
         return found
@@ -154,6 +196,10 @@ def _cause(record: JobRecord, asked: TargetState | None) -> str:
 def _by_itself(record: JobRecord, step: Step) -> Iterator[str]:
     for attempt in record.state.earlier if record.state else ():
         yield _attempt(attempt)
+    yield from _counted(step)
+
+
+def _counted(step: Step) -> Iterator[str]:
     counts = {
         "restart": "went on from a checkpoint after a worker was lost or their number changed",
         "rollback": "went back to an earlier checkpoint",

@@ -16,7 +16,9 @@ from typer.testing import CliRunner, Result
 from cluster.cli import app
 from cluster.jobs import records
 from cluster.jobs.records import State, Submitted
+from cluster.stages.job_plan import Forecast
 from data_pipeline.errors import FoldtrainError, UsageError
+from trainer.records.run_directory import append_event
 
 Command = Callable[..., Result]
 
@@ -129,7 +131,7 @@ def test_a_hostile_record_is_shown_as_text(command: Command, tmp_path: Path) -> 
     assert "\x1b" not in command("jobs", str(tmp_path / "run")).output
 
 
-@pytest.mark.parametrize("word", ["describe", "logs", "stop"])
+@pytest.mark.parametrize("word", ["logs", "stop"])
 def test_what_names_no_job_is_an_error_of_usage(command: Command, tmp_path: Path, word: str) -> None:
     with pytest.raises(UsageError, match="no job ingest-000000 was submitted on this machine"):
         command(word, "ingest-000000")
@@ -155,11 +157,34 @@ def test_jobs_whose_runs_are_gone_are_not_listed(command: Command, submit: Comma
 
 
 def test_the_time_is_worked_out_for_a_person_alone(submit: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cluster.jobs import submitting
     from cluster.stages import job_plan
 
-    monkeypatch.setattr(job_plan, "forecast", lambda *_: pytest.fail("nobody reads it"))
-    printed = submit("--stage", "evaluate", "--dry-run")
-    assert printed.exit_code == 0
+    asked: list[str] = []
+    monkeypatch.setattr(job_plan, "forecast", lambda _config, stage, _section: asked.append(stage) or Forecast())
+    monkeypatch.setattr(submitting, "start", lambda *_: "")
+    assert submit("--stage", "train-tokenizer").exit_code == 0
+    asking(monkeypatch)
+    assert submit("--stage", "train-tokenizer", "-y").exit_code == 0
+    assert asked == []
+    assert submit("--stage", "train-tokenizer", answer="y\n").exit_code == 0
+    assert asked == ["train-tokenizer"]
+
+
+def test_a_run_without_jobs_is_described_by_what_its_training_recorded(command: Command, tmp_path: Path) -> None:
+    run = str(tmp_path / "run")
+    with pytest.raises(UsageError, match="has no jobs and no training"):
+        command("describe", run)
+    append_event(f"{run}/generator", "start", 0)
+    append_event(f"{run}/generator", "checkpoint", 40)
+    append_event(f"{run}/generator", "rollback", 20)
+    append_event(f"{run}/generator", "failure", 50, error="FoldtrainError: the disk is full")
+    said = command("describe", run).output
+    assert "train-generator failed, " in said
+    assert "50; the newest checkpoint is that of step 40" in said
+    assert "FoldtrainError: the disk is full" in said
+    assert "went back to an earlier checkpoint: once, the last at step 20" in said
+    assert f"foldtrain train-generator {run}/generator/config.yaml goes on" in said
 
 
 def test_nobody_is_asked_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
