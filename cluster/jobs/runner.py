@@ -30,6 +30,7 @@ from cluster.jobs import control, records
 from cluster.jobs.logs import LogWriter
 from cluster.jobs.places import job_folder
 from cluster.jobs.records import Attempt, State
+from cluster.session import job_environment
 from data_pipeline import storage
 from data_pipeline.errors import FoldtrainError
 from data_pipeline.storage.retries import patience
@@ -138,6 +139,7 @@ class Runner:
 
     def _close(self, code: int) -> int:
         """What a code of the stages' process comes to."""
+        job_environment.remove()  # before the last word: whoever waits for that finds no secret left
         with patience(_LAST_SECONDS):
             self._log.flush()
         if code == 0:

@@ -42,6 +42,7 @@ def test_help_names_every_command(foldtrain: Foldtrain) -> None:
         "schema",
         "submit",
         "jobs",
+        "describe",
         "logs",
         "stop",
         "shutdown",

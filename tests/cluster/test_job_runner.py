@@ -16,6 +16,7 @@ import pytest
 from cluster.jobs import logs, records, runner
 from cluster.jobs.records import State, Submitted
 from cluster.jobs.runner import Runner
+from cluster.session import job_environment
 from data_pipeline.errors import StorageAwayError
 
 ID = "ingest-0a1b2c"
@@ -89,6 +90,22 @@ def test_a_job_that_ends_well_has_its_stages_its_exit_code_and_its_last_lines(ru
     assert found.ended is not None
     assert found.started <= found.ended
     assert "".join(records.logs(run, ID)) == "one\ntwo\n"
+
+
+def test_the_variables_of_a_job_are_gone_before_it_says_that_it_has_ended(
+    run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = job_environment.hand_over(tmp_path / "variables", ID, {"AWS_A": "secret"})
+    monkeypatch.setenv(job_environment.FILE_VARIABLE, str(file))
+    write = records.write_state
+
+    def look(run: str, job_id: str, state: State) -> None:
+        assert file.exists() is (state.ended is None)
+        write(run, job_id, state)
+
+    monkeypatch.setattr(records, "write_state", look)
+    assert do(run, "pass") == 0
+    assert state(run).status == "succeeded"
 
 
 def test_a_job_that_fails_has_the_error_as_it_was_said(run: str) -> None:

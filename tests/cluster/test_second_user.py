@@ -92,6 +92,16 @@ class Scene:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
+    @property
+    def home(self) -> Path:
+        """Where foldtrain keeps what it started."""
+        return Path(self.environment["FOLDTRAIN_HOME"])
+
+    @property
+    def variables(self) -> Path:
+        """The file with the variables of the job."""
+        return self.home / "variables" / f"{self.job}.json"
+
     def processes(self) -> list[psutil.Process]:
         first = psutil.Process(self.head["pid"])
         return [first, *first.children(recursive=True)]
@@ -173,10 +183,10 @@ def test_the_second_user_reads_no_secret(scene: Scene) -> None:
 
 def test_no_log_of_the_head_or_its_jobs_holds_a_secret(scene: Scene) -> None:
     """Not even where the second user cannot look: logs are mailed and mounted elsewhere."""
-    secret, folder = scene.environment["HF_TOKEN"].encode(), Path(scene.head["folder"])
-    files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
-    holding = [path.relative_to(folder).as_posix() for path in files if secret in path.read_bytes()]
-    assert holding == [f"jobs/{scene.job}.json"]
+    secret, folders = scene.environment["HF_TOKEN"].encode(), (Path(scene.head["folder"]), scene.home, scene.run)
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert scene.run / "jobs" / scene.job / "state.json" in files
+    assert [path for path in files if secret in path.read_bytes()] == [scene.variables]
 
 
 def test_the_second_user_writes_nothing(scene: Scene) -> None:
@@ -248,9 +258,9 @@ def test_workers_that_train_on_one_machine_listen_for_each_other_on_loopback_alo
 
 def test_the_end_of_a_job_takes_its_secrets_and_its_temporary_folder_with_it(scene: Scene) -> None:
     folder = Path(scene.head["folder"])
-    assert (folder / "jobs" / f"{scene.job}.json").stat().st_mode & 0o777 == 0o600
+    assert (scene.variables.stat().st_mode & 0o777, scene.variables.parent.stat().st_mode & 0o777) == (0o600, 0o700)
     scene.foldtrain("stop", scene.job)
-    assert list((folder / "jobs").iterdir()) == []
+    assert list(scene.variables.parent.iterdir()) == []
     assert [path for path in scene.shared.glob("ft-*") if path.stat().st_uid == 0] == [folder]
 
 
