@@ -36,10 +36,10 @@ def numbers(step: int, steps: int, began: float, batch: int = 256) -> dict[str, 
     return found | {"checkpoint_seconds": 0.0, "skipped_steps": 0, "passed_over_steps": 0, "goodput": 0.84}
 
 
-def metrics(count: int, steps: int, began: float, spike_at: int = 0) -> Iterator[dict[str, Any]]:
+def metrics(count: int, steps: int, began: float, spike_at: int = 0, above: float = 0.0) -> Iterator[dict[str, Any]]:
     for step in range(1, count + 1):
         record = numbers(step, steps, began)
-        yield record | ({"loss": 40.0} if step == spike_at else {})
+        yield record | {"loss": 40.0 if step == spike_at else record["loss"] + above}
 
 
 def write_records(uri: str, records: Any) -> None:
@@ -83,6 +83,7 @@ def write_training(
     steps: int = 600,
     began: float | None = None,
     spike_at: int = 0,
+    above: float = 0.0,
     ended: bool = True,
     frames: int = 0,
     config: Mapping[str, Any] | None = None,
@@ -91,6 +92,7 @@ def write_training(
     """A stage that trains: metrics, events, pictures, config.
 
     Args:
+        above: what its loss is higher by.
         more: further events.
     """
     uri = storage.join(run, folder)
@@ -110,7 +112,7 @@ def write_training(
     if ended:
         events.append({"time": at(count) + 8, "event": "finish", "step": count})
     write_records(storage.join(uri, "events.jsonl"), events)
-    write_records(storage.join(uri, "metrics.jsonl"), metrics(count, steps, began, spike_at))
+    write_records(storage.join(uri, "metrics.jsonl"), metrics(count, steps, began, spike_at, above))
     if config is not None:
         import yaml
 

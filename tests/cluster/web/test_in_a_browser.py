@@ -144,7 +144,8 @@ def test_a_finished_run_is_compared_with_another_and_only_what_differs_in_their_
     for name, rate in (("first", 1e-4), ("second", 3e-4)):
         spent = [{"event": "skipped_step", "step": 20}, {"event": "resume", "step": 30, "workers": 3}]
         run = f"{s3_uri}/{name}"
-        write_training(run, "generator", count=60, steps=60, frames=2, config=generator_config(rate, 8), more=spent)
+        config, above = generator_config(rate, 8), rate * 1e4
+        write_training(run, "generator", count=60, steps=60, above=above, frames=2, config=config, more=spent)
         write_pool(run, "tokens", done=12, shards=12)
 
     async def watch(page: Page) -> None:
