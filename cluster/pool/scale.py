@@ -1,13 +1,17 @@
-"""The size of a running stage, as a file in its folder that its driver reads every few seconds.
+"""What a running stage is asked for: how many workers, a checkpoint. A file in its folder, read every few seconds.
 
-control.json: {"version": 1, "workers": {"min": 2, "max": 8}}. The first spelling, {"version": 1, "tokenize":
-{"workers": N}}, is still read, and what else stands in the file is left alone. Ingest has its files in the folder of
-the image shards, tokenize in that of the tokens, sample in that of the samples, training in its own folder of the run.
+    {"version": 1, "workers": {"min": 2, "max": 8}, "checkpoint": 1764140000.0}
+
+Each may be missing, and what else stands in the file is left alone. The first spelling of a number of workers,
+{"version": 1, "tokenize": {"workers": N}}, is still read. Ingest has its files in the folder of the image shards,
+tokenize in that of the tokens, sample in that of the samples, training in its own folder of the run; training alone
+saves checkpoints.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import time
+from typing import Any, NamedTuple
 
 from cluster.config.loading import load_config
 from cluster.progress.stage_records import recorded_folder
@@ -149,25 +153,47 @@ def _record(path: str) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
+def write_checkpoint(uri: str) -> None:
+    """Ask the training stage of the folder `uri` to save a checkpoint, and to go on."""
+    path = storage.join(uri, _FILE)
+    storage.write_json(path, _record(path) | {"version": _VERSION, "checkpoint": time.time()})
+
+
+class Asked(NamedTuple):
+    """What a stage is asked for."""
+
+    workers: tuple[int, int] | None = None
+    """The fewest and the most; None if nobody asked."""
+    checkpoint: float | None = None
+    """When a checkpoint was last asked for: unix time in seconds, by the clock of who asked."""
+
+
 def read_scale(uri: str) -> tuple[int, int] | None:
     """The fewest and the most workers that were last asked for in the folder `uri`; None if none were.
 
     Raises:
         UsageError: if the file does not say numbers of workers; it names the file.
     """
+    return read_asked(uri).workers
+
+
+def read_asked(uri: str) -> Asked:
+    """All that was last asked for in the folder `uri`. Errors as for `read_scale`."""
     path = storage.join(uri, _FILE)
     try:
         record = storage.read_json(path)
     except FileNotFoundError:
-        return None
+        return Asked()
+    found = record.get("checkpoint") if isinstance(record, dict) else None
+    checkpoint = float(found) if isinstance(found, int | float) and not isinstance(found, bool) else None
     if isinstance(record, dict) and record.keys() - {"version"} and not record.keys() & {"workers", _FIRST_SPELLING}:
-        return None  # it asks for other things
+        return Asked(checkpoint=checkpoint)  # it asks for other things
     numbers = _numbers(record) if isinstance(record, dict) else None
     if numbers is None:
         raise UsageError(f'{path} is not {{"version": {_VERSION}, "workers": {{"min": N, "max": N}}}}; delete it')
     if not 1 <= numbers[0] <= numbers[1] <= MOST_WORKERS:
         raise UsageError(f"{path} asks for {numbers[0]} to {numbers[1]} workers; delete it, or use `foldtrain scale`")
-    return numbers
+    return Asked(numbers, checkpoint)
 
 
 def _numbers(record: dict[str, Any]) -> tuple[int, int] | None:

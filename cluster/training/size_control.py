@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from cluster.config.run import ClusterConfig
-from cluster.pool.scale import read_scale
+from cluster.pool.scale import read_asked
 from cluster.training.elastic_sizes import same_micro_batch, usable_sizes
 from data_pipeline.errors import FoldtrainError
 from data_pipeline.storage.retries import patience
@@ -31,6 +31,8 @@ class SizeControl:
         self.sizes = usable_sizes(trainer, *self._given)
         """Those that can be used, ascending."""
         self._complaint = ""
+        self._checkpoint: float | None = None  # the last request for one
+        self._has_looked = self._wants_checkpoint = False
 
     @property
     def is_elastic(self) -> bool:
@@ -41,10 +43,13 @@ class SizeControl:
         """Read what is asked for. Returns what there is to say of it, if anything is, and whether it has changed."""
         try:
             with patience(_ASIDE_SECONDS):
-                found = read_scale(self._folder) or self._given
+                asked = read_asked(self._folder)
         except (OSError, FoldtrainError) as error:  # storage that is away, or a file that was edited, stops no run
             said, self._complaint = self._complaint, str(error)
             return ("" if said == self._complaint else self._complaint), False
+        self._wants_checkpoint = self._wants_checkpoint or (self._has_looked and asked.checkpoint != self._checkpoint)
+        self._checkpoint, self._has_looked = asked.checkpoint, True
+        found = asked.workers or self._given
         if found == self._seen:
             return "", False
         self._seen = found
@@ -59,6 +64,11 @@ class SizeControl:
         if found == self._given:
             return f"{_in_words(found)} workers, as the config says", True
         return f"{_in_words(found)} workers, as `foldtrain scale` asked; the config says {_in_words(self._given)}", True
+
+    def take_checkpoint(self) -> bool:
+        """Whether a checkpoint was asked for since the last call; what was asked for before the first look is past."""
+        wants, self._wants_checkpoint = self._wants_checkpoint, False
+        return wants
 
     def applied(self, job: TrainJob) -> TrainJob:
         """The stage with a micro batch that suits all sizes that the config or `foldtrain scale` allows."""

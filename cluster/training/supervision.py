@@ -227,6 +227,9 @@ class Supervisor:
             self._looked_for_room = 0.0  # look at once
         if group is None:
             return
+        if self._control.take_checkpoint():
+            self._notice.say("asked for a checkpoint: it is saved after the step under way")
+            group.checkpoint()
         if is_new:
             group.note("scale", dict(zip(("min", "max"), self._control.asked, strict=True)))
         most = self._control.sizes[-1]

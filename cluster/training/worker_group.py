@@ -116,6 +116,10 @@ class WorkerGroup:
         for worker in self._workers:
             worker.end.remote(ending)
 
+    def checkpoint(self) -> None:
+        """Have the stage save a checkpoint, and go on; returns at once."""
+        self._workers[0].checkpoint.remote()  # the others agree to it beside a step
+
     def note(self, event: str, details: dict[str, Any]) -> None:
         """Have the stage record an event, by who writes its records; returns at once."""
         self._workers[0].note.remote(event, details)

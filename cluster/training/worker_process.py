@@ -162,6 +162,10 @@ class TrainWorker:
         else:
             self._request.pause()
 
+    def checkpoint(self) -> None:
+        """Have the stage save a checkpoint after the step under way or the next, and go on."""
+        self._request.checkpoint()
+
     def note(self, event: str, details: dict[str, Any]) -> None:
         """Have the stage record an event, after the step under way."""
         self._request.note(event, details)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.config.run import ClusterConfig
-from cluster.pool.scale import clear_scale, write_scale
+from cluster.pool.scale import clear_scale, write_checkpoint, write_scale
 from cluster.training.size_control import SizeControl
 from trainer.config import TrainerConfig
 
@@ -88,3 +88,14 @@ def test_the_micro_batch_suits_all_sizes_that_the_config_or_the_command_allow(tm
     given = control(tmp_path, 3, micro_batch=1)
     given.look()
     assert given.applied(Job.of(micro_batch=1)).section.trainer.micro_batch == 1
+
+
+def test_a_checkpoint_is_asked_for_once_beside_the_workers_and_one_of_before_is_past(tmp_path: Path) -> None:
+    write_checkpoint(str(tmp_path))
+    sizes = control(tmp_path, 3)
+    assert (sizes.look(), sizes.take_checkpoint()) == (("", False), False)
+    write_scale(str(tmp_path), 2, 2)
+    write_checkpoint(str(tmp_path))
+    assert sizes.look()[1]
+    assert (sizes.sizes, sizes.take_checkpoint(), sizes.take_checkpoint()) == ((2,), True, False)
+    assert (sizes.look(), sizes.take_checkpoint()) == (("", False), False)

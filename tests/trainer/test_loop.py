@@ -53,6 +53,7 @@ class CountingStage:
         self.loop: Loop | None = None
         self.request = EndRequest()
         self.stop_at, self.seen, self.total = stop_at, 0, 0
+        self.checkpoint_at: int | None = None
 
     def card(self) -> dict[str, Any]:
         return {}
@@ -65,6 +66,8 @@ class CountingStage:
         return train(engines[self.exported], [partial(self.network.terms, batch) for batch in micro_batches], rate)
 
     def after_step(self, step: int, engines: DeepSpeedEngines) -> dict[str, dict[str, Any]]:
+        if step - 1 == self.checkpoint_at and dist.get_rank() == 0:
+            self.request.checkpoint()
         if step - 1 == self.stop_at:
             self.request.note("asked", {"by": "a test"})
         if step - 1 == self.stop_at and dist.get_rank() == dist.get_world_size() - 1:
@@ -130,6 +133,18 @@ def test_a_stop_asked_of_one_rank_ends_all_with_a_checkpoint_and_the_same_goes_o
     assert losses(parts) == losses(whole)
     one, other = ((folder / "export" / "ema.safetensors").read_bytes() for folder in (whole, parts))
     assert one == other
+
+
+def run_with_a_checkpoint(given: tuple[TrainJob, int]) -> bool:
+    each, stage = given[0], CountingStage(None)
+    stage.checkpoint_at = given[1]
+    return build_loop(each, stage, torch.device("cpu"), request=stage.request).run()
+
+
+def test_a_checkpoint_that_is_asked_of_one_rank_is_saved_once_and_training_goes_on(tmp_path: Path) -> None:
+    found = run_gloo(2, tmp_path, run_with_a_checkpoint, (job(tmp_path / "run"), 5))
+    assert found == [True, True]
+    assert complete_steps(str(tmp_path / "run/checkpoints")) == [4, 7, 8, 10]
 
 
 def records_of(folder: Path, name: str) -> list[Any]:

@@ -28,6 +28,7 @@ class EndRequest:
     def __init__(self) -> None:
         self.stop_asked = False
         self.pause_asked = False
+        self._checkpoints: deque[bool] = deque()
         self._notes: deque[tuple[str, dict[str, Any]]] = deque()
 
     def note(self, event: str, details: dict[str, Any]) -> None:
@@ -38,6 +39,17 @@ class EndRequest:
         """The events that were to be recorded since the last call."""
         while self._notes:
             yield self._notes.popleft()
+
+    def checkpoint(self) -> None:
+        """Ask for a checkpoint after the step under way or the next, and to go on."""
+        self._checkpoints.append(True)
+
+    def take_checkpoint(self) -> bool:
+        """Whether one was asked for since the last call."""
+        asked = bool(self._checkpoints)
+        while self._checkpoints:
+            self._checkpoints.popleft()
+        return asked
 
     def stop(self) -> None:
         """Ask for the end of the command."""

@@ -298,7 +298,8 @@ class Loop:
 
     def _ask(self) -> Vote:
         """Begin to agree with all ranks (a collective)."""
-        asked = self._request.stop_asked, self._request.pause_asked, self.checkpoints.is_due()
+        due = self._request.take_checkpoint() or self.checkpoints.is_due()
+        asked = self._request.stop_asked, self._request.pause_asked, due
         return self.agreement.begin(*asked, self.writer.busy, self.rollbacks.spike is not None)
 
     def _between_steps(self, last: bool) -> bool:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from cluster.jobs.records import OVER, list_jobs, request_stop
 from cluster.monitor.web.run_reading import RunReading
+from cluster.pool.scale import write_checkpoint
+from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from data_pipeline.text.printable import printable
 
-ACTIONS = ("stop",)
+ACTIONS = ("stop", "checkpoint")
 
 
 def control(reading: RunReading, action: str) -> str:
@@ -17,7 +19,7 @@ def control(reading: RunReading, action: str) -> str:
         UsageError: if nothing is at work in it that could hear.
     """
     assert action in ACTIONS
-    return _stop(reading)
+    return _stop(reading) if action == "stop" else _checkpoint(reading)
 
 
 def _stop(reading: RunReading) -> str:
@@ -31,3 +33,14 @@ def _stop(reading: RunReading) -> str:
     for job in jobs:
         request_stop(reading.uri, job.id)
     return f"asked {', '.join(job.id for job in jobs)} to stop: a checkpoint is saved first"
+
+
+def _checkpoint(reading: RunReading) -> str:
+    """Ask the stages that train to save a checkpoint and to go on: their drivers read it within seconds."""
+    stages = reading.state.get("stages", ())
+    at_work = [stage["name"] for stage in stages if stage.get("trains") and stage["status"] in {"running", "stalled"}]
+    if not at_work:
+        raise UsageError(f"{printable(reading.name)}: nothing trains there now")
+    for folder in at_work:
+        write_checkpoint(storage.join(reading.uri, folder))
+    return f"asked {', '.join(at_work)} for a checkpoint: it is saved after the step under way"

@@ -116,8 +116,10 @@ class Page:
 
     async def press(self, key: str, code: int = 0) -> None:
         """A key."""
-        for kind in ("rawKeyDown", "keyUp"):
-            await self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
+        typed = {"text": "\r"} if key == "Enter" else {}
+        given = {"key": key, "code": key, "windowsVirtualKeyCode": code}
+        await self.call("Input.dispatchKeyEvent", type="keyDown" if typed else "rawKeyDown", **given, **typed)
+        await self.call("Input.dispatchKeyEvent", type="keyUp", **given)
 
     async def screenshot(self, path: Path, height: int | None = None) -> None:
         """Of the window, or of so much of the page."""

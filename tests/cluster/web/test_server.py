@@ -20,6 +20,7 @@ from cluster.monitor.web import server as web_server
 from cluster.monitor.web.access import CSRF_HEADER, Access
 from cluster.monitor.web.server import Server
 from cluster.monitor.web.serving import find_runs
+from cluster.pool.scale import read_asked, write_scale
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from tests.cluster.web.runs_to_watch import (
@@ -269,6 +270,31 @@ def test_a_run_is_stopped_through_its_folder_and_one_without_a_job_says_so(run: 
     assert stop_of["run-000000"] is None
     assert (found := stop_of["generator-3fa9c1"]) is not None
     assert found.stop == "checkpoint"
+
+
+def test_a_stage_that_trains_is_asked_for_a_checkpoint_through_its_folder(run: str, tmp_path: Path) -> None:
+    other = str(tmp_path / "other")
+    write_training(other, "generator", count=2, steps=2)
+    write_scale(f"{run}/generator", 2, 3)
+
+    async def go() -> list[tuple[int, str]]:
+        access = Access("127.0.0.1", None)
+        server = Server(find_runs([run, other]), access, may_control=True)
+        found = []
+        async with TestClient(TestServer(server.application())) as client:
+            await get(client, "/api/states?run=0&run=1")
+            for number in (0, 1):
+                async with post(client, access.page_secret, {"run": number, "action": "checkpoint"}) as answer:
+                    found.append((answer.status, await answer.text()))
+        return found
+
+    (done, said), (nothing, why) = asyncio.run(go())
+    assert (done, "asked generator for a checkpoint" in said) == (200, True)
+    assert (nothing, "nothing trains there now" in why) == (502, True)
+    asked = read_asked(f"{run}/generator")
+    assert asked.workers == (2, 3)
+    assert asked.checkpoint is not None
+    assert not storage.exists(f"{run}/tokenizer/control.json")
 
 
 def test_text_of_a_run_comes_without_characters_that_cannot_be_seen(tmp_path: Path) -> None:
