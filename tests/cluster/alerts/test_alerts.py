@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -19,7 +20,9 @@ from cluster.progress.training_progress import Follower
 from cluster.stages import pipeline
 from data_pipeline.errors import FoldtrainError, UsageError
 from tests.cluster.alerts.receivers import Answering, Silent
+from trainer.config import TrackingConfig
 from trainer.job import TrainJob
+from trainer.records.run_directory import RunDirectory
 
 RUN = "s3://bucket/my run"
 
@@ -157,6 +160,34 @@ def test_records_of_a_training_stage_reach_the_rules_as_they_are_written(tmp_pat
     follower.look()
     assert [[event["event"] for event in events] for events, _ in seen] == [["start", "first_step"], []]
     assert [[record["step"] for record in metrics] for _, metrics in seen] == [[1], []]
+
+
+def test_what_a_stage_really_writes_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The records are those of the writer that training has, and the spike is described as training does."""
+    from trainer.rollback.rollbacks import describe
+    from trainer.rollback.spikes import Rollback, Spike
+
+    server, job = Answering(), cast("TrainJob", SimpleNamespace(stage="generator", folder=str(tmp_path)))
+    alerts = Alerts(
+        [receiver(monkeypatch, server.url, "spike", "nan", "slow", samples_per_second=100, records=1)], RUN, "g"
+    )
+    follower = Follower(job, 0.0, alerts.look)
+    (tmp_path / "environment.json").write_text("{}")
+    records = RunDirectory(str(tmp_path), "generator", {}, 0, TrackingConfig(wandb="off"))
+    record = {"time": time.time(), "step": 10, "steps": 20, "skipped_steps": 0, "eta_seconds": 1.0}
+    records.first_step(1)
+    records.metrics(record | {"loss": 1.0, "samples_per_second": 200.0})
+    follower.look()
+    records.event("spike", 15, **describe(Spike(15, 15, 9.5, 1.25, 2.0), Rollback(10, 14, 16)))
+    records.metrics(record | {"step": 20, "loss": None, "samples_per_second": 50.0})
+    follower.look()
+    records.close()
+    alerts.close()
+    got = [server.got.get_nowait() for _ in range(3)]
+    server.close()
+    assert server.got.empty()
+    assert [(each["alert"], each["step"]) for each in got] == [("spike", 15), ("nan", 20), ("slow", 20)]
+    assert "the loss spiked to 9.5, usual is 1.25; it goes back to step 10" in got[0]["text"]
 
 
 def test_a_stage_of_a_run_tells_when_it_is_finished_and_when_it_failed(
