@@ -93,8 +93,9 @@ class Growing:
                 self._declined = now, sizes[-1]
                 self._decline(Growth(now, sizes[-1], pace))
             return None
+        kept = self._demand.there()  # before more is asked for: what is placed just now would count as free, too
+        found = largest_usable(paying, now + kept + self._room.free())
         self._demand.ask(paying[-1] - now)
-        found = largest_usable(paying, now + self._room.free() + self._demand.there())
         return found or None
 
     def release(self) -> None:

@@ -131,6 +131,17 @@ def test_room_is_asked_for_up_to_the_largest_size_and_taken_once_a_usable_size_f
     assert grown.cluster.asked[-1] == 0
 
 
+def test_room_that_is_placed_as_soon_as_it_is_asked_for_is_not_counted_twice() -> None:
+    grown = Grown(PAYS)
+    grown.cluster.is_free = 1
+
+    def ask(_count: int) -> None:
+        grown.cluster.kept = 1  # what is free is told some time later
+
+    grown.cluster.ask = ask  # type: ignore[method-assign]
+    assert grown.growing.larger((2, 4), 2) is None  # there is room for three
+
+
 def test_what_does_not_pay_is_neither_asked_for_nor_taken_and_said_once() -> None:
     grown = Grown(IN_VAIN)
     grown.cluster.is_free = 9
