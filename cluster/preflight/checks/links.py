@@ -14,7 +14,7 @@ from typing import Any
 
 from cluster.preflight.checks.check import Check, or_all_well
 from cluster.preflight.findings import Finding
-from cluster.preflight.nodes import Failure, Nodes
+from cluster.preflight.nodes import Failure, Nodes, Some, ask_all
 from cluster.preflight.wanted import Wanted
 
 NAME = "bandwidth"
@@ -23,6 +23,7 @@ SLOW = 0.5
 FLOOR = 60e6
 """Bytes a second below which a link is slow whatever the others are: about half of gigabit Ethernet."""
 _MOST_ROUNDS = 7
+_IMPORT_SECONDS = 60.0
 _MEET_SECONDS = 8.0
 _SECONDS = 20.0
 _FIRST_BYTES, _MOST_BYTES = 2**16, 2**24
@@ -42,6 +43,11 @@ def rounds(names: Sequence[str]) -> list[list[Pair]]:
         found.append([(a, b) for a, b in facing if a is not None and b is not None])
         ring = [ring[0], ring[-1], *ring[1:-1]]
     return found
+
+
+def prepare() -> None:
+    """Import what `exchange` needs: that takes one node longer than another, which would wait for it in vain."""
+    import torch.distributed  # noqa: F401
 
 
 def port() -> int:
@@ -104,8 +110,15 @@ def _all_reduce(device: Any, size: int) -> float:
     return float(took.item())
 
 
-def _measure(nodes: Nodes, wanted: Wanted) -> Mapping[Pair, float | Failure]:
-    addresses, found = nodes.addresses, {}
+def _measure(nodes: Nodes, wanted: Wanted) -> Mapping[Any, float | Failure]:
+    ready = ask_all(nodes, prepare, seconds=_IMPORT_SECONDS)
+    failures = {name: answer for name, answer in ready.items() if isinstance(answer, Failure)}
+    return failures | _rates(Some(nodes, tuple(name for name in ready if name not in failures)), wanted)
+
+
+def _rates(nodes: Nodes, wanted: Wanted) -> dict[Any, float | Failure]:
+    addresses = nodes.addresses
+    found: dict[Any, float | Failure] = {}
     for pairs in rounds(list(addresses)):
         ports = nodes.each(port, {first: () for first, _ in pairs}, _SECONDS)
         asked: dict[str, tuple[Any, ...]] = {}

@@ -1,29 +1,30 @@
-"""The doctor on three nodes with a network of their own each, one of which hangs on a slow line."""
+"""Three nodes with a network of their own each, one of which hangs on a slow line: real sockets, real gloo."""
 
 from __future__ import annotations
 
-import json
 import os
-import secrets
+import pickle
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from cluster.drills.ray_nodes import RayNode
-from cluster.session.ray_folder import make_folder
-from tests.cluster.conftest import SMALL
+from cluster.preflight.checks import links, ports
+from cluster.preflight.running import run_checks
+from cluster.preflight.verdict import decide
+from cluster.preflight.wanted import Wanted
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("doctor")]
-LINE, BRIDGE = "net0", "10.77.9.254"
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[3]
+LINE = "net0"
 MEGABIT = 80
-PORT = 6390
-"""Of the head, in a network of its own."""
 
 
 def ip(*words: str) -> None:
@@ -47,7 +48,6 @@ class Network:
 
     def make(self, nodes: int) -> None:
         ip("link", "add", f"{self.tag}b", "type", "bridge")
-        ip("addr", "add", f"{BRIDGE}/24", "dev", f"{self.tag}b")
         ip("link", "set", f"{self.tag}b", "up")
         for number in range(1, nodes + 1):
             own = self.namespace(number)
@@ -57,7 +57,6 @@ class Network:
             ip("-n", own, "addr", "add", f"{self.address(number)}/24", "dev", LINE)
             ip("-n", own, "link", "set", "lo", "up")
             ip("-n", own, "link", "set", LINE, "up")
-            ip("-n", own, "route", "add", "default", "via", BRIDGE)
 
     def slow_down(self, number: int) -> None:
         """Both ways of a node's line."""
@@ -89,53 +88,68 @@ def network(nodes: int) -> Iterator[Network]:
         made.remove(nodes)
 
 
-def test_a_node_on_a_slow_line_is_named_with_its_bandwidth_and_what_to_look_at(tmp_path: Path) -> None:
-    (tmp_path / "small.yaml").write_text(SMALL)
-    with network(3) as lines, ExitStack() as held:
-        folder = make_folder()
-        held.callback(shutil.rmtree, folder, ignore_errors=True)
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_ADDRESS")} | {
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": secrets.token_hex(32),
-            "RAY_raylet_start_wait_time_s": "60",  # of a busy machine
-            "GLOO_SOCKET_IFNAME": LINE,  # the host's own name is of another network
+LOOP = """
+import os, pickle, sys
+answers = os.fdopen(os.dup(1), "wb")
+os.dup2(2, 1)
+while True:
+    function, arguments = pickle.load(sys.stdin.buffer)
+    try:
+        answer = function(*arguments)
+    except Exception as error:
+        answer = failed(error)
+    pickle.dump(answer, answers)
+    answers.flush()
+"""
+
+
+class Namespaces:
+    """Nodes that are a process in a network of its own each (`cluster.preflight.nodes.Nodes`)."""
+
+    def __init__(self, lines: Network, *names: str) -> None:
+        self.addresses = {name: lines.address(number) for number, name in enumerate(names, 1)}
+        variables = os.environ | {"GLOO_SOCKET_IFNAME": LINE}  # the host's own name is of another network
+        code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom cluster.preflight.nodes import failed\n{LOOP}"
+        self._processes = {
+            name: subprocess.Popen(
+                ["ip", "netns", "exec", lines.namespace(number), sys.executable, "-c", code],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=variables,
+            )
+            for number, name in enumerate(names, 1)
         }
 
-        def inside(number: int, *command: str) -> list[str]:
-            return ["ip", "netns", "exec", lines.namespace(number), sys.executable, "-m", *command]
+    def each(
+        self, function: Callable[..., Any], arguments: Mapping[str, tuple[Any, ...]], seconds: float
+    ) -> dict[str, Any]:
+        for name, given in arguments.items():
+            pipe = self._processes[name].stdin
+            assert pipe is not None
+            pickle.dump((function, given), pipe)
+            pipe.flush()
+        return {name: pickle.load(self._processes[name].stdout) for name in arguments}  # type: ignore[arg-type]
 
-        for number in (1, 2, 3):
-            place = ["--head", f"--port={PORT}"] if number == 1 else [f"--address={lines.address(1)}:{PORT}"]
-            command = inside(
-                number,
-                *("ray.scripts.scripts", "start", "--block", "--disable-usage-stats", *place, "--num-cpus=1"),
-                *(f"--node-ip-address={lines.address(number)}", f"--temp-dir={folder}/{number}"),
-                *("--object-store-memory=80000000", "--min-worker-port=0", "--max-worker-port=0"),
-                *(["--include-dashboard=false"] if number == 1 else []),
-            )
-            log = tmp_path / f"node-{number}.log"
-            with log.open("wb") as output:
-                process = subprocess.Popen(
-                    command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-                )
-            node = RayNode(process, log)
-            held.callback(node.lose)
-            node.wait_until_up()
-        done = subprocess.run(
-            inside(1, "foldtrain", "doctor", "small.yaml", "--json", "found.json"),
-            env=environment | {"RAY_ADDRESS": f"{lines.address(1)}:{PORT}"},
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-        )
-        assert (tmp_path / "found.json").exists(), done.stdout + done.stderr
-        record = json.loads((tmp_path / "found.json").read_text())
-        slow = node.id
-    (found,) = [each for each in record["findings"] if each["check"] == "bandwidth"]
-    print(f"the doctor took {record['seconds']} s")
-    assert found["level"] == "warning", done.stdout
-    assert slow[:8] in found["node"]
-    assert " and " not in found["node"], "it is the node, and not a pair"
-    assert "with the best of the others, which reach" in found["found"]
-    assert int(found["found"].split(" MB/s")[0]) <= MEGABIT / 8 * 1.3, "burst and all"
-    assert "ethtool" in found["remedy"]
+    def end(self) -> None:
+        for process in self._processes.values():
+            process.kill()
+            process.wait()
+
+
+def test_a_node_on_a_slow_line_is_named_with_what_to_look_at_and_left_out_where_there_is_a_spare_one() -> None:
+    with network(3) as lines:
+        nodes = Namespaces(lines, "a", "b", "c")
+        try:
+            began = time.monotonic()
+            findings = run_checks(nodes, Wanted(workers=3), checks=[ports.CHECK, links.CHECK])
+            print(f"found in {time.monotonic() - began:.1f} s")
+        finally:
+            nodes.end()
+    assert len(findings) == 2, findings
+    reached, found = findings
+    assert (reached.check, reached.level) == ("ports", "ok"), reached
+    assert (found.node, found.check, found.level) == ("c", "bandwidth", "warning"), findings
+    assert int(found.found.split(" MB/s")[0]) <= MEGABIT / 8 * 1.5, "burst and all"
+    assert "with the best of the others, which reach" in found.found
+    assert "ethtool" in found.remedy
+    assert decide(findings, ("a", "b", "c"), lambda without: 3 - len(without), needed=2).left_out == ("c",)
