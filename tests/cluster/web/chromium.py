@@ -145,10 +145,16 @@ class Chromium:
             command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
         self._session = aiohttp.ClientSession()
-        async with asyncio.timeout(_SECONDS):
-            while not (self._profile / "DevToolsActivePort").exists():
-                await asyncio.sleep(0.05)
-        self._port = int((self._profile / "DevToolsActivePort").read_text().split()[0])
+        file, lines = self._profile / "DevToolsActivePort", list[str]()
+        try:
+            async with asyncio.timeout(_SECONDS):
+                while len(lines) < 2:  # it is there before it is written
+                    await asyncio.sleep(0.05)
+                    lines = file.read_text().split() if file.exists() else []
+        except BaseException:
+            await self.__aexit__(None, None, None)
+            raise
+        self._port = int(lines[0])
         return self
 
     async def page(self) -> Page:
