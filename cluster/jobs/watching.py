@@ -55,7 +55,7 @@ class Watching:
     def _judge(self, record: JobRecord, state: TargetState | None, now: float) -> bool:
         if state is None:
             return record.status == "preempted"
-        if state.message or state.status == "pending":
+        if state.status != "running" and (state.message or state.status == "pending"):
             self._say(f"{state.status}{': ' + state.message if state.message else ''}")
         if state.status not in ENDED:
             return False

@@ -21,10 +21,15 @@ def table(findings: Iterable[Finding]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    made = Table("node", "check", "", "found", "what to do", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    made = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    made.add_column("node", overflow="fold", min_width=8)
+    made.add_column("check", no_wrap=True)
+    made.add_column("", no_wrap=True)
+    made.add_column("found, and what to do", overflow="fold", min_width=24)
     for found in by_level(findings):
         level = Text(found.level, style=_STYLES[found.level])
-        made.add_row(found.node, found.check, level, found.found, found.remedy)
+        remedy = Text(f"\n{found.remedy}" if found.remedy else "", style="bold")
+        made.add_row(Text(found.node), Text(found.check), level, Text(found.found) + remedy)
     return made
 
 

@@ -84,13 +84,12 @@ def exchange(rank: int, address: str, at: int, nccl: bool) -> float:
 
 
 def _rate(device: Any) -> float:
-    """The best rate, with tensors that grow until one takes long enough."""
-    size, best = _FIRST_BYTES, 0.0
+    """The better rate of tensors that take long enough. Smaller ones may fit into what a line lets pass at once."""
+    size = _FIRST_BYTES
     while True:
-        seconds = [_all_reduce(device, size) for _ in range(_REPEATS)]
-        best = max(best, size / min(seconds))
-        if min(seconds) >= _LONG_SECONDS or size >= _MOST_BYTES:
-            return best
+        seconds = min(_all_reduce(device, size) for _ in range(_REPEATS))
+        if seconds >= _LONG_SECONDS or size >= _MOST_BYTES:
+            return size / seconds
         size *= 4
 
 
