@@ -24,8 +24,8 @@ FLOOR = 60e6
 """Bytes a second below which a link is slow whatever the others are: about half of gigabit Ethernet."""
 _MOST_ROUNDS = 7
 _IMPORT_SECONDS = 60.0
-_MEET_SECONDS = 8.0
-_SECONDS = 20.0
+_MEET_SECONDS = 15.0
+_SECONDS = 25.0
 _FIRST_BYTES, _MOST_BYTES = 2**16, 2**24
 _LONG_SECONDS = 0.06
 """A tensor that takes so long is large enough."""
