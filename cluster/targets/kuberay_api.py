@@ -72,7 +72,7 @@ class ApiServer:
             FoldtrainError: if it cannot be made for another reason.
         """
         metadata = manifest["metadata"]
-        more = {"dry_run": "All"} if try_only else {}
+        more: dict[str, Any] = {"dry_run": "All"} if try_only else {}
         self._ask(
             lambda: self._objects.create_namespaced_custom_object(
                 _GROUP,
