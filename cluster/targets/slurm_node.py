@@ -92,13 +92,10 @@ def run_head(allocation: Allocation, folder: Path, command: Sequence[str]) -> in
     signals = Signals()
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     host = _host(allocation, _neighbour())
+    node, address = start_head(folder, host, _resources(allocation), token, signals.wanted)
     try:
-        node, address = start_head(folder, host, _resources(allocation), token, signals.wanted)
-    except FoldtrainError:
-        if signals.noticed is not None:  # before there was anything to save
+        if not signals.wanted():  # before there was anything to save
             return NOTICED
-        raise
-    try:
         _write_privately(folder / HEAD_FILE, json.dumps({"address": address, "token": token["RAY_AUTH_TOKEN"]}))
         return run_beside(node, command, _job_environment(address, token), signals)
     finally:

@@ -107,7 +107,7 @@ def _title(process: Any) -> str:
 def start_head(
     folder: Path, host: str, resources: list[str], token: Mapping[str, str], wanted: Callable[[], bool]
 ) -> tuple[RayNode, str]:
-    """A head on this node, up, and its address.
+    """A head on this node and its address: up, or as far as it has come when it is no longer wanted.
 
     Args:
         folder: for its files, of this user alone.
@@ -131,7 +131,9 @@ def start_head(
 def start_worker(
     folder: Path, host: str, address: str, resources: list[str], token: Mapping[str, str], wanted: Callable[[], bool]
 ) -> RayNode:
-    """A node of the cluster whose head is at `address`, up; see `start_head`.
+    """A node of the cluster whose head is at `address`; see `start_head`.
+
+    One that is no longer wanted may be known to the head already, which sends work to it: it is to be drained.
 
     Raises:
         FoldtrainError: if it does not start.
@@ -144,16 +146,16 @@ def start_worker(
 
 
 def _until_up(once: Callable[[], tuple[RayNode, str]], wanted: Callable[[], bool]) -> tuple[RayNode, str]:
-    for start in range(1, _STARTS + 1):
+    for _ in range(_STARTS):
         node, address = once()
         deadline = time.monotonic() + _UP_SECONDS
         while wanted() and not node.ended and time.monotonic() < deadline:
             if node.is_up():
                 return node, address
             time.sleep(_PAUSE_SECONDS)
+        if not wanted():
+            return node, address
         node.end()
-        if start == _STARTS or not wanted():
-            break
     raise FoldtrainError(f"Ray does not start on {socket.gethostname()}: {node.last_words()}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any, cast
@@ -11,19 +12,30 @@ from typing import Any, cast
 import pytest
 
 from cluster.session.ray_folder import ray_folder
-from cluster.targets import slurm_ray
+from cluster.targets import slurm_node, slurm_ray
 from cluster.targets.slurm_config import Allocation, SlurmConfig
 from cluster.targets.slurm_node import (
     CLUSTER_LOST,
     HEAD_FILE,
+    HEAD_VARIABLE,
+    LEAVES_VARIABLE,
     NOTICED,
     PID_VARIABLE,
     Signals,
     run_beside,
+    run_head,
+    run_worker,
     where,
     write_job,
 )
-from cluster.targets.slurm_ray import address_of_interface, address_towards, free_ports, join_host, ray_environment
+from cluster.targets.slurm_ray import (
+    RayNode,
+    address_of_interface,
+    address_towards,
+    free_ports,
+    join_host,
+    ray_environment,
+)
 from data_pipeline.errors import FoldtrainError
 
 
@@ -109,6 +121,50 @@ def test_a_node_that_is_told_to_end_is_not_wanted_any_longer(signals: Signals) -
     assert signals.told_to_end
     assert signals.noticed is None
     assert not signals.wanted()
+
+
+@pytest.fixture
+def starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signals: Signals, request: pytest.FixtureRequest) -> Any:
+    """Ray's part of a node, which is told to end, by a signal, while it comes up."""
+    log = tmp_path / "ray.log"
+    log.touch()
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    node = RayNode(process, log)
+
+    def start(*_: object) -> RayNode:
+        signal.raise_signal(request.param)
+        return node
+
+    monkeypatch.setattr(slurm_ray, "_start", start)
+    monkeypatch.setattr(slurm_node, "_neighbour", lambda: "127.0.0.1")
+    yield node
+    node.end()
+
+
+@pytest.mark.parametrize(
+    ("starting", "expected"), [(signal.SIGUSR2, 0), (signal.SIGUSR1, NOTICED)], indirect=["starting"]
+)
+def test_a_node_that_has_to_leave_while_it_comes_up_is_drained_and_has_not_failed(
+    starting: RayNode, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head may send work to it before its own `ray start` says that it is up."""
+    drained = []
+    monkeypatch.setattr(slurm_node, "drain", lambda node, *_: drained.append((node, node.ended)))
+    monkeypatch.setenv(HEAD_VARIABLE, "127.0.0.1:1")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
+    monkeypatch.setenv(LEAVES_VARIABLE, "1")
+    assert run_worker(Allocation.of(SlurmConfig())) == expected
+    assert drained == [(starting, False)]
+    assert starting.ended
+
+
+@pytest.mark.parametrize("starting", [signal.SIGUSR1, signal.SIGTERM, signal.SIGUSR2], indirect=True)
+def test_a_head_that_has_to_end_while_it_comes_up_starts_no_job(starting: RayNode, tmp_path: Path) -> None:
+    job = [sys.executable, "-c", f"open({str(tmp_path / 'ran')!r}, 'w')"]
+    assert run_head(Allocation.of(SlurmConfig()), tmp_path, job) == NOTICED
+    assert starting.ended
+    assert not (tmp_path / HEAD_FILE).exists()
+    assert not (tmp_path / "ran").exists()
 
 
 def test_the_head_of_a_job_is_found_in_its_users_own_folder() -> None:
