@@ -72,7 +72,9 @@ class Step:
         ]
         self._log = log
         self._pid_file = log.with_suffix(".pid")
-        here = {node.PID_VARIABLE: str(self._pid_file)} if first == 0 and nodes == 1 else {}
+        self._is_here = first == 0 and nodes == 1
+        self._unsent: int | None = None
+        here = {node.PID_VARIABLE: str(self._pid_file)} if self._is_here else {}
         with log.open("wb") as output:
             self._process = subprocess.Popen(
                 command,
@@ -83,15 +85,24 @@ class Step:
             )
 
     def code(self) -> int | None:
-        """Its exit code, once it has ended."""
+        """Its exit code, once it has ended. What could not be sent before is sent if it can be now."""
+        if self._unsent is not None and self._pid_file.exists():
+            number, self._unsent = self._unsent, None
+            self._signal(number)
         return self._process.poll()
 
     def send(self, number: int) -> None:
-        """Signal the process on this node by its id, or have srun pass it on to all nodes.
+        """Signal the process on this node by its id, once it listens, or have srun pass it on to all nodes.
 
         srun would signal all that runs on a node, where Slurm is set up so: workers that train would end for a node
-        that is only to be drained.
+        that is only to be drained. A process that does not listen yet would end without a word.
         """
+        if self._is_here and not self._pid_file.exists():
+            self._unsent = number
+        else:
+            self._signal(number)
+
+    def _signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             try:
                 os.kill(int(self._pid_file.read_text()), number)
@@ -100,7 +111,7 @@ class Step:
 
     def end(self) -> None:
         """Have its nodes end, and srun with them."""
-        self.send(signal.SIGUSR2)
+        self._signal(signal.SIGUSR2)
         try:
             self._process.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
@@ -262,7 +273,7 @@ def run_join(allocation: Allocation, job: str) -> int:
         if there is None:
             time.sleep(_LOOK_AGAIN_SECONDS)
     if there is None:
-        return 0
+        return _left(allocation, batch)
     variables = {
         node.HEAD_VARIABLE: str(there["address"]),
         "RAY_AUTH_TOKEN": str(there["token"]),
@@ -273,12 +284,19 @@ def run_join(allocation: Allocation, job: str) -> int:
         step = Step(["worker", allocation.to_text()], allocation, nodes=1, first=0, log=log, environment=variables)
         batch.tell(step)
         code = _wait_beside(step, job)
-        if code == node.NOTICED and batch.noticed != signal.SIGUSR2:
-            return _requeue(allocation, code, "told to end: it joins again in the next allocation")
+        if code == node.NOTICED:
+            return _left(allocation, batch)
         if code and slurm.state_of(job).status == "running":
             _comment(step.last_words())
             return code
         return 0
+
+
+def _left(allocation: Allocation, batch: Batch) -> int:
+    """A node that has left: for good if the job does not want it, else until the next allocation."""
+    if batch.noticed == signal.SIGUSR2:
+        return 0
+    return _requeue(allocation, node.NOTICED, "told to end: it joins again in the next allocation")
 
 
 def _wait_beside(step: Step, job: str) -> int:

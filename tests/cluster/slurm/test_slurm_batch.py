@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from cluster.targets import slurm_batch
-from cluster.targets.slurm_batch import check_secrets, finish
+from cluster.targets import slurm_batch, slurm_commands
+from cluster.targets.slurm_batch import Step, check_secrets, finish, run_join
 from cluster.targets.slurm_config import Allocation, SlurmConfig
-from cluster.targets.slurm_node import CLUSTER_LOST, NOTICED
+from cluster.targets.slurm_node import CLUSTER_LOST, NOTICED, PID_VARIABLE
+from cluster.targets.target import TargetState
 from data_pipeline.errors import FoldtrainError
 
 
@@ -74,3 +79,63 @@ def test_the_secrets_that_a_node_lacks_are_named() -> None:
     check_secrets(("A_KEY",), {"A_KEY": "x"})
     with pytest.raises(FoldtrainError, match="B_KEY, C_KEY: not set on"):
         check_secrets(("A_KEY", "B_KEY", "C_KEY"), {"A_KEY": "x", "C_KEY": ""})
+
+
+_SRUN = f"""#!{sys.executable}
+import os, pathlib, signal, sys, time
+here = pathlib.Path(__file__).parent
+(here / "up").touch()
+while not (here / "listen").exists():
+    time.sleep(0.01)
+for number in (signal.SIGUSR1, signal.SIGUSR2):
+    signal.signal(number, lambda number, _: sys.exit(100 + number))
+file = pathlib.Path(os.environ["{PID_VARIABLE}"])
+file.with_suffix(".new").write_text(str(os.getpid()))
+file.with_suffix(".new").replace(file)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
+def test_a_notice_reaches_a_process_that_did_not_listen_when_it_came(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    srun = tmp_path / "srun"
+    srun.write_text(_SRUN)
+    srun.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    step = Step([], allocation(), nodes=1, first=0, log=tmp_path / "node.log")
+    until(lambda: (tmp_path / "up").exists())
+    step.send(number)
+    (tmp_path / "listen").touch()
+    until(lambda: step.code() is not None)
+    assert step.code() == 100 + number
+
+
+def until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < deadline, "nothing has come of it"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    numbers = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("handlers")
+@pytest.mark.parametrize(("number", "joins_again"), [(signal.SIGUSR1, True), (signal.SIGUSR2, False)])
+def test_a_node_that_is_told_to_end_before_it_has_joined_joins_again_unless_the_job_does_not_want_it(
+    asked: Path, monkeypatch: pytest.MonkeyPatch, number: int, joins_again: bool
+) -> None:
+    running = TargetState("running", "running")
+    monkeypatch.setattr(slurm_commands, "state_of", lambda _job: running)
+    monkeypatch.setattr(slurm_batch, "_LOOK_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(slurm_batch, "_head_of", lambda _job: signal.raise_signal(number))
+    assert run_join(allocation(), "5") == (NOTICED if joins_again else 0)
+    assert ("requeue Incomplete 17" in asked.read_text()) is joins_again
