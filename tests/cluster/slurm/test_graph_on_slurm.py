@@ -46,7 +46,7 @@ def target_file(folder: Path, **fields: Any) -> str:
     path = folder / "team.yaml"
     asked = {
         "extends": "package:cluster/slurm.yaml",
-        "cpus_per_node": 1,
+        "cpus_per_node": 2,
         "memory_per_node": 2,
         "python": sys.executable,
     }
