@@ -92,19 +92,18 @@ class Page:
     async def until(self, script: str, is_so: Callable[[Any], bool] = bool) -> Any:
         """Wait until the value of an expression is as wanted, and give it."""
         value: Any = None
-        try:
-            async with asyncio.timeout(_SECONDS):
-                while True:
-                    try:
-                        value = await self.run(script)
-                        if is_so(value):
-                            return value
-                    except (AssertionError, TypeError) as error:
-                        value = error  # the page is not that far yet
-                    await asyncio.sleep(0.05)
-        except TimeoutError:
-            shown = await self.run("document.body.innerText")
-            raise AssertionError(f"{script} stays {value!r}; console: {self.console}; page: {shown}") from None
+        clock = asyncio.get_running_loop().time
+        end = clock() + _SECONDS
+        while clock() < end:
+            try:
+                value = await self.run(script)
+                if is_so(value):
+                    return value
+            except (AssertionError, TypeError) as error:
+                value = error  # the page is not that far yet
+            await asyncio.sleep(0.05)
+        shown = await self.run("document.body.innerText")
+        raise AssertionError(f"{script} stays {value!r}; console: {self.console}; page: {shown}")
 
     async def size(self, width: int, height: int, *, dark: bool = False, phone: bool = False) -> None:
         """The window's, and which colours it prefers."""
@@ -120,6 +119,11 @@ class Page:
         given = {"key": key, "code": key, "windowsVirtualKeyCode": code}
         await self.call("Input.dispatchKeyEvent", type="keyDown" if typed else "rawKeyDown", **given, **typed)
         await self.call("Input.dispatchKeyEvent", type="keyUp", **given)
+
+    async def pointer(self, kind: str, at: tuple[float, float]) -> None:
+        """The left button of a mouse, `mousePressed` or `mouseReleased`, at x and y in CSS pixels."""
+        x, y = at
+        await self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     async def screenshot(self, path: Path, height: int | None = None) -> None:
         """Of the window, or of so much of the page."""

@@ -95,6 +95,34 @@ FRAMED = """new Promise((done) => {
     };
     document.body.append(frame);
 })"""
+HELD = """(() => {
+    const ask = window.fetch, held = new Promise((resolve) => { window.release = resolve; });
+    window.fetch = async (path, ...given) => {
+        if (String(path).startsWith('/api/states')) await held;
+        return ask(path, ...given);
+    };
+})()"""
+"""A page that learns nothing of its runs before it is released."""
+REDRAWN = """import('/static/dom.js').then(({ el, fill }) => {
+    window.clicked = [];
+    const place = el('div');
+    place.style.cssText = 'position: fixed; inset: 0; z-index: 9';
+    document.body.append(place);
+    const list = (text) => {
+        const lines = Array.from({ length: 40 }, (_, line) => el('li', {}, `${line} ${text}`));
+        const found = el('ol', { tabindex: '0', 'aria-label': 'list' }, lines);
+        found.style.cssText = 'height: 40px; overflow: auto';
+        return found;
+    };
+    window.draw = (names, text = '') => fill(place, names + text, () => [
+        names.map((name) => el('button', { 'data-name': name, onclick: () => clicked.push(name) }, name + text)),
+        el('details', { 'data-name': 'more' }, el('summary', {}, `more ${text}`)),
+        list(text),
+    ].flat());
+    window.button = (name) => place.querySelector(`[data-name="${name}"]`);
+    draw(['first', 'second']);
+})"""
+MIDDLE = "(() => { const at = button('second').getBoundingClientRect(); return [at.x + 5, at.y + 5]; })()"
 VALUE = "document.querySelector('.chart[data-name=\"loss\"] .value').textContent"
 
 
@@ -234,19 +262,49 @@ def test_a_run_is_stopped_by_a_button(tmp_path: Path) -> None:
     write_job(run, "generator-3fa9c1", node="n1", text=b"step 9\n")
 
     async def watch(page: Page) -> None:
+        await page.call("Page.addScriptToEvaluateOnNewDocument", source=HELD)
+        await page.call("Page.reload")
         await page.until("document.getElementById('do-stop')?.textContent", lambda text: text == "Stop")
         await page.run("document.getElementById('do-stop').focus()")
+        await page.run("release()")  # what is known of the run comes, and the head is drawn anew
+        await page.until("document.querySelector('#head .status')?.textContent")
         await page.press("Enter", 13)
         await page.until("document.getElementById('ask').open")
-        await page.run("document.querySelector('#ask button[value=no]').click()")
+        again = "document.getElementById('do-stop').click()"  # before the page hears of the first answer
+        await page.run(f"document.querySelector('#ask button[value=no]').click(); {again}")
         assert read_stop(job_folder(run, "generator-3fa9c1")) is None
-        await page.run("document.getElementById('do-stop').click()")
         await page.until("document.getElementById('ask').open")
         await page.run("document.querySelector('#ask button[value=yes]').click()")
         await page.until("document.getElementById('said')?.textContent", lambda text: "asked generator-3fa9c1" in text)
         assert read_stop(job_folder(run, "generator-3fa9c1")) is not None
 
     browse([run], watch, token="opensesame", control=True)
+
+
+def test_focus_what_was_opened_and_a_click_outlive_a_redraw(tmp_path: Path) -> None:
+    write_training(str(tmp_path / "run"), "generator", count=9, steps=9)
+
+    async def watch(page: Page) -> None:
+        await page.until("document.querySelector('h1')?.textContent", lambda text: text == "run")
+        await page.run(REDRAWN)
+        await page.run("button('second').focus(); button('more').open = true")
+        await page.run("button('more').nextSibling.scrollTop = 50")
+        await page.run("draw(['new', 'first', 'second'], ' redrawn')")
+        assert await page.run("document.activeElement.textContent") == "second redrawn"
+        assert await page.run("[button('more').open, button('more').nextSibling.scrollTop]") == [True, 50]
+        await page.run("draw(['new', 'first'], ' without')")
+        assert await page.run("document.activeElement.tagName") == "BODY"  # and not what stands in its place
+
+        await page.run("draw(['first', 'second'])")
+        at = await page.run(MIDDLE)
+        await page.pointer("mousePressed", at)
+        await page.run("draw(['first', 'second'], ' seen by nobody'); draw(['new', 'first', 'second'], ' later')")
+        assert await page.run("button('second').textContent") == "second"
+        await page.pointer("mouseReleased", at)
+        assert await page.run("clicked") == ["second"]
+        await page.until("button('second').textContent", lambda text: text == "second later")
+
+    browse([str(tmp_path / "run")], watch)
 
 
 def test_with_a_token_the_address_loses_it_and_the_page_works(tmp_path: Path) -> None:

@@ -88,8 +88,9 @@ async function act(run, action) {
   dialog.querySelector('button[value="yes"]').textContent = { stop: "Stop", checkpoint: "Write it" }[action] ?? action;
   dialog.returnValue = "no";
   dialog.showModal();
-  await new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));
-  if (dialog.returnValue !== "yes") return;
+  const question = act.question = (act.question ?? 0) + 1;
+  while (dialog.open) await new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));  // that of an earlier question may come now
+  if (question !== act.question || dialog.returnValue !== "yes") return;
   const note = el("p", { class: "banner", role: "status", id: "said" });
   try {
     note.textContent = (await post("/api/control", { run, action })).said;

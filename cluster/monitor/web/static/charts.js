@@ -156,7 +156,7 @@ export class Charts {
     const counts = new Map();
     for (const marks of Object.values(this.marks)) for (const { kind } of marks) counts.set(kind, (counts.get(kind) ?? 0) + 1);
     fill(this.legend, JSON.stringify([[...counts], [...this.hiddenMarks]]), () => [...counts].map(([kind, count]) =>
-      el("button", { type: "button", class: `mark ${kind.replaceAll(" ", "-")}`, "aria-pressed": String(!this.hiddenMarks.has(kind)), onclick: () => {
+      el("button", { type: "button", "data-name": kind, class: `mark ${kind.replaceAll(" ", "-")}`, "aria-pressed": String(!this.hiddenMarks.has(kind)), onclick: () => {
         this.hiddenMarks[this.hiddenMarks.has(kind) ? "delete" : "add"](kind);
         this.list();
         for (const { chart } of this.cards.values()) chart?.redraw(false);

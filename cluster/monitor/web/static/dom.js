@@ -14,11 +14,58 @@ export function el(tag, attributes = {}, ...children) {
   return node;
 }
 
-/** Put children in place of what a node has, unless they are the same: so that focus and scrolling stay. */
+const STATEFUL = "button, input, select, summary, a[href], details, [tabindex]";
+const PRESSED_MILLISECONDS = 50;
+const waiting = new WeakMap();
+
+/** Elements that can be focused, opened or scrolled, by what they are called: `data-name`, or else their text. */
+function stateful(node) {
+  const found = new Map(), times = new Map();
+  for (const each of node.querySelectorAll(STATEFUL)) {
+    const called = each.id || each.dataset.name || each.ariaLabel || (each.tagName === "DETAILS" ? each.firstChild : each).textContent;
+    const name = `${each.tagName} ${called}`, time = times.get(name) ?? 0;
+    times.set(name, time + 1);
+    found.set(`${name} ${time}`, each);
+  }
+  return found;
+}
+
+function replace(node, children) {
+  const before = stateful(node), focused = document.activeElement;
+  const scrolled = new Map([...before].map(([name, each]) => [name, [each.scrollLeft, each.scrollTop]]));
+  node.replaceChildren(...children);
+  for (const [name, each] of stateful(node)) {
+    const old = before.get(name);
+    if (!old) continue;
+    if (each.tagName === "DETAILS") each.open = old.open;
+    [each.scrollLeft, each.scrollTop] = scrolled.get(name);
+    if (old === focused && old !== each) each.focus({ preventScroll: true });
+  }
+}
+
+/**
+ * Put children in place of what a node has, unless they are the same. Focus, scrolling and what was opened go over to
+ * what is called the same; while something in the node is pressed it stays, so that a click finds what it began on.
+ */
 export function fill(node, key, make) {
-  if (node.dataset.key === key) return;
+  if (node.dataset.key === key) {
+    waiting.delete(node);
+    return;
+  }
+  if (node.matches(":active")) {
+    if (!waiting.has(node)) setTimeout(again, PRESSED_MILLISECONDS, node);
+    waiting.set(node, [key, make]);
+    return;
+  }
+  waiting.delete(node);
   node.dataset.key = key;
-  node.replaceChildren(...[make()].flat().filter(Boolean));
+  replace(node, [make()].flat().filter(Boolean));
+}
+
+function again(node) {
+  const asked = waiting.get(node);
+  waiting.delete(node);
+  if (asked) fill(node, ...asked);
 }
 
 /** One of several, by buttons; `choices` are [value, label]. */

@@ -46,7 +46,9 @@ export class Film {
       this.show();
     } }, strips.map(({ key, label }) => el("option", { value: key, selected: key === this.sides[place].key }, label)));
     const side = (place, name) => el("div", { class: "side" }, el("span", { class: "quiet" }, name), pick(place), this.ranges[place], this.labels[place]);
-    return [el("div", { class: "sides" }, side(0, "Left"), side(1, "Right")), el("div", { class: "compare" }, this.pictures, this.divider), this.strip];
+    const laid = [el("div", { class: "sides" }, side(0, "Left"), side(1, "Right")), el("div", { class: "compare" }, this.pictures, this.divider), this.strip];
+    this.update();
+    return laid;
   }
 
   update() {

@@ -27,7 +27,7 @@ export class Logs {
       const key = (job) => `${job.run}/${job.id}`;
       if (!this.jobs.some((job) => key(job) === this.job)) this.choose(this.jobs[0] ? key(this.jobs[0]) : null);
       fill(this.list, JSON.stringify([this.jobs, this.job]), () => this.jobs.map((job) =>
-        el("button", { type: "button", class: `job ${job.status ?? "pending"}`, "aria-pressed": String(key(job) === this.job), onclick: () => { this.choose(key(job)); this.show(); } },
+        el("button", { type: "button", "data-name": key(job), class: `job ${job.status ?? "pending"}`, "aria-pressed": String(key(job) === this.job), onclick: () => { this.choose(key(job)); this.show(); } },
           el("b", {}, job.id), el("span", { class: "status" }, job.status ?? "pending"), el("span", { class: "quiet" }, about(job)))));
       await this.read();
     } catch (error) {

@@ -37,7 +37,7 @@ function stageRow(stage) {
 
 function hosts(stage) {
   const most = Math.max(...stage.hosts.flatMap(({ workers }) => workers.map(({ rate }) => rate)), 1e-9);
-  return el("details", { class: "hosts", open: stage.hosts.length <= 4 }, el("summary", {}, `${plural(stage.hosts.length, "host")}`),
+  return el("details", { class: "hosts", "data-name": stage.name, open: stage.hosts.length <= 4 }, el("summary", {}, `${plural(stage.hosts.length, "host")}`),
     stage.hosts.map(({ host, workers }) => el("div", { class: "host" }, el("span", { class: "quiet" }, host), el("div", { class: "workers" },
       workers.map(({ worker, rate, slow }) => vary(el("span", { class: slow ? "worker slow" : "worker", title: `${worker}: ${number(rate)} images/s` }, el("i", { "aria-hidden": "true" }), `${number(rate)}${slow ? " slow" : ""}`), "--share", rate / most))))));
 }
@@ -60,7 +60,7 @@ export function showHead(section, store, actions, act) {
 function chooser(store) {
   return el("fieldset", { class: "chooser" }, el("legend", {}, `Runs to show, up to ${store.most}`), store.runs.map(({ id, name, uri }) => {
     const chosen = store.chosen.includes(id);
-    const box = el("input", { type: "checkbox", checked: chosen, disabled: !chosen && store.chosen.length >= store.most, onchange: () => store.toggle(id) });
+    const box = el("input", { type: "checkbox", "data-name": id, checked: chosen, disabled: !chosen && store.chosen.length >= store.most, onchange: () => store.toggle(id) });
     return vary(el("label", { class: "run", title: uri }, box, el("i", { "aria-hidden": "true" }), name), "--c", chosen ? `var(${store.colourOf(id)})` : "transparent");
   }));
 }
