@@ -182,7 +182,7 @@ def _check_inputs(config: RunConfig, stages: Sequence[RunStage] = STAGES) -> Non
     commands = {stage.command for stage in stages}
     if "train-tokenizer" in commands:
         check_proxy(config)
-    if commands & {"tokenize", "evaluate", "sample"}:
+    if any("tokenizer" in stage.needs for stage in stages):
         check_makes_tokens(config)
     if config.given("tokens"):
         _check_given_tokens(found)

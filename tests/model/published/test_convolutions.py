@@ -43,7 +43,7 @@ def llamagen() -> Case:
 
 def xqgan_of_scales() -> Case:
     options = {"branches": 2, "scales": (1, 3, 5), "shared_residual_convs": 1}
-    quantizer = {"codebook_size": 24, "code_dim": 5}
+    quantizer = {"codebook_size": 24, "code_dim": 5, "unit_codes": False}
     own = made({**ONE, **options, "encoder": ENCODER, "decoder": DECODER, "quantizer": quantizer})
     scales = {"v_patch_nums": [1, 3, 5], "codebook_l2_norm": True}
     hits = {f"quantizes.{branch}.ema_vocab_hit_SV": torch.zeros(3, 24) for branch in range(2)}
@@ -52,7 +52,7 @@ def xqgan_of_scales() -> Case:
 
 def var() -> Case:
     options = {"scales": (1, 2, 5), "shared_residual_convs": 0, "quantization_kernel": 3, "residual_ratio": 0.25}
-    quantizer = {"codebook_size": 24, "code_dim": 12, "lookup": "euclidean"}
+    quantizer = {"codebook_size": 24, "code_dim": 12, "lookup": "euclidean", "unit_codes": False}
     attention = {"attention_levels": 2, "middle_blocks": 3}
     sides = {"encoder": ENCODER | attention, "decoder": DECODER | {"attention_levels": 0}}
     own = made({**ONE, **options, **sides, "quantizer": quantizer})
