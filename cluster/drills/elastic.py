@@ -124,10 +124,13 @@ def _disturbed(config: Path, folder: Path) -> str:
             new = nodes.add()
             run("scale", str(folder / "elastic"), "--workers", str(NODES))  # so late it would not pay, unasked
             wait_for("a word of the new node", lambda: f"room for {NODES} workers" in victim.output(), victim)
-        wait_for("steps with it", lambda: _happened(folder, "restart", 2), victim)
-        run("scale", str(folder / "elastic"), "--workers", f"1:{NODES}")
-        wait_for("more steps", lambda: _step(folder) >= DRAIN_AT and _happened(folder, "scale", 2), victim)
-        with _held([process for node in (kept, new, nodes.head) for process in node.workers(_WORKER)]):
+        wait_for("steps with it", lambda: _happened(folder, "restart", 2) and _step(folder) > _begun(folder), victim)
+        grown = [process for node in (kept, new, nodes.head) for process in node.workers(_WORKER)]
+        with _held(grown):
+            run("scale", str(folder / "elastic"), "--workers", f"1:{NODES}")
+            wait_for("a word of what was asked", lambda: "workers, as the config says" in victim.output(), victim)
+        wait_for("more steps", lambda: _step(folder) >= DRAIN_AT, victim)
+        with _held(grown):
             nodes.drain(kept)
             wait_for("a word of the node that leaves", lambda: "a node will leave" in victim.output(), victim)
         code = victim.wait()
@@ -158,6 +161,11 @@ def _step(folder: Path) -> int:
 def _happened(folder: Path, name: str, times: int = 1) -> bool:
     found = [event for event in _records(folder, "elastic", "events") if event["event"] == name]
     return len(found) >= times
+
+
+def _begun(folder: Path) -> int:
+    """The step at which it last went on."""
+    return int([event["step"] for event in _records(folder, "elastic", "events") if event["event"] == "restart"][-1])
 
 
 def _losses(folder: Path, name: str) -> list[float]:
