@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,72 +11,77 @@ from cluster.commands.stages import Config, Overrides
 from cluster.terminal.output import say_json
 from data_pipeline.config import MOST_WORKERS
 
+if TYPE_CHECKING:
+    from cluster.targets import TargetSection
+    from trainer.planning.plan import Request
+    from trainer.planning.roofline import Assumptions
+
+
+Stage = Annotated[str, typer.Option("--stage", help="A stage that trains: train-generator, train-tokenizer, ...")]
+Nodes = Annotated[int | None, typer.Option(min=1, max=100_000, help="Nodes; cluster.workers if left out.")]
+PerNode = Annotated[int | None, typer.Option(min=1, max=1_000, help="Devices of a node: 8 if left out.")]
+DeviceKind = Annotated[str | None, typer.Option(help='Kind of device, for instance "H100 SXM"; CPUs if left out.')]
+MatmulShare = Annotated[
+    float | None, typer.Option(help="Share of the peak in 16 bits that the prediction takes; 0.65 if left out.")
+]
+MemoryShare = Annotated[
+    float | None, typer.Option(help="Share of the memory's bandwidth that it takes; 0.8 if left out.")
+]
+Throughput = Annotated[float | None, typer.Option(help="Samples per second in all, if it was measured.")]
+Price = Annotated[float | None, typer.Option(min=0, max=1_000_000, help="USD per device and hour.")]
+MtbfHours = Annotated[float | None, typer.Option(help="Hours between failures of a node; Llama 3's 6335 if left out.")]
+HostMemory = Annotated[float | None, typer.Option(help="GB of a node's own memory, to compare with.")]
+Bandwidth = Annotated[float, typer.Option(help="GB/s from a node to storage.")]
+Samples = Annotated[int | None, typer.Option(min=1, max=10**12, help="Images in the data set, if it is not there yet.")]
+Measured = Annotated[
+    str | None, typer.Option("--measured", metavar="RUN", help="Put what this run did beside the plan.")
+]
+Sizes = Annotated[
+    str | None,
+    typer.Option("--workers", metavar="N,N,...", help="Hours and price at several numbers of workers, instead."),
+]
+TargetName = Annotated[
+    str | None,
+    typer.Option("--target", help="With --workers: whose nodes and price, as `foldtrain submit` takes it."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
 
 def plan(
     config: Config,
     overrides: Overrides = None,
-    stage: Annotated[
-        str, typer.Option("--stage", help="A stage that trains: train-generator, train-tokenizer, ...")
-    ] = "train-generator",
-    nodes: Annotated[int | None, typer.Option(min=1, max=100_000, help="Nodes; cluster.workers if left out.")] = None,
-    gpus_per_node: Annotated[
-        int | None, typer.Option(min=1, max=1_000, help="Devices of a node: 8 if left out.")
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help='Kind of device, for instance "H100 SXM"; CPUs if left out.')
-    ] = None,
-    matmul_share: Annotated[
-        float | None, typer.Option(help="Share of the peak in 16 bits that the prediction takes; 0.65 if left out.")
-    ] = None,
-    memory_share: Annotated[
-        float | None, typer.Option(help="Share of the memory's bandwidth that it takes; 0.8 if left out.")
-    ] = None,
-    throughput: Annotated[float | None, typer.Option(help="Samples per second in all, if it was measured.")] = None,
-    price: Annotated[float | None, typer.Option(min=0, max=1_000_000, help="USD per device and hour.")] = None,
-    mtbf_hours: Annotated[
-        float | None, typer.Option(help="Hours between failures of a node; Llama 3's 6335 if left out.")
-    ] = None,
-    host_memory: Annotated[float | None, typer.Option(help="GB of a node's own memory, to compare with.")] = None,
-    bandwidth: Annotated[float, typer.Option(help="GB/s from a node to storage.")] = 1.0,
-    samples: Annotated[
-        int | None, typer.Option(min=1, max=10**12, help="Images in the data set, if it is not there yet.")
-    ] = None,
-    measured: Annotated[
-        str | None, typer.Option("--measured", metavar="RUN", help="Put what this run did beside the plan.")
-    ] = None,
-    workers: Annotated[
-        str | None,
-        typer.Option("--workers", metavar="N,N,...", help="Hours and price at several numbers of workers, instead."),
-    ] = None,
-    target: Annotated[
-        str | None,
-        typer.Option("--target", help="With --workers: whose nodes and price, as `foldtrain submit` takes it."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    stage: Stage = "train-generator",
+    nodes: Nodes = None,
+    gpus_per_node: PerNode = None,
+    device: DeviceKind = None,
+    matmul_share: MatmulShare = None,
+    memory_share: MemoryShare = None,
+    throughput: Throughput = None,
+    price: Price = None,
+    mtbf_hours: MtbfHours = None,
+    host_memory: HostMemory = None,
+    bandwidth: Bandwidth = 1.0,
+    samples: Samples = None,
+    measured: Measured = None,
+    workers: Sizes = None,
+    target: TargetName = None,
+    as_json: AsJson = False,
 ) -> None:
     """Say what a training stage will need: memory, time, storage, failures, cost; and what does not fit."""
-    from dataclasses import asdict, replace
-
     from cluster.config.loading import load_config
-    from cluster.stages import plan_view, planning
+    from cluster.stages import planning
     from data_pipeline import storage
     from trainer.planning.failures import LLAMA3_NODE_HOURS
-    from trainer.planning.measured import read_measured
-    from trainer.planning.plan import Request, make_plan
-    from trainer.planning.roofline import STANDARD
-    from trainer.planning.sizes import measured_rate, plan_sizes
+    from trainer.planning.plan import Request
 
     figures = {"throughput": throughput, "mtbf-hours": mtbf_hours, "bandwidth": bandwidth, "host-memory": host_memory}
     _check_figures(figures, {"matmul-share": matmul_share, "memory-share": memory_share})
     resolved, classes_note = planning.known_classes(load_config(config, overrides or []), stage)
     place = planning.target_of(target)
-    device = device or (place.device if place else None)
     gpus_per_node = gpus_per_node or planning.workers_per_node(resolved, place)
     sizes = None if workers is None else parse_sizes(workers, nodes)
     node_count, per_node = (1, 1) if sizes else planning.ranks(resolved, nodes, gpus_per_node)
-    kind = planning.check_device(device)
-    seen = read_measured(storage.join(measured, planning.stage_folder(stage))) if measured else None
-    taken = seen if throughput is None else None
+    kind = planning.check_device(device or (place.device if place else None))
     request = Request(
         stage=stage,
         configs=planning.stage_configs(resolved, stage),
@@ -84,40 +90,71 @@ def plan(
         device=kind,
         data=planning.find_data(resolved, stage, samples),
         peak_tflops=resolved.cluster.peak_tflops,
-        assumed=replace(
-            STANDARD,
-            half_share=matmul_share or STANDARD.half_share,
-            bandwidth_share=memory_share or STANDARD.bandwidth_share,
-        ),
-        throughput=taken.samples_per_second if taken else throughput,
-        throughput_from=f"measured in {measured}" if taken else "as given",
+        assumed=_assumed(matmul_share, memory_share),
+        throughput=throughput,
+        throughput_from="as given",
         price=price,
         mtbf_hours=mtbf_hours or LLAMA3_NODE_HOURS,
         host_memory=None if host_memory is None else host_memory * 1e9,
         bandwidth=bandwidth * 1e9,
     )
-    notes = (
-        planning.device_note(kind, resolved.cluster.peak_tflops),
-        classes_note,
-        planning.proxy_note(resolved, stage),
-    )
+    device_note = planning.device_note(kind, resolved.cluster.peak_tflops)
+    notes = (device_note, classes_note, planning.proxy_note(resolved, stage))
     note = "; ".join(text for text in notes if text) or None
     if sizes:
         folder = storage.join(measured or resolved.run, planning.stage_folder(stage))
-        rate, each = measured_rate(folder) if throughput is None else None, planning.node_size(resolved, gpus_per_node)
-        node_price = place.price_per_hour if place else None
-        plans = plan_sizes(replace(request, throughput=throughput), sizes, each, rate, node_price)
-        currency = place.currency if place and node_price is not None else "USD"
-        if as_json:
-            say_json({"stage": stage, "sizes": [asdict(each) for each in plans], "currency": currency, "note": note})
-        else:
-            plan_view.show_sizes(stage, plans, currency, note)
-        return
+        _show_sizes(request, sizes, planning.node_size(resolved, gpus_per_node), folder, place, note, as_json=as_json)
+    else:
+        _show(request, measured, note, as_json=as_json)
+
+
+def _assumed(matmul_share: float | None, memory_share: float | None) -> Assumptions:
+    from trainer.planning.roofline import STANDARD
+
+    matmul, memory = matmul_share or STANDARD.half_share, memory_share or STANDARD.bandwidth_share
+    return replace(STANDARD, half_share=matmul, bandwidth_share=memory)
+
+
+def _show(request: Request, measured: str | None, note: str | None, *, as_json: bool) -> None:
+    """One plan, and beside it what a run of it did, whose rate it takes where none is given."""
+    from cluster.stages import plan_view, planning
+    from data_pipeline import storage
+    from trainer.planning.measured import read_measured
+    from trainer.planning.plan import make_plan
+
+    seen = read_measured(storage.join(measured, planning.stage_folder(request.stage))) if measured else None
+    if seen and request.throughput is None:
+        request = replace(request, throughput=seen.samples_per_second, throughput_from=f"measured in {measured}")
     found = make_plan(request)
     if as_json:
         say_json(plan_view.as_json(found, seen, note), indent=1)
     else:
         plan_view.show(found, seen, note)
+
+
+def _show_sizes(
+    request: Request,
+    sizes: list[int],
+    per_node: int | None,
+    folder: str,
+    place: TargetSection | None,
+    note: str | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Time and price at several numbers of workers, by the rate of the stage in a folder, if it has one."""
+    from cluster.stages import plan_view
+    from trainer.planning.sizes import measured_rate, plan_sizes
+
+    rate = measured_rate(folder) if request.throughput is None else None
+    node_price = place.price_per_hour if place else None
+    plans = plan_sizes(request, sizes, per_node, rate, node_price)
+    currency = place.currency if place and node_price is not None else "USD"
+    if as_json:
+        found = [asdict(each) for each in plans]
+        say_json({"stage": request.stage, "sizes": found, "currency": currency, "note": note})
+    else:
+        plan_view.show_sizes(request.stage, plans, currency, note)
 
 
 MOST_SIZES = 16

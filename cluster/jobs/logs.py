@@ -55,10 +55,10 @@ class LogWriter:
 
     def flush(self) -> bool:
         """Store what was added. Returns whether all of it is stored; what is not waits for the next call."""
-        if not self._storing:
-            self._storing = self._take()
         try:
             with patience(_PATIENCE_SECONDS):
+                self._store()  # what an earlier call could not
+                self._storing = self._take()
                 self._store()
         except (OSError, FoldtrainError) as error:
             _LOG.debug("the log cannot be stored now: %s", error)

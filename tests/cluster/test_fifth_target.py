@@ -18,23 +18,7 @@ from cluster.jobs.submitting import new_job, start, target_of
 from cluster.targets.opening import load_target, open_target
 from cluster.targets.target import JobSpec
 from data_pipeline.errors import UsageError
-
-STAGES = """
-import signal, sys, time
-def end(number, frame):
-    print("saves a checkpoint", flush=True)
-    sys.exit(143)
-signal.signal(signal.SIGTERM, end)
-print("at work", flush=True)
-while True: time.sleep(0.05)
-"""
-STANDS_IN = f"""
-import sys
-from cluster.jobs import runner
-runner.python_command = lambda *_: [sys.executable, "-c", {STAGES!r}]
-from cluster import job_process
-job_process.main()
-"""
+from tests.cluster.stand_in_stages import JOB_PROCESS
 
 
 @pytest.fixture
@@ -54,7 +38,7 @@ def submit(here_package: Path, small_config: Path, tmp_path: Path) -> Callable[.
 
 
 def with_stand_in(job: JobSpec) -> JobSpec:
-    return replace(job, argv=(job.argv[0], "-P", "-c", STANDS_IN, *job.argv[-2:]))
+    return replace(job, argv=(job.argv[0], "-P", "-c", JOB_PROCESS, *job.argv[-2:]))
 
 
 def until(record: JobRecord, is_so: Callable[[JobRecord], bool]) -> JobRecord:

@@ -99,7 +99,6 @@ def test_what_storage_did_not_take_is_stored_later_once(
     assert not writer.flush()
     writer.write(b"KLM")
     assert writer.flush()
-    assert writer.flush()
     assert everything(tmp_path) == "0123456789abcdefghijKLM"
 
 

@@ -18,17 +18,9 @@ from cluster.jobs.records import State, Submitted
 from cluster.jobs.runner import Runner
 from cluster.session import job_environment
 from data_pipeline.errors import StorageAwayError
+from tests.cluster.stand_in_stages import LISTENS
 
 ID = "ingest-0a1b2c"
-LISTENS = """
-import os, signal, sys, time
-def end(number, frame):
-    print("saves a checkpoint", flush=True)
-    sys.exit(143)
-signal.signal(signal.SIGTERM, end)
-print("at work", flush=True)
-while True: time.sleep(0.05)
-"""
 DEAF = """
 import signal, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -36,26 +36,9 @@ from cluster.targets.target import TargetState
 from data_pipeline.config import FolderSource
 from data_pipeline.errors import FoldtrainError, UsageError
 from data_pipeline.storage.places import rules_of
+from tests.cluster.stand_in_stages import JOB_PROCESS
 
 Foldtrain = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
-STAGES = """
-import signal, sys, time
-def end(number, frame):
-    print("saves a checkpoint", flush=True)
-    sys.exit(143)
-signal.signal(signal.SIGTERM, end)
-print("at work", flush=True)
-while True: time.sleep(0.05)
-"""
-STANDS_IN = f"""
-import sys
-from cluster.jobs import runner
-runner.python_command = lambda *_: [sys.executable, "-c", {STAGES!r}]
-from cluster import job_process
-job_process.main()
-"""
 
 
 @pytest.fixture
@@ -279,7 +262,7 @@ class TestOnALocalHead:
         target, config = open_target(name, section), load_config(small_config, [f"run={tmp_path / 'run'}"])
         jobs = [submitting.new_job(["ingest"], config, section) for _ in range(2)]
         for job in jobs:
-            argv = (job.argv[0], "-P", "-c", STANDS_IN, *job.argv[-2:])
+            argv = (job.argv[0], "-P", "-c", JOB_PROCESS, *job.argv[-2:])
             submitting.start(target, replace(job, argv=argv), section)
         for job in jobs:
             self._until(job.id, job.run, lambda record: "at work" in logs.tail(job_folder(record.run, record.id)))
