@@ -11,12 +11,14 @@ import pytest
 from cluster.config.loading import load_config
 from cluster.config.run import RunConfig
 from cluster.stages import pipeline, train_jobs
+from cluster.training import stage as training_stage
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from data_pipeline.ingest.ingesting import ingest
 from tests.data_pipeline.small_data import write_photos
 from trainer.config import ClassifierStageConfig
 from trainer.job import TrainJob
+from trainer.loop.ending import Ending
 
 TEACHER = "teacher={model: {image_size: 16, widths: [8]}, trainer: {steps: 2, global_batch: 8}}"
 Configure = Callable[..., RunConfig]
@@ -133,3 +135,31 @@ def test_no_classes_are_learnt_where_their_number_is_0(
 def test_a_classifier_tells_classes_apart(configure: Configure) -> None:
     with pytest.raises(UsageError, match=r"teacher\.model\.num_classes"):
         configure("teacher.model.num_classes=0")
+
+
+def test_workers_are_kept_off_the_nodes_that_the_preflight_leaves_out(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads, left_out = list[list[str]](), list[frozenset[str]]()
+
+    def preflight(_config: RunConfig, read: list[str]) -> frozenset[str]:
+        reads.append(read)
+        return frozenset({"node-b"})
+
+    class Supervises:
+        def __init__(self, *given: object) -> None:
+            left_out.extend(each for each in given if isinstance(each, frozenset))
+
+        def run(self) -> tuple[Ending, int]:
+            return Ending.FINISHED, 2
+
+    monkeypatch.setattr("cluster.preflight.before_training.preflight", preflight)
+    monkeypatch.setattr("cluster.training.supervision.Supervisor", Supervises)
+    monkeypatch.setattr("cluster.session.head_nodes.own_node", lambda: None)
+    for name in ("ray_session", "watch_head"):
+        monkeypatch.setattr(training_stage, name, lambda *_: nullcontext())
+    monkeypatch.setattr(training_stage, "require_gpus", lambda *_: None)
+    pipeline.run_stage("train-teacher", configure())
+
+    assert left_out == [frozenset({"node-b"})]
+    assert reads == [[storage.absolute("images/train")]]
