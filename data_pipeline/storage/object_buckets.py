@@ -14,9 +14,10 @@ import os
 import re
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from data_pipeline.storage import object_clients
@@ -31,6 +32,8 @@ CREDENTIALS_SECONDS = 60.0
 """So often botocore is asked for credentials; it renews those that expire 10 minutes before they do."""
 IDLE_SECONDS = 15
 """A connection that was not used for so long is closed: servers close theirs after 20 seconds or more."""
+_HEARD_SECONDS = 0.5
+"""Within which a signal is heard while the main thread waits for an answer."""
 ALLOWANCE_BYTES = 2**20
 """What a request is given time for is rounded up to this times a power of four: each has its own connections."""
 
@@ -250,7 +253,7 @@ class _BesideMain:
         answers: SimpleQueue[Any] = SimpleQueue()
         try:
             self._calls.put((call, answers))
-            done, result = answers.get()
+            done, result = _wait_for(answers)
         except BaseException:  # the thread is busy for as long as the request: it is left to end by itself
             self._calls.put(None)
             self._calls = None
@@ -258,6 +261,13 @@ class _BesideMain:
         if done:
             return result  # type: ignore[no-any-return]
         raise result
+
+
+def _wait_for(answers: SimpleQueue[Any]) -> Any:
+    """The answer. A signal that comes just before a wait begins does not end it, so no wait is long."""
+    while True:
+        with suppress(Empty):
+            return answers.get(timeout=_HEARD_SECONDS)
 
 
 def _serve(calls: SimpleQueue[Any]) -> None:
