@@ -1,4 +1,4 @@
-"""Checkpoints of training stages: list, verify, export, remove."""
+"""Checkpoints of training stages: save one now, list, verify, export, remove."""
 
 from __future__ import annotations
 
@@ -11,7 +11,30 @@ from cluster.terminal.output import say
 Folder = Annotated[str, typer.Argument(metavar="FOLDER", help="Folder of a run or of one of its stages, at any URI.")]
 Step = Annotated[int | None, typer.Option("--step", help="Which one; the newest complete one if left out.")]
 
-app = typer.Typer(help="List, verify, export and remove checkpoints.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(help="Save one now; list, verify, export and remove checkpoints.", no_args_is_help=True, add_completion=False)
+
+
+@app.command("save")
+def save_checkpoint(
+    run: Annotated[str, typer.Argument(metavar="RUN|ID", help="A run at any URI, or its config; or a job's id.")],
+    stage: Annotated[
+        str | None, typer.Option("--stage", help="train-generator, ..., should several train at once.")
+    ] = None,
+) -> None:
+    """Have what trains in a run save a checkpoint after the step under way, and go on.
+
+    Its command looks for the request every few seconds; `checkpoint ls` shows what is saved.
+    """
+    from cluster.pool import scale
+    from cluster.stages.job_nodes import job_at_work
+    from trainer.registry import TRAINING
+
+    names = [each.command for each in TRAINING]
+    if stage is not None and stage not in names:
+        raise typer.BadParameter(f"{stage}: choose from {', '.join(names)}", param_hint="--stage")
+    job = job_at_work(run)
+    place = job.run if job else run
+    say(f"{place}: {scale.request_checkpoints(scale.training_at_work(place, stage))}")
 
 
 @app.command("ls")

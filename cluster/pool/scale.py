@@ -11,6 +11,7 @@ saves checkpoints.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from cluster.config.loading import load_config
@@ -157,6 +158,28 @@ def write_checkpoint(uri: str) -> None:
     """Ask the training stage of the folder `uri` to save a checkpoint, and to go on."""
     path = storage.join(uri, _FILE)
     storage.write_json(path, _record(path) | {"version": _VERSION, "checkpoint": time.time()})
+
+
+def training_at_work(run: str, stage: str | None = None) -> list[str]:
+    """The folders of a run's training stages that are at work; of `stage` alone, if it is given.
+
+    Raises:
+        UsageError: if none is.
+    """
+    names = [each.command for each in TRAINING] if stage is None else [stage]
+    folders = dict.fromkeys(stage_folder(run, name) for name in names)  # a stage's own folder is that of all of them
+    found = [folder for folder in folders if seems_live(folder)]
+    if not found:
+        raise UsageError(f"{run}: {f'{stage} is not at work' if stage else 'nothing trains there now'}")
+    return found
+
+
+def request_checkpoints(folders: Sequence[str]) -> str:
+    """Ask the training stages of some folders for a checkpoint, and to go on. Returns what was asked, for people."""
+    for folder in folders:
+        write_checkpoint(folder)
+    names = ", ".join(folder.rstrip("/").rsplit("/", 1)[-1] for folder in folders)
+    return f"asked {names} for a checkpoint: it is saved after the step under way"
 
 
 class Asked(NamedTuple):

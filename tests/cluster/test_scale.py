@@ -6,13 +6,26 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from cluster.cli import app
 from cluster.commands import runs
 from cluster.config.loading import load_config
-from cluster.pool.scale import clear_scale, parse_workers, read_scale, running_stage, stage_folder, write_scale
+from cluster.jobs.places import remember
+from cluster.pool.scale import (
+    clear_scale,
+    parse_workers,
+    read_asked,
+    read_scale,
+    running_stage,
+    stage_folder,
+    write_scale,
+)
 from cluster.progress.stage_records import record_config
+from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from data_pipeline.leases.lease import only_driver
+from tests.cluster.web.runs_to_watch import write_job, write_training
 
 
 @pytest.fixture
@@ -152,6 +165,65 @@ def test_a_training_at_work_is_scaled_in_its_own_folder(tmp_path: Path, capsys: 
         runs.scale(str(tmp_path), "2:4")
     assert read_scale(str(folder)) == (2, 4)
     assert "2 to 4 workers are asked for; from a checkpoint on" in capsys.readouterr().out
+
+
+def save(*arguments: str) -> tuple[int, str]:
+    done = CliRunner().invoke(app, ["checkpoint", "save", *arguments])
+    return done.exit_code, str(done.exception) if isinstance(done.exception, UsageError) else done.output
+
+
+def test_a_training_at_work_is_asked_for_a_checkpoint_by_its_run_its_folder_and_its_config(
+    tmp_path: Path, small_config: Path
+) -> None:
+    small_config.write_text(small_config.read_text().replace("run: runs/small", f"run: {tmp_path}"))
+    folder = tmp_path / "generator"
+    (tmp_path / "tokenizer").mkdir()
+    for name in ("generator", "tokenizer"):
+        storage.write_bytes(f"{tmp_path}/{name}/settings.json", b"{}")
+    write_scale(str(folder), 2, 4)
+    seen: list[float | None] = [None]
+    with only_driver(str(folder), "training of generator"):
+        for named in (tmp_path, folder, small_config):
+            code, said = save(str(named))
+            assert (code, "asked generator for a checkpoint" in said) == (0, True), said
+            seen.append(read_asked(str(folder)).checkpoint)
+    assert read_scale(str(folder)) == (2, 4)
+    assert len({*seen}) == 4, "each asks anew"
+    assert not (tmp_path / "tokenizer" / "control.json").exists(), "it is not at work"
+
+
+def test_where_several_train_one_is_asked_by_its_name_and_all_without(tmp_path: Path) -> None:
+    folders = [str(tmp_path / name) for name in ("teacher", "judge")]
+    with only_driver(folders[0], "training of teacher"), only_driver(folders[1], "training of judge"):
+        assert "asked judge for a checkpoint" in save(str(tmp_path), "--stage", "train-judge")[1]
+        assert not (tmp_path / "teacher" / "control.json").exists()
+        assert "asked teacher, judge for a checkpoint" in save(str(tmp_path))[1]
+    assert read_asked(folders[0]).checkpoint
+
+
+@pytest.mark.parametrize(
+    ("stage", "why"),
+    [
+        ([], "nothing trains there now"),
+        (["--stage", "train-generator"], "train-generator is not at work"),
+        (["--stage", "tokenize"], "tokenize: choose from train-teacher"),
+    ],
+)
+def test_where_nothing_trains_no_checkpoint_is_asked_for(tmp_path: Path, stage: list[str], why: str) -> None:
+    write_training(str(tmp_path), "generator", count=2, steps=2)
+    code, said = save(str(tmp_path), *stage)
+    assert (code != 0, why in said) == (True, True), said
+    assert not (tmp_path / "generator" / "control.json").exists()
+
+
+def test_a_checkpoint_is_asked_for_by_a_jobs_id(tmp_path: Path) -> None:
+    write_job(str(tmp_path), "generator-3fa9c1", node="n1", text=b"")
+    remember(str(tmp_path), "generator-3fa9c1")
+    with only_driver(str(tmp_path / "generator"), "training of generator"):
+        assert "asked generator for a checkpoint" in save("generator-3fa9c1")[1]
+    write_job(str(tmp_path), "generator-3fa9c2", node="n1", text=b"", status="succeeded")
+    remember(str(tmp_path), "generator-3fa9c2")
+    assert "generator-3fa9c2 is not at work: succeeded" in save("generator-3fa9c2")[1]
 
 
 def test_a_training_that_has_ended_is_started_again_with_other_workers(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cluster.jobs.records import OVER, list_jobs, request_stop
 from cluster.monitor.web.run_reading import RunReading
-from cluster.pool.scale import write_checkpoint
+from cluster.pool.scale import request_checkpoints
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from data_pipeline.text.printable import printable
@@ -41,6 +41,4 @@ def _checkpoint(reading: RunReading) -> str:
     at_work = [stage["name"] for stage in stages if stage.get("trains") and stage["status"] in {"running", "stalled"}]
     if not at_work:
         raise UsageError(f"{printable(reading.name)}: nothing trains there now")
-    for folder in at_work:
-        write_checkpoint(storage.join(reading.uri, folder))
-    return f"asked {', '.join(at_work)} for a checkpoint: it is saved after the step under way"
+    return request_checkpoints([storage.join(reading.uri, folder) for folder in at_work])
