@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cluster.targets import TargetSection
     from trainer.planning.plan import Request
     from trainer.planning.roofline import Assumptions
+    from trainer.planning.sizes import MeasuredRate
 
 
 Stage = Annotated[str, typer.Option("--stage", help="A stage that trains: train-generator, train-tokenizer, ...")]
@@ -70,7 +71,6 @@ def plan(
     """Say what a training stage will need: memory, time, storage, failures, cost; and what does not fit."""
     from cluster.config.loading import load_config
     from cluster.stages import planning
-    from data_pipeline import storage
     from trainer.planning.failures import LLAMA3_NODE_HOURS
     from trainer.planning.plan import Request
 
@@ -99,11 +99,16 @@ def plan(
         bandwidth=bandwidth * 1e9,
     )
     device_note = planning.device_note(kind, resolved.cluster.peak_tflops)
-    notes = (device_note, classes_note, planning.proxy_note(resolved, stage))
+    notes = (
+        device_note,
+        classes_note,
+        planning.tokenizer_note(resolved, stage),
+        planning.proxy_note(resolved, stage),
+    )
     note = "; ".join(text for text in notes if text) or None
     if sizes:
-        folder = storage.join(measured or resolved.run, planning.stage_folder(stage))
-        _show_sizes(request, sizes, planning.node_size(resolved, gpus_per_node), folder, place, note, as_json=as_json)
+        rate = planning.rate_of(measured, resolved, stage) if throughput is None else None
+        _show_sizes(request, sizes, planning.node_size(resolved, gpus_per_node), rate, place, note, as_json=as_json)
     else:
         _show(request, measured, note, as_json=as_json)
 
@@ -136,17 +141,16 @@ def _show_sizes(
     request: Request,
     sizes: list[int],
     per_node: int | None,
-    folder: str,
+    rate: MeasuredRate | None,
     place: TargetSection | None,
     note: str | None,
     *,
     as_json: bool,
 ) -> None:
-    """Time and price at several numbers of workers, by the rate of the stage in a folder, if it has one."""
+    """Time and price at several numbers of workers, by the rate that was measured, if one was."""
     from cluster.stages import plan_view
-    from trainer.planning.sizes import measured_rate, plan_sizes
+    from trainer.planning.sizes import plan_sizes
 
-    rate = measured_rate(folder) if request.throughput is None else None
     node_price = place.price_per_hour if place else None
     plans = plan_sizes(request, sizes, per_node, rate, node_price)
     currency = place.currency if place and node_price is not None else "USD"

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import contextlib
+import functools
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 from cluster.config.run import RunConfig
-from cluster.stages.inputs import find_product, with_found, with_reachable
+from cluster.stages.inputs import find_product, with_found
 from data_pipeline import storage
-from data_pipeline.errors import FoldtrainError, UsageError
+from data_pipeline.errors import FoldtrainError, StorageAwayError, UsageError
 from data_pipeline.shards.manifest import MANIFEST_NAME, read_manifest
+from data_pipeline.storage.retries import patience
 from model.config import TokenizerConfig
 from trainer.planning.blank_stages import StageConfigs, teacher_at, tokenizer_at
 from trainer.planning.devices import DEVICES, find_device
@@ -17,8 +22,39 @@ from trainer.registry import TRAINING, stage_named
 
 if TYPE_CHECKING:
     from cluster.targets.config import TargetSection
+    from trainer.planning.sizes import MeasuredRate
 
 _STAGE_FOLDERS = {stage.command: stage.folder for stage in TRAINING}
+_ASK_SECONDS = 5.0
+"""For which storage is waited for: a plan is made without it, too."""
+_SILENT_SECONDS = 60.0
+"""For which a bucket that did not answer is not asked again."""
+_silent: dict[str, tuple[float, StorageAwayError]] = {}
+"""When a bucket did not answer, by this process's clock, and what was said of it."""
+T = TypeVar("T")
+
+
+def ask(uri: str, question: Callable[[], T]) -> T:
+    """Ask storage with a short patience, and a bucket that does not answer once only.
+
+    Args:
+        uri: that is asked about.
+        question: asks.
+
+    Raises:
+        StorageAwayError: if it does not answer, or did not a moment ago.
+        FoldtrainError, OSError: as the question raises them.
+    """
+    bucket = "/".join(uri.split("/", 3)[:3])
+    known = _silent.get(bucket)
+    if known is not None and time.monotonic() - known[0] < _SILENT_SECONDS:
+        raise known[1]
+    try:
+        with patience(_ASK_SECONDS):
+            return question()
+    except StorageAwayError as error:
+        _silent[bucket] = time.monotonic(), error
+        raise
 
 
 def stage_folder(stage: str) -> str:
@@ -59,11 +95,22 @@ def stage_configs(config: RunConfig, stage: str) -> StageConfigs:
     if config.section(section) is None:
         raise UsageError(f"this config has no {stage_folder(stage)} to plan: the section {section} is missing")
     given = _given_tokenizer(config) if stage == "train-generator" else None
-    found = with_reachable(config, ["teacher"]) if config.given("teacher") else None
-    teacher = teacher_at(found.product("teacher")) if found else config.teacher
+    teacher = config.teacher
+    if config.given("teacher"):
+        uri = _reachable(config, "teacher").product("teacher")
+        teacher = ask(uri, lambda: teacher_at(uri))
     trained = config.tokenizer, config.generator, teacher
     proxy = _proxy(config, stage)
     return StageConfigs(*trained, config.tokens, config.data.reading, given, config.evaluation.judge, proxy)
+
+
+def _reachable(config: RunConfig, *products: str) -> RunConfig:
+    """The config with the places of the products themselves; what is not there, or does not answer, stays as it is."""
+    for name in products:
+        if uri := config.given(name):
+            with contextlib.suppress(FoldtrainError, OSError):
+                config = ask(uri, functools.partial(with_found, config, [name]))
+    return config
 
 
 def _proxy(config: RunConfig, stage: str) -> TokenizerConfig | None:
@@ -72,8 +119,9 @@ def _proxy(config: RunConfig, stage: str) -> TokenizerConfig | None:
         return None
     if config.inputs.proxy is None:
         return None
+    uri = config.inputs.proxy
     try:
-        return tokenizer_at(find_product("tokenizer", config.inputs.proxy, "inputs.proxy"))
+        return ask(uri, lambda: tokenizer_at(find_product("tokenizer", uri, "inputs.proxy")))
     except (FoldtrainError, OSError):
         return None
 
@@ -86,15 +134,23 @@ def proxy_note(config: RunConfig, stage: str) -> str | None:
     return f"inputs.proxy, {config.inputs.proxy}, cannot be reached from here: its time and memory are not counted"
 
 
+def tokenizer_note(config: RunConfig, stage: str) -> str | None:
+    """That the sizes of a tokenizer are not those of the one that is given, in words; None if they are."""
+    uri = config.given("tokenizer")
+    if stage != "train-generator" or uri is None or _given_tokenizer(config) is not None:
+        return None
+    return f"inputs.tokenizer, {uri}, cannot be read from here: its sizes are those of the section tokenizer"
+
+
 def _given_tokenizer(config: RunConfig) -> TokenizerConfig | None:
     """The sizes of the tokenizer that a run is given; None if its own section says them."""
-    if config.given("tokenizer") is None:
+    uri = config.given("tokenizer")
+    if uri is None:
         if config.tokenizer is None:
             raise UsageError("the sizes of a generator follow from its tokenizer: name one as inputs.tokenizer")
         return None
     try:
-        found = with_found(config, ["tokenizer"]).product("tokenizer")
-        return tokenizer_at(found)
+        return ask(uri, lambda: tokenizer_at(with_found(config, ["tokenizer"]).product("tokenizer")))
     except Exception as error:
         if config.tokenizer is not None:
             return None  # a bucket that cannot be reached from a laptop: the section is what the run is to be like
@@ -178,9 +234,22 @@ def find_data(config: RunConfig, stage: str, samples: int | None) -> DataFacts:
     return DataFacts(None)
 
 
+def rate_of(named: str | None, config: RunConfig, stage: str) -> MeasuredRate | None:
+    """What a stage has reached in the run that is named; without one in the config's own, if that answers from here."""
+    from trainer.planning.sizes import measured_rate
+
+    folder = storage.join(named or config.run, stage_folder(stage))
+    if named:
+        return measured_rate(folder)
+    try:
+        return ask(folder, lambda: measured_rate(folder))
+    except StorageAwayError:
+        return None
+
+
 def _data_folders(config: RunConfig, stage: str, *, also_tokens: bool = False) -> list[str]:
     """Where the data of a stage are, its own first."""
-    config = with_reachable(config, ("images", "tokens"))
+    config = _reachable(config, "images", "tokens")
     images, tokens = config.product("images"), config.product("tokens")
     return [tokens, images] if also_tokens or stage == "train-generator" else [images]
 
@@ -188,6 +257,6 @@ def _data_folders(config: RunConfig, stage: str, *, also_tokens: bool = False) -
 def _is_there(folder: str) -> bool:
     """Whether a data set can be seen from here; a bucket that cannot be reached from a laptop is no error."""
     try:
-        return storage.exists(storage.join(folder, MANIFEST_NAME))
+        return ask(folder, lambda: storage.exists(storage.join(folder, MANIFEST_NAME)))
     except Exception:
         return False

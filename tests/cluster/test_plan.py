@@ -14,6 +14,8 @@ from typer.testing import CliRunner
 from cluster.cli import app
 from cluster.config.files import packaged
 from cluster.config.loading import load_config
+from cluster.stages import planning
+from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from data_pipeline.shards.manifest import ImageManifest
 
@@ -169,6 +171,22 @@ def test_several_sizes_take_the_rate_of_the_run_itself_where_it_has_one(tmp_path
     assert [each["samples_per_second"] for each in found] == pytest.approx([10.0, 20.0])
     assert found[0]["known_from"].endswith("measured in this run with 2 workers")
     assert "communication is not counted" in found[1]["known_from"]
+
+
+@pytest.mark.parametrize("more", [(), ("--workers", "1,2")], ids=["one size", "several"])
+def test_a_bucket_that_does_not_answer_is_asked_once_and_the_plan_says_what_it_goes_by(
+    monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(planning, "_silent", {})
+    monkeypatch.setattr(planning, "_ASK_SECONDS", 0.0)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "none")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    given = [f"inputs.{name}=s3://closed/run" for name in ("images", "tokens", "tokenizer")]
+    before = storage.requests().total()
+    found = plan("run=s3://closed/own", *given, *more)
+    assert storage.requests().total() - before == 1
+    assert "inputs.tokenizer, s3://closed/run, cannot be read from here: its sizes are those of" in found["note"]
 
 
 @pytest.mark.parametrize("text", ["", "0", "8,", "a", "-1", "8;16", ",".join(map(str, range(1, 18)))])

@@ -176,7 +176,8 @@ def test_tokenizing_is_traced_without_a_backward_pass() -> None:
 
 def test_a_d16_is_predicted_between_its_arithmetic_and_three_times_that() -> None:
     """Matrix products at the assumed share of the peak are the floor; elementwise work comes on top."""
-    config = load_config("configs/imagefolder/generator-d16.yaml")
+    asks_nobody = [f"inputs.{name}=null" for name in ("images", "tokens", "tokenizer")]
+    config = load_config("configs/imagefolder/generator-d16.yaml", asks_nobody)
     found = stage_configs(config, "train-generator")
     trace = trace_micro_batch("train-generator", found, 96, "cuda", warm=True, short=True)
     layout, width = ImageFolderConfig().layout, 1024
