@@ -11,7 +11,9 @@ from cluster.terminal.output import say
 Folder = Annotated[str, typer.Argument(metavar="FOLDER", help="Folder of a run or of one of its stages, at any URI.")]
 Step = Annotated[int | None, typer.Option("--step", help="Which one; the newest complete one if left out.")]
 
-app = typer.Typer(help="Save one now; list, verify, export and remove checkpoints.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(
+    help="Save one now; list, verify, export and remove checkpoints.", no_args_is_help=True, add_completion=False
+)
 
 
 @app.command("save")

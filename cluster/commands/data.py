@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cluster.terminal.output import say, say_json
+from data_pipeline.text.counted import counted
 
 if TYPE_CHECKING:
     from data_pipeline.tokens.importing.tokens import Foreign, ForeignTokens
@@ -80,7 +81,7 @@ def export(
     with progress_of("export", "shards") as progress:
         record = export_tokens(uri, to, export_format, progress=progress)
     files = sum(part["files"] for part in record["parts"])
-    say(f"{to}: {record['tokens']['samples']:,} samples in {files:,} files, see export.json")
+    say(f"{to}: {counted(record['tokens']['samples'], 'sample')} in {counted(files, 'file')}, see export.json")
 
 
 @imports.command("llamagen")
@@ -133,7 +134,8 @@ def _import(source: ForeignTokens, foreign: Foreign, output: str, classes: str |
     names = read_classes(classes) if classes else None
     with progress_of("import", "samples") as progress:
         manifest = import_tokens(plan, names, progress)
-    say(f"{output}: {manifest.samples:,} samples, views {', '.join(manifest.views)}, {manifest.fingerprint[:16]}")
+    samples, views = counted(manifest.samples, "sample"), ", ".join(manifest.views)
+    say(f"{output}: {samples}, views {views}, {manifest.fingerprint[:16]}")
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import typer
 
 from cluster.commands.data import progress_of
 from cluster.terminal.output import say
+from data_pipeline.text.counted import counted
 
 if TYPE_CHECKING:
     from data_pipeline.tools.editing import Planned
@@ -131,10 +132,9 @@ def _make(plan: Callable[[], Planned], dry_run: bool) -> None:
     if not dry_run:
         made = "is" if planned.write(say=say) else "was already"
     say(*planned.summary)
-    say(
-        f"{planned.output} {made} a set of {manifest.kind} {manifest.fingerprint[:16]}: {manifest.samples:,} samples "
-        f"of {len(manifest.shards):,} shards that stay where they are ({manifest.shards.total_bytes:,} bytes)"
-    )
+    shards = counted(len(manifest.shards), "shard that stays where it is", "shards that stay where they are")
+    what = f"{counted(manifest.samples, 'sample')} of {shards} ({manifest.shards.total_bytes:,} bytes)"
+    say(f"{planned.output} {made} a set of {manifest.kind} {manifest.fingerprint[:16]}: {what}")
 
 
 def register(app: typer.Typer) -> None:

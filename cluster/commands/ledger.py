@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from cluster.terminal.output import say, say_json
+from data_pipeline.text.counted import counted
 
 ledger = typer.Typer(no_args_is_help=True, help="Which samples a stage has consumed.")
 
@@ -44,32 +45,33 @@ def audit(run: Run, as_json: Json = False) -> None:
         raise FoldtrainError(f"{len(wrong)} problems, the first: {wrong[0]}")
 
 
-def _lines(record: dict[str, object]) -> list[str]:
+def _lines(record: dict[str, Any]) -> list[str]:
     starts, epochs, problems = record["starts"], record["epochs"], record["problems"]
     assert isinstance(starts, list)
     assert isinstance(epochs, list)
     assert isinstance(problems, list)
-    turns = ", ".join(f"{start['world']} ranks from step {start['step']}" for start in starts)
+    turns = ", ".join(f"{counted(start['world'], 'rank')} from step {start['step']}" for start in starts)
+    steps = counted(record["steps"], "step")
     whole = [epoch for epoch in epochs if epoch["consumed"] == epoch["samples"]]
     lines = [
-        f"{record['stage']}: {record['steps']} steps of {record['global_batch']} samples; {turns}",
-        f"  {record['repeated_steps']} steps were done again after a restart",
-        f"  {record['passed_over_steps']} steps were passed over after a spike of the loss",
+        f"{record['stage']}: {steps} of {counted(record['global_batch'], 'sample')}; {turns}",
+        f"  {counted(record['repeated_steps'], 'step was', 'steps were')} done again after a restart",
+        f"  {counted(record['passed_over_steps'], 'step was', 'steps were')} passed over after a spike of the loss",
         _whole(len(whole), epochs, is_mix=bool(record["mix"]))
         if not problems
         else "  the order is not as it should be",
     ]
     if epochs and epochs[-1] not in whole and not problems and not record["mix"]:
-        lines.append(f"  epoch {len(epochs) - 1} so far: {epochs[-1]['consumed']} samples, none twice")
+        lines.append(f"  epoch {len(epochs) - 1} so far: {counted(epochs[-1]['consumed'], 'sample')}, none twice")
     return [*lines, *(f"  {problem}" for problem in problems)]
 
 
 def _whole(count: int, epochs: list[dict[str, int]], *, is_mix: bool) -> str:
     if is_mix:
-        return (
-            f"  {count} whole rounds through the sets of the mix, each of a set's samples exactly once, and none twice"
-        )
-    return f"  {count} whole epochs, each of {epochs[0]['samples'] if epochs else 0} samples exactly once"
+        rounds = counted(count, "whole round")
+        return f"  {rounds} through the sets of the mix, each of a set's samples exactly once, and none twice"
+    samples = counted(epochs[0]["samples"] if epochs else 0, "sample")
+    return f"  {counted(count, 'whole epoch')}, each of {samples} exactly once"
 
 
 @ledger.command("step")

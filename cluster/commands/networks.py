@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 
 from cluster.terminal.output import say, say_json
+from data_pipeline.text.counted import counted
 
 if TYPE_CHECKING:
     from data_pipeline.tokens.importing.networks import Imported
@@ -149,7 +150,7 @@ def encode(
     tokens = np.concatenate(parts)
     TokenFile(tokens, files.names, network.fingerprint, network.layout, network.image_size, fit).write(output)
     _say_others(files)
-    say(f"{output}: {len(tokens):,} images, {_bits(network, None)}, encoder {network.fingerprint[:16]}")
+    say(f"{output}: {counted(len(tokens), 'image')}, {_bits(network, None)}, encoder {network.fingerprint[:16]}")
 
 
 def decode(
@@ -180,7 +181,7 @@ def decode(
         with _refusals(tokenizer):
             pictures = network.decode(held.tokens_NLF[part], keep=kept, output="pil", batch=batch)
         _write_png(output, files[part], pictures)
-    say(f"{output}: {len(files):,} images, {_bits(network, kept)}")
+    say(f"{output}: {counted(len(files), 'image')}, {_bits(network, kept)}")
 
 
 def reconstruct(
@@ -344,7 +345,8 @@ def _show_mean(found: Sequence[Fidelity]) -> None:
 
 def _say_others(files: ImageFiles) -> None:
     if files.others:
-        say(f"left aside: {files.others:,} files that are not named as images", err=True)
+        others = counted(files.others, "file that is not named as an image", "files that are not named as images")
+        say(f"left aside: {others}", err=True)
 
 
 def register(app: typer.Typer) -> None:

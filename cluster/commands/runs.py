@@ -8,6 +8,7 @@ import typer
 
 from cluster.terminal.output import say
 from data_pipeline.errors import UsageError
+from data_pipeline.text.counted import counted
 from trainer.registry import stage_named
 
 
@@ -72,9 +73,9 @@ def scale(
     place = tokens or (job.run if job else run)
     name, folder = scale.running_stage(place, "tokenize" if tokens else stage)
     scale.write_scale(folder, fewest, most)
-    number = str(most) if fewest == most else f"{fewest} to {most}"
+    size = counted(most, "worker is") if fewest == most else f"{fewest} to {most} workers are"
     when = "from a checkpoint on" if stage_named(name).trains else "they join, or leave after the shard in hand"
-    say(f"{folder}: {number} workers are asked for; {when}")
+    say(f"{folder}: {size} asked for; {when}")
     if job and (said := adapt_job(job, most)):
         say(f"{job.id}: {said}")
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from data_pipeline.text.counted import counted
+
 if TYPE_CHECKING:
     from cluster.config.run import ClusterConfig
     from cluster.stages.drawing import Wanted
@@ -181,7 +183,7 @@ def _draw(wanted: Wanted) -> None:
 
     done = draw(wanted)
     total = done.plan.labels.images
-    how = f"{done.now:,} images drawn" if done.now else "is finished already"
+    how = f"{counted(done.now, 'image')} drawn" if done.now else "is finished already"
     rest = f", {total:,} in all" if 0 < done.now < total else ""
     say(f"{done.plan.output}: {how}{rest}; {done.plan.beside('sampling.json')} says what made them")
 

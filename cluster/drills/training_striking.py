@@ -12,6 +12,7 @@ from cluster.drills.s3_server import S3Server
 from cluster.drills.training_blows import Blow, Kind, Pace, Sight, TrialPlan
 from cluster.drills.victims import Victim, is_alive, kill
 from cluster.drills.wire import Wire
+from data_pipeline.text.counted import counted
 
 WORKER_TITLE = "TrainWorker"
 _LOOK_SECONDS = 0.3
@@ -95,8 +96,8 @@ class TrainingStriker:
             return None
         if blow.kind == "workers":
             hit = [kill(process) for process in self._targets]
-            return f"{sum(hit)} workers" if any(hit) else None
+            return counted(sum(hit), "worker") if any(hit) else None
         if blow.kind == "raylet":
             hit = [kill(process) for process in self._targets]
-            return f"raylet and {sum(hit[1:])} workers" if hit[0] else None
+            return f"raylet and {counted(sum(hit[1:]), 'worker')}" if hit[0] else None
         return "worker" if kill(self._random.choice(self._targets)) else None

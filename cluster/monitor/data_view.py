@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from cluster.terminal.output import console
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
+from data_pipeline.text.counted import counted
 from data_pipeline.text.printable import printable
 
 if TYPE_CHECKING:
@@ -36,9 +37,10 @@ def show_report(report: Report) -> None:
         lines = [*check.problems[:SHOWN_PROBLEMS], *([f"... and {more} more (--json lists them)"] if more > 0 else [])]
         for line in lines:  # not in the table, which would break them in a narrow terminal
             console().print(Text(printable(f"{check.name}: {line}"), "red"), soft_wrap=True)
-    counted = f"{report.samples:,} samples of {report.kind} in {report.shards} shards"
+    samples = f"{counted(report.samples, 'sample')} of {report.kind} in {counted(report.shards, 'shard')}"
     if report.passed:
-        console().print(f"{report.uri}: {counted} match their manifest", markup=False)
+        match = "matches its" if report.samples == 1 else "match their"
+        console().print(f"{report.uri}: {samples} {match} manifest", markup=False)
 
 
 def show_inspection(found: Inspection) -> None:
@@ -55,7 +57,7 @@ def show_inspection(found: Inspection) -> None:
     for sample in found.samples:
         samples.add_row(Text(printable(sample["key"])), str(sample["label"]), Text(printable(sample["class"])))
     counts = sorted(found.label_counts.items(), key=lambda item: -item[1])
-    labels = Table("class", "samples", title=f"labels ({len(counts)} classes)")
+    labels = Table("class", "samples", title=f"labels ({counted(len(counts), 'class', 'classes')})")
     for name, count in counts[:SHOWN_CLASSES]:
         labels.add_row(Text(printable(name)), f"{count:,}")
     if len(counts) > SHOWN_CLASSES:
@@ -77,7 +79,7 @@ def _codebook_table(found: Inspection) -> Any:
     from rich.table import Table
 
     table = Table("fold", "group", "positions", "codes used", "perplexity")
-    table.title = f"codebook use over {found.codebook_samples:,} samples"
+    table.title = f"codebook use over {counted(found.codebook_samples, 'sample')}"
     for use in found.codebook:
         row = (use.fold, use.group, use.positions, f"{use.share:.1%}", f"{use.perplexity:.1f}")
         table.add_row(*map(str, row))

@@ -13,6 +13,7 @@ from cluster.terminal.output import console, duration, sparkline
 from data_pipeline.errors import FoldtrainError, StorageAwayError
 from data_pipeline.storage.outside_errors import is_transient
 from data_pipeline.storage.retries import patience
+from data_pipeline.text.counted import counted
 from data_pipeline.text.printable import printable
 
 if TYPE_CHECKING:
@@ -182,11 +183,11 @@ def _status(view: StageView) -> str:
 def _notes(view: StageView) -> str:
     """What is out of the ordinary, or changes while a stage runs."""
     counts = ((view.skipped, "skipped step"), (view.spikes, "loss spike"), (view.restarts, "restart"))
-    notes = [f"{count} {name}{'s' if count > 1 else ''}" for count, name in counts if count]
+    notes = [counted(count, name) for count, name in counts if count]
     if view.passed_over:
-        notes.append(f"{view.passed_over} step{'s' if view.passed_over > 1 else ''} passed over")
+        notes.append(counted(view.passed_over, "step") + " passed over")
     if view.workers is not None and view.status == "running":
-        notes.append(f"{view.workers} worker{'s' if view.workers > 1 else ''}")
+        notes.append(counted(view.workers, "worker"))
     return ", ".join(notes)
 
 
@@ -215,7 +216,7 @@ def _worker_lines(view: StageView, width: int) -> list[str]:
         hosts.setdefault(worker.host, []).append(f"{worker.images_per_second:,.1f}{mark}")
     lines = [f"{view.name}: {host}: {', '.join(rates)} images/s" for host, rates in sorted(hosts.items())]
     shown = [line if len(line) <= width else line[: width - 1] + "…" for line in lines[:_HOSTS]]
-    return [*shown, f"{view.name}: and {len(lines) - _HOSTS} more hosts"] if len(lines) > _HOSTS else shown
+    return [*shown, f"{view.name}: and {counted(len(lines) - _HOSTS, 'more host')}"] if len(lines) > _HOSTS else shown
 
 
 def _cells(view: StageView, spark_width: int) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from cluster.terminal.output import duration
 from data_pipeline import storage
 from data_pipeline.errors import FoldtrainError
 from data_pipeline.storage.retries import patience
+from data_pipeline.text.counted import counted
 
 _RECORD_SECONDS, _SHARD_SECONDS = 5.0, 1.0
 """Between two records, and between two that have more shards: a pool may end several shards a second."""
@@ -50,7 +51,8 @@ class PoolProgress:
         told = kind is not None and issubclass(kind, KeyboardInterrupt | SystemExit)
         self._record("stopped" if told else "failed" if kind else "finished", None, ())
         if told:
-            self._line.say(f"interrupted with {self.shards_done} of {self._shards} shards; the same command goes on")
+            shards = counted(self._shards, "shard")
+            self._line.say(f"interrupted with {self.shards_done} of {shards}; the same command goes on")
 
     def add(self, images: int) -> None:
         """Count a shard that is settled."""

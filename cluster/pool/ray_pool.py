@@ -18,6 +18,7 @@ from typing import Any
 from cluster.pool.leaving import Member, leaving
 from cluster.pool.shard_ledger import InFlight, Ledger, Numbers, Report, to_ranges
 from cluster.pool.shard_worker import ShardWork, ShardWorker
+from data_pipeline.text.counted import counted
 
 _MOST_WAITING = 64
 """Actors that wait for room at once: Ray's head looks through all of them whenever there is some."""
@@ -32,6 +33,11 @@ class PoolSize:
 
     def __str__(self) -> str:
         return str(self.most) if self.fewest == self.most else f"{self.fewest} to {self.most}"
+
+    @property
+    def in_words(self) -> str:
+        """With what they are: 1 worker, 2 to 8 workers."""
+        return counted(self.most, "worker") if self.fewest == self.most else f"{self} workers"
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from cluster.session.head_watch import HeadLostError, HeadWatch, watch_head
 from data_pipeline import storage
 from data_pipeline.errors import FoldtrainError
 from data_pipeline.storage.retries import patience
+from data_pipeline.text.counted import counted
 
 QUARANTINE = "quarantine"
 """Folder of the records of shards that were set aside, beside the shards."""
@@ -180,7 +181,7 @@ class Run:
         self._size, self._idle_since = self._asked_size(), None
         if self._size != self._settings.size:
             self._progress.say(
-                f"{self._size} workers, as `foldtrain scale` asked; the config says {self._settings.size}"
+                f"{self._size.in_words}, as `foldtrain scale` asked; the config says {self._settings.size}"
             )
         self._pool.start_pass(np.flatnonzero(self._is_left), min(self._size.most, self._left))
         started, said = time.monotonic(), False
@@ -239,7 +240,8 @@ class Run:
             self._aside.append(result)
             facts = {"shard": name, "reason": result.reasons[-1], "reasons": list(result.reasons)}
             storage.write_json(uri, facts | {"attempts": len(result.reasons), "host": result.host})
-            self._progress.say(f"{name} is set aside after {len(result.reasons)} tries: {result.reasons[-1]}")
+            tries = counted(len(result.reasons), "try", "tries")
+            self._progress.say(f"{name} is set aside after {tries}: {result.reasons[-1]}")
             return
         if record in self._old_records:
             storage.remove_file(uri)
@@ -276,9 +278,8 @@ class Run:
         fewest = min(self._size.fewest, self._left)
         if len(report.workers) < fewest:
             going_on = f"going on with {len(report.workers)}" if report.workers else "waiting for room"
-            self._progress.say(
-                f"{self._size} workers are asked for ({self._settings.needs.against_cluster()}); {going_on}"
-            )
+            asked = f"{self._size.in_words} {'is' if self._size.most == 1 else 'are'} asked for"
+            self._progress.say(f"{asked} ({self._settings.needs.against_cluster()}); {going_on}")
         return True
 
     # --------------------------------------------------------------------------------------------- slow or hung workers
@@ -337,8 +338,8 @@ class Run:
 
     def _failure(self) -> FoldtrainError:
         named = "\n".join(
-            f"  {self._shards.name(result.number)} ({len(result.reasons)} tries, the last on {result.host}): "
-            f"{result.reasons[-1]}"
+            f"  {self._shards.name(result.number)} "
+            f"({counted(len(result.reasons), 'try', 'tries')}, the last on {result.host}): {result.reasons[-1]}"
             for result in self._aside
         )
         count = len(self._aside)
@@ -353,12 +354,12 @@ def _in_words(size: PoolSize, change: Resized) -> str:
     """A change of the size, for the terminal."""
     going = len(change.leaving)
     if change.joining:
-        return f"scaling to {size} workers: {change.joining} more join"
+        return f"scaling to {size.in_words}: {counted(change.joining, 'more joins', 'more join')}"
     if not going:
-        return f"scaling to {size} workers"
+        return f"scaling to {size.in_words}"
     names = ", ".join(sorted(change.leaving)[:_MOST_NAMES]) + (", ..." if going > _MOST_NAMES else "")
     verb = "leaves after the shard" if going == 1 else "leave after the shards"
-    return f"scaling to {size} workers: {going} {verb} in hand ({names}); the others go on"
+    return f"scaling to {size.in_words}: {going} {verb} in hand ({names}); the others go on"
 
 
 def _advances(report: Report) -> Iterator[float]:

@@ -17,6 +17,7 @@ from cluster.preflight.wanted import Wanted, wanted_by
 from cluster.session.ray_address import asked_address
 from cluster.session.ray_session import ray_session
 from data_pipeline.errors import UsageError
+from data_pipeline.text.counted import counted
 
 _LONGEST_TEXT = 2000
 _MOST_FINDINGS, _MOST_NODES = 20_000, 10_000
@@ -96,4 +97,4 @@ def _missing(nodes: int, seconds: float) -> list[Finding]:
     if there >= nodes:
         return []
     remedy = "look at the scheduler and at the logs of those that are missing"
-    return [Finding(EVERY, NODE, "error", f"{there} of {nodes} nodes joined within {seconds:g} s", remedy)]
+    return [Finding(EVERY, NODE, "error", f"{there} of {counted(nodes, 'node')} joined within {seconds:g} s", remedy)]

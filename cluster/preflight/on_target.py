@@ -20,6 +20,7 @@ from cluster.targets.config import TargetSection
 from cluster.targets.target import ENDED, JobSpec, Target
 from data_pipeline import storage
 from data_pipeline.errors import FoldtrainError
+from data_pipeline.text.counted import counted
 
 CONFIG, FOUND = "config.yaml", "found.json"
 WAIT_SECONDS = 900.0
@@ -63,7 +64,7 @@ def examine_on(
     storage.write_bytes(storage.join(folder, CONFIG), resolved_yaml(config).encode())
     try:
         handle = target.start(job)
-        say(f"{target.name}: {identifier} is started as {handle}, on {section.fewest_nodes} nodes")
+        say(f"{target.name}: {identifier} is started as {handle}, on {counted(section.fewest_nodes, 'node')}")
         try:
             return _wait(target, handle, storage.join(folder, FOUND), seconds)
         except BaseException:

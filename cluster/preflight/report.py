@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from cluster.preflight.findings import Finding, by_level
+from data_pipeline.text.counted import counted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -37,9 +38,9 @@ def summary(findings: Sequence[Finding], nodes: int, seconds: float) -> str:
     """In a line."""
     counts = Counter(found.level for found in findings)
     checks = len({found.check for found in findings})
-    wrong = [f"{counts[level]} {level}{'s' * (counts[level] > 1)}" for level in ("error", "warning") if counts[level]]
-    where = f"{nodes} node{'s' * (nodes != 1)}"
-    return f"{checks} checks on {where} in {seconds:.1f} s: {' and '.join(wrong) or 'nothing wrong'}"
+    wrong = [counted(counts[level], level) for level in ("error", "warning") if counts[level]]
+    where = f"{counted(checks, 'check')} on {counted(nodes, 'node')}"
+    return f"{where} in {seconds:.1f} s: {' and '.join(wrong) or 'nothing wrong'}"
 
 
 def record(findings: Sequence[Finding], nodes: Iterable[str], seconds: float) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from cluster.session.ray_session import is_connected
 from cluster.terminal.output import console, duration
 from data_pipeline import storage
 from data_pipeline.errors import FoldtrainError
+from data_pipeline.text.counted import counted
 from data_pipeline.text.printable import printable
 from trainer.job import TrainJob
 from trainer.records.goodput import STARTS, Record
@@ -261,7 +262,7 @@ def _say_environment(found: Any, line: ProgressLine) -> None:
     names = ("workers", "device", "backend", "attention")
     if isinstance(found, dict) and found.keys() >= set(names):
         workers, device, backend, attention = (found[name] for name in names)
-        line.say(f"{workers} workers on {device}, {backend}; attention: {attention}")
+        line.say(f"{counted(workers, 'worker')} on {device}, {backend}; attention: {attention}")
         for more in ("data", "mfu"):
             if found.get(more):
                 line.say(str(found[more]))
@@ -274,8 +275,8 @@ def _is_restart(event: dict[str, Any]) -> bool:
 
 def _restart(event: dict[str, Any]) -> str:
     before, now = event.get("workers_before"), event["workers"]
-    size = f"{now} workers" if before in {now, None} else f"{now} workers, before {before}"
-    cost = f"{event['lost_steps']} steps done again, {duration(event['seconds'])} without any"
+    size = counted(now, "worker") + ("" if before in {now, None} else f", before {before}")
+    cost = f"{counted(event['lost_steps'], 'step')} done again, {duration(event['seconds'])} without any"
     return f"goes on from step {event['step']} with {size}; {cost}"
 
 

@@ -28,6 +28,7 @@ from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wa
 from cluster.session.job_environment import passed_on
 from cluster.session.ray_folder import make_folder
 from data_pipeline.errors import FoldtrainError, UsageError
+from data_pipeline.text.counted import counted
 
 _START_SECONDS = 90
 _END_SECONDS = 20
@@ -105,7 +106,7 @@ def require_cpus(head: LocalHead, cpus: int) -> None:
     """
     if head.cpus < cpus:
         raise UsageError(
-            f"this needs {cpus} CPUs (cluster.workers × cluster.cpus_per_worker) and the local cluster was "
+            f"this needs {counted(cpus, 'CPU')} (cluster.workers × cluster.cpus_per_worker) and the local cluster was "
             f"started with {head.cpus}: run `foldtrain shutdown`, then submit again"
         )
 

@@ -22,6 +22,7 @@ from cluster.session.ray_processes import abandon, deaf_to_notices, without_help
 from cluster.session.worker_output import keep_own_warnings, workers_own_words
 from cluster.terminal.output import console
 from data_pipeline.errors import FoldtrainError, UsageError
+from data_pipeline.text.counted import counted
 
 SPARING = {
     # Ray's helpers look for new log files, events and each other ten times a second, on the cores that train.
@@ -102,7 +103,8 @@ def require_gpus(config: ClusterConfig, workers: int) -> None:
     there = int(sum(node["Resources"].get("GPU", 0) for node in nodes))
     if there >= workers:
         return
-    lack = f"cluster.gpus_per_worker is 1, which makes {workers} for as many workers; there are {there} GPUs"
+    gpus = f"{'is' if there == 1 else 'are'} {counted(there, 'GPU')}"
+    lack = f"cluster.gpus_per_worker is 1, which makes {workers} for as many workers; there {gpus}"
     if asked_address(config.address) is not None and FILE_VARIABLE not in os.environ:  # other nodes may join
         console().print(f"{lack} in the cluster so far: waiting for more (cluster.gpus_per_worker=0 runs on CPUs)")
         return

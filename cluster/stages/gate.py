@@ -15,6 +15,7 @@ from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from data_pipeline.shards import weights
 from data_pipeline.shards.measured import Measured
+from data_pipeline.text.counted import counted
 from trainer.evaluation.gate import failures
 
 _IMAGES = 256
@@ -37,7 +38,7 @@ def check_tokenizer_gate(config: RunConfig) -> None:
         when = "" if measured.step is None else f", after step {measured.step:,}"
         found = "\n  ".join(wrong)
         raise UsageError(
-            f"tokens.require: the tokenizer at {uri} has, on {measured.images:,} images{when}:\n  {found}\n"
+            f"tokens.require: the tokenizer at {uri} has, on {counted(measured.images, 'image')}{when}:\n  {found}\n"
             "Train it further or otherwise (tokenizer.dead_code_steps restarts codes that nothing uses; fewer codes "
             "are used better), ask for less, or tokenize all the same with --anyway"
         )

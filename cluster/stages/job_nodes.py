@@ -17,6 +17,7 @@ from cluster.targets.config import TargetSection
 from cluster.targets.opening import open_target, section_from
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
+from data_pipeline.text.counted import counted
 
 
 @runtime_checkable
@@ -89,8 +90,8 @@ def adapt_nodes(target: object, section: TargetSection, config: RunConfig, handl
     over = f" (room for {wanted * per_node}: its target allows a job {section.most_nodes})" if short > 0 else ""
     if wanted > now:
         target.add_nodes(handle, wanted - now)
-        return f"{wanted - now} more nodes are asked for, {wanted} in all{over}"
+        return f"{counted(wanted - now, 'more node is', 'more nodes are')} asked for, {wanted} in all{over}"
     if wanted < now:
         target.remove_nodes(handle, now - wanted)
-        return f"{now - wanted} nodes leave, {wanted} stay{over}"
-    return f"the job has the {now} nodes that it needs{over}"
+        return f"{counted(now - wanted, 'node leaves', 'nodes leave')}, {counted(wanted, 'stays', 'stay')}{over}"
+    return f"the job has the {counted(now, 'node')} that it needs{over}"

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from cluster.terminal.output import console, duration
+from data_pipeline.text.counted import counted
 from trainer.planning.measured import Measured
 from trainer.planning.plan import Plan
 
@@ -91,7 +92,7 @@ def size(count: float) -> str:
 def work_rows(plan: Plan) -> Rows:
     """Steps, samples, how a batch is cut, parameters."""
     epochs = "unknown: there is no manifest yet, give --samples" if plan.epochs is None else f"{plan.epochs:.1f}"
-    split = f"{plan.world} ranks x {plan.micro_batch} x {plan.accumulation} accumulated"
+    split = f"{counted(plan.world, 'rank')} x {plan.micro_batch} x {plan.accumulation} accumulated"
     return [
         ("steps", f"{plan.steps:,}"),
         ("samples seen", f"{plan.samples:,}"),
@@ -147,7 +148,8 @@ def memory_rows(plan: Plan) -> Rows:
 def host_rows(plan: Plan) -> Rows:
     """What all ranks of a node need of its own memory, and whether it is there."""
     host = plan.host
-    ranks = f"{size(host.needed)} for {plan.world // plan.nodes} ranks and their processes"
+    each = counted(plan.world // plan.nodes, "rank and its processes", "ranks and their processes")
+    ranks = f"{size(host.needed)} for {each}"
     if host.limit is None:
         return [("needed", ranks), ("verdict", "unknown: give --host-memory to compare it with a node's")]
     rows = [("needed", f"{ranks}, of {size(host.limit)}")]

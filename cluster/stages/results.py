@@ -25,6 +25,7 @@ from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from data_pipeline.shards import weights
 from data_pipeline.shards.token_shards import check_tokenizer
+from data_pipeline.text.counted import counted
 from data_pipeline.tools.preflight import check_images, check_tokens
 from trainer.evaluation.sampler import UNCONDITIONAL, Sampler, asked_classes, check_order, class_names, read_cards
 from trainer.registry import FOLDERS
@@ -114,7 +115,7 @@ def sample(config: RunConfig) -> int:
     record = {"sampling": _asked(config), "class_names": names, "fingerprints": _fingerprints(sampler.cards)}
     record["inputs"] = _places(config, sampler.cards)
     _commit(config.run, "samples/samples.json", record, "samples/grid.png", to_png(grid))
-    console().print(f"sample: {len(pixels)} images in {storage.join(config.run, 'samples', 'grid.png')}")
+    console().print(f"sample: {counted(len(pixels), 'image')} in {storage.join(config.run, 'samples', 'grid.png')}")
     return len(pixels)
 
 
@@ -288,8 +289,9 @@ def _print_summary(record: dict[str, Any]) -> None:
             f"reconstruction {reconstruction['frechet_distance']:.3f}, generation {generation['frechet_distance']:.3f}"
         )
     if generation["class_accuracy"] is not None:
+        samples = counted(generation["samples"], "sample is", "samples are")
         lines.append(
-            f"judge: {generation['class_accuracy']:.1%} of {generation['samples']} samples are of the asked class "
+            f"judge: {generation['class_accuracy']:.1%} of {samples} of the asked class "
             f"(it is right on {generation['judge_accuracy_on_real']:.1%} of real images)"
         )
     console().print("\n".join(lines))

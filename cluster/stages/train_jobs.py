@@ -20,6 +20,7 @@ from data_pipeline.shards.manifest import ImageManifest, TokenizerRecord, TokenM
 from data_pipeline.shards.token_shards import check_tokenizer
 from data_pipeline.shards.tokenizers import tokenizer_config
 from data_pipeline.shards.weights import Card
+from data_pipeline.text.counted import counted
 from data_pipeline.tools.preflight import check_images, check_tokens
 from model.config import GeneratorConfig
 from model.config.titok import NO_TOKENS
@@ -127,12 +128,15 @@ def check_classes(section: str, known: int, names: Sequence[str], *, say: bool =
     key, present = f"{section}.model.num_classes", len(names)
     if known == 0:  # a generator that learns none
         if say:
-            console().print(f"{key} is 0: the {present} classes of the data are not learnt")
+            classes = counted(present, "class of the data is", "classes of the data are")
+            console().print(f"{key} is 0: the {classes} not learnt")
         return
+    classes = counted(present, "class", "classes")
     if present > known:
-        raise UsageError(f"{key} is {known}, but the data have {present} classes: set it to null, which takes theirs")
+        raise UsageError(f"{key} is {known}, but the data have {classes}: set it to null, which takes theirs")
     if present < known and say:
-        console().print(f"{key} is {known}, and the data have {present} classes: {known - present} are never used")
+        unused = counted(known - present, "is", "are")
+        console().print(f"{key} is {known}, and the data have {classes}: {unused} never used")
 
 
 def _image_inputs(config: RunConfig, stage: RunStage) -> Inputs:

@@ -14,6 +14,7 @@ from cluster.targets.own_variables import not_sent
 from cluster.targets.target import JobSpec, Rendered, TargetState, TargetStatus
 from data_pipeline import storage
 from data_pipeline.errors import FoldtrainError, UsageError
+from data_pipeline.text.counted import counted
 
 _PLURALS = {"RayJob": "rayjobs", "RayCluster": "rayclusters"}
 _BY_DEPLOYMENT: dict[str, TargetStatus] = {
@@ -133,7 +134,7 @@ def _message(ray_job: dict[str, Any], status: dict[str, Any], deployment: str) -
         conditions = (status.get("rayClusterStatus") or {}).get("conditions") or []
         words += [str(each.get("message") or "") for each in conditions if each.get("status") == "False"]
     if status.get("failed"):
-        words.append(f"{status['failed']} attempts failed")
+        words.append(counted(status["failed"], "attempt") + " failed")
     return ": ".join(dict.fromkeys(word for word in words if word))
 
 

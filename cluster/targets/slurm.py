@@ -22,6 +22,7 @@ from cluster.targets.slurm_config import SlurmConfig
 from cluster.targets.target import JobSpec, Rendered, TargetState
 from data_pipeline import storage
 from data_pipeline.errors import FoldtrainError, UsageError
+from data_pipeline.text.counted import counted
 
 SCRIPT = "job.sbatch"
 _JOIN = "foldtrain-join-"
@@ -131,7 +132,7 @@ class SlurmTarget:
         joined = self._joined(handle)
         if not 0 < count <= len(joined):
             raise UsageError(
-                f"{count} nodes cannot leave: {len(joined)} have joined, and a job keeps the "
+                f"{counted(count, 'node')} cannot leave: {len(joined)} joined, and a job keeps the "
                 f"{self._section.fewest_nodes} that it was started with"
             )
         leaving = joined[:count]
@@ -189,8 +190,8 @@ class SlurmTarget:
                 per = key.replace("_node", "_worker")
                 raise UsageError(
                     f"cluster.workers is {config.fewest_workers} with cluster.{per} {getattr(config, per):g}, and "
-                    f"target {self.name} has {section.fewest_nodes} nodes with {key} {getattr(section, key)}: use "
-                    f"fewer workers, or set nodes or {key} of its file"
+                    f"target {self.name} has {counted(section.fewest_nodes, 'node')} with {key} "
+                    f"{getattr(section, key)}: use fewer workers, or set nodes or {key} of its file"
                 )
 
 

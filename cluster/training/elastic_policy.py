@@ -14,6 +14,7 @@ from typing import Protocol
 
 from cluster.training.elastic_sizes import largest_usable
 from data_pipeline.errors import FoldtrainError
+from data_pipeline.text.counted import counted
 from trainer.checkpoints.catalog import latest_step
 
 _BACK_SECONDS = 5.0
@@ -112,7 +113,7 @@ class UsableSizes:
         if size < largest_usable(self._sizes, self._room.whole()) and now - self._since < _BACK_SECONDS:
             return None
         if not size:
-            self._say(f"waits for room for {self._sizes[0]} workers; there is room for {free}")
+            self._say(f"waits for room for {counted(self._sizes[0], 'worker')}; there is room for {free}")
             self._tried, self._since = 0, None
             return self._sizes[0]
         self._tried = largest_usable(self._sizes, min(size, self._tried - 1)) or size

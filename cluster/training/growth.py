@@ -15,6 +15,7 @@ from typing import Any
 from cluster.terminal.output import duration
 from data_pipeline import storage
 from data_pipeline.errors import FoldtrainError
+from data_pipeline.text.counted import counted
 from trainer.records.jsonl import read_last_records
 from trainer.records.record_shapes import is_metrics, is_timed_event
 
@@ -73,7 +74,7 @@ class Growth:
         restart, saved = duration(self.pace.restart_seconds), duration(self.saved_seconds)
         return (
             f"stays with {self.workers} {noun}: a restart with {self.larger} takes {restart} ({self.cost:.0f} "
-            f"worker-seconds), and the {self.pace.steps_left} steps left would end only {saved} earlier "
+            f"worker-seconds), and the {counted(self.pace.steps_left, 'step')} left would end only {saved} earlier "
             f"({self.gain:.0f})"
         )
 

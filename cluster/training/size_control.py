@@ -9,6 +9,7 @@ from cluster.pool.scale import read_asked
 from cluster.training.elastic_sizes import same_micro_batch, usable_sizes
 from data_pipeline.errors import FoldtrainError
 from data_pipeline.storage.retries import patience
+from data_pipeline.text.counted import counted
 from trainer.config import TrainerConfig
 from trainer.job import TrainJob
 
@@ -56,14 +57,14 @@ class SizeControl:
         sizes = usable_sizes(self._trainer, *found)
         if not sizes:
             return (
-                f"`foldtrain scale` asks for {_in_words(found)} workers, over which a global batch of "
+                f"`foldtrain scale` asks for {_workers(found)}, over which a global batch of "
                 f"{self._trainer.global_batch} cannot be cut: goes on with {_in_words(self.asked)}",
                 False,
             )
         self.asked, self.sizes = found, sizes
         if found == self._given:
-            return f"{_in_words(found)} workers, as the config says", True
-        return f"{_in_words(found)} workers, as `foldtrain scale` asked; the config says {_in_words(self._given)}", True
+            return f"{_workers(found)}, as the config says", True
+        return f"{_workers(found)}, as `foldtrain scale` asked; the config says {_in_words(self._given)}", True
 
     def take_checkpoint(self) -> bool:
         """Whether a checkpoint was asked for since the last call; what was asked for before the first look is past."""
@@ -77,6 +78,10 @@ class SizeControl:
         fewest = min(self.sizes[0], self._given[0])
         trainer = same_micro_batch(self._trainer, fewest, max(self.sizes[-1], self._given[1]))
         return replace(job, section=job.section.model_copy(update={"trainer": trainer}))
+
+
+def _workers(size: tuple[int, int]) -> str:
+    return counted(size[0], "worker") if size[0] == size[1] else f"{_in_words(size)} workers"
 
 
 def _in_words(size: tuple[int, int]) -> str:

@@ -234,7 +234,8 @@ class Supervisor:
             group.note("scale", dict(zip(("min", "max"), self._control.asked, strict=True)))
         most = self._control.sizes[-1]
         if group.size > most:
-            self._notice.say(f"{group.size - most} of {group.size} workers leave: saves a checkpoint, and goes on")
+            leave = "leaves" if group.size - most == 1 else "leave"
+            self._notice.say(f"{group.size - most} of {group.size} workers {leave}: saves a checkpoint, and goes on")
             group.end(Ending.PAUSED)
 
     def _grow(self, group: WorkerGroup) -> None:

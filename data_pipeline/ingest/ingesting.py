@@ -29,6 +29,7 @@ from data_pipeline.shards.image_commits import ShardIndex
 from data_pipeline.shards.image_shards import Quarantined, finish_images, holds_index, write_image_shard
 from data_pipeline.shards.manifest import ImageManifest, ImageShardRecord
 from data_pipeline.sources.source import name_some
+from data_pipeline.text.counted import counted
 
 QUARANTINE_NAME = "quarantine.json"
 
@@ -190,19 +191,15 @@ def describe(plan: IngestPlan, ingested: Ingested) -> str:
     lists = " and ".join(storage.join(plan.output, split, QUARANTINE_NAME) for split in aside)
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in plan.skipped.items())
     parts = [
-        _counted(sum(counts.values()), "image", "images") + (f" ({splits})" if len(counts) > 1 else ""),
-        _counted(len(plan.classes), "class", "classes"),
+        counted(sum(counts.values()), "image") + (f" ({splits})" if len(counts) > 1 else ""),
+        counted(len(plan.classes), "class", "classes"),
         f"{sum(aside.values()):,} set aside" + (f" (listed in {lists})" if lists else ""),
         f"skipped: {kinds or 'nothing'}",
     ]
     if empty := ingested.without_images:
         names = name_some(name if name.isprintable() else ascii(name) for name in empty)
-        parts.append(f"{_counted(len(empty), 'class', 'classes')} without an image to train on: {names}")
+        parts.append(f"{counted(len(empty), 'class', 'classes')} without an image to train on: {names}")
     return "; ".join(parts)
-
-
-def _counted(count: int, one: str, many: str) -> str:
-    return f"{count:,} {one if count == 1 else many}"
 
 
 def _kept_manifest(plan: IngestPlan, split: str, commits: Commits) -> ImageManifest | None:

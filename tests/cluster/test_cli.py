@@ -127,7 +127,7 @@ def test_verify_finds_a_byte_that_changed(foldtrain: Foldtrain, small_config: Pa
     assert "\ningest: 1 image; 1 class; 0 set aside; skipped: nothing\n" in ingested.stdout
     (images,) = {str(path.parent) for path in (tmp_path / "runs").rglob("manifest.json")}
     whole = foldtrain("verify", images)
-    assert (whole.returncode, "1 samples of images in 1 shards" in whole.stdout) == (0, True)
+    assert (whole.returncode, "1 sample of images in 1 shard matches its manifest" in whole.stdout) == (0, True)
     (shard,) = Path(images).glob("*.tar")
     data = bytearray(shard.read_bytes())
     data[600] ^= 1

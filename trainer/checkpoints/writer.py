@@ -32,6 +32,7 @@ from data_pipeline.errors import FoldtrainError
 from data_pipeline.leases.lease import LeaseLostError
 from data_pipeline.storage.pacing import positive_number
 from data_pipeline.storage.retries import DEFAULT_PATIENCE, LONGEST_WAIT, PATIENCE_VARIABLE
+from data_pipeline.text.counted import counted
 from trainer.checkpoints import retention
 from trainer.checkpoints.catalog import step_folder
 from trainer.checkpoints.commits import TakenError, commit
@@ -99,7 +100,8 @@ class Persistence:
             if tries == 1 or not _may_pass(error):
                 raise
             passed = time.monotonic() - began
-            raise FoldtrainError(f"{type(error).__name__}: {error} (tried {tries} times in {passed:.0f} s)") from error
+            tried = f"tried {counted(tries, 'time')} in {passed:.0f} s"
+            raise FoldtrainError(f"{type(error).__name__}: {error} ({tried})") from error
 
 
 def _may_pass(error: BaseException) -> bool:
@@ -282,8 +284,8 @@ class CheckpointWriter:
             self._report("checkpoint_failed", step, error=error, in_a_row=self.failures)
         if self.failures >= self._most_failures:
             raise FoldtrainError(
-                f"{self.checkpoints}: {self.failures} checkpoints in a row could not be written, the last at step "
-                f"{step} ({error}). Mend the storage and start the same command again; "
+                f"{self.checkpoints}: {counted(self.failures, 'checkpoint')} in a row could not be written, the last "
+                f"at step {step} ({error}). Mend the storage and start the same command again; "
                 "max_failed_checkpoints says how many may fail."
             )
 

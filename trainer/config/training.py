@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Protocol, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from data_pipeline.text.counted import counted
 from model.config import Section
 
 MOST_STEPS, MOST_SAMPLES_A_STEP = 10**9, 2**24
@@ -218,7 +219,8 @@ class TrainerConfig(Section):
             raise ValueError(f"trainer.global_batch {self.global_batch} is no multiple of the {workers} workers")
         micro = min(self.micro_batch or share, share)
         if share % micro:
-            raise ValueError(f"each worker's share of {share} samples is no multiple of trainer.micro_batch {micro}")
+            samples = counted(share, "sample")
+            raise ValueError(f"each worker's share of {samples} is no multiple of trainer.micro_batch {micro}")
         return micro, share // micro
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from data_pipeline.order.permutations import Positions
+from data_pipeline.text.counted import counted
 
 _ROWS = re.compile(r"_B[A-Z0-9]*")
 
@@ -73,7 +74,7 @@ def _cut(rows: Any, parts: int) -> list[Any]:
         cuts = {name: _cut(value, parts) for name, value in rows.items()}
         return [{name: pieces[number] for name, pieces in cuts.items()} for number in range(parts)]
     if len(rows) % parts:
-        raise ValueError(f"{len(rows)} samples cannot be cut into {parts} equal micro-batches")
+        raise ValueError(f"{counted(len(rows), 'sample')} cannot be cut into {parts} equal micro-batches")
     return cast("list[Any]", rows.chunk(parts) if isinstance(rows, Tensor) else np.split(rows, parts))
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from data_pipeline import storage
 from data_pipeline.errors import FoldtrainError, UsageError
 from data_pipeline.images.decoding import decode
+from data_pipeline.text.counted import counted
 from data_pipeline.text.names import check_name
 from trainer.inference.given_images import Fit, read_images
 
@@ -52,7 +53,7 @@ def find_images(places: Sequence[str]) -> ImageFiles:
             raise UsageError(f"{place}: there is no such image, and no folder with images")
         taken = [name for name in names if name.lower().endswith(ENDINGS)]
         if names and not taken:
-            raise UsageError(f"{place} holds {len(names)} files, and none ends in {', '.join(ENDINGS)}")
+            raise UsageError(f"{place} holds {counted(len(names), 'file')}, and none ends in {', '.join(ENDINGS)}")
         others += len(names) - len(taken)
         found += [(name, storage.join(place, name)) for name in taken] if names else [(place.rpartition("/")[2], place)]
     return ImageFiles(tuple(name for name, _ in found), tuple(uri for _, uri in found), others)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
+from data_pipeline.text.counted import counted
 from trainer.planning.plan import Plan, Request, make_plan
 from trainer.records.goodput import STARTS
 from trainer.records.jsonl import read_last_records
@@ -64,7 +65,7 @@ def scaled_rate(measured: MeasuredRate, workers: int, there: float | None, here:
         there: samples per second that are predicted of the workers of the measurement; None if nothing is.
         here: that are predicted now.
     """
-    measured_at = f"measured in this run with {measured.workers} workers"
+    measured_at = f"measured in this run with {counted(measured.workers, 'worker')}"
     if workers == measured.workers:
         return measured.samples_per_second, measured_at
     if there and here:

@@ -19,6 +19,7 @@ from data_pipeline.record_files.cursor import Cursor
 from data_pipeline.record_files.reading import last_lines, of_one_state, whole_lines
 from data_pipeline.storage.retries import patience
 from data_pipeline.text import json_records
+from data_pipeline.text.counted import counted
 from data_pipeline.text.json_records import Lines, finite, parse_lines
 from trainer.records.cutting import IsRecord
 from trainer.records.local_file import LocalFile
@@ -54,7 +55,7 @@ def read_records(uri: str, is_record: IsRecord = lambda _record: True) -> list[d
 
 def left_out(uri: str, count: int, first: str) -> str:
     """How many lines of a file are no records of it, and which is the first, in words."""
-    return f"{uri}: {count} line{'s' if count > 1 else ''} left out, the first is {first}: no record"
+    return f"{uri}: {counted(count, 'line')} left out, the first is {first}: no record"
 
 
 def read_last_records(uri: str, most: int = 65536, is_record: IsRecord = lambda _record: True) -> list[dict[str, Any]]:

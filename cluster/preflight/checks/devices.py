@@ -13,6 +13,7 @@ from cluster.preflight.checks.check import Check, or_all_well, usual
 from cluster.preflight.findings import EVERY, Finding, Level
 from cluster.preflight.nodes import Nodes, ask_all
 from cluster.preflight.wanted import Wanted
+from data_pipeline.text.counted import counted
 
 NAME = "GPUs"
 _SECONDS = 10.0
@@ -148,7 +149,7 @@ def _differences(having: Mapping[str, Devices], facts: Mapping[str, Devices], wa
     for node, found in facts.items():
         if len(found.gpus) < most and not found.error and (found.gpus or wanted.gpus_per_worker):
             level: Level = "error" if found.gpus else "warning"
-            findings.append(Finding(node, NAME, level, f"{len(found.gpus)} GPUs, others have {most}", _LOST))
+            findings.append(Finding(node, NAME, level, f"{counted(len(found.gpus), 'GPU')}, others have {most}", _LOST))
         if found.gpus and found.driver != driver:
             text = f"driver {found.driver}, elsewhere {driver}"
             findings.append(Finding(node, NAME, "warning", text, f"install the driver {driver} there"))
@@ -165,7 +166,8 @@ def _differences(having: Mapping[str, Devices], facts: Mapping[str, Devices], wa
 def _broken(node: str, number: int, gpu: Gpu) -> list[Finding]:
     findings = []
     if gpu.uncorrected:
-        found = f"GPU {number} ({gpu.model}): {gpu.uncorrected} errors of its memory that ECC could not correct"
+        errors = counted(gpu.uncorrected, "error")
+        found = f"GPU {number} ({gpu.model}): {errors} of its memory that ECC could not correct"
         findings.append(Finding(node, NAME, "error", found, _RESET))
     reasons = [text for bit, text in _HELD_DOWN.items() if gpu.held_down & bit]
     if reasons:

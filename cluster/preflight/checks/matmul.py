@@ -13,6 +13,7 @@ from cluster.preflight.checks.check import Check, or_all_well
 from cluster.preflight.findings import Finding
 from cluster.preflight.nodes import Nodes, ask_all
 from cluster.preflight.wanted import Wanted
+from data_pipeline.text.counted import counted
 
 NAME = "matmul"
 SLOW = 0.7
@@ -93,7 +94,7 @@ def _cpu(threads: int) -> Speed:
                 break
     finally:
         torch.set_num_threads(before)
-    return Speed(f"{threads} threads of {_cpu_model()}", -1, 2 * _CPU_SIZE**3 / best / 1e12)
+    return Speed(f"{counted(threads, 'thread')} of {_cpu_model()}", -1, 2 * _CPU_SIZE**3 / best / 1e12)
 
 
 def _cpu_model() -> str:
