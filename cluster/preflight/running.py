@@ -39,7 +39,7 @@ def run_checks(
     findings = [_gone(name, failure) for name, failure in (unanswered or {}).items()]
     left = tuple(nodes.addresses)
     for check in checks:
-        fit = Some(nodes, tuple(name for name in left if not _has_failed(name, check.after, findings)))
+        fit = Some(nodes, tuple(name for name in left if _is_fit(name, check, findings)))
         if len(fit.names) < check.fewest or not check.applies(wanted):
             continue
         say(check.name)
@@ -79,8 +79,11 @@ def _twice(check: str, first: Iterable[Finding], second: Iterable[Finding]) -> l
     return kept or [Finding(EVERY, check, "ok", "the second time nothing differed that had differed the first time")]
 
 
-def _has_failed(name: str, checks: Iterable[str], findings: Iterable[Finding]) -> bool:
-    return any(found.node in {name, EVERY} and found.check in checks and found.level == "error" for found in findings)
+def _is_fit(name: str, check: Check, findings: Iterable[Finding]) -> bool:
+    of_node = [found for found in findings if found.node in {name, EVERY} and found.level != "ok"]
+    return not any(
+        found.check in check.unless or (found.check in check.after and found.level == "error") for found in of_node
+    )
 
 
 def _gone_since(nodes: Nodes, names: Iterable[str]) -> dict[str, Failure]:

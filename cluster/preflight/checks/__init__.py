@@ -8,6 +8,7 @@ from cluster.preflight.checks import (
     limits,
     links,
     matmul,
+    names,
     ports,
     storage,
     versions,
@@ -24,6 +25,7 @@ CHECKS: tuple[Check, ...] = (
     conditional_put.CHECK,
     ports.CHECK,
     matmul.CHECK,
+    names.CHECK,
     links.CHECK,
 )
 """Each by its file in this folder."""

@@ -30,6 +30,8 @@ class Check:
     """Nodes that it needs."""
     after: tuple[str, ...] = ()
     """Checks that a node must have passed, or this one would only wait for it."""
+    unless: tuple[str, ...] = ()
+    """Checks of which a warning about a node, too, keeps it out of this one; they say so."""
     again: bool = False
     """Whether what it finds has to be found twice: what else runs for a moment disturbs it."""
     applies: Callable[[Wanted], bool] = lambda _: True

@@ -16,6 +16,7 @@ from cluster.preflight.checks.check import Check, or_all_well
 from cluster.preflight.findings import Finding
 from cluster.preflight.nodes import Failure, Nodes, Some, ask_all
 from cluster.preflight.wanted import Wanted
+from data_pipeline.text.counted import counted
 
 NAME = "bandwidth"
 SLOW = 0.5
@@ -24,8 +25,9 @@ FLOOR = 60e6
 """Bytes a second below which a link is slow whatever the others are: about half of gigabit Ethernet."""
 _MOST_ROUNDS = 7
 _IMPORT_SECONDS = 60.0
-_MEET_SECONDS = 15.0
-_SECONDS = 25.0
+_MEET_SECONDS = 20.0
+"""For two nodes to meet, of which each asks a few times for a name that takes a second at most (names.py)."""
+_SECONDS = 30.0
 _FIRST_BYTES, _MOST_BYTES = 2**16, 2**24
 _LONG_SECONDS = 0.06
 """A tensor that takes so long is large enough."""
@@ -142,7 +144,8 @@ def judge(facts: Mapping[Pair, float | Failure], _: Wanted) -> list[Finding]:
         *_apart({pair: found for pair, found in facts.items() if isinstance(found, Failure)}, rates),
         *_slow(rates),
     ]
-    return or_all_well(findings, NAME, f"{_size(min(rates.values(), default=0.0))} or more between {len(rates)} pairs")
+    least = _size(min(rates.values(), default=0.0))
+    return or_all_well(findings, NAME, f"{least} or more between {counted(len(rates), 'pair')}")
 
 
 def _apart(failures: Mapping[Pair, Failure], rates: Mapping[Pair, float]) -> list[Finding]:
@@ -202,5 +205,6 @@ CHECK = Check(
     remedy=_JOIN,
     fewest=2,
     after=("ports",),
+    unless=("names",),
     again=True,
 )

@@ -6,7 +6,18 @@ from dataclasses import replace
 
 import pytest
 
-from cluster.preflight.checks import clocks, conditional_put, devices, disk, limits, links, matmul, ports, versions
+from cluster.preflight.checks import (
+    clocks,
+    conditional_put,
+    devices,
+    disk,
+    limits,
+    links,
+    matmul,
+    names,
+    ports,
+    versions,
+)
 from cluster.preflight.checks import storage as storage_check
 from cluster.preflight.checks.devices import Devices, Gpu
 from cluster.preflight.checks.disk import Room
@@ -414,3 +425,33 @@ def test_the_best_pair_of_a_node(share: float, level: str) -> None:
 @pytest.mark.parametrize(("rate", "level"), [(59e6, "warning"), (61e6, "ok")])
 def test_the_bytes_a_second_of_a_pair(rate: float, level: str) -> None:
     assert only(links.judge({("a", "b"): rate}, WANTED)).level == level
+
+
+# --------------------------------------------------------------------------------------------------------------- names
+
+FAST = {"the name of 10.0.0.1": 0.001, "the address of a": 0.9}
+
+
+def test_questions_that_are_answered_within_a_second_are_well() -> None:
+    found = only(names.judge({"a": FAST, "b": FAST}, WANTED))
+    assert (found.node, found.level, found.found) == (EVERY, "ok", "looked up within 0.9 s on 2")
+
+
+def test_a_node_whose_questions_take_longer_is_named_with_what_was_asked_and_what_to_do() -> None:
+    found = only(names.judge({"a": FAST, "b": FAST | {"the name of 10.0.0.2": 1.26}}, WANTED))
+    assert (found.node, found.level) == ("b", "warning")
+    assert found.found.startswith("1.3 s to look up the name of 10.0.0.2; torch asks for the name of each worker")
+    assert "/etc/hosts" in found.remedy
+
+
+def test_a_question_without_an_answer_is_said_before_slow_ones() -> None:
+    slow = {"the name of 10.0.0.1": 2.0, "the name of 10.0.0.2": None}
+    found = only(names.judge({"a": FAST, "b": slow}, WANTED))
+    assert found.found.startswith("no answer within 3 s to the question for the name of 10.0.0.2;")
+
+
+def test_what_no_node_is_told_is_one_finding_and_other_questions_on_each_are_several() -> None:
+    silent = {"the name of 10.0.0.1": None}
+    assert what(names.judge({"a": silent, "b": dict(silent)}, WANTED)) == {(EVERY, "warning")}
+    others = {"a": {"the address of a": None}, "b": {"the address of b": None}}
+    assert what(names.judge(others, WANTED)) == {("a", "warning"), ("b", "warning")}

@@ -125,7 +125,7 @@ def test_the_table_names_node_finding_and_remedy(found: Found) -> None:
     assert found.odd_name in table
     assert "torch is 9.9.9" in table
     assert "pip install" in " ".join(table.split())
-    assert "10 checks on 3 nodes in" in table
+    assert "11 checks on 3 nodes in" in table
 
 
 def test_every_other_check_ran_between_the_nodes_and_found_nothing_broken(found: Found) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from cluster.preflight.checks.check import Check
-from cluster.preflight.findings import Finding
+from cluster.preflight.findings import EVERY, Finding
 from cluster.preflight.nodes import Failure, Nodes, Some, ThisMachine, ask_all, silent
 from cluster.preflight.running import run_checks
 from cluster.preflight.verdict import decide
@@ -171,3 +171,14 @@ def test_another_warning_leaves_no_node_out() -> None:
 def test_what_is_wrong_with_all_nodes_or_between_two_is_not_mended_by_leaving_one_out() -> None:
     shared = [Finding("all nodes", "storage", "error", "refused"), Finding("a and b", "bandwidth", "error", "apart")]
     assert decide(shared, NAMES, room(*NAMES), needed=1).refused == tuple(shared)
+
+
+def test_a_warning_of_a_check_that_says_so_keeps_a_node_out_of_another_and_no_warning_else() -> None:
+    warned = replace(check("names", {}), judge=lambda *_: [Finding("a", "names", "warning", "slow")])
+    speed = check("speed", {})
+    for later, asked in ((replace(speed, unless=("names",)), ["b"]), (replace(speed, after=("names",)), ["a", "b"])):
+        findings = run_checks(Several("a", "b"), WANTED, checks=[warned, later])
+        assert [finding.node for finding in findings if finding.check == "speed"] == asked
+    of_all = replace(warned, judge=lambda *_: [Finding(EVERY, "names", "warning", "slow")])
+    left = run_checks(Several("a", "b"), WANTED, checks=[of_all, replace(speed, unless=("names",), fewest=2)])
+    assert found(left) == [(EVERY, "names", "warning")]
