@@ -114,7 +114,13 @@ class Server:
         return each
 
     async def _look(self, each: _Watched) -> None:
-        """Look at a run for as long as somebody watches it."""
+        """Look at a run for as long as somebody watches it; nobody waits for a look that has ended, however it did."""
+        try:
+            await self._look_on(each)
+        finally:
+            each.opened.set()
+
+    async def _look_on(self, each: _Watched) -> None:
         remote = storage.is_remote(each.reading.uri)
         while time.monotonic() - each.asked_at < _WATCHED_SECONDS or not each.opened.is_set():
             began, before = time.monotonic(), storage.requests().total()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import itertools
 import json
 import os
@@ -11,7 +12,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -26,6 +27,16 @@ _FLAGS = (
 )
 _SECONDS = 120.0
 """That anything is waited for at most."""
+
+
+@contextlib.asynccontextmanager
+async def in_time(what: str) -> AsyncIterator[None]:
+    """Give what is waited for inside up in time, and say what it was."""
+    try:
+        async with asyncio.timeout(_SECONDS):
+            yield
+    except TimeoutError:
+        raise AssertionError(f"{what}: nothing in {_SECONDS:.0f} s") from None
 
 
 class Page:
@@ -46,6 +57,15 @@ class Page:
         self._reader = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
+        """Take what the browser says, until it says no more: then nobody waits for an answer."""
+        try:
+            await self._take()
+        finally:
+            for waiting in self._waiting.values():
+                if not waiting.done():
+                    waiting.set_exception(AssertionError("the browser has closed the tab"))
+
+    async def _take(self) -> None:
         async for message in self._socket:
             found = json.loads(message.data)
             if "id" in found:
@@ -69,11 +89,19 @@ class Page:
                     self.console.append(given["entry"]["text"])
 
     async def call(self, method: str, **given: Any) -> Any:
-        """A command of the protocol."""
+        """A command of the protocol.
+
+        Raises:
+            AssertionError: if it fails, or has no answer in time; it says which command.
+        """
+        what = f"{method} {json.dumps(given)[:300]}"
+        if self._reader.done():
+            raise AssertionError(f"{what}: the browser has closed the tab; console: {self.console}")
         number = next(self._numbers)
         self._waiting[number] = waiting = asyncio.get_running_loop().create_future()
-        await self._socket.send_json({"id": number, "method": method, "params": given})
-        answer = await asyncio.wait_for(waiting, _SECONDS)
+        async with in_time(f"{what}; console: {self.console}"):
+            await self._socket.send_json({"id": number, "method": method, "params": given})
+            answer = await waiting
         if "error" in answer:
             raise AssertionError(f"{method}: {answer['error']}")
         return answer["result"]
@@ -102,8 +130,16 @@ class Page:
             except (AssertionError, TypeError) as error:
                 value = error  # the page is not that far yet
             await asyncio.sleep(0.05)
-        shown = await self.run("document.body.innerText")
-        raise AssertionError(f"{script} stays {value!r}; console: {self.console}; page: {shown}")
+        shown: Any = "it gives no answer"
+        with contextlib.suppress(AssertionError):
+            shown = await self.run("document.body.innerText")
+        raise AssertionError(f"{script} stays {value!r} for {_SECONDS:.0f} s; console: {self.console}; page: {shown}")
+
+    async def reload(self) -> None:
+        """Load the page anew; returns once it is the new one that answers."""
+        await self.run("window.isBefore = true")
+        await self.call("Page.reload")
+        await self.until("!window.isBefore && document.readyState === 'complete'")
 
     async def size(self, width: int, height: int, *, dark: bool = False, phone: bool = False) -> None:
         """The window's, and which colours it prefers."""
@@ -151,7 +187,7 @@ class Chromium:
         self._session = aiohttp.ClientSession()
         file, lines = self._profile / "DevToolsActivePort", list[str]()
         try:
-            async with asyncio.timeout(_SECONDS):
+            async with in_time("the start of the browser"):
                 while len(lines) < 2:  # it is there before it is written
                     await asyncio.sleep(0.05)
                     lines = file.read_text().split() if file.exists() else []
@@ -163,9 +199,10 @@ class Chromium:
 
     async def page(self) -> Page:
         """A tab of its own, without the cookies of others."""
-        async with self._session.put(f"http://127.0.0.1:{self._port}/json/new?about:blank") as answer:
-            target = await answer.json(content_type=None)
-        page = Page(await self._session.ws_connect(target["webSocketDebuggerUrl"], max_msg_size=0))
+        async with in_time("a tab of the browser"):
+            async with self._session.put(f"http://127.0.0.1:{self._port}/json/new?about:blank") as answer:
+                target = await answer.json(content_type=None)
+            page = Page(await self._session.ws_connect(target["webSocketDebuggerUrl"], max_msg_size=0))
         for domain in ("Page", "Runtime", "Network", "Log"):
             await page.call(f"{domain}.enable")
         return page

@@ -263,7 +263,7 @@ def test_a_run_is_stopped_by_a_button(tmp_path: Path) -> None:
 
     async def watch(page: Page) -> None:
         await page.call("Page.addScriptToEvaluateOnNewDocument", source=HELD)
-        await page.call("Page.reload")
+        await page.reload()
         await page.until("document.getElementById('do-stop')?.textContent", lambda text: text == "Stop")
         await page.run("document.getElementById('do-stop').focus()")
         await page.run("release()")  # what is known of the run comes, and the head is drawn anew

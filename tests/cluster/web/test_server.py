@@ -243,6 +243,22 @@ def test_no_name_of_a_job_becomes_a_path(run: str, job: str) -> None:
     assert ask([run], status) == 502
 
 
+def test_nobody_waits_for_a_first_look_that_was_given_up(run: str) -> None:
+    async def go() -> Any:
+        server = Server(find_runs([run]), Access("127.0.0.1", None))
+        (watched,) = server.watched
+        async with TestClient(TestServer(server.application())) as client:
+            with watched.reading.lock:  # the look does not come to an end
+                asked = asyncio.create_task(get(client, "/api/states?run=0"))
+                while watched.looker is None:
+                    await asyncio.sleep(0)
+                await asyncio.sleep(0)
+                watched.looker.cancel()
+                return await asyncio.wait_for(asked, 60)
+
+    assert asyncio.run(go())["runs"]["0"]["state"] == {}
+
+
 def post(client: TestClient[Any, Any], secret: str, body: Any) -> Any:
     return client.post("/api/control", json=body, headers={CSRF_HEADER: secret})
 
