@@ -73,7 +73,7 @@ def scale(
     place = tokens or (job.run if job else run)
     name, folder = scale.running_stage(place, "tokenize" if tokens else stage)
     scale.write_scale(folder, fewest, most)
-    size = counted(most, "worker is") if fewest == most else f"{fewest} to {most} workers are"
+    size = counted(most, "worker is", "workers are") if fewest == most else f"{fewest} to {most} workers are"
     when = "from a checkpoint on" if stage_named(name).trains else "they join, or leave after the shard in hand"
     say(f"{folder}: {size} asked for; {when}")
     if job and (said := adapt_job(job, most)):

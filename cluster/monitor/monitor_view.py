@@ -220,11 +220,12 @@ def _worker_lines(view: StageView, width: int) -> list[str]:
 
 
 def _cells(view: StageView, spark_width: int) -> tuple[str, ...]:
+    of = view.done if view.total is None else view.total
     total = "" if view.total is None else f"/{view.total:,}"
     share = f" {view.done / view.total:.0%}" if view.total else ""
     return (
         view.name,
-        f"{view.done:,}{total} {view.unit}s{share}",
+        f"{view.done:,}{total} {view.unit if of == 1 else f'{view.unit}s'}{share}",
         f"{view.losses[-1]:.4g}" if view.losses else "-",
         sparkline(list(view.losses), spark_width),
         f"{view.rate:,.1f}" if view.rate is not None else "-",

@@ -60,8 +60,8 @@ class WorkerNeeds:
         """What a worker needs and what there is, in words."""
         whole, free = _resources()
         names = ("CPU", "GPU") if self.gpus else ("CPU",)
-        needs = " and ".join(f"{need:g} {name}s" for name, need in zip(names, (self.cpus, self.gpus), strict=False))
-        there = ", ".join(f"{whole.get(name, 0):g} {name}s ({free.get(name, 0):g} free)" for name in names)
+        needs = " and ".join(counted(need, name) for name, need in zip(names, (self.cpus, self.gpus), strict=False))
+        there = ", ".join(f"{counted(whole.get(name, 0.0), name)} ({free.get(name, 0):g} free)" for name in names)
         return f"each needs {needs}; the cluster has {there}"
 
 

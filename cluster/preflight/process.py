@@ -1,6 +1,7 @@
 """What the first node of a target runs for the doctor: `python -P -m cluster.preflight.process RUN ID NODES`.
 
-The config is read from the run's folder, and what was found is put beside it, for the command that waits for it.
+The config is read from the run's folder, and what was found is put beside it, for the command that waits for it. What
+the shell of that command has of credentials comes as it does to any job (cluster/session/job_environment.py).
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import sys
 
 from cluster.preflight.on_target import CONFIG, FOUND, folder_of
+from cluster.session import job_environment
 from data_pipeline import storage
 from data_pipeline.errors import FoldtrainError
 
@@ -30,4 +32,8 @@ def main(run: str, identifier: str, nodes: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    try:
+        job_environment.take_over()
+        sys.exit(main(*sys.argv[1:]))
+    finally:
+        job_environment.remove()

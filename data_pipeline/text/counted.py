@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-def counted(count: int, one: str, many: str = "") -> str:
+def counted(count: float, one: str, many: str = "") -> str:
     """A count and what is counted, with commas between thousands.
 
     Args:
@@ -11,4 +11,5 @@ def counted(count: int, one: str, many: str = "") -> str:
         one: what one of them is called, and its verb if there is one: "worker", "worker leaves".
         many: what several are called; `one` with an s if left out.
     """
-    return f"{count:,} {one if count == 1 else many or f'{one}s'}"
+    number = f"{count:,}" if isinstance(count, int) else f"{count:g}"
+    return f"{number} {one if count == 1 else many or f'{one}s'}"

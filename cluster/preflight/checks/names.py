@@ -68,8 +68,7 @@ def _measure(nodes: Nodes, _: Wanted) -> Mapping[str, Lookups | Failure]:
 def judge(facts: Mapping[str, Lookups], _: Wanted) -> list[Finding]:
     """Nodes on which a question takes long; one finding if it is the same on all of them."""
     slow = {node: found for node, lookups in facts.items() if (found := _slow(lookups))}
-    whats = {what for found in slow.values() for what in found}
-    if len(slow) == len(facts) > 1 and len(whats) == 1:
+    if len(slow) == len(facts) > 1 and len({frozenset(found) for found in slow.values()}) == 1:
         slow = {EVERY: next(iter(slow.values()))}
     findings = [Finding(node, NAME, "warning", f"{_said(found)}; {_SO}", _REMEDY) for node, found in slow.items()]
     longest = max((seconds or 0.0 for lookups in facts.values() for seconds in lookups.values()), default=0.0)

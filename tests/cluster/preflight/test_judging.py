@@ -429,16 +429,16 @@ def test_the_bytes_a_second_of_a_pair(rate: float, level: str) -> None:
 
 # --------------------------------------------------------------------------------------------------------------- names
 
-FAST = {"the name of 10.0.0.1": 0.001, "the address of a": 0.9}
+ANSWERED = {"the name of 10.0.0.1": 0.001, "the address of a": 0.9}
 
 
 def test_questions_that_are_answered_within_a_second_are_well() -> None:
-    found = only(names.judge({"a": FAST, "b": FAST}, WANTED))
+    found = only(names.judge({"a": ANSWERED, "b": ANSWERED}, WANTED))
     assert (found.node, found.level, found.found) == (EVERY, "ok", "looked up within 0.9 s on 2")
 
 
 def test_a_node_whose_questions_take_longer_is_named_with_what_was_asked_and_what_to_do() -> None:
-    found = only(names.judge({"a": FAST, "b": FAST | {"the name of 10.0.0.2": 1.26}}, WANTED))
+    found = only(names.judge({"a": ANSWERED, "b": ANSWERED | {"the name of 10.0.0.2": 1.26}}, WANTED))
     assert (found.node, found.level) == ("b", "warning")
     assert found.found.startswith("1.3 s to look up the name of 10.0.0.2; torch asks for the name of each worker")
     assert "/etc/hosts" in found.remedy
@@ -446,7 +446,7 @@ def test_a_node_whose_questions_take_longer_is_named_with_what_was_asked_and_wha
 
 def test_a_question_without_an_answer_is_said_before_slow_ones() -> None:
     slow = {"the name of 10.0.0.1": 2.0, "the name of 10.0.0.2": None}
-    found = only(names.judge({"a": FAST, "b": slow}, WANTED))
+    found = only(names.judge({"a": ANSWERED, "b": slow}, WANTED))
     assert found.found.startswith("no answer within 3 s to the question for the name of 10.0.0.2;")
 
 

@@ -72,7 +72,7 @@ export class Charts {
       (isFirst(name) ? this.grid : this.rest).append(this.cards.get(name).node);
     }
     this.more.hidden = !this.rest.childElementCount;
-    this.more.firstChild.textContent = `${this.rest.childElementCount} more numbers`;
+    this.more.firstChild.textContent = `${this.rest.childElementCount} more number${this.rest.childElementCount === 1 ? "" : "s"}`;
     this.sift();
   }
 

@@ -30,7 +30,7 @@ function stageRow(stage) {
   const bar = el("progress", { max: 1, value: share ?? (stage.status === "finished" ? 1 : 0), "aria-label": `${stage.name}: done` });
   return el("li", { class: `stage ${stage.status}` },
     el("div", { class: "title" }, el("strong", {}, stage.name), el("span", { class: "status" }, stage.status === "stalled" ? `stalled for ${duration(stage.age)}` : stage.status)),
-    el("div", { class: "progress" }, bar, el("span", {}, `${number(stage.done)}${stage.total ? ` of ${number(stage.total)}` : ""} ${stage.unit}s`, share !== null && el("b", {}, ` ${percent(share)}`))),
+    el("div", { class: "progress" }, bar, el("span", {}, `${number(stage.done)}${stage.total ? ` of ${number(stage.total)}` : ""} ${stage.unit}${(stage.total ?? stage.done) === 1 ? "" : "s"}`, share !== null && el("b", {}, ` ${percent(share)}`))),
     el("div", { class: "facts" }, facts.map(([value, name]) => el("span", {}, el("b", {}, value), ` ${name}`)), notes.map((note) => el("span", { class: "note" }, note))),
     stage.hosts.length > 0 && hosts(stage));
 }
