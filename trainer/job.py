@@ -12,7 +12,6 @@ from data_pipeline.leases.lease import Claim
 from data_pipeline.shards import weights
 from data_pipeline.shards.manifest import ImageManifest, TokenManifest, differences
 from data_pipeline.shards.weights import Card
-from data_pipeline.text.counted import counted
 from trainer.config import ClassifierStageConfig, GeneratorStageConfig, TokenizerStageConfig, TrackingConfig
 from trainer.registry import trained_in
 
@@ -180,7 +179,7 @@ class TrainJob:
 
         if latest_step(self.checkpoints) is None:
             raise UsageError(
-                f"{self.folder} holds a network of {counted(card.steps, 'step')}, but {self.checkpoints} has no "
+                f"{self.folder} holds a network of {card.steps} steps, but {self.checkpoints} has no "
                 "complete checkpoint from which it could be trained further: restore one, or set `run` to another "
                 "folder"
             )

@@ -112,7 +112,7 @@ def test_the_job_of_a_run_is_scaled_with_its_nodes_by_its_id_or_by_its_run(
             runs.scale(named, most)
     assert scheduler.asked == [1, 1]  # three nodes have room for 24 workers, and for 17
     assert read_scale(f"{job.run}/generator") == (17, 17)
-    assert "generator-0a1b2c: 1 more nodes are asked for, 3 in all" in capsys.readouterr().out
+    assert "generator-0a1b2c: 1 more node is asked for, 3 in all" in capsys.readouterr().out
 
 
 def test_a_job_that_has_ended_is_not_scaled(job: JobRecord) -> None:

@@ -150,7 +150,7 @@ def test_encoded_files_hold_the_tokens_of_the_api_and_say_what_made_them(
     done = foldtrain(
         "encode", images / "one.png", images, "--tokenizer", tokenizer, "--out", tmp_path / "t.npz", "--batch", 2
     )
-    assert "left aside: 1 files" in done.stderr
+    assert "left aside: 1 file that is not named as an image" in done.stderr
     assert "3 images, 70 x 3 tokens, 1,260 bits an image" in done.stdout
     network = load_tokenizer(str(tokenizer))
     pictures = [Image.open(images / name) for name in ("one.png", "below/two.jpg", "one.png")]

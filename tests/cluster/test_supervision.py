@@ -295,7 +295,7 @@ def test_workers_that_are_scaled_away_leave_at_a_checkpoint(
     assert first.notes == [("scale", {"min": 1, "max": 2})]
     assert cluster.notice.news() == [
         "1 to 2 workers, as `foldtrain scale` asked; the config says 3",
-        "1 of 3 workers leave: saves a checkpoint, and goes on",
+        "1 of 3 workers leaves: saves a checkpoint, and goes on",
     ]
 
 

@@ -80,7 +80,8 @@ def test_a_machine_with_too_few_gpus_is_refused_before_workers_wait_for_them(
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr("ray.nodes", lambda: [node(gpus)])
-    with pytest.raises(UsageError, match=rf"gpus_per_worker is 1.* 2 .*there are {gpus} GPUs on this machine"):
+    there = "there is 1 GPU" if gpus == 1 else "there are 0 GPUs"
+    with pytest.raises(UsageError, match=rf"gpus_per_worker is 1.* 2 .*{there} on this machine"):
         require_gpus(ClusterConfig(gpus_per_worker=1), 2)
 
 

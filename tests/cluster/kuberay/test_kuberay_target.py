@@ -130,7 +130,7 @@ def test_a_relative_path_is_refused_since_a_pod_has_another_folder(server: FakeA
         ({}, "pending", ""),
         ({"jobDeploymentStatus": "Initializing"}, "pending", "Initializing"),
         ({"jobDeploymentStatus": "Suspended"}, "pending", "queue research"),
-        ({"jobDeploymentStatus": "Retrying", "failed": 1}, "pending", "1 attempts failed"),
+        ({"jobDeploymentStatus": "Retrying", "failed": 1}, "pending", "1 attempt failed"),
         ({"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"}, "running", ""),
         ({"jobDeploymentStatus": "Running", "jobStatus": "FAILED"}, "running", ""),  # the operator may retry it
         ({"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}, "succeeded", ""),
