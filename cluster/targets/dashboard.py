@@ -16,13 +16,20 @@ CONNECT_SECONDS, ANSWER_SECONDS = 10.0, 30.0
 WHOLE_SECONDS = 120.0
 """Within which a request has to be answered whole."""
 _LONGEST_REASON = 300
+_NO_AGENT = "No available agent"
+"""How Ray's answer begins, with HTTP 500, while the head's agent has not begun, or is away; it waits 10 s by itself."""
+
+
+class AgentAwayError(FoldtrainError):
+    """The dashboard answers, but what starts jobs on the head node does not, yet: ask again later."""
 
 
 def open_dashboard(address: str, headers: Mapping[str, str]) -> Any:
     """A JobSubmissionClient of the dashboard at a URL.
 
     Raises:
-        FoldtrainError: if nothing answers there in time, or something that is no Ray dashboard.
+        FoldtrainError: if nothing answers there in time, or something that is no Ray dashboard. The client's methods
+            raise it, too, and `AgentAwayError`.
     """
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
@@ -32,8 +39,10 @@ def open_dashboard(address: str, headers: Mapping[str, str]) -> Any:
             arguments.setdefault("timeout", (CONNECT_SECONDS, ANSWER_SECONDS))
             ask = super()._do_request
             response = _within(lambda: ask(method, endpoint, **arguments), address)
+            if response.status_code == 500 and response.text.startswith(_NO_AGENT):
+                raise AgentAwayError(f"the Ray cluster at {address} starts no jobs yet: {response.text.strip()}")
             if response.status_code not in {200, 404}:
-                raise _refusal(address, f"it answers HTTP {response.status_code}: {response.text}")
+                raise _refusal(address, f"it answers HTTP {response.status_code}: {_line(response.text)}")
             return response
 
     try:
@@ -45,9 +54,14 @@ def open_dashboard(address: str, headers: Mapping[str, str]) -> Any:
 
 
 def _refusal(address: str, reason: str) -> FoldtrainError:
-    line = reason.strip().partition("\n")[0]
-    plain = "".join(sign if sign.isprintable() else " " for sign in line)[:_LONGEST_REASON]
-    return FoldtrainError(f"no Ray cluster can be used at {address}: {plain}")
+    return FoldtrainError(f"no Ray cluster can be used at {address}: {_line(reason)}")
+
+
+def _line(text: str) -> str:
+    """What says most of a text: its first line, or of a traceback the last; shortened, and without control signs."""
+    lines = text.strip().splitlines() or [""]
+    line = lines[-1] if lines[0].startswith("Traceback") else lines[0]
+    return "".join(sign if sign.isprintable() else " " for sign in line)[:_LONGEST_REASON]
 
 
 def _within(ask: Callable[[], Any], address: str) -> Any:

@@ -15,14 +15,18 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+
 from cluster.config.absolute_paths import require_reachable
 from cluster.targets.config import TargetSection
-from cluster.targets.dashboard import open_dashboard
+from cluster.targets.dashboard import AgentAwayError, open_dashboard
 from cluster.targets.own_variables import not_sent
 from cluster.targets.target import JobSpec, Rendered, TargetState, TargetStatus
 from data_pipeline import storage
 from data_pipeline.errors import FoldtrainError, UsageError
 
+AGENT_SECONDS, _AGAIN_SECONDS = 60.0, 0.5
+"""How long the agent that starts jobs on the head is waited for, and how long between one question and the next."""
 REQUEST = "POST /api/jobs/"
 """What is sent to the dashboard."""
 _CHATTY = ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging")
@@ -136,14 +140,31 @@ class RayJobs:
         self._client()
 
     def submit(self, asked: dict[str, Any]) -> str:
-        """Start a job. Returns its id."""
+        """Start a job. Returns its id.
+
+        A head that has just begun, or is busy, is asked again for a while, unless it has the job after all.
+        """
+        again = Retrying(
+            retry=retry_if_exception_type(AgentAwayError),
+            stop=stop_after_delay(AGENT_SECONDS),
+            wait=wait_fixed(_AGAIN_SECONDS),
+            reraise=True,
+        )
         client = self._client()
         try:
-            return str(client.submit_job(**asked))
+            return str(again(self._submit, client, asked))
         except RuntimeError as error:
             raise FoldtrainError(
                 f"{self._address} does not take the job: {str(error).partition(chr(10))[0]}"
             ) from error
+
+    def _submit(self, client: Any, asked: dict[str, Any]) -> str:
+        try:
+            return str(client.submit_job(**asked))
+        except AgentAwayError:
+            if self.state(asked["submission_id"]).status == "lost":
+                raise
+            return str(asked["submission_id"])
 
     def state(self, job_id: str) -> TargetState:
         """What Ray says of a job; a cluster that does not know it has lost it."""

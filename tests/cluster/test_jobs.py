@@ -201,6 +201,13 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[local_head.LocalH
         assert not Path(started.folder).exists()
 
 
+def write_pictures(folder: Path) -> None:
+    """A class of a red picture, and one of a blue."""
+    for name, colour in {"cat": "red", "dog": "blue"}.items():
+        (folder / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8), colour).save(folder / name / "1.png")
+
+
 @pytest.mark.slow
 @pytest.mark.xdist_group("ray")
 class TestOnALocalHead:
@@ -209,9 +216,7 @@ class TestOnALocalHead:
     def test_a_submitted_stage_runs_to_its_end(
         self, head: local_head.LocalHead, foldtrain: Foldtrain, small_config: Path, tmp_path: Path
     ) -> None:
-        for name in ("cat", "dog"):
-            (tmp_path / "pictures" / name).mkdir(parents=True)
-            Image.new("RGB", (8, 8), (name == "cat" and "red") or "blue").save(tmp_path / "pictures" / name / "1.png")
+        write_pictures(tmp_path / "pictures")
         hostile = "runs/a'b; touch pwned; `touch pwned` \"c"
         submitted = foldtrain("submit", str(small_config), f"run={json.dumps(hostile)}", "--stage", "ingest")
         assert submitted.returncode == 0, submitted.stderr
@@ -228,6 +233,18 @@ class TestOnALocalHead:
         assert (job.state.done, job.state.exit_code) == ({"ingest": "done"}, 0)
         assert open_target(*load_target("local")).state(job_id).status == "succeeded"
         assert job_id in foldtrain("jobs").stdout
+
+    def test_a_job_of_a_run_in_object_storage_has_its_record_and_log_there(
+        self, head: local_head.LocalHead, foldtrain: Foldtrain, small_config: Path, tmp_path: Path, s3_uri: str
+    ) -> None:
+        write_pictures(tmp_path / "pictures")
+        submitted = foldtrain("submit", "-f", str(small_config), f"run={s3_uri}", "--stage", "ingest")
+        assert submitted.returncode == 0, submitted.stderr
+        job = records.newest_job(s3_uri)
+        assert (job.stages, job.status) == (("ingest",), "succeeded")
+        assert "ingest: done" in logs.tail(job_folder(s3_uri, job.id))
+        assert "ingest: done" in foldtrain("logs", s3_uri).stdout
+        assert job.id in foldtrain("describe", s3_uri).stdout
 
     def test_following_a_job_that_fails_ends_with_1_and_its_reason(
         self, head: local_head.LocalHead, foldtrain: Foldtrain, small_config: Path
