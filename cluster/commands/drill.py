@@ -94,6 +94,30 @@ def drill_train(
     _drill(make, range(seed, seed + trials), folder, keep, output, report)
 
 
+@app.command("cluster")
+def drill_cluster(
+    trials: Annotated[int, typer.Option("--trials", min=1, help="How many; one to three minutes each.")] = 10,
+    away: Annotated[float, typer.Option("--away", min=0, max=200, help="Seconds that S3 is away.")] = 30,
+    seed: Seed = 0,
+    folder: Folder = None,
+    keep: Keep = False,
+    output: Json = None,
+) -> None:
+    """Lose a worker, a node, its network, S3, the driver or Ray's head under a job; exit code 1 unless it ends well.
+
+    The job has all stages from ingest to train-generator. In the end each has to be finished, and equal to that of an
+    undisturbed job bit for bit, with a clean audit; `describe` and `logs` have to tell of each job, also while its head
+    is gone. All of it is on this machine: it starts an S3 server (`weed`, from the extra `drills`) and a Ray cluster of
+    three nodes, as root with a network of its own each. A seed decides what is lost in a trial, and when.
+    """
+    from cluster.drills.cluster import ClusterDrill
+
+    columns: dict[str, Callable[[Any], str]] = {"restarts": lambda trial: str(trial.restarts)}
+    report = _Report("stage", columns, "finished, equal to the undisturbed job, with a clean audit", "finished")
+    make = functools.partial(ClusterDrill, away_seconds=away)
+    _drill(make, range(seed, seed + trials), folder, keep, output, report)
+
+
 def _drill(
     make: Callable[[Path, int], Drill[Any]],
     seeds: range,

@@ -4,6 +4,10 @@ It may have an autoscaler, which adds nodes and takes them away as one of a clou
 
 Ray's ports are open to all, so they ask for a token. Ray finds a lost node after some 3 s here, by its own settings for
 health checks; as it is shipped it takes 14.
+
+Ray limits how long a start may take, and a busy machine takes longer. Four of these limits are settings. The fifth is
+not: a raylet that has to find out the ports of its agents dies after 15 s (ray#65983), so it is told them. What does
+not start all the same is started again, and that is said.
 """
 
 from __future__ import annotations
@@ -19,59 +23,31 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import psutil
 
-from cluster.drills.victims import kill, title_of
+from cluster.drills.fake_autoscaler import ENVIRONMENT, OBJECT_STORE_BYTES, autoscaling, is_added
+from cluster.drills.node_networks import LINE, NodeNetworks
+from cluster.drills.victims import Family, kill, program_of, title_of
 from cluster.session.ray_folder import make_folder
+from cluster.terminal.output import say
 from data_pipeline.errors import FoldtrainError
 
 _UP_SECONDS = 300.0
 _STARTS = 3
 """Times that a node is started before it counts as broken."""
-_OBJECT_STORE_BYTES = 80 * 2**20
 _SETTINGS = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_failure_threshold": "3",  # each fails at once where nobody listens
-    "RAY_raylet_start_wait_time_s": "240",  # of a busy machine
+    "RAY_raylet_start_wait_time_s": "240",
+    "RAY_worker_register_timeout_seconds": "240",
+    "RAY_agent_register_timeout_ms": "240000",
+    "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "240",
 }
-
-
-_FAKE = "f" * 32
-"""Begins the ids of nodes of Ray's fake provider."""
-_FAKE_PROVIDER = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
-_IDLE_MINUTES = 0.05
-
-
-def _autoscaling(address: str, most: int) -> dict[str, Any]:
-    """The config of an autoscaler, with all the keys that Ray looks for."""
-    lists = ("cluster_synced_files", "rsync_exclude", "rsync_filter", "initialization_commands", "setup_commands")
-    more = ("head_setup_commands", "worker_setup_commands", "head_start_ray_commands", "worker_start_ray_commands")
-    worker = {"CPU": 1, "object_store_memory": _OBJECT_STORE_BYTES}
-    return {
-        "cluster_name": "drill",
-        "max_workers": most,
-        "upscaling_speed": 100.0,
-        "idle_timeout_minutes": _IDLE_MINUTES,
-        "provider": {
-            "type": "fake_multinode",
-            "use_node_id_as_ip": True,
-            "disable_node_updaters": True,
-            "disable_launch_config_check": True,
-            "gcs_address": address,
-        },
-        "head_node_type": "ray.head.default",
-        "available_node_types": {
-            "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
-            "worker": {"resources": worker, "node_config": {}, "min_workers": 0, "max_workers": most},
-        },
-        "auth": {"ssh_user": "nobody"},
-        "docker": {},
-        "file_mounts": {},
-        "file_mounts_sync_continuously": False,
-        **{name: [] for name in (*lists, *more)},
-    }
+_AGENT_PORTS = (
+    *("dashboard-agent-listen-port", "dashboard-agent-grpc-port", "metrics-export-port", "runtime-env-agent-port"),
+)
 
 
 class RayNode:
@@ -80,22 +56,29 @@ class RayNode:
     Args:
         process: the command.
         log: what it prints.
+        network: number of its own network; 0 for that of this machine.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
-        self._process, self._log = process, log
+    def __init__(self, process: subprocess.Popen[bytes], log: Path, network: int = 0) -> None:
+        self._process, self._log, self.network = process, log, network
+        self._family = Family(process.pid)
+
+    @property
+    def is_up(self) -> bool:
+        """Whether its command runs, which ends when one of Ray's own processes has."""
+        return self._process.poll() is None
 
     def family(self) -> list[psutil.Process]:
-        """Its processes."""
-        try:
-            own = psutil.Process(self._process.pid)
-            return [own, *own.children(recursive=True)]
-        except psutil.NoSuchProcess:
-            return []
+        """Its processes, those of jobs, too."""
+        return self._family.members()
 
     def workers(self, title: str) -> list[psutil.Process]:
         """Those of its processes that have this in their title."""
         return [process for process in self.family() if title in title_of(process)]
+
+    def programs(self, name: str) -> list[psutil.Process]:
+        """Those of its processes that run the program of a name: raylet, gcs_server."""
+        return [process for process in self.family() if program_of(process) == name]
 
     def wait_until_up(self) -> None:
         """Return when its raylet is there.
@@ -111,10 +94,11 @@ class RayNode:
 
     def lose(self) -> None:
         """End its raylet by kill -9, and then all else of it: a machine that is gone."""
-        family = self.family()
-        for process in [*self._raylets(), *family]:
+        for process in [*self.programs("raylet"), *self.family()]:
             kill(process)
         self._process.wait()
+        for process in self.family():  # started meanwhile
+            kill(process)
 
     @property
     def id(self) -> str:
@@ -124,14 +108,11 @@ class RayNode:
     def nodes(self) -> list[str]:
         """Ray's ids of its raylets: its own, and those that its autoscaler has started."""
         found = []
-        for raylet in self._raylets():
+        for raylet in self.programs("raylet"):
             with suppress(psutil.NoSuchProcess):
                 names = (one.partition("=") for one in raylet.cmdline())
                 found += [value for name, _, value in names if name == "--node_id"]
         return found
-
-    def _raylets(self) -> list[psutil.Process]:
-        return [process for process in self.family() if Path(title_of(process).split(" ")[0]).name == "raylet"]
 
 
 class RayNodes:
@@ -142,24 +123,46 @@ class RayNodes:
         most: nodes of one CPU that an autoscaler may add, and takes away once they have been idle for some seconds; 0
             for no autoscaler.
         variables: that all nodes have, and so their workers.
+        jobs: whether the head takes jobs, through its dashboard.
+        networks: on which each node but the head, which is on this machine's own, has a network for itself.
     """
 
-    def __init__(self, cpus: int = 1, most: int = 0, variables: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        cpus: int = 1,
+        most: int = 0,
+        variables: Mapping[str, str] | None = None,
+        *,
+        jobs: bool = False,
+        networks: NodeNetworks | None = None,
+    ) -> None:
         self._cpus, self._most, self._variables = cpus, most, dict(variables or {})
+        self._networks, self._takes_jobs = networks, jobs
+        self._here = networks.here if networks else "127.0.0.1"
         self._nodes: list[RayNode] = []
-        self._port = _free_port()
-        self._folder, self._generation = Path(), 0
+        self._port, self._dashboard_port = _free_ports(2)
+        self._folder, self._started, self._generation = Path(), 0, 0
         self._token: dict[str, str] = {}
 
     @property
     def address(self) -> str:
         """Where drivers connect."""
-        return f"127.0.0.1:{self._port}"
+        return f"{self._here}:{self._port}"
+
+    @property
+    def dashboard(self) -> str:
+        """URL of the dashboard."""
+        return f"http://{self._here}:{self._dashboard_port}"
 
     @property
     def head(self) -> RayNode:
-        """The node that drivers connect to, and that must not be lost."""
+        """The node that drivers connect to. With it the cluster is lost."""
         return self._nodes[0]
+
+    @property
+    def others(self) -> list[RayNode]:
+        """The nodes but the head."""
+        return self._nodes[1:]
 
     @property
     def environment(self) -> dict[str, str]:
@@ -169,7 +172,7 @@ class RayNodes:
     @property
     def added(self) -> set[str]:
         """Ray's ids of the nodes that the autoscaler has added, and not taken away yet."""
-        return {node for node in self.head.nodes() if node.startswith(_FAKE)}
+        return set(filter(is_added, self.head.nodes()))
 
     def __enter__(self) -> Self:
         self._folder = make_folder()
@@ -195,27 +198,46 @@ class RayNodes:
         for _ in range(further):
             self.add()
 
-    def _start_head(self) -> None:
-        options = [f"--autoscaling-config={self._autoscaling()}"] if self._most else []
-        self._start(f"--port={self._port}", "--head", "--include-dashboard=false", *options).wait_until_up()
-
     def add(self) -> RayNode:
         """A further node, up.
 
         Raises:
             FoldtrainError: if it does not start, several times.
         """
-        for _ in range(_STARTS - 1):  # Ray looks for free ports, and others may take them before it does
-            node = self._start(f"--address={self.address}")
+        return self._start_until_up(f"--address={self.address}", network=self._next_network())
+
+    def replace(self, node: RayNode) -> RayNode:
+        """What is left of a node is ended, and another one takes its place, and its network. Returns it.
+
+        Raises:
+            FoldtrainError: if it does not start, several times.
+        """
+        node.lose()
+        self._nodes.remove(node)
+        return self._start_until_up(f"--address={self.address}", network=node.network)
+
+    def _start_head(self) -> None:
+        options = [f"--autoscaling-config={self._autoscaling()}"] if self._most else []
+        options += [f"--include-dashboard={str(self._takes_jobs).lower()}"]
+        if self._takes_jobs:
+            options += [f"--dashboard-host={self._here}", f"--dashboard-port={self._dashboard_port}"]
+        self._start_until_up(f"--port={self._port}", "--head", *options)
+
+    def _start_until_up(self, *arguments: str, network: int = 0) -> RayNode:
+        """A node; again if it does not start: its ports were free, and others may take them before Ray does."""
+        for left in reversed(range(_STARTS)):
+            node = self._start(*arguments, network=network)
             try:
                 node.wait_until_up()
-            except FoldtrainError:
+            except FoldtrainError as error:
                 node.lose()
+                self._nodes.remove(node)
+                if not left:
+                    raise
+                say(f"a Ray node did not start, and is started again: {str(error).splitlines()[-1]}", err=True)
             else:
                 return node
-        node = self._start(f"--address={self.address}")
-        node.wait_until_up()
-        return node
+        raise AssertionError
 
     def drain(self, node: RayNode) -> None:
         """Announce that a node will go: in ten minutes, as a provider of spot instances does.
@@ -235,22 +257,40 @@ class RayNodes:
     def _autoscaling(self) -> Path:
         """The file for an autoscaler."""
         path = self._folder / "autoscaling.json"
-        path.write_text(json.dumps(_autoscaling(f"{self.address}", self._most)))
+        path.write_text(json.dumps(autoscaling(self.address, self._most)))
         return path
 
-    def _start(self, *arguments: str) -> RayNode:
-        log = self._folder / f"node-{self._generation}-{len(self._nodes)}.log"
+    def _next_network(self) -> int:
+        """The first that no node has; made if it is not there yet. 0 without networks."""
+        if self._networks is None:
+            return 0
+        number = min(set(range(1, len(self._nodes) + 2)) - {node.network for node in self._nodes})
+        if number not in self._networks.nodes:
+            self._networks.add(number)
+        return number
+
+    def _start(self, *arguments: str, network: int) -> RayNode:
+        self._started += 1
+        log = self._folder / f"node-{self._started}.log"
+        variables = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        prefix, address = [], self._here
+        if self._networks is not None:
+            variables["GLOO_SOCKET_IFNAME"] = LINE if network else self._networks.bridge
+        if self._networks is not None and network:
+            prefix = ["ip", "netns", "exec", self._networks.namespace(network)]
+            address = self._networks.address(network)
         command = [
+            *prefix,
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats", *arguments),
             *(
-                "--node-ip-address=127.0.0.1",
+                f"--node-ip-address={address}",
                 f"--temp-dir={self._folder / f'r{self._generation}'}",
                 f"--num-cpus={self._cpus}",
             ),
-            *(f"--object-store-memory={_OBJECT_STORE_BYTES}", "--min-worker-port=0", "--max-worker-port=0"),
+            *(f"--object-store-memory={OBJECT_STORE_BYTES}", "--min-worker-port=0", "--max-worker-port=0"),
+            *(f"--{name}={port}" for name, port in zip(_AGENT_PORTS, _free_ports(len(_AGENT_PORTS)), strict=True)),
         ]
-        variables = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-        fake = _FAKE_PROVIDER if self._most else {}
+        fake = ENVIRONMENT if self._most else {}
         with log.open("wb") as output:
             process = subprocess.Popen(
                 command,
@@ -260,12 +300,14 @@ class RayNodes:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        node = RayNode(process, log)
+        node = RayNode(process, log, network)
         self._nodes.append(node)
         return node
 
 
-def _free_port() -> int:
-    with socket.socket() as opened:
-        opened.bind(("127.0.0.1", 0))
-        return int(opened.getsockname()[1])
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as held:
+        opened = [held.enter_context(socket.socket()) for _ in range(count)]
+        for each in opened:
+            each.bind(("127.0.0.1", 0))
+        return [int(each.getsockname()[1]) for each in opened]

@@ -32,10 +32,11 @@ class S3Server:
     Args:
         folder: where the objects are; made if it is not there.
         bucket: its only bucket, of three characters or more.
+        host: the address of this machine at which it listens.
     """
 
-    def __init__(self, folder: Path, bucket: str = BUCKET) -> None:
-        self.folder, self.bucket = folder, bucket
+    def __init__(self, folder: Path, bucket: str = BUCKET, host: str = "127.0.0.1") -> None:
+        self.folder, self.bucket, self._host = folder, bucket, host
         self._ports: list[int] = []
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -43,7 +44,7 @@ class S3Server:
     def endpoint(self) -> str:
         """Its URL."""
         assert self._ports, "not started"
-        return f"http://127.0.0.1:{self._ports[0]}"
+        return f"http://{self._host}:{self._ports[0]}"
 
     @property
     def pid(self) -> int:
@@ -59,7 +60,7 @@ class S3Server:
             "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
             "AWS_DEFAULT_REGION": "us-east-1",
             "AWS_EC2_METADATA_DISABLED": "true",
-            "NO_PROXY": "127.0.0.1,localhost",
+            "NO_PROXY": f"127.0.0.1,localhost,{self._host}",
         }
 
     def start(self) -> Self:
@@ -74,7 +75,7 @@ class S3Server:
             ports = self._ports or _free_ports(5)
             self._process = self._spawn(ports)
             try:
-                if self._becomes_ready(f"http://127.0.0.1:{ports[0]}"):
+                if self._becomes_ready(f"http://{self._host}:{ports[0]}"):
                     self._ports = ports
                     return self
             except BaseException:
@@ -122,7 +123,7 @@ class S3Server:
             )
         s3_port, filer, master, volume, admin = ports
         command = [
-            *(weed, "-logtostderr=true", "mini", f"-dir={self.folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
+            *(weed, "-logtostderr=true", "mini", f"-dir={self.folder}", f"-ip={self._host}", f"-ip.bind={self._host}"),
             *(f"-bucket={self.bucket}", f"-s3.port={s3_port}", f"-filer.port={filer}", f"-master.port={master}"),
             *(f"-volume.port={volume}", f"-admin.port={admin}", "-webdav=false", "-admin.ui=false"),
             *("-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false"),

@@ -24,6 +24,31 @@ OUTPUT_CHARACTERS = 4000
 """The end of a command's output that an error shows."""
 
 
+class Family:
+    """A process, and every one that descends from it. One whose parent is gone belongs to it if it was seen before.
+
+    Args:
+        pid: of the first.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._known = {psutil.Process(pid)}
+
+    def members(self) -> list[psutil.Process]:
+        """Those that live."""
+        self._known = {process for process in self._known if is_alive(process)}  # before another has its number
+        parents = {process: process.info["ppid"] for process in psutil.process_iter(["ppid"])}
+        pids = {process.pid for process in self._known}
+        grown = True
+        while grown:
+            found = {process for process, parent in parents.items() if parent in pids and process.pid not in pids}
+            self._known |= found
+            pids |= {process.pid for process in found}
+            grown = bool(found)
+        self._known = {process for process in self._known if is_alive(process)}
+        return sorted(self._known, key=lambda process: process.pid)
+
+
 class Victim:
     """A command in a session of its own, and its family: every process that descends from it, orphans too.
 
@@ -45,7 +70,7 @@ class Victim:
                 start_new_session=True,
             )
         self._log = log
-        self._known = {psutil.Process(self._process.pid)}
+        self._family = Family(self._process.pid)
 
     def poll(self) -> int | None:
         """Its exit code, once it has ended."""
@@ -81,17 +106,8 @@ class Victim:
         return self._log.read_text(errors="replace")
 
     def family(self) -> list[psutil.Process]:
-        """Its living processes. A process whose parent is gone is known if it was seen before, or its parent was."""
-        parents = {process: process.info["ppid"] for process in psutil.process_iter(["ppid"])}
-        pids = {process.pid for process in self._known}
-        grown = True
-        while grown:
-            found = {process for process, parent in parents.items() if parent in pids and process.pid not in pids}
-            self._known |= found
-            pids |= {process.pid for process in found}
-            grown = bool(found)
-        self._known = {process for process in self._known if is_alive(process)}
-        return sorted(self._known, key=lambda process: process.pid)
+        """Its living processes."""
+        return self._family.members()
 
     def workers(self, title: str) -> list[psutil.Process]:
         """Those of its processes that have this in their title."""
@@ -103,7 +119,7 @@ class Victim:
 
     def raylets(self) -> list[psutil.Process]:
         """Ray's own processes that hold a node's workers."""
-        return [process for process in self.family() if Path(title_of(process).split(" ")[0]).name == "raylet"]
+        return [process for process in self.family() if program_of(process) == "raylet"]
 
     def end(self) -> None:
         """Kill what is left of the family."""
@@ -133,6 +149,11 @@ def title_of(process: psutil.Process) -> str:
         return " ".join(process.cmdline())
     except psutil.Error:
         return ""
+
+
+def program_of(process: psutil.Process) -> str:
+    """The name of the program that it runs; empty if it is gone."""
+    return Path(title_of(process).split(" ")[0]).name
 
 
 def kill(process: psutil.Process) -> bool:

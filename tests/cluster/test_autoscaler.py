@@ -1,0 +1,75 @@
+"""Ray's autoscaler brings nodes for the workers that are asked for, and takes them away once they are idle."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
+
+from cluster.drills.drilled_training import write_training
+from cluster.drills.ray_nodes import RayNodes
+from cluster.drills.victims import PATIENCE, run, started, wait_for
+from data_pipeline.shards.token_dataset import TokenShards
+from tests.cluster.random_run import write_run
+from tests.data_pipeline.small_data import write_photos
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("autoscaler")]
+
+
+def test_nodes_come_for_the_workers_of_tokenize_and_go_when_it_is_done(small_config: Path, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    overrides = [f"data.source.path={write_photos(tmp_path / 'photos')}", f"run={folder}", "data.shard_samples=7"]
+    overrides += ["tokens.shard_samples=2"]
+    with RayNodes(cpus=0, most=2) as nodes:
+        run("ingest", str(small_config), *overrides)
+        options = (f"cluster.address={nodes.address}", "tokens.min_workers=2", "tokens.max_workers=2")
+        assert nodes.added == set()
+        with started("tokenize", str(small_config), *overrides, *options, environment=nodes.environment) as command:
+            first = wait_for("a worker", lambda: nodes.head.workers("ShardWorker"), command)[0]
+            first.suspend()  # it is not to make all shards before the other is there
+            wait_for("two nodes", lambda: len(nodes.added) == 2, command)
+            wait_for("two workers", lambda: len(nodes.head.workers("ShardWorker")) == 2, command)
+            first.resume()
+            assert command.wait() == 0, command.output()
+        wait_until_none_is_left(nodes)
+    assert TokenShards(str(folder / "tokens")).count == 20
+
+
+def test_an_elastic_training_gets_a_node_for_its_fewest_workers_and_another_to_grow(tmp_path: Path) -> None:
+    config = write_training(tmp_path, seed=0)
+    shutil.copytree(tmp_path / "tokenizer", tmp_path / "run" / "tokenizer" / "export")
+    changes = {"run": tmp_path / "run", "generator.trainer.steps": 20, "generator.trainer.checkpoint_every": 5}
+    changes |= {"generator.trainer.zero_stage": 1, "cluster.workers": "1:2", "cluster.grow_seconds": 1}
+    arguments = [f"{name}={value}" for name, value in changes.items()]
+    with RayNodes(cpus=0, most=2) as nodes:
+        address = f"cluster.address={nodes.address}"
+        with started("train-generator", str(config), *arguments, address, environment=nodes.environment) as command:
+            wait_for("a step", lambda: records(tmp_path, "metrics"), command)
+            assert len(nodes.added) == 1
+            (worker,) = nodes.head.workers("TrainWorker")
+            worker.suspend()  # it is not to finish before the node is there
+            run("scale", str(tmp_path / "run"), "--workers", "2")
+            wait_for("another node", lambda: len(nodes.added) == 2, command)
+            wait_for("a word of it", lambda: "room for 2 workers" in command.output(), command)
+            worker.resume()
+            assert command.wait() == 0, command.output()
+        wait_until_none_is_left(nodes)
+    starts = [event["workers"] for event in records(tmp_path, "events") if event["event"] in {"start", "resume"}]
+    assert starts == [1, 2]
+    assert json.loads(run("ledger", "audit", str(tmp_path / "run" / "generator"), "--json"))["problems"] == []
+
+
+def wait_until_none_is_left(nodes: RayNodes) -> None:
+    """Of the nodes that the autoscaler has added."""
+    looks = Retrying(retry=retry_if_result(bool), stop=stop_after_delay(PATIENCE), wait=wait_fixed(0.2))
+    looks(lambda: nodes.added)
+
+
+def records(folder: Path, name: str) -> list[dict[str, Any]]:
+    path = folder / "run" / "generator" / f"{name}.jsonl"
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]

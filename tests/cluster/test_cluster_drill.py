@@ -1,0 +1,276 @@
+"""`foldtrain drill cluster`: what is planned, a short run of it, and what counts as wrong."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from cluster.drills import cluster as drill_module
+from cluster.drills.cluster import ClusterDrill, ClusterTrial, _has_begun
+from cluster.drills.cluster_blows import CUT_SECONDS, KINDS, UNITS, plan_trial
+from cluster.drills.drilled_jobs import DrilledJobs
+from cluster.drills.node_networks import NodeNetworks, missing
+from cluster.drills.ray_nodes import RayNodes
+from cluster.drills.trained import Trained
+from cluster.drills.victims import PATIENCE, Family, started, tail
+from cluster.jobs import records
+from cluster.jobs.logs import LogWriter
+from cluster.jobs.places import job_folder
+from cluster.jobs.records import JobRecord, State, Submitted
+from data_pipeline.errors import FoldtrainError
+
+drill = [pytest.mark.slow, pytest.mark.drill, pytest.mark.xdist_group("cluster_drill")]
+
+
+# ------------------------------------------------------------------------------------------------------ what is planned
+
+
+def test_a_seed_decides_all_of_a_trial() -> None:
+    assert [plan_trial(seed) for seed in range(40)] == [plan_trial(seed) for seed in range(40)]
+    assert len({plan_trial(seed).delay for seed in range(40)}) == 40
+
+
+@pytest.mark.parametrize("kinds", [KINDS, tuple(kind for kind in KINDS if kind != "network")])
+def test_as_many_seeds_as_there_are_kinds_have_each_of_them(kinds: Any) -> None:
+    for first in range(0, 10 * len(kinds), len(kinds)):
+        assert {plan_trial(seed, kinds).kind for seed in range(first, first + len(kinds))} == set(kinds)
+
+
+def test_blows_fall_in_every_stage_before_its_last_commit_and_cuts_are_short_and_long() -> None:
+    plans = [plan_trial(seed) for seed in range(120)]
+    assert {(plan.stage, plan.units) for plan in plans} == {(stage, n) for stage in UNITS for n in range(UNITS[stage])}
+    assert min(plan.cut for plan in plans) < 10 < 40 < max(plan.cut for plan in plans) <= CUT_SECONDS[1]
+
+
+@pytest.mark.parametrize(
+    ("at_work", "has_begun"),
+    [("", False), ("ingest", False), ("train-tokenizer", False), ("tokenize", True), ("train-generator", True)],
+)
+def test_a_stage_has_begun_once_it_or_a_later_one_is_at_work(at_work: str, has_begun: bool) -> None:
+    assert _has_begun("tokenize", at_work) is has_begun
+
+
+# -------------------------------------------------------------------------------------------------- networks and nodes
+
+
+@pytest.mark.slow
+def test_a_node_whose_network_is_cut_reaches_nothing_until_it_is_healed() -> None:
+    if lacks := missing():
+        pytest.skip(f"network namespaces: {lacks}")
+    with NodeNetworks() as networks, socket.socket() as server:
+        networks.add(1)
+        server.bind((networks.here, 0))
+        server.listen()
+        code = f"import socket; socket.create_connection({server.getsockname()}, timeout=0.5)"
+        command = ["ip", "netns", "exec", networks.namespace(1), sys.executable, "-S", "-c", code]
+
+        def reaches() -> bool:
+            return subprocess.run(command, capture_output=True).returncode == 0
+
+        before = reaches()
+        networks.cut(1)
+        meanwhile = reaches()
+        networks.heal(1)
+        assert (before, meanwhile, reaches()) == (True, False, True)
+        names = [networks.bridge, networks.namespace(1)]
+    left = subprocess.run("ip link; ip netns", shell=True, capture_output=True, text=True).stdout
+    assert not any(name in left for name in names)
+
+
+class Node:
+    """In place of a Ray node: it comes up, or it does not."""
+
+    def __init__(self, *, fails: bool) -> None:
+        self.fails, self.lost = fails, False
+
+    def wait_until_up(self) -> None:
+        if self.fails:
+            raise FoldtrainError("a Ray node did not start:\nthe port is taken")
+
+    def lose(self) -> None:
+        self.lost = True
+
+
+@pytest.mark.parametrize("failures", [0, 1, 2, 3])
+def test_a_node_that_does_not_start_is_started_again_and_that_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], failures: int
+) -> None:
+    nodes, begun = RayNodes(), list[Node]()
+
+    def start(*_: str, network: int) -> Node:
+        assert network == 0
+        begun.append(Node(fails=len(begun) < failures))
+        nodes._nodes.append(begun[-1])  # type: ignore[arg-type]
+        return begun[-1]
+
+    monkeypatch.setattr(nodes, "_start", start)
+    if failures < 3:
+        assert nodes.add() is nodes.head is begun[-1]
+    else:
+        with pytest.raises(FoldtrainError, match="the port is taken"):
+            nodes.add()
+    assert [node.lost for node in begun] == [True] * failures + [False] * (failures < 3)
+    assert nodes._nodes == begun[failures:]
+    said = "a Ray node did not start, and is started again: the port is taken"
+    assert capsys.readouterr().err.count(said) == min(failures, 2)
+
+
+def test_a_process_whose_parent_is_gone_stays_in_the_family_if_it_was_seen() -> None:
+    parent = subprocess.Popen(["sh", "-c", "sleep 600 & echo; wait"], stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    parent.stdout.readline()
+    family = Family(parent.pid)
+    seen = family.members()
+    parent.kill()
+    parent.wait()
+    (orphan,) = family.members()
+    assert orphan in seen
+    orphan.kill()
+    psutil.wait_procs([orphan], timeout=PATIENCE)
+    assert family.members() == []
+
+
+# ------------------------------------------------------------------------------------------------- what counts as wrong
+
+
+class Jobs:
+    """In place of a cluster's jobs: what becomes of each start."""
+
+    def __init__(self, *statuses: str) -> None:
+        self._left, self.told = list(statuses), []
+
+    def submit(self, _name: str) -> str:
+        return f"run-00000{4 - len(self._left)}"
+
+    def record(self, _name: str, job: str) -> JobRecord:
+        code = {"succeeded": 0, "failed": 1}.get(self._left[0])
+        values = {"status": self._left.pop(0), "stage": "tokenize", "started": 1.0, "heartbeat": time.time()}
+        return JobRecord(job, "run", None, state=State(exit_code=code, **values))
+
+    def telling(self, record: JobRecord, stage: str) -> list[str]:
+        self.told.append((record.id, record.status, stage))
+        return []
+
+
+@pytest.mark.parametrize(
+    ("kind", "statuses", "codes", "problems"),
+    [
+        ("worker", ["succeeded"], [0], []),
+        ("worker", ["failed"], [1], ["run-000003 failed, which it should not: it did not say why"]),
+        ("driver", ["failed", "succeeded"], [1, 0], []),
+        ("head", ["preempted", "succeeded"], [-1, 0], []),
+        ("driver", ["failed"] * 4, [1] * 4, ["it was submitted 4 times, and ended early each time"]),
+    ],
+)
+def test_only_after_a_fatal_blow_is_a_job_submitted_again(
+    tmp_path: Path, kind: str, statuses: list[str], codes: list[int], problems: list[str]
+) -> None:
+    drill, again = ClusterDrill(tmp_path, 0), []
+    drill._jobs = jobs = Jobs(*statuses)  # type: ignore[assignment]
+    drill._nodes = type("Nodes", (), {"start_again": lambda _, further: again.append(further)})()
+    plan = next(plan for seed in range(99) if (plan := plan_trial(seed)).kind == kind)
+    trial = ClusterTrial(plan.seed, plan.stage, blows=[kind])
+    drill._until_done(plan, "trial", trial)
+    assert (trial.exit_codes, trial.problems) == (codes, problems)
+    assert again == ([2] if kind == "head" else [])
+    assert [told[1] for told in jobs.told] == statuses
+
+
+def test_tokens_and_trainings_that_are_not_those_of_the_reference_are_problems(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drill, trial = ClusterDrill(tmp_path, 0), ClusterTrial(0, "tokenize")
+    one = Trained([1, 2], {1: {"loss": 1.0}, 2: {"loss": 0.5}}, {}, {}, {})
+    other = Trained([1, 2], {1: {"loss": 1.0}, 2: {"loss": 0.25}}, {}, {}, {})
+    drill._tokens, drill._trained = {"a": "1"}, {"tokenizer": one, "generator": one}
+    monkeypatch.setattr(drill, "_tokens_of", lambda _: {"a": "2"})
+    monkeypatch.setattr(drill, "_trained_of", lambda _: {"tokenizer": one, "generator": other})
+    drill._bucket = type("Bucket", (), {"uri": staticmethod(lambda *parts: "/".join(parts))})()
+    drill._jobs = type("Jobs", (), {"environment": {}})()
+    monkeypatch.setattr(drill_module, "read_records", lambda *_: [{"event": "restart"}, {"event": "start"}])
+    asked: list[tuple[str, ...]] = []
+
+    def run(*command: str, environment: dict[str, str]) -> str:
+        asked.append(command)
+        if command[:2] == ("ledger", "audit"):
+            raise FoldtrainError(f"{command[2]} has a step twice")
+        return ""
+
+    monkeypatch.setattr(drill_module, "run", run)
+    found = list(drill._look_through("trial", trial))
+    assert found[0] == "other bytes: a"
+    assert found[1].startswith("generator: 1 records of metrics.jsonl differ, the first at step 2")
+    assert found[2:] == ["trial/tokenizer has a step twice", "trial/generator has a step twice"]
+    assert ("verify", "trial/tokens", "--against", "trial/images/train") in asked
+    assert [each[:2] for each in asked].count(("checkpoint", "verify")) == 2
+    assert trial.restarts == 2
+
+
+class TestWhatIsToldOfAJob:
+    """By the commands themselves, of a job of a cluster that is gone."""
+
+    ID = "run-0a1b2c"
+
+    @pytest.fixture
+    def jobs(self, tmp_path: Path) -> DrilledJobs:
+        return DrilledJobs(tmp_path, tmp_path / "none", None, "http://127.0.0.1:1", {})  # type: ignore[arg-type]
+
+    def record(self, run: Path, log: str) -> JobRecord:
+        section = {"kind": "ray", "address": "http://127.0.0.1:1"}
+        job = Submitted(
+            id=self.ID, stages=("ingest",), run=str(run), target="ray", target_config=section, submitted=1.0, who="me"
+        )
+        records.write_job(job, "")
+        values: dict[str, Any] = {
+            "status": "failed",
+            "stage": "tokenize",
+            "started": 1.0,
+            "heartbeat": 2.0,
+            "ended": 2.0,
+        }
+        state = State(exit_code=1, message="the head of the Ray cluster is gone", **values)
+        records.write_state(str(run), self.ID, state)
+        writer = LogWriter(job_folder(str(run), self.ID))
+        writer.write(log.encode())
+        writer.flush()
+        return records.read_job(str(run), self.ID)
+
+    def test_its_cause_stages_and_log_are_there_without_the_cluster(self, jobs: DrilledJobs, tmp_path: Path) -> None:
+        record = self.record(tmp_path / "run", "ingest: done in 3 s\n")
+        assert list(jobs.telling(record, "ingest")) == []
+
+    def test_a_log_that_is_lost_is_a_problem(self, jobs: DrilledJobs, tmp_path: Path) -> None:
+        record = self.record(tmp_path / "run", "nothing\n")
+        assert [each.partition(":")[0] for each in jobs.telling(record, "ingest")] == [
+            f"the log of {self.ID} does not speak of ingest"
+        ]
+
+
+# ----------------------------------------------------------------------------------------------------- the drill itself
+
+
+class TestAShortDrill:
+    pytestmark = drill
+
+    def test_the_head_is_lost_and_the_same_command_ends_what_it_began(self, tmp_path: Path) -> None:
+        kinds = tuple(kind for kind in KINDS if kind != "network" or not missing())
+        seed = next(n for n in range(999) if (plan := plan_trial(n, kinds)).kind == "head" and plan.stage == "tokenize")
+        options = ("--trials", "1", "--seed", str(seed), "--folder", str(tmp_path / "place"))
+        file = tmp_path / "trials.json"
+        with started("drill", "cluster", *options, "--json", str(file), log=tmp_path / "log") as command:
+            assert command.wait(timeout=PATIENCE) == 0, tail(command)
+            assert command.family() == []
+        (trial,) = json.loads(file.read_text())["trials"]
+        assert [blow.partition(" (")[0] for blow in trial["blows"]] == ["head"]
+        assert len(trial["jobs"]) == len(trial["exit_codes"]) == 2
+        assert trial["exit_codes"][-1] == 0
+        assert trial["problems"] == []
+        assert not (tmp_path / "place").exists()
