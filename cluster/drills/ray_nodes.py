@@ -6,8 +6,9 @@ Ray's ports are open to all, so they ask for a token. Ray finds a lost node afte
 health checks; as it is shipped it takes 14.
 
 Ray limits how long a start may take, and a busy machine takes longer. Four of these limits are settings. The fifth is
-not: a raylet that has to find out the ports of its agents dies after 15 s (ray#65983), so it is told them. What does
-not start all the same is started again, and that is said.
+not: a raylet that has to find out the ports of its agents dies after 15 s (ray#65983). It is told them by its options,
+but for one, for which there is none: that is written to the file in which the raylet looks for it. What does not start
+all the same is started again, and that is said.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from cluster.drills.fake_autoscaler import ENVIRONMENT, OBJECT_STORE_BYTES, auto
 from cluster.drills.node_networks import LINE, NodeNetworks
 from cluster.drills.victims import Family, kill, program_of, title_of
 from cluster.session.ray_folder import make_folder
+from cluster.session.ray_session import SPARING
 from cluster.terminal.output import say
 from data_pipeline.errors import FoldtrainError
 
@@ -45,9 +47,8 @@ _SETTINGS = {
     "RAY_agent_register_timeout_ms": "240000",
     "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "240",
 }
-_AGENT_PORTS = (
-    *("dashboard-agent-listen-port", "dashboard-agent-grpc-port", "metrics-export-port", "runtime-env-agent-port"),
-)
+_LISTEN_PORT = "dashboard-agent-listen-port"
+_AGENT_PORTS = (_LISTEN_PORT, "dashboard-agent-grpc-port", "metrics-export-port", "runtime-env-agent-port")
 
 
 class RayNode:
@@ -56,11 +57,12 @@ class RayNode:
     Args:
         process: the command.
         log: what it prints.
+        listen_port: that its dashboard's agent was given.
         network: number of its own network; 0 for that of this machine.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], log: Path, network: int = 0) -> None:
-        self._process, self._log, self.network = process, log, network
+    def __init__(self, process: subprocess.Popen[bytes], log: Path, listen_port: int, network: int = 0) -> None:
+        self._process, self._log, self._listen_port, self.network = process, log, listen_port, network
         self._family = Family(process.pid)
 
     @property
@@ -86,11 +88,26 @@ class RayNode:
         Raises:
             FoldtrainError: if it ends, or is not there in time.
         """
-        deadline = time.monotonic() + _UP_SECONDS
-        while "Ray runtime started" not in self._log.read_text(errors="replace"):
+        deadline, was_there = time.monotonic() + _UP_SECONDS, False
+        while "Ray runtime started" not in (said := self._log.read_text(errors="replace")):
+            is_there = self._tell_port()
+            if was_there and not is_there:
+                raise FoldtrainError(f"a Ray node did not start:\n{said[-2000:]}\nits raylet has ended")
             if self._process.poll() is not None or time.monotonic() > deadline:
-                raise FoldtrainError(f"a Ray node did not start:\n{self._log.read_text(errors='replace')[-2000:]}")
-            time.sleep(0.1)
+                raise FoldtrainError(f"a Ray node did not start:\n{said[-2000:]}")
+            was_there = is_there
+            time.sleep(0.2)
+
+    def _tell_port(self) -> bool:
+        """Leave word for a raylet where its agent will listen, as the agent does once it is up. Is there one?"""
+        raylets = self._raylet_options()
+        for options in raylets:
+            file = Path(options["session_dir"]) / f"{_LISTEN_PORT.replace('-', '_')}_{options['node_id']}"
+            if not file.exists():
+                new = file.with_suffix(".new")
+                new.write_text(str(self._listen_port))
+                new.rename(file)
+        return bool(raylets)
 
     def lose(self) -> None:
         """End its raylet by kill -9, and then all else of it: a machine that is gone."""
@@ -107,12 +124,15 @@ class RayNode:
 
     def nodes(self) -> list[str]:
         """Ray's ids of its raylets: its own, and those that its autoscaler has started."""
+        return [options["node_id"] for options in self._raylet_options()]
+
+    def _raylet_options(self) -> list[dict[str, str]]:
         found = []
         for raylet in self.programs("raylet"):
-            with suppress(psutil.NoSuchProcess):
-                names = (one.partition("=") for one in raylet.cmdline())
-                found += [value for name, _, value in names if name == "--node_id"]
-        return found
+            with suppress(psutil.Error):
+                words = (word.removeprefix("--").partition("=") for word in raylet.cmdline()[1:])
+                found.append({name: value for name, _, value in words})
+        return [options for options in found if "node_id" in options]
 
 
 class RayNodes:
@@ -217,7 +237,8 @@ class RayNodes:
         return self._start_until_up(f"--address={self.address}", network=node.network)
 
     def _start_head(self) -> None:
-        options = [f"--autoscaling-config={self._autoscaling()}"] if self._most else []
+        options = [f"--autoscaling-config={self._autoscaling()}"] if self._most else ["--no-monitor"]
+        options += [f"--ray-client-server-port={_free_ports(1)[0]}"]  # else a fixed one, which another head may have
         options += [f"--include-dashboard={str(self._takes_jobs).lower()}"]
         if self._takes_jobs:
             options += [f"--dashboard-host={self._here}", f"--dashboard-port={self._dashboard_port}"]
@@ -279,6 +300,7 @@ class RayNodes:
         if self._networks is not None and network:
             prefix = ["ip", "netns", "exec", self._networks.namespace(network)]
             address = self._networks.address(network)
+        ports = dict(zip(_AGENT_PORTS, _free_ports(len(_AGENT_PORTS)), strict=True))
         command = [
             *prefix,
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats", *arguments),
@@ -288,19 +310,19 @@ class RayNodes:
                 f"--num-cpus={self._cpus}",
             ),
             *(f"--object-store-memory={OBJECT_STORE_BYTES}", "--min-worker-port=0", "--max-worker-port=0"),
-            *(f"--{name}={port}" for name, port in zip(_AGENT_PORTS, _free_ports(len(_AGENT_PORTS)), strict=True)),
+            *(f"--{name}={port}" for name, port in ports.items()),
         ]
         fake = ENVIRONMENT if self._most else {}
         with log.open("wb") as output:
             process = subprocess.Popen(
                 command,
-                env=variables | self._variables | self.environment | fake,
+                env=variables | SPARING | self._variables | self.environment | fake,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        node = RayNode(process, log, network)
+        node = RayNode(process, log, ports[_LISTEN_PORT], network)
         self._nodes.append(node)
         return node
 

@@ -6,6 +6,7 @@ import json
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from cluster.drills.cluster import ClusterDrill, ClusterTrial, _has_begun
 from cluster.drills.cluster_blows import CUT_SECONDS, KINDS, UNITS, plan_trial
 from cluster.drills.drilled_jobs import DrilledJobs
 from cluster.drills.node_networks import NodeNetworks, missing
-from cluster.drills.ray_nodes import RayNodes
+from cluster.drills.ray_nodes import RayNode, RayNodes
 from cluster.drills.trained import Trained
 from cluster.drills.victims import PATIENCE, Family, started, tail
 from cluster.jobs import records
@@ -83,6 +84,33 @@ def test_a_node_whose_network_is_cut_reaches_nothing_until_it_is_healed() -> Non
         names = [networks.bridge, networks.namespace(1)]
     left = subprocess.run("ip link; ip netns", shell=True, capture_output=True, text=True).stdout
     assert not any(name in left for name in names)
+
+
+def test_a_raylet_is_told_the_port_of_its_agent_and_a_start_whose_raylet_has_ended_is_not_waited_for(
+    tmp_path: Path,
+) -> None:
+    options = f"--node_id=ab12 --session_dir={tmp_path} --python_worker_command='python --node_id=other'"
+    raylet = f"exec -a /ray/raylet {sys.executable} -S -c 'import time; time.sleep(600)' {options}"
+    log, told = tmp_path / "log", tmp_path / "dashboard_agent_listen_port_ab12"
+    log.write_text("Local node IP: 127.0.0.1")
+    node = RayNode(subprocess.Popen(["bash", "-c", f"({raylet}) & sleep 600"]), log, 4711)
+
+    def end_raylet() -> None:
+        while not told.exists():
+            time.sleep(0.01)
+        for process in node.programs("raylet"):
+            process.kill()
+
+    thread = threading.Thread(target=end_raylet)
+    thread.start()
+    with pytest.raises(FoldtrainError, match=r"127\.0\.0\.1\nits raylet has ended"):
+        node.wait_until_up()
+    thread.join()
+    assert told.read_text() == "4711"
+    assert node.is_up
+    node.lose()
+    assert not node.is_up
+    assert node.family() == []
 
 
 class Node:
