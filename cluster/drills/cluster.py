@@ -194,11 +194,9 @@ class ClusterDrill:
             events = read_records(self._bucket, f"{name}/{folder}/events.jsonl")
             trial.restarts += sum(event["event"] == "restart" for event in events)
         tokens, images = self._bucket.uri(name, "tokens"), self._bucket.uri(name, "images", "train")
-        commands = [("verify", tokens, "--against", images)]
-        for folder in TRAINED:
-            commands += [
-                (*each, self._bucket.uri(name, folder)) for each in (("checkpoint", "verify"), ("ledger", "audit"))
-            ]
+        commands: list[tuple[str, ...]] = [("verify", tokens, "--against", images)]
+        commands += [("checkpoint", "verify", self._bucket.uri(name, folder)) for folder in TRAINED]
+        commands += [("ledger", "audit", self._bucket.uri(name))]
         for command in commands:
             try:
                 run(*command, environment=self._jobs.environment)
