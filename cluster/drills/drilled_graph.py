@@ -11,7 +11,7 @@ import yaml
 from cluster.drills.drilled_data import garments, jpeg
 from cluster.drills.drilled_training import CLASSES, small_generator
 
-STEPS, CHECKPOINT_EVERY = 24, 4
+STEPS, CHECKPOINT_EVERY = 16, 4
 WORKERS = 2
 SHARD_SAMPLES, SHARDS, HELD_OUT = 16, 8, 16
 FOLDERS = {"ingest": "images", "train-tokenizer": "tokenizer", "tokenize": "tokens", "train-generator": "generator"}
