@@ -42,6 +42,7 @@ from cluster.terminal.output import say
 from data_pipeline.errors import FoldtrainError
 from data_pipeline.leases import lease
 from data_pipeline.storage.pacing import WRITES_VARIABLE
+from data_pipeline.text.counted import counted
 
 NODES = 3
 AWAY_SECONDS = 30.0
@@ -184,7 +185,7 @@ class ClusterDrill:
         striker = ClusterStriker(plan, self._nodes, self._server, self._networks, self._away_seconds)
         struck = striker.strike()
         if struck:
-            trial.blows.append(f"{struck} ({plan.delay:.1f} s after {units} commits of {plan.stage})")
+            trial.blows.append(f"{struck} ({plan.delay:.1f} s after {counted(units, 'commit')} of {plan.stage})")
 
     def _look_through(self, name: str, trial: ClusterTrial) -> Iterator[str]:
         """What is wrong with what a trial ended in."""

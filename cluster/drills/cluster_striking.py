@@ -12,6 +12,7 @@ from cluster.drills.node_networks import NodeNetworks
 from cluster.drills.ray_nodes import RayNode, RayNodes
 from cluster.drills.s3_server import S3Server
 from cluster.drills.victims import kill, title_of
+from data_pipeline.text.counted import counted
 
 _WORKERS = ("TrainWorker", "ShardWorker")
 
@@ -56,7 +57,9 @@ class ClusterStriker:
     def _raylet(self) -> str | None:
         node = self._some_node()
         at_work = len(_at_work(node))
-        return f"raylet of a node with {at_work} workers" if all(map(kill, node.programs("raylet"))) else None
+        return (
+            f"raylet of a node with {counted(at_work, 'worker')}" if all(map(kill, node.programs("raylet"))) else None
+        )
 
     def _network(self) -> str | None:
         assert self._networks is not None
@@ -65,7 +68,7 @@ class ClusterStriker:
         self._networks.cut(node.network)
         time.sleep(self._plan.cut)
         self._networks.heal(node.network)
-        return f"network of a node with {at_work} workers, for {self._plan.cut:.0f} s"
+        return f"network of a node with {counted(at_work, 'worker')}, for {self._plan.cut:.0f} s"
 
     def _storage(self) -> str:
         self._server.kill()
