@@ -18,7 +18,13 @@ from cluster.session.head_watch import HeadLostError
 from cluster.session.job_environment import FILE_VARIABLE
 from cluster.session.ray_address import RayAddress, asked_address, probe
 from cluster.session.ray_folder import ray_folder
-from cluster.session.ray_processes import abandon, deaf_to_notices, without_helpers, without_search_path
+from cluster.session.ray_processes import (
+    abandon,
+    deaf_to_notices,
+    end_tree,
+    without_helpers,
+    without_search_path,
+)
 from cluster.session.worker_output import keep_own_warnings, workers_own_words
 from cluster.terminal.output import console
 from data_pipeline.errors import FoldtrainError, UsageError
@@ -40,6 +46,9 @@ SPARING = {
 }
 """Ray's settings for a cluster of our own, where it shares the cores with the workers. See docs/decisions.md."""
 _OBJECT_STORE_BYTES = 256 * 2**20  # only control messages pass through it: images and tokens go to storage
+
+_STARTS, _LATE = 3, "timed out during startup"
+"""Times that a cluster of our own is started before it counts as broken; what Ray says where it is not up in time."""
 
 
 def is_connected() -> bool:
@@ -120,14 +129,45 @@ def _connected(asked: RayAddress | None, config: ClusterConfig) -> Iterator[None
         return
     with ray_folder() as folder:
         with deaf_to_notices(), without_helpers():
-            _init(address="local", _temp_dir=str(folder), **_own_cluster(config))
+            _start(_temp_dir=str(folder), **_own_cluster(config))
         yield
+
+
+class NotUpError(FoldtrainError):
+    """A cluster that was started here is not up in time: Ray gives it 30 seconds, however busy the machine is."""
+
+
+def _start(**options: Any) -> None:
+    """Start a cluster here, and again if it is not up in time.
+
+    Raises:
+        FoldtrainError: with Ray's reason, if it does not come up.
+    """
+    for left in reversed(range(_STARTS)):
+        there = _children()
+        try:
+            _init(address="local", **options)
+        except NotUpError:
+            if not left:
+                raise
+        else:
+            return
+        for pid in _children() - there:
+            end_tree(pid)
+        console().print("Ray was not up within 30 seconds, as on a very busy machine: starting it again")
+
+
+def _children() -> set[int]:
+    import psutil
+
+    return {process.pid for process in psutil.Process().children()}
 
 
 def _init(**options: Any) -> None:
     """Connect this process to Ray.
 
     Raises:
+        NotUpError: if a node that is started here is not up in time.
         FoldtrainError: with Ray's reason, if it does not come up or does not let us in.
     """
     import ray
@@ -139,7 +179,8 @@ def _init(**options: Any) -> None:
         if not isinstance(error, OSError | RuntimeError | ValueError | RayError) and type(error) is not Exception:
             raise  # Ray raises that, bare, for a node that is not up in time
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise FoldtrainError(f"Ray does not start ({options['address']}): {reason}") from error
+        kind = NotUpError if _LATE in reason else FoldtrainError
+        raise kind(f"Ray does not start ({options['address']}): {reason}") from error
     keep_own_warnings()
 
 

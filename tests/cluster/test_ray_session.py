@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from types import ModuleType
@@ -13,7 +15,7 @@ import pytest
 
 from cluster.config.run import ClusterConfig
 from cluster.drills.victims import title_of
-from cluster.session.ray_session import _init, _terminable, is_connected, ray_session
+from cluster.session.ray_session import _init, _start, _terminable, is_connected, ray_session
 from data_pipeline.errors import FoldtrainError
 
 
@@ -46,6 +48,27 @@ def test_a_ray_that_does_not_come_up_is_told_in_a_sentence(monkeypatch: pytest.M
     monkeypatch.setattr("ray.init", init)
     with pytest.raises(FoldtrainError, match=rf"Ray does not start \(local\): {error}"):
         _init(address="local")
+
+
+@pytest.mark.parametrize("late", [2, 3])
+def test_a_ray_that_is_not_up_in_time_is_started_again(monkeypatch: pytest.MonkeyPatch, late: int) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+    with subprocess.Popen(["sleep", "600"]) as another:
+
+        def init(**_: object) -> None:
+            assert [process.poll() for process in started] == [-signal.SIGKILL] * len(started)
+            if len(started) < late:
+                started.append(subprocess.Popen(["sleep", "600"]))
+                raise Exception("The current node timed out during startup.")  # noqa: TRY002 - what Ray raises
+
+        monkeypatch.setattr("ray.init", init)
+        with pytest.raises(FoldtrainError) if late == 3 else contextlib.nullcontext():
+            _start()
+        assert another.poll() is None
+        for process in (another, *started):
+            process.kill()
+            process.wait()
+    assert len(started) == late
 
 
 def test_a_ray_that_another_thread_is_about_to_import_is_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
