@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from generator_sides import Draw, Options, Pair, Side
+from generator_sides import Draw, Options, Pair, Side, in_precision, our_draws, our_loss
 from torch import Tensor, nn
 
 from model.config import TokenizerConfig, VectorConfig, VqganConfig
@@ -47,7 +46,7 @@ def build(options: Options) -> Pair:
     described: dict[str, object] = sizes | {"parameters": sum(p.numel() for p in ours.parameters())}
     return Pair(
         Side(theirs, _their_loss(theirs, label_B, tokens_BL), _their_draws(theirs, label_B, length)),
-        Side(ours, _our_loss(ours, label_B, tokens_BL), _our_draws(ours, label_B)),
+        Side(ours, our_loss(ours, label_B, tokens_BL), our_draws(ours, _our_plan(label_B, length))),
         lambda: _difference(theirs, ours, label_B, tokens_BL),
         described,
         _naive_draws(ours, label_B),
@@ -80,51 +79,22 @@ def _their_loss(network: Any, label_B: Tensor, tokens_BL: Tensor) -> Callable[[]
     return loss
 
 
-def _our_loss(network: NextTokenGenerator, label_B: Tensor, tokens_BL: Tensor) -> Callable[[], Tensor]:
-    seed_B = torch.arange(len(label_B))
-
-    def loss() -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            return network.training_terms(tokens_BL[..., None], label_B, seed_B)["loss"]
-
-    return loss
-
-
 def _their_draws(network: Any, label_B: Tensor, length: int) -> dict[str, Draw]:
     """As their samplers: weights in the precision that is asked for."""
     from autoregressive.models.generate import generate
 
-    def draw(dtype: torch.dtype) -> Draw:
-        made: list[Any] = []
+    def draw(made: Any) -> object:
+        found = generate(made, label_B, length, cfg_scale=SCALE, temperature=1.0, top_k=0, top_p=1.0)
+        for block in made.layers:
+            block.attention.kv_cache = None
+        return found
 
-        def run() -> object:
-            if not made:
-                made.append((network if dtype == torch.float32 else copy.deepcopy(network).to(dtype)).eval())
-            found = generate(made[0], label_B, length, cfg_scale=SCALE, temperature=1.0, top_k=0, top_p=1.0)
-            for block in made[0].layers:
-                block.attention.kv_cache = None
-            return found
-
-        return run
-
-    return {"fp32": draw(torch.float32), "bf16": draw(torch.bfloat16)}
+    kinds = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    return {name: in_precision(network, dtype, draw) for name, dtype in kinds.items()}
 
 
-def _our_draws(network: NextTokenGenerator, label_B: Tensor) -> dict[str, Draw]:
-    uniform_BLF = torch.rand(len(label_B), network.layout.positions, 1)
-    plan = SamplingPlan(label_B, uniform_BLF, guidance=SCALE - 1)
-
-    def draw(dtype: torch.dtype) -> Draw:
-        made: list[NextTokenGenerator] = []
-
-        def run() -> object:
-            if not made:
-                made.append((network if dtype == torch.float32 else copy.deepcopy(network).to(dtype)).eval())
-            return made[0].sample(plan)
-
-        return run
-
-    return {"fp32": draw(torch.float32), "bf16": draw(torch.bfloat16)}
+def _our_plan(label_B: Tensor, length: int) -> SamplingPlan:
+    return SamplingPlan(label_B, torch.rand(len(label_B), length, 1), guidance=SCALE - 1)
 
 
 def _naive_draws(network: NextTokenGenerator, label_B: Tensor) -> dict[str, Draw]:

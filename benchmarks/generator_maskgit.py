@@ -6,7 +6,6 @@ where that is not installed, the one of bert_encoder.py. Sampling is 8 steps wit
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from bert_encoder import in_place_of_transformers
-from generator_sides import Draw, Options, Pair, Side
+from generator_sides import Draw, Options, Pair, Side, our_draws, our_loss
 from torch import Tensor
 
 from model.config import GuidanceSchedule, TokenizerConfig
@@ -73,7 +72,7 @@ def build(options: Options) -> Pair:
     described |= {"bert": "transformers" if installed else "bert_encoder.py"} if size.kind == "bert" else {}
     return Pair(
         Side(theirs, their_loss(theirs, label_B, tokens_BL, half), _their_draws(theirs, label_B, size)),
-        Side(ours, _our_loss(ours, label_B, tokens_BL), _our_draws(ours, label_B, size)),
+        Side(ours, our_loss(ours, label_B, tokens_BL), our_draws(ours, _our_plan(label_B, size))),
         lambda: _difference(theirs, ours, label_B, tokens_BL),
         described,
         _naive_draws(ours, label_B, size),
@@ -133,16 +132,6 @@ def their_loss(
     return loss
 
 
-def _our_loss(network: MaskedGenerator, label_B: Tensor, tokens_BL: Tensor) -> Callable[[], Tensor]:
-    seed_B = torch.arange(len(label_B))
-
-    def loss() -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            return network.training_terms(tokens_BL[..., None], label_B, seed_B, None)["loss"]
-
-    return loss
-
-
 def half() -> AbstractContextManager[Any]:
     """Products in bf16, on the CPU."""
     return torch.autocast("cpu", torch.bfloat16)
@@ -177,22 +166,6 @@ def _our_plan(label_B: Tensor, size: Size) -> SamplingPlan:
         seed_B=torch.arange(len(label_B)),
         order=MaskedOptions(steps=STEPS, choice_temperature=size.noise),
     )
-
-
-def _our_draws(network: MaskedGenerator, label_B: Tensor, size: Size) -> dict[str, Draw]:
-    plan = _our_plan(label_B, size)
-
-    def draw(dtype: torch.dtype) -> Draw:
-        made: list[MaskedGenerator] = []
-
-        def run() -> object:
-            if not made:
-                made.append((network if dtype == torch.float32 else copy.deepcopy(network).to(dtype)).eval())
-            return made[0].eval().sample(plan, None)
-
-        return run
-
-    return {"fp32": draw(torch.float32), "bf16": draw(torch.bfloat16)}
 
 
 def _naive_draws(network: MaskedGenerator, label_B: Tensor, size: Size) -> dict[str, Draw]:

@@ -5,7 +5,6 @@ Both are trained with dropout as published, orders all random; the modulations, 
 
 from __future__ import annotations
 
-import copy
 import importlib
 import importlib.util
 import sys
@@ -17,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from generator_sides import Draw, Options, Pair, Side
+from generator_sides import Draw, Options, Pair, Side, our_draws, our_loss
 from torch import Tensor, nn
 
 from model.config import MaskgitVqganConfig, TokenizerConfig, VectorConfig
@@ -56,7 +55,7 @@ def build(options: Options) -> Pair:
             their_loss(theirs, label_B, tokens_BL, lambda: torch.autocast("cpu", torch.bfloat16)),
             _their_draws(theirs, label_B),
         ),
-        Side(ours, _our_loss(ours, label_B, tokens_BL), _our_draws(ours, label_B)),
+        Side(ours, our_loss(ours, label_B, tokens_BL), our_draws(ours, _our_plan(label_B))),
         lambda: _difference(theirs, ours, label_B, tokens_BL),
         described,
         _naive_draws(ours, label_B),
@@ -144,16 +143,6 @@ def their_loss(
     return loss
 
 
-def _our_loss(network: RandomOrderGenerator, label_B: Tensor, tokens_BL: Tensor) -> Callable[[], Tensor]:
-    seed_B = torch.arange(len(label_B))
-
-    def loss() -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            return network.training_terms(tokens_BL[..., None], label_B, seed_B)["loss"]
-
-    return loss
-
-
 def _their_draws(network: Any, label_B: Tensor) -> dict[str, Draw]:
     """In float32, as they sample; in bf16 by autocast, as their training's previews."""
 
@@ -167,22 +156,9 @@ def _their_draws(network: Any, label_B: Tensor) -> dict[str, Draw]:
     return {"fp32": draw(torch.float32), "bf16": draw(torch.bfloat16)}
 
 
-def _our_draws(network: RandomOrderGenerator, label_B: Tensor) -> dict[str, Draw]:
+def _our_plan(label_B: Tensor) -> SamplingPlan:
     schedule = GuidanceSchedule(kind="cosine", power=POWER)
-    uniform_BLF = torch.rand(len(label_B), network.layout.positions, 1)
-    plan = SamplingPlan(label_B, uniform_BLF, guidance=SCALE - 1, schedule=schedule)
-
-    def draw(dtype: torch.dtype) -> Draw:
-        made: list[RandomOrderGenerator] = []
-
-        def run() -> object:
-            if not made:
-                made.append((network if dtype == torch.float32 else copy.deepcopy(network).to(dtype)).eval())
-            return made[0].sample(plan)
-
-        return run
-
-    return {"fp32": draw(torch.float32), "bf16": draw(torch.bfloat16)}
+    return SamplingPlan(label_B, torch.rand(len(label_B), SIDE**2, 1), guidance=SCALE - 1, schedule=schedule)
 
 
 def _naive_draws(network: RandomOrderGenerator, label_B: Tensor) -> dict[str, Draw]:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+from model.protocols import SamplingPlan, TeacherForcing
 
 Draw = Callable[[], object]
 
@@ -49,3 +54,37 @@ class Options:
     """Of the network, as the family names it; empty for its default."""
     batch: int
     """Samples of a training step, and images of a draw."""
+
+
+def our_loss(
+    network: Any, label_B: Tensor, tokens_BL: Tensor, forcing: TeacherForcing | None = None
+) -> Callable[[], Tensor]:
+    """Of one of our generators, on tokens of one fold, with products in bf16."""
+    seed_B = torch.arange(len(label_B))
+
+    def loss() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            terms: dict[str, Tensor] = network.training_terms(tokens_BL[..., None], label_B, seed_B, forcing)
+        return terms["loss"]
+
+    return loss
+
+
+def our_draws(network: nn.Module, plan: SamplingPlan) -> dict[str, Draw]:
+    """Of one of our generators, with weights in either precision."""
+    return {
+        name: in_precision(network, dtype, lambda made: made.sample(plan))
+        for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
+    }
+
+
+def in_precision(network: nn.Module, dtype: torch.dtype, draw: Callable[[Any], object]) -> Draw:
+    """A draw by a copy in that precision, which is made for the first one; in float32 by the network itself."""
+    made: list[nn.Module] = []
+
+    def run() -> object:
+        if not made:
+            made.append(network if dtype == torch.float32 else copy.deepcopy(network).to(dtype))
+        return draw(made[0].eval())
+
+    return run

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import against_var
 import torch
-from generator_sides import Draw, Options, Pair, Side
+from generator_sides import Draw, Options, Pair, Side, our_loss
 from torch import Tensor, nn
 
 
@@ -23,7 +23,11 @@ def build(options: Options) -> Pair:
     sizes: dict[str, object] = {"depth": int(depth), "parameters": sum(p.numel() for p in both.ours.parameters())}
     return Pair(
         Side(both.var, _their_loss(both), _draws(both, "var")),
-        Side(both.ours, _our_loss(both), _draws(both, "ours")),
+        Side(
+            both.ours,
+            our_loss(both.ours, both.label_B, both.tokens_BL, both.our_quantizer),
+            _draws(both, "ours"),
+        ),
         lambda: against_var.difference(both),
         sizes,
     )
@@ -35,16 +39,6 @@ def _their_loss(both: against_var.Both) -> Callable[[], Tensor]:
         with torch.autocast("cpu", torch.bfloat16):
             logits_BLV = both.var(both.label_B, input_BMC)
             return nn.functional.cross_entropy(logits_BLV.view(-1, against_var.CODES), both.tokens_BL.view(-1))
-
-    return loss
-
-
-def _our_loss(both: against_var.Both) -> Callable[[], Tensor]:
-    seed_B = torch.arange(len(both.label_B))
-
-    def loss() -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            return both.ours.training_terms(both.tokens_BL[..., None], both.label_B, seed_B, both.our_quantizer)["loss"]
 
     return loss
 

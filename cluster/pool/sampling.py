@@ -24,7 +24,8 @@ from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from data_pipeline.leases.lease import Lease, only_driver
 from trainer.config import SamplingConfig
-from trainer.evaluation.sample_files import Parts, SamplePlan, begin, digest_of, finish, is_finished, write_part
+from trainer.evaluation.sample_files import Parts, SamplePlan, digest_of, write_part
+from trainer.evaluation.sample_record import begin, finish, is_finished
 
 if TYPE_CHECKING:
     import torch

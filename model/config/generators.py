@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from model.config.heads import AnyHeadConfig, IndependentHeadConfig
 from model.config.networks import ClassCount
 from model.config.sampling import GuidanceSchedule, OrderOptions
-from model.config.section import MOST_CLASSES
+from model.config.section import MOST_CLASSES, ShareOfSteps, StepOrShare, known_step
 from model.layout import TokenLayout
 
 
@@ -44,6 +44,16 @@ class GeneratorConfig(ClassCount):
     def needs_step(self) -> bool:
         """Whether training needs to know of the whole step, over all workers (`model.protocols.StepTaught`)."""
         return False
+
+    def with_steps(self, total: int) -> Self:
+        """The same with a step for each share of the training, which has `total` of them.
+
+        Raises:
+            ValueError: if these steps do not go together.
+        """
+        shares = {name: getattr(self, name) for name in type(self).model_fields}
+        found = {name: each.steps(total) for name, each in shares.items() if isinstance(each, ShareOfSteps)}
+        return type(self).model_validate(shares | found) if found else self
 
     def check(self, layout: TokenLayout, forcing_width: int | None) -> None:
         """Refuse tokens that such a generator cannot predict, or cannot predict unfolded (see `check_layout`).
@@ -172,8 +182,8 @@ class NextScaleConfig(GeneratorConfig):
     input_mask: float = Field(0.0, ge=0, le=1)
     """Largest share of the inputs behind the first scale that a learned vector takes the place of, in training. Each
     step draws its share evenly below that, and the largest falls linearly to 0 at `input_mask_until`."""
-    input_mask_until: int | None = Field(None, gt=0, le=10**9)
-    """Step from which no input is masked; as published `trainer.steps`."""
+    input_mask_until: StepOrShare | None = None
+    """Step from which no input is masked, or a share of the training; as published `{share: 1}`."""
 
     @property
     def needs_step(self) -> bool:
@@ -182,14 +192,15 @@ class NextScaleConfig(GeneratorConfig):
 
     def largest_input_mask(self, step: int) -> float:
         """Share of the inputs that a step (from 0) masks at most."""
-        return self.input_mask * max(0.0, 1 - step / (self.input_mask_until or 1))
+        until = known_step(self.input_mask_until or 0)
+        return self.input_mask * (1 - step / until) if step < until else 0.0
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is no multiple of heads {self.heads}")
         if self.input_mask and self.input_mask_until is None:
-            raise ValueError("input_mask falls to 0 at input_mask_until: give that step, as published trainer.steps")
+            raise ValueError("input_mask falls to 0 at input_mask_until: give that step, as published {share: 1}")
         return self
 
     def check_layout(self, layout: TokenLayout, forcing_width: int | None) -> None:

@@ -118,14 +118,15 @@ class MaskedOptions(OrderOptions):
     """What says how sure a token is: its logit, as TiTok's, or the logarithm of its probability, as MaskGIT's."""
 
     def counts(self, positions: int) -> list[int]:
-        """Positions that are masked before each step, and 0 at the end.
+        """Of so many positions those that are masked before each step, and 0 at the end.
 
         Rounded down, but at least one position is drawn in each step while there are two, and one is left to the last.
         """
         counts = [positions]
         for step in range(1, self.steps):
             share = masked_share(self.mask_schedule, step / self.steps)
-            counts.append(max(1, min(counts[-1] - 1, math.floor(positions * share + 1e-9))))
+            wanted = max(1, min(counts[-1] - 1, math.floor(positions * share + 1e-9)))
+            counts.append(min(counts[-1], wanted))
         return [*counts, 0]
 
 

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from model.config.generators import GeneratorConfig
 from model.config.sampling import GuidanceSchedule, OrderOptions
+from model.config.section import ShareOfSteps, StepOrShare, known_step
 from model.layout import TokenLayout
 
 Scan = Literal["row-major", "z-curve", "subsample", "spiral-in", "spiral-out", "alternate"]
@@ -47,12 +48,12 @@ class RandomOrderConfig(GeneratorConfig):
     """Of what attention and MLP give, element by element, in training."""
     attention_dropout: float = Field(0.1, ge=0, lt=1)
     """Of the attention between two positions, in training. Above 0 no fused kernel of attention is used."""
-    random_until: int = Field(125_000, ge=0, le=10**9)
-    """Steps up to which each sample has a random order. Published for 250,000 steps of 2,048 samples: with another
-    length or batch, scale it along."""
-    scan_from: int = Field(187_500, ge=0, le=10**9)
-    """Step from which all samples have the order of `scan`; from `random_until` on, the share of random ones falls
-    linearly. Beyond the last step, orders stay random."""
+    random_until: StepOrShare = ShareOfSteps(share=0.5)
+    """Step up to which each sample has a random order, or a share of the training, `{share: 0.5}`: published as 125,000
+    of 250,000."""
+    scan_from: StepOrShare = ShareOfSteps(share=0.75)
+    """Step from which all samples have the order of `scan`, or a share of the training; from `random_until` on, the
+    share of random orders falls linearly. Beyond the last step, orders stay random."""
     scan: Scan = "row-major"
     """The order that training ends with, and that samples are drawn in. row-major is that of the token shards, for any
     layout; the others are for tokens of a square grid: z-curve (Morton's), subsample (every second row and column
@@ -75,20 +76,18 @@ class RandomOrderConfig(GeneratorConfig):
 
     def random_share(self, step: int) -> float:
         """Share of the samples of a step (from 0) that have a random order."""
-        if step >= self.scan_from:
+        first, last = known_step(self.random_until), known_step(self.scan_from)
+        if step >= last:
             return 0.0
-        if step < self.random_until:
-            return 1.0
-        return (self.scan_from - step) / (self.scan_from - self.random_until)
+        return 1.0 if step < first else (last - step) / (last - first)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is no multiple of heads {self.heads}")
-        if self.random_until > self.scan_from:
-            raise ValueError(
-                f"random_until {self.random_until} comes after scan_from {self.scan_from}: orders are random first"
-            )
+        first, last = _comparable(self.random_until), _comparable(self.scan_from)
+        if isinstance(self.random_until, int) == isinstance(self.scan_from, int) and first > last:
+            raise ValueError(f"random_until {first:g} comes after scan_from {last:g}: orders are random first")
         return self
 
     def check_layout(self, layout: TokenLayout, forcing_width: int | None) -> None:  # noqa: ARG002 - any will do
@@ -104,3 +103,7 @@ class RandomOrderConfig(GeneratorConfig):
                 f"scan {self.scan} goes over the rows and columns of a square grid, and these tokens are {layout}: "
                 "take scan row-major, which is the order in which they are stored"
             )
+
+
+def _comparable(step: int | ShareOfSteps) -> float:
+    return step.share if isinstance(step, ShareOfSteps) else step

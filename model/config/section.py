@@ -16,6 +16,10 @@ WeightsFile = Annotated[str, LOCAL_FILE]
 """A local path, or a file: URI."""
 
 
+MOST_STEPS = 10**9
+_Steps = Annotated[int, Field(ge=0, le=MOST_STEPS)]
+
+
 class Section(BaseModel):
     """A part of the config: every field is typed, bounded and documented, and an unknown key is an error.
 
@@ -45,3 +49,29 @@ def _completed(given: Any, default: Any) -> Any:
         return given
     set_there = {name: getattr(default, name) for name in default.model_fields_set}
     return set_there | {name: _completed(value, set_there.get(name)) for name, value in given.items()}
+
+
+class ShareOfSteps(Section):
+    """A part of the training, whatever its length: `{share: 0.5}` is half of `trainer.steps`."""
+
+    share: float = Field(ge=0, le=1)
+    """Of the steps."""
+
+    def steps(self, total: int) -> int:
+        """The nearest number of steps."""
+        return round(self.share * total)
+
+
+StepOrShare = _Steps | ShareOfSteps
+"""A step, or a part of all steps."""
+
+
+def known_step(step: int | ShareOfSteps) -> int:
+    """The step, where it is one.
+
+    Raises:
+        ValueError: if it is a part of a training whose length nobody has said.
+    """
+    if not isinstance(step, ShareOfSteps):
+        return step
+    raise ValueError(f"a share of {step.share:g} of all steps is no step yet: see GeneratorConfig.with_steps")

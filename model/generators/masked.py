@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from model.config.masked import BertConfig, MaskedConfig, masked_share
+from model.generators.base import GeneratorNetwork
 from model.generators.embedding import FoldEmbedding
 from model.generators.heads import build_head
 from model.generators.masked_backbones import build_backbone
@@ -37,7 +38,7 @@ _NUMBERS = 4096
 """Of evenly spaced ones, whose mean stands for the mean over all random numbers."""
 
 
-class MaskedGenerator(nn.Module):
+class MaskedGenerator(GeneratorNetwork):
     """Predicts all tokens from those that are not masked, and the class.
 
     Args:
@@ -46,9 +47,10 @@ class MaskedGenerator(nn.Module):
         forcing_width: not used: tokens are read by their ids.
     """
 
+    config: MaskedConfig
+
     def __init__(self, config: MaskedConfig, layout: TokenLayout, forcing_width: int | None = None) -> None:  # noqa: ARG002
-        super().__init__()
-        self.config, self.layout = config, layout
+        super().__init__(config, layout)
         width = config.backbone.width
         # Behind the codes of each fold: the mask, the classes, no class.
         self.token_embed = FoldEmbedding(layout, width, extra=config.classes + 2)
@@ -67,11 +69,6 @@ class MaskedGenerator(nn.Module):
                 fill(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-
-    @property
-    def null_class(self) -> int:
-        """The label that means "no class"."""
-        return self.config.classes
 
     @property
     def mask_ids(self) -> tuple[int, ...]:

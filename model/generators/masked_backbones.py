@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from model.config.masked import BertConfig, UViTConfig
 from model.layers.attention import attend
+from model.layers.dropout import dropped_sum, element_dropout
 from model.layers.dropped_attention import attend_with_dropout
 from model.layers.precision import compute_dtype, without_autocast
-from model.layers.random_numbers import element_dropout, split_seed
+from model.layers.random_numbers import split_seed
 
 Seeds = tuple[Tensor | None, Tensor | None, Tensor | None]
 """Of a block, int64 [B] each: for attention's weights, what attention adds, and what the MLP adds."""
@@ -68,21 +69,26 @@ class Branches(nn.Module):
         self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
         self.norm1, self.norm2 = Norm(width, eps=norm_eps), Norm(width, eps=norm_eps)
 
-    def attention(self, x_BLC: Tensor, seeds: Seeds) -> Tensor:
-        """What attention adds."""
+    def attention(self, x_BLC: Tensor, seed_B: Tensor | None) -> Tensor:
+        """What attention adds, before dropout."""
         q_BLHD, k_BLHD, v_BLHD = self.qkv(x_BLC).unflatten(-1, (3, self.heads, -1)).unbind(2)
         if self.training and self.attention_dropout:
-            mixed_BLHD = attend_with_dropout(q_BLHD, k_BLHD, v_BLHD, None, seeds[0], self.attention_dropout)
+            mixed_BLHD = attend_with_dropout(q_BLHD, k_BLHD, v_BLHD, None, seed_B, self.attention_dropout)
         else:
             mixed_BLHD = attend(q_BLHD, k_BLHD, v_BLHD)
-        return self._thinned(self.proj(mixed_BLHD.flatten(2)), seeds[1])
+        out_BLC: Tensor = self.proj(mixed_BLHD.flatten(2))
+        return out_BLC
 
-    def mlp(self, x_BLC: Tensor, seeds: Seeds) -> Tensor:
-        """What the MLP adds."""
-        return self._thinned(self.fc2(F.gelu(self.fc1(x_BLC))), seeds[2])
+    def mlp(self, x_BLC: Tensor) -> Tensor:
+        """What the MLP adds, before dropout."""
+        out_BLC: Tensor = self.fc2(F.gelu(self.fc1(x_BLC)))
+        return out_BLC
 
-    def _thinned(self, x_BLC: Tensor, seed_B: Tensor | None) -> Tensor:
-        return element_dropout(x_BLC, seed_B, self.dropout) if self.training and self.dropout else x_BLC
+    def sum(self, x_BLC: Tensor, branch_BLC: Tensor, seed_B: Tensor | None) -> Tensor:
+        """The residual stream and what a branch adds, with dropout of that in training."""
+        if self.training and self.dropout:
+            return dropped_sum(x_BLC, branch_BLC, seed_B, self.dropout)
+        return x_BLC + branch_BLC
 
 
 class BertBlock(Branches):
@@ -90,8 +96,8 @@ class BertBlock(Branches):
 
     def forward(self, x_BLC: Tensor, seeds: Seeds) -> Tensor:
         """One block."""
-        x_BLC = self.norm1(x_BLC + self.attention(x_BLC, seeds))
-        out_BLC: Tensor = self.norm2(x_BLC + self.mlp(x_BLC, seeds))
+        x_BLC = self.norm1(self.sum(x_BLC, self.attention(x_BLC, seeds[0]), seeds[1]))
+        out_BLC: Tensor = self.norm2(self.sum(x_BLC, self.mlp(x_BLC), seeds[2]))
         return out_BLC
 
 
@@ -107,8 +113,8 @@ class UViTBlock(Branches):
         if self.skip is not None:
             assert skipped_BLC is not None
             x_BLC = self.skip(torch.cat((x_BLC, skipped_BLC), dim=-1))
-        x_BLC = x_BLC + self.attention(self.norm1(x_BLC), seeds)
-        return x_BLC + self.mlp(self.norm2(x_BLC), seeds)
+        x_BLC = self.sum(x_BLC, self.attention(self.norm1(x_BLC), seeds[0]), seeds[1])
+        return self.sum(x_BLC, self.mlp(self.norm2(x_BLC)), seeds[2])
 
 
 class Bert(nn.Module):

@@ -14,12 +14,13 @@ Shape suffixes: B batch, S steps, L positions, M masked ones, F folds, C channel
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from model.config.masked import MaskedOptions, masked_share
+from model.config.masked import MaskedOptions
 from model.generators.choosing import check_plan, draw, truncate
 from model.generators.masked import MaskedGenerator
 from model.layers.random_numbers import split_seed, uniform
@@ -65,24 +66,16 @@ class _Drawing:
     def run(self) -> Tensor:
         """All steps but those that would draw nothing."""
         counts = self.options.counts(self.generator.layout.positions)
-        count_SB = None if self.plan.kept_BLF is None else self._counts_of_images()
+        count_SB = None
+        if self.plan.kept_BLF is not None:
+            counts_SP = _counts_of_all(self.options, self.generator.layout.positions, self.ids_BLF.device)
+            count_SB = counts_SP[:, self.masked_BL.sum(1)]
         schedule = self.plan.schedule or self.generator.config.guidance_schedule
         for step, (count, left) in enumerate(pairwise(counts)):
             if count > left:
                 guidance = self.plan.guidance * schedule.share(step / self.options.steps)
-                self._step(step, guidance, count, left if count_SB is None else count_SB[step, :, None])
+                self._step(step, guidance, count, left if count_SB is None else count_SB[step + 1, :, None])
         return self.ids_BLF
-
-    def _counts_of_images(self) -> Tensor:
-        """Masked positions of each image after each step, [S, B]: as `MaskedOptions.counts` of what is not given."""
-        start_B = self.masked_BL.sum(1)
-        count_B, counts = start_B, []
-        for step in range(1, self.options.steps):
-            share = masked_share(self.options.mask_schedule, step / self.options.steps)
-            wanted_B = (start_B.double() * share + 1e-9).floor().long()
-            count_B = torch.minimum(count_B, torch.minimum(count_B - 1, wanted_B).clamp(min=1))
-            counts.append(count_B)
-        return torch.stack([*counts, torch.zeros_like(start_B)])
 
     def _step(self, step: int, guidance: float, count: int, left: Tensor | int) -> None:
         """Draw at the masked positions, `count` or fewer, and mask again all but the surest, until `left` are left."""
@@ -155,6 +148,14 @@ class _Drawing:
     def _temperature(self, step: int) -> float:
         annealed = 0.5 + 0.8 * self._left(step) if self.options.softmax_annealing else 1.0
         return self.plan.temperature * annealed
+
+
+@lru_cache(maxsize=16)
+def _counts_of_all(options: MaskedOptions, positions: int, device: torch.device) -> Tensor:
+    """`MaskedOptions.counts` of 0, 1, ... `positions` masked ones, int64 [S + 1, positions + 1]."""
+    with torch.inference_mode(False):
+        counts = [options.counts(masked) for masked in range(positions + 1)]
+        return torch.tensor(counts, device=device).T
 
 
 def _seeds(plan: SamplingPlan) -> Tensor:

@@ -24,12 +24,13 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from model.config import NextScaleConfig
+from model.generators.base import GeneratorNetwork
 from model.generators.heads import Choose, build_head
 from model.layers.attention import attend
 from model.layers.linear import Linear, linear
 from model.layers.modulation import cached_heads, gated_sum, modulated_norm, normalized_heads
 from model.layers.precision import compute_dtype, without_autocast
-from model.layers.random_numbers import block_chances, drop_path, split_seed, uniform
+from model.layers.random_numbers import block_chances, drop_path, drop_path_rates, split_seed, uniform
 from model.layers.visibility import GroupCausal, group_of_position
 from model.layout import TokenLayout
 from model.losses.tokens import TokenLosses, terms_of_groups
@@ -151,7 +152,7 @@ class Block(nn.Module):
         return tuple(part.to(dtype) for part in (gate1, gate2, *others))
 
 
-class FoldedGenerator(nn.Module):
+class FoldedGenerator(GeneratorNetwork):
     """Predicts the F tokens of every position from the class and the earlier scales.
 
     Input layer and loss are float32 in any case, and so is the residual stream in sampling; everything else follows
@@ -163,9 +164,10 @@ class FoldedGenerator(nn.Module):
         input_width: channels of the sums that it sees (`TeacherForcing.width`): the codes of all branches.
     """
 
+    config: NextScaleConfig
+
     def __init__(self, config: NextScaleConfig, layout: TokenLayout, input_width: int) -> None:
-        super().__init__()
-        self.config, self.layout = config, layout
+        super().__init__(config, layout)
         self.groups = GroupCausal(layout.groups)
         width = config.width
         self.class_embed = nn.Embedding(config.classes + 1, width)
@@ -174,17 +176,12 @@ class FoldedGenerator(nn.Module):
         self.level_embed = nn.Parameter(torch.empty(len(layout.groups), width))
         self.input = nn.Linear(input_width, width)
         self.empty_embed = nn.Parameter(torch.empty(width)) if config.input_mask else None
-        rates = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
+        rates = drop_path_rates(config.drop_path, config.depth)
         self.blocks = nn.ModuleList([Block(config, rate) for rate in rates])
         self.shared_adaln = Linear(width, 6 * width) if config.shared_adaln else None
         self.head_adaln = Linear(width, 2 * width)
         self.head = build_head(config.head, width, layout)
         self.reset_parameters()
-
-    @property
-    def null_class(self) -> int:
-        """The label that means "no class"."""
-        return self.config.classes
 
     def reset_parameters(self) -> None:
         """VAR's initialization: all projections alike, then gates near zero, and a small head."""

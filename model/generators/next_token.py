@@ -19,11 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from model.config import NextTokenConfig
+from model.generators.base import GeneratorNetwork
 from model.generators.embedding import FoldEmbedding
 from model.generators.heads import build_head
+from model.layers.dropout import dropped_sum, element_dropout
 from model.layers.linear import Linear
 from model.layers.precision import compute_dtype
-from model.layers.random_numbers import block_chances, drop_path, element_dropout, split_seed
+from model.layers.random_numbers import block_chances, drop_path, drop_path_rates, split_seed
 from model.layers.rms_norm import RMSNorm, gated
 from model.layers.rotary import grid_rotation, line_rotation
 from model.layers.self_attention import LayerCache, SelfAttention
@@ -68,18 +70,18 @@ class Block(nn.Module):
         dtype = compute_dtype(self.fc1.weight)
         seeds, chances = ((None, None) if each is None else each.unbind() for each in (seed_2B, chance_2B))
         mixed_BLC = self.attention(self.norm1(x_BLC, dtype), groups, rotation_LD2=rotation_LD2, cache=cache)
-        x_BLC = x_BLC + self._thinned(mixed_BLC, seeds[0], chances[0])
-        return x_BLC + self._thinned(self.fc2(gated(self.fc1(self.norm2(x_BLC, dtype)))), seeds[1], chances[1])
+        x_BLC = self._sum(x_BLC, mixed_BLC, seeds[0], chances[0])
+        return self._sum(x_BLC, self.fc2(gated(self.fc1(self.norm2(x_BLC, dtype)))), seeds[1], chances[1])
 
-    def _thinned(self, branch_BLC: Tensor, seed_B: Tensor | None, chance_B: Tensor | None) -> Tensor:
+    def _sum(self, x_BLC: Tensor, branch_BLC: Tensor, seed_B: Tensor | None, chance_B: Tensor | None) -> Tensor:
         if self.training and self.drop_path:
-            return drop_path(branch_BLC, chance_B, self.drop_path)
+            return x_BLC + drop_path(branch_BLC, chance_B, self.drop_path)
         if self.training and self.dropout:
-            return element_dropout(branch_BLC, seed_B, self.dropout)
-        return branch_BLC
+            return dropped_sum(x_BLC, branch_BLC, seed_B, self.dropout)
+        return x_BLC + branch_BLC
 
 
-class NextTokenGenerator(nn.Module):
+class NextTokenGenerator(GeneratorNetwork):
     """Predicts the F tokens of each position from the class and the positions before it.
 
     The residual stream has the weights' dtype, products autocast's; norms, rotations and loss are float32 (specs of
@@ -91,24 +93,20 @@ class NextTokenGenerator(nn.Module):
         forcing_width: of the tokenizer's sums, which are of no use here.
     """
 
+    config: NextTokenConfig
+
     def __init__(self, config: NextTokenConfig, layout: TokenLayout, forcing_width: int | None = None) -> None:  # noqa: ARG002
-        super().__init__()
-        self.config, self.layout = config, layout
+        super().__init__(config, layout)
         width = config.width
         self.class_embed = nn.Embedding(config.classes + 1, width)
         self.token_embed = FoldEmbedding(layout, width)
         self.position_embed = nn.Parameter(torch.empty(layout.positions, width)) if config.learned_positions else None
         self.fold_embed = nn.Parameter(torch.empty(layout.interleaved, width)) if layout.interleaved > 1 else None
-        rates = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
+        rates = drop_path_rates(config.drop_path, config.depth)
         self.blocks = nn.ModuleList(Block(config, rate) for rate in rates)
         self.norm = RMSNorm(width)
         self.head = build_head(config.head, width, layout, bias=False)
         self.reset_parameters()
-
-    @property
-    def null_class(self) -> int:
-        """The label that means "no class"."""
-        return self.config.classes
 
     def reset_parameters(self) -> None:
         """As published: normal of one width for all, and a head that starts at even odds."""

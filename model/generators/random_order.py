@@ -22,14 +22,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config.random_order import RandomOrderConfig
+from model.generators.base import GeneratorNetwork
 from model.generators.embedding import FoldEmbedding
 from model.generators.heads import build_head
 from model.generators.scans import random_orders, scan_order
+from model.layers.dropout import dropped_gelu, dropped_sum
 from model.layers.dropped_attention import DroppedSelfAttention
 from model.layers.linear import Linear, linear
-from model.layers.modulation import NORM_EPS
-from model.layers.precision import compute_dtype, without_autocast
-from model.layers.random_numbers import element_dropout, split_seed, uniform
+from model.layers.modulation import NORM_EPS, modulated_affine_norm
+from model.layers.precision import compute_dtype
+from model.layers.random_numbers import split_seed, uniform
 from model.layers.self_attention import LayerCache
 from model.layers.visibility import GroupCausal
 from model.layout import TokenLayout
@@ -42,8 +44,8 @@ SHARE = "random_share"
 """Of the samples of a step that have an order of their own: what training is told of it, and a metric."""
 _PURPOSES = 2
 """Seeds before those of blocks: whether an order is random, and which."""
-_DROPOUTS = 3
-"""Seeds of a block: attention between positions, what attention gives, what the MLP gives."""
+_DROPOUTS = 4
+"""Seeds of a block: attention between positions, what attention gives, the MLP's hidden channels, what it gives."""
 
 
 class Block(nn.Module):
@@ -70,7 +72,7 @@ class Block(nn.Module):
         modulation: tuple[Tensor, ...] | Tensor,
         groups: GroupCausal | None,
         cache: LayerCache | None = None,
-        seed_3B: Tensor | None = None,
+        seeds_NB: Tensor | None = None,
     ) -> Tensor:
         """One block.
 
@@ -79,24 +81,33 @@ class Block(nn.Module):
             modulation: as the method gives, or the condition that it follows from.
             groups: who sees whom.
             cache: of earlier slots, in sampling.
-            seed_3B: a random number per sample for each dropout, in training.
+            seeds_NB: a random number per sample for each dropout, in training.
         """
         parts = self.modulation(modulation) if isinstance(modulation, Tensor) else modulation
         shift1, scale1, gate1, shift2, scale2, gate2 = parts
         dtype = compute_dtype(self.fc1.weight)
-        of_attention, of_heads, of_mlp = (None, None, None) if seed_3B is None else seed_3B.unbind()
-        normed_BSC = _modulated(_normed(x_BSC, self.norm1), scale1, shift1, dtype)
+        of_attention, of_heads, of_hidden, of_mlp = [None] * _DROPOUTS if seeds_NB is None else seeds_NB.unbind()
+        normed_BSC = _normed(x_BSC, self.norm1, scale1, shift1, dtype)
         rate = self.attention_dropout if self.training else 0.0
         mixed_BSC = self.attention(normed_BSC, groups, cache=cache, seed_B=of_attention, rate=rate)
-        x_BSC = x_BSC + gate1 * self._dropped(mixed_BSC, of_heads)
-        hidden = F.gelu(self.fc1(_modulated(_normed(x_BSC, self.norm2), scale2, shift2, dtype)))
-        return x_BSC + gate2 * self._dropped(self.fc2(hidden), of_mlp)
+        x_BSC = self._sum(x_BSC, gate1, mixed_BSC, of_heads)
+        hidden = self._activated(self.fc1(_normed(x_BSC, self.norm2, scale2, shift2, dtype)), of_hidden)
+        return self._sum(x_BSC, gate2, self.fc2(hidden), of_mlp)
 
-    def _dropped(self, x_BSC: Tensor, seed_B: Tensor | None) -> Tensor:
-        return element_dropout(x_BSC, seed_B, self.dropout) if self.training and self.dropout else x_BSC
+    def _sum(self, x_BSC: Tensor, gate_BSC: Tensor, branch_BSC: Tensor, seed_B: Tensor | None) -> Tensor:
+        if self.training and self.dropout:
+            return dropped_sum(x_BSC, branch_BSC, seed_B, self.dropout, gate_BSC)
+        return x_BSC + gate_BSC * branch_BSC
+
+    def _activated(self, hidden: Tensor, seed_B: Tensor | None) -> Tensor:
+        return dropped_gelu(hidden, seed_B, self.dropout) if self.training and self.dropout else F.gelu(hidden)
 
 
-class RandomOrderGenerator(nn.Module):
+def _normed(x_BSC: Tensor, norm: nn.LayerNorm, scale_BSC: Tensor, shift_BSC: Tensor, dtype: torch.dtype) -> Tensor:
+    return modulated_affine_norm(x_BSC, norm.weight, norm.bias, scale_BSC, shift_BSC, dtype, norm.eps)
+
+
+class RandomOrderGenerator(GeneratorNetwork):
     """Predicts the F tokens of a position from the class and the positions before it in an order.
 
     The residual stream is float32; everything else follows autocast or the weights' dtype.
@@ -107,9 +118,10 @@ class RandomOrderGenerator(nn.Module):
         forcing_width: of the tokenizer's sums, which are of no use here.
     """
 
+    config: RandomOrderConfig
+
     def __init__(self, config: RandomOrderConfig, layout: TokenLayout, forcing_width: int | None = None) -> None:  # noqa: ARG002
-        super().__init__()
-        self.config, self.layout = config, layout
+        super().__init__(config, layout)
         width, slots = config.width, layout.positions + PREFIX
         self.token_embed = FoldEmbedding(layout, width)
         self.class_embed = nn.Embedding(config.classes + 1, width)
@@ -124,11 +136,6 @@ class RandomOrderGenerator(nn.Module):
         self.register_buffer("scan_L", order, persistent=False)
         self.scan_L: Tensor
         self.reset_parameters()
-
-    @property
-    def null_class(self) -> int:
-        """The label that means "no class"."""
-        return self.config.classes
 
     def reset_parameters(self) -> None:
         """As published: trunc-normal, but for modulations and the start, which begin at zero."""
@@ -233,8 +240,8 @@ class RandomOrderGenerator(nn.Module):
         x_BSC = self._embedded(label_B, given_BMF) + self.places(order_BL, given_BMF.shape[1])
         condition_BSC = self.condition(label_B, slice(0, x_BSC.shape[1]))
         groups, dropouts = GroupCausal.next_token(x_BSC.shape[1]), self._dropouts(seed_B)
-        for block, seed_3B in zip(self._blocks(), dropouts, strict=True):
-            x_BSC = block(x_BSC, condition_BSC, groups, seed_3B=seed_3B)
+        for block, seeds_NB in zip(self._blocks(), dropouts, strict=True):
+            x_BSC = block(x_BSC, condition_BSC, groups, seeds_NB=seeds_NB)
         return self.before_head(x_BSC[:, 1:], self.final_modulation(condition_BSC[:, 1:]))
 
     def _dropouts(self, seed_B: Tensor | None) -> list[Tensor | None]:
@@ -272,25 +279,10 @@ class RandomOrderGenerator(nn.Module):
 
     def before_head(self, x_BSC: Tensor, modulation: tuple[Tensor, Tensor]) -> Tensor:
         """What the head reads, in the dtype of the products."""
-        return _modulated(_normed(x_BSC), *modulation, compute_dtype(self.head.weight))
+        return modulated_affine_norm(x_BSC, None, None, *modulation, compute_dtype(self.head.weight))
 
     def sample(self, plan: SamplingPlan, forcing: TeacherForcing | None = None) -> Tensor:  # noqa: ARG002
         """Draw position by position (`random_order_sampling.py`)."""
         from model.generators.random_order_sampling import generate
 
         return generate(self, plan)
-
-
-def _normed(x_BSC: Tensor, norm: nn.LayerNorm | None = None) -> Tensor:
-    """LayerNorm in float32."""
-    with without_autocast(x_BSC.device):
-        if norm is None:
-            return F.layer_norm(x_BSC, x_BSC.shape[-1:], eps=NORM_EPS)
-        return F.layer_norm(x_BSC, x_BSC.shape[-1:], norm.weight.float(), norm.bias.float(), norm.eps)
-
-
-def _modulated(normed_BSC: Tensor, scale_BSC: Tensor, shift_BSC: Tensor, dtype: torch.dtype) -> Tensor:
-    """In the dtype of the products that read it."""
-    if scale_BSC.dtype == normed_BSC.dtype:
-        return torch.addcmul(shift_BSC, normed_BSC, scale_BSC).to(dtype)
-    return (normed_BSC * scale_BSC + shift_BSC).to(dtype)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from model.layers.fused import fused, is_fused
 from model.layers.precision import without_autocast
 
 NORM_EPS = 1e-6
@@ -30,6 +31,37 @@ def modulated_norm(x_BLC: Tensor, scale_B1C: Tensor, shift_B1C: Tensor) -> Tenso
             return torch.addcmul(shift_B1C, F.layer_norm(x_BLC, x_BLC.shape[-1:], eps=NORM_EPS), scale_B1C)
     out_BLC: Tensor = _ModulatedNorm.apply(x_BLC, scale_B1C, shift_B1C)
     return out_BLC
+
+
+def modulated_affine_norm(
+    x_BLC: Tensor,
+    weight_C: Tensor | None,
+    bias_C: Tensor | None,
+    scale_BLC: Tensor,
+    shift_BLC: Tensor,
+    dtype: torch.dtype,
+    eps: float = NORM_EPS,
+) -> Tensor:
+    """LayerNorm in float32, then each position's scale and shift.
+
+    Args:
+        x_BLC: float32.
+        weight_C: of the norm; None for none.
+        bias_C: of the norm, if it has a weight.
+        scale_BLC: a factor, of the products' dtype or float32.
+        shift_BLC: as the scale.
+        dtype: of the result.
+        eps: of the norm.
+    """
+    weight_C, bias_C = (None if each is None else each.float() for each in (weight_C, bias_C))
+    if is_fused(x_BLC) and torch.is_grad_enabled() and scale_BLC.shape == x_BLC.shape:
+        out_BLC: Tensor = _ModulatedAffineNorm.apply(x_BLC, weight_C, bias_C, scale_BLC, shift_BLC, dtype, eps)
+        return out_BLC
+    with without_autocast(x_BLC.device):
+        normed_BLC = F.layer_norm(x_BLC, x_BLC.shape[-1:], weight_C, bias_C, eps)
+    if scale_BLC.dtype == normed_BLC.dtype:
+        return torch.addcmul(shift_BLC, normed_BLC, scale_BLC).to(dtype)
+    return (normed_BLC * scale_BLC + shift_BLC).to(dtype)
 
 
 def gated_sum(x_BLC: Tensor, gate_B1C: Tensor, branch_BLC: Tensor) -> Tensor:
@@ -105,6 +137,76 @@ class _ModulatedNorm(torch.autograd.Function):
             gradient_BLC * scale_B1C, x_BLC, x_BLC.shape[-1:], mean, rstd, None, None, [True, False, False]
         )[0]
         return of_x, of_scale, of_shift
+
+
+@fused
+def _norm_at_once(
+    x_BLC: Tensor,
+    weight_C: Tensor | None,
+    bias_C: Tensor | None,
+    scale_BLC: Tensor,
+    shift_BLC: Tensor,
+    dtype: torch.dtype,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Modulated, and the mean and the reciprocal of the deviation of each position."""
+    normed_BLC, mean_BL1, factor_BL1 = torch.native_layer_norm(x_BLC, x_BLC.shape[-1:], weight_C, bias_C, eps)
+    return (normed_BLC * scale_BLC + shift_BLC).to(dtype), mean_BL1, factor_BL1
+
+
+@fused
+def _through_scale(
+    gradient_BLC: Tensor,
+    x_BLC: Tensor,
+    mean_BL1: Tensor,
+    factor_BL1: Tensor,
+    weight_C: Tensor | None,
+    bias_C: Tensor | None,
+    scale_BLC: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the norm's output, which is computed again, and of the scale."""
+    normed_BLC = (x_BLC - mean_BL1) * factor_BL1
+    if weight_C is not None and bias_C is not None:
+        normed_BLC = normed_BLC * weight_C + bias_C
+    return gradient_BLC.float() * scale_BLC, (gradient_BLC * normed_BLC).to(scale_BLC.dtype)
+
+
+class _ModulatedAffineNorm(torch.autograd.Function):
+    """Keeps x and two numbers for each position."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_BLC: Tensor,
+        weight_C: Tensor | None,
+        bias_C: Tensor | None,
+        scale_BLC: Tensor,
+        shift_BLC: Tensor,
+        dtype: torch.dtype,
+        eps: float,
+    ) -> Tensor:
+        with without_autocast(x_BLC.device):
+            out_BLC, *found = _norm_at_once(x_BLC, weight_C, bias_C, scale_BLC, shift_BLC, dtype, eps)
+        ctx.save_for_backward(x_BLC, *found, weight_C, bias_C, scale_BLC)
+        ctx.dtype = shift_BLC.dtype
+        return out_BLC
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_BLC: Tensor) -> tuple[Tensor | None, ...]:
+        x_BLC, mean_BL1, factor_BL1, weight_C, bias_C, scale_BLC = ctx.saved_tensors
+        of_normed, of_scale = _through_scale(gradient_BLC, x_BLC, mean_BL1, factor_BL1, weight_C, bias_C, scale_BLC)
+        of_x, of_weight, of_bias = torch.ops.aten.native_layer_norm_backward(
+            of_normed,
+            x_BLC,
+            x_BLC.shape[-1:],
+            mean_BL1,
+            factor_BL1,
+            weight_C,
+            bias_C,
+            [True, weight_C is not None, bias_C is not None],
+        )
+        return of_x, of_weight, of_bias, of_scale, gradient_BLC.to(ctx.dtype), None, None
 
 
 class _GatedSum(torch.autograd.Function):

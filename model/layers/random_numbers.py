@@ -63,6 +63,11 @@ def block_chances(seed_B: Tensor | None, blocks: int) -> list[Tensor | None]:
     return list(uniform(seed_B, 2 * blocks).view(blocks, 2, -1).unbind())
 
 
+def drop_path_rates(last: float, blocks: int) -> list[float]:
+    """Rates of stochastic depth: 0 for the first block, growing in even steps to that of the last."""
+    return [last * block / max(blocks - 1, 1) for block in range(blocks)]
+
+
 def drop_path(x_BLC: Tensor, chance_B: Tensor | None, rate: float) -> Tensor:
     """Stochastic depth (arXiv 1603.09382): a sample misses this branch by chance, and has it scaled up otherwise.
 
@@ -101,30 +106,9 @@ def normal(seed_B: Tensor, count: int) -> Tensor:
     return (-2 * torch.log1p(-radius_NB)).sqrt() * torch.cos(2 * math.pi * angle_NB)
 
 
-def element_dropout(x: Tensor, seed_B: Tensor | None, rate: float) -> Tensor:
-    """Dropout of single elements of `x` [B, ...], which are scaled up otherwise: each by 16 bits of its sample's seed.
-
-    The rate is taken to the next multiple of 2^-16.
-
-    Raises:
-        ValueError: if there is no seed to decide by.
-    """
-    return x * keep_factors(x.shape[1:], seed_B, rate).to(x.dtype)
-
-
-def keep_factors(shape: torch.Size, seed_B: Tensor | None, rate: float) -> Tensor:
-    """What `element_dropout` multiplies with: 0 or 1 / (1 - rate), float32 [B, *shape].
-
-    Raises:
-        ValueError: if there is no seed to decide by.
-    """
-    if seed_B is None:
-        raise ValueError("dropout in training needs seed_B, one random number per sample (or call eval())")
-    count, limit = shape.numel(), round(rate * 2**16)
-    bits_BN = seed_B[:, None] + torch.arange(1, -(-count // 4) + 1, device=seed_B.device) * _GAMMA
-    bits_BN = _scrambled(bits_BN).view(torch.int16)[:, :count]
-    kept_BN = bits_BN >= limit - 2**15
-    return (kept_BN.float() * (2**16 / (2**16 - limit))).view(-1, *shape)
+def numbered_bits(seed: Tensor, number: Tensor) -> Tensor:
+    """The outputs of seeds by their numbers from 0, int64, of what both broadcast to."""
+    return _scrambled(seed + (number + 1) * _GAMMA)
 
 
 def _scrambled(bits: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from cluster.config.loading import load_config, merge, resolved_yaml
 from cluster.config.run import RunConfig
 from data_pipeline.errors import UsageError
 from data_pipeline.text import yaml_dialect
+from model.config.random_order import RandomOrderConfig
 from trainer.config import KeepBest
 
 
@@ -42,6 +43,19 @@ def test_an_option_that_the_order_of_the_generator_has_not_is_refused(small_conf
     assert config.sampling.order == {"steps": 8}
     with pytest.raises(UsageError, match=r"sampling\.order\.steps: "):
         load_config(small_config, [masked, "sampling.order.steps=0"])
+
+
+def test_a_step_of_a_generator_may_be_a_share_of_its_training(small_config: Path) -> None:
+    kind = ["generator.model={kind: random, depth: 1, width: 8, heads: 1}", "generator.trainer.steps=40"]
+    section = load_config(small_config, [*kind, "generator.model.random_until={share: 0.25}"]).generator
+    assert section is not None
+    network = section.network
+    assert isinstance(network, RandomOrderConfig)
+    assert (network.random_until, network.scan_from) == (10, 30)
+    with pytest.raises(UsageError, match="random_until 35 comes after scan_from 30"):
+        load_config(small_config, [*kind, "generator.model.random_until=35"])
+    with pytest.raises(UsageError, match="random_until"):
+        load_config(small_config, [*kind, "generator.model.random_until={share: 1.5}"])
 
 
 def test_the_last_of_two_overrides_counts(small_config: Path) -> None:

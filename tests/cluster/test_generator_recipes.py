@@ -187,7 +187,7 @@ RAR |= {"b-vp2": RAR["b"]}
 def test_rars_recipes_are_optimized_and_sampled_as_published(size: str) -> None:
     name = f"generator/rar-{size}.yaml"
     section, sampling = stage(name), recipe(name).sampling
-    trainer, model = section.trainer, section.model
+    trainer, model = section.trainer, section.network
     assert isinstance(model, RandomOrderConfig)
     assert (trainer.steps, trainer.global_batch) == (250_000, 2048)
     assert [learning_rate(trainer, step) for step in (62_500, 249_999)] == pytest.approx([4e-4, 1e-5])

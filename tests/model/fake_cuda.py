@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from model.generators import masked_sampling
 from model.layers import attention, flash_attention, flex_attention, visibility
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -137,6 +138,7 @@ def _forget() -> None:
     flash_attention._cached_packing.cache_clear()
     flash_attention.load_flash.cache_clear()
     flex_attention._made_block_mask.cache_clear()
+    masked_sampling._counts_of_all.cache_clear()
 
 
 @contextmanager

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.layers.random_numbers import block_chances, drop_path, dropout, element_dropout, split_seed, uniform
+from model.layers.dropout import element_dropout
+from model.layers.random_numbers import block_chances, drop_path, dropout, split_seed, uniform
 
 MASK = 2**64 - 1
 INT64 = st.integers(-(2**63), 2**63 - 1)

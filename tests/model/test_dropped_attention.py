@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from model.layers.attention import attend
+from model.layers.dropout import keep_factors
 from model.layers.dropped_attention import attend_with_dropout
-from model.layers.random_numbers import keep_factors
 from model.layers.visibility import GroupCausal
 
 B, L, H, D = 3, 7, 2, 4

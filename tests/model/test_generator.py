@@ -230,6 +230,14 @@ def test_the_share_of_masked_inputs_is_drawn_evenly_below_a_line_that_falls_to_n
         assert 0.98 * most <= float(shares.max()) <= most
 
 
+def test_masked_inputs_may_end_with_a_share_of_the_training() -> None:
+    config = NextScaleConfig.model_validate({"input_mask": 0.8, "input_mask_until": {"share": 0.5}})
+    found = [config.with_steps(200).largest_input_mask(step) for step in (0, 50, 100, 199)]
+    assert found == pytest.approx([0.8, 0.4, 0.0, 0.0])
+    none = NextScaleConfig.model_validate({"input_mask": 0.8, "input_mask_until": 0})
+    assert none.largest_input_mask(0) == 0.0
+
+
 def test_masked_inputs_want_the_step_at_which_they_end() -> None:
     with pytest.raises(ValueError, match="give that step"):
         NextScaleConfig(input_mask=0.1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -11,19 +12,25 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from model.config import (
     FiniteScalarConfig,
+    GeneratorConfig,
     ImageFolderConfig,
     NextScaleConfig,
+    NextTokenConfig,
     QuantizerConfig,
     SphericalConfig,
     VectorConfig,
     ViTConfig,
     VqganConfig,
 )
+from model.config.masked import BertConfig, MaskedConfig, UViTConfig
+from model.config.random_order import RandomOrderConfig
+from model.families import build_generator
 from model.generators.next_scale import Block, FoldedGenerator
 from model.layers import attention
 from model.layers.convolutions import GridAttention, ResidualBlock
 from model.layers.visibility import GroupCausal
 from model.layers.vit import ImageBlock, build_trunk
+from model.layout import TokenLayout
 from model.quantizers.multi_scale import FoldedQuantizer
 from model.tokenizers.grid import KEPT_SCALES
 from model.tokenizers.imagefolder import ImageFolderTokenizer
@@ -131,3 +138,30 @@ def test_a_compiled_pass_has_the_loss_and_gradients_of_an_eager_one() -> None:
     expected = torch.autograd.grad(eager, parameters)
     for name, actual, wanted in zip(names, torch.autograd.grad(compiled, parameters), expected, strict=True):
         torch.testing.assert_close(actual, wanted, msg=lambda text, name=name: f"{name}: {text}")
+
+
+BLOCKS: dict[str, GeneratorConfig] = {
+    "masked": MaskedConfig(num_classes=5, backbone=BertConfig(depth=1, width=32, heads=2)),
+    "masked, long skips": MaskedConfig(
+        num_classes=5, backbone=UViTConfig(depth=2, width=32, heads=2, dropout=0.1, attention_dropout=0.1)
+    ),
+    "random": RandomOrderConfig(num_classes=5, depth=1, width=32, heads=2, random_until=1, scan_from=2),
+    "next-token": NextTokenConfig(num_classes=5, depth=1, width=32, heads=2),
+}
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_block_with_dropout_is_one_graph(name: str, bf16: bool) -> None:
+    """Each block as the network calls it in a training pass; a break in its graph is an error."""
+    network: Any = build_generator(BLOCKS[name], TokenLayout((9,), (11,)), None).train()
+    counters = []
+    blocks = network.backbone.blocks if hasattr(network, "backbone") else network.blocks
+    for block in blocks:
+        counters.append(CompileCounterWithBackend("aot_eager"))
+        block.compile(backend=counters[-1], fullgraph=True)
+    seed_B = torch.arange(B)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        loss = network.training_terms(torch.zeros(B, 9, 1, dtype=torch.int64), seed_B, seed_B)["loss"]
+    loss.backward()
+    assert [int(counter.frame_count) for counter in counters] == [1] * len(blocks)

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.config.heads import DepthHeadConfig, HeadConfig, IndependentHeadConfig
 from model.generators.embedding import FoldEmbedding
-from model.generators.heads import FoldHead, build_head
+from model.generators.heads import DepthHead, FoldHead, build_head
 from model.layout import TokenLayout
 
 WIDTH = 6
@@ -61,6 +61,26 @@ def test_folds_depend_on_the_folds_before_them_under_a_depth_head_alone() -> Non
         apart[kind] = float((odds - odds.sum(1, keepdim=True) * odds.sum(0, keepdim=True)).abs().max())
     assert apart["independent"] < 1e-6
     assert apart["depth"] > 1e-3
+
+
+def test_what_is_read_reaches_every_fold_by_itself() -> None:
+    """Without blocks, which alone let a fold see another, a fold says what is read, its place and the token before."""
+    head = make("depth", (4, 3, 4))
+    assert isinstance(head, DepthHead)
+    head.blocks = nn.ModuleList()
+    read_NC = torch.randn(2, WIDTH, generator=torch.Generator().manual_seed(1))
+    tokens_NF = torch.tensor([[3, 1, 0], [0, 2, 2]])
+    with torch.no_grad():
+        x_NFW = head.input(read_NC)[:, None] + head.place_embed
+        for fold in (1, 2):
+            table: Any = head.token_embed[fold - 1]
+            x_NFW[:, fold] += table.weight[tokens_NF[:, fold - 1]]
+        weights = torch.split(head.weight, [4, 3, 4])
+        biases = torch.split(head.bias, [4, 3, 4]) if head.bias is not None else ()
+        expected = [head.norm(x_NFW[:, fold]) @ weights[fold].T + biases[fold] for fold in range(3)]
+        found = head.logits(read_NC, tokens_NF)
+    for own, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(own, wanted)
 
 
 @pytest.mark.parametrize("kind", HEADS)

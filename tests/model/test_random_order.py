@@ -6,15 +6,18 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from model.config.random_order import RandomOrderConfig, RandomOrderOptions
 from model.config.sampling import GuidanceSchedule
 from model.families import build_generator
 from model.generators.choosing import choose
-from model.generators.random_order import SHARE, RandomOrderGenerator
+from model.generators.random_order import SHARE, Block, RandomOrderGenerator
 from model.generators.random_order_sampling import Slots
 from model.generators.scans import random_orders
+from model.layers.dropout import keep_factors
+from model.layers.visibility import GroupCausal
 from model.layout import TokenLayout
 from model.protocols import SamplingPlan
 
@@ -30,7 +33,8 @@ LABEL_B = torch.tensor([1, 4, 0])
 def make(layout: TokenLayout = SQUARE, **options: Any) -> RandomOrderGenerator:
     """A small generator whose every part shows in the logits."""
     torch.manual_seed(0)
-    generator = RandomOrderGenerator(RandomOrderConfig.model_validate(SMALL | options), layout)
+    config = RandomOrderConfig.model_validate(SMALL | options).with_steps(100)
+    generator = RandomOrderGenerator(config, layout)
     with torch.no_grad():
         for parameter in generator.parameters():
             parameter.normal_(std=0.3)
@@ -55,7 +59,8 @@ def in_order(tokens_BLF: Tensor, order_BL: Tensor) -> Tensor:
 
 
 def test_the_share_of_random_orders_is_one_then_falls_on_a_line_to_none() -> None:
-    published = RandomOrderConfig()
+    published = RandomOrderConfig().with_steps(250_000)
+    assert (published.random_until, published.scan_from) == (125_000, 187_500)
     steps = (0, 124_999, 125_000, 140_625, 156_250, 187_499, 187_500, 249_999)
     expected = (1, 1, 1, 0.75, 0.5, 1 / 62_500, 0, 0)
     assert [published.random_share(step) for step in steps] == pytest.approx(expected)
@@ -63,6 +68,23 @@ def test_the_share_of_random_orders_is_one_then_falls_on_a_line_to_none() -> Non
     assert RandomOrderConfig(random_until=50, scan_from=50).random_share(49) == 1
     with pytest.raises(ValueError, match="random_until 9 comes after scan_from 5"):
         RandomOrderConfig(random_until=9, scan_from=5)
+
+
+def test_shares_of_the_training_move_with_its_steps() -> None:
+    config = RandomOrderConfig.model_validate({"random_until": {"share": 0.25}, "scan_from": {"share": 1}})
+    assert config.with_steps(1000).random_share(250) == 1.0
+    assert config.with_steps(1000).random_share(625) == 0.5
+    assert config.with_steps(10).random_share(8) == pytest.approx(2 / 8)
+    mixed = RandomOrderConfig.model_validate({"random_until": 30, "scan_from": {"share": 0.5}})
+    assert mixed.with_steps(80).random_share(35) == 0.5
+    with pytest.raises(ValueError, match="random_until 30 comes after scan_from 10"):
+        mixed.with_steps(20)
+    with pytest.raises(ValueError, match=r"random_until 0.5 comes after scan_from 0.25"):
+        RandomOrderConfig.model_validate({"scan_from": {"share": 0.25}})
+    with pytest.raises(ValueError, match="no step yet"):
+        config.random_share(3)
+    steps = RandomOrderConfig(random_until=1, scan_from=2)
+    assert steps.with_steps(1000) is steps
 
 
 def test_each_sample_has_an_order_of_its_own_or_the_scan_by_its_seed_alone() -> None:
@@ -105,6 +127,27 @@ def test_training_is_the_same_in_any_micro_batch_and_needs_seeds(options: dict[s
     assert abs(float((again - whole).detach())) > 1e-3, "the seeds decide nothing"
     with pytest.raises(ValueError, match="need seed_B"):
         generator.training_terms(*given[:2], None, None)
+
+
+@pytest.mark.parametrize("modulated", [True, False])
+def test_dropout_takes_the_hidden_channels_of_the_mlp_too(modulated: bool) -> None:
+    """By hand, where attention gives nothing: x + gate * keep(fc2(keep(gelu(fc1(scale * norm(x) + shift)))))."""
+    block = make(attention_dropout=0.0, dropout=0.25).train().blocks[0]
+    assert isinstance(block, Block)
+    with torch.no_grad():
+        block.attention.proj.weight.zero_(), block.attention.proj.bias.zero_()
+        x_BSC, condition_BSC = torch.randn(2, 3, 3, 24, generator=torch.Generator().manual_seed(5)).unbind()
+        seeds_4B = torch.arange(12).view(4, 3)
+        _, _, _, shift, scale, gate = block.modulation(condition_BSC)
+        hidden = F.gelu(
+            block.fc1(F.layer_norm(x_BSC, (24,), block.norm2.weight, block.norm2.bias, 1e-6) * scale + shift)
+        )
+        hidden = hidden * keep_factors(hidden.shape[1:], seeds_4B[2], 0.25)
+        made = block.fc2(hidden)
+        expected = x_BSC + gate * made * keep_factors(made.shape[1:], seeds_4B[3], 0.25)
+        given = block.modulation(condition_BSC) if modulated else condition_BSC
+        found = block(x_BSC, given, GroupCausal.next_token(3), seeds_NB=seeds_4B)
+    torch.testing.assert_close(found, expected)
 
 
 # ------------------------------------------------------------------------------------------------------- what is seen

@@ -105,7 +105,7 @@ def build(kind: str, place: tuple[int, int] = HERE) -> ToyGenerator:
         forcing = cast("TeacherForcing", build_forcing(TOKENIZER))
         cast("nn.Module", forcing).eval().requires_grad_(False)
         width = forcing.width
-    network = build_generator(section.model, LAYOUT, width)
+    network = build_generator(section.network, LAYOUT, width)
     stage = ToyGenerator.without_data(section, network, forcing, CPU)
     stage.source = copy.copy(stage)
     stage.source.__class__ = GeneratorStage

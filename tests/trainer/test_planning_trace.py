@@ -12,11 +12,21 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.utils.checkpoint import checkpoint
 
+from model.config import GeneratorConfig, NextTokenConfig
+from model.config.masked import BertConfig, MaskedConfig
+from model.config.random_order import RandomOrderConfig
+from model.families import build_generator
+from model.layout import TokenLayout
 from trainer.planning.backward import leaf_gradients, run_backward
 from trainer.planning.fake_device import FakeDevice, Kind, fake_device
 from trainer.planning.operation import Kernel
 from trainer.planning.trace import Trace
 
+SMALL_GENERATORS: dict[str, GeneratorConfig] = {
+    "masked": MaskedConfig(num_classes=5, backbone=BertConfig(depth=2, width=64, heads=2)),
+    "random": RandomOrderConfig(num_classes=5, depth=2, width=64, heads=2),
+    "next-token": NextTokenConfig(num_classes=5, depth=2, width=64, heads=2),
+}
 BATCH, LENGTH, HEADS, HEAD_DIM = 2, 6, 3, 8
 Step = Callable[[FakeDevice], Tensor]
 """From a fake device to a loss."""
@@ -217,3 +227,62 @@ def test_live_bytes_are_those_of_tensors_that_something_holds() -> None:
         assert trace.live.peak == 3 * 400
         del first, second
         assert trace.live.now == 0
+
+
+def test_a_compiled_function_is_one_kernel_that_reads_and_writes_what_leaves_it() -> None:
+    """6 x 8 float32 numbers: two are read and one is written; what is between them takes no memory either."""
+
+    def step(fake: FakeDevice) -> Tensor:
+        def chain(x: Tensor, y: Tensor) -> Tensor:
+            assert torch.compiler.is_compiling()
+            return ((x + y) * torch.arange(8, device=x.device)).exp()
+
+        x, y = (fake.like(torch.empty(6, 8)) for _ in range(2))
+        found: Tensor = torch.compile(chain)(x, y)
+        assert not torch.compiler.is_compiling()
+        return found.sum().requires_grad_()
+
+    with fake_device("cuda") as fake, Trace(fake.device) as trace:
+        step(fake)
+    chain, total = trace.operations
+    assert (chain.name, chain.kernel.bytes) == ("fused", 3 * 6 * 8 * 4)
+    assert total.name == "sum"
+    assert trace.live.peak == 6 * 8 * 4 + 4
+
+
+def test_a_product_within_a_compiled_function_stays_a_kernel_of_its_own() -> None:
+    with fake_device("cuda") as fake, Trace(fake.device) as trace:
+        x = fake.like(torch.empty(4, 4))
+        torch.compile(lambda x: ((x + 1) * 2) @ x)(x)
+    assert [operation.name for operation in trace.operations] == ["fused", "mm"]
+
+
+@pytest.mark.parametrize("kind", ["masked", "random", "next-token"])
+def test_dropout_on_a_gpu_writes_no_masks(kind: str) -> None:
+    """A pass with dropout has no numbers of 8 or 2 bytes for each element, and few kernels more than one without."""
+    config = SMALL_GENERATORS[kind]
+    without = {name: 0.0 for name in ("dropout", "attention_dropout", "token_dropout") if hasattr(config, name)}
+    backbone = getattr(config, "backbone", None)
+    if backbone is not None:
+        without = {"backbone": backbone.model_copy(update={"dropout": 0.0, "attention_dropout": 0.0})}
+
+    def cost(config: GeneratorConfig) -> Trace:
+        with fake_device("cuda", torch.bfloat16) as fake:
+            with torch.device("meta"):
+                network: Any = build_generator(config, TokenLayout((16,), (64,)), None)
+            fake.fill(network.train())
+            tokens = torch.zeros(4, 16, 1, dtype=torch.int64, device=fake.device)
+            label = torch.zeros(4, dtype=torch.int64, device=fake.device)
+            with Trace(fake.device) as trace:
+                with fake.autocast():
+                    loss = network.training_terms(tokens, label, label)["loss"]
+                trace.phase = "backward"
+                run_backward([(loss, torch.ones_like(loss))])
+        return trace
+
+    dropped, plain = cost(config), cost(config.model_copy(update=without))
+    large = [
+        each for each in dropped.operations if each.dtype in {"int64", "int16"} and each.kernel.bytes > 4 * 64 * 32
+    ]
+    assert not large
+    assert len(dropped.operations) < len(plain.operations) + 40

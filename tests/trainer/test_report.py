@@ -734,6 +734,18 @@ def test_held_out_and_training_loss_of_a_generator_are_drawn_together_and_told(g
     assert "the held-out loss was least after step 20 (3): what came later overfits" in words
 
 
+def test_the_loss_of_masked_tokens_is_not_called_a_likelihood(generated: Path) -> None:
+    looked = token_look(30, 3.2, 2.0)
+    looked["held_out"]["masked_loss"] = 3.2
+    (generated / "generator" / "events.jsonl").write_text(json.dumps(looked) + "\n")
+    html = build_report(collect(str(generated)))
+    words = Page(html).words
+    assert "After step 30 a masked token of a held-out image costs 3.2 nats, given the others" in words
+    assert "no likelihood of images" in words
+    assert "an image 64" not in words
+    assert "nats per masked token (no likelihood)" in html
+
+
 def test_a_held_out_loss_that_still_falls_is_said_to(generated: Path) -> None:
     assert "never less than at this last look" in summary([token_look(10, 5.0, 4.0), token_look(20, 4.0, 3.9)])
     assert summary([token_look(10, None, 4.0)]) == ""

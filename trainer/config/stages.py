@@ -182,6 +182,16 @@ class GeneratorStageConfig(Section):
     trainer: TrainerConfig
     """How it is optimized."""
 
+    @property
+    def network(self) -> GeneratorConfig:
+        """`model` with a step of `trainer.steps` for each share of the training."""
+        return self.model.with_steps(self.trainer.steps)
+
+    @model_validator(mode="after")
+    def _check_steps(self) -> Self:
+        _ = self.network
+        return self
+
     @model_validator(mode="after")
     def _check_best(self) -> Self:
         check_best(self.trainer, None if self.validation is None or not self.validation.samples else self.validation)

@@ -10,7 +10,8 @@
     OUT.npz                    kind npz, in ADM's layout: arr_0 uint8 [N, H, W, 3], arr_1 int64 [N], the labels. The
                                parts are in OUT.npz.parts until it is there; OUT.grid.png and OUT.sampling.json beside
 
-A part is a function of its plan, so that it does no harm to make one twice. Imports no torch.
+What is said of the whole (the plan, the grid, the npz, sampling.json) is written by sample_record.py. A part is a
+function of its plan, so that it does no harm to make one twice. Imports no torch.
 Shapes: B images of a part, H height, W width, C channels.
 """
 
@@ -18,11 +19,10 @@ from __future__ import annotations
 
 import hashlib
 import io
-import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -30,24 +30,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data_pipeline import storage
 from data_pipeline.errors import CorruptShardError, UsageError
-from data_pipeline.shards.manifest import differences
 from data_pipeline.storage.tar import list_members, write_tar
 from data_pipeline.text.json_records import first_problem
 from data_pipeline.text.names import Count, Sha256
 from data_pipeline.text.npy import parse_npy
-from trainer.evaluation.images import Pixels, image_grid, to_png
+from trainer.evaluation.images import Pixels
 from trainer.evaluation.label_plan import LabelPlan
 
 Kind = Literal["png", "npz", "shards"]
-PLAN, SAMPLING, GRID, PARTS = "plan.json", "sampling.json", "grid.png", "parts"
+PARTS = "parts"
 VERSION = 1
 PART_IMAGES: dict[Kind, int] = {"png": 64, "npz": 64, "shards": 512}
 """Images of a part, about: what is drawn again where a worker dies."""
 _AT_ONCE = 16
 """Files that are written or read at the same time."""
-_GRID_IMAGES, _GRID_COLUMNS, _PIXELS_WIDE = 64, 8, 96
-_OURS = {"lease", "quarantine", "progress.json", "control.json"}
-"""What a driver leaves before its plan."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +180,7 @@ def read_pixels(plan: SamplePlan, part: int, most: int) -> Pixels:
     start, stop = plan.span(part)
     count = min(most, stop - start)
     if plan.kind == "npz":
-        return _npy(plan, part)[:count]
+        return part_array(plan, part)[:count]
     names = [f"{image_name(start + at)}.png" for at in range(count)]
     if plan.kind == "png":
         files = [storage.read_bytes(storage.join(plan.folder, name)) for name in names]
@@ -197,7 +193,12 @@ def read_pixels(plan: SamplePlan, part: int, most: int) -> Pixels:
     return np.stack([np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in files])
 
 
-def _npy(plan: SamplePlan, part: int) -> Pixels:
+def part_array(plan: SamplePlan, part: int) -> Pixels:
+    """All images of a part that is there, of kind npz.
+
+    Raises:
+        CorruptShardError: if the file holds something else.
+    """
     uri = storage.join(plan.folder, _npy_name(part))
     try:
         array = parse_npy(storage.read_bytes(uri))
@@ -270,110 +271,3 @@ class Parts:
         if record.plan != self.plan.fingerprint or record.part != part:
             raise UsageError(f"{uri} is of other samples: delete it, or choose another --out")
         return record
-
-
-# --------------------------------------------------------------------------------------------------------- the whole
-
-
-def is_finished(plan: SamplePlan) -> bool:
-    """Whether all is there already.
-
-    Raises:
-        UsageError: if the output holds other samples, and says what differs; or something else.
-    """
-    finished = _planned(plan.beside(SAMPLING))
-    begun = _planned(storage.join(plan.folder, PLAN))
-    for uri, found in ((plan.beside(SAMPLING), finished), (storage.join(plan.folder, PLAN), begun)):
-        if found is not None and (differing := differences(found, plan.to_json())):
-            shown = "\n  ".join(differing[:20])
-            raise UsageError(
-                f"{uri} is of samples that were drawn otherwise (there -> now):\n  {shown}\nChoose another --out, or "
-                "delete what is there"
-            )
-    if finished is not None:
-        return True
-    if plan.kind == "npz" and storage.exists(plan.output):
-        if begun is None:
-            raise UsageError(
-                f"{plan.output} is there already, and no {SAMPLING} says how it was made: choose another --out"
-            )
-    elif begun is None and (others := set(storage.list_names(plan.folder)) - _OURS):
-        raise UsageError(
-            f"{plan.output} holds other files ({sorted(others)[0]}, {len(others)} in all): choose a new folder as --out"
-        )
-    return False
-
-
-def _planned(uri: str) -> dict[str, Any] | None:
-    """What a record says of the plan; None if there is no record."""
-    try:
-        record = storage.read_json(uri)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    if not isinstance(record, dict) or record.get("version") != VERSION:
-        raise UsageError(f"{uri} is no record of samples of this version of foldtrain: choose another --out")
-    return {name: record.get(name) for name in ("plan", "made_by")}
-
-
-def begin(plan: SamplePlan) -> None:
-    """Put on record what is about to be made."""
-    storage.write_json(storage.join(plan.folder, PLAN), {"version": VERSION} | plan.to_json())
-
-
-def finish(plan: SamplePlan, parts: Parts, names: Sequence[str], told: dict[str, Any]) -> None:
-    """With all parts there: the npz, the grid, and last the record.
-
-    Args:
-        plan: of the samples.
-        parts: all of its parts.
-        names: of the classes, by label.
-        told: what is on record beside the plan.
-    """
-    files = {}
-    if plan.kind == "npz":
-        storage.write_stream(plan.output, lambda file: _write_npz(plan, file))
-    grid = _grid(plan, names)
-    storage.write_bytes(plan.beside(GRID), grid)
-    files[plan.beside(GRID).rpartition("/")[2]] = storage.sha256(grid)
-    record = {"version": VERSION} | plan.to_json() | told
-    record |= {
-        "images": plan.labels.images,
-        "software": parts.software,
-        "files": files,
-        "sha256_of_parts": parts.digest,
-    }
-    storage.write_json(plan.beside(SAMPLING), record)
-
-
-def _grid(plan: SamplePlan, names: Sequence[str]) -> bytes:
-    pixels = read_pixels(plan, 0, _GRID_IMAGES)
-    labels = plan.labels.segments[0].labels
-    columns = len(labels) if 1 < len(labels) <= _GRID_IMAGES // 4 and len(pixels) >= len(labels) else _GRID_COLUMNS
-    columns = min(columns, len(pixels))
-    heads = [names[label] if label >= 0 else "no class" for label in plan.labels.between(0, columns).tolist()]
-    is_even = columns == len(labels) or len(set(heads)) == 1
-    upscale = max(1, _PIXELS_WIDE // pixels.shape[2])
-    return to_png(image_grid(pixels, columns, upscale=upscale, column_labels=heads if is_even else ()))
-
-
-def _write_npz(plan: SamplePlan, file: IO[bytes]) -> None:
-    """Stream the parts into one archive; the same parts give the same bytes."""
-    first = _npy(plan, 0)
-    label_N = plan.labels.between(0, plan.labels.images)
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        with archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as member:
-            _write_header(member, first, (plan.labels.images, *first.shape[1:]))
-            for pixels in _all_pixels(plan):
-                member.write(np.ascontiguousarray(pixels).data)
-        with archive.open(zipfile.ZipInfo("arr_1.npy"), "w", force_zip64=True) as member:
-            np.lib.format.write_array(member, label_N, allow_pickle=False)
-
-
-def _all_pixels(plan: SamplePlan) -> Iterator[Pixels]:
-    for part in range(plan.parts):
-        yield _npy(plan, part)
-
-
-def _write_header(member: IO[bytes], array: npt.NDArray[Any], shape: tuple[int, ...]) -> None:
-    header = np.lib.format.header_data_from_array_1_0(array) | {"shape": shape}
-    np.lib.format.write_array_header_1_0(member, header)

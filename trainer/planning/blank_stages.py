@@ -168,7 +168,7 @@ def _generator(section: GeneratorStageConfig, configs: StageConfigs, fake: FakeD
     with torch.device("meta"):
         forcing = build_forcing(tokenizer)
         width = None if forcing is None else forcing.width
-        network = build_generator(section.model, tokenizer.layout, width)
+        network = build_generator(section.network, tokenizer.layout, width)
     fake.fill(network)
     frozen: list[nn.Module] = []
     if forcing is not None:

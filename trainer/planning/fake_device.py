@@ -30,6 +30,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from trainer.planning.attention_pairs import CountedAttention, flex_kernel
 from trainer.planning.backward import leaf_gradients
 from trainer.planning.host_tensors import HostTensors
+from trainer.planning.trace import in_one_kernel
 
 Kind = Literal["cpu", "cuda"]
 _PACKAGES = ("model.", "data_pipeline.", "trainer.")
@@ -110,12 +111,18 @@ def _without_modules(names: tuple[str, ...]) -> Iterator[None]:
 
 
 def _uncompiled(function: Any = None, **_: Any) -> Any:
-    """What torch.compile gives: FlexAttention's kernel, and all else as it is."""
+    """What torch.compile gives: FlexAttention's kernel; of other functions one kernel for each chain in them."""
     from torch.nn.attention.flex_attention import flex_attention
 
     if function is None:
-        return lambda found: found
-    return flex_kernel if function is flex_attention else function
+        return _uncompiled
+    return flex_kernel if function is flex_attention else functools.partial(_compiled_call, function)
+
+
+def _compiled_call(function: Any, *arguments: Any, **named: Any) -> Any:
+    """On the branches that the function takes under the compiler."""
+    with mock.patch("torch.compiler.is_compiling", return_value=True):
+        return in_one_kernel(lambda: function(*arguments, **named))
 
 
 def _forget_cached_tensors() -> None:

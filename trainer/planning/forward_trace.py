@@ -54,7 +54,7 @@ def trace_sampling(configs: StageConfigs, sampling: SamplingConfig, samples: int
 
         def drawn_of(layout: TokenLayout) -> Callable[[], torch.Tensor]:
             with torch.device("meta"):
-                generator = build_generator(section.model, layout, None if forcing is None else forcing.width)
+                generator = build_generator(section.network, layout, None if forcing is None else forcing.width)
             fake.fill(generator)
             cast("nn.Module", generator).eval()
             plan = SamplingPlan(

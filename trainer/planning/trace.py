@@ -16,9 +16,11 @@ import itertools
 import sys
 import weakref
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from types import FrameType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +30,7 @@ from torch.utils.flop_counter import flop_registry
 
 from trainer.planning.attention_pairs import ALL_PAIRS, Pairs, current_pairs
 from trainer.planning.operation import Operation
+from trainer.planning.roofline import fuse
 
 _FLOPS = {
     **flop_registry,
@@ -55,6 +58,19 @@ _SHAPING |= {"ones_like", "full", "full_like", "clone", "_to_copy", "copy_", "fi
 _PROJECT = ("model", "trainer", "data_pipeline", "cluster")
 
 
+_Made = TypeVar("_Made")
+_entered: list[Trace] = []
+"""The traces that are at work, the innermost last."""
+
+
+def in_one_kernel(work: Callable[[], _Made]) -> _Made:
+    """Have the innermost trace record what a compiler makes of some work: each chain of elementwise operations once.
+
+    What is alive within a chain takes no memory.
+    """
+    return _entered[-1].fusing(work) if _entered else work()
+
+
 class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records all that happens on a device while it is entered."""
 
@@ -71,7 +87,22 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __enter__(self) -> Self:
         super().__enter__()  # type: ignore[no-untyped-call]
+        _entered.append(self)
         return self
+
+    def __exit__(self, *error: object) -> None:
+        _entered.remove(self)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+
+    def fusing(self, work: Callable[[], _Made]) -> _Made:
+        """See `in_one_kernel`."""
+        before, peak = len(self.operations), self.live.peak
+        made = work()
+        results = [leaf for leaf in tree_leaves(made) if isinstance(leaf, Tensor)]
+        recorded = [replace(each, fusible=not each.flops) for each in self.operations[before:]]
+        self.operations[before:] = fuse(recorded, map(self.live.number, results))
+        self.live.peak = max(peak, self.live.now - self.live.casts)
+        return made
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

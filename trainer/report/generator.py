@@ -58,9 +58,12 @@ def summary(seen: Sequence[Record]) -> str:
         return ""
     (best, least), (step, loss) = min(known, key=lambda entry: entry[1]), known[-1]
     trained, tokens = _losses(seen[-1], "training").get("loss"), _value(seen[-1], "tokens_per_sample")
-    parts = [f"After step {step:,} a held-out token costs {number(loss)} nats"]
-    if tokens:
-        parts[0] += f", an image {number(loss * tokens)}"
+    if _is_masked(seen[-1]):
+        parts = [f"After step {step:,} a masked token of a held-out image costs {number(loss)} nats, given the others"]
+        parts.append("masks hide another share of each image, so that this is no likelihood of images")
+    else:
+        parts = [f"After step {step:,} a held-out token costs {number(loss)} nats"]
+        parts[0] += f", an image {number(loss * tokens)}" if tokens else ""
     if trained is not None:
         parts.append(f"tokens of training images cost {number(trained)}, {number(loss - trained)} less")
     if best == step:
@@ -68,6 +71,15 @@ def summary(seen: Sequence[Record]) -> str:
     else:
         parts.append(f"the held-out loss was least after step {best:,} ({number(least)}): what came later overfits")
     return "; ".join(parts) + "."
+
+
+def _is_masked(event: Record) -> bool:
+    """Whether the loss is of tokens that are masked, given those that are not."""
+    return "masked_loss" in _losses(event)
+
+
+def _unit(event: Record) -> str:
+    return "nats per masked token (no likelihood)" if _is_masked(event) else "nats per token"
 
 
 def _losses(event: Record, whose: str = "held_out") -> dict[str, float]:
@@ -103,7 +115,7 @@ def _loss_chart(seen: Sequence[Record]) -> Any:
         Line("training images", _points(seen, "training", ["loss"]), 1),
     ]
     title = "Loss of tokens of held-out and of training images by step"
-    return line_chart(lines, title=title, x_label="step", y_label="nats per token")
+    return line_chart(lines, title=title, x_label="step", y_label=_unit(seen[-1]))
 
 
 def _group_chart(seen: Sequence[Record]) -> Any:
@@ -116,7 +128,7 @@ def _group_chart(seen: Sequence[Record]) -> Any:
         for colour, group in enumerate(some(list(groups)))
     ]
     title = "Loss of held-out tokens of each group by step"
-    return line_chart(lines, title=title, x_label="step", y_label="nats per token")
+    return line_chart(lines, title=title, x_label="step", y_label=_unit(seen[-1]))
 
 
 def _table(event: Record) -> dict[str, Any]:

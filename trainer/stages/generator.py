@@ -59,7 +59,7 @@ class GeneratorStage:
         forcing = None if tokenizer is None else load_forcing(tokenizer, device)
         width = None if forcing is None else forcing.width
         try:
-            network = build_generator(job.section.model, tokens.layout, width)
+            network = build_generator(job.section.network, tokens.layout, width)
         except ValueError as error:
             raise UsageError(f"generator.model: {error}") from None
         self._compose(job.section, network, forcing, device, job.seed)

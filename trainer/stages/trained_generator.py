@@ -137,7 +137,7 @@ def _card_config(job: TrainJob) -> dict[str, Any]:
     layout = TokenManifest.read(job.inputs["tokens"]).layout
     with torch.device("meta"):
         forcing = _forcing(job.inputs.get("tokenizer"))
-        network = build_generator(section.model, layout, None if forcing is None else forcing.width)
+        network = build_generator(section.network, layout, None if forcing is None else forcing.width)
     return GeneratorStage.without_data(section, network, forcing, torch.device("meta")).card()
 
 
