@@ -18,7 +18,7 @@ import pytest
 
 from cluster.drills.s3_server import BUCKET, S3Server
 
-pytest_plugins = ["tests.allowed_skips", "tests.free_disk"]
+pytest_plugins = ["tests.allowed_skips", "tests.fast_set", "tests.free_disk"]
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = tempfile.TemporaryDirectory(prefix="foldtrain-cache-")
 
@@ -55,23 +55,15 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
 
 
-SLOW_GROUPS = {"s3", "ray", "slurm", "drill", "data_drill", "train_drill", "elastic", "notices"}
-"""Groups of tests (`xdist_group`) that share the S3 server or a Ray, or kill what one has started."""
-
-
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist, which then reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what `make test-fast` leaves out, and keep on one process the tests of a file that share what is made once.
+    """Keep on one process the tests of a file that share what is made once.
 
-    Left out is whatever needs the S3 server, starts Ray or kills processes. A fixture of a module, or what one of its
-    cached functions gives, would be made once on each process that runs a test of it.
+    A fixture of a module, or what one of its cached functions gives, would be made once on each process that runs a
+    test of it.
     """
     for item in items:
-        groups = {mark.args[0] for mark in item.iter_markers("xdist_group") if mark.args}
-        is_drill = item.get_closest_marker("drill") is not None
-        if is_drill or groups & SLOW_GROUPS or "s3" in getattr(item, "fixturenames", ()):
-            item.add_marker("slow")
-        if not groups and shares_with_its_module(item):
+        if item.get_closest_marker("xdist_group") is None and shares_with_its_module(item):
             item.add_marker(pytest.mark.xdist_group(f"{item.path.parent.name}_{item.path.stem}"))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.fuzz import mutations
+from benchmarks.fuzz import binary_mutations, mutations
 from benchmarks.fuzz.templates import RANK_FILE, STEP, Files
 from data_pipeline import storage
 
@@ -312,9 +312,9 @@ def show_inspection(found: Any) -> None:
 
 def _change_shard(rng: random.Random, data: bytes) -> bytes:
     def change(rng: random.Random, name: str, member: bytes) -> bytes:
-        return (mutations.change_npy if name.endswith(".npy") else mutations.change_json)(rng, member)
+        return (binary_mutations.change_npy if name.endswith(".npy") else mutations.change_json)(rng, member)
 
-    return mutations.change_tar(rng, data, change)
+    return binary_mutations.change_tar(rng, data, change)
 
 
 _JSON, _LINES = mutations.change_json, mutations.change_lines
@@ -324,9 +324,11 @@ _IMAGES, _TOKENS, _STAGE = ("images/",), ("tokens/", "images/"), ("generator/",)
 TARGETS = (
     Target("image manifest", "images/train/manifest.json", _JSON, read_images, _state_fingerprint, _IMAGES),
     Target("image index", "images/train/images-00000.index.json", _JSON, read_images, _state_index, _IMAGES),
-    Target("image table", "images/train/shards.bin", mutations.change_columns, read_images, _state_table, _IMAGES),
-    Target("samples", "images/train/index.bin", mutations.change_columns, read_images, _state_samples, _IMAGES),
-    Target("token table", "tokens/shards.bin", mutations.change_columns, read_tokens, _state_table, _TOKENS),
+    Target(
+        "image table", "images/train/shards.bin", binary_mutations.change_columns, read_images, _state_table, _IMAGES
+    ),
+    Target("samples", "images/train/index.bin", binary_mutations.change_columns, read_images, _state_samples, _IMAGES),
+    Target("token table", "tokens/shards.bin", binary_mutations.change_columns, read_tokens, _state_table, _TOKENS),
     Target("token manifest", "tokens/manifest.json", _JSON, read_tokens, _state_fingerprint, _TOKENS),
     Target("token archive", "tokens/tokens-00000.tar", _change_shard, read_tokens, _state_tokens, _TOKENS),
     Target("token commit", "tokens/tokens-00000.json", _JSON, read_tokens, needs=_TOKENS),
@@ -339,13 +341,15 @@ TARGETS = (
     Target(
         "weights",
         "judge/export/model.safetensors",
-        mutations.change_safetensors,
+        binary_mutations.change_safetensors,
         read_export,
         _state_weights,
         ("judge/",),
     ),
-    Target("published file", "published/best_ckpt.pt", mutations.change_torch_file, read_published, needs=_PUBLISHED),
-    Target("published tensors", _HUB, mutations.change_safetensors, read_published, needs=_PUBLISHED),
+    Target(
+        "published file", "published/best_ckpt.pt", binary_mutations.change_torch_file, read_published, needs=_PUBLISHED
+    ),
+    Target("published tensors", _HUB, binary_mutations.change_safetensors, read_published, needs=_PUBLISHED),
     Target("published options", "published/config.json", _JSON, read_published, needs=_PUBLISHED),
     Target("metrics lines", "generator/metrics.jsonl", _LINES, read_records, needs=_STAGE),
     Target("events lines", "generator/events.jsonl", _LINES, read_records, needs=_STAGE),

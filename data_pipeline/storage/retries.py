@@ -17,7 +17,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import Concatenate, NoReturn, ParamSpec, TypeVar
+from typing import Concatenate, Generic, NoReturn, ParamSpec, TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 
@@ -84,6 +84,64 @@ def _allowed(scheme: str) -> float:
     return seconds if scheme in _answered else min(seconds, FIRST_CONTACT_PATIENCE)
 
 
+class _Tries(Generic[R]):
+    """The tries of one operation on a remote URI, at the pace that its bucket allows."""
+
+    def __init__(self, uri: str, attempt: Callable[[], R], written: int | None) -> None:
+        self._uri, self._attempt, self._bytes = uri, attempt, written or 0
+        self._scheme = uri.split("://", 1)[0]
+        self._pacer = pacer_of(uri, writes=written is not None)
+        self.stop = _Stop(self._scheme)
+
+    def once(self) -> R:
+        """One try, when its turn has come."""
+        wait = self._pacer.reserve(self._bytes)
+        if wait > 0:
+            time.sleep(wait)
+        result = self._attempt()
+        self._pacer.succeeded()
+        _answered.add(self._scheme)
+        _served.add(self._scheme)
+        return result
+
+    def may_pass(self, error: BaseException) -> bool:
+        """Whether it is worth another try."""
+        return is_transient(error) or self._is_expired(error)
+
+    def until_given_up(self, first: list[Exception]) -> R:
+        """Further tries, after one that failed: its error is taken out of the list, so that nothing keeps it."""
+        return Retrying(
+            retry=retry_if_exception(self.may_pass),
+            stop=self.stop,
+            wait=wait_random_exponential(multiplier=0.2, max=LONGEST_WAIT),
+            before_sleep=self._prepare_next,
+            reraise=True,
+        )(lambda: _raise(first.pop()) if first else self.once())
+
+    def _is_expired(self, error: BaseException) -> bool:
+        return is_expired(error, worked_before=self._scheme in _served)
+
+    def _prepare_next(self, state: RetryCallState) -> None:
+        """Learn from a failure: who answered, whether credentials are old, whether the pace was too fast."""
+        error = _error(state)
+        if service_code(error) is not None:
+            _answered.add(self._scheme)
+            self.stop.seconds = _allowed(self._scheme)
+        if self._is_expired(error):
+            self._renew()
+        if is_slow_down(error):
+            self._pacer.slowed()
+        if state.attempt_number == 5:
+            _LOG.warning("%s: %s; trying again for %.0f seconds", self._uri, reason(error), self.stop.seconds)
+
+    def _renew(self) -> None:
+        """Read the credentials anew; what never worked is not waited for as long as what did."""
+        if self._scheme not in _served:
+            self.stop.seconds = min(self.stop.seconds, FIRST_CONTACT_PATIENCE)
+        with contextlib.suppress(Exception):  # the next try says what is wrong
+            renew_credentials(self._uri)
+
+
 def patiently(uri: str, attempt: Callable[[], R], *, written: int | None = None) -> R:
     """Do something to a remote URI until it succeeds or fails for good, at the pace that the bucket allows.
 
@@ -97,54 +155,17 @@ def patiently(uri: str, attempt: Callable[[], R], *, written: int | None = None)
         FoldtrainError: if storage refuses; it names them, too.
         FileNotFoundError, FileExistsError and others: as `attempt` raises them.
     """
-    scheme = uri.split("://", 1)[0]
-    pacer = pacer_of(uri, writes=written is not None)
-    stop = _Stop(scheme)
-
-    def paced() -> R:
-        wait = pacer.reserve(written or 0)
-        if wait > 0:
-            time.sleep(wait)
-        result = attempt()
-        pacer.succeeded()
-        _answered.add(scheme)
-        _served.add(scheme)
-        return result
-
-    def may_pass(error: BaseException) -> bool:
-        return is_transient(error) or is_expired(error, worked_before=scheme in _served)
-
-    def before_sleep(state: RetryCallState) -> None:
-        error = _error(state)
-        if service_code(error) is not None:
-            _answered.add(scheme)
-            stop.seconds = _allowed(scheme)
-        if is_expired(error, worked_before=scheme in _served):
-            if scheme not in _served:
-                stop.seconds = min(stop.seconds, FIRST_CONTACT_PATIENCE)
-            with contextlib.suppress(Exception):  # the next try says what is wrong
-                renew_credentials(uri)
-        if is_slow_down(error):
-            pacer.slowed()
-        if state.attempt_number == 5:
-            _LOG.warning("%s: %s; trying again for %.0f seconds", uri, reason(error), stop.seconds)
-
+    tries = _Tries(uri, attempt, written)
     try:
         try:
-            return paced()
+            return tries.once()  # without tenacity, which costs as much as a try
         except Exception as error:
-            if not may_pass(error):
+            if not tries.may_pass(error):
                 raise
             first = [error]
-        return Retrying(
-            retry=retry_if_exception(may_pass),
-            stop=stop,
-            wait=wait_random_exponential(multiplier=0.2, max=LONGEST_WAIT),
-            before_sleep=before_sleep,
-            reraise=True,
-        )(lambda: _raise(first.pop()) if first else paced())  # the first try was made: tenacity costs as much as it
+        return tries.until_given_up(first)
     except Exception as error:
-        known = explain(uri, error, stop.seconds if may_pass(error) else None)
+        known = explain(uri, error, tries.stop.seconds if tries.may_pass(error) else None)
         if known is None:
             raise
         raise known from error

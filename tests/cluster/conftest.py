@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
+
+from foldtrain import main
 
 SMALL = """\
 run: runs/small
@@ -59,10 +64,30 @@ def here_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
 
 @pytest.fixture
 def foldtrain(tmp_path: Path) -> Foldtrain:
-    """Runs `foldtrain ARGUMENTS...` in a folder of its own."""
+    """Runs `foldtrain ARGUMENTS...` in a folder of its own, as a process."""
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "foldtrain", *arguments]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+
+    return run
+
+
+@pytest.fixture
+def foldtrain_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Foldtrain:
+    """The same in this process, from the same `main` to its exit code, without a second for imports."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
+        with monkeypatch.context() as changed, mock.patch.dict(os.environ):
+            changed.chdir(tmp_path)
+            changed.setattr(sys, "argv", ["foldtrain", *arguments])
+            changed.setattr(sys, "stdout", out)
+            changed.setattr(sys, "stderr", err)
+            changed.setattr(sys, "path", [*sys.path])
+            with pytest.raises(SystemExit) as ended:
+                main()
+        printed, said = (stream.buffer.getvalue().decode() for stream in (out, err))  # type: ignore[attr-defined]
+        return subprocess.CompletedProcess(arguments, int(ended.value.code or 0), printed, said)
 
     return run

@@ -101,45 +101,45 @@ def test_a_misspelt_override_ends_with_2_and_the_likely_key(foldtrain: Foldtrain
 
 
 @pytest.mark.parametrize("stage", ["ingest", "tokenize", "train-generator"])
-def test_a_missing_config_ends_a_stage_with_2(foldtrain: Foldtrain, stage: str) -> None:
-    done = foldtrain(stage, "configs/nowhere.yaml")
+def test_a_missing_config_ends_a_stage_with_2(foldtrain_here: Foldtrain, stage: str) -> None:
+    done = foldtrain_here(stage, "configs/nowhere.yaml")
     assert done.returncode == 2
     assert "configs/nowhere.yaml does not exist" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_an_unknown_option_ends_with_2(foldtrain: Foldtrain, small_config: Path) -> None:
-    assert foldtrain("ingest", "--fast", str(small_config)).returncode == 2
+def test_an_unknown_option_ends_with_2(foldtrain_here: Foldtrain, small_config: Path) -> None:
+    assert foldtrain_here("ingest", "--fast", str(small_config)).returncode == 2
 
 
-def test_a_source_that_is_not_there_ends_with_2_and_its_path(foldtrain: Foldtrain, small_config: Path) -> None:
-    done = foldtrain("ingest", str(small_config), "data.source.path=no/such/folder")
+def test_a_source_that_is_not_there_ends_with_2_and_its_path(foldtrain_here: Foldtrain, small_config: Path) -> None:
+    done = foldtrain_here("ingest", str(small_config), "data.source.path=no/such/folder")
     assert done.returncode == 2
     assert "no/such/folder" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_verify_finds_a_byte_that_changed(foldtrain: Foldtrain, small_config: Path, tmp_path: Path) -> None:
+def test_verify_finds_a_byte_that_changed(foldtrain_here: Foldtrain, small_config: Path, tmp_path: Path) -> None:
     (tmp_path / "pictures" / "cat").mkdir(parents=True)
     Image.new("RGB", (8, 8), "red").save(tmp_path / "pictures" / "cat" / "1.png")
-    ingested = foldtrain("ingest", str(small_config))
+    ingested = foldtrain_here("ingest", str(small_config))
     assert ingested.returncode == 0
     assert "\ningest: 1 image; 1 class; 0 set aside; skipped: nothing\n" in ingested.stdout
     (images,) = {str(path.parent) for path in (tmp_path / "runs").rglob("manifest.json")}
-    whole = foldtrain("verify", images)
+    whole = foldtrain_here("verify", images)
     assert (whole.returncode, "1 sample of images in 1 shard matches its manifest" in whole.stdout) == (0, True)
     (shard,) = Path(images).glob("*.tar")
     data = bytearray(shard.read_bytes())
     data[600] ^= 1
     shard.write_bytes(data)
-    damaged = foldtrain("verify", images)
+    damaged = foldtrain_here("verify", images)
     assert damaged.returncode == 1
     assert shard.name in damaged.stderr
     assert "cat/1" in damaged.stderr
 
 
-def test_verify_of_anything_else_ends_with_2(foldtrain: Foldtrain, tmp_path: Path) -> None:
-    done = foldtrain("verify", str(tmp_path))
+def test_verify_of_anything_else_ends_with_2(foldtrain_here: Foldtrain, tmp_path: Path) -> None:
+    done = foldtrain_here("verify", str(tmp_path))
     assert done.returncode == 2
     assert "no complete data set" in done.stderr
 
@@ -150,14 +150,14 @@ def test_config_prints_what_loads_to_the_same_config(foldtrain: Foldtrain, small
     assert load_config(tmp_path / "resolved.yaml") == load_config(small_config, ["seed=7"])
 
 
-def test_quickstart_without_a_config_takes_the_packaged_one(foldtrain: Foldtrain) -> None:
-    done = foldtrain("quickstart", "generator.trainer.global_bach=64")
+def test_quickstart_without_a_config_takes_the_packaged_one(foldtrain_here: Foldtrain) -> None:
+    done = foldtrain_here("quickstart", "generator.trainer.global_bach=64")
     assert done.returncode == 2
     assert packaged("quickstart.yaml") in done.stderr
 
 
-def test_the_schema_describes_every_section(foldtrain: Foldtrain) -> None:
-    schema = json.loads(foldtrain("schema").stdout)
+def test_the_schema_describes_every_section(foldtrain_here: Foldtrain) -> None:
+    schema = json.loads(foldtrain_here("schema").stdout)
     assert {"extends", "run", "data", "tokenizer", "generator", "cluster"} <= set(schema["properties"])
     trainer = schema["$defs"]["TrainerConfig"]["properties"]
     assert "Samples per optimizer step" in trainer["global_batch"]["description"]

@@ -128,8 +128,10 @@ def test_verify_as_json_still_ends_with_1(tokens: Path) -> None:
 
 
 @pytest.mark.parametrize("command", [("verify",), ("inspect",), ("export", "--to", "out", "--format", "npz")])
-def test_a_folder_that_is_no_data_set_ends_with_2(foldtrain: Foldtrain, tmp_path: Path, command: tuple[str]) -> None:
-    done = foldtrain(*command, str(tmp_path))
+def test_a_folder_that_is_no_data_set_ends_with_2(
+    foldtrain_here: Foldtrain, tmp_path: Path, command: tuple[str]
+) -> None:
+    done = foldtrain_here(*command, str(tmp_path))
     assert done.returncode == 2
     assert "no complete data set" in done.stderr
 
@@ -196,9 +198,9 @@ def test_import_of_llamagen_makes_a_data_set_that_verify_passes(tmp_path: Path) 
     assert invoke("verify", str(tmp_path / "out")).exit_code == 0
 
 
-def test_import_ends_with_2_and_the_line(foldtrain: Foldtrain, tmp_path: Path) -> None:
+def test_import_ends_with_2_and_the_line(foldtrain_here: Foldtrain, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"class_id": 0, "tokens": [7]}\n{"class_id": 0, "tokens": [1024]}\n')
-    done = foldtrain("import", "rar", "a.jsonl", "--output", "out", "--codebook-size", "1024")
+    done = foldtrain_here("import", "rar", "a.jsonl", "--output", "out", "--codebook-size", "1024")
     assert done.returncode == 2
     assert "a.jsonl, line 2: token 1024 is outside 0 to 1023" in done.stderr
 

@@ -89,9 +89,9 @@ def test_every_difference_from_the_reference_is_named() -> None:
     ]
 
 
-def test_a_folder_with_something_in_it_is_left_alone(foldtrain: Foldtrain, tmp_path: Path) -> None:
+def test_a_folder_with_something_in_it_is_left_alone(foldtrain_here: Foldtrain, tmp_path: Path) -> None:
     (tmp_path / "full" / "of").mkdir(parents=True)
-    done = foldtrain("drill", "data", "--folder", "full")
+    done = foldtrain_here("drill", "data", "--folder", "full")
     assert (done.returncode, "is not empty" in done.stderr) == (2, True)
 
 

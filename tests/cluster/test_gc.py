@@ -24,9 +24,9 @@ def leave_a_file(folder: Path) -> Path:
     return path
 
 
-def test_it_lists_what_is_left_and_how_to_remove_it(foldtrain: Foldtrain, tmp_path: Path) -> None:
+def test_it_lists_what_is_left_and_how_to_remove_it(foldtrain_here: Foldtrain, tmp_path: Path) -> None:
     path = leave_a_file(tmp_path)
-    done = foldtrain("gc", "run", "--older-than", "0")
+    done = foldtrain_here("gc", "run", "--older-than", "0")
     assert done.returncode == 0, done.stderr
     assert "unfinished file" in done.stdout
     assert "2.0 kB" in done.stdout
@@ -34,29 +34,31 @@ def test_it_lists_what_is_left_and_how_to_remove_it(foldtrain: Foldtrain, tmp_pa
     assert path.exists()
 
 
-def test_it_removes_with_delete_and_then_finds_nothing(foldtrain: Foldtrain, tmp_path: Path) -> None:
+def test_it_removes_with_delete_and_then_finds_nothing(foldtrain_here: Foldtrain, tmp_path: Path) -> None:
     path = leave_a_file(tmp_path)
-    assert "removed 1 leftovers" in foldtrain("gc", "run", "--older-than", "0", "--delete").stdout
+    assert "removed 1 leftovers" in foldtrain_here("gc", "run", "--older-than", "0", "--delete").stdout
     assert not path.exists()
-    assert "nothing is left over" in foldtrain("gc", "run", "--older-than", "0").stdout
+    assert "nothing is left over" in foldtrain_here("gc", "run", "--older-than", "0").stdout
 
 
-def test_what_is_young_is_left_alone(foldtrain: Foldtrain, tmp_path: Path) -> None:
+def test_what_is_young_is_left_alone(foldtrain_here: Foldtrain, tmp_path: Path) -> None:
     path = leave_a_file(tmp_path)
-    assert "nothing is left over" in foldtrain("gc", "run", "--delete").stdout
+    assert "nothing is left over" in foldtrain_here("gc", "run", "--delete").stdout
     assert path.exists()
 
 
-def test_a_folder_without_a_record_of_ours_is_left_alone_and_that_is_said(foldtrain: Foldtrain, tmp_path: Path) -> None:
+def test_a_folder_without_a_record_of_ours_is_left_alone_and_that_is_said(
+    foldtrain_here: Foldtrain, tmp_path: Path
+) -> None:
     path = leave_a_file(tmp_path)
     (tmp_path / "run" / "settings.json").unlink()
-    done = foldtrain("gc", "run", "--older-than", "0", "--delete")
+    done = foldtrain_here("gc", "run", "--older-than", "0", "--delete")
     assert "nothing there is ours to remove" in done.stdout
     assert path.exists()
 
 
-def test_a_whole_bucket_is_refused(foldtrain: Foldtrain) -> None:
-    done = foldtrain("gc", "s3://train-data")
+def test_a_whole_bucket_is_refused(foldtrain_here: Foldtrain) -> None:
+    done = foldtrain_here("gc", "s3://train-data")
     assert done.returncode == 2
     assert "s3://train-data is a whole bucket" in done.stderr
 

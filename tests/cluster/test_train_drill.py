@@ -367,15 +367,15 @@ def test_a_tokenizer_of_a_drill_has_all_that_its_step_shares_and_its_discriminat
     assert START % CHECKPOINT_EVERY
 
 
-def test_a_network_that_nobody_knows_is_refused(foldtrain: Foldtrain) -> None:
-    done = foldtrain("drill", "train", "--network", "tokeniser")
+def test_a_network_that_nobody_knows_is_refused(foldtrain_here: Foldtrain) -> None:
+    done = foldtrain_here("drill", "train", "--network", "tokeniser")
     assert done.returncode == 2
     assert "there is no network 'tokeniser' to train: choose one of tokenizer, next-scale" in done.stderr
 
 
-def test_a_folder_with_something_in_it_is_left_alone(foldtrain: Foldtrain, tmp_path: Path) -> None:
+def test_a_folder_with_something_in_it_is_left_alone(foldtrain_here: Foldtrain, tmp_path: Path) -> None:
     (tmp_path / "full" / "of").mkdir(parents=True)
-    done = foldtrain("drill", "train", "--folder", "full")
+    done = foldtrain_here("drill", "train", "--folder", "full")
     assert (done.returncode, "is not empty" in done.stderr) == (2, True)
 
 
