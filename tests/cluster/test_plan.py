@@ -32,6 +32,7 @@ def plan(*arguments: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_the_quickstart_is_planned_as_a_command_without_ray() -> None:
     code = (
         "import sys; from typer.testing import CliRunner; from cluster.cli import app\n"
@@ -81,6 +82,7 @@ def test_without_a_manifest_and_samples_nothing_is_made_up() -> None:
     assert (found["epochs"], found["reading"]) == (None, None)
 
 
+@pytest.mark.slow
 def test_the_number_of_classes_is_that_of_the_data_and_is_said_to_be_assumed_before_they_are_there(
     tmp_path: Path,
 ) -> None:

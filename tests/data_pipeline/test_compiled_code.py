@@ -53,6 +53,7 @@ def test_a_folder_that_the_user_named_is_kept(cache: Path, monkeypatch: pytest.M
     assert kept() == Path("/mine")
 
 
+@pytest.mark.slow
 def test_a_file_under_torchs_name_in_the_folder_of_all_ends_no_import(cache: Path, tmp_path: Path) -> None:
     (tmp_path / "tmp").mkdir()
     (tmp_path / "tmp" / "torchinductor_taken").touch()

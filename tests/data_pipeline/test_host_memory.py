@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 MEASURED = """
 import json, os, resource
 import psutil

@@ -372,7 +372,7 @@ def test_storage_that_keeps_conditions_is_not_complained_about(tmp_path: Path, s
     assert said == []
 
 
-@pytest.mark.parametrize("blow", ["none", "kill", "pause"])
+@pytest.mark.parametrize("blow", ["none", *(pytest.param(each, marks=pytest.mark.slow) for each in ("kill", "pause"))])
 def test_drivers_that_start_at_once_lose_no_line_of_the_ledger(tmp_path: Path, blow: str) -> None:
     found = trial(str(tmp_path / "stage"), tmp_path / "diary", 4, blow, blow == "pause", 1.0)
     assert found["began"] >= 1 + (blow != "none")

@@ -73,7 +73,10 @@ def block_arguments(block: Block, device: str) -> tuple[Tensor, tuple[Tensor, ..
 
 
 @pytest.mark.parametrize("qk_norm", [True, False])
-@pytest.mark.parametrize("path", ["cpu", "cpu bf16", "sdpa", "flex"])
+@pytest.mark.parametrize(
+    "path",
+    ["cpu", pytest.param("cpu bf16", marks=pytest.mark.slow), "sdpa", pytest.param("flex", marks=pytest.mark.slow)],
+)
 def test_a_block_of_the_generator_is_one_graph(path: str, qk_norm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CPU; with torch's kernel as on a GPU (of meta tensors); and with FlexAttention, forward only on a CPU."""
     device = "meta" if path == "sdpa" else "cpu"
@@ -100,6 +103,7 @@ def test_a_block_of_a_convolutional_tokenizer_is_one_graph(block: nn.Module, bf1
         assert graphs(block, torch.zeros(B, 8, 4, 4)) == 1
 
 
+@pytest.mark.slow
 def test_a_convolutional_tokenizers_training_pass_is_one_graph() -> None:
     half = {"widths": (8, 16), "blocks": (1,), "norm_groups": 4}
     network = ConvolutionalTokenizer(VqganConfig(image_size=7, scales=(1, 4), encoder=half, decoder=half)).train()
@@ -112,11 +116,13 @@ def test_a_generators_training_pass_is_one_graph() -> None:
     assert graphs(network, label, torch.zeros(B, 9, 16), label, tokens) == 1
 
 
+@pytest.mark.slow
 def test_a_tokenizers_training_pass_is_one_graph() -> None:
     network, kept = ImageFolderTokenizer(TOKENIZER).train(), torch.full((B,), 2)
     assert graphs(network, torch.zeros(B, 3, 16, 16), {KEPT_SCALES: kept}, kept) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "quantizer", [SphericalConfig(bits=6), FiniteScalarConfig(levels=(4, 5, 3))], ids=lambda config: config.kind
 )
@@ -125,6 +131,7 @@ def test_a_training_pass_of_other_quantizers_is_one_graph(quantizer: QuantizerCo
     assert graphs(network, torch.zeros(B, 1, network.code_dim, 3, 3), torch.full((B,), 2)) == 1
 
 
+@pytest.mark.slow
 def test_a_compiled_pass_has_the_loss_and_gradients_of_an_eager_one() -> None:
     """Compiled code takes the plain formulas, where eager code has its gradients written out."""
     torch.manual_seed(0)

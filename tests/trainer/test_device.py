@@ -156,6 +156,7 @@ print(json.dumps([ending, step, deepspeed.get_accelerator().device_name(), touch
 """
 
 
+@pytest.mark.slow
 def test_training_runs_on_the_cpu_where_torch_sees_a_gpu(tmp_path: Path) -> None:
     unforced = {name: value for name, value in os.environ.items() if name != "DS_ACCELERATOR"} | {"LOCAL_RANK": "0"}
     done = subprocess.run(

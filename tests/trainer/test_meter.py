@@ -22,7 +22,7 @@ from trainer.engine.engine import StepResult, Update
 from trainer.engine.scalars import Scalars
 from trainer.job import StageSection, TrainJob
 from trainer.planning.devices import peak_flops
-from trainer.planning.model_flops import model_flops, sample_flops
+from trainer.planning.model_flops import asked_of, model_flops, sample_flops
 from trainer.planning.plan import DataFacts, Request, make_plan
 from trainer.records.meter import Meter, percentile
 
@@ -159,12 +159,20 @@ def resolved(stage: str, peak_tflops: float | None = None) -> TrainJob:
 
 
 @pytest.mark.parametrize("stage", ["tokenizer", "generator"])
-def test_the_operations_of_a_step_are_those_of_the_plan(stage: str) -> None:
+def test_the_operations_of_a_sample_are_those_of_the_plan(stage: str) -> None:
     config = small_config()
     planned = make_plan(Request(f"train-{stage}", stage_configs(config, f"train-{stage}"), 1, 2, None, DataFacts(None)))
-    found = model_flops(resolved(stage, peak_tflops=1.0), torch.device("cpu"))
+    found = sample_flops(**asked_of(resolved(stage)))
+    step = found * TRAINER["global_batch"]
+    assert step == pytest.approx(planned.time.flops_per_step, rel=1e-4)  # the pairs of images
+
+
+@pytest.mark.slow
+def test_the_operations_of_a_step_are_counted_by_a_process_of_their_own() -> None:
+    job = resolved("generator", peak_tflops=1.0)
+    found = model_flops(job, torch.device("cpu"))
     found.wait()
-    assert found.per_step() == pytest.approx(planned.time.flops_per_step, rel=1e-4)  # the pairs of images
+    assert found.per_step() == round(sample_flops(**asked_of(job)) * TRAINER["global_batch"])
 
 
 def test_nothing_is_counted_where_no_peak_is_known() -> None:

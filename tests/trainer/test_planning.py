@@ -171,10 +171,12 @@ def test_a_smaller_micro_batch_is_tried_before_computing_blocks_twice() -> None:
     assert "activation_checkpointing" not in remedy.settings
 
 
+@pytest.mark.slow
 def test_nothing_helps_if_not_even_the_base_fits() -> None:
     assert cheapest_remedy(work(configs()), BASE_BYTES) is None
 
 
+@pytest.mark.slow
 def test_a_node_has_to_hold_what_its_ranks_keep_on_the_host() -> None:
     settings = configs(depth=30, offload="optimizer", zero_stage=2)
     plan = make_plan(request(settings=settings, host_memory=40e9))
@@ -195,6 +197,7 @@ def test_the_optimizer_stays_on_the_devices_if_the_host_is_too_small_for_it() ->
     assert plan.host.remedy.bytes <= MARGIN * 31e9 < plan.host.needed
 
 
+@pytest.mark.slow
 def test_no_remedy_of_a_device_fills_its_host() -> None:
     bucket = {"zero_optimization": {"reduce_bucket_size": 50_000_000}}
     stage = work(configs(depth=16, micro_batch=1, activation_checkpointing=True, zero_stage=2, extra=bucket))

@@ -179,7 +179,7 @@ def saved_bytes(network: nn.Module, batch: Any, forward: Callable[[], Tensor]) -
     return sum(size for size, _ in kept.values())
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.slow), "bf16"])
 @pytest.mark.parametrize("stage", ["train-generator", "train-tokenizer"])
 def test_a_trace_keeps_what_autograd_saves(stage: str, precision: str) -> None:
     real = real_stage(stage, precision)
@@ -195,12 +195,14 @@ def test_a_trace_keeps_what_autograd_saves(stage: str, precision: str) -> None:
     assert held.kept + held.casts == pytest.approx(saved_bytes(real.network, batch, forward), rel=0.03)
 
 
+@pytest.mark.slow
 def test_checkpointing_keeps_little_and_computes_a_block_at_a_time() -> None:
     plain, cheap = (traced("train-generator", "fp32", checkpointing=on).held for on in (False, True))
     assert cheap.kept < plain.kept / 2
     assert cheap.kept < cheap.backward_peak < plain.kept
 
 
+@pytest.mark.slow
 def test_weights_in_16_bits_are_counted_apart_and_do_not_grow_with_the_samples() -> None:
     few, many = (trace_micro_batch("train-generator", configs("bf16"), samples, "cuda").held for samples in (2, 4))
     assert few.casts == many.casts > 0

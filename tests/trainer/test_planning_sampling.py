@@ -55,7 +55,7 @@ def traced(model: GeneratorConfig, **sampling: Any) -> ForwardTrace:
     return trace_sampling(configs, SamplingConfig(guidance=2.0, **sampling), 3, "cuda")
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("kind", ["next-token", pytest.param("random", marks=pytest.mark.slow)])
 def test_a_few_steps_continued_are_all_steps(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     short = traced(MODELS[kind])
     monkeypatch.setattr(forward_trace, "FEW", (4, SIDE**2))
@@ -71,6 +71,7 @@ def test_a_few_steps_continued_are_all_steps(kind: str, monkeypatch: pytest.Monk
     assert not short.syncs
 
 
+@pytest.mark.slow
 def test_the_orders_options_are_those_of_the_config() -> None:
     model = MaskedConfig(num_classes=4, backbone=BertConfig(depth=1, width=32, heads=2))
     kernels = {
@@ -80,6 +81,7 @@ def test_the_orders_options_are_those_of_the_config() -> None:
     assert kernels[5] - kernels[2] == 3 * (kernels[2] - kernels[1]) > 0
 
 
+@pytest.mark.slow
 def test_products_are_in_the_precision_of_the_config() -> None:
     fine, half = (traced(MODELS["next-token"], precision=each).operations for each in ("fp32", "bf16"))
     products = [{op.dtype for op in each if op.name in {"mm", "addmm"}} for each in (fine, half)]

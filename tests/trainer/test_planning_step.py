@@ -63,11 +63,11 @@ def configs(depth: int = 7, micro_batch: int | None = None) -> StageConfigs:
     )
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_few_blocks_continued_are_all_blocks(checkpointing: bool) -> None:
     short, full = (
         trace_micro_batch(
-            *("train-generator", configs(depth=8), 2, "cuda"), checkpointing=checkpointing, warm=True, short=short
+            *("train-generator", configs(depth=6), 2, "cuda"), checkpointing=checkpointing, warm=True, short=short
         )
         for short in (True, False)
     )
@@ -80,6 +80,7 @@ def test_a_few_blocks_continued_are_all_blocks(checkpointing: bool) -> None:
             assert sums[0] == sums[1]
 
 
+@pytest.mark.slow
 def test_a_deep_network_is_not_traced_whole() -> None:
     deep = trace_micro_batch("train-generator", configs(depth=200), 2, "cuda", warm=True, short=True)
     assert len(deep.kernels) < 200
@@ -155,6 +156,7 @@ def test_two_networks_that_train_each_other_are_traced_as_their_stage_steps() ->
     assert flops == {"forward": 3 * product, "backward": 3 * product}
 
 
+@pytest.mark.slow
 def test_what_previews_all_micro_batches_does_that_ahead() -> None:
     config = load_config("configs/quickstart.yaml").with_classes(10)
     found = stage_configs(config, "train-tokenizer")
@@ -174,6 +176,7 @@ def test_tokenizing_is_traced_without_a_backward_pass() -> None:
     assert patches in {operation.flops for operation in found.operations}
 
 
+@pytest.mark.slow
 def test_a_d16_is_predicted_between_its_arithmetic_and_three_times_that() -> None:
     """Matrix products at the assumed share of the peak are the floor; elementwise work comes on top."""
     asks_nobody = [f"inputs.{name}=null" for name in ("images", "tokens", "tokenizer")]
@@ -196,7 +199,11 @@ def test_a_d16_is_predicted_between_its_arithmetic_and_three_times_that() -> Non
 
 
 @pytest.mark.parametrize(
-    ("sizes", "image", "patch"), [({}, 518, 14), ({"image_size": 256, "patch_size": 16}, 256, 16)], ids=["own", "paper"]
+    ("sizes", "image", "patch"),
+    [
+        pytest.param({}, 518, 14, marks=pytest.mark.slow, id="own"),
+        pytest.param({"image_size": 256, "patch_size": 16}, 256, 16, id="paper"),
+    ],
 )
 def test_a_teacher_costs_what_its_sizes_say(sizes: dict[str, int], image: int, patch: int) -> None:
     """On paper: 12 blocks of width 768, each 12 C² per token in products and 2 C per pair of tokens in attention."""
@@ -214,6 +221,7 @@ def test_a_teacher_costs_what_its_sizes_say(sizes: dict[str, int], image: int, p
     assert kernels[1] - kernels[0] == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_families_of_another_package_are_planned() -> None:
     toys = Path(__file__).parents[1] / "toy"
     code = (
@@ -246,6 +254,7 @@ ADVERSARIAL: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulates", [False, True])
 def test_an_adversarial_step_is_traced_without_weights_and_waits_for_no_device(accumulates: bool) -> None:
     trainer = TrainerConfig(steps=9, global_batch=2)

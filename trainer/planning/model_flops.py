@@ -116,19 +116,23 @@ def _start_count(job: TrainJob) -> subprocess.Popen[bytes]:
         stderr=subprocess.DEVNULL,
         env=os.environ | changes,
     )
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(asked_of(job)).encode())
+    process.stdin.close()
+    return process
+
+
+def asked_of(job: TrainJob) -> dict[str, Any]:
+    """What `sample_flops` is asked of a job, as JSON."""
     tokenizer, teacher = _tokenizer(job), _teacher(job)
     proxy = tokenizer_at(job.inputs[PROXY]) if PROXY in job.inputs else None
-    asked = {
+    return {
         "stage": job.stage,
         "section": job.section.model_dump(mode="json"),
         "tokenizer": None if tokenizer is None else tokenizer.model_dump(mode="json"),
         "teacher": None if teacher is None else teacher.model_dump(mode="json"),
         "proxy": None if proxy is None else proxy.model_dump(mode="json"),
     }
-    assert process.stdin is not None
-    process.stdin.write(json.dumps(asked).encode())
-    process.stdin.close()
-    return process
 
 
 def _tokenizer(job: TrainJob) -> TokenizerConfig | None:
