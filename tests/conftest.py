@@ -57,13 +57,17 @@ def pytest_collection() -> Generator[None, object, object]:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist, which then reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep on one process the tests of a file that share what is made once.
+    """Keep on one process the tests of a file that share what is made once, and those of all files that fork processes.
 
     A fixture of a module, or what one of its cached functions gives, would be made once on each process that runs a
-    test of it.
+    test of it. The server that gloo's processes are forked from imports for seconds (tests/trainer/gloo.py).
     """
     for item in items:
-        if item.get_closest_marker("xdist_group") is None and shares_with_its_module(item):
+        if item.get_closest_marker("xdist_group") is not None:
+            continue
+        if isinstance(item, pytest.Function) and hasattr(item.module, "run_gloo"):
+            item.add_marker(pytest.mark.xdist_group("gloo"))
+        elif shares_with_its_module(item):
             item.add_marker(pytest.mark.xdist_group(f"{item.path.parent.name}_{item.path.stem}"))
 
 

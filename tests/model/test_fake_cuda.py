@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache, partial
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -238,6 +239,15 @@ WORK: dict[str, Callable[[], Callable[[], object]]] = {
 }
 
 
+IN_THE_FAST_SET = {"generator", "tokenizer", "vqgan", "titok stage 2", "sampling", "next-token", "vq quantizer"}
+"""One of each family and of each sort of work."""
+
+
+def works(names: Iterable[str]) -> list[Any]:
+    """Cases of a test."""
+    return [name if name in IN_THE_FAST_SET else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 CONVOLUTIONS_ALONE = {"classifier", "maskgit-vqgan tokenize", *(f"{kind} quantizer" for kind in QUANTIZERS)}
 
 
@@ -256,18 +266,18 @@ def record(name: str) -> GpuRules:
         return second_pass(WORK[name])
 
 
-@pytest.mark.parametrize("name", WORK)
+@pytest.mark.parametrize("name", works(WORK))
 def test_nothing_waits_for_the_gpu_or_leaves_it(name: str) -> None:
     assert record(name).products, "nothing was multiplied"
 
 
-@pytest.mark.parametrize("name", WORK)
+@pytest.mark.parametrize("name", works(WORK))
 def test_products_are_bf16_where_they_need_not_be_float32(name: str) -> None:
     wide = {where for (where, dtype) in record(name).products if dtype == torch.float32}
     assert wide <= FLOAT32, wide - FLOAT32
 
 
-@pytest.mark.parametrize("name", [name for name in WORK if name not in CONVOLUTIONS_ALONE])
+@pytest.mark.parametrize("name", works(name for name in WORK if name not in CONVOLUTIONS_ALONE))
 def test_attention_is_a_fused_kernel(name: str) -> None:
     kernels = record(name).kernels
     assert kernels

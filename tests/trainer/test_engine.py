@@ -86,6 +86,7 @@ def test_accumulation_gives_the_step_of_the_whole_batch_at_every_stage(tmp_path:
         assert losses == pytest.approx(whole, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_optimizer_states_in_host_memory_change_nothing(tmp_path: Path) -> None:
     configs = [settings(zero_stage=stage, offload=place) for stage in (1, 2, 3) for place in ("none", "optimizer")]
     found = run_gloo(2, tmp_path, curves, configs, str(tmp_path))[0]
@@ -107,6 +108,7 @@ def offloaded(folder: str) -> list[list[float]]:
     return found
 
 
+@pytest.mark.slow
 def test_a_checkpoint_with_offload_continues_without_it_and_back(tmp_path: Path) -> None:
     whole, without, back = run_gloo(2, tmp_path, offloaded, str(tmp_path))[0]
     assert without == pytest.approx(whole, rel=1e-5)
@@ -192,6 +194,7 @@ def fp16(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, list[A
     return found
 
 
+@pytest.mark.slow
 def test_in_fp16_steps_that_overflow_are_skipped_and_the_scale_follows(fp16: list[list[dict[str, list[Any]]]]) -> None:
     for steps in (each for rank in fp16 for each in rank):
         expected, row = [2.0**19], 0
@@ -210,6 +213,7 @@ def norms_of_applied(steps: dict[str, list[Any]]) -> list[float]:
     return [norm for norm, applied in zip(steps["norm"], steps["applied"], strict=True) if applied]
 
 
+@pytest.mark.slow
 def test_in_fp16_every_stage_and_worker_decides_alike(fp16: list[list[dict[str, list[Any]]]]) -> None:
     first = fp16[0][0]
     for steps in (each for rank in fp16 for each in rank):
@@ -269,6 +273,7 @@ def test_gradients_travel_beside_backward_in_buckets_and_in_the_format_that_is_c
     assert off["zero_optimization"]["overlap_comm"] is False
 
 
+@pytest.mark.slow
 def test_gradients_in_bf16_and_in_small_buckets_train_alike(tmp_path: Path) -> None:
     changes: tuple[dict[str, Any], ...] = ({}, {"bucket_elements": 5}, {"communication": "bf16"})
     configs = [settings(zero_stage=stage, **each) for stage in STAGES for each in changes]

@@ -49,7 +49,7 @@ LOOKS: dict[str, Any] = {"every": EVERY, "samples": SEEN, "training_samples": 5,
 SHOWN: dict[str, Any] = {"every": 3, "samples_per_class": 2, "classes": [1, 7, 4], "guidance": 1.5, "batch": 4}
 SHOWN |= {"most_seconds": None}
 
-pytestmark = pytest.mark.xdist_group("generator_validation")
+pytestmark = pytest.mark.xdist_group("gloo")
 
 
 def tokens_of(number: int, salt: int) -> np.ndarray:

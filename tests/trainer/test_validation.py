@@ -104,7 +104,7 @@ def measure(folder: Path, stage: int) -> None:
     train_job(job(folder, f"measured-{stage}-{dist.get_world_size()}", asked))
 
 
-pytestmark = pytest.mark.xdist_group("validation")
+pytestmark = pytest.mark.xdist_group("gloo")
 
 
 @pytest.fixture(scope="module")
