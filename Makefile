@@ -8,6 +8,8 @@ VERSIONS := 3.11 3.12 3.13
 # PIP_CONSTRAINT reaches the environments in which pip builds packages, too.
 export PIP_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Python keeps what it compiled, whatever the shell says: else each process of the tests compiles the packages anew.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup quickstart test test-fast test-gpu check format clean ci-system

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -86,6 +87,14 @@ def test_every_file_that_the_readme_links_to_is_there(target: str) -> None:
 @pytest.mark.parametrize("target", ["setup", "quickstart", "test", "test-fast", "check", "format", "clean"])
 def test_make_knows_its_targets(target: str) -> None:
     subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, check=True)
+
+
+def test_make_has_python_keep_what_it_compiled() -> None:
+    shown = ["make", "--eval", "shown:;@echo kept$$PYTHONDONTWRITEBYTECODE", "shown"]
+    found = subprocess.run(
+        shown, cwd=ROOT, env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}, capture_output=True, text=True, check=True
+    )
+    assert found.stdout == "kept\n"
 
 
 def test_the_ci_script_checks_and_tests() -> None:
