@@ -30,6 +30,7 @@ os.environ.update(
     # Ray reads these when it is imported: clusters of our own in a test's process would set them too late.
     RAY_AUTH_MODE="token",
     RAY_AUTH_TOKEN=secrets.token_hex(32),
+    RAY_ENABLE_AUTO_CONNECT="0",  # a test that asks Ray for something starts none by accident
     DS_ACCELERATOR="cpu",
     WANDB_MODE="disabled",  # a process of its own for each training: tests that are about it set it themselves
 )

@@ -156,6 +156,7 @@ def test_workers_are_kept_off_the_nodes_that_the_preflight_leaves_out(
     monkeypatch.setattr("cluster.preflight.before_training.preflight", preflight)
     monkeypatch.setattr("cluster.training.supervision.Supervisor", Supervises)
     monkeypatch.setattr("cluster.session.head_nodes.own_node", lambda: None)
+    monkeypatch.setattr("cluster.session.head_nodes.HeadNodes", object)
     for name in ("ray_session", "watch_head"):
         monkeypatch.setattr(training_stage, name, lambda *_: nullcontext())
     monkeypatch.setattr(training_stage, "require_gpus", lambda *_: None)
