@@ -103,6 +103,7 @@ def _do_stages(run: str, job_id: str) -> int:
     from cluster.jobs.places import job_folder
     from cluster.jobs.records import CONFIG, read_job
     from cluster.jobs.runner import TOLD_EXIT
+    from cluster.stages.job_nodes import nodes_of_stage
     from cluster.stages.pipeline import StageStopped, run_stages
     from cluster.terminal.output import console
     from data_pipeline import storage
@@ -112,8 +113,14 @@ def _do_stages(run: str, job_id: str) -> int:
     config = load_config(storage.join(job_folder(run, job_id), CONFIG))
     if os.environ.get("RAY_ADDRESS"):  # the target says where it runs
         config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"address": None})})
+
+    def say(stage: str, outcome: str | None) -> None:
+        _say_stage(stage, outcome)
+        if outcome is None and (said := nodes_of_stage(run, job_id, config, stage)):
+            console().print(f"{stage}: {said}", markup=False)
+
     try:
-        run_stages(read_job(run, job_id).stages, config, seconds_since_enter(), _say_stage)
+        run_stages(read_job(run, job_id).stages, config, seconds_since_enter(), say)
     except StageStopped as stopped:
         console().print(str(stopped))
         return TOLD_EXIT

@@ -11,13 +11,18 @@ from typing import Protocol, runtime_checkable
 from cluster.config.loading import load_config
 from cluster.config.run import RunConfig
 from cluster.jobs.places import is_id, job_folder
-from cluster.jobs.records import JobRecord, find_job, list_jobs
+from cluster.jobs.records import JobRecord, find_job, list_jobs, read_job
+from cluster.pool.scale import STAGES, read_scale
 from cluster.stages.planning import workers_per_node
 from cluster.targets.config import TargetSection
 from cluster.targets.opening import open_target, section_from
 from data_pipeline import storage
-from data_pipeline.errors import UsageError
+from data_pipeline.errors import FoldtrainError, UsageError
+from data_pipeline.storage.retries import patience
 from data_pipeline.text.counted import counted
+
+_ASIDE_SECONDS = 10.0
+"""How long storage is waited for where the job does not depend on it."""
 
 
 @runtime_checkable
@@ -65,6 +70,26 @@ def adapt_job(record: JobRecord, most: int) -> str:
     if not isinstance(target, NodeTarget):
         return ""
     return adapt_nodes(target, section, load_config(storage.join(folder, "config.yaml")), record.handle, most)
+
+
+def nodes_of_stage(run: str, job_id: str, config: RunConfig, stage: str) -> str:
+    """Have a job get the nodes for the workers that `foldtrain scale` asked of a stage that it begins.
+
+    The stage keeps that number until it is finished, but nodes that have joined leave with the allocation that they
+    joined: that of a job that was requeued, or stopped and submitted again, has none of them. What is not given is
+    said, and stops nothing.
+
+    Returns:
+        What there is to say.
+    """
+    if stage not in STAGES:
+        return ""
+    try:
+        with patience(_ASIDE_SECONDS):
+            asked = read_scale(config.folder(STAGES[stage]))
+            return "" if asked is None else adapt_job(read_job(run, job_id), asked[1])
+    except (FoldtrainError, OSError) as error:
+        return f"its nodes stay as they are: {error}"
 
 
 def nodes_for(section: TargetSection, per_node: int, workers: int) -> int:

@@ -12,11 +12,11 @@ from cluster.commands import runs
 from cluster.config.loading import load_config, resolved_yaml
 from cluster.jobs import places, records
 from cluster.jobs.records import JobRecord, State, Submitted
-from cluster.pool.scale import read_scale
+from cluster.pool.scale import read_scale, write_scale
 from cluster.stages import job_nodes
-from cluster.stages.job_nodes import adapt_nodes
+from cluster.stages.job_nodes import adapt_nodes, nodes_of_stage
 from cluster.targets.config import TargetSection
-from data_pipeline.errors import UsageError
+from data_pipeline.errors import FoldtrainError, UsageError
 from data_pipeline.leases.lease import only_driver
 
 
@@ -125,3 +125,34 @@ def test_a_job_that_has_ended_is_not_scaled(job: JobRecord) -> None:
 
 def test_a_target_with_an_autoscaler_of_its_own_is_asked_for_nothing(small_config: Path) -> None:
     assert adapt_nodes(object(), section(), load_config(small_config, []), "17", 12) == ""
+
+
+@pytest.mark.parametrize(
+    ("stage", "asked", "said"),
+    [
+        ("train-generator", [1], "1 more node is asked for, 3 in all"),
+        ("tokenize", [], ""),  # nobody asked for other workers of it
+        ("evaluate", [], ""),  # it has none
+    ],
+)
+def test_a_job_that_begins_a_stage_again_asks_for_the_nodes_of_the_workers_that_it_was_scaled_to(
+    job: JobRecord, small_config: Path, monkeypatch: pytest.MonkeyPatch, stage: str, asked: list[int], said: str
+) -> None:
+    scheduler = Scheduler(2)
+    monkeypatch.setattr(job_nodes, "open_target", lambda _name, _section: scheduler)
+    write_scale(f"{job.run}/generator", 3, 24)
+    config = load_config(small_config, [f"run={job.run}"])
+    assert nodes_of_stage(job.run, job.id, config, stage) == said
+    assert scheduler.asked == asked
+
+
+def test_a_scheduler_that_gives_no_nodes_is_said_and_ends_no_stage(
+    job: JobRecord, small_config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> object:
+        raise FoldtrainError("sbatch refused: no more jobs")
+
+    monkeypatch.setattr(job_nodes, "open_target", refuse)
+    write_scale(f"{job.run}/generator", 3, 24)
+    said = nodes_of_stage(job.run, job.id, load_config(small_config, [f"run={job.run}"]), "train-generator")
+    assert said == "its nodes stay as they are: sbatch refused: no more jobs"
