@@ -86,9 +86,9 @@ def test_they_are_the_numbers_of_the_lines(uri: str) -> None:
 def test_they_are_read_without_the_lines_that_they_are_of(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     write(uri, [record(step) for step in range(200)])
     parsed = list[int]()
-    parse = reading_columns.parse_lines
+    of_lines = reading_columns._of_lines
     monkeypatch.setattr(
-        reading_columns, "parse_lines", lambda text, each: parsed.append(len(text)) or parse(text, each)
+        reading_columns, "_of_lines", lambda text, wanted: parsed.append(len(text)) or of_lines(text, wanted)
     )
     read_columns(uri, everything)
     assert sum(parsed) < 3500

@@ -10,23 +10,21 @@ come from anybody: their size has to be what their head asks for, and what `is_m
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.text import json_records
-from trainer.records.record_shapes import is_metrics
+from trainer.records.record_shapes import MOST_STEP, WINDOW, is_metrics
 
 HEAD_BYTES = 8192
 MOST_NAMES = 100
 """Columns at most; a record of a training stage has some 30 numbers."""
-_MOST_STEP = 2**53
 _OF_TIME = ("data_wait_share", "checkpoint_seconds", "validation_seconds")
 ALWAYS = ("step", "time", "window_steps", "window_seconds", *_OF_TIME)
 """Columns that stand first and are read always, as far as there are any."""
-_WINDOW = ("time", "window_steps", "window_seconds")
 Column = npt.NDArray[np.float64]
 Columns = dict[str, Column]
 """Numbers by name, all of the same length; NaN for none."""
@@ -71,8 +69,12 @@ def joined(parts: Iterable[Columns]) -> Columns:
     for name in names:
         if any(name in part for part in kept):
             pieces = zip(kept, rows, strict=True)
-            found[name] = np.concatenate([part.get(name, np.full(count, np.nan)) for part, count in pieces])
+            found[name] = np.concatenate([part[name] if name in part else _none(count) for part, count in pieces])
     return found
+
+
+def _none(count: int) -> Column:
+    return np.full(count, np.nan)
 
 
 def encode(lines: bytes) -> bytes | None:
@@ -89,7 +91,9 @@ def encode(lines: bytes) -> bytes | None:
     return b"".join([head.ljust(HEAD_BYTES - 1) + b"\n", *(columns[name].astype("<f8").tobytes() for name in names)])
 
 
-def read(read_ranges: Callable[[list[tuple[int, int]]], list[bytes]], size: int, wanted: Wanted) -> Columns:
+def read(
+    read_ranges: Callable[[list[tuple[int, int]]], Sequence[bytes | memoryview]], size: int, wanted: Wanted
+) -> Columns:
     """The wanted columns of a file of columns, and those that say whether it is sound.
 
     Args:
@@ -100,15 +104,31 @@ def read(read_ranges: Callable[[list[tuple[int, int]]], list[bytes]], size: int,
     Raises:
         ValueError: if it is no such file; it says why.
     """
-    rows, names = _parse_head(read_ranges([(0, HEAD_BYTES)])[0], size)
-    places = {name: HEAD_BYTES + 8 * rows * number for number, name in enumerate(names)}
-    kept = [name for name in names if name in ALWAYS or wanted(name)]
-    data = read_ranges([(places[name], 8 * rows) for name in kept])
-    found = {name: np.frombuffer(each, "<f8") for name, each in zip(kept, data, strict=True)}
-    if any(len(column) != rows for column in found.values()):
-        raise ValueError("it was cut")
+    rows, names = _parse_head(bytes(read_ranges([(0, HEAD_BYTES)])[0]), size)
+    kept = [number for number, name in enumerate(names) if name in ALWAYS or wanted(name)]
+    stretches = list(_stretches(kept))
+    data = read_ranges([(HEAD_BYTES + 8 * rows * number, 8 * rows * count) for number, count in stretches])
+    found: Columns = {}
+    for (number, count), each in zip(stretches, data, strict=True):
+        if len(each) != 8 * rows * count:
+            raise ValueError("it was cut")
+        values = np.frombuffer(each, "<f8").reshape(count, rows)
+        if np.isinf(values).any():
+            raise ValueError("a number of it is not finite")
+        found |= zip(names[number : number + count], values, strict=True)
     _check(found)
     return found
+
+
+def _stretches(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Numbers that follow each other: the first of them, and how many there are."""
+    at = 0
+    while at < len(numbers):
+        stop = at + 1
+        while stop < len(numbers) and numbers[stop] == numbers[stop - 1] + 1:
+            stop += 1
+        yield numbers[at], stop - at
+        at = stop
 
 
 def _parse_head(head: bytes, size: int) -> tuple[int, list[str]]:
@@ -128,11 +148,9 @@ def _parse_head(head: bytes, size: int) -> tuple[int, list[str]]:
 def _check(columns: Columns) -> None:
     """What `is_metrics` asks of each line."""
     step = columns.get("step")
-    if step is None or not (np.all(step >= 0) and np.all(step < _MOST_STEP) and np.all(step == np.floor(step))):
+    if step is None or not (np.all(step >= 0) and np.all(step < MOST_STEP) and np.all(step == np.floor(step))):
         raise ValueError("a row of it has no step")
-    if any(np.isinf(column).any() for column in columns.values()):
-        raise ValueError("a number of it is not finite")
     if "window_seconds" in columns:
         is_window = ~np.isnan(columns["window_seconds"])
-        if any(name not in columns or np.isnan(columns[name][is_window]).any() for name in _WINDOW):
+        if any(name not in columns or np.isnan(columns[name][is_window]).any() for name in WINDOW):
             raise ValueError("a window of it is not whole")

@@ -15,6 +15,7 @@ from data_pipeline.text.json_records import parse_lines
 from trainer.records import columns
 from trainer.records.columns import Columns, Wanted
 from trainer.records.local_file import ColumnsOf, columns_there
+from trainer.records.plain_lines import plain_columns
 from trainer.records.record_shapes import is_metrics
 from trainer.records.segmented_object import COLUMNS
 
@@ -136,6 +137,9 @@ def _between(state: State, start: int, stop: int, wanted: Wanted) -> Iterator[Pa
 
 
 def _of_lines(text: bytes, wanted: Wanted) -> Part:
+    numbers = plain_columns(text, wanted)
+    if numbers is not None:
+        return Part(numbers, text.count(b"\n"), [])
     found = parse_lines(text, is_metrics)
     return Part(columns.from_records(found.records, wanted), text.count(b"\n"), found.left_out)
 
@@ -155,10 +159,10 @@ def _stored(uri: str, lines: int | None, wanted: Wanted, size: int | None = None
     """
     try:
         if size is None:
-            data = storage.read_bytes(uri)
+            data = memoryview(storage.read_bytes(uri))
             numbers = columns.read(lambda ranges: [data[at : at + length] for at, length in ranges], len(data), wanted)
         else:
-            numbers = columns.read(lambda ranges: _read_ranges(uri, ranges), size, wanted)
+            numbers = columns.read(lambda ranges: [storage.read_range(uri, *each) for each in ranges], size, wanted)
         rows = len(numbers["step"])
         if lines not in {None, rows}:
             raise ValueError(f"it has other rows than the {lines:,} lines that it is of")  # noqa: TRY301
@@ -168,18 +172,3 @@ def _stored(uri: str, lines: int | None, wanted: Wanted, size: int | None = None
         _LOG.warning("%s is not used: %s; the lines are read instead", uri, error)
         return None
     return Part(numbers, rows, [])
-
-
-def _read_ranges(uri: str, ranges: list[tuple[int, int]]) -> list[bytes]:
-    """Several ranges, with one request for those that touch."""
-    found: list[bytes] = []
-    at = 0
-    while at < len(ranges):
-        stop = at + 1
-        while stop < len(ranges) and ranges[stop][0] == sum(ranges[stop - 1]):
-            stop += 1
-        start = ranges[at][0]
-        data = storage.read_range(uri, start, sum(ranges[stop - 1]) - start)
-        found += [data[begin - start : begin - start + length] for begin, length in ranges[at:stop]]
-        at = stop
-    return found

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-_NUMBERS = frozenset(
+NUMBERS = frozenset(
     {
         *("time", "began", "last_record", "seconds", "blocked_seconds", "bytes", "back_to", "first", "last"),
         *("workers", "workers_before", "lost_steps", "step_seconds", "samples_per_second", "eta_seconds", "steps"),
@@ -25,12 +25,15 @@ _NUMBERS = frozenset(
     }
 )
 """Fields that are numbers, or null, wherever they are."""
-_WINDOW = ("time", "window_steps", "window_seconds")
+WINDOW = ("time", "window_steps", "window_seconds")
+"""Numbers of which a record has all, if it has the last."""
+MOST_STEP = 2**53
+"""Steps are below it."""
 
 
 def is_metrics(record: dict[str, Any]) -> bool:
     """Whether it is a line of metrics.jsonl: of a step, numbers where numbers belong, whole if it is a window."""
-    is_whole = "window_seconds" not in record or all(_is_number(record.get(name)) for name in _WINDOW)
+    is_whole = "window_seconds" not in record or all(_is_number(record.get(name)) for name in WINDOW)
     return _is_step(record.get("step")) and _has_numbers(record) and is_whole
 
 
@@ -52,11 +55,11 @@ def is_timed_event(record: dict[str, Any]) -> bool:
 
 
 def _has_numbers(record: dict[str, Any]) -> bool:
-    return all(record[name] is None or _is_number(record[name]) for name in _NUMBERS & record.keys())
+    return all(record[name] is None or _is_number(record[name]) for name in NUMBERS & record.keys())
 
 
 def _is_step(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MOST_STEP
 
 
 def _is_number(value: object) -> bool:

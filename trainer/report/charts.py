@@ -98,16 +98,25 @@ def thinned(points: Points, most: int = MOST_POINTS) -> Points:
 
     So a single spike is drawn, however many points there are.
     """
-    count = len(points)
-    if count <= most:
+    if len(points) <= most:
         return points
-    stretches = (most - 2) // 2
+    kept: Points = points[thinned_rows(points[:, 1], most)]
+    return kept
+
+
+def thinned_rows(y: npt.NDArray[np.float64], most: int) -> npt.NDArray[np.intp]:
+    """Which of more than `most` points `thinned` keeps, ascending.
+
+    Args:
+        y: of each [N].
+        most: of them that are kept.
+    """
+    count, stretches = len(y), (most - 2) // 2
     size = -(-count // stretches)
     edges = np.arange(0, count, size)
-    padded = np.concatenate([points[:, 1], np.full(len(edges) * size - count, points[-1, 1])]).reshape(-1, size)
+    padded = np.concatenate([y, np.full(len(edges) * size - count, y[-1])]).reshape(-1, size)
     picked = np.concatenate([edges + padded.argmin(axis=1), edges + padded.argmax(axis=1), [0, count - 1]])
-    kept: Points = points[np.unique(np.minimum(picked, count - 1))]
-    return kept
+    return np.unique(np.minimum(picked, count - 1))
 
 
 def line_chart(lines: Sequence[Line], *, title: str, x_label: str, y_label: str, log_y: bool = False) -> Markup:

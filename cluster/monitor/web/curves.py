@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from trainer.records.columns import Column, Columns
-from trainer.report.charts import Points, thinned
+from trainer.report.charts import thinned_rows
 
 Axis = Literal["steps", "images", "hours", "date"]
 """Optimizer steps, images that were trained on, hours since the stage was first started, or seconds of unix time."""
@@ -52,11 +52,11 @@ def place(numbers: Columns, axis: Axis, began: float | None, step: float, time: 
     return float(np.interp(step, np.append(0.0, numbers["step"][known]), np.append(0.0, samples[known])))
 
 
-def points_between(points: Points, low: float | None, high: float | None) -> Points:
-    """Those on a stretch of the axis, and the next one on either side, so that a line leaves the screen."""
-    first = 0 if low is None else max(0, int(np.searchsorted(points[:, 0], low, "left")) - 1)
-    stop = len(points) if high is None else int(np.searchsorted(points[:, 0], high, "right")) + 1
-    return points[first:stop]
+def _between(places: Column, low: float | None, high: float | None) -> slice:
+    """Points on a stretch of the axis, and the next one on either side, so that a line leaves the screen."""
+    first = 0 if low is None else max(0, int(np.searchsorted(places, low, "left")) - 1)
+    stop = len(places) if high is None else int(np.searchsorted(places, high, "right")) + 1
+    return slice(first, stop)
 
 
 def curve(
@@ -89,15 +89,18 @@ def curve(
         places, values = places[known], values[known]
     if not len(places):
         return None
-    points = np.column_stack([places, values])
-    if np.any(np.diff(points[:, 0]) < 0):  # the clock of another machine
-        points = points[np.argsort(points[:, 0], kind="stable")]
-        values = points[:, 1]
-    drawn = thinned(points_between(points, low, high), most)
+    if np.any(places[1:] < places[:-1]):  # the clock of another machine
+        order = np.argsort(places, kind="stable")
+        places, values = places[order], values[order]
+    stretch = _between(places, low, high)
+    x, y = places[stretch], values[stretch]
+    if len(y) > most:
+        kept = thinned_rows(y, most)
+        x, y = x[kept], y[kept]
     return {
-        "x": rounded(drawn[:, 0], 10),
-        "y": rounded(drawn[:, 1], 6),
-        "points": len(points),
+        "x": rounded(x, 10),
+        "y": rounded(y, 6),
+        "points": len(places),
         "last": float(values[-1]),
         "lowest": float(values.min()),
         "highest": float(values.max()),
@@ -108,11 +111,11 @@ def rounded(values: Column, digits: int) -> list[float | int]:
     """Numbers with so many significant digits at least, and one more at most; whole ones as such."""
     sizes = np.abs(values).max(initial=0.0)
     if sizes < 2**53 and np.all(values == np.floor(values)):
-        return list(map(int, values))
+        whole: list[float | int] = values.astype(np.int64).tolist()
+        return whole
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         exponents = np.floor(np.log10(np.abs(values)))
         scale = 10.0 ** np.clip(digits - exponents, -300, 300)
         found = np.rint(values * scale) / scale
-    return list(
-        map(float, np.where(np.abs(exponents) < 290, found, values))
-    )  # the smallest and the largest as they are
+    kept: list[float | int] = np.where(np.abs(exponents) < 290, found, values).tolist()  # not the largest and smallest
+    return kept

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from cluster.monitor.web.curves import curve
 from cluster.monitor.web.history import TrainingHistory
 from tests.cluster.web.runs_to_watch import numbers, write_training
+from trainer.records import local_file
 from trainer.records.jsonl import Continued, JsonlWriter
 from trainer.records.record_shapes import is_metrics
 
@@ -51,3 +58,51 @@ def test_a_stage_began_when_its_first_command_was_given(tmp_path: Path) -> None:
     history = TrainingHistory(str(tmp_path), "generator")
     look(history)
     assert history.began == 1_000.0
+
+
+def odd(step: int, seed: float) -> dict[str, Any]:
+    """A record in which something is now and then missing, none, no number, very large or very small."""
+    found = numbers(step, 400, 1_000.0) | {"loss": math.nan if step % 17 == 0 else seed / step, "big": 2**53 + step}
+    found |= {"rate": 0.00012345678901234567 * step, "note": "a text", "mixed": "a text" if step % 7 == 0 else step / 7}
+    found["data_wait_share"] = None if step % 5 else 0.25
+    return found | ({"late": seed * step} if step > 250 else {})
+
+
+def plainly(text: str, name: str) -> dict[int, float]:
+    """The numbers of a name by step, line by line; of a step that was done again the last record counts."""
+    rows: dict[int, dict[str, Any]] = {}
+    for line in text.split("\n"):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        rows[record["step"]] = record
+    values = {step: rows[step].get(name) for step in sorted(rows)}
+    return {step: float(value) for step, value in values.items() if isinstance(value, int | float)}
+
+
+def test_what_is_drawn_of_a_long_record_is_what_its_lines_say_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_file, "_BLOCK_BYTES", 20_000)
+    file = tmp_path / "generator" / "metrics.jsonl"
+    steps = [*range(1, 301), *range(201, 351)]  # a rollback to step 200, whose rows stay
+    writer = JsonlWriter(str(file), keep=[], in_columns=True)
+    for at, step in enumerate(steps):
+        writer.write(odd(step, 1.0 + at))
+        if writer._file._making:
+            writer._file._making.result()
+    writer.close()
+    with file.open("a") as more:
+        more.write('{"step": 351, "loss": 1.5, "late": 1e999}\n{"step": 352, "lo')
+    text = file.read_text().replace('{"step": 351, "loss": 1.5, "late": 1e999}', "no record")  # too large for a number
+    assert len(list((tmp_path / "generator" / "metrics.columns").iterdir())) > 5
+    history = TrainingHistory(str(tmp_path), "generator")
+    look(history)
+    for name in ("loss", "big", "rate", "mixed", "late", "data_wait_share", "learning_rate", "samples"):
+        drawn = curve(history.metrics.numbers, name, "steps", None, most=10**6)
+        assert drawn is not None
+        expected = plainly(text, name)
+        assert drawn["x"] == list(expected), name
+        assert drawn["y"] == pytest.approx(list(expected.values()), rel=1e-6), name
+    assert curve(history.metrics.numbers, "note", "steps", None) is None
