@@ -1,9 +1,12 @@
 """Ray's processes on one node of an allocation: `ray start --block`, found by its process id, and ended by it.
 
 Several jobs share a node: every port is one that is free (Ray's own defaults are not), and all files are in a folder of
-mode 0700 on the node's own disk. Slurm sends its signals to every process of a step, or to the first ones alone, as it
-is set up (ProctrackType): Ray's processes block them, as in a cluster that a command starts itself
-(cluster/session/ray_processes.py), so that a training saves a checkpoint while Ray is still there.
+mode 0700 on the node's own disk. A raylet that has to find out the ports of its agents dies after 15 s (ray#65983), and
+these take longer where Python's modules come from a busy file server: it is told them.
+
+Slurm sends its signals to every process of a step, or to the first ones alone, as it is set up (ProctrackType): Ray's
+processes block them, as in a cluster that a command starts itself (cluster/session/ray_processes.py), so that a
+training saves a checkpoint while Ray is still there.
 
 `python -P -m cluster.targets.slurm_ray` is `ray start` without the helpers that a cluster of one job can do without.
 """
@@ -37,14 +40,22 @@ _STARTS = 3
 _OBJECT_STORE_BYTES = 256 * 2**20  # only control messages pass through it: images and tokens go to storage
 _PAUSE_SECONDS = 0.2
 _UP = "Ray runtime started"
+_LISTEN_PORT = "dashboard-agent-listen-port"
+_AGENT_PORTS = (_LISTEN_PORT, "dashboard-agent-grpc-port", "metrics-export-port", "runtime-env-agent-port")
 _LAST_WORDS = 400
 
 
 class RayNode:
-    """One node of a Ray cluster: `ray start --block`, and all that it starts."""
+    """One node of a Ray cluster: `ray start --block`, and all that it starts.
 
-    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
-        self._process, self._log = process, log
+    Args:
+        process: the command.
+        log: what it prints.
+        listen_port: that its dashboard's agent was given.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], log: Path, listen_port: int) -> None:
+        self._process, self._log, self._listen_port = process, log, listen_port
 
     @property
     def ended(self) -> bool:
@@ -75,12 +86,33 @@ class RayNode:
         Raises:
             FoldtrainError: if it is gone.
         """
-        for process in self._family():
-            for word in _words(process):
-                name, _, value = word.partition("=")
-                if name == "--node_id":
-                    return value
+        for options in self._raylet_options():
+            return options["node_id"]
         raise FoldtrainError("this node's part of Ray is gone")
+
+    def tell_port(self) -> bool:
+        """Leave word for the raylet where its agent will listen, as that does once it is up: there is no option for it.
+
+        Returns:
+            Whether there is a raylet.
+        """
+        raylets = self._raylet_options()
+        for options in raylets:
+            file = Path(options["session_dir"]) / f"{_LISTEN_PORT.replace('-', '_')}_{options['node_id']}"
+            if not file.exists():
+                new = file.with_suffix(".new")
+                new.write_text(str(self._listen_port))
+                new.replace(file)
+        return bool(raylets)
+
+    def _raylet_options(self) -> list[dict[str, str]]:
+        found = []
+        for process in self._family():
+            name, *words = _words(process) or [""]
+            if Path(name).name == "raylet":
+                options = (word.removeprefix("--").partition("=") for word in words)
+                found.append({option: value for option, _, value in options})
+        return [options for options in found if {"node_id", "session_dir"} <= options.keys()]
 
     def _family(self) -> list[Any]:
         import psutil
@@ -148,10 +180,14 @@ def start_worker(
 def _until_up(once: Callable[[], tuple[RayNode, str]], wanted: Callable[[], bool]) -> tuple[RayNode, str]:
     for _ in range(_STARTS):
         node, address = once()
-        deadline = time.monotonic() + _UP_SECONDS
+        deadline, was_there = time.monotonic() + _UP_SECONDS, False
         while wanted() and not node.ended and time.monotonic() < deadline:
             if node.is_up():
                 return node, address
+            is_there = node.tell_port()
+            if was_there and not is_there:  # it has died, and `ray start` would wait for it
+                break
+            was_there = is_there
             time.sleep(_PAUSE_SECONDS)
         if not wanted():
             return node, address
@@ -160,7 +196,7 @@ def _until_up(once: Callable[[], tuple[RayNode, str]], wanted: Callable[[], bool
 
 
 def _start(folder: Path, host: str, options: list[str], token: Mapping[str, str]) -> RayNode:
-    agent, agent_grpc = free_ports(host, 2)
+    ports = dict(zip(_AGENT_PORTS, free_ports(host, len(_AGENT_PORTS)), strict=True))
     command = [
         *(
             sys.executable,
@@ -173,7 +209,7 @@ def _start(folder: Path, host: str, options: list[str], token: Mapping[str, str]
             "--log-color=false",
         ),
         *(f"--node-ip-address={host}", f"--temp-dir={folder / 'r'}", *options),
-        *(f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={agent_grpc}"),
+        *(f"--{name}={port}" for name, port in ports.items()),
         *(f"--object-store-memory={_OBJECT_STORE_BYTES}", "--min-worker-port=0", "--max-worker-port=0"),
     ]
     log = folder / f"ray-{len(list(folder.glob('ray-*.log'))) + 1}.log"
@@ -191,7 +227,7 @@ def _start(folder: Path, host: str, options: list[str], token: Mapping[str, str]
             )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-    return RayNode(process, log)
+    return RayNode(process, log, ports[_LISTEN_PORT])
 
 
 def ray_environment(environment: Mapping[str, str]) -> dict[str, str]:

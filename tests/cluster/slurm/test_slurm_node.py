@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any, cast
 
@@ -129,7 +130,7 @@ def starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signals: Signals, 
     log = tmp_path / "ray.log"
     log.touch()
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    node = RayNode(process, log)
+    node = RayNode(process, log, 0)
 
     def start(*_: object) -> RayNode:
         signal.raise_signal(request.param)
@@ -225,3 +226,43 @@ def test_nodes_of_another_version_say_so() -> None:
     text = Allocation.of(SlurmConfig()).to_text()
     with pytest.raises(FoldtrainError, match="same version of foldtrain"):
         Allocation.from_text(text.replace('"restarts"', '"retries"'))
+
+
+def test_a_raylet_is_told_where_its_agent_will_listen(tmp_path: Path) -> None:
+    options = f"--session_dir={tmp_path} --node_id=0a1b"
+    command = f"exec -a /ray/raylet bash -c 'sleep 60; true' {options} & wait"
+    with subprocess.Popen(["bash", "-c", command]) as process:
+        node = RayNode(process, tmp_path / "log", 4711)
+        try:
+            deadline = time.monotonic() + 60
+            while not node.tell_port():
+                assert time.monotonic() < deadline
+            assert node.node_id() == "0a1b"
+        finally:
+            node.end()
+    assert (tmp_path / "dashboard_agent_listen_port_0a1b").read_text() == "4711"
+    assert not node.tell_port()
+
+
+def test_a_start_whose_raylet_has_died_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slurm_ray, "_PAUSE_SECONDS", 0.0)
+    ended: list[str] = []
+
+    class Start:
+        ended = False
+
+        def __init__(self, name: str, raylets: list[bool]) -> None:
+            self.name, self.raylets = name, raylets
+
+        def is_up(self) -> bool:
+            return not self.raylets
+
+        def tell_port(self) -> bool:
+            return self.raylets.pop(0)
+
+        def end(self) -> None:
+            ended.append(self.name)
+
+    starts: Any = [Start("first", [False, True, True, False, True]), Start("second", [False, True])]
+    node, address = slurm_ray._until_up(lambda: (starts.pop(0), "here:1"), lambda: True)
+    assert (getattr(node, "name", ""), address, ended) == ("second", "here:1", ["first"])
