@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,10 @@ import psutil
 import pytest
 
 from cluster.drills import cluster as drill_module
+from cluster.drills import cluster_striking
 from cluster.drills.cluster import ClusterDrill, ClusterTrial, _has_begun
-from cluster.drills.cluster_blows import CUT_SECONDS, KINDS, UNITS, plan_trial
+from cluster.drills.cluster_blows import CUT_SECONDS, KINDS, UNITS, Kind, plan_trial
+from cluster.drills.cluster_striking import ClusterStriker
 from cluster.drills.drilled_jobs import DrilledJobs
 from cluster.drills.node_networks import NodeNetworks, missing
 from cluster.drills.ray_nodes import RayNode, RayNodes
@@ -164,6 +168,102 @@ def test_a_process_whose_parent_is_gone_stays_in_the_family_if_it_was_seen() -> 
     orphan.kill()
     psutil.wait_procs([orphan], timeout=PATIENCE)
     assert family.members() == []
+
+
+# ----------------------------------------------------------------------------------------------------- what is struck
+
+
+class Process:
+    """In place of a process: what it is called, and whether it was killed."""
+
+    def __init__(self, title: str) -> None:
+        self.title, self.killed = title, False
+
+    def cmdline(self) -> list[str]:
+        return self.title.split(" ")
+
+    def send_signal(self, number: int) -> None:
+        assert number == signal.SIGKILL
+        self.killed = True
+
+
+class Machine:
+    """In place of a Ray node."""
+
+    def __init__(self, network: int, *titles: str) -> None:
+        self.network, self.processes = network, [Process(title) for title in titles]
+
+    def family(self) -> list[Process]:
+        return self.processes
+
+    def workers(self, title: str) -> list[Process]:
+        return [process for process in self.processes if title in process.title]
+
+    def programs(self, name: str) -> list[Process]:
+        return [process for process in self.processes if process.title == f"/ray/{name}"]
+
+
+class Cluster:
+    """In place of the nodes, the networks and the server: what was done to them, and how long was waited."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        stages = "python -P -m cluster.job_process --stages s3://bucket/run run-000000"
+        self.head = Machine(0, "/ray/gcs_server", "/ray/raylet", "python -P -m cluster.job_process s3://b/run", stages)
+        self.others = [Machine(1, "/ray/raylet"), Machine(2, "/ray/raylet", "ray::TrainWorker.wait", "ray::IDLE")]
+        self.done: list[str] = []
+        monkeypatch.setattr(cluster_striking.time, "sleep", lambda seconds: self.done.append(f"{seconds:g} s"))
+
+    @property
+    def killed(self) -> list[str]:
+        return [each.title for node in (self.head, *self.others) for each in node.processes if each.killed]
+
+    def strike(self, kind: Kind) -> str | None:
+        plan = replace(plan_trial(0), kind=kind, cut=7.0, choice=0.99)
+        return ClusterStriker(plan, self, self, self, 30.0).strike()  # type: ignore[arg-type]
+
+    def cut(self, network: int) -> None:
+        self.done.append(f"cut {network}")
+
+    def heal(self, network: int) -> None:
+        self.done.append(f"heal {network}")
+
+    def kill(self) -> None:
+        self.done.append("server killed")
+
+    def start(self) -> None:
+        self.done.append("server started")
+
+
+@pytest.mark.parametrize(
+    ("kind", "said", "killed", "done"),
+    [
+        ("worker", "worker ray::TrainWorker.wait", ["ray::TrainWorker.wait"], []),
+        ("raylet", "raylet of a node with 1 worker", ["/ray/raylet"], []),
+        ("network", "network of a node with 1 worker, for 7 s", [], ["cut 2", "7 s", "heal 2"]),
+        ("storage", "storage, for 30 s", [], ["server killed", "30 s", "server started"]),
+        ("driver", "driver", ["python -P -m cluster.job_process --stages s3://bucket/run run-000000"], []),
+        ("head", "head", ["/ray/gcs_server"], []),
+    ],
+)
+def test_each_kind_strikes_its_own_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, kind: Kind, said: str, killed: list[str], done: list[str]
+) -> None:
+    cluster = Cluster(monkeypatch)
+    assert (cluster.strike(kind), cluster.killed, cluster.done) == (said, killed, done)
+
+
+def test_what_is_struck_is_where_the_work_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster(monkeypatch)
+    cluster.strike("raylet")
+    assert [process.killed for process in cluster.others[1].processes] == [True, False, False]
+
+
+@pytest.mark.parametrize("kind", ["worker", "driver"])
+def test_what_is_not_there_is_not_struck(monkeypatch: pytest.MonkeyPatch, kind: Kind) -> None:
+    cluster = Cluster(monkeypatch)
+    cluster.head.processes.pop()
+    cluster.others[1].processes.clear()
+    assert (cluster.strike(kind), cluster.killed) == (None, [])
 
 
 # ------------------------------------------------------------------------------------------------- what counts as wrong
