@@ -394,7 +394,7 @@ class TestAShortDrill:
         options = ("--trials", "1", "--seed", str(seed), "--folder", str(tmp_path / "place"))
         file = tmp_path / "trials.json"
         with started("drill", "cluster", *options, "--json", str(file), log=tmp_path / "log") as command:
-            assert command.wait(timeout=PATIENCE) == 0, tail(command)
+            assert command.wait(timeout=4 * PATIENCE) == 0, tail(command)
             assert command.family() == []
         (trial,) = json.loads(file.read_text())["trials"]
         assert [blow.partition(" (")[0] for blow in trial["blows"]] == ["head"]
