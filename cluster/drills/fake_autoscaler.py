@@ -1,7 +1,6 @@
-"""Ray's own autoscaler with its provider of fake nodes: each is a raylet on this machine, and its agents.
+"""Ray's own autoscaler with nodes that are raylets on this machine (fake_nodes.py).
 
-Ray gives the nodes of this provider ids of its own, `fff...f00001` and on; the head has `fff...f00000`. They are on the
-address by which this machine reaches others, where it has one; the head's is of no matter to them.
+Ray gives them ids of its own, `fff...f00001` and on; the head of such a cluster has `fff...f00000`.
 """
 
 from __future__ import annotations
@@ -11,23 +10,30 @@ from typing import Any
 OBJECT_STORE_BYTES = 80 * 2**20
 ENVIRONMENT = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
 """Variables of the head."""
+SESSIONS = "sessions"
+"""Key of the provider's config: the folder of Ray's sessions."""
 _IDS = "f" * 51
-_HEAD = "00000"
 _IDLE_MINUTES = 0.25
 """Longer than a training takes to start again: its node is idle meanwhile."""
 
 
+def node_id(number: int) -> str:
+    """Ray's id of a node that the autoscaler adds, from 1 on; 0 is the head."""
+    return f"{_IDS}{number:05d}"
+
+
 def is_added(node: str) -> bool:
     """Whether the autoscaler has added a node, by Ray's id of it."""
-    return node.startswith(_IDS) and not node.endswith(_HEAD)
+    return node.startswith(_IDS) and node != node_id(0)
 
 
-def autoscaling(address: str, most: int) -> dict[str, Any]:
+def autoscaling(address: str, most: int, sessions: str) -> dict[str, Any]:
     """The config of an autoscaler that adds nodes of one CPU, with all the keys that Ray looks for.
 
     Args:
         address: of the head.
         most: nodes that it may add.
+        sessions: the folder of Ray's sessions.
     """
     lists = ("cluster_synced_files", "rsync_exclude", "rsync_filter", "initialization_commands", "setup_commands")
     more = ("head_setup_commands", "worker_setup_commands", "head_start_ray_commands", "worker_start_ray_commands")
@@ -38,7 +44,9 @@ def autoscaling(address: str, most: int) -> dict[str, Any]:
         "upscaling_speed": 100.0,
         "idle_timeout_minutes": _IDLE_MINUTES,
         "provider": {
-            "type": "fake_multinode",
+            "type": "external",
+            "module": "cluster.drills.fake_nodes.LoopbackNodes",
+            SESSIONS: sessions,
             "use_node_id_as_ip": True,
             "disable_node_updaters": True,
             "disable_launch_config_check": True,

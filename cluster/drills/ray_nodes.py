@@ -5,10 +5,8 @@ It may have an autoscaler, which adds nodes and takes them away as one of a clou
 Ray's ports are open to all, so they ask for a token. Ray finds a lost node after some 3 s here, by its own settings for
 health checks; as it is shipped it takes 14.
 
-Ray limits how long a start may take, and a busy machine takes longer. Four of these limits are settings. The fifth is
-not: a raylet that has to find out the ports of its agents dies after 15 s (ray#65983). It is told them by its options,
-but for one, for which there is none: that is written to the file in which the raylet looks for it. What does not start
-all the same is started again, and that is said.
+Ray limits how long a start may take, and a busy machine takes longer. Four of these limits are settings, the fifth is
+got round (raylet_ports.py). What does not start all the same is started again, and that is said.
 """
 
 from __future__ import annotations
@@ -17,7 +15,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -30,6 +27,7 @@ import psutil
 
 from cluster.drills.fake_autoscaler import ENVIRONMENT, OBJECT_STORE_BYTES, autoscaling, is_added
 from cluster.drills.node_networks import LINE, NodeNetworks
+from cluster.drills.raylet_ports import LISTEN_PORT, agent_ports, free_ports, leave_word, options_of
 from cluster.drills.victims import Family, kill, program_of, title_of
 from cluster.session.ray_folder import make_folder
 from cluster.session.ray_session import SPARING
@@ -47,8 +45,6 @@ _SETTINGS = {
     "RAY_agent_register_timeout_ms": "240000",
     "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "240",
 }
-_LISTEN_PORT = "dashboard-agent-listen-port"
-_AGENT_PORTS = (_LISTEN_PORT, "dashboard-agent-grpc-port", "metrics-export-port", "runtime-env-agent-port")
 
 
 class RayNode:
@@ -102,11 +98,7 @@ class RayNode:
         """Leave word for a raylet where its agent will listen, as the agent does once it is up. Is there one?"""
         raylets = self._raylet_options()
         for options in raylets:
-            file = Path(options["session_dir"]) / f"{_LISTEN_PORT.replace('-', '_')}_{options['node_id']}"
-            if not file.exists():
-                new = file.with_suffix(".new")
-                new.write_text(str(self._listen_port))
-                new.rename(file)
+            leave_word(Path(options["session_dir"]), options["node_id"], self._listen_port)
         return bool(raylets)
 
     def lose(self) -> None:
@@ -160,7 +152,7 @@ class RayNodes:
         self._networks, self._takes_jobs = networks, jobs
         self._here = networks.here if networks else "127.0.0.1"
         self._nodes: list[RayNode] = []
-        self._port, self._dashboard_port = _free_ports(2)
+        self._port, self._dashboard_port = free_ports(2)
         self._folder, self._started, self._generation = Path(), 0, 0
         self._token: dict[str, str] = {}
 
@@ -238,7 +230,7 @@ class RayNodes:
 
     def _start_head(self) -> None:
         options = [f"--autoscaling-config={self._autoscaling()}"] if self._most else ["--no-monitor"]
-        options += [f"--ray-client-server-port={_free_ports(1)[0]}"]  # else a fixed one, which another head may have
+        options += [f"--ray-client-server-port={free_ports(1)[0]}"]  # else a fixed one, which another head may have
         options += [f"--include-dashboard={str(self._takes_jobs).lower()}"]
         if self._takes_jobs:
             options += [f"--dashboard-host={self._here}", f"--dashboard-port={self._dashboard_port}"]
@@ -275,10 +267,15 @@ class RayNodes:
         if done.returncode:
             raise FoldtrainError(f"ray drain-node failed:\n{done.stdout}{done.stderr}")
 
+    @property
+    def _sessions(self) -> Path:
+        """The folder of Ray's sessions."""
+        return self._folder / f"r{self._generation}"
+
     def _autoscaling(self) -> Path:
         """The file for an autoscaler."""
         path = self._folder / "autoscaling.json"
-        path.write_text(json.dumps(autoscaling(self.address, self._most)))
+        path.write_text(json.dumps(autoscaling(self.address, self._most, str(self._sessions))))
         return path
 
     def _next_network(self) -> int:
@@ -300,17 +297,17 @@ class RayNodes:
         if self._networks is not None and network:
             prefix = ["ip", "netns", "exec", self._networks.namespace(network)]
             address = self._networks.address(network)
-        ports = dict(zip(_AGENT_PORTS, _free_ports(len(_AGENT_PORTS)), strict=True))
+        ports = agent_ports()
         command = [
             *prefix,
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats", *arguments),
             *(
                 f"--node-ip-address={address}",
-                f"--temp-dir={self._folder / f'r{self._generation}'}",
+                f"--temp-dir={self._sessions}",
                 f"--num-cpus={self._cpus}",
             ),
             *(f"--object-store-memory={OBJECT_STORE_BYTES}", "--min-worker-port=0", "--max-worker-port=0"),
-            *(f"--{name}={port}" for name, port in ports.items()),
+            *options_of(ports),
         ]
         fake = ENVIRONMENT if self._most else {}
         with log.open("wb") as output:
@@ -322,14 +319,6 @@ class RayNodes:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        node = RayNode(process, log, ports[_LISTEN_PORT], network)
+        node = RayNode(process, log, ports[LISTEN_PORT], network)
         self._nodes.append(node)
         return node
-
-
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as held:
-        opened = [held.enter_context(socket.socket()) for _ in range(count)]
-        for each in opened:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in opened]

@@ -11,6 +11,7 @@ import pytest
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from cluster.drills.drilled_training import write_training
+from cluster.drills.fake_autoscaler import autoscaling, is_added, node_id
 from cluster.drills.ray_nodes import RayNodes
 from cluster.drills.victims import PATIENCE, run, started, wait_for
 from data_pipeline.shards.token_dataset import TokenShards
@@ -18,6 +19,43 @@ from tests.cluster.random_run import write_run
 from tests.data_pipeline.small_data import write_photos
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("autoscaler")]
+
+
+def test_a_raylet_of_the_autoscaler_is_told_its_agents_ports_and_is_on_loopback(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from ray._private import parameter
+    from ray.autoscaler._private.fake_multi_node.node_provider import FakeMultiNodeProvider
+
+    from cluster.drills.fake_nodes import LoopbackNodes
+
+    made: list[dict[str, Any]] = []
+
+    def create(*_: object) -> None:
+        options = parameter.RayParams(num_cpus=1, dashboard_agent_listen_port=0)
+        made.append(vars(options))
+
+    monkeypatch.setattr(FakeMultiNodeProvider, "_create_node_with_resources_and_labels", create)
+    monkeypatch.setenv("RAY_FAKE_CLUSTER", "1")
+    (tmp_path / "session_latest").mkdir()
+    nodes = LoopbackNodes(autoscaling("127.0.0.1:1", 2, str(tmp_path))["provider"], "drill")
+    nodes._create_node_with_resources_and_labels({}, {}, 1, {}, {})
+    (options,) = made
+    assert (options["num_cpus"], options["node_ip_address"]) == (1, "127.0.0.1")
+    names = ("dashboard_agent_listen_port", "metrics_agent_port", "metrics_export_port", "runtime_env_agent_port")
+    ports = [options[name] for name in names]
+    assert len({*ports, 0}) == 5
+    (word,) = (tmp_path / "session_latest").iterdir()
+    assert word.read_text() == str(ports[0])
+    assert is_added(word.name.removeprefix("dashboard_agent_listen_port_"))
+    assert vars(parameter.RayParams())["metrics_agent_port"] is None
+
+
+@pytest.mark.parametrize(("number", "added"), [(0, False), (1, True), (12, True)])
+def test_the_head_is_no_node_that_was_added(number: int, added: bool) -> None:
+    assert is_added(node_id(number)) is added
+    assert len(node_id(number)) == 56
+    assert not is_added("f" + 55 * "0")
 
 
 def test_nodes_come_for_the_workers_of_tokenize_and_go_when_it_is_done(small_config: Path, tmp_path: Path) -> None:
