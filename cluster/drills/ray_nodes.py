@@ -44,6 +44,7 @@ _SETTINGS = {
     "RAY_worker_register_timeout_seconds": "240",
     "RAY_agent_register_timeout_ms": "240000",
     "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "240",
+    "RAY_worker_niceness": "0",  # Ray's 15 leaves next to nothing for workers on a machine that does other work, too
 }
 
 
