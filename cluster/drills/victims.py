@@ -203,8 +203,8 @@ def tail(victim: Victim) -> str:
     return victim.output()[-OUTPUT_CHARACTERS:]
 
 
-def wait_for(what: str, condition: Callable[[], Any], victim: Victim) -> Any:
-    """The first true answer of a condition, asked again and again while a command runs.
+def wait_for(what: str, condition: Callable[[], Any], victim: Victim, pause: float = 0.02) -> Any:
+    """The first true answer of a condition, asked again and again while a command runs, with so many seconds between.
 
     Raises:
         FoldtrainError: if the command ends before, or it takes too long.
@@ -215,7 +215,7 @@ def wait_for(what: str, condition: Callable[[], Any], victim: Victim) -> Any:
         if answer:
             return answer
         try:
-            victim.wait(timeout=0.02)
+            victim.wait(timeout=pause)
         except subprocess.TimeoutExpired:
             continue
         raise FoldtrainError(f"the command ended before {what}:\n{tail(victim)}")

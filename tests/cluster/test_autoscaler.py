@@ -18,6 +18,8 @@ from data_pipeline.shards.token_dataset import TokenShards
 from tests.cluster.random_run import write_run
 from tests.data_pipeline.small_data import write_photos
 
+PAUSE = 0.5
+"""Seconds between two looks at all processes of this machine."""
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("autoscaler")]
 
 
@@ -67,10 +69,10 @@ def test_nodes_come_for_the_workers_of_tokenize_and_go_when_it_is_done(small_con
         options = (f"cluster.address={nodes.address}", "tokens.min_workers=2", "tokens.max_workers=2")
         assert nodes.added == set()
         with started("tokenize", str(small_config), *overrides, *options, environment=nodes.environment) as command:
-            first = wait_for("a worker", lambda: nodes.head.workers("ShardWorker"), command)[0]
+            first = wait_for("a worker", lambda: nodes.head.workers("ShardWorker"), command, PAUSE)[0]
             first.suspend()  # it is not to make all shards before the other is there
-            wait_for("two nodes", lambda: len(nodes.added) == 2, command)
-            wait_for("two workers", lambda: len(nodes.head.workers("ShardWorker")) == 2, command)
+            wait_for("two nodes", lambda: len(nodes.added) == 2, command, PAUSE)
+            wait_for("two workers", lambda: len(nodes.head.workers("ShardWorker")) == 2, command, PAUSE)
             first.resume()
             assert command.wait() == 0, command.output()
         wait_until_none_is_left(nodes)
@@ -91,7 +93,7 @@ def test_an_elastic_training_gets_a_node_for_its_fewest_workers_and_another_to_g
             (worker,) = nodes.head.workers("TrainWorker")
             worker.suspend()  # it is not to finish before the node is there
             run("scale", str(tmp_path / "run"), "--workers", "2")
-            wait_for("another node", lambda: len(nodes.added) == 2, command)
+            wait_for("another node", lambda: len(nodes.added) == 2, command, PAUSE)
             wait_for("a word of it", lambda: "room for 2 workers" in command.output(), command)
             worker.resume()
             assert command.wait() == 0, command.output()
@@ -103,7 +105,7 @@ def test_an_elastic_training_gets_a_node_for_its_fewest_workers_and_another_to_g
 
 def wait_until_none_is_left(nodes: RayNodes) -> None:
     """Of the nodes that the autoscaler has added."""
-    looks = Retrying(retry=retry_if_result(bool), stop=stop_after_delay(PATIENCE), wait=wait_fixed(0.2))
+    looks = Retrying(retry=retry_if_result(bool), stop=stop_after_delay(PATIENCE), wait=wait_fixed(PAUSE))
     looks(lambda: nodes.added)
 
 
