@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
-from cluster.drills.drilled_training import write_training
 from cluster.drills.fake_autoscaler import autoscaling, is_added, node_id
 from cluster.drills.ray_nodes import RayNodes
 from cluster.drills.victims import PATIENCE, run, started, wait_for
@@ -79,37 +76,7 @@ def test_nodes_come_for_the_workers_of_tokenize_and_go_when_it_is_done(small_con
     assert TokenShards(str(folder / "tokens")).count == 20
 
 
-def test_an_elastic_training_gets_a_node_for_its_fewest_workers_and_another_to_grow(tmp_path: Path) -> None:
-    config = write_training(tmp_path, seed=0)
-    shutil.copytree(tmp_path / "tokenizer", tmp_path / "run" / "tokenizer" / "export")
-    changes = {"run": tmp_path / "run", "generator.trainer.steps": 20, "generator.trainer.checkpoint_every": 5}
-    changes |= {"generator.trainer.zero_stage": 1, "cluster.workers": "1:2", "cluster.grow_seconds": 1}
-    arguments = [f"{name}={value}" for name, value in changes.items()]
-    with RayNodes(cpus=0, most=2) as nodes:
-        address = f"cluster.address={nodes.address}"
-        with started("train-generator", str(config), *arguments, address, environment=nodes.environment) as command:
-            wait_for("a step", lambda: records(tmp_path, "metrics"), command)
-            assert len(nodes.added) == 1
-            (worker,) = nodes.head.workers("TrainWorker")
-            worker.suspend()  # it is not to finish before the node is there
-            run("scale", str(tmp_path / "run"), "--workers", "2")
-            wait_for("another node", lambda: len(nodes.added) == 2, command, PAUSE)
-            wait_for("a word of it", lambda: "room for 2 workers" in command.output(), command)
-            worker.resume()
-            assert command.wait() == 0, command.output()
-        wait_until_none_is_left(nodes)
-    starts = [event["workers"] for event in records(tmp_path, "events") if event["event"] in {"start", "resume"}]
-    assert starts == [1, 2]
-    assert json.loads(run("ledger", "audit", str(tmp_path / "run" / "generator"), "--json"))["problems"] == []
-
-
 def wait_until_none_is_left(nodes: RayNodes) -> None:
     """Of the nodes that the autoscaler has added."""
     looks = Retrying(retry=retry_if_result(bool), stop=stop_after_delay(PATIENCE), wait=wait_fixed(PAUSE))
     looks(lambda: nodes.added)
-
-
-def records(folder: Path, name: str) -> list[dict[str, Any]]:
-    path = folder / "run" / "generator" / f"{name}.jsonl"
-    text = path.read_text() if path.exists() else ""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
