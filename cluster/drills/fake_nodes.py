@@ -17,7 +17,7 @@ from cluster.drills.fake_autoscaler import SESSIONS, node_id
 from cluster.drills.raylet_ports import LISTEN_PORT, agent_ports, leave_word
 
 
-class LoopbackNodes(FakeMultiNodeProvider):  # type: ignore[misc] # of a module without types
+class LoopbackNodes(FakeMultiNodeProvider):
     """A node is a raylet on this machine, and its agents."""
 
     def _create_node_with_resources_and_labels(self, *arguments: Any) -> None:
@@ -29,4 +29,4 @@ class LoopbackNodes(FakeMultiNodeProvider):  # type: ignore[misc] # of a module 
             return parameters(**options | ports | {"node_ip_address": "127.0.0.1"})
 
         with mock.patch.object(ray._private.parameter, "RayParams", with_ports):
-            super()._create_node_with_resources_and_labels(*arguments)
+            super()._create_node_with_resources_and_labels(*arguments)  # type: ignore[no-untyped-call]
