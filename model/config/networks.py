@@ -28,6 +28,9 @@ class ViTConfig(Section):
     """Initial LayerScale of each residual branch; null for none. Used when no backbone is named."""
     drop_path: float = Field(0.0, ge=0, lt=1)
     """Stochastic depth of the last block; grows linearly from 0 at the first."""
+    initial_std: float = Field(0.02, gt=0, le=1)
+    """Deviation of the initial weights of blocks, when no backbone is named. 0.02 suits a width of 768, a smaller width
+    a larger one (docs/tokenizers.md): what a layer adds grows with the root of its width."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -24,6 +24,9 @@ from model.config import ViTConfig
 from model.layers.precision import without_autocast
 from model.layers.random_numbers import block_chances, drop_path
 
+_TIMM_STD = 0.02
+"""Deviation of the linear weights of timm's vision transformers, whatever their width."""
+
 
 class ImageBlock(Block):
     """timm's block, whose stochastic depth follows from numbers that it is given, not from torch's generator."""
@@ -62,9 +65,17 @@ def build_trunk(config: ViTConfig, image_size: int, patch_size: int) -> VisionTr
             init_values=config.layer_scale,
             drop_path_rate=config.drop_path,
         )
+        _scale_blocks(trunk, config.initial_std / _TIMM_STD)
     for block in trunk.blocks:
         block.__class__ = ImageBlock  # the same module with another forward: a module around it would rename weights
     return trunk
+
+
+@torch.no_grad()
+def _scale_blocks(trunk: VisionTransformer, factor: float) -> None:
+    for module in trunk.blocks.modules():
+        if isinstance(module, nn.Linear):
+            module.weight.mul_(factor)
 
 
 def _named_trunk(name: str, config: ViTConfig, image_size: int, patch_size: int) -> VisionTransformer:

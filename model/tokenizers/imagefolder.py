@@ -29,6 +29,7 @@ class ImageFolderTokenizer(GridTokenizer):
     NEITHER: ClassVar[tuple[str, ...]] = (
         *GridTokenizer.NEITHER,
         *("teacher_projection.", "teacher_width", "encoder.drop_path", "decoder.drop_path"),
+        *("encoder.initial_std", "decoder.initial_std"),
     )
     """Parameters and settings that only training has."""
     last_layer: ClassVar[str] = "decoder.to_pixel.weight"

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 import configs
 from cluster.config.loading import load_config
+from data_pipeline.shards.halves import ENCODE, halves_of, settings_of
 from model.config import ImageFolderConfig, VectorConfig, ViTConfig
 from model.layers.vit import build_trunk, resize_positions
 from model.protocols import TokenizerOutput
@@ -117,6 +118,26 @@ def test_the_papers_stochastic_depth_grows_from_nothing_to_a_tenth_over_twelve_b
         trunk = build_trunk(_paper().encoder, 256, 16)
     rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in trunk.blocks]
     assert rates == pytest.approx([0.1 * block / 11 for block in range(12)])
+
+
+@pytest.mark.parametrize("std", [0.02, 0.06])
+def test_the_weights_of_blocks_begin_with_the_deviation_of_the_config(std: float) -> None:
+    vit = {"width": 96, "depth": 2, "heads": 4, "initial_std": std}
+    tokenizer = _tokenizer(encoder=vit, decoder=vit)
+    for trunk in (tokenizer.encoder.trunk, tokenizer.decoder.trunk):
+        layers = [layer for layer in trunk.blocks.modules() if isinstance(layer, nn.Linear)]
+        assert len(layers) == 2 * 4
+        for layer in layers:
+            assert layer.weight.std().item() == pytest.approx(std, rel=0.05)
+    assert tokenizer.encoder.trunk.pos_embed.std().item() == pytest.approx(0.02, rel=0.1)
+
+
+def test_how_weights_began_is_no_part_of_what_a_tokenizer_is() -> None:
+    names = halves_of(_tokenizer())
+    assert names is not None
+    vit = {"width": 24, "depth": 2, "heads": 2, "initial_std": 0.06}
+    other = _tokenizer(encoder=vit, decoder=vit).config.model_dump()
+    assert settings_of(other, names, ENCODE) == settings_of(_tokenizer().config.model_dump(), names, ENCODE)
 
 
 def test_which_branches_an_image_misses_is_not_a_matter_of_its_batch() -> None:
