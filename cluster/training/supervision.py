@@ -46,6 +46,10 @@ class NoticedError(Exception):
     """A notice came before there were workers."""
 
 
+class ResizedError(Exception):
+    """Another number of workers is asked for than is being started."""
+
+
 class Supervisor:
     """The driver's side of a stage.
 
@@ -97,7 +101,7 @@ class Supervisor:
         while not self._notice.received:
             try:
                 group = self._start()
-            except NoRoomError:
+            except (NoRoomError, ResizedError):
                 continue
             except NoticedError:
                 break
@@ -123,9 +127,11 @@ class Supervisor:
             raise WorkersFailedError({0: error}) from error
 
     def _check(self) -> None:
-        """Called while workers start."""
+        """Called while workers start, or wait for room."""
         if self._notice.received:
             raise NoticedError
+        if self._is_time_for_control(time.monotonic()) and self._obey_control(None):
+            raise ResizedError
 
     def _size(self) -> int:
         """With how many workers to start, as soon as there is room for them."""
@@ -210,15 +216,24 @@ class Supervisor:
                     self._leaves = True
                     self._lost("a node will leave: a checkpoint is saved, and training goes on without it")
                 group.end(Ending.PAUSED)
-        if now - self._looked_at_control >= _CONTROL_SECONDS:
-            self._looked_at_control = now
+        if self._is_time_for_control(now):
             self._obey_control(group)
         if self._control.is_elastic and now - self._looked_for_room >= self._cluster.grow_seconds:
             self._looked_for_room = now
             self._grow(group)
 
-    def _obey_control(self, group: WorkerGroup | None) -> None:
-        """Take the numbers of workers that `foldtrain scale` asks for; too many of them leave at a checkpoint."""
+    def _is_time_for_control(self, now: float) -> bool:
+        is_time = now - self._looked_at_control >= _CONTROL_SECONDS
+        if is_time:
+            self._looked_at_control = now
+        return is_time
+
+    def _obey_control(self, group: WorkerGroup | None) -> bool:
+        """Take the numbers of workers that `foldtrain scale` asks for; too many of them leave at a checkpoint.
+
+        Returns:
+            Whether these have changed.
+        """
         said, is_new = self._control.look()
         if said:
             self._notice.say(said)
@@ -226,7 +241,7 @@ class Supervisor:
             self._choice = UsableSizes(self._control.sizes, self._room, self._notice.say)
             self._looked_for_room = 0.0  # look at once
         if group is None:
-            return
+            return is_new
         if self._control.take_checkpoint():
             self._notice.say("asked for a checkpoint: it is saved after the step under way")
             group.checkpoint()
@@ -237,6 +252,7 @@ class Supervisor:
             leave = "leaves" if group.size - most == 1 else "leave"
             self._notice.say(f"{group.size - most} of {group.size} workers {leave}: saves a checkpoint, and goes on")
             group.end(Ending.PAUSED)
+        return is_new
 
     def _grow(self, group: WorkerGroup) -> None:
         """Go on with more workers, if there is room for them and it pays; say so if it does not."""

@@ -318,6 +318,25 @@ def test_a_stage_of_a_fixed_size_grows_when_that_is_asked_for(
     assert cluster.demand.asked[-1] == 0  # withdrawn
 
 
+@pytest.mark.parametrize("workers", [3, "3:4"])
+def test_a_stage_that_waits_for_room_starts_with_the_fewer_workers_that_are_asked_for_meanwhile(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: Any
+) -> None:
+    def start(_needs: Any, size: int, _stage: str, _folder: Path, check: Callable[[], None], _: float) -> Group:
+        if size == 3:
+            write_scale(str(tmp_path), 2, 2)
+            for _look in range(100):
+                check()
+            pytest.fail("it went on waiting")
+        return cluster._start(_needs, size)
+
+    cluster.room = [2]
+    cluster.has([{0: FINISHED, 1: FINISHED}], size=2)
+    monkeypatch.setattr(supervision, "start_group", start)
+    assert cluster.supervisor(workers).run() == (Ending.FINISHED, 40)
+    assert "2 workers, as `foldtrain scale` asked" in "".join(cluster.notice.news())
+
+
 def test_growth_that_does_not_pay_is_declined_on_record_and_nothing_is_asked_of_the_cluster(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
