@@ -1,8 +1,8 @@
 """Pictures of the monitor's page, by a headless Chromium: what docs/monitoring.md shows.
 
-    python docs/figures/monitor.py RUN OTHER docs/figures
+    python docs/figures/monitor.py RUN ONE OTHER docs/figures
 
-The page of a run in light and in dark, and on a phone; two runs over each other.
+The page of a run in light and in dark, and on a phone; two others over each other.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ async def draw(runs: list[str], folder: Path) -> None:
         for name, chosen, stage, dark, phone, part in (
             ("monitor", "0", "tokenizer", False, False, "spent"),
             ("monitor-dark", "0", "generator", True, False, "curves"),
-            ("monitor-compared", "0,1", "generator", False, False, "pictures"),
+            ("monitor-compared", "1,2", "generator", False, False, "curves"),
             ("monitor-phone", "0", "tokenizer", False, True, "pictures"),
         ):
             await show(page, origin, chosen, stage=stage, dark=dark, phone=phone)
@@ -66,10 +66,11 @@ def main() -> None:
     """Draw them."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("run", help="a run, at any URI")
+    parser.add_argument("one", help="another")
     parser.add_argument("other", help="one to compare it with")
     parser.add_argument("folder", type=Path, help="where the pictures go")
     asked = parser.parse_args()
-    asyncio.run(draw([asked.run, asked.other], asked.folder))
+    asyncio.run(draw([asked.run, asked.one, asked.other], asked.folder))
 
 
 if __name__ == "__main__":

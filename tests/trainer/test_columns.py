@@ -165,6 +165,36 @@ def test_a_file_on_a_disk_that_somebody_edited_is_read_from_its_lines(
     assert read_columns(str(path), everything)["loss"][0] == 9.0
 
 
+@pytest.mark.parametrize(("old", "new"), [('"loss": 0.01,', '"loss": 0.02,'), ('"step": 99,', '"step": 98,')])
+def test_a_cursor_finds_within_some_looks_that_somebody_edited_a_file_on_a_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str
+) -> None:
+    monkeypatch.setattr(local_file, "_BLOCK_BYTES", 1500)
+    monkeypatch.setattr(reading_columns, "_CHECKED_BYTES", 3000)
+    path = tmp_path / "metrics.jsonl"
+    write(str(path), [record(step) for step in range(200)])
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    cursor, rows = ColumnCursor(str(path)), columns.joined([])
+    looks = [cursor.look() for _ in range(12)]
+    for new_rows, is_other in looks:
+        rows = new_rows if is_other else columns.joined([rows, new_rows])
+    expected = read_columns(str(path), everything)
+    assert all(np.array_equal(rows[name], expected[name], equal_nan=True) for name in expected)
+    assert [is_other for _, is_other in looks].count(True) == 1
+    assert cursor.look()[1] is False
+
+
+def test_a_cursor_takes_no_columns_whose_ends_are_other_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_file, "_BLOCK_BYTES", 1500)
+    path = tmp_path / "metrics.jsonl"
+    write(str(path), [record(step) for step in range(200)])
+    path.write_text('{"step": 1000, "loss": 7.0}\n' + path.read_text())  # all blocks stand elsewhere now
+    found, _ = ColumnCursor(str(path)).look()
+    assert listed(found, "step") == [1000, *range(200)]
+
+
 def test_a_block_with_a_line_that_is_no_record_has_no_columns() -> None:
     lines = [json.dumps(record(step)).encode() + b"\n" for step in range(3)]
     assert columns.encode(b"".join(lines)) is not None
