@@ -34,11 +34,12 @@ async def show(page: Page, origin: str, runs: str, *, stage: str, dark: bool = F
     await page.open("about:blank")
     await page.open(f"{origin}/#runs={runs}&axis=steps&stage={stage}")
     await page.until("document.querySelectorAll('.chart').length", lambda count: count > 3)
-    for _ in range(2):  # below the fold charts wait until they are seen
-        await page.run("scrollTo(0, document.body.scrollHeight)")
-        await asyncio.sleep(1)
-        await page.run("scrollTo(0, 0)")
-        await page.until(DRAWN)
+    height = await page.run("document.body.scrollHeight")
+    for y in range(0, height, 500):  # charts and pictures wait until they are seen
+        await page.run(f"scrollTo(0, {y})")
+        await asyncio.sleep(0.5)
+    await page.run("scrollTo(0, 0)")
+    await page.until(DRAWN)
     await asyncio.sleep(1)
 
 
@@ -50,10 +51,10 @@ async def draw(runs: list[str], folder: Path) -> None:
     async with Chromium() as browser:
         page = await browser.page()
         for name, chosen, stage, dark, phone, part in (
-            ("monitor", "0", "tokenizer", False, False, "spent"),
+            ("monitor", "0", "tokenizer", False, False, "codes"),
             ("monitor-dark", "0", "generator", True, False, "curves"),
             ("monitor-compared", "1,2", "generator", False, False, "curves"),
-            ("monitor-phone", "0", "tokenizer", False, True, "pictures"),
+            ("monitor-phone", "0", "generator", False, True, "curves"),
         ):
             await show(page, origin, chosen, stage=stage, dark=dark, phone=phone)
             height = await page.run(END.format(part=part))

@@ -123,6 +123,7 @@ REDRAWN = """import('/static/dom.js').then(({ el, fill }) => {
     draw(['first', 'second']);
 })"""
 MIDDLE = "(() => { const at = button('second').getBoundingClientRect(); return [at.x + 5, at.y + 5]; })()"
+PRESSED = """[...document.querySelectorAll('.choice button[aria-pressed="true"]')].map((each) => each.textContent)"""
 VALUE = "document.querySelector('.chart[data-name=\"loss\"] .value').textContent"
 
 
@@ -307,12 +308,18 @@ def test_focus_what_was_opened_and_a_click_outlive_a_redraw(tmp_path: Path) -> N
     browse([str(tmp_path / "run")], watch)
 
 
-def test_with_a_token_the_address_loses_it_and_the_page_works(tmp_path: Path) -> None:
-    write_training(str(tmp_path / "run"), "generator", count=9, steps=9)
+def test_with_a_token_the_address_loses_it_and_keeps_what_is_chosen(tmp_path: Path) -> None:
+    for stage in ("tokenizer", "generator"):
+        write_training(str(tmp_path / "run"), stage, count=9, steps=9)
 
     async def watch(page: Page) -> None:
         await page.until("document.querySelector('h1')?.textContent", lambda text: text == "run")
-        assert "token" not in await page.run("location.href")
+        assert "token=" not in await page.run("location.href")
         assert await page.run("document.cookie") == ""
+        await page.until(PRESSED, lambda names: names == ["generator", "Steps"])
+        await page.run("history.replaceState(null, '', '#runs=0&axis=hours&stage=tokenizer')")
+        await page.reload()
+        await page.until(PRESSED, lambda names: names == ["tokenizer", "Hours"])
+        await page.until("document.querySelector('.chart .unit')?.textContent", lambda text: text == "hours")
 
     browse([str(tmp_path / "run")], watch, token="opensesame")

@@ -42,9 +42,9 @@ export class Charts {
   show() {
     const states = this.store.chosen.map((id) => this.store.states[id]?.state).filter(Boolean);
     const stages = trainedStages(states);
-    if (!stages.includes(this.store.stage)) this.store.stage = stages.at(-1);
     this.root.parentElement.hidden = !stages.length;
-    if (!stages.length) return;
+    if (!stages.length) return;  // nothing is known yet: the stage that the address names may come
+    if (!stages.includes(this.store.stage)) this.store.stage = stages.at(-1);
     const zoomed = this.store.zoom !== null;
     fill(this.tools, JSON.stringify([stages, this.store.stage, this.store.axis, zoomed]), () => [
       choice("Stage", stages.map((name) => [name, name]), this.store.stage, (name) => this.set({ stage: name, zoom: null })),
@@ -249,7 +249,8 @@ export class Charts {
     const far = place !== null && place !== undefined ? chart.posToVal(8, "x") - chart.posToVal(0, "x") : 0;
     const x = far ? chart.data[0][place] : null;
     const near = far ? this.shown().filter((mark) => Math.abs(mark.x - x) <= far).slice(0, 3) : [];
-    const where = x === null ? null : el("span", { class: "where" }, this.store.axis === "date" ? clock(x) : `${number(x)} ${this.store.axis}`);
+    const unit = this.store.axis === "date" ? null : el("span", { class: "unit" }, this.store.axis);
+    const where = x === null ? unit : el("span", { class: "where" }, this.store.axis === "date" ? clock(x) : `${number(x)} ${this.store.axis}`);
     card.under.replaceChildren(...[...rows, where, ...near.map((mark) => el("span", { class: "happened" }, mark.text))].filter(Boolean));
     card.under.querySelectorAll(".run").forEach((row) => row.style.setProperty("--c", `var(${row.dataset.colour})`));
   }

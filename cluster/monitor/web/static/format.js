@@ -30,6 +30,7 @@ export function clock(seconds) {
 
 export function hours(seconds) {
   const value = seconds / 3600;
+  if (value > 0 && value < 0.001) return "< 0.001";
   return value >= 100 ? Math.round(value).toLocaleString("en-GB") : value.toFixed(value >= 1 ? 2 : 3);
 }
 
