@@ -1,4 +1,4 @@
-"""Lines of metrics.jsonl as a stage writes them, in columns at a fifth of what it costs to look at each by itself.
+"""Lines of metrics.jsonl as a stage writes them, in columns at a third of what it costs to look at each by itself.
 
 1. what may make a line mean anything else than it seems to is looked for in all of them at once: escapes, nesting,
    numbers that are no float or beyond 64 bits
