@@ -41,6 +41,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts jobs 
 
 # How fast an example is says nothing on a busy machine. `--hypothesis-profile=default` tries 100 of them.
 hypothesis.settings.register_profile("busy", deadline=None, max_examples=50)
+hypothesis.settings.register_profile("few", deadline=None, max_examples=15)  # of `make test-fast`
 hypothesis.settings.load_profile("busy")
 
 

@@ -7,6 +7,8 @@ collect the tests. A test is left out, with the mark `slow`, if it
 2. costs more than 2 seconds of CPU, with the processes that it starts: the mark stands at the test. Of a family of
    tests that each show the same on another network, stage or config, one stays in the fast set, the others are slow.
 
+Properties are tried on 15 examples instead of 50 (tests/conftest.py).
+
 `make test` has them all. `make test-fast` ends with the tests that cost more than `--dear` says, and what all cost:
 they are to become cheaper, or slow. It fails for none of them, since CPU seconds, too, depend on the machine.
 """

@@ -56,6 +56,7 @@ def here_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
     for name, content in files.items():
         (info.parent / name).write_text(content)
     monkeypatch.syspath_prepend(str(info.parent))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # what lies there is what a test put there
     monkeypatch.setenv("FOLDTRAIN_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     yield info.parent

@@ -22,6 +22,8 @@ from data_pipeline.shards.manifest import ImageManifest
 pytestmark = pytest.mark.xdist_group("plan")  # networks are traced once in a process
 
 QUICKSTART = packaged("quickstart.yaml")
+TWO_GPUS = ("--device", "H100", "--nodes", "1", "--gpus-per-node", "2")
+"""Tests that ask for no other devices share a trace."""
 RECIPES = Path(QUICKSTART).parent / "imagefolder"
 
 
@@ -45,16 +47,19 @@ def test_the_quickstart_is_planned_as_a_command_without_ray() -> None:
     assert "checkpoint snapshot" in found.stdout
 
 
-@pytest.mark.parametrize("stage", ["train-teacher", "train-judge", "train-tokenizer", "train-generator"])
+@pytest.mark.parametrize(
+    "stage",
+    ["train-teacher", "train-judge", pytest.param("train-tokenizer", marks=pytest.mark.slow), "train-generator"],
+)
 def test_every_stage_that_trains_is_predicted(stage: str) -> None:
-    found = plan("--stage", stage, "--device", "H100", "--nodes", "1", "--gpus-per-node", "2")
+    found = plan("--stage", stage, *TWO_GPUS)
     assert found["time"]["predicted"] is True
     assert [part["phase"] for part in found["time"]["phases"]] == ["forward", "backward", "update", "communication"]
     assert (found["time"]["mfu"], found["device"]) == (None, "H100")
 
 
 def test_a_prediction_is_labelled_in_words_and_says_what_it_takes_of_the_peaks() -> None:
-    arguments = ["--device", "H100", "--matmul-share", "0.5", "--memory-share", "0.7", "--nodes", "1"]
+    arguments = [*TWO_GPUS, "--matmul-share", "0.5", "--memory-share", "0.7"]
     words = CliRunner().invoke(app, ["plan", QUICKSTART, *arguments], env={"COLUMNS": "200"}).output
     assert "step, predicted" in words
     assert "0.5 x 989.4 TFLOP/s in 16 bits" in words
@@ -69,7 +74,7 @@ def test_memory_parts_add_up_to_the_sum() -> None:
 
 
 def test_samples_give_epochs_and_reads() -> None:
-    found = plan("--samples", "9600")
+    found = plan(*TWO_GPUS, "--samples", "9600")
     generator = load_config(QUICKSTART).generator
     assert generator is not None
     trainer = generator.trainer
@@ -154,6 +159,7 @@ def sizes(*arguments: str) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.slow
 def test_several_sizes_are_planned_at_once_with_the_price_of_a_targets_nodes(tmp_path: Path) -> None:
     target = tmp_path / "big.yaml"
     target.write_text("kind: ray\naddress: http://head:8265\ngpus_per_node: 2\ndevice: H100 SXM\nprice_per_hour: 30\n")

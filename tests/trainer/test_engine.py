@@ -223,6 +223,7 @@ def test_in_fp16_every_stage_and_worker_decides_alike(fp16: list[list[dict[str, 
         assert norms_of_applied(steps) == pytest.approx(norms_of_applied(first), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_in_fp16_losses_are_those_of_fp32(tmp_path: Path) -> None:
     places = [{"zero_stage": stage} for stage in STAGES] + [{"zero_stage": 2, "offload": "optimizer"}]
     configs = [settings(**place, precision=name) for place in places for name in ("fp32", "fp16")]

@@ -173,6 +173,7 @@ def test_counts_of_a_stage_go_on_at_another_number_of_workers(tmp_path: Path) ->
     assert run_gloo(1, tmp_path, run, [(job(tmp_path / "run", zero_stage=3), None)])[0] == [(True, 80)]
 
 
+@pytest.mark.slow
 def test_the_clock_of_the_first_rank_asks_all_for_checkpoints(tmp_path: Path) -> None:
     run_gloo(2, tmp_path, run, [(job(tmp_path / "run", checkpoint_minutes=1e-9), None)])
     assert complete_steps(str(tmp_path / "run" / "checkpoints")) == list(range(2, STEPS + 1))
@@ -288,6 +289,7 @@ def test_a_run_ends_when_more_steps_in_a_row_are_skipped_than_may_be(tmp_path: P
     assert events(tmp_path / "run", "finish") == []
 
 
+@pytest.mark.slow
 def test_only_skipped_steps_in_a_row_count_against_a_run(tmp_path: Path) -> None:
     """The loss scale doubles after each applied step, so that many are skipped, but never three."""
     doubling = {"precision": "fp16", "initial_loss_scale": 2.0**14, "loss_scale_window": 1, "steps": 20}
@@ -346,6 +348,7 @@ def last_fails_once(each: TrainJob) -> bool:
     return build_loop(each, stage, torch.device("cpu")).run()
 
 
+@pytest.mark.slow
 def test_the_last_checkpoint_is_tried_again_and_then_the_run_is_finished(tmp_path: Path) -> None:
     each = job(tmp_path / "run", checkpoint_every=100)
     assert run_gloo(1, tmp_path, last_fails_once, each) == [True]
@@ -370,6 +373,7 @@ def never_uploaded(each: TrainJob) -> tuple[str, str]:
     return type(failed.value).__name__, str(failed.value)
 
 
+@pytest.mark.slow
 def test_a_run_whose_last_upload_does_not_end_has_failed(tmp_path: Path) -> None:
     each = job(tmp_path / "run", checkpoint_every=100, checkpoint_wait_seconds=0.01)
     ((kind, message),) = run_gloo(1, tmp_path, never_uploaded, each)
@@ -396,6 +400,7 @@ def mended(each: TrainJob) -> bool:
         return run([(each, None)])[0][0] and len(refused) == 4
 
 
+@pytest.mark.slow
 def test_a_checkpoint_whose_writes_fail_for_a_while_has_not_failed(tmp_path: Path) -> None:
     each = job(tmp_path / "run", checkpoint_every=100)
     assert run_gloo(1, tmp_path, mended, each) == [True]
