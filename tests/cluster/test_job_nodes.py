@@ -8,16 +8,18 @@ from typing import Any
 
 import pytest
 
+from cluster import job_process
 from cluster.commands import runs
 from cluster.config.loading import load_config, resolved_yaml
 from cluster.jobs import places, records
 from cluster.jobs.records import JobRecord, State, Submitted
 from cluster.pool.scale import read_scale, write_scale
-from cluster.stages import job_nodes
+from cluster.stages import job_nodes, pipeline
 from cluster.stages.job_nodes import adapt_nodes, nodes_of_stage
 from cluster.targets.config import TargetSection
 from data_pipeline.errors import FoldtrainError, UsageError
 from data_pipeline.leases.lease import only_driver
+from data_pipeline.node import compiled_code
 
 
 class Scheduler:
@@ -156,3 +158,25 @@ def test_a_scheduler_that_gives_no_nodes_is_said_and_ends_no_stage(
     write_scale(f"{job.run}/generator", 3, 24)
     said = nodes_of_stage(job.run, job.id, load_config(small_config, [f"run={job.run}"]), "train-generator")
     assert said == "its nodes stay as they are: sbatch refused: no more jobs"
+
+
+def test_a_jobs_process_asks_as_a_stage_begins_and_prints_what_came_of_it(
+    job: JobRecord, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[str, str, str]] = []
+
+    def nodes_of_stage(run: str, job_id: str, _config: object, stage: str) -> str:
+        asked.append((run, job_id, stage))
+        return "1 more node is asked for" if stage == "tokenize" else ""
+
+    def run_stages(_names: object, _config: object, _before: float, say: pipeline.Say) -> None:
+        for stage in ("ingest", "tokenize"):
+            say(stage, None)
+            say(stage, "done")
+
+    monkeypatch.setattr(compiled_code, "keep_compiled_code_private", lambda: None)
+    monkeypatch.setattr(job_nodes, "nodes_of_stage", nodes_of_stage)
+    monkeypatch.setattr(pipeline, "run_stages", run_stages)
+    assert job_process._do_stages(job.run, job.id) == 0
+    assert asked == [(job.run, job.id, "ingest"), (job.run, job.id, "tokenize")]
+    assert capsys.readouterr().out == "tokenize: 1 more node is asked for\n"
