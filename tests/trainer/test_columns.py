@@ -193,6 +193,9 @@ def test_a_cursor_takes_no_columns_whose_ends_are_other_lines(tmp_path: Path, mo
     path.write_text('{"step": 1000, "loss": 7.0}\n' + path.read_text())  # all blocks stand elsewhere now
     found, _ = ColumnCursor(str(path)).look()
     assert listed(found, "step") == [1000, *range(200)]
+    path.write_text(path.read_text().partition("\n")[2].replace('"step": 0,', '"step": 7,', 1))  # as long as before
+    found, _ = ColumnCursor(str(path)).look()
+    assert listed(found, "step") == [7, *range(1, 200)]
 
 
 def test_a_block_with_a_line_that_is_no_record_has_no_columns() -> None:
