@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from model.config import ImageFolderConfig, NextScaleConfig, VectorConfig, ViTConfig
+from model.config import (
+    GeneratorConfig,
+    ImageFolderConfig,
+    NextScaleConfig,
+    NextTokenConfig,
+    VectorConfig,
+    ViTConfig,
+)
+from model.config.masked import BertConfig, MaskedConfig
+from model.config.random_order import RandomOrderConfig
+from model.families import build_generator
 from model.generators.next_scale import FoldedGenerator
 from model.layers import attention
 from model.layers.attention import attend
 from model.layers.flash_attention import flash_refusal
 from model.layers.flex_attention import flex_refusal
 from model.layers.visibility import GroupCausal
+from model.layout import TokenLayout
 from model.protocols import SamplingPlan
 from model.quantizers.multi_scale import FoldedQuantizer
 from model.tokenizers.imagefolder import ImageFolderTokenizer
@@ -111,3 +123,37 @@ def test_tokens_and_samples_are_those_of_the_cpu() -> None:
 def test_the_best_backend_is_the_one_that_runs() -> None:
     chosen = attention.attention_backend(CUDA, torch.bfloat16, 64, True)
     assert chosen == ("sdpa" if flex_refusal(CUDA) else "flex")
+
+
+DROPPING: dict[str, GeneratorConfig] = {
+    "masked": MaskedConfig(num_classes=5, backbone=BertConfig(depth=2, width=96, heads=2)),
+    "random": RandomOrderConfig(num_classes=5, depth=2, width=96, heads=2, random_until=1, scan_from=2),
+    "next-token": NextTokenConfig(num_classes=5, depth=2, width=96, heads=2),
+}
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("kind", DROPPING)
+def test_dropout_of_a_training_pass_is_that_of_the_cpu(kind: str, compiled: bool) -> None:
+    """The same seeds drop the same elements, by kernels that compute the numbers, and again in backward."""
+    state_float32()
+    torch.manual_seed(0)
+    network: Any = build_generator(DROPPING[kind], TokenLayout((16,), (64,)), None).train()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.normal_(std=0.05)
+    tokens, seed = torch.randint(64, (4, 16, 1)), torch.tensor([3, -8, 2**40, 1])
+
+    def run(device: torch.device) -> list[Tensor]:
+        network.to(device)
+        if compiled and device == CUDA:
+            for block in getattr(network, "backbone", network).blocks:
+                block.compile()
+        label = torch.arange(4, device=device)
+        loss = network.training_terms(tokens.to(device), label, seed.to(device))["loss"]
+        found = torch.autograd.grad(loss, list(network.parameters()), allow_unused=True)
+        return [loss.detach().cpu(), *(each.cpu() for each in found if each is not None)]
+
+    expected = run(torch.device("cpu"))
+    for there, here in zip(run(CUDA), expected, strict=True):
+        assert (there - here).norm() <= 1e-3 * here.norm() + 1e-7
