@@ -75,7 +75,10 @@ def test_each_gradient_has_the_dtype_of_what_it_is_of(monkeypatch: pytest.Monkey
     half, gate_half = (each.detach().bfloat16().requires_grad_() for each in (branch, gate))
     out = dropped_sum(stream, half, SEED_B, RATE, gate_half)
     assert out.dtype == torch.float32
-    out.sum().backward()
+    weight = torch.linspace(-1, 2, KEPT.numel()).view(SHAPE)
+    (out * weight).sum().backward()
+    assert stream.grad is not None
+    assert torch.equal(stream.grad, weight), "the stream's gradient is rounded"
     assert [None if x.grad is None else x.grad.dtype for x in (stream, half, gate_half)] == [
         torch.float32,
         torch.bfloat16,
