@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,13 +15,13 @@ from cluster.preflight import on_target
 from cluster.preflight.examining import Examined
 from cluster.preflight.findings import Finding
 from cluster.preflight.on_target import examine_on
-from cluster.session import local_head
+from cluster.session.job_environment import FILE_VARIABLE, hand_over
 from cluster.targets.local import LocalConfig
-from cluster.targets.opening import load_target, open_target
 from cluster.targets.target import JobSpec, Rendered, TargetState
 from data_pipeline import storage
 from data_pipeline.errors import FoldtrainError, UsageError
 
+ROOT = Path(__file__).resolve().parents[3]
 SECTION = LocalConfig(python=sys.executable)
 
 
@@ -76,36 +75,15 @@ def test_what_the_nodes_of_a_target_find_comes_back_and_leaves_nothing_behind(
     assert not (tmp_path / "runs" / "small").exists()
 
 
-@pytest.fixture
-def head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[local_head.LocalHead]:
-    """A local head that was started before the shell knew any storage."""
-    monkeypatch.setenv("FOLDTRAIN_HOME", str(tmp_path / "home"))
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("AWS_")]:
-            patch.delenv(name)
-        started = local_head.start(cpus=2)
-    try:
-        yield started
-    finally:
-        local_head.shutdown()
-
-
-@pytest.mark.slow
-@pytest.mark.xdist_group("s3")
-def test_on_this_machine_and_on_a_ray_cluster_the_doctor_runs_as_a_job_with_what_jobs_get(
-    config: RunConfig, tmp_path: Path, s3_uri: str, head: local_head.LocalHead, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    of_shell = config.model_copy(update={"run": f"{s3_uri}/run"})
-    for name, address, asked in (("local", None, of_shell), ("ray", head.dashboard, config)):
-        if name == "ray":
-            monkeypatch.setenv("RAY_AUTH_TOKEN", head.token)
-        label, section = load_target(name, address=address)
-        examined = examine_on(open_target(label, section), section, asked, print)
-        wrong = [found for found in examined.findings if found.level == "error"]
-        assert {found.check for found in examined.findings} >= {"versions", "disk", "storage", "matmul"}, name
-        assert (wrong, len(examined.nodes)) == ([], 1), name
-        assert storage.list_names(asked.run) == [], name
-    assert not list((tmp_path / "home" / "variables").glob("*")), "no secret is left"
+def test_the_doctor_of_a_job_has_the_variables_that_were_handed_over_and_leaves_none_behind(tmp_path: Path) -> None:
+    file = hand_over(tmp_path / "variables", "doctor-0a1b2c", {"FOLDTRAIN_STORAGE_PATIENCE": "of the shell"})
+    command = [sys.executable, "-P", "-m", "cluster.preflight.process", "memory://bucket/run", "doctor-0a1b2c", "1"]
+    variables = os.environ | {FILE_VARIABLE: str(file), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=variables, cwd="/", capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "FOLDTRAIN_STORAGE_PATIENCE" in done.stderr
+    assert "of the shell" in done.stderr
+    assert not file.exists()
 
 
 def test_a_job_that_ends_without_a_word_is_an_error_with_the_schedulers_own(
