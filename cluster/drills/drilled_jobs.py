@@ -18,10 +18,13 @@ from cluster.drills.striking import complete_shards
 from cluster.drills.trained import complete_checkpoints
 from cluster.drills.victims import run
 from cluster.jobs.records import JobRecord, State
+from cluster.terminal.output import say
 from data_pipeline.errors import FoldtrainError
 
 STAGES = ",".join(FOLDERS)
 _SUBMITTED = re.compile(r"submitted ([a-z-]+-[0-9a-f]{6});")
+_TRIES = 3
+"""Times that a job is submitted before the cluster counts as broken."""
 _WORDS = {
     "succeeded": "it succeeded",
     "failed": "it failed",
@@ -53,11 +56,20 @@ class DrilledJobs:
     def submit(self, name: str) -> str:
         """All stages of a run, as one job: always the same command. Returns the job's id.
 
+        Again if it is not taken, as a person would do whose cluster takes long to answer.
+
         Raises:
-            FoldtrainError: if it is not taken.
+            FoldtrainError: if it is not taken, several times.
         """
-        arguments = (str(self._config), f"run={self._bucket.uri(name)}", "--stage", STAGES)
-        said = run("submit", *arguments, "--target", str(self._target), "-y", environment=self.environment)
+        command = ("submit", str(self._config), f"run={self._bucket.uri(name)}", "--stage", STAGES)
+        for left in reversed(range(_TRIES)):
+            try:
+                said = run(*command, "--target", str(self._target), "-y", environment=self.environment)
+                break
+            except FoldtrainError as error:
+                if not left:
+                    raise
+                say(f"a job was not taken, and is submitted again: {str(error).strip().splitlines()[-1]}", err=True)
         found = _SUBMITTED.search(said)
         if found is None:
             raise FoldtrainError(f"submit does not say which job it has submitted:\n{said}")
