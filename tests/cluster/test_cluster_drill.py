@@ -1,8 +1,7 @@
-"""`foldtrain drill cluster`: what is planned, a short run of it, and what counts as wrong."""
+"""`foldtrain drill cluster`: what is planned, what is struck, and what counts as wrong."""
 
 from __future__ import annotations
 
-import json
 import signal
 import socket
 import subprocess
@@ -25,15 +24,12 @@ from cluster.drills.drilled_jobs import DrilledJobs
 from cluster.drills.node_networks import NodeNetworks, missing
 from cluster.drills.ray_nodes import RayNode, RayNodes
 from cluster.drills.trained import Trained
-from cluster.drills.victims import PATIENCE, Family, started, tail
+from cluster.drills.victims import PATIENCE, Family
 from cluster.jobs import records
 from cluster.jobs.logs import LogWriter
 from cluster.jobs.places import job_folder
 from cluster.jobs.records import JobRecord, State, Submitted
 from data_pipeline.errors import FoldtrainError
-
-drill = [pytest.mark.slow, pytest.mark.drill, pytest.mark.xdist_group("cluster_drill")]
-
 
 # ------------------------------------------------------------------------------------------------------ what is planned
 
@@ -342,6 +338,7 @@ def test_tokens_and_trainings_that_are_not_those_of_the_reference_are_problems(
     assert trial.restarts == 2
 
 
+@pytest.mark.slow
 class TestWhatIsToldOfAJob:
     """By the commands themselves, of a job of a cluster that is gone."""
 
@@ -380,25 +377,3 @@ class TestWhatIsToldOfAJob:
         assert [each.partition(":")[0] for each in jobs.telling(record, "ingest")] == [
             f"the log of {self.ID} does not speak of ingest"
         ]
-
-
-# ----------------------------------------------------------------------------------------------------- the drill itself
-
-
-class TestAShortDrill:
-    pytestmark = drill
-
-    def test_the_head_is_lost_and_the_same_command_ends_what_it_began(self, tmp_path: Path) -> None:
-        kinds = tuple(kind for kind in KINDS if kind != "network" or not missing())
-        seed = next(n for n in range(999) if (plan := plan_trial(n, kinds)).kind == "head" and plan.stage == "tokenize")
-        options = ("--trials", "1", "--seed", str(seed), "--folder", str(tmp_path / "place"))
-        file = tmp_path / "trials.json"
-        with started("drill", "cluster", *options, "--json", str(file), log=tmp_path / "log") as command:
-            assert command.wait(timeout=4 * PATIENCE) == 0, tail(command)
-            assert command.family() == []
-        (trial,) = json.loads(file.read_text())["trials"]
-        assert [blow.partition(" (")[0] for blow in trial["blows"]] == ["head"]
-        assert len(trial["jobs"]) == len(trial["exit_codes"]) == 2
-        assert trial["exit_codes"][-1] == 0
-        assert trial["problems"] == []
-        assert not (tmp_path / "place").exists()
