@@ -94,6 +94,7 @@ def run(package: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=package / "work", env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_the_families_of_the_page_train_and_sample(package: Path) -> None:
     done = run(package, "-c", TRAIN)
     assert done.returncode == 0, done.stderr
@@ -113,6 +114,7 @@ def test_a_kind_that_is_not_there_is_refused_with_those_that_are(package: Path) 
     assert "sign-raster" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_quantizer_of_the_page_is_taken_by_other_tokenizers_in_scales_and_branches(package: Path) -> None:
     done = run(package, "-c", ELSEWHERE)
     assert done.returncode == 0, done.stderr
