@@ -250,6 +250,16 @@ def test_a_compiled_function_is_one_kernel_that_reads_and_writes_what_leaves_it(
     assert trace.live.peak == 6 * 8 * 4 + 4
 
 
+def test_all_that_a_compiled_function_gives_is_written() -> None:
+    def both(x: Tensor) -> tuple[Tensor, Tensor]:
+        larger = (x + 1) * 2
+        return larger, larger.exp()
+
+    with fake_device("cuda") as fake, Trace(fake.device) as trace:
+        torch.compile(both)(fake.like(torch.empty(6, 8)))
+    assert [(each.name, each.kernel.bytes) for each in trace.operations] == [("fused", 3 * 6 * 8 * 4)]
+
+
 def test_a_product_within_a_compiled_function_stays_a_kernel_of_its_own() -> None:
     with fake_device("cuda") as fake, Trace(fake.device) as trace:
         x = fake.like(torch.empty(4, 4))
