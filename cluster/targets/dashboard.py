@@ -24,12 +24,16 @@ class AgentAwayError(FoldtrainError):
     """The dashboard answers, but what starts jobs on the head node does not, yet: ask again later."""
 
 
+class UnansweredError(FoldtrainError):
+    """A request got no answer: what it asked for may have been done, or not."""
+
+
 def open_dashboard(address: str, headers: Mapping[str, str]) -> Any:
     """A JobSubmissionClient of the dashboard at a URL.
 
     Raises:
         FoldtrainError: if nothing answers there in time, or something that is no Ray dashboard. The client's methods
-            raise it, too, and `AgentAwayError`.
+            raise it, too, and `AgentAwayError` and `UnansweredError`.
     """
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
@@ -53,8 +57,8 @@ def open_dashboard(address: str, headers: Mapping[str, str]) -> Any:
         raise _refusal(address, str(error)) from error
 
 
-def _refusal(address: str, reason: str) -> FoldtrainError:
-    return FoldtrainError(f"no Ray cluster can be used at {address}: {_line(reason)}")
+def _refusal(address: str, reason: str, kind: type[FoldtrainError] = FoldtrainError) -> FoldtrainError:
+    return kind(f"no Ray cluster can be used at {address}: {_line(reason)}")
 
 
 def _line(text: str) -> str:
@@ -82,8 +86,8 @@ def _within(ask: Callable[[], Any], address: str) -> Any:
     thread.join(WHOLE_SECONDS)
     if failed:
         if isinstance(failed[0], requests.exceptions.RequestException):
-            raise _refusal(address, f"it does not answer ({failed[0]})") from failed[0]
+            raise _refusal(address, f"it does not answer ({failed[0]})", UnansweredError) from failed[0]
         raise failed[0]
     if not found:
-        raise _refusal(address, f"it has not answered within {WHOLE_SECONDS:.0f} seconds")
+        raise _refusal(address, f"it has not answered within {WHOLE_SECONDS:.0f} seconds", UnansweredError)
     return found[0]

@@ -19,7 +19,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_f
 
 from cluster.config.absolute_paths import require_reachable
 from cluster.targets.config import TargetSection
-from cluster.targets.dashboard import AgentAwayError, open_dashboard
+from cluster.targets.dashboard import AgentAwayError, UnansweredError, open_dashboard
 from cluster.targets.own_variables import not_sent
 from cluster.targets.target import JobSpec, Rendered, TargetState, TargetStatus
 from data_pipeline import storage
@@ -144,27 +144,26 @@ class RayJobs:
 
         A head that has just begun, or is busy, is asked again for a while, unless it has the job after all.
         """
+        client, job_id = self._client(), str(asked["submission_id"])
         again = Retrying(
-            retry=retry_if_exception_type(AgentAwayError),
+            retry=retry_if_exception_type((AgentAwayError, UnansweredError)),
             stop=stop_after_delay(AGENT_SECONDS),
             wait=wait_fixed(_AGAIN_SECONDS),
             reraise=True,
         )
-        client = self._client()
+
+        def submit_unless_it_is_there() -> str:
+            is_first = again.statistics["attempt_number"] == 1
+            if is_first or self.state(job_id).status == "lost":
+                return str(client.submit_job(**asked))
+            return job_id
+
         try:
-            return str(again(self._submit, client, asked))
+            return again(submit_unless_it_is_there)
         except RuntimeError as error:
             raise FoldtrainError(
                 f"{self._address} does not take the job: {str(error).partition(chr(10))[0]}"
             ) from error
-
-    def _submit(self, client: Any, asked: dict[str, Any]) -> str:
-        try:
-            return str(client.submit_job(**asked))
-        except AgentAwayError:
-            if self.state(asked["submission_id"]).status == "lost":
-                raise
-            return str(asked["submission_id"])
 
     def state(self, job_id: str) -> TargetState:
         """What Ray says of a job; a cluster that does not know it has lost it."""

@@ -62,10 +62,13 @@ def test_a_head_whose_agent_has_not_begun_is_asked_again(monkeypatch: pytest.Mon
     assert [request.method for request in asked].count("POST") == 3
 
 
-def test_a_head_that_has_the_job_after_all_is_not_asked_again() -> None:
+@pytest.mark.parametrize("first", ["no agent", "no answer"])
+def test_a_head_that_has_the_job_after_all_is_not_asked_again(monkeypatch: pytest.MonkeyPatch, first: str) -> None:
+    monkeypatch.setattr(ray, "_AGAIN_SECONDS", 0.0)
+    late = Answer(200, b" " * 100, pause=0.05)
     details = {"type": "SUBMISSION", "status": "PENDING", "entrypoint": "true", "submission_id": JOB["submission_id"]}
     known = Answer(200, json.dumps(details).encode())
-    with stub_s3(dashboard_of(lambda: NO_AGENT, known)) as (address, asked):
+    with stub_s3(dashboard_of(lambda: NO_AGENT if first == "no agent" else late, known)) as (address, asked):
         assert RayJobs(address).submit(JOB) == "ingest-000001"
     assert [request.method for request in asked].count("POST") == 1
 
