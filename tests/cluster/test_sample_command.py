@@ -102,7 +102,7 @@ def test_an_average_that_was_not_kept_is_refused(run: Path, tmp_path: Path) -> N
     card.write_text(json.dumps(found))
     with pytest.raises(UsageError, match="--weights ema: no moving average was kept"):
         sample(other, "--out", tmp_path / "out", "--weights", "ema")
-    assert "images drawn" in sample(other, "--out", tmp_path / "out", "--n", 1).stdout
+    assert "1 image drawn" in sample(other, "--out", tmp_path / "out", "--n", 1).stdout
 
 
 @pytest.fixture

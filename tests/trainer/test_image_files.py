@@ -38,7 +38,7 @@ def test_a_place_without_images_is_refused(folder: Path, tmp_path: Path) -> None
         find_images([str(tmp_path / "nothing")])
     (folder / "texts").mkdir()
     (folder / "texts/a.txt").write_text("x")
-    with pytest.raises(UsageError, match=r"texts holds 1 files, and none ends in \.jpg"):
+    with pytest.raises(UsageError, match=r"texts holds 1 file, and none ends in \.jpg"):
         find_images([str(folder / "texts")])
 
 
