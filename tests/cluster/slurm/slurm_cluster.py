@@ -77,7 +77,7 @@ class SlurmCluster:
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             self.run("scancel", "--user=root", "--signal=KILL", "--full", timeout=20)
             self.run("scancel", "--user=root", timeout=20)
-        for process in self._steps():
+        for process in self.steps():
             end_tree(process.pid)
         for daemon in reversed(self._daemons.values()):
             end_tree(daemon.pid)
@@ -95,7 +95,7 @@ class SlurmCluster:
 
     def lose_node(self, name: str) -> None:
         """End a node and all that runs on it by kill -9."""
-        for process in self._steps(name):
+        for process in self.steps(name):
             end_tree(process.pid)
         end_tree(self._daemons[name].pid)
         self._daemons.pop(name).wait()
@@ -110,8 +110,8 @@ class SlurmCluster:
             f"== {log.name}\n{log.read_text(errors='replace')[-3000:]}" for log in self.folder.glob("*.log")
         )
 
-    def _steps(self, node: str = "") -> list[psutil.Process]:
-        """The processes of jobs on a node, or on all: slurmd starts them in sessions of their own."""
+    def steps(self, node: str = "") -> list[psutil.Process]:
+        """Slurm's own processes that hold those of jobs, on a node or on all; slurmd starts them."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
