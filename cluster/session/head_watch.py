@@ -3,6 +3,9 @@
 Ray waits for its head for a minute, in which workers train on and the command says nothing; then it kills all of them.
 Here the command and each training worker ask for themselves. Workers then end with a checkpoint by their own decision,
 as nobody can tell them to; the command waits for that and ends, too.
+
+A head where nobody listens is gone. One that listens and says nothing may be busy, as on a login node that others use:
+it has longer, though not the minute after which Ray ends the workers without a checkpoint.
 """
 
 from __future__ import annotations
@@ -13,16 +16,17 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+from cluster.session.ray_address import Head, question_to_head
 from data_pipeline.errors import FoldtrainError
 
 _PAUSE_SECONDS = 2.0
 _AGAIN_SECONDS = 1.0
 """Between two questions, if the last one had no answer."""
 _ANSWER_SECONDS = 5.0
-_AWAY_SECONDS = 10.0
 _FAILURES = 3
-"""The head counts as lost after so many questions without an answer, over `_AWAY_SECONDS`: within 20 seconds, also if
-it hangs and each question waits for its answer."""
+_AWAY_SECONDS, _SILENT_SECONDS = 10.0, 30.0
+"""The head counts as lost after so many questions in a row, over the first of these times, to which nobody listened;
+and if it has listened and given no answer for the second one."""
 
 
 class HeadLostError(FoldtrainError):
@@ -33,11 +37,11 @@ class HeadWatch:
     """Asks the head whether it is there, in a thread, as long as it is entered.
 
     Args:
-        ask: whether the head answers; it may take `_ANSWER_SECONDS`.
+        ask: how the head is found; it may take `_ANSWER_SECONDS`.
         on_lost: called once, in the thread, when it counts as lost.
     """
 
-    def __init__(self, ask: Callable[[], bool], on_lost: Callable[[], None]) -> None:
+    def __init__(self, ask: Callable[[], Head], on_lost: Callable[[], None]) -> None:
         self.lost = False
         self._ask, self._on_lost = ask, on_lost
         self._stop = threading.Event()
@@ -55,13 +59,16 @@ class HeadWatch:
         self._stop.set()
 
     def _watch(self) -> None:
-        answered, failures = time.monotonic(), 0
-        while not self._stop.wait(_AGAIN_SECONDS if failures else _PAUSE_SECONDS):
-            if self._ask():
-                answered, failures = time.monotonic(), 0
+        answered, away, pause = time.monotonic(), 0, _PAUSE_SECONDS
+        while not self._stop.wait(pause):
+            found = self._ask()
+            if found is Head.ANSWERS:
+                answered, away, pause = time.monotonic(), 0, _PAUSE_SECONDS
                 continue
-            failures += 1
-            if failures >= _FAILURES and time.monotonic() - answered >= _AWAY_SECONDS:
+            pause = _AGAIN_SECONDS
+            away = away + 1 if found is Head.AWAY else 0
+            without = time.monotonic() - answered
+            if (away >= _FAILURES and without >= _AWAY_SECONDS) or without >= _SILENT_SECONDS:
                 self.lost = True
                 self._on_lost()
                 return
@@ -71,6 +78,4 @@ def watch_head(on_lost: Callable[[], None]) -> HeadWatch:
     """A watch of the head that this process is connected to, as a driver or as a worker."""
     import ray
 
-    from cluster.session.ray_address import is_head_alive
-
-    return HeadWatch(is_head_alive(ray.get_runtime_context().gcs_address, _ANSWER_SECONDS), on_lost)
+    return HeadWatch(question_to_head(ray.get_runtime_context().gcs_address, _ANSWER_SECONDS), on_lost)

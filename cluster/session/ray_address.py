@@ -17,6 +17,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 from cluster.terminal.output import console
@@ -26,6 +27,8 @@ _CONNECT_SECONDS = 4.0
 _CALL_SECONDS = 4.0
 _PROBE_SECONDS = 12.0
 """For all of it; looking up a host's name has no bound of its own."""
+_LISTEN_SECONDS = 1.0
+"""For a connection to a machine of the cluster that is up, whatever else it does."""
 _HEAD_PORT = 6379
 _TOKEN = "Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the cluster's."  # noqa: S105 - a remedy, no token
 _SUBMIT = "foldtrain submit --target ray --address http://HOST:8265"
@@ -222,18 +225,37 @@ def _minor_is_enough(other: str, version: str) -> bool:
     return level == "minor" and other.split(".")[:2] == version.split(".")[:2]
 
 
-def is_head_alive(address: str, seconds: float) -> Callable[[], bool]:
-    """A question to the head at an address: does it answer, in so many seconds?"""
+class Head(Enum):
+    """How a head is found."""
+
+    ANSWERS = "answers"
+    SILENT = "listens, and gives no answer in time"
+    AWAY = "nobody listens"
+
+
+def question_to_head(address: str, seconds: float) -> Callable[[], Head]:
+    """A question to the head at an address. It takes so many seconds at most, which are more than one."""
     messages, services_of_head = head_protocol()
     channel = head_channel(address)
 
-    def ask() -> bool:
+    def ask() -> Head:
         import grpc
 
         try:
-            services_of_head.NodeInfoGcsServiceStub(channel).CheckAlive(messages.CheckAliveRequest(), timeout=seconds)
+            stub = services_of_head.NodeInfoGcsServiceStub(channel)
+            stub.CheckAlive(messages.CheckAliveRequest(), timeout=seconds - _LISTEN_SECONDS)
         except grpc.RpcError as error:
-            return error.code() not in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
-        return True
+            if error.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}:
+                return Head.SILENT if _listens(address) else Head.AWAY
+        return Head.ANSWERS
 
     return ask
+
+
+def _listens(address: str) -> bool:
+    """Whether the machine at an address takes a connection, as it does for a process that is busy or stopped."""
+    try:
+        with socket.create_connection(host_and_port(RayAddress(address, "the head")), timeout=_LISTEN_SECONDS):
+            return True
+    except OSError:
+        return False

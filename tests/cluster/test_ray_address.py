@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from cluster.session import ray_address
-from cluster.session.ray_address import RayAddress, asked_address, host_and_port, is_head_alive, probe
+from cluster.session.ray_address import Head as Found
+from cluster.session.ray_address import RayAddress, asked_address, host_and_port, probe, question_to_head
 from data_pipeline.errors import FoldtrainError, UsageError
 
 OUR_PYTHON = ".".join(map(str, sys.version_info[:3]))
@@ -236,8 +237,15 @@ def test_what_auto_comes_to_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert "cluster.address is auto: joins the Ray cluster at 127.0.0.1:1" in capsys.readouterr().out
 
 
-def test_a_head_is_alive_until_it_no_longer_answers() -> None:
+def test_a_head_answers_until_nobody_listens_there() -> None:
     with serving(Head()) as head:
-        alive = is_head_alive(head.address, 2.0)
-        assert alive()
-    assert not alive()
+        ask = question_to_head(head.address, 3.0)
+        assert ask() is Found.ANSWERS
+    assert ask() is Found.AWAY
+
+
+def test_a_head_that_takes_connections_and_says_nothing_is_silent() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        ask = question_to_head(f"127.0.0.1:{listening.getsockname()[1]}", 1.2)
+        assert ask() is Found.SILENT
+    assert ask() is Found.AWAY
