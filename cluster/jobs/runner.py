@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -52,6 +53,7 @@ _AT_ONCE_SECONDS = 10.0
 """For processes that were told twice."""
 _ASIDE_SECONDS = 10.0
 _LINES, _LINE_LENGTH = 20, 500
+_COLORS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class Runner:
@@ -309,7 +311,8 @@ def _grace(target: dict[str, Any]) -> float:
 
 
 def _line(data: bytes) -> str:
-    return data[-_LINE_LENGTH:].decode(errors="replace").rstrip()
+    """A line of its output, without what only a terminal understands."""
+    return _COLORS.sub("", data[-_LINE_LENGTH:].decode(errors="replace").replace("\t", "    ")).rstrip()
 
 
 def _why(number: int, lines: Sequence[str]) -> str:

@@ -7,7 +7,9 @@ it prints when a worker without work is ended with its cluster.
 from __future__ import annotations
 
 import logging
+import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -31,7 +33,12 @@ _ABORTED = re.compile(
 def shown_lines(batch: Mapping[str, Any]) -> list[str]:
     """The lines that are shown, of a batch as Ray forwards it: `lines`, `is_err`, `actor_name` and more."""
     is_idle = not batch.get("actor_name") and not batch.get("task_name")
-    return [line for line in batch.get("lines", ()) if not _CORE.match(line) and not (is_idle and _ABORTED.match(line))]
+    is_rays = batch.get("pid") == "raylet"  # of whose quotations empty lines are left
+    return [
+        line
+        for line in batch.get("lines", ())
+        if not _CORE.match(line) and not (is_idle and _ABORTED.match(line)) and (line.strip() or not is_rays)
+    ]
 
 
 def keep_own_warnings() -> None:
@@ -42,9 +49,14 @@ def keep_own_warnings() -> None:
 
 @contextmanager
 def workers_own_words() -> Iterator[None]:
-    """What Ray prints for others is filtered as long as it is entered; Ray connects and disconnects in it."""
+    """What Ray prints for others is filtered as long as it is entered; Ray connects and disconnects in it.
+
+    Its prefixes have colors on a terminal alone: not in the log of a job, or of a batch system.
+    """
     from ray._private import worker
 
+    if not sys.stdout.isatty():
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     rays: Any = worker  # Ray has no setting for it
     before = rays.print_to_stdstream
     rays.print_to_stdstream = _filtered(before)

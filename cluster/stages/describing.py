@@ -167,7 +167,8 @@ def _happened(record: JobRecord, asked: TargetState | None, now: float) -> Itera
         code = "" if state.exit_code is None else f"; exit code {state.exit_code}"
         yield f"{words[status]}; start {state.attempt}, on {state.node} (pid {state.pid}){code}"
         if state.done:
-            yield "stages: " + ", ".join(f"{name} {outcome}" for name, outcome in state.done.items())
+            done = {name: state.done[name] for name in (*record.stages, *state.done) if name in state.done}
+            yield "stages: " + ", ".join(f"{name} {outcome}" for name, outcome in done.items())
     if asked is not None:
         yield f"its target says: {asked.status}{'; ' + asked.message if asked.message else ''}"
 

@@ -50,6 +50,11 @@ def test_a_failure_has_its_step_its_cause_its_exit_code_and_a_command_that_goes_
     assert said["last lines"] == "error: tokens"
 
 
+def test_stages_that_are_over_stand_in_their_order() -> None:
+    found = told(state("running", done={"train-generator": "done", "tokenize": "finished"}))
+    assert found["what happened"].splitlines()[1] == "stages: tokenize finished, train-generator done"
+
+
 def test_what_a_job_did_by_itself_is_counted() -> None:
     events = [{"event": name, "step": at} for name, at in (("restart", 10), ("restart", 30), ("rollback", 20))]
     before = Attempt(status="preempted", started=1.0, told="SIGTERM", node="node-1", stage="tokenize")

@@ -84,6 +84,11 @@ def test_a_job_that_ends_well_has_its_stages_its_exit_code_and_its_last_lines(ru
     assert "".join(records.logs(run, ID)) == "one\ntwo\n"
 
 
+def test_the_last_lines_have_no_colors_and_no_tabs(run: str) -> None:
+    assert do(run, r"print('\x1b[33m(raylet)\x1b[0m one\ttwo')") == 0
+    assert state(run).last_lines == ("(raylet) one    two",)
+
+
 def test_the_variables_of_a_job_are_gone_before_it_says_that_it_has_ended(
     run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

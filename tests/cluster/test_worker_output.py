@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -41,6 +43,20 @@ TRACEBACK = [
 @pytest.mark.parametrize("batch", [WORKER, IDLE, RAYLET], ids=["worker", "idle", "raylet"])
 def test_lines_of_rays_core_are_left_out(batch: dict[str, Any]) -> None:
     assert shown_lines({**batch, "lines": [*CORE, "a word of its own"]}) == ["a word of its own"]
+
+
+def test_empty_lines_are_a_workers_own_and_are_left_out_of_what_ray_quotes() -> None:
+    assert shown_lines({**WORKER, "lines": ["one", "", "two"]}) == ["one", "", "two"]
+    assert shown_lines({**RAYLET, "lines": ["one", "  ", "", "two"]}) == ["one", "two"]
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_rays_prefixes_have_colors_on_a_terminal_alone(is_terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_COLOR_PREFIX", "")
+    monkeypatch.delenv("RAY_COLOR_PREFIX")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal, raising=False)
+    with workers_own_words():
+        assert os.environ.get("RAY_COLOR_PREFIX") == (None if is_terminal else "0")
 
 
 def test_a_worker_without_work_may_abort_in_silence() -> None:

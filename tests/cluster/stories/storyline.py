@@ -2,9 +2,10 @@
 
 The turns of any page:
 
+    until there are 3 workers             as processes, whatever they have done so far
     until 3 workers tokenize              so many of them count in progress.json
-    until it trains with 3 workers        a step of theirs is on record
-    until "TEXT" is logged                by the newest job, since the last command
+    until it trains with 3 workers        a step of theirs is on record, of a start since the last command or turn
+    until "TEXT" is logged                by the newest job, since the last command or turn
     until the job succeeded               or stopped, failed, preempted
     the workers stand still | go on       so that what follows comes before their last step, on any machine
 
@@ -18,7 +19,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,17 +27,22 @@ from typing import Any
 import psutil
 
 from cluster.drills.bucket import Bucket
+from cluster.drills.victims import title_of
 from cluster.jobs.logs import tail
 from cluster.jobs.places import job_folder
-from cluster.jobs.records import newest_job
+from cluster.jobs.records import OVER, newest_job
 from cluster.pool.scale import PROGRESS
 from data_pipeline import storage
 from data_pipeline.errors import FoldtrainError
+from data_pipeline.storage.pacing import WRITES_VARIABLE
 from tests.cluster.stories.transcripts import Command, Turn, missing, read_page
 from trainer.records.jsonl import read_last_records
 
-_PATIENCE, _PAUSE = 600.0, 0.2
+_PATIENCE, _PAUSE = 400.0, 0.2
 _COLUMNS = "120"
+_SHARDS, _TRAINS = "ray::ShardWorker", "ray::TrainWorker"
+PACED = {WRITES_VARIABLE: "12"}
+"""Variables of a cluster's nodes, with which small stages have a middle in which something can happen."""
 
 
 class Story:
@@ -47,7 +53,7 @@ class Story:
         run: URI of its run, which this process reaches.
         folder: where its commands are run.
         environment: variables of its commands, beside those of this process.
-        workers: the processes that are at work on the cluster.
+        processes: all that the cluster runs.
         turns: what can befall the cluster, by the words of the page.
     """
 
@@ -57,14 +63,14 @@ class Story:
         run: str,
         folder: Path,
         environment: Mapping[str, str],
-        workers: Callable[[], list[psutil.Process]],
+        processes: Callable[[], Iterable[psutil.Process]],
         turns: Mapping[str, Callable[[], object]],
     ) -> None:
         self._page, self._run, self._folder = page, run, folder
         self._environment = {**environment, "COLUMNS": _COLUMNS, "FORCE_COLOR": "", "NO_COLOR": "1"}
-        self._workers, self._turns = workers, turns
+        self._processes, self._turns = processes, turns
         self._held: list[psutil.Process] = []
-        self._job, self._logged = "", 0
+        self._job, self._logged, self._since = "", 0, 0.0
 
     def tell(self) -> None:
         """All of the page.
@@ -74,7 +80,7 @@ class Story:
         """
         try:
             for part in read_page(self._page):
-                print(f"{self._page.name}:{part.line}: {part.words}", flush=True)
+                print(f"{time.strftime('%X')} {self._page.name}:{part.line}: {part.words}", flush=True)
                 self._do(part) if isinstance(part, Command) else self._turn(part)
         finally:
             self._go_on()
@@ -97,13 +103,14 @@ class Story:
         return done.stdout
 
     def _do(self, command: Command) -> None:
-        self._logged = len(self._log())
+        self._logged, self._since = len(self._log()), time.time()
         printed = self.foldtrain(command.words)
         lacks = missing(command.output, printed)
         assert lacks is None, f"{self._page}:{command.line}: {command.words} does not print\n{lacks}\nbut\n{printed}"
 
     def _turn(self, turn: Turn) -> None:
         if turn.words in self._turns:
+            self._logged, self._since = len(self._log()), time.time()
             self._turns[turn.words]()
         elif turn.words == "the workers stand still":
             self._hold()
@@ -114,6 +121,7 @@ class Story:
 
     def _wait(self, turn: Turn) -> None:
         waits: dict[str, Callable[[str], bool]] = {
+            r"until there are (\d+) workers": lambda count: len(self._workers()) == int(count),
             r"until (\d+) workers? tokenizes?": self._tokenizes,
             r"until it trains with (\d+) workers?": self._trains,
             r'until "(.+)" is logged': self._is_logged,
@@ -124,7 +132,8 @@ class Story:
         [(what, is_so)] = found
         deadline = time.monotonic() + _PATIENCE
         while not is_so(what):
-            assert time.monotonic() < deadline, f"{self._page}:{turn.line}: {turn.words}: never\n{self._log()[-4000:]}"
+            late = time.monotonic() >= deadline or newest_job(self._run).status in OVER
+            assert not late or is_so(what), f"{self._page}:{turn.line}: {turn.words}: never\n{self._log()[-4000:]}"
             time.sleep(_PAUSE)
 
     def _tokenizes(self, count: str) -> bool:
@@ -139,7 +148,7 @@ class Story:
             for event in read_last_records(storage.join(self._run, "generator", "events.jsonl"))
             if event["event"] in {"start", "resume"}
         ]
-        if not begun or begun[-1]["workers"] != int(count):
+        if not begun or begun[-1]["workers"] != int(count) or begun[-1]["time"] < self._since:
             return False
         steps = read_last_records(storage.join(self._run, "generator", "metrics.jsonl"))
         return bool(steps) and steps[-1]["step"] > begun[-1]["step"] and steps[-1]["time"] > begun[-1]["time"]
@@ -154,6 +163,15 @@ class Story:
                 self._job, self._logged = job.id, 0
             return " ".join(tail(job_folder(self._run, job.id), most=1 << 24).split())
         return ""
+
+    def _workers(self) -> list[psutil.Process]:
+        """The processes of the stage that is at work: while a pool is, those of a training wait for the next one."""
+        found: dict[str, list[psutil.Process]] = {_SHARDS: [], _TRAINS: []}
+        for process in self._processes():
+            for title, of_title in found.items():
+                if title in title_of(process):
+                    of_title.append(process)
+        return found[_SHARDS] or found[_TRAINS]
 
     def _hold(self) -> None:
         self._held = self._workers()

@@ -15,7 +15,7 @@ import yaml
 from cluster.drills.bucket import Bucket
 from cluster.drills.ray_nodes import RayNode, RayNodes
 from cluster.drills.s3_server import S3Server
-from tests.cluster.stories.storyline import Story, same_samples
+from tests.cluster.stories.storyline import PACED, Story, same_samples
 
 pytestmark = [pytest.mark.drill, pytest.mark.xdist_group("elastic")]
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "clusters" / "ray-transcript.md"
@@ -38,10 +38,9 @@ class Lab:
             "Ray is told that a node will leave": lambda: nodes.drain(self._busy_node()),
         }
 
-    def workers(self) -> list[psutil.Process]:
-        """All that train or make shards."""
-        nodes, titles = (self.nodes.head, *self.nodes.others), ("TrainWorker", "ShardWorker")
-        return [process for node in nodes for title in titles for process in node.workers(title)]
+    def processes(self) -> list[psutil.Process]:
+        """All of its nodes."""
+        return [process for node in (self.nodes.head, *self.nodes.others) for process in node.family()]
 
     def _busy_node(self) -> RayNode:
         """One with a worker, but the head, on which the job's own process is."""
@@ -56,7 +55,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
             monkeypatch.setenv(name, value)
         monkeypatch.setenv("FOLDTRAIN_HOME", str(tmp_path / "home"))
         monkeypatch.setenv("RAY_ADDRESS", "")
-        nodes = held.enter_context(RayNodes(variables=server.environment(), jobs=True))
+        nodes = held.enter_context(RayNodes(variables=server.environment() | PACED, jobs=True))
         nodes.add(), nodes.add()
         for name, value in nodes.environment.items():
             monkeypatch.setenv(name, value)
@@ -66,7 +65,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
 
 
 def test_the_run_is_scaled_loses_nodes_is_stopped_and_ends_as_an_unbroken_one(lab: Lab, tmp_path: Path) -> None:
-    story = Story(PAGE, RUN, tmp_path, os.environ, lab.workers, lab.turns)
+    story = Story(PAGE, RUN, tmp_path, os.environ, lab.processes, lab.turns)
     story.tell()
     story.foldtrain(f"foldtrain submit package:smoke.yaml run={UNBROKEN} --stage all --target lab.yaml -y --follow")
     same_samples(lab.bucket, "smoke", "unbroken")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -15,9 +15,8 @@ import yaml
 
 from cluster.drills.bucket import Bucket
 from cluster.drills.s3_server import S3Server
-from cluster.drills.victims import title_of
 from tests.cluster.slurm.slurm_cluster import SlurmCluster, why_not
-from tests.cluster.stories.storyline import Story, same_samples
+from tests.cluster.stories.storyline import PACED, Story, same_samples
 
 pytestmark = [pytest.mark.drill, pytest.mark.xdist_group("slurm")]
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "clusters" / "slurm-transcript.md"
@@ -43,13 +42,13 @@ class Lab:
             "Slurm has nodes for it again": self._begin_again,
         }
 
-    def workers(self) -> list[psutil.Process]:
-        """All that train or make shards."""
-        found = []
+    def processes(self) -> list[psutil.Process]:
+        """All of its jobs."""
+        found: list[psutil.Process] = []
         for step in self._slurm.steps():
             with suppress(psutil.NoSuchProcess):
                 found += step.children(recursive=True)
-        return [each for each in found if any(title in title_of(each) for title in ("TrainWorker", "ShardWorker"))]
+        return found
 
     def _queue(self, *options: str) -> list[str]:
         return self._slurm.run("squeue", "--noheader", "--array", *options).split()
@@ -73,7 +72,7 @@ class Lab:
         self._until(lambda: self._queue("--format=%T", f"--jobs={job}") == ["PENDING"])
         self._slurm.run("scontrol", "update", f"JobId={job}", "StartTime=now")
 
-    def _until(self, is_so) -> None:
+    def _until(self, is_so: Callable[[], bool]) -> None:
         deadline = time.monotonic() + _PATIENCE
         while not is_so():
             assert time.monotonic() < deadline, self._slurm.logs()
@@ -100,7 +99,7 @@ def _target(folder: Path, server: S3Server) -> dict[str, object]:
     profile = folder / "profile"
     profile.touch(mode=0o600)
     profile.write_text("".join(f"export {name}={value}\n" for name, value in secrets.items()))
-    plain = {name: value for name, value in server.environment().items() if name not in secrets}
+    plain = {name: value for name, value in server.environment().items() if name not in secrets} | PACED
     return {
         "extends": "package:cluster/slurm.yaml",
         "nodes": "1:3",
@@ -118,7 +117,7 @@ def _target(folder: Path, server: S3Server) -> dict[str, object]:
 def test_the_run_is_scaled_loses_a_node_is_preempted_stopped_and_ends_as_an_unbroken_one(
     lab: Lab, tmp_path: Path
 ) -> None:
-    story = Story(PAGE, RUN, tmp_path, os.environ, lab.workers, lab.turns)
+    story = Story(PAGE, RUN, tmp_path, os.environ, lab.processes, lab.turns)
     story.tell()
     story.foldtrain(f"foldtrain submit package:smoke.yaml run={UNBROKEN} --stage all --target team.yaml -y --follow")
     same_samples(lab.bucket, "smoke", "unbroken")
