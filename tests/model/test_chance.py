@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.layers.dropout import element_dropout
-from model.layers.random_numbers import block_chances, drop_path, dropout, split_seed, uniform
+from model.layers.random_numbers import block_chances, drop_path, drop_path_rates, dropout, split_seed, uniform
 
 MASK = 2**64 - 1
 INT64 = st.integers(-(2**63), 2**63 - 1)
@@ -59,6 +59,12 @@ def test_drop_path_leaves_out_the_given_share_and_keeps_the_mean(rate: float) ->
             assert torch.equal(out_BLC[..., 0], out_BLC[..., 1])  # a sample misses the branch as a whole
 
 
+def test_stochastic_depth_grows_in_even_steps_from_nothing_to_the_last_blocks() -> None:
+    assert drop_path_rates(0.3, 4) == pytest.approx([0.0, 0.1, 0.2, 0.3])
+    assert drop_path_rates(0.3, 2) == [0.0, 0.3]
+    assert drop_path_rates(0.3, 1) == [0.0]
+
+
 def test_blocks_and_branches_decide_apart() -> None:
     missed = torch.cat([chance < 0.5 for chance in block_chances(torch.arange(4000), 3) if chance is not None])
     agreeing = (missed[:, None] == missed[None]).float().mean(2)
@@ -73,12 +79,12 @@ def test_dropout_leaves_out_single_elements() -> None:
 
 def test_each_element_is_left_out_by_its_own_16_bits() -> None:
     """Positions and channels in turn are the 16-bit parts of the sample's numbers, the lowest first."""
-    seed, rate = 1234567, 0.25
-    bits = [splitmix64(seed, number) & MASK for number in (1, 2)]
+    seed, rate = 1234567, 0.5
+    bits = [splitmix64(seed, number) & MASK for number in range(1, 13)]
     parts = [number >> 16 * part & 0xFFFF for number in bits for part in range(4)]
-    kept = [(part ^ 0x8000) >= rate * 2**16 for part in parts[:6]]
-    out = element_dropout(torch.full((1, 3, 2), 3.0), torch.tensor([seed]), rate)
-    assert out.flatten().tolist() == [4.0 * keeps for keeps in kept]
+    kept = [(part ^ 0x8000) >= rate * 2**16 for part in parts[:46]]
+    out = element_dropout(torch.full((1, 23, 2), 3.0), torch.tensor([seed]), rate)
+    assert out.flatten().tolist() == [6.0 * keeps for keeps in kept]
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.5])

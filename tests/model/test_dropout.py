@@ -116,6 +116,19 @@ def test_a_modulated_norm_is_torchs_scaled_and_shifted() -> None:
     torch.testing.assert_close(modulated_affine_norm(x, weight, bias, scale, shift, torch.float32), expected)
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_modulation_of_half_precision_is_added_in_float32_and_rounded_once(
+    fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, scale, shift = (each.detach() for each in numbers(3, torch.float32))
+    scale, shift = scale.bfloat16(), shift.bfloat16()
+    if fused:
+        as_on_a_gpu(monkeypatch)
+    normed = F.layer_norm(x, (7,), eps=1e-6)
+    expected = (normed * scale.float() + shift.float()).bfloat16()
+    assert torch.equal(modulated_affine_norm(x, None, None, scale, shift, torch.bfloat16), expected)
+
+
 LOGITS = torch.randn(3, 2, 5, 5, generator=torch.Generator().manual_seed(2))
 FUSED: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "dropout": (dropout._thinned_at_once, (torch.ones(SHAPE), SEED_B, RATE)),

@@ -15,6 +15,7 @@ from model.config.masked import BertConfig, MaskedConfig, UViTConfig, masked_sha
 from model.families import build_generator
 from model.generators.masked import MaskedGenerator
 from model.generators.masked_backbones import BertBlock, UViTBlock
+from model.layers.dropout import keep_factors
 from model.layers.random_numbers import split_seed, uniform
 from model.layout import TokenLayout
 from model.protocols import SamplingPlan
@@ -210,6 +211,24 @@ def test_each_dropout_keeps_the_mean_and_needs_seeds(dropped: str) -> None:
     assert float(thinned.std(0).mean()) > 0.01
     with pytest.raises(ValueError, match="needs seed_B"):
         generator.train()(*batch(FLAT)[:2])
+
+
+@pytest.mark.parametrize("backbone", [BERT, UVIT], ids=["bert", "uvit"])
+def test_each_of_the_three_dropouts_of_a_block_has_numbers_of_its_own(
+    backbone: dict[str, Any],
+) -> None:
+    block = made(FLAT, backbone | {"dropout": 0.25, "attention_dropout": 0.4}).backbone.blocks[0]
+    assert isinstance(block, BertBlock | UViTBlock)
+    x_BLC, seeds_3B = torch.randn(4, 5, 24, generator=torch.Generator().manual_seed(3)), torch.arange(12).view(3, 4)
+    of_attention, of_mlp = (keep_factors(x_BLC.shape[1:], seed_B, 0.25) for seed_B in seeds_3B[1:])
+    with torch.no_grad():
+        if isinstance(block, BertBlock):
+            middle_BLC = block.norm1(x_BLC + of_attention * block.attention(x_BLC, seeds_3B[0]))
+            expected = block.norm2(middle_BLC + of_mlp * block.mlp(middle_BLC))
+        else:
+            middle_BLC = x_BLC + of_attention * block.attention(block.norm1(x_BLC), seeds_3B[0])
+            expected = middle_BLC + of_mlp * block.mlp(block.norm2(middle_BLC))
+        torch.testing.assert_close(block(x_BLC, tuple(seeds_3B)), expected)
 
 
 def test_a_block_of_bert_is_torchs_encoder_layer_with_norms_behind_the_sums() -> None:

@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from model.config import GuidanceSchedule, NextTokenConfig
 from model.families import build_generator
-from model.generators.next_token import NextTokenGenerator
+from model.generators.next_token import Block, NextTokenGenerator
 from model.generators.next_token_sampling import Slots
+from model.layers.dropout import keep_factors
+from model.layers.visibility import GroupCausal
 from model.layout import TokenLayout
 from model.protocols import SamplingPlan
 
@@ -170,6 +173,27 @@ def test_what_is_dropped_follows_from_each_samples_seed_and_in_training_alone(na
             torch.testing.assert_close(alone, whole[part], atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match="needs seed_B"):
         generator(label_B, tokens_BLF)
+
+
+@pytest.mark.parametrize("name", ["nothing", "dropout", "drop_path"])
+def test_a_block_adds_attention_and_mlp_each_thinned_by_numbers_of_its_own(name: str) -> None:
+    """By hand: y = x + keep * attention(norm(x)), then y + keep * mlp(norm(y)); a half is kept, twice as large."""
+    block = make(**({} if name == "nothing" else {name: 0.5})).train().blocks[-1]
+    assert isinstance(block, Block)
+    groups, x_BLC = GroupCausal.next_token(9), torch.randn(3, 9, 24, generator=torch.Generator().manual_seed(2))
+    seed_2B, chance_2B = torch.arange(6).view(2, 3), torch.tensor([[0.1, 0.9, 0.7], [0.8, 0.2, 0.6]])
+    keep_of_attention = keep_of_mlp = torch.ones(())
+    if name == "dropout":
+        keep_of_attention, keep_of_mlp = (keep_factors(x_BLC.shape[1:], seed_B, 0.5) for seed_B in seed_2B)
+    elif name == "drop_path":
+        keep_of_attention, keep_of_mlp = torch.tensor([[0.0, 2.0, 2.0], [2.0, 0.0, 2.0]])[..., None, None]
+    with torch.no_grad():
+        mixed_BLC = block.attention(block.norm1(x_BLC, torch.float32), groups, rotation_LD2=None)
+        expected = x_BLC + keep_of_attention * mixed_BLC
+        gate, up = block.fc1(block.norm2(expected, torch.float32)).chunk(2, dim=-1)
+        expected = expected + keep_of_mlp * block.fc2(F.silu(gate) * up)
+        found = block(x_BLC, groups, None, seed_2B=seed_2B, chance_2B=chance_2B)
+    torch.testing.assert_close(found, expected)
 
 
 def test_terms_have_the_loss_and_those_of_each_fold_and_smoothing_is_for_training() -> None:

@@ -87,6 +87,16 @@ def test_shares_of_the_training_move_with_its_steps() -> None:
     assert steps.with_steps(1000) is steps
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [{"random_until": -1}, {"scan_from": 10**9 + 1}, {"random_until": {"share": -0.1}}, {"scan_from": {"share": 1.1}}],
+    ids=str,
+)
+def test_a_step_is_none_before_the_first_and_a_share_no_more_than_all(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"(greater|less) than or equal to"):
+        RandomOrderConfig.model_validate(wrong)
+
+
 def test_each_sample_has_an_order_of_its_own_or_the_scan_by_its_seed_alone() -> None:
     generator = make(scan="alternate").train()
     seed_B, share = torch.arange(4000) * 104_729, torch.tensor(0.3)
@@ -127,6 +137,22 @@ def test_training_is_the_same_in_any_micro_batch_and_needs_seeds(options: dict[s
     assert abs(float((again - whole).detach())) > 1e-3, "the seeds decide nothing"
     with pytest.raises(ValueError, match="need seed_B"):
         generator.training_terms(*given[:2], None, None)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.25])
+def test_dropout_takes_what_attention_gives_by_numbers_of_its_own(rate: float) -> None:
+    """By hand, where the MLP gives nothing: x + gate * keep(attention(scale * norm(x) + shift))."""
+    block = make(attention_dropout=0.0, dropout=rate).train().blocks[0]
+    assert isinstance(block, Block)
+    groups, seeds_4B = GroupCausal.next_token(3), torch.arange(12).view(4, 3)
+    with torch.no_grad():
+        block.fc2.weight.zero_(), block.fc2.bias.zero_()
+        x_BSC, condition_BSC = torch.randn(2, 3, 3, 24, generator=torch.Generator().manual_seed(5)).unbind()
+        shift, scale, gate, *_ = block.modulation(condition_BSC)
+        normed = F.layer_norm(x_BSC, (24,), block.norm1.weight, block.norm1.bias, 1e-6) * scale + shift
+        expected = x_BSC + gate * block.attention(normed, groups) * keep_factors(x_BSC.shape[1:], seeds_4B[1], rate)
+        found = block(x_BSC, condition_BSC, groups, seeds_NB=seeds_4B)
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("modulated", [True, False])

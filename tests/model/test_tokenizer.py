@@ -120,9 +120,9 @@ def test_the_papers_stochastic_depth_grows_from_nothing_to_a_tenth_over_twelve_b
     assert rates == pytest.approx([0.1 * block / 11 for block in range(12)])
 
 
-@pytest.mark.parametrize("std", [0.02, 0.06])
-def test_the_weights_of_blocks_begin_with_the_deviation_of_the_config(std: float) -> None:
-    vit = {"width": 96, "depth": 2, "heads": 4, "initial_std": std}
+@pytest.mark.parametrize(("given", "std"), [({}, 0.02), ({"initial_std": 0.06}, 0.06)], ids=["default", "given"])
+def test_the_weights_of_blocks_begin_with_the_deviation_of_the_config(given: dict[str, float], std: float) -> None:
+    vit = {"width": 96, "depth": 2, "heads": 4} | given
     tokenizer = _tokenizer(encoder=vit, decoder=vit)
     for trunk in (tokenizer.encoder.trunk, tokenizer.decoder.trunk):
         layers = [layer for layer in trunk.blocks.modules() if isinstance(layer, nn.Linear)]
@@ -130,6 +130,12 @@ def test_the_weights_of_blocks_begin_with_the_deviation_of_the_config(std: float
         for layer in layers:
             assert layer.weight.std().item() == pytest.approx(std, rel=0.05)
     assert tokenizer.encoder.trunk.pos_embed.std().item() == pytest.approx(0.02, rel=0.1)
+
+
+@pytest.mark.parametrize("std", [0.0, 1.5])
+def test_weights_that_begin_as_nothing_or_beyond_one_are_refused(std: float) -> None:
+    with pytest.raises(ValueError, match="initial_std"):
+        ViTConfig(initial_std=std)
 
 
 def test_how_weights_began_is_no_part_of_what_a_tokenizer_is() -> None:
