@@ -5,7 +5,7 @@
         return x + gate * branch
 
 What autograd needs is not part of it: a function that is trained through has its backward written out, of fused
-functions itself (dropout.py, modulated_norm.py).
+functions itself (dropout.py, modulation.py).
 """
 
 from __future__ import annotations
