@@ -72,43 +72,29 @@ def plan(
     from cluster.config.loading import load_config
     from cluster.stages import planning
     from trainer.planning.failures import LLAMA3_NODE_HOURS
-    from trainer.planning.plan import Request
 
+    shares = {"matmul-share": matmul_share, "memory-share": memory_share}
     figures = {"throughput": throughput, "mtbf-hours": mtbf_hours, "bandwidth": bandwidth, "host-memory": host_memory}
-    _check_figures(figures, {"matmul-share": matmul_share, "memory-share": memory_share})
+    _check_figures(figures, shares)
     resolved, classes_note = planning.known_classes(load_config(config, overrides or []), stage)
     place = planning.target_of(target)
-    gpus_per_node = gpus_per_node or planning.workers_per_node(resolved, place)
+    per_node = gpus_per_node or planning.workers_per_node(resolved, place)
     sizes = None if workers is None else parse_sizes(workers, nodes)
-    node_count, per_node = (1, 1) if sizes else planning.ranks(resolved, nodes, gpus_per_node)
+    ranks = (1, 1) if sizes else planning.ranks(resolved, nodes, per_node)
     kind = planning.check_device(device or (place.device if place else None))
-    request = Request(
-        stage=stage,
-        configs=planning.stage_configs(resolved, stage),
-        nodes=node_count,
-        ranks_per_node=per_node,
-        device=kind,
-        data=planning.find_data(resolved, stage, samples),
-        peak_tflops=resolved.cluster.peak_tflops,
+    request = replace(
+        planning.request_of(resolved, stage, ranks, kind, samples),
         assumed=_assumed(matmul_share, memory_share),
         throughput=throughput,
-        throughput_from="as given",
         price=price,
         mtbf_hours=mtbf_hours or LLAMA3_NODE_HOURS,
         host_memory=None if host_memory is None else host_memory * 1e9,
         bandwidth=bandwidth * 1e9,
     )
-    device_note = planning.device_note(kind, resolved.cluster.peak_tflops)
-    notes = (
-        device_note,
-        classes_note,
-        planning.tokenizer_note(resolved, stage),
-        planning.proxy_note(resolved, stage),
-    )
-    note = "; ".join(text for text in notes if text) or None
+    note = planning.note_of(resolved, stage, kind, classes_note)
     if sizes:
         rate = planning.rate_of(measured, resolved, stage) if throughput is None else None
-        _show_sizes(request, sizes, planning.node_size(resolved, gpus_per_node), rate, place, note, as_json=as_json)
+        _show_sizes(request, sizes, planning.node_size(resolved, per_node), rate, place, note, as_json=as_json)
     else:
         _show(request, measured, note, as_json=as_json)
 

@@ -51,21 +51,12 @@ def forecast(config: RunConfig, command: str, section: TargetSection) -> Forecas
 
 def _planned(config: RunConfig, command: str, section: TargetSection) -> Forecast:
     from cluster.stages import planning
-    from trainer.planning.plan import Request, make_plan
+    from trainer.planning.plan import make_plan
 
     resolved, _ = planning.known_classes(config, command)
-    nodes, each = planning.ranks(resolved, None, section.gpus_per_node or None)
-    plan = make_plan(
-        Request(
-            stage=command,
-            configs=planning.stage_configs(resolved, command),
-            nodes=nodes,
-            ranks_per_node=each,
-            device=planning.check_device(section.device) if section.gpus_per_node else None,
-            data=planning.find_data(resolved, command, None),
-            peak_tflops=resolved.cluster.peak_tflops,
-        )
-    )
+    nodes, per_node = planning.ranks(resolved, None, section.gpus_per_node or None)
+    device = planning.check_device(section.device) if section.gpus_per_node else None
+    plan = make_plan(planning.request_of(resolved, command, (nodes, per_node), device, None))
     if plan.gpu_hours is None:
         return Forecast(storage=plan.checkpoints.bytes, note=plan.time.known_from)
     hours = plan.gpu_hours / plan.world

@@ -17,7 +17,7 @@ from data_pipeline.storage.retries import patience
 from model.config import TokenizerConfig
 from trainer.planning.blank_stages import StageConfigs, teacher_at, tokenizer_at
 from trainer.planning.devices import DEVICES, find_device
-from trainer.planning.plan import DataFacts
+from trainer.planning.plan import DataFacts, Request
 from trainer.registry import TRAINING, stage_named
 
 if TYPE_CHECKING:
@@ -104,6 +104,44 @@ def stage_configs(config: RunConfig, stage: str) -> StageConfigs:
     return StageConfigs(*trained, config.tokens, config.data.reading, given, config.evaluation.judge, proxy)
 
 
+def request_of(
+    config: RunConfig, stage: str, ranks: tuple[int, int], device: str | None, samples: int | None
+) -> Request:
+    """What a plan is asked for by the config and the data alone.
+
+    Args:
+        config: with a number for each `num_classes`.
+        stage: to plan.
+        ranks: nodes, and ranks on each.
+        device: as `check_device` gives it.
+        samples: images in the data set, if they were given.
+
+    Raises:
+        UsageError: if a section is missing.
+    """
+    nodes, per_node = ranks
+    return Request(
+        stage=stage,
+        configs=stage_configs(config, stage),
+        nodes=nodes,
+        ranks_per_node=per_node,
+        device=device,
+        data=find_data(config, stage, samples),
+        peak_tflops=config.cluster.peak_tflops,
+    )
+
+
+def note_of(config: RunConfig, stage: str, device: str | None, classes_note: str | None) -> str | None:
+    """All that a plan assumes or leaves out, in words; None if nothing."""
+    notes = (
+        _device_note(device, config.cluster.peak_tflops),
+        classes_note,
+        _tokenizer_note(config, stage),
+        _proxy_note(config, stage),
+    )
+    return "; ".join(note for note in notes if note) or None
+
+
 def _reachable(config: RunConfig, *products: str) -> RunConfig:
     """The config with the places of the products themselves; what is not there, or does not answer, stays as it is."""
     for name in products:
@@ -126,7 +164,7 @@ def _proxy(config: RunConfig, stage: str) -> TokenizerConfig | None:
         return None
 
 
-def proxy_note(config: RunConfig, stage: str) -> str | None:
+def _proxy_note(config: RunConfig, stage: str) -> str | None:
     """What a plan leaves out of a proxy, in words; None if nothing."""
     needs = stage == "train-tokenizer" and config.tokenizer is not None and config.tokenizer.model.needs_proxy
     if not needs or _proxy(config, stage) is not None:
@@ -134,7 +172,7 @@ def proxy_note(config: RunConfig, stage: str) -> str | None:
     return f"inputs.proxy, {config.inputs.proxy}, cannot be reached from here: its time and memory are not counted"
 
 
-def tokenizer_note(config: RunConfig, stage: str) -> str | None:
+def _tokenizer_note(config: RunConfig, stage: str) -> str | None:
     """That the sizes of a tokenizer are not those of the one that is given, in words; None if they are."""
     uri = config.given("tokenizer")
     if stage != "train-generator" or uri is None or _given_tokenizer(config) is not None:
@@ -211,7 +249,7 @@ def known_devices() -> str:
     return ", ".join(device.name for device in DEVICES)
 
 
-def device_note(name: str | None, peak_tflops: float | None) -> str | None:
+def _device_note(name: str | None, peak_tflops: float | None) -> str | None:
     """What cannot be said of a device, in words; None if all can."""
     if name is None or find_device(name) is not None:
         return None
