@@ -45,8 +45,7 @@ def dropped_sum(x: Tensor, branch: Tensor, seed_B: Tensor | None, rate: float, g
     """
     seed_B = needed(seed_B)
     if not is_fused(x):
-        thinned = _thinned(branch, seed_B, rate)
-        return x + thinned if gate is None else x + gate * thinned
+        return _sum(x, branch, seed_B, rate, gate)
     out: Tensor = _DroppedSum.apply(x, branch, seed_B, rate, gate)
     return out
 
@@ -59,7 +58,7 @@ def dropped_gelu(x: Tensor, seed_B: Tensor | None, rate: float) -> Tensor:
     """
     seed_B = needed(seed_B)
     if not is_fused(x):
-        return _thinned(F.gelu(x), seed_B, rate)
+        return _gelu(x, seed_B, rate)
     out: Tensor = _DroppedGelu.apply(x, seed_B, rate)
     return out
 
@@ -104,13 +103,16 @@ def _thinned(x: Tensor, seed_B: Tensor, rate: float) -> Tensor:
     return x * keep_factors(x.shape[1:], seed_B, rate).to(x.dtype)
 
 
-_thinned_at_once = fused(_thinned)
+def _gelu(x: Tensor, seed_B: Tensor, rate: float) -> Tensor:
+    return _thinned(F.gelu(x), seed_B, rate)
 
 
-@fused
-def _sum_at_once(x: Tensor, branch: Tensor, seed_B: Tensor, rate: float, gate: Tensor | None) -> Tensor:
+def _sum(x: Tensor, branch: Tensor, seed_B: Tensor, rate: float, gate: Tensor | None) -> Tensor:
     thinned = _thinned(branch, seed_B, rate)
     return x + thinned if gate is None else x + gate * thinned
+
+
+_thinned_at_once, _sum_at_once, _gelu_at_once = fused(_thinned), fused(_sum), fused(_gelu)
 
 
 @fused
@@ -123,11 +125,6 @@ def _through_gate(of_sum: Tensor, branch: Tensor, seed_B: Tensor, rate: float, g
 @fused
 def _through_dropout(of_sum: Tensor, seed_B: Tensor, rate: float, dtype: torch.dtype) -> Tensor:
     return (of_sum * keep_factors(of_sum.shape[1:], seed_B, rate)).to(dtype)
-
-
-@fused
-def _gelu_at_once(x: Tensor, seed_B: Tensor, rate: float) -> Tensor:
-    return _thinned(F.gelu(x), seed_B, rate)
 
 
 @fused
