@@ -34,6 +34,18 @@ class Answer:
 
 
 Respond = Callable[[Request], Answer]
+Serving = Callable[[Respond], list[Request]]
+"""Has a server answer so; gives the list of what it is asked from then on."""
+
+
+def body(_: Request) -> Answer:
+    """Of any object: ten digits."""
+    return Answer(200, b"0123456789")
+
+
+def by_obstore(request: Request) -> bool:
+    """Whether it was that client that asked, and not s3fs."""
+    return request.headers["user-agent"].startswith("object_store")
 
 
 def refusal(status: int, code: str, message: str = "The server's own words.", **headers: str) -> Answer:
