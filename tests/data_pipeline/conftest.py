@@ -11,6 +11,7 @@ from data_pipeline.config import DataConfig, FolderSource, TokensConfig
 from data_pipeline.ingest.ingesting import ingest
 from data_pipeline.shards.weights import Card
 from data_pipeline.tokens.tokenizing import TokenPlan, plan_tokens
+from data_pipeline.tools import examining_tokens, one_pass
 from tests.data_pipeline.small_data import Images, tokenize_all, tokenizer_card, write_photos
 
 
@@ -38,3 +39,11 @@ def tokens(make_plan: Callable[..., TokenPlan]) -> Path:
     plan = make_plan()
     tokenize_all(plan)
     return Path(plan.output)
+
+
+@pytest.fixture(params=["whole", "in pieces"])
+def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards are read by one request and looked at as one, or by many and a sample at a time."""
+    if request.param == "in pieces":
+        monkeypatch.setattr(one_pass, "PIECE_BYTES", 97)
+        monkeypatch.setattr(examining_tokens, "ROW_BYTES", 1)

@@ -13,13 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
-from model.config import (
-    FiniteScalarConfig,
-    LookupFreeConfig,
-    QuantizerConfig,
-    SphericalConfig,
-    VectorConfig,
-)
+from model.config import FiniteScalarConfig, LookupFreeConfig, QuantizerConfig, SphericalConfig, VectorConfig
 from model.quantizers.flat import FlatQuantizer, QuantizedVectors
 from model.quantizers.multi_scale import FoldedQuantizer, Quantized
 from tests.model.small_quantizers import grid, made
