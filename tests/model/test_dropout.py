@@ -39,6 +39,17 @@ def test_a_number_for_itself_is_that_of_its_place_in_the_words(seeds: list[int],
     assert torch.equal(dropout._bits_of_each(seed_B, count), expected.long())
 
 
+@pytest.mark.parametrize(("rate", "dropped"), [(0.0, 0), (0.1, 6554), (0.25, 16384)])
+def test_of_all_numbers_of_16_bits_the_rates_share_is_dropped_and_the_mean_is_kept(
+    rate: float, dropped: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every_BN = torch.arange(-(2**15), 2**15).to(torch.int16)[None]
+    monkeypatch.setattr(dropout, "_bits_of_words", lambda *_: every_BN)
+    factors = keep_factors(torch.Size([2**16]), SEED_B[:1], rate)
+    assert int((factors == 0).sum()) == dropped
+    assert factors.double().mean().item() == pytest.approx(1, abs=1e-7)
+
+
 def plain(x: Tensor) -> Tensor:
     return x * KEPT.to(x.dtype)
 
