@@ -170,7 +170,8 @@ def _happened(record: JobRecord, asked: TargetState | None, now: float) -> Itera
             done = {name: state.done[name] for name in (*record.stages, *state.done) if name in state.done}
             yield "stages: " + ", ".join(f"{name} {outcome}" for name, outcome in done.items())
     if asked is not None:
-        yield f"its target says: {asked.status}{'; ' + asked.message if asked.message else ''}"
+        more = "" if asked.message in {"", asked.status} else f"; {asked.message}"
+        yield f"its target says: {asked.status}{more}"
 
 
 def _where(record: JobRecord, step: Step) -> str:

@@ -55,7 +55,7 @@ class SlurmTarget:
             said.append(f"{', '.join(self._section.secrets)}: not sent; taken from the login profile of each node")
         if left_out := slurm.left_out(os.environ):
             said.append(f"{', '.join(left_out)}: set here and not used; the target's file says what sbatch is told")
-        said.append(slurm.run(["sbatch", "--test-only"], script=self._script(job)).strip())
+        said.append(slurm.run(["sbatch", "--test-only"], script=self._script(job), times="%F %T").strip())
         return list(dict.fromkeys(said))
 
     def render(self, job: JobSpec) -> list[Rendered]:
@@ -74,7 +74,7 @@ class SlurmTarget:
         """See Target. Nodes that have joined the job leave with it; those that wait are taken from the queue."""
         with contextlib.suppress(slurm.UnknownJobError):
             slurm.run(slurm.of_job("scancel", handle))
-        for joined in self._joined(handle):
+        for joined in self._queued(handle):
             self._cancel_joined(joined, handle)
 
     # ----------------------------------------------------------------------------------------------- nodes that join
@@ -144,14 +144,22 @@ class SlurmTarget:
         return [one.number for one in leaving]
 
     def _joined(self, handle: str) -> list[_Joined]:
-        """Those that have not ended, in the order in which they are to leave."""
+        """Those that have not ended, in the order in which they are to leave.
+
+        Without those that had joined an earlier start of a job that was requeued: these are about to leave.
+        """
+        since = slurm.state_of(handle).started
+        return [one for one in self._queued(handle) if one.waits or (since is not None and one.started >= since)]
+
+    def _queued(self, handle: str) -> list[_Joined]:
+        """The same, whichever start of the job they have joined."""
         number, cluster = slurm.split_handle(handle)
-        command = ["squeue", "--noheader", "--array", f"--name={_JOIN}{number}", "--format=%i|%T"]
+        command = ["squeue", "--noheader", "--array", f"--name={_JOIN}{number}", "--format=%i|%T|%S"]
         rows = [
             line.strip().split("|")
             for line in slurm.run([*command, *([f"--clusters={cluster}"] if cluster else [])]).splitlines()
         ]
-        found = [_Joined(row[0], row[1] == "PENDING") for row in rows if len(row) == 2 and row[1] != "COMPLETING"]
+        found = [_Joined(*row) for row in rows if len(row) == 3 and row[1] != "COMPLETING"]
         return sorted(found, key=lambda one: (one.waits, *one.order), reverse=True)
 
     def _cancel_joined(self, joined: _Joined, handle: str) -> None:
@@ -196,10 +204,17 @@ class SlurmTarget:
 
 
 class _Joined:
-    """An allocation that joins a job."""
+    """An allocation that joins a job.
 
-    def __init__(self, number: str, waits: bool) -> None:
-        self.number, self.waits = number, waits
+    Args:
+        number: Slurm's.
+        state: Slurm's word for it.
+        started: unix time in seconds; no number before it has.
+    """
+
+    def __init__(self, number: str, state: str, started: str) -> None:
+        self.number, self.waits = number, state == "PENDING"
+        self.started = float(started) if started.isascii() and started.isdigit() else 0.0
 
     @property
     def order(self) -> tuple[int, int]:

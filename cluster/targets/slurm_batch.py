@@ -264,9 +264,9 @@ def run_join(allocation: Allocation, job: str) -> int:
         FoldtrainError: if Ray does not start on it.
     """
     batch = Batch(allocation)
-    there = None
+    there, since = None, slurm.state_of(job).started
     while there is None and batch.noticed is None:
-        if slurm.state_of(job).status != "running":
+        if not _is_at_work(job, since):
             _comment(f"job {job} does not run (any more)")
             return 0
         there = _head_of(job)
@@ -283,10 +283,10 @@ def run_join(allocation: Allocation, job: str) -> int:
         log = rays.parent / "node.log"
         step = Step(["worker", allocation.to_text()], allocation, nodes=1, first=0, log=log, environment=variables)
         batch.tell(step)
-        code = _wait_beside(step, job)
+        code = _wait_beside(step, job, since)
         if code == node.NOTICED:
             return _left(allocation, batch)
-        if code and slurm.state_of(job).status == "running":
+        if code and _is_at_work(job, since):
             _comment(step.last_words())
             return code
         return 0
@@ -299,7 +299,13 @@ def _left(allocation: Allocation, batch: Batch) -> int:
     return _requeue(allocation, node.NOTICED, "told to end: it joins again in the next allocation")
 
 
-def _wait_beside(step: Step, job: str) -> int:
+def _is_at_work(job: str, since: float | None) -> bool:
+    """Whether a job runs in the start that was joined: one that was requeued has a Ray cluster of its own again."""
+    state = slurm.state_of(job)
+    return state.status == "running" and state.started == since
+
+
+def _wait_beside(step: Step, job: str, since: float | None) -> int:
     """The exit code of a step, which is told to end when the job does: Ray would wait for its head for minutes."""
     look = time.monotonic() + _WATCH_SECONDS
     while (code := step.code()) is None:
@@ -307,7 +313,7 @@ def _wait_beside(step: Step, job: str) -> int:
         if time.monotonic() > look:
             look = time.monotonic() + _WATCH_SECONDS
             with contextlib.suppress(FoldtrainError):  # a controller that is away for a while
-                if slurm.state_of(job).status != "running":
+                if not _is_at_work(job, since):
                     step.end()
     return code
 

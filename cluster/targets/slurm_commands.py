@@ -36,13 +36,20 @@ class UnknownJobError(FoldtrainError):
     """Slurm knows no such job."""
 
 
-def run(command: Sequence[str], *, script: str | None = None, environment: Mapping[str, str] | None = None) -> str:
+def run(
+    command: Sequence[str],
+    *,
+    script: str | None = None,
+    environment: Mapping[str, str] | None = None,
+    times: str = "%s",
+) -> str:
     """What a command of Slurm's prints.
 
     Args:
         command: its words.
         script: what it reads.
         environment: of the command; None for this process's own, without what Slurm takes for options.
+        times: how it prints them, as strftime has it; the default is unix time.
 
     Raises:
         UsageError: if there is no such command here.
@@ -58,7 +65,7 @@ def run(command: Sequence[str], *, script: str | None = None, environment: Mappi
             encoding="utf-8",
             errors="replace",
             timeout=_SECONDS,
-            env={**variables, "LC_ALL": "C", "SLURM_TIME_FORMAT": "%s"},
+            env={**variables, "LC_ALL": "C", "SLURM_TIME_FORMAT": times},
         )
     except FileNotFoundError as error:
         raise UsageError(

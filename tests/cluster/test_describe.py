@@ -88,6 +88,11 @@ def test_a_job_that_vanished_says_since_when_and_what_its_target_knows() -> None
     assert "the local cluster has ended" in said["cause"]
 
 
+def test_what_a_target_says_is_said_once() -> None:
+    said = told(state("running"), TargetState("running", "running"))
+    assert said["what happened"].endswith("its target says: running")
+
+
 def test_a_job_that_waits_says_why() -> None:
     said = told(None, TargetState("pending", "QOSMaxGRESPerUser"))
     assert said["what happened"].startswith("it waits to be started")

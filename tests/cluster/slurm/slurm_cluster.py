@@ -120,8 +120,9 @@ class SlurmCluster:
         return found
 
     def _is_ours(self, process: psutil.Process, node: str) -> bool:
+        """By the socket on which it listens, which is in its node's spool directory."""
         spool = f"{self.folder}/spool.{node}"
-        return any(spool in each.path for each in process.open_files()) or str(self.folder) in str(process.environ())
+        return any(str(each.laddr).startswith(spool) for each in process.net_connections(kind="unix"))
 
     def _start(self) -> None:
         self.folder.chmod(0o755)

@@ -139,3 +139,37 @@ def test_a_node_that_is_told_to_end_before_it_has_joined_joins_again_unless_the_
     monkeypatch.setattr(slurm_batch, "_head_of", lambda _job: signal.raise_signal(number))
     assert run_join(allocation(), "5") == (NOTICED if joins_again else 0)
     assert ("requeue Incomplete 17" in asked.read_text()) is joins_again
+
+
+class Beside:
+    """In place of the step of a node that has joined."""
+
+    def __init__(self) -> None:
+        self.ended = False
+
+    def code(self) -> int | None:
+        return 0 if self.ended else None
+
+    def end(self) -> None:
+        self.ended = True
+
+
+@pytest.mark.parametrize(
+    "later",
+    [
+        TargetState("pending", "pending (BeginTime)"),
+        TargetState("succeeded", "completed", 100.0, 200.0),
+        TargetState("running", "running started 2 times", started=180.0),
+    ],
+)
+def test_a_node_leaves_a_job_that_ends_or_has_started_again(
+    monkeypatch: pytest.MonkeyPatch, later: TargetState
+) -> None:
+    found = [TargetState("running", "running", started=100.0)] * 2 + [later]
+    monkeypatch.setattr(slurm_commands, "state_of", lambda _job: found.pop(0))
+    monkeypatch.setattr(slurm_batch, "_WATCH_SECONDS", -1.0)
+    monkeypatch.setattr(slurm_batch, "_PAUSE_SECONDS", 0.0)
+    step = Beside()
+    assert slurm_batch._wait_beside(step, "5", since=100.0) == 0
+    assert step.ended
+    assert found == []
