@@ -67,10 +67,11 @@ class Lab:
         self._until(lambda: self._slurm.run("sinfo", "--noheader", "-n", self._lost, "--format=%t").strip() == "idle")
 
     def _begin_again(self) -> None:
-        """The two minutes that a requeued job waits are over."""
+        """The two minutes are over that a requeued job waits, and a node that was lost."""
         job = self._job()
         self._until(lambda: self._queue("--format=%T", f"--jobs={job}") == ["PENDING"])
-        self._slurm.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+        for waiting in self._queue("--states=PENDING", "--format=%i"):
+            self._slurm.run("scontrol", "update", f"JobId={waiting}", "StartTime=now")
 
     def _until(self, is_so: Callable[[], bool]) -> None:
         deadline = time.monotonic() + _PATIENCE
