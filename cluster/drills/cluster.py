@@ -120,8 +120,11 @@ class ClusterDrill:
 
     def try_seed(self, seed: int) -> ClusterTrial:
         """The trial of a seed; once more, elsewhere, where the job was over before it could be struck."""
-        plan = plan_trial(seed, self._kinds)
-        return until_struck(lambda number: self._trial(plan, f"trial-{seed}-{number}"))
+        return self.try_plan(plan_trial(seed, self._kinds))
+
+    def try_plan(self, plan: TrialPlan) -> ClusterTrial:
+        """The same of a plan."""
+        return until_struck(lambda number: self._trial(plan, f"trial-{plan.seed}-{number}"))
 
     def _trial(self, plan: TrialPlan, name: str) -> ClusterTrial:
         begun = time.monotonic()

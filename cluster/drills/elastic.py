@@ -10,18 +10,14 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from cluster.drills.drilled_training import write_training
 from cluster.drills.ray_nodes import RayNodes
-from cluster.drills.victims import run, started, wait_for
+from cluster.drills.victims import run, standing_still, started, wait_for
 from data_pipeline.errors import FoldtrainError
 
 STEPS, CHECKPOINT_EVERY = 60, 5
@@ -120,37 +116,23 @@ def _disturbed(config: Path, folder: Path) -> str:
         wait_for("a restart", lambda: _happened(folder, "restart"), victim)
         left = [*kept.workers(_WORKER), *nodes.head.workers(_WORKER)]
         wait_for("steps without it", lambda: _step(folder) >= ADD_AT, victim)
-        with _held(left):
+        with standing_still(left):
             new = nodes.add()
             run("scale", str(folder / "elastic"), "--workers", str(NODES))  # so late it would not pay, unasked
             wait_for("a word of the new node", lambda: f"room for {NODES} workers" in victim.output(), victim)
         wait_for("steps with it", lambda: _happened(folder, "restart", 2) and _step(folder) > _begun(folder), victim)
         grown = [process for node in (kept, new, nodes.head) for process in node.workers(_WORKER)]
-        with _held(grown):
+        with standing_still(grown):
             run("scale", str(folder / "elastic"), "--workers", f"1:{NODES}")
             wait_for("a word of what was asked", lambda: "workers, as the config says" in victim.output(), victim)
         wait_for("more steps", lambda: _step(folder) >= DRAIN_AT, victim)
-        with _held(grown):
+        with standing_still(grown):
             nodes.drain(kept)
             wait_for("a word of the node that leaves", lambda: "a node will leave" in victim.output(), victim)
         code = victim.wait()
         if code != 0:
             raise FoldtrainError(f"the elastic run ended with exit code {code}:\n{victim.output()[-4000:]}")
         return victim.output()
-
-
-@contextmanager
-def _held(workers: Iterable[psutil.Process]) -> Iterator[None]:
-    """Workers stand still, so that what happens comes before their last step, however fast the machine is."""
-    stopped = list(workers)
-    for process in stopped:
-        process.send_signal(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for process in stopped:
-            with suppress(psutil.NoSuchProcess):  # it ended with a command that failed, which says why
-                process.send_signal(signal.SIGCONT)
 
 
 def _step(folder: Path) -> int:

@@ -8,8 +8,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +163,20 @@ def kill(process: psutil.Process) -> bool:
     except psutil.NoSuchProcess:
         return False
     return True
+
+
+@contextmanager
+def standing_still(processes: Iterable[psutil.Process]) -> Iterator[None]:
+    """Workers stand still, so that what happens comes before their last step, however fast the machine is."""
+    stopped = list(processes)
+    for process in stopped:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in stopped:
+            with suppress(psutil.NoSuchProcess):  # it ended with a command that failed, which says why
+                process.resume()
 
 
 @contextmanager

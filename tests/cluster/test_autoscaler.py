@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
+from cluster.drills.drilled_training import write_training
 from cluster.drills.fake_autoscaler import autoscaling, is_added, node_id
 from cluster.drills.ray_nodes import RayNodes
-from cluster.drills.victims import PATIENCE, run, started, wait_for
+from cluster.drills.victims import PATIENCE, run, standing_still, started, wait_for
 from data_pipeline.shards.token_dataset import TokenShards
+from tests.cluster.drills import lines
 from tests.cluster.random_run import write_run
 from tests.data_pipeline.small_data import write_photos
 
+STARTS = {"start", "resume"}
 PAUSE = 0.5
 """Seconds between two looks at all processes of this machine."""
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("autoscaler")]
@@ -74,6 +79,46 @@ def test_nodes_come_for_the_workers_of_tokenize_and_go_when_it_is_done(small_con
             assert command.wait() == 0, command.output()
         wait_until_none_is_left(nodes)
     assert TokenShards(str(folder / "tokens")).count == 20
+
+
+def test_nodes_come_and_go_for_the_workers_of_a_training(tmp_path: Path) -> None:
+    config = write_training(tmp_path, 0)
+    folder = tmp_path / "run"
+    shutil.copytree(tmp_path / "tokenizer", folder / "tokenizer/export")
+    with RayNodes(cpus=0, most=2) as nodes:
+        command = ["train-generator", str(config), f"run={folder}", f"cluster.address={nodes.address}"]
+        command += ["cluster.workers=1:2", "cluster.grow_seconds=1", "generator.model.drop_path=0"]
+        assert nodes.added == set()
+        with started(*command, environment=nodes.environment) as training:
+
+            def trains(starts: int) -> bool:
+                """Whether that start of it has done a step."""
+                begun = [each for each in lines(folder / "generator/events.jsonl") if each["event"] in STARTS]
+                steps = lines(folder / "generator/metrics.jsonl")
+                return len(begun) == starts and bool(steps) and steps[-1]["step"] > begun[-1]["step"]
+
+            def room(workers: int) -> bool:
+                return f"room for {workers} worker" in training.output()
+
+            wait_for("a step", lambda: trains(1), training, PAUSE)
+            with standing_still(nodes.head.workers("TrainWorker")):
+                run("scale", str(folder), "--workers", "2")
+                wait_for("two nodes", lambda: len(nodes.added) == 2, training, PAUSE)
+                wait_for("a word of them", lambda: room(2), training, PAUSE)
+            wait_for("a step of two workers", lambda: trains(2), training, PAUSE)
+            with standing_still(nodes.head.workers("TrainWorker")):
+                run("scale", str(folder), "--workers", "1")
+                wait_for("a word of it", lambda: "goes on with 1 worker" in training.output(), training, PAUSE)
+            wait_for("a step of one worker", lambda: trains(3), training, PAUSE)
+            with standing_still(nodes.head.workers("TrainWorker")):
+                wait_for("a node to go", lambda: len(nodes.added) == 1, training, PAUSE)
+            assert training.wait() == 0, training.output()
+        wait_until_none_is_left(nodes)
+    starts = [each for each in lines(folder / "generator/events.jsonl") if each["event"] in STARTS]
+    assert [each["workers"] for each in starts] == [1, 2, 1]
+    audit = json.loads(run("ledger", "audit", str(folder / "generator"), "--json"))
+    assert audit["problems"] == []
+    assert [start["world"] for start in audit["starts"]] == [1, 2, 1]
 
 
 def wait_until_none_is_left(nodes: RayNodes) -> None:

@@ -34,6 +34,21 @@ from data_pipeline.errors import FoldtrainError
 # ------------------------------------------------------------------------------------------------------ what is planned
 
 
+@pytest.mark.drill
+@pytest.mark.xdist_group("cluster_drill")
+def test_a_job_whose_cluster_loses_its_head_ends_as_an_undisturbed_one_once_both_are_started_again(
+    tmp_path: Path,
+) -> None:
+    """The longest of the trials of `foldtrain drill cluster`: of a fatal blow, in the last stage."""
+    plan = replace(plan_trial(0), kind="head", stage="train-generator", units=1, delay=0.5)
+    with ClusterDrill(tmp_path, 0) as drill:
+        drill.make_reference(0)
+        trial = drill.try_plan(plan)
+    assert trial.problems == []
+    assert len(trial.jobs) == len(trial.exit_codes) == 2
+    assert [blow.partition(" (")[0] for blow in trial.blows] == ["head"]
+
+
 def test_a_seed_decides_all_of_a_trial() -> None:
     assert [plan_trial(seed) for seed in range(40)] == [plan_trial(seed) for seed in range(40)]
     assert len({plan_trial(seed).delay for seed in range(40)}) == 40

@@ -41,6 +41,8 @@ from trainer.records.jsonl import read_last_records
 _PATIENCE, _PAUSE = 400.0, 0.2
 _COLUMNS = "120"
 _SHARDS, _TRAINS = "ray::ShardWorker", "ray::TrainWorker"
+_STAGES = "ingest,train-teacher,train-tokenizer,tokenize,train-generator,sample"
+"""Those without which there are no samples."""
 PACED = {WRITES_VARIABLE: "12"}
 """Variables of a cluster's nodes, with which small stages have a middle in which something can happen."""
 
@@ -101,6 +103,10 @@ class Story:
         print(done.stdout, flush=True)
         assert done.returncode == 0, f"{words}: exit code {done.returncode}\n{done.stdout}"
         return done.stdout
+
+    def undisturbed(self, run: str, target: str) -> None:
+        """The same config in another run, as far as its samples."""
+        self.foldtrain(f"foldtrain submit package:smoke.yaml run={run} --stage {_STAGES} --target {target} -y --follow")
 
     def _do(self, command: Command) -> None:
         self._logged, self._since = len(self._log()), time.time()
