@@ -108,7 +108,7 @@ def test_nodes_come_and_go_for_the_workers_of_a_training(tmp_path: Path) -> None
             wait_for("a step of two workers", lambda: trains(2), training, PAUSE)
             with standing_still(nodes.head.workers("TrainWorker")):
                 run("scale", str(folder), "--workers", "1")
-                wait_for("a word of it", lambda: "goes on with 1 worker" in training.output(), training, PAUSE)
+                wait_for("a word of it", lambda: "1 of 2 workers leaves" in training.output(), training, PAUSE)
             wait_for("a step of one worker", lambda: trains(3), training, PAUSE)
             with standing_still(nodes.head.workers("TrainWorker")):
                 wait_for("a node to go", lambda: len(nodes.added) == 1, training, PAUSE)
