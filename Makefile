@@ -41,10 +41,10 @@ format: $(INSTALLED) ## rewrite the sources in the one format
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-SYSTEM_PACKAGES := slurmctld slurmd slurm-client munge chromium
-SYSTEM_COMMANDS := slurmctld slurmd munged sbatch chromium
+SYSTEM_PACKAGES := slurmctld slurmd slurm-client munge chromium nftables
+SYSTEM_COMMANDS := slurmctld slurmd munged sbatch chromium nft
 
-ci-system: ## what tests need beside Python: Slurm and Chromium. Changes nothing where they are, or without apt-get or root
+ci-system: ## what tests need beside Python: Slurm, Chromium and nft. Changes nothing where they are, or without apt-get or root
 	@missing=; for name in $(SYSTEM_COMMANDS); do PATH=$$PATH:/usr/sbin command -v $$name >/dev/null || missing="$$missing $$name"; done; \
 	if [ -z "$$missing" ]; then exit 0; fi; \
 	if ! command -v apt-get >/dev/null || [ "$$(id -u)" != 0 ]; then \

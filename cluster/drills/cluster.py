@@ -29,7 +29,7 @@ from cluster.drills.bucket import Bucket
 from cluster.drills.cluster_blows import FATAL, KINDS, TrialPlan, plan_trial
 from cluster.drills.cluster_striking import ClusterStriker
 from cluster.drills.data import PASSING, differences
-from cluster.drills.drilled_graph import FOLDERS, TRAINED, write_graph
+from cluster.drills.drilled_graph import TRAINED, write_graph
 from cluster.drills.drilled_jobs import DrilledJobs
 from cluster.drills.node_networks import NodeNetworks, missing
 from cluster.drills.ray_nodes import RayNodes
@@ -51,7 +51,7 @@ HANG_SECONDS = 3600.0
 """A job that takes so long hangs: many times what it takes on a machine that does other work, too."""
 _WRITES_PER_SECOND = "4"
 """Of each process, so that a stage of little work has a middle to strike."""
-_LOOK_SECONDS = 0.3
+_LOOK_SECONDS = 0.1
 _REFERENCE = "reference"
 
 
@@ -112,7 +112,7 @@ class ClusterDrill:
         Raises:
             FoldtrainError: if it fails.
         """
-        record = self._follow(_REFERENCE, self._jobs.submit(_REFERENCE), lambda _: None)
+        record = self._follow(_REFERENCE, self._jobs.submit(_REFERENCE), lambda: None)
         if record.status != "succeeded":
             log = run("logs", record.run, "--job", record.id, environment=self._jobs.environment)
             raise FoldtrainError(f"the job {record.status} without any blow:\n{log[-4000:]}")
@@ -150,7 +150,7 @@ class ClusterDrill:
         for _ in range(1 + RESTARTS):
             job = self._jobs.submit(name)
             trial.jobs.append(job)
-            record = self._follow(name, job, lambda record: self._strike_when_due(plan, record, name, trial))
+            record = self._follow(name, job, lambda: self._strike_when_due(plan, name, trial))
             trial.exit_codes.append(_exit_code(record))
             trial.problems += self._jobs.telling(record, "ingest")
             if record.status == "succeeded":
@@ -163,7 +163,7 @@ class ClusterDrill:
                 self._nodes.start_again(NODES - 1)
         trial.problems.append(f"it was submitted {1 + RESTARTS} times, and ended early each time")
 
-    def _follow(self, name: str, job: str, look: Callable[[JobRecord], None]) -> JobRecord:
+    def _follow(self, name: str, job: str, look: Callable[[], None]) -> JobRecord:
         """Look at a job again and again, until it is over. Returns how it stands then.
 
         Raises:
@@ -174,15 +174,13 @@ class ClusterDrill:
             record = self._jobs.record(name, job)
             if record.status not in {"pending", "running"}:
                 return record
-            look(record)
+            look()
             time.sleep(_LOOK_SECONDS)
         raise FoldtrainError(f"{job} is not over after {HANG_SECONDS:.0f} s")
 
-    def _strike_when_due(self, plan: TrialPlan, record: JobRecord, name: str, trial: ClusterTrial) -> None:
-        if trial.blows or record.state is None or not _has_begun(plan.stage, record.state.stage):
-            return
-        units = self._jobs.units(name, plan.stage)
-        if units < plan.units:
+    def _strike_when_due(self, plan: TrialPlan, name: str, trial: ClusterTrial) -> None:
+        """By what the stage has committed: the job's own word of its stage is some seconds old."""
+        if trial.blows or (units := self._jobs.units(name, plan.stage)) < plan.units:
             return
         time.sleep(plan.delay)
         striker = ClusterStriker(plan, self._nodes, self._server, self._networks, self._away_seconds)
@@ -221,12 +219,6 @@ class ClusterDrill:
     def _tokens_of(self, name: str) -> dict[str, str]:
         found = self._bucket.digests(f"{name}/tokens")
         return {key: found[key] for key in found if key not in PASSING and not key.startswith(f"{lease.FOLDER}/")}
-
-
-def _has_begun(stage: str, at_work: str) -> bool:
-    """Whether a stage is the one that is at work, or an earlier one."""
-    order = list(FOLDERS)
-    return at_work in order and order.index(at_work) >= order.index(stage)
 
 
 def _exit_code(record: JobRecord) -> int:

@@ -17,7 +17,7 @@ import pytest
 
 from cluster.drills import cluster as drill_module
 from cluster.drills import cluster_striking
-from cluster.drills.cluster import ClusterDrill, ClusterTrial, _has_begun
+from cluster.drills.cluster import ClusterDrill, ClusterTrial
 from cluster.drills.cluster_blows import CUT_SECONDS, KINDS, UNITS, Kind, plan_trial
 from cluster.drills.cluster_striking import ClusterStriker
 from cluster.drills.drilled_jobs import DrilledJobs
@@ -64,14 +64,6 @@ def test_blows_fall_in_every_stage_before_its_last_commit_and_cuts_are_short_and
     plans = [plan_trial(seed) for seed in range(120)]
     assert {(plan.stage, plan.units) for plan in plans} == {(stage, n) for stage in UNITS for n in range(UNITS[stage])}
     assert min(plan.cut for plan in plans) < 10 < 40 < max(plan.cut for plan in plans) <= CUT_SECONDS[1]
-
-
-@pytest.mark.parametrize(
-    ("at_work", "has_begun"),
-    [("", False), ("ingest", False), ("train-tokenizer", False), ("tokenize", True), ("train-generator", True)],
-)
-def test_a_stage_has_begun_once_it_or_a_later_one_is_at_work(at_work: str, has_begun: bool) -> None:
-    assert _has_begun("tokenize", at_work) is has_begun
 
 
 # -------------------------------------------------------------------------------------------------- networks and nodes
@@ -321,6 +313,23 @@ def test_only_after_a_fatal_blow_is_a_job_submitted_again(
     assert (trial.exit_codes, trial.problems) == (codes, problems)
     assert again == ([2] if kind == "head" else [])
     assert [told[1] for told in jobs.told] == statuses
+
+
+def test_a_stage_is_struck_once_when_it_has_committed_as_much_as_the_plan_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drill, committed, struck = ClusterDrill(tmp_path, 0), [-1, 1, 2, 3], []
+    drill._jobs = type("Jobs", (), {"units": lambda *_: committed.pop(0)})()  # type: ignore[assignment]
+    drill._nodes = drill._server = None  # type: ignore[assignment]
+    drill._networks = None
+    monkeypatch.setattr(ClusterStriker, "strike", lambda self: struck.append(self) or "worker")
+    plan = replace(plan_trial(0), stage="train-tokenizer", units=2, delay=0.0)
+    trial = ClusterTrial(0, plan.stage)
+    for left in (3, 2, 1, 1):
+        drill._strike_when_due(plan, "trial", trial)
+        assert len(committed) == left
+    assert len(struck) == 1
+    assert trial.blows == ["worker (0.0 s after 2 commits of train-tokenizer)"]
 
 
 def test_tokens_and_trainings_that_are_not_those_of_the_reference_are_problems(
