@@ -57,6 +57,8 @@ def test_a_block_that_begins_with_output_is_an_error(tmp_path: Path) -> None:
         (["a", "…"], "a\nb\nc\n", None),
         (["a"], "a\nb\n", "(no more than that, but: b)"),
         (["a … c"], "a 17 c\n", None),
+        (["a … c"], "a c\n", None),
+        (["a … c"], "b c\n", "a … c"),
         (["a … c"], "a 17 d\n", "a … c"),
         (["a (b) …"], "a (b) 1.5\n", None),
         (["a.c"], "abc\n", "a.c"),

@@ -6,7 +6,7 @@
     ```
     <!-- until 3 workers -->
 
-A line "…" stands for any lines, and "…" within a line for any text; ids of jobs are any ids. Comments of one line are
+A line "…" stands for any lines, and "…" within a line for any text or none; ids of jobs are any ids. Comments of one line are
 what no reader has to see: what is waited for, and what befalls the cluster.
 """
 
@@ -87,7 +87,7 @@ def missing(expected: Sequence[str], printed: str) -> str | None:
         if line.strip() == ANY:
             may_skip = True
             continue
-        pattern = re.compile(".*".join(map(re.escape, _plain(line).split(ANY))))
+        pattern = re.compile(".*".join(re.escape(part.strip()) for part in _plain(line).split(ANY)))
         fits = [place for place, each in enumerate(left) if pattern.fullmatch(each)]
         if not fits or (fits[0] > 0 and not may_skip):
             return line
