@@ -6,8 +6,8 @@
     ```
     <!-- until 3 workers -->
 
-A line "…" stands for any lines, and "…" within a line for any text or none; ids of jobs are any ids. Comments of one line are
-what no reader has to see: what is waited for, and what befalls the cluster.
+A line "…" stands for any lines, and "…" within a line for any text or none; ids of jobs are any ids. Comments of one
+line are what no reader has to see: what is waited for, and what befalls the cluster.
 """
 
 from __future__ import annotations
