@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Self
 
 from cluster.drills.bucket import Bucket
-from cluster.drills.cluster_blows import FATAL, KINDS, TrialPlan, plan_trial
+from cluster.drills.cluster_blows import FATAL, KINDS, TrialPlan, plan_trial, sooner
 from cluster.drills.cluster_striking import ClusterStriker
 from cluster.drills.data import PASSING, differences
 from cluster.drills.drilled_graph import TRAINED, write_graph
@@ -124,7 +124,7 @@ class ClusterDrill:
 
     def try_plan(self, plan: TrialPlan) -> ClusterTrial:
         """The same of a plan."""
-        return until_struck(lambda number: self._trial(plan, f"trial-{plan.seed}-{number}"))
+        return until_struck(lambda number: self._trial(sooner(plan, number), f"trial-{plan.seed}-{number}"))
 
     def _trial(self, plan: TrialPlan, name: str) -> ClusterTrial:
         begun = time.monotonic()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from cluster.drills.drilled_graph import CHECKPOINT_EVERY, SHARDS, STEPS
@@ -58,3 +58,8 @@ def plan_trial(seed: int, kinds: Sequence[Kind] = KINDS) -> TrialPlan:
         cut=drawn.uniform(*CUT_SECONDS),
         choice=drawn.random(),
     )
+
+
+def sooner(plan: TrialPlan, misses: int) -> TrialPlan:
+    """The same trial after so many in which the job was over before it could be struck: half as late each time."""
+    return replace(plan, units=plan.units >> misses, delay=plan.delay / 2**misses)

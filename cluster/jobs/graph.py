@@ -69,6 +69,17 @@ def chosen_stages(asked: Sequence[str], config: RunConfig) -> tuple[str, ...]:
     return tuple(name for name in known if name in wanted)
 
 
+def workers_of(config: RunConfig, stage: str) -> tuple[int, int]:
+    """The fewest and the most workers of a stage, by its command; 1 of one that has none."""
+    found = stage_named(stage)
+    if found.trains:
+        return config.cluster.fewest_workers, config.cluster.most_workers
+    if found.product == "shards":
+        section: Any = config.section(found.section)
+        return section.min_workers, section.max_workers
+    return 1, 1
+
+
 def standing(config: RunConfig, stages: Sequence[str]) -> list[StageStanding]:
     """How stages stand, by what storage holds now. Their own settings are compared when they run."""
     return [_standing(config, stage_named(name)) for name in stages]

@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 
 from cluster.config.loading import load_config
 from cluster.config.run import RunConfig
+from cluster.jobs.graph import workers_of
 from cluster.jobs.places import is_id, job_folder
 from cluster.jobs.records import JobRecord, find_job, list_jobs, read_job
 from cluster.pool.scale import STAGES, read_scale
@@ -56,8 +57,10 @@ def job_at_work(named: str) -> JobRecord | None:
     return running[-1] if running else None
 
 
-def adapt_job(record: JobRecord, most: int) -> str:
+def adapt_job(record: JobRecord, most: int, *, may_grow: bool = True) -> str:
     """Have a job get the nodes that `most` workers need, if its scheduler gives them one by one. Returns what to say.
+
+    Without `may_grow` it only gives back those that they do not need.
 
     Raises:
         FoldtrainError: if the scheduler does not do it.
@@ -69,15 +72,17 @@ def adapt_job(record: JobRecord, most: int) -> str:
     target = open_target(record.job.target, section)
     if not isinstance(target, NodeTarget):
         return ""
-    return adapt_nodes(target, section, load_config(storage.join(folder, "config.yaml")), record.handle, most)
+    config = load_config(storage.join(folder, "config.yaml"))
+    return adapt_nodes(target, section, config, record.handle, most, may_grow=may_grow)
 
 
 def nodes_of_stage(run: str, job_id: str, config: RunConfig, stage: str) -> str:
     """Have a job get the nodes for the workers that `foldtrain scale` asked of a stage that it begins.
 
     The stage keeps that number until it is finished, but nodes that have joined leave with the allocation that they
-    joined: that of a job that was requeued, or stopped and submitted again, has none of them. What is not given is
-    said, and stops nothing.
+    joined: that of a job that was requeued, or stopped and submitted again, has none of them. If nobody asked, those
+    leave that joined for an earlier stage and of which this one has no use. What is not given is said, and stops
+    nothing.
 
     Returns:
         What there is to say.
@@ -87,7 +92,8 @@ def nodes_of_stage(run: str, job_id: str, config: RunConfig, stage: str) -> str:
     try:
         with patience(_ASIDE_SECONDS):
             asked = read_scale(config.folder(STAGES[stage]))
-            return "" if asked is None else adapt_job(read_job(run, job_id), asked[1])
+            most = workers_of(config, stage)[1] if asked is None else asked[1]
+            return adapt_job(read_job(run, job_id), most, may_grow=asked is not None)
     except (FoldtrainError, OSError) as error:
         return f"its nodes stay as they are: {error}"
 
@@ -97,7 +103,9 @@ def nodes_for(section: TargetSection, per_node: int, workers: int) -> int:
     return min(section.most_nodes, max(section.fewest_nodes, -(-workers // per_node)))
 
 
-def adapt_nodes(target: object, section: TargetSection, config: RunConfig, handle: str, most: int) -> str:
+def adapt_nodes(
+    target: object, section: TargetSection, config: RunConfig, handle: str, most: int, *, may_grow: bool = True
+) -> str:
     """Ask for nodes for `most` workers, or give back those that they do not need. Returns what there is to say.
 
     Raises:
@@ -107,12 +115,16 @@ def adapt_nodes(target: object, section: TargetSection, config: RunConfig, handl
     if not isinstance(target, NodeTarget):
         return ""
     per_node = workers_per_node(config, section)
+    if per_node is None and not may_grow:
+        return ""
     if per_node is None:
         key = "gpus_per_node" if config.cluster.gpus_per_worker else "cpus_per_node"
         return f"the job keeps its nodes: its target does not say how many workers one has room for ({key})"
     wanted, now = nodes_for(section, per_node, most), target.nodes(handle)
     short = most - wanted * per_node
     over = f" (room for {wanted * per_node}: its target allows a job {section.most_nodes})" if short > 0 else ""
+    if not may_grow and wanted >= now:
+        return ""
     if wanted > now:
         target.add_nodes(handle, wanted - now)
         return f"{counted(wanted - now, 'more node is', 'more nodes are')} asked for, {wanted} in all{over}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cluster.config.run import RunConfig
-from cluster.jobs.graph import StageStanding, first_unfinished
+from cluster.jobs.graph import StageStanding, first_unfinished, workers_of
 from cluster.targets.config import TargetSection
 from cluster.terminal.output import duration
 from data_pipeline.errors import FoldtrainError
@@ -113,17 +113,7 @@ def _where(stage: StageStanding, config: RunConfig, section: TargetSection) -> l
     if stage.is_skipped:
         return ["-", "-", "-"]
     nodes, gpus = section.nodes, section.gpus_per_node * section.most_nodes
-    return [_workers(stage.command, config), _range(nodes), str(gpus) if gpus else "-"]
-
-
-def _workers(command: str, config: RunConfig) -> str:
-    stage = stage_named(command)
-    if stage.trains:
-        return _range(config.cluster.workers)
-    if stage.product == "shards":
-        found = config.section(stage.section)
-        return _range((found.min_workers, found.max_workers))
-    return "1"
+    return [_range(workers_of(config, stage.command)), _range(nodes), str(gpus) if gpus else "-"]
 
 
 def _range(number: int | tuple[int, int]) -> str:

@@ -18,7 +18,7 @@ import pytest
 from cluster.drills import cluster as drill_module
 from cluster.drills import cluster_striking
 from cluster.drills.cluster import ClusterDrill, ClusterTrial
-from cluster.drills.cluster_blows import CUT_SECONDS, KINDS, UNITS, Kind, plan_trial
+from cluster.drills.cluster_blows import CUT_SECONDS, KINDS, UNITS, Kind, plan_trial, sooner
 from cluster.drills.cluster_striking import ClusterStriker
 from cluster.drills.drilled_jobs import DrilledJobs
 from cluster.drills.node_networks import NodeNetworks, missing
@@ -58,6 +58,13 @@ def test_a_seed_decides_all_of_a_trial() -> None:
 def test_as_many_seeds_as_there_are_kinds_have_each_of_them(kinds: Any) -> None:
     for first in range(0, 10 * len(kinds), len(kinds)):
         assert {plan_trial(seed, kinds).kind for seed in range(first, first + len(kinds))} == set(kinds)
+
+
+def test_a_job_that_was_over_too_soon_is_struck_sooner() -> None:
+    plan = replace(plan_trial(0), units=3, delay=2.0)
+    tries = [sooner(plan, misses) for misses in range(3)]
+    assert [(each.units, each.delay) for each in tries] == [(3, 2.0), (1, 1.0), (0, 0.5)]
+    assert sooner(plan, 2).kind == plan.kind
 
 
 def test_blows_fall_in_every_stage_before_its_last_commit_and_cuts_are_short_and_long() -> None:

@@ -148,6 +148,40 @@ def test_a_job_that_begins_a_stage_again_asks_for_the_nodes_of_the_workers_that_
     assert scheduler.asked == asked
 
 
+@pytest.mark.parametrize(
+    ("stage", "workers", "asked", "said"),
+    [
+        ("train-generator", "1", [-2], "2 nodes leave, 2 stay"),  # a job keeps those that it was started with
+        ("train-generator", "20", [-1], "1 node leaves, 3 stay"),
+        ("train-generator", "2:24", [-1], "1 node leaves, 3 stay"),
+        ("train-generator", "40", [], ""),  # more than there are: nobody asked for them
+        ("tokenize", "1", [-2], "2 nodes leave, 2 stay"),
+        ("sample", "40", [-2], "2 nodes leave, 2 stay"),
+        ("evaluate", "1", [], ""),
+    ],
+)
+def test_nodes_that_joined_for_an_earlier_stage_leave_when_one_begins_that_has_no_use_of_them(
+    job: JobRecord,
+    small_config: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    workers: str,
+    asked: list[int],
+    said: str,
+) -> None:
+    scheduler = Scheduler(4)
+    monkeypatch.setattr(job_nodes, "open_target", lambda _name, _section: scheduler)
+    config = load_config(small_config, [f"run={job.run}", f"cluster.workers={workers}"])
+    assert nodes_of_stage(job.run, job.id, config, stage) == said
+    assert scheduler.asked == asked
+
+
+def test_nothing_is_given_back_where_nobody_knows_what_a_node_has_room_for(small_config: Path) -> None:
+    scheduler = Scheduler(4)
+    assert adapt_nodes(scheduler, section(), load_config(small_config, []), "17", 1, may_grow=False) == ""
+    assert scheduler.asked == []
+
+
 def test_a_scheduler_that_gives_no_nodes_is_said_and_ends_no_stage(
     job: JobRecord, small_config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
