@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 
 from cluster.config.loading import load_config
 from cluster.config.run import RunConfig
-from cluster.jobs.graph import workers_of
+from cluster.jobs.graph import standing, workers_of
 from cluster.jobs.places import is_id, job_folder
 from cluster.jobs.records import JobRecord, find_job, list_jobs, read_job
 from cluster.pool.scale import STAGES, read_scale
@@ -91,6 +91,8 @@ def nodes_of_stage(run: str, job_id: str, config: RunConfig, stage: str) -> str:
         return ""
     try:
         with patience(_ASIDE_SECONDS):
+            if standing(config, [stage])[0].is_skipped:
+                return ""
             asked = read_scale(config.folder(STAGES[stage]))
             most = workers_of(config, stage)[1] if asked is None else asked[1]
             return adapt_job(read_job(run, job_id), most, may_grow=asked is not None)

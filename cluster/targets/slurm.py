@@ -25,8 +25,6 @@ from data_pipeline.errors import FoldtrainError, UsageError
 from data_pipeline.text.counted import counted
 
 SCRIPT = "job.sbatch"
-_JOIN = "foldtrain-join-"
-"""How the names of allocations begin that join a job; its number follows."""
 
 
 class SlurmTarget:
@@ -112,7 +110,7 @@ class SlurmTarget:
         if state.status not in {"pending", "running"}:
             raise UsageError(f"no node can join job {handle}, which has ended: {state.message}")
         number, _ = slurm.split_handle(handle)
-        return self._submit(script.nodes_script(self._section, _JOIN + number, handle, count))
+        return self._submit(script.nodes_script(self._section, slurm.JOIN + number, handle, count))
 
     def remove_nodes(self, handle: str, count: int) -> list[str]:
         """Have nodes that have joined a job leave it: those that still wait first, then the ones that came last.
@@ -140,6 +138,7 @@ class SlurmTarget:
             if one.waits:
                 self._cancel_joined(one, handle)
             else:
+                self._rename(one, handle)
                 slurm.run(slurm.of_job("scancel", one.handle(handle), "--batch", "--signal=USR2"))
         return [one.number for one in leaving]
 
@@ -154,13 +153,20 @@ class SlurmTarget:
     def _queued(self, handle: str) -> list[_Joined]:
         """The same, whichever start of the job they have joined."""
         number, cluster = slurm.split_handle(handle)
-        command = ["squeue", "--noheader", "--array", f"--name={_JOIN}{number}", "--format=%i|%T|%S"]
+        command = ["squeue", "--noheader", "--array", f"--name={slurm.JOIN}{number}", "--format=%i|%T|%S"]
         rows = [
             line.strip().split("|")
             for line in slurm.run([*command, *([f"--clusters={cluster}"] if cluster else [])]).splitlines()
         ]
         found = [_Joined(*row) for row in rows if len(row) == 3 and row[1] != "COMPLETING"]
         return sorted(found, key=lambda one: (one.waits, *one.order), reverse=True)
+
+    def _rename(self, joined: _Joined, handle: str) -> None:
+        """So that it does not count as a node of the job while what works there ends."""
+        number, cluster = slurm.split_handle(handle)
+        update = ["scontrol", *([f"--clusters={cluster}"] if cluster else []), "update", f"JobId={joined.number}"]
+        with contextlib.suppress(slurm.UnknownJobError):
+            slurm.run([*update, f"JobName={slurm.LEFT}{number}"])
 
     def _cancel_joined(self, joined: _Joined, handle: str) -> None:
         with contextlib.suppress(slurm.UnknownJobError):

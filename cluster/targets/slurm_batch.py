@@ -263,6 +263,8 @@ def run_join(allocation: Allocation, job: str) -> int:
     Raises:
         FoldtrainError: if Ray does not start on it.
     """
+    if os.environ.get("SLURM_JOB_NAME", "").startswith(slurm.LEFT):
+        return 0
     batch = Batch(allocation)
     there, since = None, slurm.state_of(job).started
     while there is None and batch.noticed is None:

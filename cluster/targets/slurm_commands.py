@@ -18,6 +18,9 @@ _KEPT = {"SLURM_CONF", "SLURM_JWT"}
 """Variables of Slurm's that say where it is and who asks; all others would change what a script says."""
 _HANDLE = re.compile(r"(?P<job>[1-9][0-9]{0,9}(_[0-9]{1,7})?)(;(?P<cluster>[A-Za-z0-9_.-]{1,64}))?")
 
+JOIN, LEFT = "foldtrain-join-", "foldtrain-left-"
+"""How the names of allocations begin that join a job, and of those that have been told to leave it; its number
+follows. One that is told to leave while its node is lost is requeued by Slurm, and leaves then."""
 _STATUS: dict[str, TargetStatus] = {
     **dict.fromkeys(("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT"), "pending"),
     **dict.fromkeys(("RESV_DEL_HOLD", "SUSPENDED", "STOPPED"), "pending"),

@@ -176,6 +176,19 @@ def test_nodes_that_joined_for_an_earlier_stage_leave_when_one_begins_that_has_n
     assert scheduler.asked == asked
 
 
+def test_a_stage_that_is_finished_changes_no_nodes(
+    job: JobRecord, small_config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler = Scheduler(4)
+    monkeypatch.setattr(job_nodes, "open_target", lambda _name, _section: scheduler)
+    config = load_config(small_config, [f"run={job.run}"])
+    card = Path(config.product("generator")) / "card.json"
+    card.parent.mkdir(parents=True)
+    card.write_text("{}")
+    assert nodes_of_stage(job.run, job.id, config, "train-generator") == ""
+    assert scheduler.asked == []
+
+
 def test_nothing_is_given_back_where_nobody_knows_what_a_node_has_room_for(small_config: Path) -> None:
     scheduler = Scheduler(4)
     assert adapt_nodes(scheduler, section(), load_config(small_config, []), "17", 1, may_grow=False) == ""

@@ -141,6 +141,12 @@ def test_a_node_that_is_told_to_end_before_it_has_joined_joins_again_unless_the_
     assert ("requeue Incomplete 17" in asked.read_text()) is joins_again
 
 
+def test_a_node_that_was_told_to_leave_and_is_requeued_joins_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_NAME", "foldtrain-left-5")
+    monkeypatch.setattr(slurm_commands, "state_of", lambda _job: pytest.fail("it asks for the job"))
+    assert run_join(allocation(), "5") == 0
+
+
 class Beside:
     """In place of the step of a node that has joined."""
 

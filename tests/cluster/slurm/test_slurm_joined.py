@@ -51,7 +51,11 @@ def test_those_that_wait_leave_first_and_none_of_an_earlier_start_is_told_to(
 ) -> None:
     asked = queue(STARTED_AGAIN, ROWS)
     assert TARGET.remove_nodes("2", 2) == ["3_1", "9_0"]
-    assert asked == [["scancel", "3_1"], ["scancel", "--batch", "--signal=USR2", "9_0"]]
+    assert asked == [
+        ["scancel", "3_1"],
+        ["scontrol", "update", "JobId=9_0", "JobName=foldtrain-left-2"],  # it does not count from now on
+        ["scancel", "--batch", "--signal=USR2", "9_0"],
+    ]
 
 
 def test_a_job_that_is_cancelled_takes_all_with_it(queue: Callable[[TargetState, str], Asked]) -> None:
