@@ -36,17 +36,15 @@ from data_pipeline.errors import FoldtrainError
 
 @pytest.mark.drill
 @pytest.mark.xdist_group("cluster_drill")
-def test_a_job_whose_cluster_loses_its_head_ends_as_an_undisturbed_one_once_both_are_started_again(
-    tmp_path: Path,
-) -> None:
-    """The longest of the trials of `foldtrain drill cluster`: of a fatal blow, in the last stage."""
-    plan = replace(plan_trial(0), kind="head", stage="train-generator", units=1, delay=0.5)
+def test_a_job_that_loses_its_driver_ends_as_an_undisturbed_one_once_it_is_submitted_again(tmp_path: Path) -> None:
+    """A trial of `foldtrain drill cluster`, the shortest of those whose blow ends the job."""
+    plan = replace(plan_trial(0), kind="driver", stage="train-generator", units=1, delay=0.5)
     with ClusterDrill(tmp_path, 0) as drill:
         drill.make_reference(0)
         trial = drill.try_plan(plan)
     assert trial.problems == []
     assert len(trial.jobs) == len(trial.exit_codes) == 2
-    assert [blow.partition(" (")[0] for blow in trial.blows] == ["head"]
+    assert [blow.partition(" (")[0] for blow in trial.blows] == ["driver"]
 
 
 def test_a_seed_decides_all_of_a_trial() -> None:
