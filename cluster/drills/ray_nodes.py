@@ -35,6 +35,8 @@ from cluster.terminal.output import say
 from data_pipeline.errors import FoldtrainError
 
 _UP_SECONDS = 300.0
+_SETTLES_SECONDS = 1.0
+"""After which a raylet whose agents found their ports taken has ended: `ray start` does not wait for that."""
 _STARTS = 3
 """Times that a node is started before it counts as broken."""
 _SETTINGS = {
@@ -94,6 +96,9 @@ class RayNode:
                 raise FoldtrainError(f"a Ray node did not start:\n{said[-2000:]}")
             was_there = is_there
             time.sleep(0.2)
+        time.sleep(_SETTLES_SECONDS)
+        if not self._raylet_options():
+            raise FoldtrainError(f"a Ray node did not start:\n{said[-2000:]}\nits raylet has ended")
 
     def _tell_port(self) -> bool:
         """Leave word for a raylet where its agent will listen, as the agent does once it is up. Is there one?"""

@@ -125,6 +125,18 @@ def test_a_raylet_is_told_the_port_of_its_agent_and_a_start_whose_raylet_has_end
     assert node.family() == []
 
 
+def test_a_node_whose_raylet_ends_right_after_the_start_is_not_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.drills.ray_nodes._SETTLES_SECONDS", 0.0)
+    log = tmp_path / "log"
+    log.write_text("Ray runtime started.")
+    node = RayNode(subprocess.Popen(["sleep", "600"]), log, 4711)
+    with pytest.raises(FoldtrainError, match=r"Ray runtime started\.\nits raylet has ended"):
+        node.wait_until_up()
+    node.lose()
+
+
 class Node:
     """In place of a Ray node: it comes up, or it does not."""
 
