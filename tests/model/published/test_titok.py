@@ -66,7 +66,8 @@ def test_sizes_come_from_the_tensors_and_weights_survive(case: str) -> None:
     own = tokenizer.state_dict()
     assert all(torch.equal(tensor, own[name]) for name, tensor in loaded.state_dict().items())
     image_BCHW = torch.rand(2, 3, 16, 16) * 2 - 1
-    assert torch.equal(loaded.encode(image_BCHW), tokenizer.encode(image_BCHW))
+    # the weights are equal bit for bit; where they lie in memory decides on some CPUs how a product is summed
+    torch.testing.assert_close(loaded.encode(image_BCHW), tokenizer.encode(image_BCHW), rtol=0, atol=1e-6)
 
 
 def test_a_model_of_released_sizes_needs_no_options() -> None:
