@@ -1,9 +1,9 @@
 """What can be set of training, sampling and evaluation. Imports no torch, so that the command line starts fast."""
 
+from trainer.config.evaluation import EvaluationConfig
 from trainer.config.stages import (
     ChosenClasses,
     ClassifierStageConfig,
-    EvaluationConfig,
     GeneratorStageConfig,
     GeneratorValidationConfig,
     PicturesConfig,

@@ -196,17 +196,3 @@ class GeneratorStageConfig(Section):
     def _check_best(self) -> Self:
         check_best(self.trainer, None if self.validation is None or not self.validation.samples else self.validation)
         return self
-
-
-class EvaluationConfig(Section):
-    """How a tokenizer and a generator are judged."""
-
-    samples: int = Field(1000, gt=0, le=100_000_000)
-    """Generated images, spread evenly over the classes."""
-    probe_images: int = Field(3000, ge=0, le=1_000_000)
-    """Training images that linear probes of the tokenizer's branches, and of pixels, are trained on, at most as
-    many as 512 MiB hold; 0 for no probe."""
-    baselines: bool = True
-    """Compare the tokenizer with the mean image and with principal components at equal bits, of the training images."""
-    judge: ClassifierStageConfig | None = None
-    """A classifier, trained on the real images only, that says which class a sample is. Null leaves that out."""

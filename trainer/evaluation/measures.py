@@ -1,0 +1,31 @@
+"""What is measured of images one by one: arrays with a row for each image.
+
+Whatever a number over a set is computed from is a row of an image: features, squared errors, a judge's logits. Rows are
+computed part by part, anywhere; numbers are computed from them in the order of the images. So a number has the same
+digits however many workers there were, and whatever was killed meanwhile.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from data_pipeline.images.transforms import Pixels
+
+Rows = dict[str, npt.NDArray[Any]]
+"""Arrays by name, each with a row for each image of a batch: float32, or integers."""
+
+
+class ImageMeasure(Protocol):
+    """A function of images alone, which does not depend on which others are in the batch."""
+
+    def __call__(self, pixels_BHWC: Pixels, label_B: npt.NDArray[np.int64], first: int) -> Rows:
+        """Rows of a batch.
+
+        Args:
+            pixels_BHWC: uint8; a batch of the size that all have, but for the last one.
+            label_B: the class of each; -1 where it has none.
+            first: number of the first of them among all images. What is drawn at random is keyed by it.
+        """
