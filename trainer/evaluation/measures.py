@@ -7,6 +7,7 @@ digits however many workers there were, and whatever was killed meanwhile.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,3 +30,17 @@ class ImageMeasure(Protocol):
             label_B: the class of each; -1 where it has none.
             first: number of the first of them among all images. What is drawn at random is keyed by it.
         """
+
+
+class MeasuredRows(Protocol):
+    """The rows of all images of a set, part by part."""
+
+    @property
+    def count(self) -> int:
+        """Images."""
+
+    def parts(self, *names: str) -> Iterator[Rows]:
+        """The arrays of these names, in the order of the images; a part is some hundred of them."""
+
+    def column(self, name: str) -> npt.NDArray[Any]:
+        """One array of all images, on this machine's disk: a memory map, of which a reader holds what it touches."""
