@@ -68,6 +68,15 @@ class LabelPlan:
         """For records."""
         return [{"labels": list(each.labels), "images": each.images} for each in self.segments]
 
+    @classmethod
+    def of_json(cls, record: Any) -> LabelPlan:
+        """The inverse.
+
+        Raises:
+            KeyError, TypeError, ValueError: if it is none.
+        """
+        return cls(tuple(Segment(tuple(map(int, each["labels"])), int(each["images"])) for each in record))
+
 
 def plan_of(labels: Sequence[int], images: int) -> LabelPlan:
     """Some classes in turns.

@@ -8,12 +8,15 @@ digits however many workers there were, and whatever was killed meanwhile.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.images.transforms import Pixels
+
+if TYPE_CHECKING:
+    import torch
 
 Rows = dict[str, npt.NDArray[Any]]
 """Arrays by name, each with a row for each image of a batch: float32, or integers."""
@@ -29,6 +32,20 @@ class ImageMeasure(Protocol):
             pixels_BHWC: uint8; a batch of the size that all have, but for the last one.
             label_B: the class of each; -1 where it has none.
             first: number of the first of them among all images. What is drawn at random is keyed by it.
+        """
+
+
+class Measure(Protocol):
+    """What is measured. It is pickled and sent to workers."""
+
+    def identity(self) -> dict[str, Any]:
+        """What it is, with the hashes of its networks, as JSON."""
+
+    def open(self, device: torch.device) -> ImageMeasure:
+        """Load its networks.
+
+        Raises:
+            UsageError: if they are others by now.
         """
 
 

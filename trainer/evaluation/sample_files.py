@@ -78,6 +78,19 @@ class SamplePlan:
         plan = {"kind": self.kind, "part_images": self.part_images, "labels": self.labels.to_json()}
         return {"plan": plan, "made_by": self.made_by}
 
+    @classmethod
+    def of_record(cls, output: str, record: dict[str, Any]) -> SamplePlan:
+        """The inverse, for the images at `output`.
+
+        Raises:
+            KeyError, TypeError, ValueError: if it is none.
+        """
+        plan = record["plan"]
+        if plan["kind"] not in PART_IMAGES:
+            raise ValueError(f"kind {plan['kind']!r}")
+        labels = LabelPlan.of_json(plan["labels"])
+        return cls(output, plan["kind"], labels, int(plan["part_images"]), dict(record["made_by"]))
+
     def span(self, part: int) -> tuple[int, int]:
         """The first image of a part, and the first after it."""
         start = part * self.part_images

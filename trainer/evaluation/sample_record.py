@@ -53,15 +53,39 @@ def is_finished(plan: SamplePlan) -> bool:
     return False
 
 
+def read_sampling(output: str) -> tuple[SamplePlan, str] | None:
+    """The plan of what lies in a folder, or an npz, that `foldtrain sample` has finished, and the hash of its files.
+
+    Returns:
+        None if there is no such record.
+
+    Raises:
+        UsageError: if there is one, and it is of another version or damaged.
+    """
+    uri = f"{output.removesuffix('.npz')}.{SAMPLING}" if output.endswith(".npz") else storage.join(output, SAMPLING)
+    record = _record(uri)
+    if record is None:
+        return None
+    try:
+        return SamplePlan.of_record(output, record), str(record["sha256_of_parts"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{uri} is damaged ({error!r}): sample again") from None
+
+
 def _planned(uri: str) -> dict[str, Any] | None:
     """What a record says of the plan; None if there is no record."""
+    record = _record(uri)
+    return None if record is None else {name: record.get(name) for name in ("plan", "made_by")}
+
+
+def _record(uri: str) -> dict[str, Any] | None:
     try:
         record = storage.read_json(uri)
     except (FileNotFoundError, NotADirectoryError):
         return None
     if not isinstance(record, dict) or record.get("version") != VERSION:
         raise UsageError(f"{uri} is no record of samples of this version of foldtrain: choose another --out")
-    return {name: record.get(name) for name in ("plan", "made_by")}
+    return record
 
 
 def begin(plan: SamplePlan) -> None:
