@@ -134,7 +134,7 @@ def sample(
         keep=keep,
         fit=fit,
         device=device,
-        cluster=_cluster(workers, cpus, gpus, address),
+        cluster=cluster_of(workers, cpus, gpus, address),
     )
     _draw(_of_overrides(wanted, overrides))
 
@@ -205,7 +205,12 @@ def _of_config(wanted: Wanted, overrides: list[str]) -> Wanted:
     )
 
 
-def _cluster(workers: str | None, cpus: float, gpus: int, address: str | None) -> ClusterConfig | None:
+def cluster_of(workers: str | None, cpus: float, gpus: int, address: str | None) -> ClusterConfig | None:
+    """The cluster whose workers were asked for by options; None for this process.
+
+    Raises:
+        UsageError: if that cannot be.
+    """
     from pydantic import ValidationError
 
     from cluster.config.run import ClusterConfig
