@@ -28,10 +28,10 @@ from report import write_report
 
 from cluster.config.loading import load_config
 from cluster.config.run import RunConfig
-from trainer.evaluation.frechet import frechet_distance
 from trainer.evaluation.judging import RealImages, predict, statistics
 from trainer.evaluation.sampler import Sampler
 from trainer.evaluation.teacher import load_classifier
+from trainer.metrics.frechet import frechet_distance
 from trainer.records.jsonl import read_records
 
 NAMES = (

@@ -20,10 +20,10 @@ from data_pipeline.shards.token_dataset import TokenShards
 from data_pipeline.shards.token_windows import TokenWindows
 from model.classifier import Classifier
 from model.protocols import Tokenizer
-from trainer.evaluation.frechet import FeatureStatistics, frechet_distance
 from trainer.evaluation.quality import psnr, squared_error, ssim
 from trainer.evaluation.sampler import Sampler
 from trainer.evaluation.teacher import Teacher
+from trainer.metrics.frechet import FeatureStatistics, frechet_distance
 
 _BATCH = 250
 
