@@ -33,7 +33,8 @@ app = typer.Typer(cls=_StageByDefault, no_args_is_help=True)
 Size = Annotated[int | None, typer.Option("--size", min=1, help="Side of the squares that images are cut to.")]
 Most = Annotated[int | None, typer.Option("--n", min=2, help="Images, the first ones. Default: all.")]
 Inception = Annotated[
-    str | None, typer.Option("--inception", metavar="FILE", help="The 2015 Inception: FID, sFID, IS, precision, recall.")
+    str | None,
+    typer.Option("--inception", metavar="FILE", help="The 2015 Inception: FID, sFID, IS, precision, recall."),
 ]
 Networks = Annotated[list[str] | None, typer.Option("--network", metavar="KIND:NAME@FILE", help=_NETWORK_HELP)]
 Out = Annotated[str, typer.Option("--out", "-o", metavar="FOLDER", help="Where evaluation.json goes, at any URI.")]

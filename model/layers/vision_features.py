@@ -43,13 +43,13 @@ class VisionFeatures(nn.Module):
 
     def features(self, image_BCHW: Tensor) -> Tensor:
         """Class-token or pooled features [B, D]."""
-        features: Tensor = self.model(self._seen(image_BCHW))
+        features: Tensor = self.model(self.seen(image_BCHW))
         return features
 
     def patch_features(self, image_BCHW: Tensor) -> Tensor:
         """The mean of the features of all patches, without class and register tokens, [B, D]."""
         model: Any = self.model
-        features: Tensor = model.forward_features(self._seen(image_BCHW))
+        features: Tensor = model.forward_features(self.seen(image_BCHW))
         if features.ndim == 4:
             return features.mean((2, 3)) if features.shape[1] == model.num_features else features.mean((1, 2))
         return features[:, model.num_prefix_tokens :].mean(1)
@@ -61,7 +61,7 @@ class VisionFeatures(nn.Module):
         patch. Of another model: the last of its maps.
         """
         model: Any = self.model
-        image_BCHW = self._seen(image_BCHW)
+        image_BCHW = self.seen(image_BCHW)
         if not isinstance(model, VisionTransformer):
             maps = model.forward_intermediates(image_BCHW, indices=self._indices(count), intermediates_only=True)
             return [map_BDHW.flatten(2) for map_BDHW in maps]
@@ -86,7 +86,8 @@ class VisionFeatures(nn.Module):
         model: Any = self.model
         return min(count, len(model.feature_info))
 
-    def _seen(self, image_BCHW: Tensor) -> Tensor:
+    def seen(self, image_BCHW: Tensor) -> Tensor:
+        """Images in [-1, 1] -> what the model is fed: resized, where its size is another, and normalized."""
         size = (self.size, self.size)
         if tuple(image_BCHW.shape[2:]) != size:
             image_BCHW = F.interpolate(image_BCHW, size=size, mode=self.mode, antialias=True)

@@ -10,9 +10,9 @@ from data_pipeline.storage.places import InputPlace
 from model.config import Section
 from trainer.config.stages import ClassifierStageConfig
 
-INCEPTION_SHA256 = "6726825d"
-"""How the sha256 of the 2015 Inception begins, as its publishers name the file: torch-fidelity's is called
-weights-inception-2015-12-05-6726825d.pth, pytorch-fid's pt_inception-2015-12-05-6726825d.pth."""
+INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+"""Of the 2015 Inception as a file of torch. Two projects publish the same bytes: torch-fidelity as
+weights-inception-2015-12-05-6726825d.pth, pytorch-fid as pt_inception-2015-12-05-6726825d.pth."""
 
 Rounding = Literal["nearest", "floor", "adm"]
 """How values v of [-1, 1] become bytes; x is (v + 1) / 2, and all are clipped to 0 and 255.

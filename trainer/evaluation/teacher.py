@@ -38,8 +38,14 @@ class TimmTeacher(VisionFeatures):
             raise UsageError(f"teacher.timm {network}: {error}") from None
 
 
-def timm_network(network: str, *, pretrained: bool) -> nn.Module:
-    """The timm model of a name with sizes (`TeacherConfig.network`), without a head.
+def timm_network(network: str, *, pretrained: bool, head: bool = False, setting: str = "teacher.timm") -> nn.Module:
+    """The timm model of a name with sizes (`TeacherConfig.network`).
+
+    Args:
+        network: its name.
+        pretrained: load the weights from timm's hub.
+        head: leave it the classifier that it has.
+        setting: where in the config it is named, for messages.
 
     Raises:
         UsageError: if there is no such model, or it takes no such sizes.
@@ -48,17 +54,19 @@ def timm_network(network: str, *, pretrained: bool) -> nn.Module:
 
     name, _, sizes = network.partition("?")
     if not timm.is_model(name):
-        raise UsageError(f"teacher.timm {name}: timm {timm.__version__} knows no model of this name")
+        raise UsageError(f"{setting} {name}: timm {timm.__version__} knows no model of this name")
     given: dict[str, Any] = {
         key: int(size) for key, _, size in (part.partition("=") for part in sizes.split("&") if part)
     }
+    if not head:
+        given["num_classes"] = 0
     try:
-        made: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0, **given)
+        made: nn.Module = timm.create_model(name, pretrained=pretrained, **given)
     except (TypeError, AssertionError, ValueError) as error:
-        if not given:
+        if not sizes:
             raise
         raise UsageError(
-            f"teacher.timm {name} takes no image_size or patch_size, or not these ({error}): set both to null"
+            f"{setting} {name} takes no image_size or patch_size, or not these ({error}): set both to null"
         ) from None
     return made
 

@@ -183,16 +183,18 @@ def frechet_distance(first: FeatureStatistics, second: FeatureStatistics) -> flo
 
     if first.mean_D.shape != second.mean_D.shape:
         raise ValueError(f"features of {len(first.mean_D)} and of {len(second.mean_D)} channels cannot be compared")
-    overlap = float(svdvals(_root(first.covariance_DD).T @ _root(second.covariance_DD)).sum())
+    product = _root(first.covariance_DD).T @ _root(second.covariance_DD)
+    overlap = float(svdvals(product).sum()) if product.size else 0.0
     shift_D = first.mean_D - second.mean_D
     traces = np.trace(first.covariance_DD) + np.trace(second.covariance_DD)
     return max(0.0, float(shift_D @ shift_D + traces) - 2 * overlap)
 
 
 def _root(covariance_DD: Array) -> Array:
-    """A matrix R with R Rᵀ the covariance, whose eigenvalues within rounding of zero are taken for zero."""
+    """R with R Rᵀ the covariance: a column for each eigenvalue that is not within rounding of zero."""
     from scipy.linalg import eigh
 
     values_D, vectors_DD = eigh((covariance_DD + covariance_DD.T) / 2)
     rounding = len(values_D) * np.finfo(np.float64).eps * np.abs(values_D).max()
-    return np.asarray(vectors_DD * np.sqrt(np.where(values_D > rounding, values_D, 0.0)))
+    kept = values_D > rounding
+    return np.asarray(vectors_DD[:, kept] * np.sqrt(values_D[kept]))

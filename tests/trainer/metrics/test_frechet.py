@@ -54,6 +54,11 @@ def test_it_agrees_with_the_matrix_square_root_of_the_product() -> None:
     assert frechet_distance(first, second) == pytest.approx(expected, rel=1e-9)
 
 
+def test_features_that_never_vary_differ_by_their_means_alone() -> None:
+    first, second = (FeatureStatistics.from_features(np.full((5, 3), value)) for value in (1.0, 3.0))
+    assert frechet_distance(first, second) == pytest.approx(3 * 4)
+
+
 def test_it_is_symmetric() -> None:
     first, second = (FeatureStatistics.from_features(random_features(seed, 50, 6)) for seed in (3, 4))
     assert frechet_distance(first, second) == pytest.approx(frechet_distance(second, first), rel=1e-9)
