@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 from typer.core import TyperGroup
-
-from cluster.commands.sample import cluster_of
 
 if TYPE_CHECKING:
     from trainer.config.evaluation import FeatureNetworkConfig
@@ -20,9 +17,7 @@ _NETWORK_HELP = "inception:FILE, timm:NAME[@FILE], torchvision:NAME@FILE or clas
 class _StageByDefault(TyperGroup):
     """What does not begin with the name of a command is the stage's: `evaluate CONFIG`."""
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         if args and args[0] not in self.commands:
             return _STAGE, self.commands[_STAGE], args
         return super().resolve_command(ctx, args)

@@ -1,4 +1,4 @@
-"""What frozen networks say of images, as rows: features, logits. Each network has a slot, under whose name its rows are.
+"""What frozen networks say of images, as rows: features, logits. Each network has a slot, which names its rows.
 
 Shapes: B images, H height, W width.
 """
