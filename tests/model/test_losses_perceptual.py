@@ -95,6 +95,41 @@ def test_lpips_is_the_published_formula(files: LpipsConfig, trunk: nn.Module, he
 
 
 @torch.no_grad()
+def test_lpips_is_that_of_torchmetrics_with_the_published_heads(files: LpipsConfig, trunk: nn.Module) -> None:
+    """Over one trunk of random weights: the published one is in no package."""
+    from torchmetrics.functional.image import lpips as reference
+
+    heads = Path(reference.__file__).parent / "lpips_models" / "vgg.pth"
+    with torch.device("meta"):
+        published = reference._LPIPS(pretrained=False, net="vgg", pnet_rand=True)
+    layers = {f"net.slice{stage}.{name}": each for stage in range(1, 6) for name, each in trunk.state_dict().items()}
+    state = {name: each for name, each in layers.items() if name in published.state_dict()}
+    state |= torch.load(heads, map_location="cpu")
+    published.load_state_dict(state, strict=False, assign=True)
+    assert hashlib.md5(heads.read_bytes(), usedforsecurity=False).hexdigest() == lpips.HEADS.md5
+    found = build_perceptual(files.model_copy(update={"heads": str(heads)}))(ONE, OTHER)
+    torch.testing.assert_close(found, published(ONE, OTHER).flatten(), rtol=1e-5, atol=0)
+
+
+@torch.no_grad()
+def test_lpips_of_one_layer_by_hand() -> None:
+    """One channel of the first stage sees red, of length one wherever there is any: heads count where it differs."""
+    distance = Lpips()
+    for layer in distance.convolutions:
+        assert isinstance(layer, nn.Conv2d)
+        layer.weight.zero_()
+        assert layer.bias is not None
+        layer.bias.zero_()
+    for layer in distance.convolutions[:2]:
+        layer.weight[0, 0, 1, 1] = 1.0
+    for head in distance.heads:
+        head.fill_(0.25)
+    red, black = torch.ones(1, 3, 16, 16), -torch.ones(1, 3, 16, 16)
+    red[..., :4, :] = -1.0  # a quarter of the positions is black in both
+    assert distance(red, black).item() == pytest.approx(0.25 * 0.75)
+
+
+@torch.no_grad()
 def test_equal_images_have_no_distance_and_order_does_not_matter(files: LpipsConfig) -> None:
     distance = build_perceptual(files)
     torch.testing.assert_close(distance(ONE, ONE), torch.zeros(2))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from trainer.evaluation import quality
 from trainer.evaluation.quality import psnr, squared_error, ssim
 
 
@@ -50,9 +51,45 @@ def test_psnr_takes_the_range_of_two_as_the_peak_and_stays_finite() -> None:
 def test_ssim_is_the_mean_over_windows_of_the_published_formula(side: int, window: int) -> None:
     first, second = pair(side)
     found = ssim(torch.from_numpy(first), torch.from_numpy(second)).tolist()
-    assert found == pytest.approx([plain_ssim(a, b, window) for a, b in zip(first, second, strict=True)], abs=1e-4)
+    assert found == pytest.approx([plain_ssim(a, b, window) for a, b in zip(first, second, strict=True)], abs=1e-9)
 
 
 def test_an_image_is_wholly_similar_to_itself() -> None:
     first, _ = pair(12)
-    assert ssim(torch.from_numpy(first), torch.from_numpy(first)).tolist() == pytest.approx([1, 1], abs=1e-5)
+    assert ssim(torch.from_numpy(first), torch.from_numpy(first)).tolist() == pytest.approx([1, 1], abs=1e-12)
+
+
+def test_two_flat_images_differ_in_luminance_alone() -> None:
+    black, white = (torch.full((1, 3, 16, 16), value) for value in (-1.0, 1.0))
+    assert ssim(black, white).item() == pytest.approx(1e-4 / (1 + 1e-4), rel=1e-9)
+
+
+def test_many_images_are_compared_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = (torch.from_numpy(each) for each in pair(12, images=5))
+    whole = ssim(first, second)
+    monkeypatch.setattr(quality, "_VALUES_AT_ONCE", 2 * 3 * 12 * 12)
+    torch.testing.assert_close(ssim(first, second), whole, rtol=1e-12, atol=0)
+
+
+def smooth_pair(side: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A bright gradient and a copy with a little noise, where float32 loses the variances; and two noises."""
+    noise_1, noise_2 = (torch.from_numpy(each).float() for each in pair(side))
+    bright = torch.linspace(0.75, 0.95, side).expand(1, 3, side, side)
+    return torch.cat([noise_1, bright]), torch.cat([noise_2, (bright + 0.01 * noise_1[:1]).clamp(-1, 1)])
+
+
+def test_psnr_is_that_of_torchmetrics() -> None:
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+
+    first, second = smooth_pair(24)
+    expected = peak_signal_noise_ratio(second, first, data_range=2.0, reduction="none", dim=(1, 2, 3))
+    torch.testing.assert_close(psnr(squared_error(second, first)), expected.double(), rtol=1e-5, atol=0)
+
+
+def test_ssim_is_that_of_torchmetrics_without_the_windows_over_its_mirrored_border() -> None:
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    first, second = ((each.double() + 1) / 2 for each in smooth_pair(24))
+    _, map_BCHW = structural_similarity_index_measure(second, first, data_range=1.0, return_full_image=True)
+    expected = map_BCHW[..., 5:-5, 5:-5].mean((1, 2, 3))
+    torch.testing.assert_close(ssim(*smooth_pair(24)), expected, rtol=1e-5, atol=1e-7)
