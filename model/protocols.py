@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -144,6 +144,18 @@ class Reconstructing(Protocol):
         Args:
             image_BCHW: the images.
             seed_B: int64, a random number per sample from which latents are drawn; None takes their means.
+        """
+        ...
+
+
+@runtime_checkable
+class Pooled(Protocol):
+    """What a tokenizer is besides whose quantized latents have a mean that a linear layer can look at."""
+
+    def pooled(self, tokens_BLF: Tensor) -> Tensor:
+        """Tokens -> means over positions of each branch's quantized latent, [B, P, C], float32.
+
+        Of several scales: of their sum, on the latent grid. Of latents in a row: of their codes.
         """
         ...
 

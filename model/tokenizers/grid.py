@@ -104,6 +104,10 @@ class GridTokenizer(nn.Module):
         """
         return self.decode(self.quantizer.dequantize(tokens_BLF, keep)).float().clamp(-1, 1)
 
+    def pooled(self, tokens_BLF: Tensor) -> Tensor:
+        """Tokens -> means over the grid of each branch's latent, the sum of all scales, [B, P, C], float32."""
+        return self.quantizer.dequantize(tokens_BLF).mean((3, 4))
+
     def losses_of_means(self, means: Terms) -> Terms:
         """The part of the quantizer's entropy term that is of the whole global batch."""
         return self.quantizer.losses_of_means(means)

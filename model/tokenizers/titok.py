@@ -183,6 +183,14 @@ class TiTokTokenizer(nn.Module):
         kept_B = None if keep is None else tokens_BLF.new_full((len(tokens_BLF),), keep)
         return self.decode(_first(code_BKC, kept_B)).float().clamp(-1, 1)
 
+    def pooled(self, tokens_BLF: Tensor) -> Tensor:
+        """Tokens -> the mean of the latents' codes, [B, 1, C], float32; which latent has which code is lost in it.
+
+        Raises:
+            ValueError: if its bottleneck is Gaussian.
+        """
+        return self._codes().dequantize(tokens_BLF[..., 0].long()).mean(1, keepdim=True)
+
     def reconstruct(self, image_BCHW: Tensor, seed_B: Tensor | None = None) -> Tensor:
         """What is left of images in [-1, 1] behind the bottleneck; with a Gaussian one of its means, or of draws.
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer.evaluation.images import image_grid, to_png, to_uint8
+from trainer.config.evaluation import Rounding
+from trainer.evaluation.images import image_grid, to_bytes, to_png, to_uint8
 
 
 def squares(count: int, side: int = 4, channels: int = 3) -> np.ndarray:
@@ -28,8 +29,22 @@ def test_halves_are_rounded_up_and_the_rest_to_the_nearest() -> None:
     assert to_uint8(images).ravel().tolist() == [0, 1, 128, 254, 255]
 
 
-def test_what_is_out_of_range_is_clipped() -> None:
-    assert to_uint8(np.array([-7.0, -1.0, 1.0, 7.0]).reshape(1, 1, 2, 2)).ravel().tolist() == [0, 0, 255, 255]
+@pytest.mark.parametrize(
+    ("rounding", "expected"),
+    [("nearest", [100, 101, 128, 255]), ("floor", [100, 100, 127, 254]), ("adm", [100, 100, 127, 255])],
+)
+def test_the_three_roundings_differ_above_a_half_and_within_rounding_of_a_whole_byte(
+    rounding: Rounding, expected: list[int]
+) -> None:
+    largest_below_1 = np.nextafter(np.float32(1), np.float32(0))
+    values = np.array([100.3 / 127.5 - 1, 100.7 / 127.5 - 1, 0.0, largest_below_1], np.float32)
+    assert to_bytes(values.reshape(1, 1, 2, 2), rounding).ravel().tolist() == expected
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "floor", "adm"])
+def test_what_is_out_of_range_is_clipped(rounding: Rounding) -> None:
+    values = np.array([-7.0, -1.0, 1.0, 7.0]).reshape(1, 1, 2, 2)
+    assert to_bytes(values, rounding).ravel().tolist() == [0, 0, 255, 255]
 
 
 def test_channels_move_last() -> None:

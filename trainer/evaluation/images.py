@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont, ImageFont
     from torch import Tensor
 
+    from trainer.config.evaluation import Rounding
+
 Pixels = npt.NDArray[np.uint8]
 
 _BACKGROUND = (255, 255, 255)
@@ -27,8 +29,16 @@ _INK = (60, 64, 72)
 def to_uint8(images_BCHW: npt.NDArray[np.floating] | Tensor) -> Pixels:
     """Images of [-1, 1] as bytes, uint8 [B, H, W, C]: floor(255 x + 0.5) of x in [0, 1], clipped.
 
-    Published code has three conventions (floor(255 x), floor(255 x + 0.5), 127.5 x + 128). This one rounds to the
-    nearest byte, halves up, so that a byte b read as b / 127.5 - 1 comes back as b.
+    This rounds to the nearest byte, halves up, so that a byte b read as b / 127.5 - 1 comes back as b.
+
+    Raises:
+        ValueError: as `to_bytes`.
+    """
+    return to_bytes(images_BCHW, "nearest")
+
+
+def to_bytes(images_BCHW: npt.NDArray[np.floating] | Tensor, rounding: Rounding) -> Pixels:
+    """Images of [-1, 1] as bytes, uint8 [B, H, W, C], by one of the ways of published code (config/evaluation.py).
 
     Raises:
         ValueError: if the shape is not [B, 1 or 3, H, W], or a value is not a number.
@@ -39,9 +49,20 @@ def to_uint8(images_BCHW: npt.NDArray[np.floating] | Tensor) -> Pixels:
         raise ValueError(f"images of shape {list(images_BCHW.shape)}: give [images, 1 or 3 channels, height, width]")
     if np.isnan(images_BCHW).any():
         raise ValueError("images hold values that are not a number; the network that made them has diverged")
-    unit = (images_BCHW.astype(np.float64) + 1) / 2
-    pixels_BCHW = np.floor(255 * np.clip(unit, 0, 1) + 0.5).astype(np.uint8)
+    pixels_BCHW = np.clip(_ROUNDINGS[rounding](images_BCHW), 0, 255).astype(np.uint8)
     return np.ascontiguousarray(pixels_BCHW.transpose(0, 2, 3, 1))
+
+
+def _unit(values: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """From [-1, 1] to [0, 1], clipped."""
+    return np.clip((values.astype(np.float64) + 1) / 2, 0, 1)
+
+
+_ROUNDINGS: dict[Rounding, Callable[[npt.NDArray[np.floating]], npt.NDArray[np.floating]]] = {
+    "nearest": lambda values: np.floor(255 * _unit(values) + 0.5),
+    "floor": lambda values: np.floor(255 * _unit(values)),
+    "adm": lambda values: np.trunc((values.astype(np.float32) + np.float32(1)) * np.float32(127.5)),
+}
 
 
 def image_grid(

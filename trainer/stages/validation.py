@@ -33,6 +33,7 @@ from trainer.evaluation.codes import CodeUse, code_use, count_codes
 from trainer.evaluation.film_strip import frame
 from trainer.evaluation.quality import psnr, squared_error, ssim
 from trainer.evaluation.teacher import Teacher
+from trainer.evaluation.tokenizer_measure import spread
 from trainer.job import TrainJob
 from trainer.stages.inputs import open_held_out
 from trainer.stages.stage import Validated
@@ -53,8 +54,6 @@ MEMORY_LIMIT = 256 * 2**20
 """Bytes of pixels up to which a rank keeps its images; beyond it they are decoded at each look."""
 PICTURE = "reconstructions"
 """Name of the film strip's frames."""
-MOST_PREFIXES = 12
-"""Prefixes of the tokens that are looked at; of more, so many at even distances."""
 _QUALITIES = ("mse", "psnr", "ssim", "perceptual")
 
 
@@ -214,12 +213,6 @@ class Validation:
             found |= {f"use_{name}": use.use[-1], f"perplexity_{name}": use.perplexity[-1], f"dead_{name}": use.dead}
         numbers: dict[str, float | None] = _finite({f"validation_{name}": value for name, value in found.items()})
         return numbers
-
-
-def spread(prefixes: Sequence[int], most: int = MOST_PREFIXES) -> tuple[int, ...]:
-    """At most so many prefixes, at even distances; the last, which is all, is one of them."""
-    chosen = np.unique(np.linspace(len(prefixes) - 1, 0, min(most, len(prefixes))).round().astype(int))
-    return tuple(prefixes[place] for place in chosen)
 
 
 def _finite(value: Any) -> Any:

@@ -1,0 +1,167 @@
+"""Numbers of a tokenizer from the rows of its measure (tokenizer_measure.py), in one pass and constant memory.
+
+    mse, psnr, ssim, lpips, …                  means over images; ± one standard error
+    code_use, code_perplexity, dead_codes      of each branch, the first two at each scale
+
+Sums are in float64 and grow image by image, so however the rows are cut into parts, the digits are the same.
+
+Shapes: B images of a part, K prefixes, L positions, F folds (branches), G groups (scales), V codes of a fold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from model.layout import TokenLayout
+from trainer.evaluation.codes import THRESHOLD, code_use, count_codes
+from trainer.evaluation.measures import MeasuredRows
+from trainer.evaluation.numbers import Number
+from trainer.evaluation.tokenizer_measure import QUALITIES
+
+Record = dict[str, Any]
+Array = npt.NDArray[np.float64]
+
+
+class RowMeans:
+    """Means of the columns of rows, and their standard errors, image by image, in float64."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        """Images so far."""
+        self._first_K: Array | None = None
+        self._sums_2K: Array | None = None
+
+    def update(self, rows_BK: npt.NDArray[np.floating]) -> None:
+        """Add images.
+
+        Raises:
+            ValueError: if a value is not finite.
+        """
+        values_BK = np.asarray(rows_BK, dtype=np.float64)
+        if not np.isfinite(values_BK).all():
+            raise ValueError("a row holds a value that is not finite: the network that made it has diverged")
+        if not len(values_BK):
+            return
+        if self._first_K is None or self._sums_2K is None:
+            self._first_K = values_BK[0]
+            self._sums_2K = np.zeros((2, *values_BK.shape[1:]))
+        # Around the first image's values, so that the squares do not cancel.
+        shifted_BK = values_BK - self._first_K
+        for place, added_BK in enumerate((shifted_BK, np.square(shifted_BK))):
+            # accumulate adds one row after the other; a plain sum adds by halves, whose sizes depend on the part's.
+            whole = np.concatenate([self._sums_2K[place][None], added_BK])
+            self._sums_2K[place] = np.add.accumulate(whole, axis=0)[-1]
+        self.count += len(values_BK)
+
+    @property
+    def means(self) -> Array:
+        """Means over images."""
+        assert self._first_K is not None, "there are images"
+        assert self._sums_2K is not None
+        found: Array = self._first_K + self._sums_2K[0] / self.count
+        return found
+
+    @property
+    def standard_errors(self) -> Array | None:
+        """Of each mean: the deviation over images over the root of their number; None of fewer than two."""
+        if self.count < 2:
+            return None
+        assert self._sums_2K is not None
+        scatter_K = self._sums_2K[1] - np.square(self._sums_2K[0]) / self.count
+        found: Array = np.sqrt(np.maximum(scatter_K, 0) / (self.count - 1) / self.count)
+        return found
+
+
+class CodeCounts:
+    """How often each code of each fold was chosen in each group."""
+
+    def __init__(self, layout: TokenLayout) -> None:
+        self._layout = layout
+        self.hits = [np.zeros((len(layout.groups), codes), np.int64) for codes in layout.vocabularies]
+
+    def update(self, tokens_BLF: npt.NDArray[np.integer]) -> None:
+        """Add images."""
+        import torch
+
+        tokens = torch.from_numpy(tokens_BLF.astype(np.int64))
+        for hits_GV, found in zip(self.hits, count_codes(tokens, self._layout), strict=True):
+            hits_GV += found.numpy()
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What rows are of."""
+
+    prefixes: Sequence[int]
+    """`TokenizerMeasure.prefixes`: the columns of mse, psnr and ssim."""
+    layout: TokenLayout | None
+    """Of the tokens; None of a tokenizer without."""
+    folds: Sequence[str]
+    """Names of the branches."""
+    perceptual: Mapping[str, Record] = field(default_factory=dict)
+    """What the network of each perceptual distance is, as JSON, by the name of its row."""
+
+
+def tokenizer_numbers(rows: MeasuredRows, measured: Measured, measured_by: Record, measured_of: Record) -> list[Number]:
+    """Errors at each prefix, perceptual distances of full reconstructions, and how codes are used.
+
+    Args:
+        rows: of a `TokenizerMeasure`.
+        measured: what its columns are.
+        measured_by: images and crop, as numbers.py, and no rounding, as errors are of values that are not rounded; the
+            protocol and perceptual networks are added.
+        measured_of: the tokenizer, as numbers.py; `keep` is added.
+
+    Raises:
+        ValueError: if there are no images, or a value is not finite.
+    """
+    means = {name: RowMeans() for name in (*QUALITIES, *measured.perceptual)}
+    counts = None if measured.layout is None else CodeCounts(measured.layout)
+    for part in rows.parts(*means, *(["tokens"] if counts else [])):
+        for name, each in means.items():
+            each.update(part[name] if part[name].ndim == 2 else part[name][:, None])
+        if counts is not None:
+            counts.update(part["tokens"])
+    if not means[QUALITIES[0]].count:
+        raise ValueError("a tokenizer is measured on no images: give at least one")
+    numbers = [*_errors(means, measured, measured_by, measured_of)]
+    if counts is not None:
+        numbers += _codes(counts, measured, rows.count, measured_by, measured_of)
+    return numbers
+
+
+def _errors(means: dict[str, RowMeans], measured: Measured, by: Record, of: Record) -> Iterator[Number]:
+    for name, each in means.items():
+        prefixes = measured.prefixes if name in QUALITIES else measured.prefixes[-1:]
+        network = {"network": measured.perceptual[name]} if name in measured.perceptual else {}
+        errors_K = each.standard_errors
+        for place, keep in enumerate(prefixes):
+            yield Number(
+                metric=name,
+                value=float(each.means[place]),
+                images=each.count,
+                measured_by=with_protocol(by | network, {"standard_error": "over images"}),
+                measured_of=of | {"keep": keep},
+                plus_minus=None if errors_K is None else float(errors_K[place]),
+            )
+
+
+def _codes(counts: CodeCounts, measured: Measured, images: int, by: Record, of: Record) -> Iterator[Number]:
+    for fold, hits_GV in zip(measured.folds, counts.hits, strict=True):
+        found = code_use(hits_GV)
+        for scale, (use, perplexity) in enumerate(zip(found.use, found.perplexity, strict=True), 1):
+            place = {"branch": fold, "scale": scale}
+            used = with_protocol(by, place | {"least_share_of_mean_hits": THRESHOLD})
+            yield Number("code_use", use, images, used, dict(of))
+            yield Number("code_perplexity", perplexity, images, with_protocol(by, place), dict(of))
+        yield Number("dead_codes", found.dead, images, with_protocol(by, {"branch": fold}), dict(of))
+
+
+def with_protocol(measured_by: Record, protocol: Record) -> Record:
+    """How a number is measured, with more of its protocol."""
+    return measured_by | {"protocol": protocol | measured_by.get("protocol", {})}
