@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         Discriminator,
         FeatureTeacher,
         Generator,
+        Near,
         Perceptual,
         Quantizer,
         TeacherForcing,
@@ -123,6 +124,21 @@ def generator_families() -> dict[str, GeneratorFamily]:
 def build_quantizer(config: QuantizerConfig) -> Quantizer:
     """A quantizer of the config's kind, with new weights."""
     return cast("Quantizer", named(quantizer_families()[config.kind].network)(config))
+
+
+def build_neighbours(quantizer: Quantizer, count: int) -> Near:
+    """The nearest `count` codes of each code of a quantizer, itself the first of them.
+
+    Raises:
+        ValueError: if its kind has no neighbours, or it has fewer codes.
+    """
+    config = quantizer.config
+    name = quantizer_families()[config.kind].neighbours
+    if name is None:
+        raise ValueError(f"a quantizer of kind {config.kind} does not say which codes are near to one another")
+    if not 1 <= count <= config.vocabulary:
+        raise ValueError(f"{count} nearest codes of {config.vocabulary}: give a number from 1 to that")
+    return cast("Near", named(name)(quantizer, count))
 
 
 def build_tokenizer(config: TokenizerConfig) -> Tokenizer:

@@ -149,6 +149,15 @@ class Reconstructing(Protocol):
 
 
 @runtime_checkable
+class Folded(Protocol):
+    """What a tokenizer is besides whose folds can be told to have other codes."""
+
+    def fold_quantizers(self) -> tuple[Quantizer, ...]:
+        """The quantizer of each fold."""
+        ...
+
+
+@runtime_checkable
 class Pooled(Protocol):
     """What a tokenizer is besides whose quantized latents have a mean that a linear layer can look at."""
 
@@ -170,6 +179,10 @@ class ProxyTaught(Protocol):
 
 Search = Callable[[Tensor], Tensor]
 """Projected vectors [B, K, C], float32 -> the ids of their codes [B, K], int64, without gradients."""
+
+
+Near = Callable[[Tensor, Tensor], Tensor]
+"""Ids [N], and ranks [N] from 0, which is the id's own -> the ids of the codes so near to them, int64 [N]."""
 
 
 class SoftAssignment(Protocol):

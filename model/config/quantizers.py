@@ -176,13 +176,18 @@ class QuantizerFamily:
     """What can be set of them. The default of its `kind` is the family's name."""
     network: str
     """"module:class" of the `Quantizer`, which is made from a config."""
+    neighbours: str | None = None
+    """"module:function" that makes a `Near` of a quantizer and a number of codes; None where no codes are near to one
+    another, so that an evaluation cannot perturb them."""
 
 
 _OWN = (
-    QuantizerFamily(VectorConfig, network="model.quantizers.vector:VectorQuantizer"),
-    QuantizerFamily(LookupFreeConfig, network="model.quantizers.binary:BinaryQuantizer"),
-    QuantizerFamily(SphericalConfig, network="model.quantizers.binary:BinaryQuantizer"),
-    QuantizerFamily(FiniteScalarConfig, network="model.quantizers.fsq:FiniteScalarQuantizer"),
+    QuantizerFamily(VectorConfig, "model.quantizers.vector:VectorQuantizer", "model.quantizers.neighbours:by_distance"),
+    QuantizerFamily(LookupFreeConfig, "model.quantizers.binary:BinaryQuantizer", "model.quantizers.neighbours:by_bits"),
+    QuantizerFamily(SphericalConfig, "model.quantizers.binary:BinaryQuantizer", "model.quantizers.neighbours:by_bits"),
+    QuantizerFamily(
+        FiniteScalarConfig, "model.quantizers.fsq:FiniteScalarQuantizer", "model.quantizers.neighbours:by_steps"
+    ),
 )
 """The first is what a config without a kind means."""
 

@@ -75,17 +75,27 @@ def perturbed_tokens(
 
 
 @torch.no_grad()
-def nearest_codes(codebook_VC: Tensor, count: int) -> Tensor:
-    """Ids of the codes nearest to each by cosine, nearest first, itself always the first, int64 [V, N]."""
+def nearest_codes(codebook_VC: Tensor, count: int, *, cosine: bool = True) -> Tensor:
+    """Ids of the codes nearest to each, nearest first, itself always the first, int64 [V, N].
+
+    Args:
+        codebook_VC: all codes.
+        count: how many, itself among them.
+        cosine: by the angle between codes, or else by their distance.
+    """
     with without_autocast(codebook_VC.device):
-        unit_VC = F.normalize(codebook_VC.detach().float(), dim=1)
-        own_V = torch.arange(len(unit_VC), device=unit_VC.device)
-        rows = max(_PRODUCTS_AT_ONCE // len(unit_VC), 1)
+        codes_VC = codebook_VC.detach().float()
+        codes_VC = F.normalize(codes_VC, dim=1) if cosine else codes_VC
+        half_square_V = codes_VC.square().sum(1) / 2
+        own_V = torch.arange(len(codes_VC), device=codes_VC.device)
+        rows = max(_PRODUCTS_AT_ONCE // len(codes_VC), 1)
         found = []
-        for start in range(0, len(unit_VC), rows):
+        for start in range(0, len(codes_VC), rows):
             part = slice(start, start + rows)
-            cosine_RV = unit_VC[part] @ unit_VC.t()
-            # Another code with the same direction is no nearer than the code itself.
-            cosine_RV.scatter_(1, own_V[part, None], 2.0)
-            found.append(cosine_RV.topk(count, dim=1).indices)
+            nearness_RV = codes_VC[part] @ codes_VC.t()
+            if not cosine:
+                nearness_RV -= half_square_V
+            # Another code at the same place is no nearer than the code itself.
+            nearness_RV.scatter_(1, own_V[part, None], math.inf)
+            found.append(nearness_RV.topk(count, dim=1).indices)
         return torch.cat(found)

@@ -18,7 +18,7 @@ from model.config.quantizers import ONLY_TRAINING
 from model.layers.random_numbers import split_seed
 from model.layout import TokenLayout
 from model.losses.perturbation import perturbed_tokens
-from model.protocols import Draws, Terms, TokenizerOutput, Uniform
+from model.protocols import Draws, Quantizer, Terms, TokenizerOutput, Uniform
 from model.quantizers.multi_scale import FoldedQuantizer, Quantized
 
 PERTURBED, CHANCES = "perturbed", "perturbation_chances"
@@ -103,6 +103,10 @@ class GridTokenizer(nn.Module):
             ValueError: if `keep` is not where a scale ends (`prefixes`).
         """
         return self.decode(self.quantizer.dequantize(tokens_BLF, keep)).float().clamp(-1, 1)
+
+    def fold_quantizers(self) -> tuple[Quantizer, ...]:
+        """Of each branch; its scales have one."""
+        return tuple(self.quantizer.branch(index).quantizer for index in range(self.layout.folds))
 
     def pooled(self, tokens_BLF: Tensor) -> Tensor:
         """Tokens -> means over the grid of each branch's latent, the sum of all scales, [B, P, C], float32."""

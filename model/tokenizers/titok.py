@@ -32,7 +32,7 @@ from model.layers.convolutional_autoencoder import ConvolutionalDecoder
 from model.layers.precision import without_autocast
 from model.layers.titok_vit import CodeHead, LatentDecoder, LatentEncoder, PixelHead
 from model.layout import TokenLayout
-from model.protocols import Draws, Terms, Tokenizer, TokenizerOutput, Uniform
+from model.protocols import Draws, Quantizer, Terms, Tokenizer, TokenizerOutput, Uniform
 from model.quantizers.flat import FlatQuantizer
 from model.quantizers.gaussian import divergence_loss, gaussian_of
 from model.tokenizers.maskgit_vqgan import MaskgitVqganTokenizer
@@ -182,6 +182,14 @@ class TiTokTokenizer(nn.Module):
         code_BKC = self._codes().dequantize(tokens_BLF[..., 0].long())
         kept_B = None if keep is None else tokens_BLF.new_full((len(tokens_BLF),), keep)
         return self.decode(_first(code_BKC, kept_B)).float().clamp(-1, 1)
+
+    def fold_quantizers(self) -> tuple[Quantizer, ...]:
+        """Of the latents.
+
+        Raises:
+            ValueError: if its bottleneck is Gaussian.
+        """
+        return (self._codes().quantizer,)
 
     def pooled(self, tokens_BLF: Tensor) -> Tensor:
         """Tokens -> the mean of the latents' codes, [B, 1, C], float32; which latent has which code is lost in it.
