@@ -178,7 +178,7 @@ def _settings(record: Any) -> Iterator[str]:
 
 def _reference(record: Any) -> Iterator[str]:
     found = leaves(record)
-    images, count = found.pop("images", None), found.pop("count", None)
+    images, count = found.pop("images", None) or found.pop("sha256", None), found.pop("count", None)
     if images is not None or count is not None:
         size = f"of {count:,} images" if isinstance(count, int) else ""
         yield " ".join(filter(None, ("reference", "" if images is None else _shown(images), size)))
@@ -249,6 +249,8 @@ _SUBJECT: dict[str, Words] = {
     "seed": _named("seed"),
     "labels": _labels,
     "tokenizer": _tokenizer,
+    "encoder": _named("encoder"),
+    "decoder": _named("decoder"),
     "keep": _keep,
     "perturbation": _named("perturbation"),
     "tokens": _named("tokens"),

@@ -77,9 +77,10 @@ class Number:
     @property
     def pictures(self) -> Literal["samples", "reconstructions", "images"]:
         """What kind of images it is of: those of a generator, those of a tokenizer, or given ones."""
-        if leaves(self.measured_of.get("generator")):
+        of = {path.partition(".")[0] for path in leaves(self.measured_of)}
+        if "generator" in of:
             return "samples"
-        return "reconstructions" if leaves(self.measured_of.get("tokenizer")) else "images"
+        return "reconstructions" if of & {"tokenizer", "decoder"} else "images"
 
 
 class _Number(BaseModel):
