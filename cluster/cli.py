@@ -19,6 +19,7 @@ import typer
 
 from cluster.commands import (
     checkpoints,
+    compare,
     configs,
     data,
     data_sets,
@@ -68,6 +69,7 @@ configs.register(app)
 jobs.register(app)
 doctor.register(app)
 runs.register(app)
+compare.register(app)
 checkpoints.register(app)
 data.register(app)
 data_sets.register(app)

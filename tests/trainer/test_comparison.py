@@ -193,3 +193,9 @@ def test_of_a_sweep_the_number_with_the_same_settings_is_the_partner() -> None:
 def test_numbers_of_metrics_that_one_evaluation_does_not_have_stay_alone() -> None:
     found = pair([FID], [replace(FID, metric="recall")])
     assert (found.compared, found.only_first, found.only_second) == ((), (FID,), (replace(FID, metric="recall"),))
+
+
+def test_a_number_that_does_not_say_what_it_is_of_is_compared_with_that_of_samples() -> None:
+    bare = Number("fid", 2.0, 50_000)
+    found = pair([REBUILT, FID], [bare])
+    assert [(each.first, each.second) for each in found.compared] == [(FID, bare)]

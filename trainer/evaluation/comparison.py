@@ -136,7 +136,7 @@ class Pairs:
 def pair(first: Sequence[Number], second: Sequence[Number]) -> Pairs:
     """Of the same metric and kind of images, the numbers that have most in common; in the order of the first."""
     partners: dict[int, int] = {}
-    for key in (_settings, _question, _kind):
+    for key in (_settings, _question, _kind, _likely_kind):
         _match(first, second, key, partners)
     taken = set(partners.values())
     return Pairs(
@@ -165,6 +165,11 @@ def _match(
 
 def _kind(number: Number) -> tuple[str, ...]:
     return number.metric, number.pictures
+
+
+def _likely_kind(number: Number) -> tuple[str, ...]:
+    """The same; a number that does not say what it is of, as those of papers, is taken for one of samples."""
+    return _kind(number) if leaves(number.measured_of) else (number.metric, "samples")
 
 
 def _question(number: Number) -> tuple[str, ...]:

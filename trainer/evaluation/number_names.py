@@ -227,8 +227,11 @@ def _tokenizer(record: Any) -> Iterator[str]:
     encoder, decoder = found.get("encoder"), found.get("decoder")
     if encoder is not None and encoder == decoder:
         yield f"tokenizer {_shown(encoder)}"
-        found = {path: value for path, value in found.items() if path not in {"encoder", "decoder"}}
-    yield from _plainly(found, "tokenizer")
+        encoder = decoder = None
+    yield from (f"{half} {_shown(value)}" for half, value in (("encoder", encoder), ("decoder", decoder)) if value)
+    yield from _plainly(
+        {path: value for path, value in found.items() if path not in {"encoder", "decoder"}}, "tokenizer"
+    )
 
 
 def _keep(value: Any) -> Iterator[str]:

@@ -57,7 +57,7 @@ def collect(run_uri: str) -> ReportData:
         run=run_uri,
         created=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"),
         evaluation=evaluation,
-        stages=_stage_times(storage.join(run_uri, "stages.json")),
+        stages=stage_times(storage.join(run_uri, "stages.json")),
         records=records,
         configs=tuple(_stage_configs(run_uri, records)),
         film=tuple(frame for each in records for frame in _film(run_uri, each)),
@@ -163,10 +163,11 @@ def read_samples(run_uri: str) -> Samples | None:
         return None
     try:
         files, sampling, made_by = (dict(record[key]) for key in ("files", "sampling", "fingerprints"))
+        names = tuple(str(name) for name in record.get("class_names", ()))
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{uri} is not what `foldtrain sample` writes ({error!r}): sample again") from error
     png = _picture(run_uri, "samples/grid.png", files)
-    return None if png is None else Samples(png, sampling, made_by)
+    return None if png is None else Samples(png, sampling, made_by, names)
 
 
 def _stage_records(run_uri: str, stage: str) -> StageRecords:
@@ -175,7 +176,12 @@ def _stage_records(run_uri: str, stage: str) -> StageRecords:
     return StageRecords(stage, in_order_of_steps(metrics), tuple(events))
 
 
-def _stage_times(uri: str) -> tuple[StageTime, ...]:
+def stage_times(uri: str) -> tuple[StageTime, ...]:
+    """How long the stages of a run took, by its stages.json; nothing if there is none.
+
+    Raises:
+        UsageError: if the file is no such list.
+    """
     try:
         records = storage.read_json(uri)
     except FileNotFoundError:

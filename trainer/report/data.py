@@ -209,6 +209,8 @@ class Samples:
     """How they were drawn."""
     fingerprints: Record = field(default_factory=dict)
     """Of the networks that drew them."""
+    class_names: tuple[str, ...] = ()
+    """Of the rows; empty if they are not on record."""
 
 
 @dataclass(frozen=True)

@@ -22,20 +22,12 @@ from trainer.report.training import training
 
 
 def build_report(data: ReportData) -> str:
-    """The whole page. Whatever comes from the run is escaped: the template escapes all that is not `Markup`."""
-    folder = Path(__file__).parent
-    environment = Environment(
-        loader=FileSystemLoader(folder),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    """The whole page. Whatever comes from the run is escaped."""
     evaluation = data.evaluation
-    return environment.get_template("page.html").render(
+    return render(
+        "page.html",
         data=data,
         evaluation=evaluation,
-        style=Markup((folder / "style.css").read_text(encoding="utf-8")),  # noqa: S704 - the project's own file
         headlines=_headlines(data),
         prefix_rows=_prefix_rows(data),
         prefix_chart=_prefix_chart(data),
@@ -60,9 +52,23 @@ def build_report(data: ReportData) -> str:
         drawn=flatten(data.samples.sampling) if data.samples else [],
         fingerprints=flatten(evaluation.fingerprints),
         given=flatten(evaluation.inputs),
-        reconstructions=_data_uri(data.reconstructions_png),
-        samples=_data_uri(data.samples.png if data.samples else None),
+        reconstructions=data_uri(data.reconstructions_png),
+        samples=data_uri(data.samples.png if data.samples else None),
     )
+
+
+def render(template: str, **values: Any) -> str:
+    """A template of this folder with the pages' style. All values but `Markup` are escaped."""
+    folder = Path(__file__).parent
+    environment = Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    style = Markup((folder / "style.css").read_text(encoding="utf-8"))  # noqa: S704 - the project's own file
+    return environment.get_template(template).render(style=style, **values)
 
 
 def duration(seconds: float) -> str:
@@ -219,5 +225,6 @@ def _spent(data: ReportData) -> list[dict[str, Any]]:
     return rows
 
 
-def _data_uri(png: bytes | None) -> str | None:
+def data_uri(png: bytes | None) -> str | None:
+    """A picture that stands in the page itself."""
     return None if png is None else "data:image/png;base64," + base64.b64encode(png).decode()

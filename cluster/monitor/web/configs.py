@@ -11,9 +11,7 @@ from data_pipeline.errors import UsageError
 from data_pipeline.text.printable import printable
 from trainer.registry import STAGES
 from trainer.report.collect import settings_changes, used_config
-
-_LONGEST = 500
-"""Characters of a value that are compared on the page."""
+from trainer.report.settings import LONGEST, dotted
 
 
 def configs_of(reading: RunReading) -> list[dict[str, Any]]:
@@ -27,7 +25,7 @@ def configs_of(reading: RunReading) -> list[dict[str, Any]]:
             continue
         history = reading.histories.get(stage.folder)
         changes = list(settings_changes(history.events.records)) if history else []
-        entry: dict[str, Any] = {"stage": stage.folder, "changes": [printable(each[:_LONGEST]) for each in changes]}
+        entry: dict[str, Any] = {"stage": stage.folder, "changes": [printable(each[:LONGEST]) for each in changes]}
         try:
             used = used_config(reading.uri, stage)
         except UsageError as error:
@@ -35,16 +33,5 @@ def configs_of(reading: RunReading) -> list[dict[str, Any]]:
             continue
         if used is not None:
             text = yaml.safe_dump(used, sort_keys=False, allow_unicode=True)
-            found.append(entry | {"text": printable(text, lines=True), "values": dict(_flat(used, ""))})
+            found.append(entry | {"text": printable(text, lines=True), "values": dict(dotted(used))})
     return found
-
-
-def _flat(record: dict[Any, Any], prefix: str) -> list[tuple[str, str]]:
-    rows: list[tuple[str, str]] = []
-    for name, value in record.items():
-        dotted = f"{prefix}{printable(str(name))}"
-        if isinstance(value, dict) and value:
-            rows += _flat(value, f"{dotted}.")
-        else:
-            rows.append((dotted, printable(str(value)[:_LONGEST])))
-    return rows
