@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 if TYPE_CHECKING:
-    from trainer.config.evaluation import FeatureNetworkConfig
+    from trainer.config.feature_networks import FeatureNetworkConfig
 
 _STAGE = "stage"
 _NETWORK_HELP = "inception:FILE, timm:NAME[@FILE], torchvision:NAME@FILE or classifier:URI; may be given several times."
@@ -49,7 +49,7 @@ def networks_of(inception: str | None, given: list[str] | None) -> list[FeatureN
 
     from data_pipeline.errors import UsageError
     from data_pipeline.text.json_records import first_problem
-    from trainer.config.evaluation import FeatureNetworkConfig
+    from trainer.config.feature_networks import FeatureNetworkConfig
 
     adapter: TypeAdapter[FeatureNetworkConfig] = TypeAdapter(FeatureNetworkConfig)
     found = []

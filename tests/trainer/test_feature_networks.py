@@ -23,7 +23,7 @@ from data_pipeline.shards.weights import write_weights
 from model.classifier import Classifier
 from model.config import ClassifierConfig
 from tests.trainer.random_inception import write_random_inception
-from trainer.config.evaluation import ClassifierNetwork, InceptionNetwork, TimmNetwork, TorchvisionNetwork
+from trainer.config.feature_networks import ClassifierNetwork, InceptionNetwork, TimmNetwork, TorchvisionNetwork
 from trainer.evaluation.feature_networks import open_network
 from trainer.evaluation.inception import Inception
 from trainer.metrics.frechet import FeatureStatistics, frechet_distance

@@ -19,7 +19,7 @@ from data_pipeline.errors import UsageError
 from data_pipeline.shards import weights
 from model.classifier import Classifier
 from model.protocols import FeatureTeacher
-from trainer.config.evaluation import (
+from trainer.config.feature_networks import (
     ClassifierNetwork,
     FeatureNetworkConfig,
     InceptionNetwork,

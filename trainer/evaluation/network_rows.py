@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from data_pipeline.errors import UsageError
 from data_pipeline.images.transforms import Pixels
-from trainer.config.evaluation import FeatureNetworkConfig
+from trainer.config.feature_networks import FeatureNetworkConfig
 from trainer.evaluation.measures import ImageMeasure, Rows
 
 if TYPE_CHECKING:
