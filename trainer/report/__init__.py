@@ -6,8 +6,8 @@ data.py      what a report is made of, as plain values
 charts.py    values → inline SVG
 page.py      all of it → HTML, through page.html and style.css
 
-And of several runs the comparison: evaluated_runs.py reads them, run_table.py is their table, settings.py what differs in
-what they were asked; table_files.py and comparison_page.py write it.
+And the comparison of several runs: evaluated_runs.py reads them, run_table.py is their table, settings.py what differs
+in what they were asked; table_files.py and comparison_page.py write it.
 """
 
 from __future__ import annotations
