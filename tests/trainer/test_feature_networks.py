@@ -27,6 +27,8 @@ from trainer.config.feature_networks import ClassifierNetwork, InceptionNetwork,
 from trainer.evaluation.feature_networks import open_network
 from trainer.evaluation.inception import Inception
 from trainer.metrics.frechet import FeatureStatistics, frechet_distance
+from trainer.metrics.inception_score import InceptionScore
+from trainer.metrics.manifold import precision_recall
 
 CPU = torch.device("cpu")
 
@@ -91,11 +93,23 @@ class TestInception:
         real, made = images(8, seed=1), images(8, seed=2)
         settings: dict[str, Any] = {"cuda": False, "cache": False, "save_cpu_ram": True, "verbose": False}
         settings |= {"feature_extractor_weights_path": inception_file.path, "batch_size": len(made)}
-        expected = torch_fidelity.calculate_metrics(input1=_Images(made), input2=_Images(real), fid=True, **settings)
+        settings |= {"fid": True, "isc": True, "isc_splits": 2, "prc": True}
+        expected = torch_fidelity.calculate_metrics(input1=_Images(made), input2=_Images(real), **settings)
         inception = inception_file.open()
-        ours, theirs = (inception(pixels)["features"] for pixels in (made, real))
-        distance = frechet_distance(*(FeatureStatistics.from_features(each) for each in (ours, theirs)))
-        assert distance == pytest.approx(expected["frechet_inception_distance"], rel=1e-4)
+        ours, theirs = inception(made), inception(real)
+        distance = frechet_distance(*(FeatureStatistics.from_features(each["features"]) for each in (ours, theirs)))
+        score = InceptionScore(len(made), splits=2)
+        score.update(ours["logits"].numpy())
+        shares = precision_recall(theirs["features"].numpy(), ours["features"].numpy())
+        found = {
+            "frechet_inception_distance": distance,
+            "inception_score_mean": score.compute(),
+            "inception_score_std": score.deviation(),
+            "precision": shares.precision,
+            "recall": shares.recall,
+        }
+        assert found == pytest.approx({name: expected[name] for name in found}, rel=1e-4)
+        assert expected["inception_score_mean"] > 1.01
 
     def test_another_file_than_the_published_one_gives_no_fid(self, inception_file: InceptionFile) -> None:
         network = inception_file.open()
