@@ -113,6 +113,12 @@ def test_every_key_may_be_absent_or_plain_text() -> None:
     )
 
 
+def test_a_set_of_images_is_named_by_its_hash_its_kind_and_its_size() -> None:
+    adm, shards = {"kind": "npz", "sha256": HASH, "count": 10_000}, {"kind": "shards", "sha256": HASH}
+    assert ", reference 3f2a91c0 (npz) of 10,000 images, crop" in full_name(by(FID, reference=adm))
+    assert full_name(of(FID, images=shards | {"crop": {"size": 8}})).endswith(", images 3f2a91c0, images.crop.size 8)")
+
+
 def test_labels_are_named_by_the_hash_of_their_plan() -> None:
     plans = [[{"labels": list(range(1000)), "images": images}] for images in (50_000, 50_001)]
     first, second = (full_name(of(FID, labels=plan)).rpartition(", ")[2] for plan in plans)

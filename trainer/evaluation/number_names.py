@@ -10,7 +10,7 @@ that do nothing are left out.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -149,6 +149,12 @@ def _shown(value: Any) -> str:
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 
+def words_of(record: dict[str, Any], keys: Iterable[str]) -> list[str]:
+    """Some parts of a name in words, those that are on record."""
+    chosen = {key: record[key] for key in keys if key in record}
+    return list(_in_words(chosen, PARTS))
+
+
 def _in_words(record: dict[str, Any], known: dict[str, Words]) -> Iterator[str]:
     """Of each part that is known its own words, in their order, then each other value with its path."""
     for key, words in known.items():
@@ -176,13 +182,21 @@ def _settings(record: Any) -> Iterator[str]:
             yield from _plainly(value, path)
 
 
-def _reference(record: Any) -> Iterator[str]:
-    found = leaves(record)
-    images, count = found.pop("images", None) or found.pop("sha256", None), found.pop("count", None)
-    if images is not None or count is not None:
-        size = f"of {count:,} images" if isinstance(count, int) else ""
-        yield " ".join(filter(None, ("reference", "" if images is None else _shown(images), size)))
-    yield from _plainly(found, "reference")
+def _image_set(name: str) -> Words:
+    """A set of images, or statistics of one: its hash, its kind where it is no data set of shards, its size."""
+
+    def words(record: Any) -> Iterator[str]:
+        found = leaves(record)
+        digest = found.pop("images", None) or found.pop("sha256", None)
+        kind, count = found.pop("kind", "shards"), found.pop("count", None)
+        shown = [] if digest is None else [_shown(digest)]
+        shown += [] if kind == "shards" else [f"({_shown(kind)})"]
+        shown += [f"of {count:,} images"] if isinstance(count, int) else []
+        if shown:
+            yield " ".join([name, *shown])
+        yield from _plainly(found, name)
+
+    return words
 
 
 def _crop(record: Any) -> Iterator[str]:
@@ -239,7 +253,7 @@ def _keep(value: Any) -> Iterator[str]:
 
 
 _METHOD: dict[str, Words] = {
-    "reference": _reference,
+    "reference": _image_set("reference"),
     "crop": _crop,
     "rounding": _named("rounding"),
     "network": _network,
@@ -257,5 +271,7 @@ _SUBJECT: dict[str, Words] = {
     "keep": _keep,
     "perturbation": _named("perturbation"),
     "tokens": _named("tokens"),
-    "images": _named("images"),
+    "images": _image_set("images"),
 }
+PARTS = {**_METHOD, **_SUBJECT}
+"""Words for what is known of a number's name, by its key."""

@@ -45,7 +45,7 @@ def _others(shown: Mapping[str, Any], judged: Mapping[str, Any]) -> list[str]:
 
 def _stage_notes(run_uri: str, records: StageRecords, evaluation: Evaluation) -> Iterator[str]:
     given = evaluation.inputs.get(records.stage)
-    card = _card(given or storage.join(run_uri, records.stage, "export"), records.stage)
+    card = card_at(given or storage.join(run_uri, records.stage, "export"), records.stage)
     if card is None:
         return
     judged = evaluation.fingerprints.get(records.stage)
@@ -59,8 +59,15 @@ def _stage_notes(run_uri: str, records: StageRecords, evaluation: Evaluation) ->
         )
 
 
-def _card(uri: str, stage: str) -> Card | None:
+def card_at(uri: str, stage: str) -> Card | None:
+    """What a stage's network at a place is; None if there is none, or none that can be read."""
     try:
         return weights.read_card(uri, stage)
     except UsageError:
         return None
+
+
+def hashes_of(card: Card) -> frozenset[str]:
+    """All that records may name a network by: whole or halves, of the weights as trained or of their average."""
+    named = (name(ema) for name in (card.fingerprint, card.encoder, card.decoder) for ema in (True, False))
+    return frozenset((*named, *card.files.values()))
