@@ -23,7 +23,8 @@ from trainer.evaluation.images import to_bytes
 from trainer.evaluation.judging import RealImages, evaluate_tokenizer
 from trainer.evaluation.measures import Rows
 from trainer.evaluation.tokenizer_measure import TokenizerMeasure, perceptual_networks, spread
-from trainer.evaluation.tokenizer_numbers import Measured, RowMeans, tokenizer_numbers
+from trainer.evaluation.tokenizer_numbers import Measured, tokenizer_numbers
+from trainer.metrics.means import RowMeans
 
 CPU, SIZE = torch.device("cpu"), 16
 VIT = ViTConfig(width=8, depth=1, heads=2, layer_scale=None)
@@ -240,6 +241,7 @@ def test_a_mean_far_from_zero_keeps_its_standard_error() -> None:
     means.update(values)
     assert means.means.tolist() == [1e8 + 1]
     assert means.standard_errors == pytest.approx([np.sqrt(1 / 3)])
+    assert means.deviations == pytest.approx([np.sqrt(2 / 3)])
 
 
 def test_one_image_has_no_standard_error_and_none_no_number() -> None:

@@ -56,11 +56,16 @@ def fit(features_ND: Array, label_N: Labels, classes: int) -> tuple[Array, Array
 
 
 def pixel_features(pixels_NHWC: Pixels) -> npt.NDArray[np.float32]:
-    """Raw pixels as features [N, D]; means of squares where an image has more than 32 pixels a side, grey as one."""
-    pixels = pixels_NHWC[..., :1] if bool((pixels_NHWC == pixels_NHWC[..., :1]).all()) else pixels_NHWC
-    count, size, _, channels = pixels.shape
+    """Raw pixels as features [N, D] (`square_means`); where all images are grey, of one channel."""
+    is_grey = bool((pixels_NHWC == pixels_NHWC[..., :1]).all())
+    return square_means(pixels_NHWC[..., :1] if is_grey else pixels_NHWC)
+
+
+def square_means(pixels_NHWC: Pixels) -> npt.NDArray[np.float32]:
+    """Pixels of each image [N, D]; means of squares where an image has more than 32 pixels a side."""
+    count, size, _, channels = pixels_NHWC.shape
     side = max(each for each in range(1, min(size, _MOST_SIDE) + 1) if size % each == 0)
     across = size // side
-    blocks = pixels.reshape(count, side, across, side, across, channels).mean(axis=(2, 4), dtype=np.float32)
+    blocks = pixels_NHWC.reshape(count, side, across, side, across, channels).mean(axis=(2, 4), dtype=np.float32)
     found: npt.NDArray[np.float32] = blocks.reshape(count, -1)
     return found

@@ -22,59 +22,9 @@ from trainer.evaluation.codes import THRESHOLD, code_use, count_codes
 from trainer.evaluation.measures import MeasuredRows
 from trainer.evaluation.numbers import Number
 from trainer.evaluation.tokenizer_measure import QUALITIES
+from trainer.metrics.means import RowMeans
 
 Record = dict[str, Any]
-Array = npt.NDArray[np.float64]
-
-
-class RowMeans:
-    """Means of the columns of rows, and their standard errors, image by image, in float64."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        """Images so far."""
-        self._first_K: Array | None = None
-        self._sums_2K: Array | None = None
-
-    def update(self, rows_BK: npt.NDArray[np.floating]) -> None:
-        """Add images.
-
-        Raises:
-            ValueError: if a value is not finite.
-        """
-        values_BK = np.asarray(rows_BK, dtype=np.float64)
-        if not np.isfinite(values_BK).all():
-            raise ValueError("a row holds a value that is not finite: the network that made it has diverged")
-        if not len(values_BK):
-            return
-        if self._first_K is None or self._sums_2K is None:
-            self._first_K = values_BK[0]
-            self._sums_2K = np.zeros((2, *values_BK.shape[1:]))
-        # Around the first image's values, so that the squares do not cancel.
-        shifted_BK = values_BK - self._first_K
-        for place, added_BK in enumerate((shifted_BK, np.square(shifted_BK))):
-            # accumulate adds one row after the other; a plain sum adds by halves, whose sizes depend on the part's.
-            whole = np.concatenate([self._sums_2K[place][None], added_BK])
-            self._sums_2K[place] = np.add.accumulate(whole, axis=0)[-1]
-        self.count += len(values_BK)
-
-    @property
-    def means(self) -> Array:
-        """Means over images."""
-        assert self._first_K is not None, "there are images"
-        assert self._sums_2K is not None
-        found: Array = self._first_K + self._sums_2K[0] / self.count
-        return found
-
-    @property
-    def standard_errors(self) -> Array | None:
-        """Of each mean: the deviation over images over the root of their number; None of fewer than two."""
-        if self.count < 2:
-            return None
-        assert self._sums_2K is not None
-        scatter_K = self._sums_2K[1] - np.square(self._sums_2K[0]) / self.count
-        found: Array = np.sqrt(np.maximum(scatter_K, 0) / (self.count - 1) / self.count)
-        return found
 
 
 class CodeCounts:
