@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import resources
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,11 @@ from markupsafe import Markup
 
 WIDTH, HEIGHT = 560, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 22, 12, 44
+_LEGEND = 22
+_FILE_STYLE = (
+    "svg { background: var(--sheet); font-family: system-ui, sans-serif; } svg text.start { text-anchor: start; }"
+)
+"""What a file needs beside the page's style."""
 COLOURS = 8
 """Colours of the palette (classes c0 to c7 of the page)."""
 
@@ -138,6 +144,25 @@ def line_chart(lines: Sequence[Line], *, title: str, x_label: str, y_label: str,
     paths = [_path(line, x_axis, y_axis) for line in sorted(drawn, key=lambda line: not line.faint)]
     body = [_grid(x_axis, y_axis), *paths, _axis_labels(x_label, y_label)]
     return _svg(title, body) + _legend([line for line in drawn if not line.faint])
+
+
+def chart_file(lines: Sequence[Line], *, title: str, x_label: str, y_label: str, log_y: bool = False) -> str:
+    """The same as an SVG file, with its colours and its legend in it."""
+    style = resources.files("trainer.report").joinpath("style.css").read_text()
+    chart, _, _ = str(line_chart(lines, title=title, x_label=x_label, y_label=y_label, log_y=log_y)).partition("</svg>")
+    if not chart.startswith("<svg"):
+        raise ValueError(f"{title}: there is no point to draw")
+    head, _, body = chart.partition(">")
+    head = head.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
+    head = head.replace(f"0 0 {WIDTH} {HEIGHT}", f"0 0 {WIDTH} {HEIGHT + _LEGEND}")
+    room = (WIDTH - _LEFT) / len(lines)
+    item = Markup('<rect class="c{} fill" x="{:.1f}" y="{}" width="10" height="10" rx="3"/>')
+    legend = Markup("")
+    for place, line in enumerate(lines):
+        x = _LEFT + place * room
+        legend += item.format(line.colour % COLOURS, x, HEIGHT + 4)
+        legend += Markup('<text class="start" x="{:.1f}" y="{}">{}</text>').format(x + 15, HEIGHT + 13, line.label)
+    return f"{head}><style>{style}{_FILE_STYLE}</style>{body}{legend}</svg>\n"
 
 
 def column_chart(labels: Sequence[str], values: Sequence[float], *, title: str, x_label: str, y_label: str) -> Markup:
