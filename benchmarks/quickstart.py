@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from judged_images import RealImages, predict, statistics
 from report import write_report
 
 from cluster.config.loading import load_config
 from data_pipeline import storage
-from trainer.evaluation.judging import RealImages, predict, statistics
 from trainer.evaluation.sampler import Sampler
 from trainer.evaluation.teacher import load_classifier
 from trainer.metrics.frechet import frechet_distance

@@ -7,7 +7,7 @@ Shapes: B images.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,25 +51,6 @@ class DrawnSet:
             UsageError: if they are others than the plan was made for.
         """
         return DrawnReader(self.work, self.work.load(device), self.rounding)
-
-    def with_sampler(self, sampler: Sampler) -> LoadedDrawnSet:
-        """For this process, with networks that are loaded."""
-        return LoadedDrawnSet(**vars(self), sampler=sampler)
-
-
-@dataclass(frozen=True)
-class LoadedDrawnSet(DrawnSet):
-    """As its base; it stays in the process that loaded the networks."""
-
-    sampler: Sampler
-
-    def open(self, device: torch.device) -> ImageReader:  # noqa: ARG002 - the networks are on a device
-        """With the networks that are loaded."""
-        return DrawnReader(self.work, self.sampler, self.rounding)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Workers load their own."""
-        return DrawnSet, (replace(self.work), self.rounding)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from cluster.pool.shard_pool import PoolSettings, Shards, make_shards
 from cluster.pool.shard_worker import Advance, MakeShard
 from cluster.session.ray_session import ray_session, require_gpus
 from data_pipeline.leases.lease import Lease, only_driver
-from trainer.evaluation.measures import Measure, Rows
+from trainer.evaluation.measures import LABEL, Measure, Rows
 from trainer.evaluation.row_files import (
     FinishedRows,
     PartFacts,
@@ -79,7 +79,7 @@ class MeasureWork:
                 last = min(first + plan.batch, stop)
                 pixels_BHWC, label_B = reader.read(first, last)
                 pixels.update(bytes.fromhex(digest_pixels(pixels_BHWC)))
-                batches.append(measured(pixels_BHWC, label_B, first))
+                batches.append(measured(pixels_BHWC, label_B, first) | {LABEL: label_B.astype(np.int64)})
                 advance(last - first)
             rows = {name: np.concatenate([each[name] for each in batches]) for name in batches[0]}
             return write_part(plan, part, rows, pixels.hexdigest(), software).model_dump()

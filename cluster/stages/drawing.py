@@ -101,8 +101,8 @@ def draw(wanted: Wanted) -> Drawn:
     )
     sampler = work.load(device)
     kept, conditions = _kept(wanted, sampler)
-    made_by = _made_by(config, seed, sampler, device.type if wanted.cluster is None else _device_of(wanted.cluster))
-    plan = SamplePlan(output, kind, labels, _part_images(kind, config, made_by["device"]), made_by | conditions)
+    made_by = made_by_of(config, seed, sampler, device.type if wanted.cluster is None else _device_of(wanted.cluster))
+    plan = SamplePlan(output, kind, labels, part_images(kind, config, made_by["device"]), made_by | conditions)
     work = SampleWork(
         *(plan, source, tokenizer, config, seed, fingerprints(sampler, config.ema), work.gpus),
         kept_LF=kept,
@@ -212,7 +212,7 @@ def _labels(wanted: Wanted, names: Sequence[str]) -> LabelPlan:
     return parse_plan(text, names, wanted.plan)
 
 
-def _part_images(kind: Kind, config: SamplingConfig, device: str) -> int:
+def part_images(kind: Kind, config: SamplingConfig, device: str) -> int:
     """Images of a part: whole batches, so that an image is drawn beside the same others wherever it is drawn."""
     batch = config.cpu_batch if device == "cpu" else config.batch
     return batch * max(1, round(PART_IMAGES[kind] / batch))
@@ -268,7 +268,8 @@ def _kept(wanted: Wanted, sampler: Sampler) -> tuple[npt.NDArray[np.int64] | Non
 # -------------------------------------------------------------------------------------------------------- the record
 
 
-def _made_by(config: SamplingConfig, seed: int, sampler: Sampler, device: str) -> dict[str, Any]:
+def made_by_of(config: SamplingConfig, seed: int, sampler: Sampler, device: str) -> dict[str, Any]:
+    """What all images of a plan follow from, as JSON."""
     drawn = config.model_dump(mode="json", exclude={"samples_per_class", "classes", "ema"})
     drawn.pop("batch" if device == "cpu" else "cpu_batch")  # decides nothing there
     return {

@@ -264,7 +264,7 @@ def _sample(config: RunConfig) -> int:
 
 @_does("evaluate")
 def _evaluate(config: RunConfig) -> int:
-    from cluster.stages.results import evaluate
+    from cluster.stages.evaluating import evaluate
 
     check_makes_tokens(config)
     return evaluate(config)

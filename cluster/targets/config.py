@@ -19,9 +19,9 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, Field, StringConstraints
 
-from cluster.config.run import Workers
 from cluster.targets.target import Target
 from model.config import Section
+from trainer.config.workers import Workers
 
 VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
 """Of an environment variable."""

@@ -15,7 +15,7 @@ import torch
 
 from cluster.config.loading import load_config
 from cluster.config.run import RunConfig
-from cluster.stages import results
+from cluster.stages import evaluating, results
 from data_pipeline import storage
 from data_pipeline.config import TokensConfig
 from data_pipeline.errors import UsageError
@@ -149,16 +149,20 @@ def test_a_picture_is_never_beside_the_record_of_another(
 ) -> None:
     def go(*overrides: str) -> None:
         config = configure(*overrides)
-        results.sample(config) if command == "sample" else results.evaluate(config)
+        results.sample(config) if command == "sample" else evaluating.evaluate(config)
 
     class Killed(BaseException):
         pass
 
-    def killed(*_: object) -> None:
-        raise Killed
+    write_json = storage.write_json
 
-    go()
+    def killed(uri: str, record: object) -> None:
+        if uri.endswith(where.name):
+            raise Killed
+        write_json(uri, record)
+
     where = run / ("samples/samples.json" if command == "sample" else "evaluation.json")
+    go()
     assert record(where)["sampling"]["guidance"] == 2.0
     monkeypatch.setattr(storage, "write_json", killed)
     with pytest.raises(Killed):
@@ -167,7 +171,7 @@ def test_a_picture_is_never_beside_the_record_of_another(
 
 
 def test_an_evaluation_judges_classes_that_exist_and_says_what_it_was_asked(configure: Configure, run: Path) -> None:
-    results.evaluate(configure(JUDGE, "sampling.guidance=3"))
+    evaluating.evaluate(configure(JUDGE, "sampling.guidance=3"))
     found = record(run / "evaluation.json")
     assert found["class_names"] == ["class0", "class1"]
     assert len(found["generation"]["class_accuracy_per_class"]) == 2
@@ -179,7 +183,7 @@ def test_an_evaluation_judges_classes_that_exist_and_says_what_it_was_asked(conf
 
 def test_an_evaluation_says_what_the_bits_are_worth_without_the_tokenizer(configure: Configure, run: Path) -> None:
     """2 groups of 1 and 4 positions, 2 folds of 16 codes: 8 and 40 bits, which are 1 and 5 coefficients."""
-    results.evaluate(configure())
+    evaluating.evaluate(configure())
     found = record(run / "evaluation.json")
     training = LabelledPixels.load(str(run / "images/train"), 16, "crop", 100)
     held_out = training.first(4)  # none are held out
@@ -204,40 +208,40 @@ def test_an_evaluation_says_what_the_bits_are_worth_without_the_tokenizer(config
 def test_baselines_of_the_same_images_and_bits_are_not_computed_again(
     configure: Configure, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    results.evaluate(configure())
+    evaluating.evaluate(configure())
     first = record(run / "evaluation.json")["baselines"]
     calls: list[object] = []
     make = tokenizer_record.baseline_record
     monkeypatch.setattr(tokenizer_record, "baseline_record", lambda *given: calls.append(given) or make(*given))
-    results.evaluate(configure())
+    evaluating.evaluate(configure())
     assert record(run / "evaluation.json")["baselines"] == first
     assert not calls
-    results.evaluate(configure("evaluation.samples=3"))
+    evaluating.evaluate(configure("evaluation.samples=3"))
     assert len(calls) == 1
     assert record(run / "evaluation.json")["baselines"] != first
     monkeypatch.setattr(tokenizer_record, "MOST_BYTES", 3 * 16 * 16 * 2)
-    results.evaluate(configure())  # two images of each set are all that memory is given for
+    evaluating.evaluate(configure())  # two images of each set are all that memory is given for
     assert record(run / "evaluation.json")["baselines"]["training_images"] == 2
     assert record(run / "evaluation.json")["probe"]["images"] == 2
-    results.evaluate(configure("evaluation.baselines=false", "evaluation.probe_images=0"))
+    evaluating.evaluate(configure("evaluation.baselines=false", "evaluation.probe_images=0"))
     assert [record(run / "evaluation.json")[name] for name in ("baselines", "probe")] == [None, None]
 
 
 def test_a_class_of_which_no_sample_is_judged_has_no_accuracy(configure: Configure, run: Path) -> None:
-    results.evaluate(configure(JUDGE, "evaluation.samples=1"))
+    evaluating.evaluate(configure(JUDGE, "evaluation.samples=1"))
     assert record(run / "evaluation.json")["generation"]["class_accuracy_per_class"][1] is None
 
 
 def test_the_size_of_the_networks_is_theirs_and_not_that_of_the_config(configure: Configure, run: Path) -> None:
     config = configure("tokenizer.model.image_size=64", "tokenizer.model.scales=[1, 2, 8]")
-    results.evaluate(config)
+    evaluating.evaluate(config)
     assert record(run / "evaluation.json")["tokenizer"]["groups"] == [1, 4]
 
 
 def refused(configure: Configure, run: Path, monkeypatch: pytest.MonkeyPatch, words: str, *overrides: str) -> None:
     nothing_loaded(monkeypatch)
     with pytest.raises(UsageError, match=words):
-        results.evaluate(configure(*overrides))
+        evaluating.evaluate(configure(*overrides))
     assert not (run / "evaluation.json").exists()
     assert not (run / "samples").exists()
 

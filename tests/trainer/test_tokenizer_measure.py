@@ -20,10 +20,9 @@ from model.tokenizers.imagefolder import ImageFolderTokenizer
 from tests.model.small_titok import tokenizer_of
 from trainer.config.evaluation import Rounding
 from trainer.evaluation.images import to_bytes
-from trainer.evaluation.judging import RealImages, evaluate_tokenizer
 from trainer.evaluation.measures import Rows
 from trainer.evaluation.tokenizer_measure import TokenizerMeasure, perceptual_networks, spread
-from trainer.evaluation.tokenizer_numbers import Measured, tokenizer_numbers
+from trainer.evaluation.tokenizer_numbers import Columns, tokenizer_numbers
 from trainer.metrics.means import RowMeans
 
 CPU, SIZE = torch.device("cpu"), 16
@@ -178,15 +177,18 @@ class Cut:
         return self._rows[name]
 
 
-WHAT = Measured((1, 5, 21), TOKENIZER.layout, ("detail", "semantic"), {"brightness": {"kind": "mean"}})
+WHAT = Columns((1, 5, 21), TOKENIZER.layout, ("detail", "semantic"), {"brightness": {"kind": "mean"}})
 
 
-def test_numbers_are_those_of_the_report(rows: Rows) -> None:
+def test_errors_are_means_over_images_of_what_each_prefix_gives(rows: Rows) -> None:
     found = tokenizer_numbers(Cut(rows, (8, 21)), WHAT, {}, {})
-    judged = evaluate_tokenizer(TOKENIZER, None, RealImages(torch.from_numpy(to_model(PIXELS)), torch.zeros(21)))
-    for metric in ("mse", "psnr", "ssim"):
-        values = [each.value for each in found if each.metric == metric]
-        assert values == pytest.approx(judged[f"{metric}_of_prefixes"], rel=1e-6)
+    image_NCHW = torch.from_numpy(to_model(PIXELS))
+    with torch.inference_mode():
+        made = [TOKENIZER.detokenize(TOKENIZER.tokenize(image_NCHW), keep) for keep in WHAT.prefixes]
+    errors_KN = torch.stack([(each - image_NCHW).double().square().mean((1, 2, 3)) for each in made])
+    expected = {"mse": errors_KN.mean(1), "psnr": (10 * torch.log10(4 / errors_KN)).mean(1)}
+    for metric, values in expected.items():
+        assert [each.value for each in found if each.metric == metric] == pytest.approx(values.tolist(), rel=1e-5)
 
 
 @pytest.mark.parametrize("ends", [(21,), (1, 21), (7, 7, 20, 21), tuple(range(1, 22))])
@@ -214,7 +216,7 @@ def test_a_number_says_what_it_is_of(rows: Rows) -> None:
 
 def test_a_mean_stands_with_its_standard_error() -> None:
     rows: Rows = {"mse": np.array([[1.0], [2.0], [4.0], [5.0]]), "psnr": np.ones((4, 1)), "ssim": np.ones((4, 1))}
-    found, certain, _ = tokenizer_numbers(Cut(rows, (4,)), Measured((1,), None, ()), {}, {})
+    found, certain, _ = tokenizer_numbers(Cut(rows, (4,)), Columns((1,), None, ()), {}, {})
     assert found.value == 3.0
     assert found.plus_minus == pytest.approx(np.sqrt(10 / 3) / 2)
     assert certain.plus_minus == 0
@@ -224,7 +226,7 @@ def test_codes_are_counted_over_all_parts() -> None:
     layout = TokenLayout((1, 2), (4,))
     tokens = np.array([[0, 1, 1], [0, 1, 2]], np.uint8)[..., None]
     rows: Rows = {name: np.ones((2, 1)) for name in ("mse", "psnr", "ssim")} | {"tokens": tokens}
-    numbers = tokenizer_numbers(Cut(rows, (1, 2)), Measured((3,), layout, ("latents",)), {}, {})
+    numbers = tokenizer_numbers(Cut(rows, (1, 2)), Columns((3,), layout, ("latents",)), {}, {})
     found = [(each.metric, each.value) for each in numbers[3:]]
     entropy = -(0.75 * np.log(0.75) + 0.25 * np.log(0.25))
     assert found == [
@@ -250,7 +252,7 @@ def test_one_image_has_no_standard_error_and_none_no_number() -> None:
     assert means.standard_errors is None
     with pytest.raises(ValueError, match="no images"):
         tokenizer_numbers(
-            Cut({name: np.ones((0, 1)) for name in ("mse", "psnr", "ssim")}, (0,)), Measured((1,), None, ()), {}, {}
+            Cut({name: np.ones((0, 1)) for name in ("mse", "psnr", "ssim")}, (0,)), Columns((1,), None, ()), {}, {}
         )
 
 

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field
 from model.config import Section
 from trainer.config.feature_networks import FeatureNetworkConfig, InceptionNetwork
 from trainer.config.stages import ClassifierStageConfig
+from trainer.config.workers import Workers
 
 Rounding = Literal["nearest", "floor", "adm"]
 """How values v of [-1, 1] become bytes; x is (v + 1) / 2, and all are clipped to 0 and 255.
@@ -39,6 +40,9 @@ class EvaluationConfig(Section):
     """Measure FID, sFID, Inception score, precision and recall with the 2015 Inception of this file; a path alone will
     do. Null leaves that out."""
     networks: tuple[FeatureNetworkConfig, ...] = Field((), max_length=8)
-    """Further networks in whose features Fréchet distances, precision and recall are measured, beside the teacher."""
+    """Further networks in whose features Fréchet distances are measured, beside the teacher."""
+    workers: Workers | None = None
+    """Measure images on Ray with so many workers, N or MIN:MAX, which `foldtrain scale` changes meanwhile. Null: in the
+    command's own process. The numbers are the same, to the digit."""
     rounding: Rounding = "nearest"
     """How images become bytes before they are measured."""

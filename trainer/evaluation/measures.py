@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 Rows = dict[str, npt.NDArray[Any]]
 """Arrays by name, each with a row for each image of a batch: float32, or integers."""
 
+LABEL = "label"
+"""Name of the array of classes, int64, which stands beside those of every measure; -1 of an image that has none."""
+
 
 class ImageMeasure(Protocol):
     """A function of images alone, which does not depend on which others are in the batch."""

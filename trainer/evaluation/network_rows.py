@@ -1,4 +1,4 @@
-"""What frozen networks say of images, as rows: features, logits. Each network has a slot, which names its rows.
+"""What frozen networks say of images, as rows: features, logits. The rows of each are under the name of its slot.
 
 Shapes: B images, H height, W width.
 """
@@ -32,6 +32,8 @@ class Slot:
     config: FeatureNetworkConfig
     identity: dict[str, Any]
     """What it is, with the hash of its weights."""
+    is_fid: bool = False
+    """Whether distances of its features are FID."""
 
 
 @dataclass(frozen=True)

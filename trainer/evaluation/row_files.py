@@ -11,6 +11,7 @@ Imports no torch. Shapes: B images of a part, N of the plan.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import tempfile
@@ -149,6 +150,10 @@ def _header(data: bytes) -> bytes:
     return data[8 : 8 + length]
 
 
+def _start(uri: str) -> bytes:
+    return storage.read_range(uri, 0, min(storage.size(uri), _MOST_HEADER))
+
+
 def read_facts(plan: RowPlan, part: int) -> PartFacts:
     """What a part says of itself, by one small read.
 
@@ -157,7 +162,7 @@ def read_facts(plan: RowPlan, part: int) -> PartFacts:
     """
     uri = plan.uri(part)
     try:
-        return _parse_facts(plan, part, _header(storage.read_range(uri, 0, min(storage.size(uri), _MOST_HEADER))))
+        return _parse_facts(plan, part, _header(_start(uri)))
     except ValueError as error:
         raise CorruptShardError(f"{uri} {error}: {_REMEDY}") from None
 
@@ -300,6 +305,12 @@ class StoredRows:
     def __init__(self, plan: RowPlan, finished: FinishedRows, most: int | None = None) -> None:
         self.plan, self.finished = plan, finished
         self.count = plan.count if most is None else min(most, plan.count)
+
+    @functools.cached_property
+    def names(self) -> frozenset[str]:
+        """Of its arrays."""
+        header: dict[str, Any] = json.loads(_header(_start(self.plan.uri(0))))
+        return frozenset(header) - {"__metadata__"}
 
     def first(self, most: int) -> StoredRows:
         """The first images alone."""

@@ -44,7 +44,7 @@ class CodeCounts:
 
 
 @dataclass(frozen=True)
-class Measured:
+class Columns:
     """What rows are of."""
 
     prefixes: Sequence[int]
@@ -57,12 +57,12 @@ class Measured:
     """What the network of each perceptual distance is, as JSON, by the name of its row."""
 
 
-def tokenizer_numbers(rows: MeasuredRows, measured: Measured, measured_by: Record, measured_of: Record) -> list[Number]:
+def tokenizer_numbers(rows: MeasuredRows, columns: Columns, measured_by: Record, measured_of: Record) -> list[Number]:
     """Errors at each prefix, perceptual distances of full reconstructions, and how codes are used.
 
     Args:
         rows: of a `TokenizerMeasure`.
-        measured: what its columns are.
+        columns: what they are.
         measured_by: images and crop, as numbers.py, and no rounding, as errors are of values that are not rounded; the
             protocol and perceptual networks are added.
         measured_of: the tokenizer, as numbers.py; `keep` is added.
@@ -70,8 +70,8 @@ def tokenizer_numbers(rows: MeasuredRows, measured: Measured, measured_by: Recor
     Raises:
         ValueError: if there are no images, or a value is not finite.
     """
-    means = {name: RowMeans() for name in (*QUALITIES, *measured.perceptual)}
-    counts = None if measured.layout is None else CodeCounts(measured.layout)
+    means = {name: RowMeans() for name in (*QUALITIES, *columns.perceptual)}
+    counts = None if columns.layout is None else CodeCounts(columns.layout)
     for part in rows.parts(*means, *(["tokens"] if counts else [])):
         for name, each in means.items():
             each.update(part[name] if part[name].ndim == 2 else part[name][:, None])
@@ -79,16 +79,16 @@ def tokenizer_numbers(rows: MeasuredRows, measured: Measured, measured_by: Recor
             counts.update(part["tokens"])
     if not means[QUALITIES[0]].count:
         raise ValueError("a tokenizer is measured on no images: give at least one")
-    numbers = [*_errors(means, measured, measured_by, measured_of)]
+    numbers = [*_errors(means, columns, measured_by, measured_of)]
     if counts is not None:
-        numbers += _codes(counts, measured, rows.count, measured_by, measured_of)
+        numbers += _codes(counts, columns, rows.count, measured_by, measured_of)
     return numbers
 
 
-def _errors(means: dict[str, RowMeans], measured: Measured, by: Record, of: Record) -> Iterator[Number]:
+def _errors(means: dict[str, RowMeans], columns: Columns, by: Record, of: Record) -> Iterator[Number]:
     for name, each in means.items():
-        prefixes = measured.prefixes if name in QUALITIES else measured.prefixes[-1:]
-        network = {"network": measured.perceptual[name]} if name in measured.perceptual else {}
+        prefixes = columns.prefixes if name in QUALITIES else columns.prefixes[-1:]
+        network = {"network": columns.perceptual[name]} if name in columns.perceptual else {}
         errors_K = each.standard_errors
         for place, keep in enumerate(prefixes):
             yield Number(
@@ -101,8 +101,8 @@ def _errors(means: dict[str, RowMeans], measured: Measured, by: Record, of: Reco
             )
 
 
-def _codes(counts: CodeCounts, measured: Measured, images: int, by: Record, of: Record) -> Iterator[Number]:
-    for fold, hits_GV in zip(measured.folds, counts.hits, strict=True):
+def _codes(counts: CodeCounts, columns: Columns, images: int, by: Record, of: Record) -> Iterator[Number]:
+    for fold, hits_GV in zip(columns.folds, counts.hits, strict=True):
         found = code_use(hits_GV)
         for scale, (use, perplexity) in enumerate(zip(found.use, found.perplexity, strict=True), 1):
             place = {"branch": fold, "scale": scale}

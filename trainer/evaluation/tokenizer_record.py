@@ -101,6 +101,18 @@ def token_record(tokens: TokenShards | TokenWindows) -> Record:
     }
 
 
+def codebook_use(tokens: TokenShards | TokenWindows) -> list[list[float]]:
+    """Share of each fold's codebook that occurs in each group of a token data set, [folds][groups]."""
+    layout = tokens.layout
+    seen = [[np.array([], layout.dtype) for _ in layout.groups] for _ in layout.vocabularies]
+    for first in range(0, tokens.count, 4096):
+        part = tokens.tokens(np.arange(first, min(first + 4096, tokens.count), dtype=np.int64))
+        for fold in range(layout.folds):
+            for group in range(len(layout.groups)):
+                seen[fold][group] = np.union1d(seen[fold][group], part[:, :, layout.span(group), fold])
+    return [[len(used) / codes for used in row] for row, codes in zip(seen, layout.vocabularies, strict=True)]
+
+
 def probe_record(
     network: Tokenizer, training: LabelledPixels, held_out: LabelledPixels, device: torch.device
 ) -> Record | None:

@@ -1,0 +1,146 @@
+"""Numbers of a set of images against a reference, from rows of networks' features.
+
+Every number is computed from all rows in the order of the images, in float64: the same rows give the same digits.
+Shapes: B images of a part, N of a set, D channels of a feature.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer.evaluation.measures import LABEL, MeasuredRows
+from trainer.evaluation.network_rows import Slot
+from trainer.evaluation.numbers import Number
+from trainer.evaluation.row_files import StoredRows
+from trainer.metrics.frechet import FeatureStatistics, FeatureSums, frechet_distance
+from trainer.metrics.inception_score import SEED, SPLITS, InceptionScore
+from trainer.metrics.manifold import NEIGHBOURS, precision_recall
+
+FEATURES, SPATIAL, LOGITS = "features", "spatial", "logits"
+"""Outputs of networks (feature_networks.py)."""
+
+
+def statistics(rows: MeasuredRows, name: str) -> FeatureStatistics:
+    """The Gaussian of an array of all images."""
+    sums = FeatureSums()
+    for part in rows.parts(name):
+        sums.update(part[name])
+    return sums.statistics()
+
+
+@dataclass
+class Reference:
+    """What images are compared with: rows of the same networks, or statistics that somebody has published."""
+
+    named: dict[str, Any]
+    """What it is, for `measured_by`: reference, and crop."""
+    rows: StoredRows | None = None
+    given: Mapping[str, FeatureStatistics] = field(default_factory=dict)
+    """Published statistics by output, in place of those of the rows."""
+    _known: dict[str, FeatureStatistics] = field(default_factory=dict, repr=False)
+
+    def of(self, slot: str, output: str) -> FeatureStatistics | None:
+        """The statistics of a network's output; None where there are none."""
+        if output in self.given:
+            return self.given[output]
+        name = f"{slot}.{output}"
+        if name not in self._known and self.rows is not None and name in self.rows.names:
+            self._known[name] = statistics(self.rows, name)
+        return self._known.get(name)
+
+
+@dataclass(frozen=True)
+class Naming:
+    """What all numbers of a set are called by."""
+
+    of: dict[str, Any]
+    """`measured_of`."""
+    rounding: str
+
+    def number(
+        self, metric: str, value: float, images: int, by: Mapping[str, Any], plus_minus: float | None = None
+    ) -> Number:
+        """A number with its name."""
+        measured_by = {"rounding": self.rounding} | dict(by)
+        return Number(metric, value, images, measured_by, self.of, plus_minus)
+
+
+_DISTANCES = {FEATURES: ("fid", "frechet_distance"), SPATIAL: ("sfid", "spatial_frechet_distance")}
+"""Outputs, and how their distance is called: of the published Inception, and of other networks."""
+
+
+def set_numbers(
+    slots: Iterable[Slot], rows: StoredRows, reference: Reference, naming: Naming, splits: int = SPLITS
+) -> Iterator[Number]:
+    """All that a set is compared with a reference by, in the features of each network.
+
+    Distances of the published Inception are called FID and sFID; those of others carry its name. Inception scores,
+    precision and recall are of Inceptions alone, as those of other networks mean little.
+
+    Args:
+        slots: of the networks.
+        rows: of the set.
+        reference: what it is compared with.
+        naming: of the set.
+        splits: of the Inception score.
+    """
+    for slot in slots:
+        by = dict(reference.named) | {"network": slot.identity}
+        for output, metric in _DISTANCES.items():
+            theirs = reference.of(slot.name, output) if f"{slot.name}.{output}" in rows.names else None
+            if theirs is not None:
+                value = frechet_distance(statistics(rows, f"{slot.name}.{output}"), theirs)
+                yield naming.number(metric[not slot.is_fid], value, rows.count, by)
+        if slot.config.kind == "inception":
+            yield from _inception_numbers(slot, rows, reference, naming, min(splits, rows.count))
+
+
+def _inception_numbers(
+    slot: Slot, rows: StoredRows, reference: Reference, naming: Naming, splits: int
+) -> Iterator[Number]:
+    score = InceptionScore(rows.count, splits)
+    for part in rows.parts(name := f"{slot.name}.{LOGITS}"):
+        score.update(part[name])
+    network = {"network": slot.identity}
+    by = network | {"protocol": {"splits": splits, "seed": SEED}}
+    yield naming.number("inception_score", score.compute(), rows.count, by, score.deviation())
+    if reference.rows is None or min(rows.count, reference.rows.count) <= NEIGHBOURS:
+        return
+    name = f"{slot.name}.{FEATURES}"
+    found = precision_recall(reference.rows.column(name), rows.column(name))
+    by = dict(reference.named) | network
+    by |= {"protocol": {"neighbours": NEIGHBOURS, "reference_images": reference.rows.count}}
+    yield naming.number("precision", found.precision, rows.count, by)
+    yield naming.number("recall", found.recall, rows.count, by)
+
+
+def accuracy_number(judge: Slot, rows: MeasuredRows, naming: Naming) -> Number:
+    """The share of images in which a judge sees the class that was asked for, and its standard error."""
+    right_N = is_right(rows, judge.name)
+    error = float(right_N.std() / math.sqrt(len(right_N)))
+    return naming.number("class_accuracy", float(right_N.mean()), rows.count, {"network": judge.identity}, error)
+
+
+def is_right(rows: MeasuredRows, judge: str) -> npt.NDArray[np.bool_]:
+    """Whether a judge, by its slot, sees in each image the class that it has, [N]."""
+    name = f"{judge}.{LOGITS}"
+    return np.concatenate([part[name].argmax(axis=1) == part[LABEL] for part in rows.parts(name, LABEL)])
+
+
+def drawn_of(made_by: Mapping[str, Any]) -> dict[str, Any]:
+    """What drawn images are, for `measured_of`, from the record of what made them (sampling.json)."""
+    known = {"seed", "sampling", "weights", "generator", "encoder", "decoder", "labels"}
+    return {
+        "generator": {"sha256": made_by["generator"]},
+        "weights": made_by["weights"],
+        "sampling": made_by["sampling"],
+        "seed": made_by["seed"],
+        "labels": made_by["labels"],
+        "tokenizer": {"encoder": made_by["encoder"], "decoder": made_by["decoder"]},
+    } | {name: value for name, value in made_by.items() if name not in known}
