@@ -392,6 +392,7 @@ def test_a_chain_of_files_has_an_end(small_config: Path) -> None:
         *[("tokenizer.model.scales=[0, 4]", "greater than 0"), ("cluster.workers=1:999999999999", "at most 100,000")],
         *[("tokens.patience_seconds=1e12", "at most"), ("data.reading.late_seconds=.inf", "finite")],
         *[("data.max_workers=1000000000", "at most 100,000"), ("cluster.grow_seconds=1e300", "at most")],
+        ("evaluation.workers=1:999999999999", "at most 100,000"),
         *[("seed=true", "a number, not true"), ("generator.trainer.keep_every=true", "a number, not true")],
         *[("data.validation_samples=1e30", "more digits"), ("sampling.classes=5", "a list, such as [5]")],
         ("generator.trainer.extra={a: [{b: .inf}]}", "inf is no finite number"),
@@ -420,7 +421,7 @@ def test_each_number_of_the_config_is_bounded() -> None:
         and "maximum" not in kind
         and "exclusiveMaximum" not in kind
     }
-    assert free <= {"ClusterConfig.workers"}  # bounded by its own validator
+    assert free <= {"ClusterConfig.workers", "EvaluationConfig.workers"}  # bounded by their own validator
 
 
 def test_an_override_that_is_not_utf_8_is_refused(small_config: Path) -> None:
