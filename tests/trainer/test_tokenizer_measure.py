@@ -21,7 +21,7 @@ from tests.model.small_titok import tokenizer_of
 from trainer.config.evaluation import Rounding
 from trainer.evaluation.images import to_bytes
 from trainer.evaluation.measures import Rows
-from trainer.evaluation.tokenizer_measure import TokenizerMeasure, perceptual_networks, spread
+from trainer.evaluation.tokenizer_measure import TokenizerMeasure, perceptual_networks, reconstructing, spread
 from trainer.evaluation.tokenizer_numbers import Columns, tokenizer_numbers
 from trainer.metrics.means import RowMeans
 
@@ -139,6 +139,16 @@ def test_a_gaussian_bottleneck_has_errors_and_no_tokens() -> None:
     found = TokenizerMeasure(tokenizer, CPU)(pixels(3), NO_LABELS[:3], 0)
     assert sorted(found) == ["mse", "psnr", "ssim"]
     assert found["mse"].shape == (3, 1)
+
+
+@pytest.mark.parametrize("quantizer", [None, GaussianConfig(code_dim=4)])
+def test_there_and_back_is_what_errors_are_of(quantizer: GaussianConfig | None) -> None:
+    tokenizer = tokenizer_of(**({"quantizer": quantizer} if quantizer else {})).eval()
+    images = pixels(3)
+    made = reconstructing(tokenizer, CPU)(images)
+    assert made.shape == images.shape
+    found = TokenizerMeasure(tokenizer, CPU)(images, NO_LABELS[:3], 0)["mse"][:, -1]
+    np.testing.assert_allclose(found, ((made - (images / 127.5 - 1)) ** 2).mean((1, 2, 3)), rtol=1e-5)
 
 
 def test_a_tokenizer_without_pixels_is_refused() -> None:

@@ -129,6 +129,21 @@ class TokenizerMeasure:
         }
 
 
+def reconstructing(tokenizer: Tokenizer, device: torch.device) -> Callable[[Pixels], npt.NDArray[np.float32]]:
+    """There and back: images uint8 [B, H, W, 3] -> what is left of them, float32 in [-1, 1], of the same shape."""
+
+    @torch.inference_mode()
+    def reconstruct(pixels_BHWC: Pixels) -> npt.NDArray[np.float32]:
+        image_BCHW = torch.from_numpy(to_model(pixels_BHWC)).to(device)
+        if tokenizer.config.has_tokens:
+            made_BCHW = tokenizer.detokenize(tokenizer.tokenize(image_BCHW))
+        else:
+            made_BCHW = cast("Reconstructing", tokenizer).reconstruct(image_BCHW)
+        return _row(made_BCHW.permute(0, 2, 3, 1))
+
+    return reconstruct
+
+
 def measured_prefixes(tokenizer: Tokenizer) -> tuple[int, ...]:
     """Prefixes of a tokenizer that are measured: at most 12, at even distances; the last, which is all, is one."""
     return spread(tokenizer.prefixes) if tokenizer.config.has_tokens else tokenizer.prefixes[-1:]
