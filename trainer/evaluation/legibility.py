@@ -7,8 +7,8 @@
    nor contrast matter)
 
 The share of characters that are read right, a mean over pages, stands beside that of the originals, which is 1; who
-guesses reads 1/36. What it does not say: where text lies is known, words have no meaning that could help, and such images
-are far from those that most tokenizers were trained on. Compare tokenizers that were trained on the same images.
+guesses reads 1/36. What it does not say: where text lies is known, words have no meaning that could help, and such
+images are far from those that most tokenizers were trained on. Compare tokenizers that were trained on the same images.
 
 Shapes: B images, N characters, S symbols, H height, W width.
 """
