@@ -11,9 +11,12 @@ from model.config.losses import PerceptualConfig
 from trainer.config.evaluation import Rounding
 from trainer.evaluation.measures import ImageMeasure
 from trainer.evaluation.network_rows import Slot, open_slots
+from trainer.evaluation.perturbed_tokens import TokenPerturbation
 
 if TYPE_CHECKING:
     import torch
+
+    from model.protocols import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -28,11 +31,21 @@ class TokenizerRows:
     slots: tuple[Slot, ...] = ()
     """Networks that look at reconstructions."""
     perceptual: tuple[PerceptualConfig, ...] = ()
+    perturbation: TokenPerturbation | None = None
+    """What replaces tokens before they are decoded; None decodes the image's own."""
 
     @classmethod
-    def of(cls, uri: str, card: Card, rounding: Rounding, slots: tuple[Slot, ...]) -> TokenizerRows:
+    def of(
+        cls,
+        uri: str,
+        card: Card,
+        rounding: Rounding,
+        slots: tuple[Slot, ...],
+        perturbation: TokenPerturbation | None = None,
+    ) -> TokenizerRows:
         """Of an export with this card."""
-        return cls(uri, {"encoder": card.encoder(), "decoder": card.decoder()}, rounding, slots)
+        halves = {"encoder": card.encoder(), "decoder": card.decoder()}
+        return cls(uri, halves, rounding, slots, perturbation=perturbation)
 
     def identity(self) -> dict[str, Any]:
         """The tokenizer, and what looks at its reconstructions."""
@@ -42,20 +55,64 @@ class TokenizerRows:
             "rounding": self.rounding,
             "networks": {slot.name: slot.identity for slot in self.slots},
             "perceptual": [each.model_dump(mode="json") for each in self.perceptual],
+            "perturbation": None if self.perturbation is None else self.perturbation.to_json(),
         }
 
     def open(self, device: torch.device) -> ImageMeasure:
         """Load it.
 
         Raises:
-            UsageError: if it is another by now.
+            UsageError: if it is another by now, or its tokens cannot be perturbed so.
         """
-        from data_pipeline.shards.tokenizers import load_tokenizer
         from trainer.evaluation.tokenizer_measure import TokenizerMeasure, perceptual_networks
 
-        tokenizer, card = load_tokenizer(self.uri, device)
-        if {"encoder": card.encoder(), "decoder": card.decoder()} != self.tokenizer:
-            raise UsageError(f"the tokenizer at {self.uri} was trained again meanwhile: start the evaluation again")
+        tokenizer = _load(self.uri, self.tokenizer, device)
         networks = open_slots(self.slots, device)
         perceptual = perceptual_networks(self.perceptual, device)
-        return TokenizerMeasure(tokenizer, device, self.rounding, networks, perceptual)
+        replace = None if self.perturbation is None else self.perturbation.of(tokenizer)
+        return TokenizerMeasure(tokenizer, device, self.rounding, networks, perceptual, replace)
+
+
+@dataclass(frozen=True)
+class ProbeRows:
+    """Rows that linear probes of a tokenizer's branches are trained and judged on (linear_probe.py)."""
+
+    uri: str
+    """Of its export."""
+    tokenizer: dict[str, str]
+    """Fingerprints of what encodes and what decodes."""
+    pixels: bool = True
+    """Whether pixels are rows, too."""
+
+    @classmethod
+    def of(cls, uri: str, card: Card, *, pixels: bool = True) -> ProbeRows:
+        """Of an export with this card."""
+        return cls(uri, {"encoder": card.encoder(), "decoder": card.decoder()}, pixels)
+
+    def identity(self) -> dict[str, Any]:
+        """The tokenizer, and what is kept of images."""
+        return {"kind": "probe", "tokenizer": self.tokenizer, "pixels": self.pixels}
+
+    def open(self, device: torch.device) -> ImageMeasure:
+        """Load it.
+
+        Raises:
+            UsageError: if it is another by now, or has nothing to probe.
+        """
+        from trainer.evaluation.linear_probe import ProbeMeasure
+
+        return ProbeMeasure(_load(self.uri, self.tokenizer, device), device, self.pixels)
+
+
+def _load(uri: str, fingerprints: dict[str, str], device: torch.device) -> Tokenizer:
+    """The tokenizer of an export.
+
+    Raises:
+        UsageError: if it is another than it was.
+    """
+    from data_pipeline.shards.tokenizers import load_tokenizer
+
+    tokenizer, card = load_tokenizer(uri, device)
+    if {"encoder": card.encoder(), "decoder": card.decoder()} != fingerprints:
+        raise UsageError(f"the tokenizer at {uri} was trained again meanwhile: start the evaluation again")
+    return tokenizer
