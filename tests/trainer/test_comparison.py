@@ -133,6 +133,11 @@ def test_a_hash_that_follows_from_something_else_that_differs_is_no_finding_of_i
     assert [(each.path, each.follows_from) for each in found.subject if each.follows_from] == [(follows, (cause,))]
 
 
+def test_what_is_no_hash_follows_from_nothing() -> None:
+    changed = of(tokens="e1" * 32, generator={"sha256": "b1" * 32, "step": 5000})
+    assert paths(compare(FID, changed).subject) == ["generator.step", "tokens"]
+
+
 def test_a_hash_that_nothing_explains_is_a_finding() -> None:
     assert paths(compare(FID, of(tokens="e1" * 32)).subject) == ["tokens"]
     both = of(seed=8, generator={"sha256": "b1" * 32, "step": 4000})

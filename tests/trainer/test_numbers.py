@@ -65,6 +65,13 @@ def test_the_full_name_is_a_line_that_can_stand_below_a_table() -> None:
         (250.4, 3.9, "250 ± 4"),
         (12345.678, None, "12,346"),
         (0.00001234, None, "1.234e-05"),
+        (0.0001, None, "0.0001000"),
+        (999_999.0, None, "999,999"),
+        (1_000_000.0, None, "1.000e+06"),
+        (-0.5, None, "-0.5000"),
+        (2.5, 2e-12, "2.500000000000 ± 0.000000000002"),
+        (2.5, 2e-13, "2.5 ± 2e-13"),
+        (3e12, 2.0, "3e+12 ± 2"),
         (0.5, 0.0, "0.5000"),
         (0.0, None, "0"),
         (2.5, 2e-30, "2.5 ± 2e-30"),
@@ -82,6 +89,26 @@ def test_a_distance_in_other_features_is_never_called_fid() -> None:
     assert title(by(replace(FID, metric="frechet_distance"), network=teacher)) == "Fréchet distance (teacher)"
     assert title(by(replace(FID, metric="sfid"), network=teacher)) == "Fréchet distance of spatial features (teacher)"
     assert title(by(replace(FID, metric="precision"), network={"kind": "timm"})) == "precision (timm)"
+
+
+@pytest.mark.parametrize(
+    ("metric", "called"),
+    [
+        ("fid", "FID"),
+        ("sfid", "sFID"),
+        ("inception_score", "IS"),
+        ("precision", "precision"),
+        ("class_accuracy", "class accuracy"),
+        ("mse", "squared error"),
+        ("something_new", "something new"),
+    ],
+)
+def test_metrics_have_the_names_of_the_field(metric: str, called: str) -> None:
+    assert title(replace(FID, metric=metric)) == called
+
+
+def test_the_inception_score_of_another_network_carries_its_name() -> None:
+    assert title(by(replace(FID, metric="inception_score"), network={"name": "timm:x"})) == "IS (timm:x)"
 
 
 def test_the_title_tells_samples_from_reconstructions() -> None:
@@ -117,6 +144,36 @@ def test_a_set_of_images_is_named_by_its_hash_its_kind_and_its_size() -> None:
     adm, shards = {"kind": "npz", "sha256": HASH, "count": 10_000}, {"kind": "shards", "sha256": HASH}
     assert ", reference 3f2a91c0 (npz) of 10,000 images, crop" in full_name(by(FID, reference=adm))
     assert full_name(of(FID, images=shards | {"crop": {"size": 8}})).endswith(", images 3f2a91c0, images.crop.size 8)")
+
+
+def test_settings_of_sampling_that_do_nothing_are_left_out_and_all_others_are_not() -> None:
+    idle = {"guidance": 0, "temperature": 1, "top_k": 0, "top_p": 1.0, "precision": "fp32", "batch": 3, "cpu_batch": 4}
+    acting = {"temperature": 0.9, "top_k": 1, "top_p": 0.5, "precision": "bf16", "order": {"steps": 8}}
+    assert "EMA weights, guidance 0, seed 7)" in full_name(of(FID, sampling=idle))
+    words = "temperature 0.9, top k 1, top p 0.5, precision bf16, order.steps 8, seed 7)"
+    assert full_name(of(FID, sampling=acting)).endswith(words)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("0123456789abcdef", "01234567"),
+        ("0123456789abcde", "0123456789abcde"),
+        ("0123456789abcdeg", "0123456789abcdeg"),
+        ("x" * 60, "x" * 60),
+        ("x" * 61, "x" * 59 + "…"),
+        (0.1 + 0.2, "0.3"),
+        (False, "false"),
+        ([1, 2], "[1, 2]"),
+    ],
+)
+def test_hashes_and_long_values_are_cut(value: Any, shown: str) -> None:
+    assert full_name(Number("mse", 1.0, 1, {"lens": value})) == f"squared error 1.000 (1 image, lens {shown})"
+
+
+def test_a_crop_of_which_only_a_part_is_known_is_shown_by_its_keys() -> None:
+    assert "crop.size 256" in full_name(by(FID, crop={"size": 256}))
+    assert "pad 64 px, crop.kind center" in full_name(by(FID, crop={"fit": "pad", "size": 64, "kind": "center"}))
 
 
 def test_labels_are_named_by_the_hash_of_their_plan() -> None:
