@@ -76,13 +76,26 @@ def test_a_run_can_be_compared_with_the_numbers_of_a_paper(tmp_path: Path, run: 
     assert "reference.images aaaaaaaa → not set, rounding nearest → not set" in done.stdout
 
 
+def test_of_very_many_settings_that_differ_some_are_shown_and_the_rest_is_counted(tmp_path: Path, run: str) -> None:
+    other = write_run(tmp_path / "b", FID)
+    settings = "".join(f"  setting{number}: 1\n" for number in range(42))
+    (tmp_path / "b/generator/config.yaml").write_text(f"seed: 0\ngenerator:\n  trainer: {{steps: 100}}\n{settings}")
+    lines = words(compare(run, other).stdout)
+    assert "generator: generator.setting39 – 1" in lines
+    assert "generator: generator.setting40 – 1" not in lines
+    assert lines[-1] == "and 2 more settings: see --json or --html"
+
+
 def test_markdown_is_all_that_is_printed(run: str) -> None:
-    assert compare(run, "--markdown").stdout.startswith("| run | FID ↓ | rFID ↓ | squared error ↓ | hours |\n| --- |")
+    text = compare(run, "--markdown").stdout
+    assert text.startswith("| run | FID ↓ | rFID ↓ | squared error ↓ | hours |\n| --- |")
+    assert text.endswith("squared error: 100 reconstructions.\n")
 
 
 def test_the_files_that_are_asked_for_are_written(tmp_path: Path, run: str) -> None:
     files = {kind: tmp_path / f"out.{kind}" for kind in ("csv", "json", "html")}
-    compare(run, run, *(part for kind, file in files.items() for part in (f"--{kind}", file)))
+    done = compare(run, run, *(part for kind, file in files.items() for part in (f"--{kind}", file)))
+    assert done.stderr.splitlines() == [f"{file} is written" for file in files.values()]
     rows = list(csv.DictReader(files["csv"].open()))
     assert [float(row["FID"]) for row in rows] == [12.34, 12.34]
     assert len(json.loads(files["json"].read_text())["comparison"]["pairs"]) == 5

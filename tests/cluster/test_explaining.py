@@ -144,6 +144,21 @@ def test_a_network_that_was_trained_again_since_is_named(run: Path, stage: str) 
     assert "evaluate again" in said
 
 
+def test_a_warning_stands_below_its_link(run: Path) -> None:
+    made = write_tokens(run / "tokens", digest("other encoder"), digest("images"))
+    lines = list(explain(str(run)))
+    link = next(number for number, line in enumerate(lines) if line.startswith("  tokens"))
+    assert lines[link + 1] == f"              warning: other tokens lie there now ({made[:8]})"
+    assert sum("warning" in line for line in lines) == 1
+
+
+def test_steps_that_the_number_has_are_not_said_twice(run: Path) -> None:
+    card = read_card(str(run / "generator/export"), "generator")
+    write_numbers(run, Number("fid", 1.0, 10, {}, {"generator": {"sha256": card.fingerprint(), "step": 1000}}))
+    (found,) = (link for link in chains_of(str(run))[0].links if link.name == "generator")
+    assert found.what.startswith(f"generator {card.fingerprint()[:8]} at step 1,000, made from ")
+
+
 def test_tokens_that_were_made_again_since_are_named(run: Path) -> None:
     made = write_tokens(run / "tokens", digest("other encoder"), digest("images"))
     assert warnings(run) == {("tokens", f"other tokens lie there now ({made[:8]})")}

@@ -23,11 +23,11 @@ MOST_PICTURE_BYTES = 64 * 2**20
 """Of all samples of a page."""
 
 
-def comparison_page(runs: Sequence[EvaluatedRun], table: RunTable) -> str:
+def comparison_page(runs: Sequence[EvaluatedRun], table: RunTable, most_picture_bytes: int = MOST_PICTURE_BYTES) -> str:
     """The whole page. Whatever comes from a run is escaped."""
     samples, why_not = read_same_samples(runs)
-    if sum(len(each.png) for each in samples) > MOST_PICTURE_BYTES:
-        samples, why_not = [], f"they have more than {MOST_PICTURE_BYTES // 2**20} MiB: compare fewer runs"
+    if sum(len(each.png) for each in samples) > most_picture_bytes:
+        samples, why_not = [], f"they have more than {most_picture_bytes:,} bytes: compare fewer runs"
     settings = differing_settings([run.settings for run in runs])
     return render(
         "comparison.html",

@@ -11,9 +11,9 @@ from trainer.report.evaluated_runs import read_run, read_same_samples
 from trainer.report.run_table import table_of
 
 
-def page_of(*places: str) -> Page:
+def page_of(*places: str, **more: int) -> Page:
     runs = [read_run(place) for place in places]
-    return Page(comparison_page(runs, table_of(runs)))
+    return Page(comparison_page(runs, table_of(runs), **more))
 
 
 def test_the_page_has_numbers_with_their_methods_and_the_settings_that_differ(tmp_path: Path) -> None:
@@ -43,6 +43,25 @@ def test_samples_that_were_drawn_otherwise_are_not_shown_and_it_is_said_why(tmp_
         page = page_of(first, write_run(tmp_path / name, FID, **changes))
         assert not [tag for tag, _ in page.tags if tag == "img"]
         assert f"were drawn otherwise than those of {first}: {said}." in page.words
+
+
+def test_samples_of_too_many_bytes_for_a_page_are_not_shown(tmp_path: Path) -> None:
+    first, second = (write_run(tmp_path / name, FID) for name in ("a", "b"))
+    size = sum((tmp_path / name / "samples/grid.png").stat().st_size for name in ("a", "b"))
+    assert [tag for tag, _ in page_of(first, second, most_picture_bytes=size).tags if tag == "img"]
+    page = page_of(first, second, most_picture_bytes=size - 1)
+    assert "img" not in {tag for tag, _ in page.tags}
+    assert f"they have more than {size - 1} bytes: compare fewer runs." in page.words
+
+
+def test_settings_stand_below_their_stage(tmp_path: Path) -> None:
+    places = [write_run(tmp_path / name, FID, steps=steps) for name, steps in (("a", 1), ("b", 2))]
+    for place, depth in zip(places, (3, 4), strict=True):
+        (Path(place) / "tokenizer").mkdir()
+        (Path(place) / "tokenizer/config.yaml").write_text(f"seed: {depth}\ntokenizer: {{depth: {depth}}}\n")
+    words = page_of(*places).words
+    head = f"setting {places[0]} {places[1]}"
+    assert f"tokenizer {head} seed 3 4 tokenizer.depth 3 4 generator {head} generator.trainer.steps 1 2" in words
 
 
 def test_samples_of_other_classes_are_not_shown(tmp_path: Path) -> None:

@@ -58,6 +58,12 @@ def test_what_is_of_all_positions_shares_a_column_whatever_their_number() -> Non
     ]
 
 
+def test_what_does_not_say_how_many_positions_were_kept_is_of_all() -> None:
+    whole = Number("mse", 0.01, 100, {}, {"tokenizer": "cc" * 32})
+    titles = [column.title for column in table_of([run_of("a", *ERRORS, whole)]).columns]
+    assert titles == [*(f"squared error, first {keep}" for keep in (1, 5, 21)), "squared error"]
+
+
 def test_perturbed_reconstructions_have_columns_of_their_own() -> None:
     perturbed = [of(RFID, perturbation={"alpha": alpha}) for alpha in (0.5, 1.0)]
     titles = [column.title for column in table_of([run_of("a", RFID, *perturbed)]).columns]
@@ -75,8 +81,12 @@ def test_a_sweep_has_a_row_for_each_of_its_settings() -> None:
 
 
 def test_no_number_is_lost_where_two_have_the_same_name() -> None:
-    again = Number(**vars(FID) | {"value": 13.0})
-    assert [row[1] for row in shown(run_of("a", FID, again))] == ["12.34 ± 0.07", "13.00 ± 0.07"]
+    again = [Number(**vars(FID) | {"value": value}) for value in (13.0, 14.0)]
+    assert [row[:2] for row in shown(run_of("a", FID, *again))] == [
+        ["runs/a", "12.34 ± 0.07"],
+        ["runs/a, (2)", "13.00 ± 0.07"],
+        ["runs/a, (3)", "14.00 ± 0.07"],
+    ]
 
 
 def test_hours_are_those_of_all_stages() -> None:
@@ -87,6 +97,7 @@ def test_hours_are_those_of_all_stages() -> None:
 
 def test_a_csv_has_every_digit_and_the_error_of_each_number() -> None:
     text = csv_text(table_of([run_of("a, b", FID, *ERRORS, hours={"sample": 0.25})]))
+    assert "\r" not in text
     head, row = csv.reader(io.StringIO(text))
     found = dict(zip(head, row, strict=True))
     assert (found["run"], found["hours"]) == ("runs/a, b", "0.25")
