@@ -66,6 +66,8 @@ def test_pages_are_words_that_follow_from_seed_and_number() -> None:
     font = font_of(8)
     cells = (64 // font.width) * (64 // font.height)
     assert 0.5 * cells < len(one.symbol_N) < cells
+    assert set(one.corner_N2[:, 0]) == {font.height * row for row in range(64 // font.height)}
+    assert all(one.corner_N2[one.corner_N2[:, 0] == top, 1].min() == 0 for top in set(one.corner_N2[:, 0]))
     assert len({tuple(corner) for corner in one.corner_N2.tolist()}) == len(one.symbol_N)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from PIL import Image
 
 from model.layout import TokenLayout
@@ -72,6 +73,12 @@ def test_the_highest_quality_that_fits_is_taken() -> None:
             expected = error(jpeg_file(original, best), original)
             assert found["jpeg_mse"][image, place] == pytest.approx(expected, rel=1e-5)
     assert (found["jpeg_mse"][:, 0] > found["jpeg_mse"][:, 1]).all()
+
+
+def test_the_measure_of_a_set_names_its_budgets() -> None:
+    found = JpegMeasure((1000, 3000))
+    assert found.identity()["budgets"] == [1000, 3000]
+    assert found.open(torch.device("cpu")) is found
 
 
 def test_a_budget_that_nothing_fits_into_has_no_bits() -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +25,12 @@ import numpy.typing as npt
 from data_pipeline.images.transforms import Pixels
 from model.layout import TokenLayout
 from trainer.evaluation.baselines import bits_of, component_errors
-from trainer.evaluation.measures import MeasuredRows, Rows
+from trainer.evaluation.measures import ImageMeasure, MeasuredRows, Rows
 from trainer.evaluation.numbers import Number
 from trainer.metrics.means import RowMeans
+
+if TYPE_CHECKING:
+    import torch
 
 QUALITIES = range(1, 96)
 """Of a JPEG in Pillow's numbers; above 95 files grow without use."""
@@ -61,12 +64,22 @@ class Curve:
 
 @dataclass(frozen=True)
 class JpegMeasure:
-    """An `ImageMeasure` (measures.py) of JPEG files at each budget of bits.
+    """A `Measure`, and its own `ImageMeasure` (measures.py): JPEG files at each budget of bits.
 
     Rows: `jpeg_bits` [B, K] int32, 0 where no quality fits; `jpeg_mse` [B, K].
     """
 
     budgets: Sequence[int]
+
+    def identity(self) -> dict[str, Any]:
+        """The budgets, and the library that writes the files."""
+        import PIL
+
+        return {"kind": "jpeg", "budgets": list(self.budgets), "pillow": PIL.__version__}
+
+    def open(self, device: torch.device) -> ImageMeasure:  # noqa: ARG002 - a Measure has it
+        """There is nothing to load."""
+        return self
 
     def __call__(self, pixels_BHWC: Pixels, label_B: npt.NDArray[np.int64], first: int) -> Rows:  # noqa: ARG002
         """Rows of a batch."""
