@@ -20,7 +20,9 @@ INITIAL = "initial"
 PROXY = "proxy"
 """Input of a job: the tokenizer whose codes are learnt."""
 HELD_OUT = "held_out"
-"""Input of a job: images that nothing is trained on, to look at. It is no part of the lineage."""
+"""Input of a job: images that nothing is trained on, or their tokens, to look at. It is no part of the lineage."""
+HELD_OUT_IMAGES = "held_out_images"
+"""Input of a generator's job: images that nothing is trained on, to compare samples with. No part of the lineage."""
 
 StageSection = ClassifierStageConfig | TokenizerStageConfig | GeneratorStageConfig
 
@@ -75,10 +77,10 @@ class TrainJob:
     """One network to train.
 
     `inputs` are URIs of what it is trained from (images, teacher, tokenizer, tokens, and the weights that it starts
-    from, `INITIAL`) and looked at with (`HELD_OUT`), `lineage` the fingerprints of the former, `config` the resolved
-    config of the whole run, which is recorded and counted from, `classes` the names of the classes of the data, by
-    label, `peak_tflops` what one device could do, in place of the table's. With `accept_changes` a run may go on with
-    other settings of its optimizer. `lease` is what the driver holds.
+    from, `INITIAL`) and looked at with (`HELD_OUT`, `HELD_OUT_IMAGES`), `lineage` the fingerprints of the former,
+    `config` the resolved config of the whole run, which is recorded and counted from, `classes` the names of the
+    classes of the data, by label, `peak_tflops` what one device could do, in place of the table's. With
+    `accept_changes` a run may go on with other settings of its optimizer. `lease` is what the driver holds.
     """
 
     stage: str

@@ -19,10 +19,12 @@ from trainer.config import (
     LONGEST_WAIT,
     EvaluationConfig,
     GeneratorStageConfig,
+    GeneratorValidationConfig,
     SamplingConfig,
     TeacherConfig,
     TokenizerStageConfig,
     TrackingConfig,
+    ValidationConfig,
 )
 from trainer.config.workers import Workers
 from trainer.registry import FOLDERS, STAGES, TRAINING, stage_in
@@ -171,6 +173,13 @@ class RunConfig(Section):
                 "data.validation_samples or data.validation_source, or tokenizer.validation to null"
             )
         asked = self.generator.validation if self.generator and not self.inputs.generator else None
+        self._check_distances(self.tokenizer.validation if looks and self.tokenizer else None, asked)
+        if asked and asked.distance and self.data.source and not held_out:
+            raise ValueError(
+                "generator.validation.distance compares samples with images that nothing is trained on, and none are "
+                "held out: set data.validation_samples or data.validation_source, or generator.validation.distance to "
+                "null"
+            )
         held_out = held_out or self.given("tokens") or self.inputs.held_out_tokens
         if asked and asked.samples and self.data.source and not held_out:
             raise ValueError(
@@ -178,6 +187,16 @@ class RunConfig(Section):
                 "data.validation_samples or data.validation_source, generator.validation.samples to 0 for pictures "
                 "alone, or generator.validation to null"
             )
+
+    def _check_distances(self, tokenizer: ValidationConfig | None, generator: GeneratorValidationConfig | None) -> None:
+        """What images are compared by is there."""
+        for stage, asked in (("tokenizer", tokenizer), ("generator", generator)):
+            if asked and asked.distance and asked.distance.network is None and not self.has("teacher"):
+                key = f"{stage}.validation.distance"
+                raise ValueError(
+                    f"{key} compares images in the features of the run's own teacher, and there is none: name another "
+                    f"network as {key}.network, a trained teacher as inputs.teacher, or set {key} to null"
+                )
 
     def _check_inputs(self) -> None:
         """What the run makes has its section, and what is given is not asked for twice."""

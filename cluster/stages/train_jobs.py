@@ -6,53 +6,31 @@ Imports no torch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from cluster.config.absolute_paths import with_absolute_paths
 from cluster.config.run import RunConfig
-from cluster.stages.inputs import find_product, held_out_images, held_out_tokens
+from cluster.stages.inputs import find_product
+from cluster.stages.job_inputs import Inputs, with_absolute_network, with_held_out, with_held_out_tokens
 from cluster.terminal.output import console
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from data_pipeline.shards import weights
-from data_pipeline.shards.manifest import ImageManifest, TokenizerRecord, TokenManifest
+from data_pipeline.shards.manifest import TokenizerRecord, TokenManifest
 from data_pipeline.shards.token_shards import check_tokenizer
 from data_pipeline.shards.tokenizers import tokenizer_config
 from data_pipeline.shards.weights import Card
 from data_pipeline.text.counted import counted
 from data_pipeline.tools.preflight import check_images, check_tokens
-from model.config import GeneratorConfig
 from model.config.titok import NO_TOKENS
 from trainer.config import (
     GeneratorStageConfig,
-    GeneratorValidationConfig,
-    PicturesConfig,
     TeacherConfig,
     TokenizerStageConfig,
 )
-from trainer.job import HELD_OUT, INITIAL, PROXY, StageSection, TrainJob
+from trainer.job import INITIAL, PROXY, StageSection, TrainJob
 from trainer.registry import RunStage
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What a stage is trained from."""
-
-    uris: dict[str, str]
-    lineage: dict[str, str]
-    """Fingerprint of each."""
-    classes: tuple[str, ...] = ()
-    """Names of the classes of the data, by label."""
-    notes: tuple[str, ...] = ()
-    """What the user should know of them."""
-    manifests: dict[str, ImageManifest | TokenManifest] = field(default_factory=dict)
-    """Of those that are data sets."""
-
-    def plus(self, name: str, uri: str, fingerprint: str, *notes: str) -> Inputs:
-        """With another one."""
-        uris, lineage = self.uris | {name: uri}, self.lineage | {name: fingerprint}
-        return replace(self, uris=uris, lineage=lineage, notes=self.notes + notes)
 
 
 def train_job(config: RunConfig, stage: RunStage) -> TrainJob:
@@ -78,9 +56,11 @@ def train_job(config: RunConfig, stage: RunStage) -> TrainJob:
     if isinstance(section, TokenizerStageConfig) and section.model.needs_proxy:
         inputs = inputs.plus(PROXY, *_found_proxy(config, section))
     if isinstance(section, TokenizerStageConfig) and section.validation is not None:
-        inputs = _with_held_out(inputs, config)
+        inputs = with_held_out(inputs, config, section.validation)
+        section = with_absolute_network(section)
     if isinstance(section, GeneratorStageConfig) and section.validation is not None:
-        inputs = _with_held_out_tokens(inputs, config, section.validation, section.model)
+        inputs = with_held_out_tokens(inputs, config, section.validation, section.model)
+        section = with_absolute_network(section)
     if section.init_except and not section.init_from:
         raise UsageError(
             f"{stage.section}.init_except is of given weights, and init_from names none: set both, or none"
@@ -195,76 +175,6 @@ def check_makes_tokens(config: RunConfig) -> None:
         where, model = "tokenizer.model", config.tokenizer.model
     if not model.has_tokens:
         raise UsageError(f"{where}: {NO_TOKENS}")
-
-
-def _with_held_out(inputs: Inputs, config: RunConfig) -> Inputs:
-    """With images to look at while it trains, which are no part of the lineage."""
-    uri = storage.absolute(held_out_images(config))
-    if uri == inputs.uris["images"]:
-        raise UsageError(
-            f"tokenizer.validation looks at images that nothing is trained on, and none were held out beside {uri}: "
-            "set data.validation_samples or data.validation_source, or tokenizer.validation to null"
-        )
-    return replace(
-        inputs, uris=inputs.uris | {HELD_OUT: uri}, manifests=inputs.manifests | {HELD_OUT: check_images(uri)}
-    )
-
-
-def _with_held_out_tokens(
-    inputs: Inputs, config: RunConfig, asked: GeneratorValidationConfig, model: GeneratorConfig
-) -> Inputs:
-    """With tokens to look at while it trains, which are no part of the lineage."""
-    if asked.pictures is not None:
-        _check_pictures(inputs, asked.pictures, model)
-    if not asked.samples:
-        return inputs
-    uri = held_out_tokens(config)
-    if uri is None:
-        raise UsageError(
-            "generator.validation looks at tokens of images that nothing is trained on, and there are none beside "
-            f"{inputs.uris['tokens']}: where images were held out (data.validation_samples, data.validation_source), "
-            "`foldtrain tokenize` makes them; or name such tokens as inputs.held_out_tokens, set "
-            "generator.validation.samples to 0 for pictures alone, or generator.validation to null"
-        )
-    held_out, tokens = check_tokens(uri), inputs.manifests["tokens"]
-    assert isinstance(tokens, TokenManifest)
-    _check_held_out(uri, held_out, tokens)
-    return replace(inputs, uris=inputs.uris | {HELD_OUT: uri}, manifests=inputs.manifests | {HELD_OUT: held_out})
-
-
-def _check_held_out(uri: str, held_out: TokenManifest, tokens: TokenManifest) -> None:
-    """Refuse held-out tokens that say nothing of a generator of the other tokens."""
-    known, there = tokens.classes, held_out.classes
-    reason = None
-    if held_out.tokenizer.encoder != tokens.tokenizer.encoder or held_out.layout != tokens.layout:
-        reason = f"were made by another tokenizer ({held_out.tokenizer}) than those that are trained on"
-    elif held_out.fingerprint == tokens.fingerprint or held_out.source == tokens.source:
-        reason = "are of the same images as the tokens that are trained on"
-    elif known[: len(there)] != there:
-        reason = f"have other classes ({len(there)}) than those that are trained on ({len(known)}), or in another order"
-    if reason:
-        raise UsageError(
-            f"inputs.held_out_tokens, or what lies beside inputs.tokens: the tokens at {uri} {reason}: name others, or "
-            "set generator.validation to null"
-        )
-
-
-def _check_pictures(inputs: Inputs, asked: PicturesConfig, model: GeneratorConfig) -> None:
-    """Refuse pictures that nothing can make of tokens, or of classes that the data have not."""
-    if "tokenizer" not in inputs.uris:
-        raise UsageError(
-            "generator.validation.pictures: only the tokenizer of these tokens makes images of them, and the run has "
-            "none: name it as inputs.tokenizer, or set pictures to null"
-        )
-    known = len(inputs.classes) if model.classes else 0
-    wrong = [label for label in asked.classes or () if label >= known]
-    if wrong:
-        there = f"the data's classes 0 to {known - 1}" if known else "what a generator knows that learns no classes"
-        raise UsageError(f"generator.validation.pictures.classes: {wrong} are not among {there}")
-    try:
-        asked.order_of(model)
-    except ValueError as error:
-        raise UsageError(f"generator.validation.pictures: {error}") from None
 
 
 def _token_inputs(config: RunConfig, _stage: RunStage) -> Inputs:

@@ -36,8 +36,8 @@ from trainer.config import (
     SamplingConfig,
     TrackingConfig,
 )
-from trainer.evaluation.sampler import UNCONDITIONAL, asked_classes, class_names
-from trainer.job import HELD_OUT, TrainJob
+from trainer.evaluation.sampler import UNCONDITIONAL, Sampler, asked_classes, class_names
+from trainer.job import HELD_OUT, HELD_OUT_IMAGES, TrainJob
 from trainer.loop.worker import run_worker
 from trainer.networks import load_generator
 from trainer.stages.generator_validation import Drawn, Pictures
@@ -48,6 +48,10 @@ SEEN = 11
 LOOKS: dict[str, Any] = {"every": EVERY, "samples": SEEN, "training_samples": 5, "batch": 3}
 SHOWN: dict[str, Any] = {"every": 3, "samples_per_class": 2, "classes": [1, 7, 4], "guidance": 1.5, "batch": 4}
 SHOWN |= {"most_seconds": None}
+COMPARED: dict[str, Any] = {"every": 3, "samples": 9, "guidance": 1.5, "most_seconds": 600}
+DISTANCE = "validation_frechet_distance_9"
+SAMPLING = {"guidance": 4.0, "temperature": 1.25, "cpu_batch": 4}
+"""Of the run; `COMPARED` has another guidance."""
 
 pytestmark = pytest.mark.xdist_group("gloo")
 
@@ -82,8 +86,10 @@ def section(validation: dict[str, Any] | None, model: NextScaleConfig = MODEL, *
 
 def train(folder: Path, name: str, asked: GeneratorStageConfig) -> None:
     inputs = {each: str(folder / each) for each in ("tokens", "tokenizer")} | {HELD_OUT: str(folder / "other")}
+    inputs |= {HELD_OUT_IMAGES: str(folder / "images" / "train"), "teacher": str(folder / "teacher" / "export")}
     classes = small_runs.CLASSES if asked.model.classes else ()
-    arguments = (asked, small_runs.SEED, "pad", ReadingConfig(cache_dir=str(folder / "cache")), inputs, {}, {})
+    reading, config = ReadingConfig(cache_dir=str(folder / "cache")), {"sampling": SAMPLING}
+    arguments = (asked, small_runs.SEED, "pad", reading, inputs, {}, config)
     job = TrainJob("generator", str(folder / name), *arguments, classes=classes, tracking=TrackingConfig(wandb="off"))
     run_worker(job, torch.device("cpu"))
 
@@ -95,17 +101,20 @@ def begin(folder: Path) -> None:
     card = weights.write_weights(str(folder / "tokenizer"), "tokenizer", config, {"model": state}, {})
     write(images, card, str(folder / "tokens"), 0)
     write(images, card, str(folder / "other"), 1)
+    small_runs.train("teacher", folder / "teacher", small_runs.classifier(learning_rate=0.05), images=images)
     train(folder, "blind", section(None))
-    train(folder, "watched", section(LOOKS | {"pictures": SHOWN}))
+    train(folder, "watched", section(LOOKS | {"pictures": SHOWN, "distance": COMPARED}))
     train(folder, "pictures", section({"every": 5, "samples": 0, "pictures": {"samples_per_class": 1}}))
-    train(folder, "free", section(LOOKS | {"pictures": SHOWN | {"classes": None}}, model=FREE))
+    free = LOOKS | {"pictures": SHOWN | {"classes": None}, "distance": COMPARED | {"every": STEPS}}
+    train(folder, "free", section(free, model=FREE))
     best = {"keep_best": {"metric": "validation_loss"}, "checkpoint_every": 1, "keep_checkpoints": 1}
     train(folder, "best", section(LOOKS | {"every": 1}, learning_rate=0.3, **best))
     measure(folder, 0)
 
 
 def on_two(folder: Path) -> None:
-    train(folder, "watched-on-two", section(LOOKS | {"pictures": SHOWN}, zero_stage=2, micro_batch=4))
+    watched = LOOKS | {"pictures": SHOWN, "distance": COMPARED}
+    train(folder, "watched-on-two", section(watched, zero_stage=2, micro_batch=4))
     for stage in (0, 3):
         measure(folder, stage)
 
@@ -114,7 +123,7 @@ def measure(folder: Path, stage: int) -> None:
     """Look at the first weights, which do not move."""
     changes: dict[str, Any] = {"zero_stage": stage, "steps": 1, "learning_rate": small_runs.NO_STEP}
     changes |= {"extra": EVERYTHING_PARTITIONED} if stage == 3 else {}
-    train(folder, f"measured-{stage}-{dist.get_world_size()}", section(LOOKS, **changes))
+    train(folder, f"measured-{stage}-{dist.get_world_size()}", section(LOOKS | {"distance": COMPARED}, **changes))
 
 
 @pytest.fixture(scope="module")
@@ -213,6 +222,53 @@ def test_the_last_picture_is_what_the_export_draws(runs: Path) -> None:
     again = Pictures(PicturesConfig.model_validate(SHOWN), tokenizer, small_runs.CLASSES, small_runs.SEED)
     assert again.names == ["class01", "class07", "class04"]
     assert again.draw(network).png == frames(runs / "watched")["samples-000000006.png"]
+
+
+def by_hand(run: Path, classes: bool = True) -> float:
+    """The distance of what the export draws from the held-out images, by plain torch and numpy."""
+    network, _ = load_generator(str(run / "export"), True, torch.device("cpu"))
+    tokenizer, _ = load_tokenizer(str(run.parent / "tokenizer"), "cpu")
+    shards = ImageShards(str(run.parent / "images" / "train"))
+    label_N = [int(str(shards.key(index)).split("class")[1][:2]) for index in range(9)]
+    sampling = SamplingConfig.model_validate(SAMPLING | {"guidance": 1.5})
+    asked_N = torch.tensor(label_N if classes else [0] * 9)
+    drawn = torch.cat(list(Sampler(network, tokenizer, {}, sampling, small_runs.SEED).draw(asked_N)))
+    drawn = ((drawn.double() + 1) * 127.5 + 0.5).floor().clip(0, 255).float() / 127.5 - 1
+    teacher = small_runs.exported(run.parent / "teacher")
+    made, real = (
+        small_runs.plain_features(teacher, each).double().numpy() for each in (drawn, small_runs.images()[label_N])
+    )
+    means, covariances = [each.mean(0) for each in (made, real)], [np.cov(each.T) for each in (made, real)]
+    roots = np.sqrt(np.linalg.eigvals(covariances[0] @ covariances[1]).real.clip(0)).sum()
+    return float(((means[0] - means[1]) ** 2).sum() + np.trace(covariances[0]) + np.trace(covariances[1]) - 2 * roots)
+
+
+def test_the_last_distance_is_that_of_what_the_export_draws_from_the_held_out_images(runs: Path) -> None:
+    assert records(runs / "watched")[STEPS][DISTANCE] == pytest.approx(by_hand(runs / "watched"), rel=1e-4)
+    assert looks(runs / "watched")[STEPS]["distance"]["value"] == records(runs / "watched")[STEPS][DISTANCE]
+
+
+def test_a_distance_of_a_generator_that_learns_no_classes_is_of_samples_without_one(runs: Path) -> None:
+    assert records(runs / "free")[STEPS][DISTANCE] == pytest.approx(by_hand(runs / "free", False), rel=1e-4)
+
+
+def test_distances_have_steps_of_their_own_and_the_last(runs: Path) -> None:
+    for name in ("watched", "watched-on-two"):
+        assert [step for step, record in records(runs / name).items() if DISTANCE in record] == [3, 6]
+
+
+def test_the_event_names_what_is_compared_by_what(runs: Path) -> None:
+    found = looks(runs / "watched")[STEPS]["distance"]
+    card = weights.read_card(str(runs / "teacher" / "export"), "teacher")
+    assert found["measured_by"]["network"]["sha256"] == card.files["model"]
+    assert (
+        found["measured_by"]["reference"]["images"] == ImageShards(str(runs / "images" / "train")).manifest.fingerprint
+    )
+    assert (found["images"], found["measured_by"]["reference"]["count"]) == (9, 9)
+    of = found["measured_of"]
+    assert (of["generator"], of["weights"], of["seed"]) == ({"step": STEPS}, "ema", small_runs.SEED)
+    assert (of["sampling"]["guidance"], of["sampling"]["temperature"]) == (1.5, 1.25)
+    assert of["tokenizer"]["decoder"] == weights.read_card(str(runs / "tokenizer"), "tokenizer").decoder()
 
 
 def test_each_row_of_a_picture_has_its_class(runs: Path) -> None:

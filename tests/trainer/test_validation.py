@@ -37,14 +37,16 @@ from trainer.stages.validation import spread
 STEPS, EVERY = 6, 2
 LOOKS = {"every": EVERY, "images": 11, "training_images": 5, "batch": 3, "strip": 4}
 """Of 16 images: four batches, the last of which is smaller."""
+COMPARED: dict[str, Any] = {"every": 3, "images": 10, "most_seconds": 600}
+DISTANCE = "validation_frechet_distance_10"
 
 
-def section(validation: dict[str, int] | None, **changes: Any) -> TokenizerStageConfig:
+def section(validation: dict[str, Any] | None, **changes: Any) -> TokenizerStageConfig:
     trainer = small_runs.trainer(steps=STEPS, ema_decay=0.9, learning_rate=0.01, **changes)
     loss = TokenizerLossConfig.model_validate(
         {"semantic": {"weight": 0.2}, "perceptual": [{"kind": "teacher", "weight": 0.5}]}
     )
-    looks = None if validation is None else ValidationConfig(**validation)
+    looks = None if validation is None else ValidationConfig.model_validate(validation)
     model = MODEL.model_copy(update={"quantizer_dropout": 0.3})
     return TokenizerStageConfig(model=model, loss=loss, trainer=trainer, dead_code_steps=2, validation=looks)
 
@@ -81,8 +83,8 @@ def begin(folder: Path) -> None:
     images = small_runs.write_images(folder)
     small_runs.train("teacher", folder / "teacher", small_runs.classifier(learning_rate=0.05, steps=3), images=images)
     train_job(job(folder, "blind", section(None)))
-    train_job(job(folder, "watched", section(LOOKS)))
-    killed = job(folder, "killed", section(LOOKS, checkpoint_every=3))
+    train_job(job(folder, "watched", section(LOOKS | {"distance": COMPARED})))
+    killed = job(folder, "killed", section(LOOKS | {"distance": COMPARED}, checkpoint_every=3))
     with pytest.raises(KeyboardInterrupt):
         train_job(killed, stop_at=4)
     train_job(killed)
@@ -91,7 +93,7 @@ def begin(folder: Path) -> None:
 
 def on_two(folder: Path) -> None:
     train_job(job(folder, "blind-on-two", section(None, zero_stage=2)))
-    train_job(job(folder, "watched-on-two", section(LOOKS, zero_stage=2)))
+    train_job(job(folder, "watched-on-two", section(LOOKS | {"distance": COMPARED}, zero_stage=2)))
     for stage in (0, 3):
         measure(folder, stage)
 
@@ -100,7 +102,7 @@ def measure(folder: Path, stage: int) -> None:
     """Look at the first weights, which do not move, on all ranks."""
     changes = {"zero_stage": stage} | ({"extra": EVERYTHING_PARTITIONED} if stage == 3 else {})
     trainer = small_runs.trainer(steps=1, ema_decay=0.9, learning_rate=small_runs.NO_STEP, **changes)
-    asked = section(LOOKS).model_copy(update={"trainer": trainer, "dead_code_steps": 0})
+    asked = section(LOOKS | {"distance": COMPARED}).model_copy(update={"trainer": trainer, "dead_code_steps": 0})
     train_job(job(folder, f"measured-{stage}-{dist.get_world_size()}", asked))
 
 
@@ -119,9 +121,9 @@ def weights(folder: Path) -> dict[str, bytes]:
     return {each.name: each.read_bytes() for each in (folder / "export").glob("*.safetensors")}
 
 
-def looks(folder: Path) -> list[dict[str, Any]]:
+def looks(folder: Path, key: str = "mse") -> list[dict[str, Any]]:
     records = map(json.loads, (folder / "events.jsonl").read_text().splitlines())
-    return [record for record in records if record["event"] == "validation"]
+    return [record for record in records if record["event"] == "validation" and key in record]
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
@@ -139,6 +141,7 @@ def test_a_run_that_was_killed_within_a_look_ends_as_if_it_had_not_been(runs: Pa
     assert weights(runs / "killed") == weights(runs / "blind")
     steps = [each["step"] for each in looks(runs / "killed")]
     assert steps == [2, 4, 6]
+    assert metrics(runs / "killed")[-1][DISTANCE] == metrics(runs / "watched")[-1][DISTANCE]
     for name in ("mse", "psnr", "ssim", "perceptual", "codes", "training"):
         assert [each[name] for each in looks(runs / "killed")] == [each[name] for each in looks(runs / "watched")]
 
@@ -154,7 +157,7 @@ def test_a_look_is_had_every_so_many_steps_and_has_its_record(runs: Path) -> Non
         assert record["validation_training_mse"] == event["training"]["mse"][-1]
         assert record["validation_use_semantic"] == event["codes"]["semantic"]["use"][-1]
         assert record["validation_seconds"] > 0
-    assert not any("validation_seconds" in each for each in metrics(runs / "watched") if each["step"] % EVERY)
+    assert not any("validation_seconds" in each for each in metrics(runs / "watched") if each["step"] in {1, 5})
 
 
 def test_epochs_are_counted_in_images(runs: Path) -> None:
@@ -191,6 +194,32 @@ def test_the_last_look_has_the_numbers_of_the_exported_average(runs: Path) -> No
         assert found[name] == pytest.approx(wanted[name], rel=1e-5), name
     assert [found["codes"][name]["use"] for name in ("detail", "semantic")] == wanted["used"]
     assert found["training"]["mse"] == pytest.approx(expected(runs, 5)["mse"], rel=1e-5)
+
+
+def test_the_last_distance_is_that_of_the_averages_reconstructions_from_the_originals(runs: Path) -> None:
+    """In plain torch and numpy: mean and covariance of the teacher's features of bytes."""
+    network = ImageFolderTokenizer(MODEL).eval()
+    network.load_state_dict(load_file(runs / "watched" / "export" / "ema.safetensors"))
+    shards = ImageShards(str(runs / "images" / "train"))
+    image = small_runs.images()[[int(str(shards.key(index)).split("class")[1][:2]) for index in range(10)]]
+    with torch.no_grad():
+        made = torch.cat([network.detokenize(network.tokenize(each[None])) for each in image])
+    made = ((made.double() + 1) * 127.5 + 0.5).floor().clip(0, 255).float() / 127.5 - 1
+    teacher = small_runs.exported(runs / "teacher")
+    features = [small_runs.plain_features(teacher, each).double().numpy() for each in (made, image)]
+    (one, other), (first, second) = [each.mean(0) for each in features], [np.cov(each.T) for each in features]
+    roots = np.sqrt(np.linalg.eigvals(first @ second).real.clip(0)).sum()
+    wanted = float(((one - other) ** 2).sum() + np.trace(first) + np.trace(second) - 2 * roots)
+    assert metrics(runs / "watched")[-1][DISTANCE] == pytest.approx(wanted, rel=1e-4)
+
+
+def test_distances_have_steps_of_their_own_and_events_with_their_names(runs: Path) -> None:
+    for name in ("watched", "watched-on-two", "killed"):
+        assert [each["step"] for each in metrics(runs / name) if DISTANCE in each] == [3, 6]
+    event = looks(runs / "watched", "distance")[0]
+    assert (event["step"], "mse" in event, event["distance"]["name"]) == (3, False, DISTANCE)
+    assert event["distance"]["measured_of"]["tokenizer"] == {"step": 3}
+    assert event["distance"]["measured_by"]["reference"]["count"] == 10
 
 
 @pytest.mark.parametrize("name", ["watched", "killed"])
@@ -297,6 +326,7 @@ def test_the_numbers_are_the_same_on_one_rank_and_on_two(runs: Path) -> None:
         for name in ("mse", "psnr", "ssim", "perceptual"):
             assert two[name] == pytest.approx(one[name], rel=1e-9, abs=1e-9), (stage, name)
         assert two["codes"] == one["codes"]
+        assert two["distance"]["value"] == one["distance"]["value"]
         assert two["training"]["mse"] == pytest.approx(one["training"]["mse"], rel=1e-9)
 
 

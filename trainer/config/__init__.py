@@ -1,5 +1,6 @@
 """What can be set of training, sampling and evaluation. Imports no torch, so that the command line starts fast."""
 
+from trainer.config.distances import DistanceConfig, ReconstructionDistanceConfig, SampleDistanceConfig
 from trainer.config.evaluation import EvaluationConfig
 from trainer.config.stages import (
     ChosenClasses,
@@ -27,12 +28,15 @@ __all__ = [
     "MOST_STEPS",
     "ChosenClasses",
     "ClassifierStageConfig",
+    "DistanceConfig",
     "EvaluationConfig",
     "GeneratorStageConfig",
     "GeneratorValidationConfig",
     "GuideConfig",
     "KeepBest",
     "PicturesConfig",
+    "ReconstructionDistanceConfig",
+    "SampleDistanceConfig",
     "SamplingConfig",
     "SpikeConfig",
     "TeacherConfig",

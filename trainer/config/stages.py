@@ -12,7 +12,9 @@ from data_pipeline.text.json_records import first_problem
 from model.config import MOST_CLASSES, ClassifierConfig, GeneratorConfig, Section
 from model.config.sampling import GuidanceSchedule, OrderOptions
 from model.families import AnyGeneratorConfig
-from trainer.config.training import LONGEST_WAIT, MOST_STEPS, InitExcept, TrainerConfig, check_best
+from trainer.config.best_checkpoint import check_best
+from trainer.config.distances import SampleDistanceConfig, is_distance
+from trainer.config.training import LONGEST_WAIT, MOST_STEPS, InitExcept, TrainerConfig
 
 _MOST_ROWS = 64
 """Of a picture."""
@@ -148,6 +150,10 @@ class GeneratorValidationConfig(Section):
     pictures: PicturesConfig | None = None
     """Images that are drawn, for which the run needs the tokenizer of the tokens; null for none. One worker draws them,
     and the others wait for it, not much longer than `pictures.most_seconds`: the event `validation` says how long."""
+    distance: SampleDistanceConfig | None = None
+    """A small-sample Fréchet distance of samples from held-out images, for which the run needs the tokenizer of the
+    tokens, too; null for none. One worker measures it, and the others wait for it, not much longer than
+    `distance.most_seconds`."""
 
     @property
     def trained_on(self) -> int:
@@ -159,10 +165,23 @@ class GeneratorValidationConfig(Section):
         """Steps between pictures."""
         return self.every if self.pictures is None or self.pictures.every is None else self.pictures.every
 
+    @property
+    def distance_every(self) -> int:
+        """Steps between distances."""
+        return self.every if self.distance is None or self.distance.every is None else self.distance.every
+
+    def every_of(self, metric: str) -> int | None:
+        """Steps between the looks that find a number of metrics.jsonl; None if none does."""
+        if not is_distance(metric):
+            return self.every if self.samples else None
+        return self.distance_every if self.distance is not None and self.distance.name == metric else None
+
     @model_validator(mode="after")
     def _check_anything(self) -> Self:
-        if not (self.samples or self.trained_on or self.pictures):
-            raise ValueError("samples is 0 and pictures is null, so nothing is looked at: set validation to null")
+        if not (self.samples or self.trained_on or self.pictures or self.distance):
+            raise ValueError(
+                "samples is 0, and pictures and distance are null, so nothing is looked at: set validation to null"
+            )
         return self
 
 
@@ -194,5 +213,5 @@ class GeneratorStageConfig(Section):
 
     @model_validator(mode="after")
     def _check_best(self) -> Self:
-        check_best(self.trainer, None if self.validation is None or not self.validation.samples else self.validation)
+        check_best(self.trainer, self.validation)
         return self

@@ -10,7 +10,9 @@ from data_pipeline.storage.places import InputPlace
 from model.config import Section
 from model.config.losses import AdversarialConfig, AnyPerceptualConfig, PerturbationConfig, SemanticConfig
 from model.families import AnyTokenizerConfig
-from trainer.config.training import MOST_STEPS, InitExcept, TrainerConfig, check_best
+from trainer.config.best_checkpoint import check_best
+from trainer.config.distances import ReconstructionDistanceConfig, is_distance
+from trainer.config.training import MOST_STEPS, InitExcept, TrainerConfig
 
 _MOVED = {
     "feature": "perceptual: [{{kind: teacher, weight: {0}}}]",
@@ -97,6 +99,20 @@ class ValidationConfig(Section):
     """Images per forward pass. The batches are dealt to the workers in turn, so the numbers stay the same."""
     strip: int = Field(8, ge=0, le=64)
     """Held-out images whose reconstructions are kept as a picture, at each prefix of the tokens; 0 for no picture."""
+    distance: ReconstructionDistanceConfig | None = None
+    """A small-sample Fréchet distance of reconstructions; null for none. One worker measures it, and the others wait
+    for it, not much longer than `distance.most_seconds`."""
+
+    @property
+    def distance_every(self) -> int:
+        """Steps between distances."""
+        return self.every if self.distance is None or self.distance.every is None else self.distance.every
+
+    def every_of(self, metric: str) -> int | None:
+        """Steps between the looks that find a number of metrics.jsonl; None if none does."""
+        if not is_distance(metric):
+            return self.every
+        return self.distance_every if self.distance is not None and self.distance.name == metric else None
 
     @model_validator(mode="after")
     def _check_strip(self) -> Self:

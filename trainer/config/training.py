@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal, Protocol, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -222,32 +222,3 @@ class TrainerConfig(Section):
             samples = counted(share, "sample")
             raise ValueError(f"each worker's share of {samples} is no multiple of trainer.micro_batch {micro}")
         return micro, share // micro
-
-
-class _Looks(Protocol):
-    """A section `validation`."""
-
-    @property
-    def every(self) -> int: ...
-
-
-def check_best(trainer: TrainerConfig, validation: _Looks | None) -> None:
-    """See that checkpoints have the number by which the best is kept, where it is of a look at held-out data.
-
-    Raises:
-        ValueError: if nothing is looked at, or not where checkpoints are written.
-    """
-    best = trainer.keep_best
-    if best is None or not best.metric.startswith("validation_"):
-        return
-    if validation is None:
-        raise ValueError(
-            f"trainer.keep_best.metric {best.metric} is of looks at held-out data, and none are asked for: add the "
-            "section validation, or take another metric"
-        )
-    if trainer.checkpoint_every % validation.every:
-        raise ValueError(
-            f"trainer.keep_best.metric {best.metric} is known every {validation.every} steps (validation.every), and a "
-            f"checkpoint of every {trainer.checkpoint_every} (trainer.checkpoint_every) would mostly have none: make "
-            "the second a multiple of the first"
-        )

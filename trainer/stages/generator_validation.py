@@ -5,7 +5,7 @@
    the ranks in turn: one view of each sample, no label hidden, all that is random keyed by the sample's number
 3. each batch gives the terms of training in float64; all ranks get all of them, and add them up in the order of the
    batches: so the numbers are the same at any number of ranks, whatever the accumulation and the ZeRO stage
-4. the first rank draws the same images each time, by seed and class; the others wait for it at the next step
+4. the first rank draws the same images each time, by seed and class, for pictures and for a distance; the others wait
 
 Nothing of the training is written to: a run with validation is the run without.
 
@@ -37,6 +37,8 @@ from trainer.engine.gathering import NetworkCopy
 from trainer.evaluation.film_strip import sheet
 from trainer.evaluation.sampler import UNCONDITIONAL, Sampler
 from trainer.job import HELD_OUT, TrainJob
+from trainer.stages.sample_distance import SampleDistance, sample_distance
+from trainer.stages.small_sample_distance import EVENT_KEY, of_first
 from trainer.stages.stage import Validated
 
 PICTURE = "samples"
@@ -183,6 +185,7 @@ class GeneratorValidation:
         held_out: samples that nothing is trained on; None for none.
         training: samples that it is trained on; None for none.
         pictures: on the first rank, where some are asked for.
+        distance: on the first rank, where one is asked for.
     """
 
     def __init__(
@@ -196,20 +199,25 @@ class GeneratorValidation:
         held_out: FixedTokens | None,
         training: FixedTokens | None,
         pictures: Pictures | None,
+        distance: SampleDistance | None = None,
     ) -> None:
         self._config, self._steps, self._seed, self._forcing = config, steps, seed, forcing
         self._copy, self._layout = NetworkCopy(cast("nn.Module", network)), network.layout
         self._held_out, self._training, self._pictures = held_out, training, pictures
+        self._distance = distance
 
     def is_due(self, step: int) -> bool:
-        """Whether a look at tokens, or pictures, are due after so many steps."""
-        return self._measures(step) or self._draws(step)
+        """Whether a look at tokens, pictures or a distance are due after so many steps."""
+        return self._measures(step) or self._draws(step) or self._compares(step)
 
     def _measures(self, step: int) -> bool:
         return self._held_out is not None and self._is_turn(step, self._config.every)
 
     def _draws(self, step: int) -> bool:
         return self._config.pictures is not None and self._is_turn(step, self._config.pictures_every)
+
+    def _compares(self, step: int) -> bool:
+        return self._config.distance is not None and self._is_turn(step, self._config.distance_every)
 
     def _is_turn(self, step: int, every: int) -> bool:
         return step % every == 0 or step >= self._steps
@@ -232,6 +240,9 @@ class GeneratorValidation:
                 drawn = self._pictures.draw(network)
                 details |= drawn.details
                 pictures = {PICTURE: drawn.png} if drawn.png is not None else {}
+            if self._compares(step):
+                found = of_first(None if self._distance is None else self._distance.measure(network, step))
+                numbers, details = numbers | found.numbers, details | {EVENT_KEY: found.details}
         return Validated(numbers, details, pictures)
 
     def _measure(self, network: Generator, tokens: FixedTokens, device: torch.device) -> dict[str, float]:
@@ -298,10 +309,7 @@ def generator_validation(
     config = section.validation
     if config is None:
         return None
-    pictures = None
-    if config.pictures is not None and dist.get_rank() == 0:
-        tokenizer, _ = load_tokenizer(job.inputs["tokenizer"], str(device))
-        pictures = Pictures(config.pictures, tokenizer, job.classes, job.seed)
+    pictures, distance = _drawn_by_first(job, config, device) if dist.get_rank() == 0 else (None, None)
     is_compared = config.samples and config.trained_on
     return GeneratorValidation(
         config,
@@ -312,7 +320,21 @@ def generator_validation(
         held_out=_fixed(job, HELD_OUT, config.samples, config.batch) if config.samples else None,
         training=_fixed(job, "tokens", config.trained_on, config.batch) if is_compared else None,
         pictures=pictures,
+        distance=distance,
     )
+
+
+def _drawn_by_first(
+    job: TrainJob, config: GeneratorValidationConfig, device: torch.device
+) -> tuple[Pictures | None, SampleDistance | None]:
+    """What the first rank draws, with the tokenizer that makes images of the tokens."""
+    if config.pictures is None and config.distance is None:
+        return None, None
+    tokenizer, card = load_tokenizer(job.inputs["tokenizer"], str(device))
+    pictures = None if config.pictures is None else Pictures(config.pictures, tokenizer, job.classes, job.seed)
+    if config.distance is None:
+        return pictures, None
+    return pictures, sample_distance(job, config.distance, tokenizer, card, device)
 
 
 def _fixed(job: TrainJob, name: str, count: int, batch: int) -> FixedTokens:

@@ -39,11 +39,11 @@ def open_images(job: TrainJob) -> ImageShards:
     return images
 
 
-def open_held_out(job: TrainJob) -> ImageShards:
+def open_held_out(job: TrainJob, name: str = HELD_OUT) -> ImageShards:
     """The images that nothing is trained on, by range reads: few of them are looked at."""
-    manifest = job.manifests.get(HELD_OUT)
+    manifest = job.manifests.get(name)
     assert not isinstance(manifest, TokenManifest)
-    return ImageShards(job.inputs[HELD_OUT], manifest, index_cache=_cache(job))
+    return ImageShards(job.inputs[name], manifest, index_cache=_cache(job))
 
 
 def _index_bytes(images: ImageShards) -> int:

@@ -69,7 +69,7 @@ class TokenizerStage:
         self._compose(section, network, load_guides(section.loss, teacher, device), device, job.seed, proxy)
         images = open_images(job)
         distance = self._distance or teacher_distance(teacher)
-        self.validation: Validation | None = validation_of(job, network, images, distance)
+        self.validation: Validation | None = validation_of(job, network, images, distance, device)
         self.samples: ImageBatches | None = ImageBatches(
             images,
             image_size=section.model.image_size,

@@ -15,14 +15,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from data_pipeline.images.transforms import Pixels, Transform
+from data_pipeline.images.transforms import Transform
 from data_pipeline.shards.image_shards import ImageShards
 from model.protocols import Tokenizer
 from trainer.config import TokenizerStageConfig, ValidationConfig
@@ -35,68 +34,18 @@ from trainer.evaluation.quality import psnr, squared_error, ssim
 from trainer.evaluation.teacher import Teacher
 from trainer.evaluation.tokenizer_measure import spread
 from trainer.job import TrainJob
+from trainer.stages.fixed_images import FixedImages
 from trainer.stages.inputs import open_held_out
+from trainer.stages.reconstruction_distance import ReconstructionDistance, Reconstructs, reconstruction_distance
+from trainer.stages.small_sample_distance import EVENT_KEY, of_first
 from trainer.stages.stage import Validated
 
-
-class _Reconstructs(Protocol):
-    """A tokenizer that makes no tokens (`TokenizerConfig.has_tokens`)."""
-
-    def reconstruct(self, image_BCHW: Tensor) -> Tensor:
-        """Images behind the bottleneck."""
-        ...
-
-
-Distance = Callable[[Tensor, Tensor], Tensor]
+PerceptualDistance = Callable[[Tensor, Tensor], Tensor]
 """A perceptual distance: images and others in [-1, 1] -> [B]."""
 
-MEMORY_LIMIT = 256 * 2**20
-"""Bytes of pixels up to which a rank keeps its images; beyond it they are decoded at each look."""
 PICTURE = "reconstructions"
 """Name of the film strip's frames."""
 _QUALITIES = ("mse", "psnr", "ssim", "perceptual")
-
-
-class FixedImages:
-    """The first images of a data set, in batches that are the same at any number of ranks.
-
-    Args:
-        images: the data set.
-        transform: what makes them squares.
-        count: how many, at most.
-        batch: of a batch, but for the last.
-    """
-
-    def __init__(self, images: ImageShards, transform: Transform, count: int, batch: int) -> None:
-        self._images, self._transform, self._batch = images, transform, batch
-        self.count = min(count, images.count)
-        self._kept: dict[int, Pixels] = {}
-        share = self.count * 3 * transform.size**2 / dist.get_world_size()
-        self._keeps = share <= MEMORY_LIMIT
-
-    @property
-    def batches(self) -> int:
-        """How many there are, over all ranks."""
-        return math.ceil(self.count / self._batch)
-
-    def mine(self) -> Iterator[tuple[int, Tensor]]:
-        """This rank's batches with their numbers, uint8 [B, C, H, W]."""
-        for number in range(dist.get_rank(), self.batches, dist.get_world_size()):
-            yield number, self.pixels(number * self._batch, min((number + 1) * self._batch, self.count))
-
-    def pixels(self, first: int, stop: int) -> Tensor:
-        """Some of them, uint8 [B, C, H, W].
-
-        Raises:
-            CorruptShardError: if an image is damaged or cannot be decoded; it names shard and key.
-        """
-        found = self._kept.get(first)
-        if found is None or len(found) != stop - first:
-            scanned = enumerate(self._images.scan(first, stop), first)
-            found = np.stack([self._images.decode(index, self._transform, data) for index, data in scanned])
-            if self._keeps:
-                self._kept[first] = found
-        return torch.from_numpy(found).permute(0, 3, 1, 2).contiguous()
 
 
 @dataclass(frozen=True)
@@ -120,6 +69,7 @@ class Validation:
         held_out: images that nothing is trained on.
         training: of those that it is trained on; of none if nothing is to be compared.
         distance: a perceptual one; None for none.
+        frechet: a small-sample distance, on the first rank, where one is asked for.
     """
 
     def __init__(
@@ -130,7 +80,8 @@ class Validation:
         *,
         held_out: FixedImages,
         training: FixedImages | None,
-        distance: Distance | None,
+        distance: PerceptualDistance | None,
+        frechet: ReconstructionDistance | None = None,
     ) -> None:
         self._config, self._steps = config, steps
         self._copy = NetworkCopy(cast("nn.Module", network))
@@ -138,21 +89,42 @@ class Validation:
         self._prefixes = spread(network.prefixes)
         self._folds = [name.replace(" ", "_") for name in network.config.fold_names] if self._layout else []
         self._held_out, self._training, self._distance = held_out, training, distance
+        self._frechet = frechet
 
     def is_due(self, step: int) -> bool:
-        """Whether a look is due after so many steps."""
-        return step % self._config.every == 0 or step >= self._steps
+        """Whether a look at qualities, or a distance, are due after so many steps."""
+        return self._measures(step) or self._compares(step)
+
+    def _measures(self, step: int) -> bool:
+        return self._is_turn(step, self._config.every)
+
+    def _compares(self, step: int) -> bool:
+        return self._config.distance is not None and self._is_turn(step, self._config.distance_every)
+
+    def _is_turn(self, step: int, every: int) -> bool:
+        return step % every == 0 or step >= self._steps
 
     @torch.no_grad()
-    def look(self, engine: DeepSpeedEngine, step: int) -> Validated:  # noqa: ARG002 - all of it is looked at each time
-        """Look at the network (a collective)."""
+    def look(self, engine: DeepSpeedEngine, step: int) -> Validated:
+        """Look at the network after so many steps (a collective)."""
+        found, compared = Validated({}, {}), None
         with self._copy.averaged(engine) as module:
             network = cast("Tokenizer", module)
-            quality, hits = self._measure(network, self._held_out, engine.device)
-            seen = self._training
-            trained = None if seen is None else self._measure(network, seen, engine.device)[0]
-            is_shown = self._config.strip > 0 and dist.get_rank() == 0
-            pictures = {PICTURE: self._frame(network, engine.device)} if is_shown else {}
+            if self._measures(step):
+                found = self._qualities(network, engine.device)
+            if self._compares(step):
+                compared = of_first(None if self._frechet is None else self._frechet.measure(network, step))
+        if compared is None:
+            return found
+        details = found.details | {EVENT_KEY: compared.details}
+        return Validated(found.numbers | compared.numbers, details, found.pictures)
+
+    def _qualities(self, network: Tokenizer, device: torch.device) -> Validated:
+        """Qualities of reconstructions, code use, and a picture (a collective)."""
+        quality, hits = self._measure(network, self._held_out, device)
+        trained = None if self._training is None else self._measure(network, self._training, device)[0]
+        is_shown = self._config.strip > 0 and dist.get_rank() == 0
+        pictures = {PICTURE: self._frame(network, device)} if is_shown else {}
         uses = [code_use(hits_GV.cpu().numpy()) for hits_GV in hits]
         details = {"images": self._held_out.count, "prefixes": list(self._prefixes)} | asdict(quality)
         details |= {"training": asdict(trained) if trained else None}
@@ -184,7 +156,7 @@ class Validation:
     def _decoded(self, network: Tokenizer, image_BCHW: Tensor, hits: list[Tensor]) -> Iterator[Tensor]:
         """What each prefix gives; codes are counted in `hits`."""
         if self._layout is None:
-            yield cast("_Reconstructs", network).reconstruct(image_BCHW)
+            yield cast("Reconstructs", network).reconstruct(image_BCHW)
             return
         tokens_BLF = network.tokenize(image_BCHW)
         for counted, found in zip(hits, count_codes(tokens_BLF, self._layout), strict=True):
@@ -225,7 +197,11 @@ def _finite(value: Any) -> Any:
 
 
 def validation_of(
-    job: TrainJob, network: Tokenizer, images: ImageShards, distance: Distance | None
+    job: TrainJob,
+    network: Tokenizer,
+    images: ImageShards,
+    distance: PerceptualDistance | None,
+    device: torch.device,
 ) -> Validation | None:
     """What a job asks for; None if it asks for none.
 
@@ -234,6 +210,7 @@ def validation_of(
         network: what is trained, before DeepSpeed has it.
         images: that it is trained on.
         distance: a perceptual one; None for none.
+        device: of this rank.
     """
     section = job.section
     assert isinstance(section, TokenizerStageConfig)
@@ -249,10 +226,11 @@ def validation_of(
         held_out=FixedImages(open_held_out(job), transform, config.images, config.batch),
         training=training,
         distance=distance,
+        frechet=reconstruction_distance(job, section, device) if dist.get_rank() == 0 else None,
     )
 
 
-def teacher_distance(teacher: Teacher | None) -> Distance | None:
+def teacher_distance(teacher: Teacher | None) -> PerceptualDistance | None:
     """Mean squared error of the features that a run's own teacher sees; None without one."""
     if teacher is None:
         return None
