@@ -25,6 +25,7 @@ from cluster.commands import (
     data_sets,
     doctor,
     drill,
+    evaluate,
     gc,
     jobs,
     ledger,
@@ -69,6 +70,7 @@ configs.register(app)
 jobs.register(app)
 doctor.register(app)
 runs.register(app)
+evaluate.register(app)
 compare.register(app)
 checkpoints.register(app)
 data.register(app)

@@ -7,23 +7,30 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-if TYPE_CHECKING:
-    from trainer.config.feature_networks import FeatureNetworkConfig
+from cluster.commands.sample import cluster_of
 
-_STAGE = "stage"
+if TYPE_CHECKING:
+    from model.config.losses import PerceptualConfig
+    from trainer.config.feature_networks import FeatureNetworkConfig
+    from trainer.evaluation.numbers import Number
+    from trainer.evaluation.perturbed_tokens import TokenPerturbation
+
+_RUN = "run"
+_HELP = "Judge a run (evaluate CONFIG; --explain, --sweep), a tokenizer, or images of anybody."
 _NETWORK_HELP = "inception:FILE, timm:NAME[@FILE], torchvision:NAME@FILE or classifier:URI; may be given several times."
 
 
-class _StageByDefault(TyperGroup):
-    """What does not begin with the name of a command is the stage's: `evaluate CONFIG`."""
+class _RunByDefault(TyperGroup):
+    """What does not begin with the name of a command belongs to `run`: `evaluate CONFIG`, `evaluate --explain RUN`."""
 
-    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
-        if args and args[0] not in self.commands:
-            return _STAGE, self.commands[_STAGE], args
-        return super().resolve_command(ctx, args)
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in {*self.commands, *ctx.help_option_names}:
+            args = [_RUN, *args]
+        found: list[str] = super().parse_args(ctx, args)
+        return found
 
 
-app = typer.Typer(cls=_StageByDefault, no_args_is_help=True)
+app = typer.Typer(cls=_RunByDefault, no_args_is_help=True)
 
 Size = Annotated[int | None, typer.Option("--size", min=1, help="Side of the squares that images are cut to.")]
 Most = Annotated[int | None, typer.Option("--n", min=2, help="Images, the first ones. Default: all.")]
@@ -69,3 +76,156 @@ def _network(text: str) -> dict[str, Any]:
         return {"kind": kind, "uri": rest}
     name, _, file = rest.partition("@")
     return {"kind": kind, "network": name} | ({"file": file} if file else {})
+
+
+@app.command(_RUN)
+def stage(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML config; for --explain a run will do.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides.")] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Say what each number there is follows from.")] = False,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option("--sweep", metavar="KEY=START:STOP:STEP", help="Of sampling; several give all combinations."),
+    ] = None,
+) -> None:
+    """Judge a run, which `evaluate CONFIG` does, too: evaluation.json; or sweep settings, or explain its numbers."""
+    if explain:
+        _explain(config, overrides)
+    elif sweep:
+        _sweep(config, overrides, sweep)
+    else:
+        from cluster.commands.stages import run
+
+        run("evaluate", config, overrides)
+
+
+def _explain(place: str, overrides: list[str] | None) -> None:
+    from cluster.config.loading import load_config
+    from cluster.stages.explaining import explain
+    from cluster.terminal.output import say
+
+    is_config = place.endswith((".yaml", ".yml")) or place.startswith("package:")
+    for line in explain(load_config(place, overrides or []).run if is_config else place):
+        say(line)
+
+
+def _sweep(place: str, overrides: list[str] | None, given: list[str]) -> None:
+    from cluster.config.loading import load_config
+    from cluster.stages.inputs import with_found
+    from cluster.stages.sweeping import parse_sweep, sweep
+    from trainer.registry import FOLDERS
+
+    points = parse_sweep(given)
+    sweep(with_found(load_config(place, overrides or []), FOLDERS), points)
+
+
+@app.command("images")
+def images(
+    shown: Annotated[str, typer.Argument(metavar="IMAGES", help="A folder, an npz, image shards, or samples.")],
+    output: Out,
+    reference: Annotated[
+        str, typer.Option("--reference", metavar="IMAGES|FILE.npz", help="What they are compared with; ADM's npz, too.")
+    ],
+    inception: Inception = None,
+    network: Networks = None,
+    size: Size = None,
+    most: Most = None,
+    splits: Annotated[int, typer.Option("--splits", min=1, help="Of the Inception score.")] = 10,
+    workers: Workers = None,
+    cpus: Cpus = 1,
+    gpus: Gpus = 0,
+    address: Address = None,
+) -> None:
+    """Compare images of anybody with others, or with published statistics."""
+    from cluster.stages.evaluating_given import How, evaluate_images
+
+    how = How(
+        output=output,
+        networks=networks_of(inception, network),
+        size=size,
+        most=most,
+        splits=splits,
+        cluster=cluster_of(workers, cpus, gpus, address),
+    )
+    _say(evaluate_images(shown, reference, how), output)
+
+
+@app.command("tokenizer")
+def tokenizer(
+    uri: Annotated[str, typer.Argument(metavar="RUN|URI", help="A run, or the export or import of a tokenizer.")],
+    output: Out,
+    shown: Annotated[str, typer.Option("--images", metavar="IMAGES", help="Image shards, a folder, or an npz.")],
+    inception: Inception = None,
+    network: Networks = None,
+    perceptual: Annotated[
+        list[str] | None, typer.Option("--perceptual", metavar="KIND[:KEY=VALUE,…]", help="lpips:file=…,heads=…")
+    ] = None,
+    perturb: Annotated[
+        str | None, typer.Option("--perturb", metavar="ALPHA:DELTA[:SEED]", help="Replace tokens by near ones (pFID).")
+    ] = None,
+    size: Size = None,
+    most: Most = None,
+    workers: Workers = None,
+    cpus: Cpus = 1,
+    gpus: Gpus = 0,
+    address: Address = None,
+) -> None:
+    """Measure the reconstructions of any tokenizer: errors at each prefix, use of codes, distances."""
+    from cluster.stages.evaluating_given import How, evaluate_tokenizer
+
+    how = How(
+        output=output,
+        networks=networks_of(inception, network),
+        size=size,
+        most=most,
+        perceptual=_perceptual(perceptual or []),
+        cluster=cluster_of(workers, cpus, gpus, address),
+    )
+    _say(evaluate_tokenizer(uri, shown, how, _perturbation(perturb)), output)
+
+
+def _perceptual(given: list[str]) -> tuple[PerceptualConfig, ...]:
+    from pydantic import TypeAdapter, ValidationError
+
+    from data_pipeline.errors import UsageError
+    from data_pipeline.text.json_records import first_problem
+    from model.config.losses import AnyPerceptualConfig
+
+    found = []
+    for text in given:
+        kind, _, rest = text.partition(":")
+        pairs = (each.partition("=") for each in rest.split(",") if each)
+        try:
+            made = TypeAdapter(AnyPerceptualConfig).validate_python({"kind": kind} | {key: to for key, _, to in pairs})
+        except ValidationError as error:
+            raise UsageError(f"--perceptual {text}: {first_problem(error)}") from None
+        found.append(made)
+    return tuple(found)
+
+
+def _perturbation(text: str | None) -> TokenPerturbation | None:
+    from data_pipeline.errors import UsageError
+    from trainer.evaluation.perturbed_tokens import TokenPerturbation
+
+    if text is None:
+        return None
+    parts = text.split(":")
+    try:
+        alpha, delta, seed = float(parts[0]), int(parts[1]), int(parts[2]) if len(parts) == 3 else 0
+    except (ValueError, IndexError):
+        raise UsageError(f"--perturb {text}: give ALPHA:DELTA, as 0.5:100, or ALPHA:DELTA:SEED") from None
+    return TokenPerturbation(alpha, delta, seed)
+
+
+def _say(numbers: list[Number], output: str) -> None:
+    from cluster.terminal.output import say
+    from trainer.evaluation.number_names import full_name
+
+    for number in numbers:
+        say(full_name(number))
+    say(f"{output.rstrip('/')}/evaluation.json; `foldtrain compare` takes the folder")
+
+
+def register(parent: typer.Typer) -> None:
+    """Add the commands of this file."""
+    parent.add_typer(app, name="evaluate", rich_help_panel="Stages", help=_HELP)

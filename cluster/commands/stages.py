@@ -90,6 +90,8 @@ def register(app: typer.Typer) -> None:
     """Add the commands of this file."""
     app.command(QUICKSTART, rich_help_panel="Stages")(quickstart)
     for stage in STAGES:
+        if stage.command == "evaluate":
+            continue  # has commands of its own (evaluate.py)
         command = _OWN.get(stage.command) or _command(stage.command)
         text = command.__doc__ if stage.command in _OWN else stage.help
         app.command(stage.command, help=text, rich_help_panel="Stages")(command)

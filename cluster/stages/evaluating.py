@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -131,7 +131,7 @@ def _measure(config: RunConfig, sampler: Sampler, slots: Sequence[Slot], real: S
     measuring = Measuring.of_run(config, sampler.device)
     drawn = drawn_set(config, sampler, config.evaluation.samples)
     looked = NetworkRows(tuple(slots))
-    distances = tuple(slot for slot in slots if slot.name != JUDGE)
+    distances = _without_judge(slots)
     tokenizer = storage.absolute(config.product("tokenizer"))
     made = TokenizerRows.of(tokenizer, sampler.cards["tokenizer"], config.evaluation.rounding, distances)
     return _Measured(
@@ -139,7 +139,7 @@ def _measure(config: RunConfig, sampler: Sampler, slots: Sequence[Slot], real: S
         drawn,
         made.tokenizer,
         measuring.rows("real", real, looked),
-        measuring.rows("samples", drawn, looked, _drawn_batch(sampler)),
+        measuring.rows("samples", drawn, looked, drawn_batch(sampler)),
         measuring.rows("reconstructions", real, made),
     )
 
@@ -147,16 +147,34 @@ def _measure(config: RunConfig, sampler: Sampler, slots: Sequence[Slot], real: S
 def _numbers(config: RunConfig, sampler: Sampler, slots: Sequence[Slot], measured: _Measured) -> list[Number]:
     """All that is measured of samples, and then of reconstructions."""
     real, rounding = measured.real, config.evaluation.rounding
-    named = {"images": real.fingerprint, "count": real.count}
-    reference = Reference({"reference": named, "crop": real.how_cut}, measured.real_rows)
-    drawn = Naming(drawn_of(measured.drawn.made_by), rounding)
-    made = Naming({"tokenizer": measured.made_by, "images": named}, rounding)
-    distances, judge = [slot for slot in slots if slot.name != JUDGE], _slot(slots, JUDGE)
-    numbers = list(set_numbers(distances, measured.drawn_rows, reference, drawn))
-    if judge is not None:
-        numbers.append(accuracy_number(judge, measured.drawn_rows, drawn))
-    numbers += set_numbers(distances, measured.made_rows, reference, made)
+    reference = reference_of(real, measured.real_rows)
+    made = Naming({"tokenizer": measured.made_by, "images": named_images(real)}, rounding)
+    numbers = list(drawn_numbers(measured.drawn, measured.drawn_rows, slots, reference))
+    numbers += set_numbers(_without_judge(slots), measured.made_rows, reference, made)
     return numbers + tokenizer_numbers(measured.made_rows, _columns(sampler.tokenizer), {"crop": real.how_cut}, made.of)
+
+
+def reference_of(real: ShardSet, rows: StoredRows) -> Reference:
+    """Real images as what others are compared with."""
+    return Reference({"reference": named_images(real), "crop": real.how_cut}, rows)
+
+
+def named_images(images: ShardSet) -> dict[str, Any]:
+    """Image shards in the name of a number."""
+    return {"images": images.fingerprint, "count": images.count}
+
+
+def drawn_numbers(drawn: DrawnSet, rows: StoredRows, slots: Sequence[Slot], reference: Reference) -> Iterator[Number]:
+    """All that is measured of samples."""
+    naming = Naming(drawn_of(drawn.made_by), drawn.rounding)
+    yield from set_numbers(_without_judge(slots), rows, reference, naming)
+    judge = _slot(slots, JUDGE)
+    if judge is not None:
+        yield accuracy_number(judge, rows, naming)
+
+
+def _without_judge(slots: Sequence[Slot]) -> tuple[Slot, ...]:
+    return tuple(slot for slot in slots if slot.name != JUDGE)
 
 
 def _columns(tokenizer: Tokenizer) -> Columns:
@@ -182,7 +200,7 @@ def _run_record(
     }
 
 
-def _drawn_batch(sampler: Sampler) -> int:
+def drawn_batch(sampler: Sampler) -> int:
     """Images that networks see at once: whole batches of the sampler."""
     at_once = sampler.config.cpu_batch if sampler.device.type == "cpu" else sampler.config.batch
     return at_once * max(1, round(BATCH / at_once))

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -156,20 +156,33 @@ def spread(prefixes: Sequence[int], most: int = MOST_PREFIXES) -> tuple[int, ...
 
 
 def perceptual_networks(configs: Sequence[PerceptualConfig], device: torch.device) -> dict[str, Perceptual]:
-    """Those of a loss (`tokenizer.loss.perceptual`) that need no teacher, by their kind; a second of a kind is lpips_2.
+    """Those of a loss (`tokenizer.loss.perceptual`) that need no teacher, by the name of their row.
 
     Raises:
         ValueError: if a file is not given, not there, or not what it should be; it says which, and where to get it.
     """
     found: dict[str, Perceptual] = {}
+    for name, config in _by_row(configs).items():
+        network = build_perceptual(config)
+        cast("nn.Module", network).to(device).eval().requires_grad_(False)
+        found[name] = network
+    return found
+
+
+def perceptual_identities(configs: Sequence[PerceptualConfig]) -> dict[str, dict[str, Any]]:
+    """What each of them is, as JSON, by the name of its row."""
+    return {name: config.model_dump(mode="json") for name, config in _by_row(configs).items()}
+
+
+def _by_row(configs: Sequence[PerceptualConfig]) -> dict[str, PerceptualConfig]:
+    """By their kind; a second of a kind is lpips_2."""
+    found: dict[str, PerceptualConfig] = {}
     kinds: Counter[str] = Counter()
     for config in configs:
         if not config.needs_teacher:
-            network = build_perceptual(config)
-            cast("nn.Module", network).to(device).eval().requires_grad_(False)
             kinds[config.kind] += 1
             number = f"_{kinds[config.kind]}" if kinds[config.kind] > 1 else ""
-            found[config.kind.replace("-", "_") + number] = network
+            found[config.kind.replace("-", "_") + number] = config
     return found
 
 

@@ -12,6 +12,7 @@ from trainer.config.evaluation import Rounding
 from trainer.evaluation.measures import ImageMeasure
 from trainer.evaluation.network_rows import Slot, open_slots
 from trainer.evaluation.perturbed_tokens import TokenPerturbation
+from trainer.evaluation.tokenizer_numbers import Columns
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +33,7 @@ class TokenizerRows:
     """Networks that look at reconstructions."""
     perceptual: tuple[PerceptualConfig, ...] = ()
     perturbation: TokenPerturbation | None = None
-    """What replaces tokens before they are decoded; None decodes the image's own."""
+    """Of the tokens before they are decoded; None decodes the images' own."""
 
     @classmethod
     def of(
@@ -41,11 +42,12 @@ class TokenizerRows:
         card: Card,
         rounding: Rounding,
         slots: tuple[Slot, ...],
+        perceptual: tuple[PerceptualConfig, ...] = (),
         perturbation: TokenPerturbation | None = None,
     ) -> TokenizerRows:
         """Of an export with this card."""
-        halves = {"encoder": card.encoder(), "decoder": card.decoder()}
-        return cls(uri, halves, rounding, slots, perturbation=perturbation)
+        fingerprints = {"encoder": card.encoder(), "decoder": card.decoder()}
+        return cls(uri, fingerprints, rounding, slots, perceptual, perturbation)
 
     def identity(self) -> dict[str, Any]:
         """The tokenizer, and what looks at its reconstructions."""
@@ -62,57 +64,30 @@ class TokenizerRows:
         """Load it.
 
         Raises:
-            UsageError: if it is another by now, or its tokens cannot be perturbed so.
+            UsageError: if it is another by now.
         """
+        from data_pipeline.shards.tokenizers import load_tokenizer
         from trainer.evaluation.tokenizer_measure import TokenizerMeasure, perceptual_networks
 
-        tokenizer = _load(self.uri, self.tokenizer, device)
+        tokenizer, card = load_tokenizer(self.uri, device)
+        if {"encoder": card.encoder(), "decoder": card.decoder()} != self.tokenizer:
+            raise UsageError(f"the tokenizer at {self.uri} was trained again meanwhile: start the evaluation again")
         networks = open_slots(self.slots, device)
         perceptual = perceptual_networks(self.perceptual, device)
-        replace = None if self.perturbation is None else self.perturbation.of(tokenizer)
-        return TokenizerMeasure(tokenizer, device, self.rounding, networks, perceptual, replace)
+        perturbed = None if self.perturbation is None else self.perturbation.of(tokenizer)
+        return TokenizerMeasure(tokenizer, device, self.rounding, networks, perceptual, perturbed)
 
 
-@dataclass(frozen=True)
-class ProbeRows:
-    """Rows that linear probes of a tokenizer's branches are trained and judged on (linear_probe.py)."""
+def columns_of(tokenizer: Tokenizer, measure: TokenizerRows | None = None) -> Columns:
+    """What the columns of its rows are.
 
-    uri: str
-    """Of its export."""
-    tokenizer: dict[str, str]
-    """Fingerprints of what encodes and what decodes."""
-    pixels: bool = True
-    """Whether pixels are rows, too."""
-
-    @classmethod
-    def of(cls, uri: str, card: Card, *, pixels: bool = True) -> ProbeRows:
-        """Of an export with this card."""
-        return cls(uri, {"encoder": card.encoder(), "decoder": card.decoder()}, pixels)
-
-    def identity(self) -> dict[str, Any]:
-        """The tokenizer, and what is kept of images."""
-        return {"kind": "probe", "tokenizer": self.tokenizer, "pixels": self.pixels}
-
-    def open(self, device: torch.device) -> ImageMeasure:
-        """Load it.
-
-        Raises:
-            UsageError: if it is another by now, or has nothing to probe.
-        """
-        from trainer.evaluation.linear_probe import ProbeMeasure
-
-        return ProbeMeasure(_load(self.uri, self.tokenizer, device), device, self.pixels)
-
-
-def _load(uri: str, fingerprints: dict[str, str], device: torch.device) -> Tokenizer:
-    """The tokenizer of an export.
-
-    Raises:
-        UsageError: if it is another than it was.
+    Args:
+        tokenizer: the network.
+        measure: whose perceptual networks are among the columns.
     """
-    from data_pipeline.shards.tokenizers import load_tokenizer
+    from trainer.evaluation.tokenizer_measure import measured_prefixes, perceptual_identities
 
-    tokenizer, card = load_tokenizer(uri, device)
-    if {"encoder": card.encoder(), "decoder": card.decoder()} != fingerprints:
-        raise UsageError(f"the tokenizer at {uri} was trained again meanwhile: start the evaluation again")
-    return tokenizer
+    config = tokenizer.config
+    named = perceptual_identities(measure.perceptual) if measure else {}
+    layout = tokenizer.layout if config.has_tokens else None
+    return Columns(measured_prefixes(tokenizer), layout, config.fold_names if layout else (), named)

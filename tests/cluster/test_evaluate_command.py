@@ -1,0 +1,215 @@
+"""`foldtrain evaluate` of anybody's images and tokenizers, and of many settings of sampling."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from cluster.cli import app
+from cluster.config.loading import load_config
+from cluster.stages import sweeping
+from cluster.stages.sweeping import SweepPoint, best_of, parse_sweep
+from data_pipeline.errors import UsageError
+from data_pipeline.shards.weights import write_weights
+from model.classifier import Classifier
+from model.config import ClassifierConfig
+from tests.cluster.finished_run import write_finished
+from tests.cluster.random_run import write_run
+from trainer.evaluation.numbers import Number, read_numbers
+
+pytestmark = pytest.mark.xdist_group("evaluate-command")
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+def foldtrain(*arguments: object) -> str:
+    found = CliRunner().invoke(app, [str(each) for each in arguments], catch_exceptions=False)
+    assert found.exit_code == 0, found.output
+    return found.output
+
+
+def draw(seed: int, count: int = 70) -> Pixels:
+    return np.random.default_rng(seed).integers(0, 256, (count, 16, 16, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of random weights, a classifier, and two sets of images."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    write_run(folder / "run")
+    torch.manual_seed(0)
+    config = ClassifierConfig(image_size=16, num_classes=3, widths=(8,))
+    files = {"model": Classifier(config).state_dict()}
+    write_weights(str(folder / "judge"), "judge", config.model_dump(mode="json"), files, {}, classes=("a", "b", "c"))
+    np.savez(folder / "real.npz", arr_0=draw(0))
+    np.savez(folder / "other.npz", arr_0=draw(1, 66) // 2)
+    return folder
+
+
+def features(place: Path, pixels: Pixels) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """What the classifier says, by hand."""
+    torch.manual_seed(0)
+    network = Classifier(ClassifierConfig(image_size=16, num_classes=3, widths=(8,))).eval()
+    image_NCHW = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+    with torch.no_grad():
+        found: np.ndarray[Any, np.dtype[np.float64]] = network.features(image_NCHW).double().numpy()
+    return found
+
+
+def distance_on_paper(first_ND: Any, second_ND: Any) -> float:
+    one, other = np.cov(first_ND, rowvar=False), np.cov(second_ND, rowvar=False)
+    shift = first_ND.mean(0) - second_ND.mean(0)
+    return float(shift @ shift + np.trace(one + other) - 2 * np.sqrt(np.linalg.eigvals(one @ other).real.clip(0)).sum())
+
+
+def test_images_are_compared_with_others(place: Path, tmp_path: Path) -> None:
+    network = f"classifier:{place}/judge"
+    output = foldtrain(
+        *("evaluate", "images", place / "other.npz", "--reference", place / "real.npz"),
+        *("--network", network, "--out", tmp_path / "out"),
+    )
+
+    (number,) = read_numbers(str(tmp_path / "out/evaluation.json"))
+    expected = distance_on_paper(features(place, draw(1, 66) // 2), features(place, draw(0)))
+    assert number.metric == "frechet_distance"
+    assert number.value == pytest.approx(expected, rel=1e-4)
+    assert number.images == 66
+    assert number.measured_by["reference"]["kind"] == "npz"
+    assert "Fréchet distance (classifier)" in output
+
+
+def test_samples_carry_what_made_them(place: Path, tmp_path: Path) -> None:
+    foldtrain("sample", place / "run", "--n", 20, "--seed", 5, "--guidance", 3, "--out", tmp_path / "drawn")
+    foldtrain(
+        *("evaluate", "images", tmp_path / "drawn", "--reference", place / "real.npz"),
+        *("--network", f"classifier:{place}/judge", "--out", tmp_path / "out"),
+    )
+
+    (number,) = read_numbers(str(tmp_path / "out/evaluation.json"))
+    assert number.measured_of["seed"] == 5
+    assert number.measured_of["sampling"]["guidance"] == 3
+    assert number.measured_of["weights"] == "ema"
+
+
+def test_a_tokenizer_is_measured_on_any_images(place: Path, tmp_path: Path) -> None:
+    foldtrain(
+        *("evaluate", "tokenizer", place / "run", "--images", place / "real.npz"),
+        *("--network", f"classifier:{place}/judge", "--out", tmp_path / "own"),
+    )
+    foldtrain(
+        *("evaluate", "tokenizer", place / "run", "--images", place / "real.npz", "--perturb", "1:8:3"),
+        *("--out", tmp_path / "perturbed"),
+    )
+
+    own, perturbed = (read_numbers(str(tmp_path / name / "evaluation.json")) for name in ("own", "perturbed"))
+    assert {each.metric for each in own} >= {"frechet_distance", "mse", "psnr", "ssim", "code_use", "dead_codes"}
+    assert [each.measured_of["keep"] for each in own if each.metric == "mse"] == [1, 5]
+    assert perturbed[0].measured_of["perturbation"] == {"alpha": 1.0, "delta": 8, "seed": 3}
+    errors = [next(each.value for each in numbers if each.metric == "mse") for numbers in (own, perturbed)]
+    assert errors[0] != errors[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--network", "inception:/no/file"], "/no/file"),
+        (["--network", "oracle:x"], "--network oracle:x"),
+        (["--network", "torchvision:mobilenet_v2"], "file"),
+        ([], "nothing to compare images by"),
+    ],
+)
+def test_a_network_that_cannot_be_is_said(place: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    given = ["evaluate", "images", place / "real.npz", "--reference", place / "real.npz", "--out", tmp_path, *arguments]
+    with pytest.raises(UsageError, match=message):
+        foldtrain(*given)
+    assert not (tmp_path / "evaluation.json").exists()
+
+
+def test_the_chain_of_a_number_is_explained(place: Path, tmp_path: Path) -> None:
+    foldtrain("evaluate", "tokenizer", place / "run", "--images", place / "real.npz", "--out", tmp_path)
+
+    output = foldtrain("evaluate", "--explain", tmp_path)
+
+    assert "squared error" in output
+    assert "encoder" in output
+
+
+# -------------------------------------------------------------------------------------------------------------- sweeps
+
+
+def test_a_sweep_is_all_combinations_and_ranges_have_their_ends() -> None:
+    points = parse_sweep(["guidance=1:2:0.5", "top_k=0,50"])
+
+    assert points[:3] == [
+        {"guidance": 1.0, "top_k": 0},
+        {"guidance": 1.0, "top_k": 50},
+        {"guidance": 1.5, "top_k": 0},
+    ]
+    assert len(points) == 6
+    assert points[-1] == {"guidance": 2.0, "top_k": 50}
+    assert parse_sweep(["order.steps=8:4:-4"]) == [{"order.steps": 8.0}, {"order.steps": 4.0}]
+
+
+@pytest.mark.parametrize(
+    "given", [["guidance"], ["guidance=1:2:0"], ["guidance=1:2:0.3"], ["guidance=1:2"], ["a=1", "a=2"], ["a=1:9999:1"]]
+)
+def test_a_sweep_that_cannot_be_read_says_how_to_write_it(given: list[str]) -> None:
+    with pytest.raises(UsageError, match=r"--sweep"):
+        parse_sweep(given)
+
+
+def test_the_best_setting_is_the_least_distance_and_the_largest_accuracy() -> None:
+    values = [(1.0, 3.0, 0.5), (2.0, 2.0, 0.7), (3.0, 4.0, 0.9)]
+    points = [
+        SweepPoint({"guidance": at}, (Number("fid", distance, 9), Number("class_accuracy", share, 9)))
+        for at, distance, share in values
+    ]
+
+    assert best_of(points) == {"FID": {"guidance": 2.0}, "class accuracy": {"guidance": 3.0}}
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_finished(tmp_path_factory.mktemp("swept"))
+
+
+def test_a_sweep_goes_on_where_it_was_killed(swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(swept, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    judge = "evaluation.judge={model: {image_size: 16, widths: [8]}, trainer: {steps: 2, global_batch: 8}}"
+    config = load_config("small.yaml", ["evaluation.samples=4", judge])
+    points = parse_sweep(["guidance=1:3:1"])
+    drawn: list[float] = []
+    load = sweeping.sampler_of
+
+    def counted(each: Any, device: torch.device) -> Any:
+        drawn.append(each.sampling.guidance)
+        if len(drawn) == 3:
+            raise KeyboardInterrupt
+        return load(each, device)
+
+    monkeypatch.setattr(sweeping, "sampler_of", counted)
+    with pytest.raises(KeyboardInterrupt):
+        sweeping.sweep(config, points)
+    monkeypatch.setattr(sweeping, "drawn_numbers", _only_guidance_3)
+    found = sweeping.sweep(config, points)
+
+    assert [point.settings["guidance"] for point in found] == [1, 2, 3]
+    (folder,) = (tmp_path / "runs/small/evaluation").glob("sweep-*")
+    record = json.loads((folder / "sweep.json").read_text())
+    assert [point["settings"] for point in record["points"]] == points
+    assert record["best"]["class accuracy"] in points
+    assert "best, at" in (folder / "class-accuracy.svg").read_text()
+
+
+def _only_guidance_3(drawn: Any, *others: Any) -> Any:
+    from cluster.stages.evaluating import drawn_numbers
+
+    assert drawn.work.config.guidance == 3, "the other settings are known"
+    return drawn_numbers(drawn, *others)
