@@ -56,7 +56,7 @@ def write_tokenizer(run: Path, seed: int) -> Card:
 
 
 def write_finished(folder: Path) -> Path:
-    """A run of two classes in runs/small, whose generator has room for five, with a judge; and small.yaml, its config."""
+    """A run of two classes in runs/small, whose generator has room for five; and small.yaml, its config."""
     run = folder / "runs/small"
     write_photos(folder / "pictures")
     (folder / "small.yaml").write_text(SMALL)
