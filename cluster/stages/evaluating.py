@@ -51,8 +51,8 @@ from trainer.evaluation.sampler import Sampler
 from trainer.evaluation.set_numbers import Naming, Reference, accuracy_number, drawn_of, set_numbers
 from trainer.evaluation.sets import ShardSet
 from trainer.evaluation.tokenizer_measure import measured_prefixes
-from trainer.evaluation.tokenizer_numbers import Columns, tokenizer_numbers
-from trainer.evaluation.tokenizer_rows import TokenizerRows
+from trainer.evaluation.tokenizer_numbers import tokenizer_numbers
+from trainer.evaluation.tokenizer_rows import TokenizerRows, columns_of
 from trainer.registry import FOLDERS
 
 if TYPE_CHECKING:
@@ -151,7 +151,9 @@ def _numbers(config: RunConfig, sampler: Sampler, slots: Sequence[Slot], measure
     made = Naming({"tokenizer": measured.made_by, "images": named_images(real)}, rounding)
     numbers = list(drawn_numbers(measured.drawn, measured.drawn_rows, slots, reference))
     numbers += set_numbers(_without_judge(slots), measured.made_rows, reference, made)
-    return numbers + tokenizer_numbers(measured.made_rows, _columns(sampler.tokenizer), {"crop": real.how_cut}, made.of)
+    return numbers + tokenizer_numbers(
+        measured.made_rows, columns_of(sampler.tokenizer), {"crop": real.how_cut}, made.of
+    )
 
 
 def reference_of(real: ShardSet, rows: StoredRows) -> Reference:
@@ -175,11 +177,6 @@ def drawn_numbers(drawn: DrawnSet, rows: StoredRows, slots: Sequence[Slot], refe
 
 def _without_judge(slots: Sequence[Slot]) -> tuple[Slot, ...]:
     return tuple(slot for slot in slots if slot.name != JUDGE)
-
-
-def _columns(tokenizer: Tokenizer) -> Columns:
-    """What the rows of reconstructions are of."""
-    return Columns(measured_prefixes(tokenizer), tokenizer.layout, tokenizer.config.fold_names)
 
 
 def _slot(slots: Sequence[Slot], name: str) -> Slot | None:

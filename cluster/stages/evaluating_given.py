@@ -112,7 +112,7 @@ def evaluate_tokenizer(tokenizer: str, images: str, how: How, perturbation: Toke
     if real is not None:
         reference = Reference({"reference": named} | _crop(originals), real)
         numbers += set_numbers(slots, rows, reference, Naming(of, how.rounding), how.splits)
-    numbers += tokenizer_numbers(rows, columns_of(network, measure), _crop(originals), of)
+    numbers += tokenizer_numbers(rows, columns_of(network, how.perceptual), _crop(originals), of)
     return write_numbers(how.output, numbers)
 
 

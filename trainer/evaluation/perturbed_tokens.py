@@ -4,24 +4,25 @@ pFID, of ImageFolder's RobustTok, is the FID of such reconstructions. Its evalua
 from the published training (specified as: each token becomes with probability alpha a uniformly random one of its delta
 nearest codes, itself among them) is said in docs/evaluation.md.
 
-Shapes: B images, L positions, F folds.
+Imports no torch. Shapes: B images, L positions, F folds.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from data_pipeline.errors import UsageError
 from data_pipeline.order.permutations import keyed_bits
 from model.families import build_neighbours
-from model.layers.random_numbers import split_seed, uniform
-from model.losses.perturbation import Perturbation, chances_of
-from model.protocols import Folded, Near, Tokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from model.protocols import Near, Tokenizer
 
 _STREAM = "perturbation"
 
@@ -60,6 +61,8 @@ class TokenPerturbation:
         Raises:
             UsageError: if it has none; or a quantizer of it has fewer codes, or none that are near to one another.
         """
+        from model.protocols import Folded
+
         kind = tokenizer.config.kind
         if not tokenizer.config.has_tokens:
             raise UsageError(f"perturbation: this tokenizer of kind {kind} has a Gaussian bottleneck, and no tokens")
@@ -87,12 +90,21 @@ class PerturbedTokens:
             tokens_BLF: the images' own.
             number_B: of each image among all.
         """
+        import torch
+
+        from model.layers.random_numbers import split_seed
+
         seed_B = torch.from_numpy(keyed_bits(self.strength.seed, _STREAM, number_B).view(np.int64))
         seeds = split_seed(seed_B.to(tokens_BLF.device), len(self.near))
         folds = zip(tokens_BLF.long().unbind(2), seeds, self.near, strict=True)
         return torch.stack([self._fold(*each) for each in folds], dim=2)
 
     def _fold(self, tokens_BL: Tensor, seed_B: Tensor, near: Near) -> Tensor:
+        import torch
+
+        from model.layers.random_numbers import uniform
+        from model.losses.perturbation import Perturbation, chances_of
+
         strength = Perturbation(self.strength.alpha, self.strength.delta)
         chance_N = torch.from_numpy(chances_of(strength, strength.neighbours)).to(tokens_BL.device)
         number_BL = uniform(seed_B, tokens_BL.shape[1]).t().contiguous()

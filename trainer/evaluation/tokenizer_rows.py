@@ -33,7 +33,7 @@ class TokenizerRows:
     """Networks that look at reconstructions."""
     perceptual: tuple[PerceptualConfig, ...] = ()
     perturbation: TokenPerturbation | None = None
-    """Of the tokens before they are decoded; None decodes the images' own."""
+    """What replaces tokens before they are decoded; None decodes the image's own."""
 
     @classmethod
     def of(
@@ -46,8 +46,8 @@ class TokenizerRows:
         perturbation: TokenPerturbation | None = None,
     ) -> TokenizerRows:
         """Of an export with this card."""
-        fingerprints = {"encoder": card.encoder(), "decoder": card.decoder()}
-        return cls(uri, fingerprints, rounding, slots, perceptual, perturbation)
+        halves = {"encoder": card.encoder(), "decoder": card.decoder()}
+        return cls(uri, halves, rounding, slots, perceptual, perturbation)
 
     def identity(self) -> dict[str, Any]:
         """The tokenizer, and what looks at its reconstructions."""
@@ -64,30 +64,72 @@ class TokenizerRows:
         """Load it.
 
         Raises:
-            UsageError: if it is another by now.
+            UsageError: if it is another by now, or its tokens cannot be perturbed so.
         """
-        from data_pipeline.shards.tokenizers import load_tokenizer
         from trainer.evaluation.tokenizer_measure import TokenizerMeasure, perceptual_networks
 
-        tokenizer, card = load_tokenizer(self.uri, device)
-        if {"encoder": card.encoder(), "decoder": card.decoder()} != self.tokenizer:
-            raise UsageError(f"the tokenizer at {self.uri} was trained again meanwhile: start the evaluation again")
+        tokenizer = _load(self.uri, self.tokenizer, device)
         networks = open_slots(self.slots, device)
         perceptual = perceptual_networks(self.perceptual, device)
-        perturbed = None if self.perturbation is None else self.perturbation.of(tokenizer)
-        return TokenizerMeasure(tokenizer, device, self.rounding, networks, perceptual, perturbed)
+        replace = None if self.perturbation is None else self.perturbation.of(tokenizer)
+        return TokenizerMeasure(tokenizer, device, self.rounding, networks, perceptual, replace)
 
 
-def columns_of(tokenizer: Tokenizer, measure: TokenizerRows | None = None) -> Columns:
-    """What the columns of its rows are.
+@dataclass(frozen=True)
+class ProbeRows:
+    """Rows that linear probes of a tokenizer's branches are trained and judged on (linear_probe.py)."""
+
+    uri: str
+    """Of its export."""
+    tokenizer: dict[str, str]
+    """Fingerprints of what encodes and what decodes."""
+    pixels: bool = True
+    """Whether pixels are rows, too."""
+
+    @classmethod
+    def of(cls, uri: str, card: Card, *, pixels: bool = True) -> ProbeRows:
+        """Of an export with this card."""
+        return cls(uri, {"encoder": card.encoder(), "decoder": card.decoder()}, pixels)
+
+    def identity(self) -> dict[str, Any]:
+        """The tokenizer, and what is kept of images."""
+        return {"kind": "probe", "tokenizer": self.tokenizer, "pixels": self.pixels}
+
+    def open(self, device: torch.device) -> ImageMeasure:
+        """Load it.
+
+        Raises:
+            UsageError: if it is another by now, or has nothing to probe.
+        """
+        from trainer.evaluation.linear_probe import ProbeMeasure
+
+        return ProbeMeasure(_load(self.uri, self.tokenizer, device), device, self.pixels)
+
+
+def _load(uri: str, fingerprints: dict[str, str], device: torch.device) -> Tokenizer:
+    """The tokenizer of an export.
+
+    Raises:
+        UsageError: if it is another than it was.
+    """
+    from data_pipeline.shards.tokenizers import load_tokenizer
+
+    tokenizer, card = load_tokenizer(uri, device)
+    if {"encoder": card.encoder(), "decoder": card.decoder()} != fingerprints:
+        raise UsageError(f"the tokenizer at {uri} was trained again meanwhile: start the evaluation again")
+    return tokenizer
+
+
+def columns_of(tokenizer: Tokenizer, perceptual: tuple[PerceptualConfig, ...] = ()) -> Columns:
+    """What the columns of `TokenizerRows` are.
 
     Args:
         tokenizer: the network.
-        measure: whose perceptual networks are among the columns.
+        perceptual: whose distances are among them.
     """
     from trainer.evaluation.tokenizer_measure import measured_prefixes, perceptual_identities
 
     config = tokenizer.config
-    named = perceptual_identities(measure.perceptual) if measure else {}
     layout = tokenizer.layout if config.has_tokens else None
-    return Columns(measured_prefixes(tokenizer), layout, config.fold_names if layout else (), named)
+    folds = config.fold_names if layout else ()
+    return Columns(measured_prefixes(tokenizer), layout, folds, perceptual_identities(perceptual))

@@ -3,11 +3,12 @@
 FID means Inception features and fixed settings: the distance of other features is on another scale, and is never called
 so here.
 
-Shapes: B images of a batch, N of a set, D channels of a feature.
+Shapes: B images of a batch, N of a set, D channels of a feature, R of which vary independently.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -43,6 +44,16 @@ class FeatureStatistics:
         if not width or self.mean_D.shape != (width,) or self.covariance_DD.shape != (width, width):
             shapes = f"{list(self.mean_D.shape)} and {list(self.covariance_DD.shape)}"
             raise ValueError(f"a mean and a covariance of shapes {shapes}: give [D] and [D, D]")
+
+    @functools.cached_property
+    def root(self) -> Array:
+        """R with R Rᵀ the covariance: a column for each eigenvalue that is not within rounding of zero."""
+        from scipy.linalg import eigh
+
+        values_D, vectors_DD = eigh((self.covariance_DD + self.covariance_DD.T) / 2)
+        rounding = len(values_D) * np.finfo(np.float64).eps * np.abs(values_D).max()
+        kept = values_D > rounding
+        return np.asarray(vectors_DD[:, kept] * np.sqrt(values_D[kept]))
 
     @classmethod
     def from_features(cls, features_ND: npt.NDArray[np.floating] | Tensor) -> Self:
@@ -183,18 +194,8 @@ def frechet_distance(first: FeatureStatistics, second: FeatureStatistics) -> flo
 
     if first.mean_D.shape != second.mean_D.shape:
         raise ValueError(f"features of {len(first.mean_D)} and of {len(second.mean_D)} channels cannot be compared")
-    product = _root(first.covariance_DD).T @ _root(second.covariance_DD)
+    product = first.root.T @ second.root
     overlap = float(svdvals(product).sum()) if product.size else 0.0
     shift_D = first.mean_D - second.mean_D
     traces = np.trace(first.covariance_DD) + np.trace(second.covariance_DD)
     return max(0.0, float(shift_D @ shift_D + traces) - 2 * overlap)
-
-
-def _root(covariance_DD: Array) -> Array:
-    """R with R Rᵀ the covariance: a column for each eigenvalue that is not within rounding of zero."""
-    from scipy.linalg import eigh
-
-    values_D, vectors_DD = eigh((covariance_DD + covariance_DD.T) / 2)
-    rounding = len(values_D) * np.finfo(np.float64).eps * np.abs(values_D).max()
-    kept = values_D > rounding
-    return np.asarray(vectors_DD[:, kept] * np.sqrt(values_D[kept]))
