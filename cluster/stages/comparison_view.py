@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from data_pipeline.text.counted import counted
 from trainer.evaluation.comparison import Comparison, Difference, Pairs
-from trainer.evaluation.number_names import rounded, shown_value, title, value_text
+from trainer.evaluation.metric_names import shown_value, title
+from trainer.evaluation.number_names import rounded, value_text
 from trainer.evaluation.numbers import Number
 from trainer.report.evaluated_runs import EvaluatedRun
 from trainer.report.run_table import RunTable
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
+_MOST_COLUMNS = 8
+"""Of a table, if there are fewer runs."""
 _MOST_SETTINGS = 40
 """That are shown; a file has all."""
 
@@ -71,17 +74,21 @@ def _part_title(number: Number) -> str:
 
 
 def table_view(table: RunTable) -> Iterator[RenderableType]:
-    """Numbers of all positions, and how they were measured."""
+    """Numbers of all positions, and how they were measured. Many columns are shown as rows."""
     columns = table.main_columns
-    grid = _table("run", *(column.heading for column in columns), *(["hours"] if table.has_hours else []))
-    for row in table.rows:
-        grid.add_row(*cells(row, columns, has_hours=table.has_hours))
+    heads = ["run", *(column.heading for column in columns), *(["hours"] if table.has_hours else [])]
+    lines = [heads, *(cells(row, columns, has_hours=table.has_hours) for row in table.rows)]
+    if len(heads) > max(_MOST_COLUMNS, len(lines)):
+        lines = [list(line) for line in zip(*lines, strict=True)]
+    grid = _table(*lines[0])
+    for line in lines[1:]:
+        grid.add_row(*line)
     yield grid
-    lines = [f"{titles}: {method}" for titles, method in table.methods(columns)]
+    methods = [f"{titles}: {method}" for titles, method in table.methods(columns)]
     left_out = len(table.columns) - len(columns)
     if left_out:
-        lines.append(f"{counted(left_out, 'column')} of the first positions alone: see --csv, --json or --html")
-    yield "\n" + "\n".join(lines)
+        methods.append(f"{counted(left_out, 'column')} of the first positions or scales: see --csv, --json or --html")
+    yield "\n" + "\n".join(methods)
 
 
 def settings_view(settings: Sequence[DifferingSetting], names: Sequence[str]) -> Iterator[RenderableType]:

@@ -19,13 +19,15 @@ from data_pipeline.shards.manifest import ImageManifest, TokenManifest
 from data_pipeline.shards.weights import Card
 from data_pipeline.text.counted import counted
 from data_pipeline.text.printable import printable
-from trainer.evaluation.number_names import PARTS, shown_value, title, value_text, words_of
+from trainer.evaluation.metric_names import shown_value, title
+from trainer.evaluation.number_names import PARTS, value_text, words_of
 from trainer.evaluation.numbers import Number, leaves, numbers_file, read_numbers
 from trainer.report.belonging import card_at, hashes_of
 
 _EVALUATION = "evaluation.json"
 _HASH_KEYS = ("", "sha256", "images", "fingerprint")
 _HASH_DIGITS = 64
+_DRAWN = ("device", "image_size")
 _NAME_WIDTH = 12
 
 
@@ -138,7 +140,7 @@ def _links(number: Number, run: Run) -> Iterator[Link]:
     if number.pictures == "samples":
         yield from _tokens(number, run)
         yield from _network(number, run, "generator", ("generator", "weights"))
-        yield from _said("sampling", number.measured_of, ("sampling", "seed", "labels", "device"))
+        yield from _said("sampling", number.measured_of, ("sampling", "seed", "labels", *_DRAWN))
     made = words_of(number.measured_of, ("perturbation", "samples"))
     count = counted(number.images, number.pictures.removesuffix("s"))
     yield Link(number.pictures, ", ".join([count, *made]), _EVALUATION)
@@ -151,7 +153,7 @@ def _links(number: Number, run: Run) -> Iterator[Link]:
 
 def _unknown(record: dict[str, Any]) -> tuple[str, ...]:
     """Keys that no link has."""
-    return tuple(key for key in record if key not in {*PARTS, "samples", "device"})
+    return tuple(key for key in record if key not in {*PARTS, *_DRAWN, "samples"})
 
 
 def _said(name: str, record: dict[str, Any], keys: tuple[str, ...]) -> Iterator[Link]:

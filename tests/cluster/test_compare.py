@@ -66,8 +66,16 @@ def test_many_runs_are_a_table_and_those_without_numbers_are_left_out(tmp_path: 
     assert lines[0] == "run FID ↓ rFID ↓ squared error ↓ hours"
     assert f"{other} 12.34 ± 0.07 – – 1.50" in lines
     assert "FID: 10,000 samples, reference aaaaaaaa, rounding nearest, inception-2015" in lines
-    assert "2 columns of the first positions alone: see --csv, --json or --html" in lines
+    assert "2 columns of the first positions or scales: see --csv, --json or --html" in lines
     assert f"{tmp_path}/empty has no evaluation.json: left out" in done.stderr
+
+
+def test_many_columns_of_few_runs_are_shown_as_rows(tmp_path: Path) -> None:
+    numbers = [type(FID)(f"metric{number}", number, 10) for number in range(1, 9)]
+    lines = words(compare(*[write_run(tmp_path / name, *numbers) for name in ("a", "b", "c")]).stdout)
+    assert lines[0] == f"run {tmp_path}/a {tmp_path}/b {tmp_path}/c"
+    assert lines[1] == "metric1 1.000 1.000 1.000"
+    assert lines[9] == "hours 1.50 1.50 1.50"
 
 
 def test_a_run_can_be_compared_with_the_numbers_of_a_paper(tmp_path: Path, run: str) -> None:

@@ -200,6 +200,16 @@ def test_numbers_of_metrics_that_one_evaluation_does_not_have_stay_alone() -> No
     assert (found.compared, found.only_first, found.only_second) == ((), (FID,), (replace(FID, metric="recall"),))
 
 
+def test_numbers_of_another_branch_or_scale_are_no_pair() -> None:
+    def use(branch: str, scale: int, **more: Any) -> Number:
+        protocol = {"branch": branch, "scale": scale} | more
+        return Number("code_use", 0.5, 10, {"protocol": protocol}, {"tokenizer": "cc" * 32})
+
+    found = pair([use("detail", 1), use("detail", 2)], [use("semantic", 2), use("detail", 2, least=0.1)])
+    assert [paths(each.method) for each in found.compared] == [["protocol.least"]]
+    assert (found.only_first, found.only_second) == ((use("detail", 1),), (use("semantic", 2),))
+
+
 def test_a_number_that_does_not_say_what_it_is_of_is_compared_with_that_of_samples() -> None:
     bare = Number("fid", 2.0, 50_000)
     found = pair([REBUILT, FID], [bare])

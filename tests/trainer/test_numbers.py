@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from data_pipeline.errors import UsageError
-from trainer.evaluation.number_names import full_name, rounded, title
+from trainer.evaluation.metric_names import title
+from trainer.evaluation.number_names import full_name, rounded
 from trainer.evaluation.numbers import MOST_NUMBERS, Number, leaves, numbers_file, read_numbers
 
 HASH = "3f2a91c0" + "0" * 56
@@ -109,6 +110,19 @@ def test_metrics_have_the_names_of_the_field(metric: str, called: str) -> None:
 
 def test_the_inception_score_of_another_network_carries_its_name() -> None:
     assert title(by(replace(FID, metric="inception_score"), network={"name": "timm:x"})) == "IS (timm:x)"
+
+
+@pytest.mark.parametrize(
+    ("metric", "protocol", "called"),
+    [
+        ("code_use", {"branch": "detail", "scale": 3, "least_share_of_mean_hits": 0.08}, "code use of detail, scale 3"),
+        ("dead_codes", {"branch": "detail"}, "dead codes of detail"),
+        ("linear_probe_accuracy", {"feature": "pixels", "penalty": 0.1}, "linear probe of pixels"),
+        ("text_accuracy", {"size": 12, "seed": 0}, "text accuracy, 12 px"),
+    ],
+)
+def test_what_is_of_a_part_says_of_which(metric: str, protocol: dict[str, Any], called: str) -> None:
+    assert title(Number(metric, 0.5, 10, {"protocol": protocol}, {"tokenizer": HASH})) == called
 
 
 def test_the_title_tells_samples_from_reconstructions() -> None:

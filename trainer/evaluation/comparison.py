@@ -16,6 +16,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from trainer.evaluation.metric_names import part_of
 from trainer.evaluation.numbers import Leaves, Number, leaves
 
 _TOKENIZER = ("tokenizer", "encoder", "decoder")
@@ -164,12 +165,12 @@ def _match(
 
 
 def _kind(number: Number) -> tuple[str, ...]:
-    return number.metric, number.pictures
+    return number.metric, number.pictures, _spelt(part_of(number))
 
 
 def _likely_kind(number: Number) -> tuple[str, ...]:
     """The same; a number that does not say what it is of, as those of papers, is taken for one of samples."""
-    return _kind(number) if leaves(number.measured_of) else (number.metric, "samples")
+    return _kind(number) if leaves(number.measured_of) else (number.metric, "samples", _spelt(part_of(number)))
 
 
 def _question(number: Number) -> tuple[str, ...]:

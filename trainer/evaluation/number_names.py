@@ -11,81 +11,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from data_pipeline import storage
 from data_pipeline.text.counted import counted
 from data_pipeline.text.printable import printable
+from trainer.evaluation.metric_names import INCEPTION, shown_value, title
 from trainer.evaluation.numbers import Leaves, Number, leaves
 
-INCEPTION = "inception-2015"
-"""Name of the network in whose features a Fréchet distance is called FID."""
 _DIGITS = 4
 """Significant digits of a value whose standard error is not known."""
-_LONGEST = 60
-"""Characters of a value."""
 _DOES_NOTHING: Leaves = {"temperature": 1, "top_k": 0, "top_p": 1, "precision": "fp32"}
 _LEFT_OUT = frozenset({"batch", "cpu_batch"})
 """Of sampling: they change the last bits alone."""
 
 Words = Callable[[Any], Iterator[str]]
-
-
-@dataclass(frozen=True)
-class Metric:
-    """How a metric is called."""
-
-    title: str
-    better: Literal["lower", "higher", ""] = ""
-    """Which of two is better; empty if neither is by itself."""
-    by_features: bool = False
-    """Whether it depends on a network's features, so that its name carries the network."""
-
-
-METRICS = {
-    "fid": Metric("FID", "lower", by_features=True),
-    "sfid": Metric("sFID", "lower", by_features=True),
-    "inception_score": Metric("IS", "higher", by_features=True),
-    "precision": Metric("precision", "higher", by_features=True),
-    "recall": Metric("recall", "higher", by_features=True),
-    "frechet_distance": Metric("Fréchet distance", "lower", by_features=True),
-    "class_accuracy": Metric("class accuracy", "higher"),
-    "mse": Metric("squared error", "lower"),
-    "psnr": Metric("PSNR", "higher"),
-    "ssim": Metric("SSIM", "higher"),
-    "lpips": Metric("LPIPS", "lower"),
-    "code_use": Metric("code use", "higher"),
-    "dead_codes": Metric("dead codes", "lower"),
-}
-
-
-def metric_of(number: Number) -> Metric:
-    """What is known of its metric; of another one its name alone."""
-    return METRICS.get(number.metric) or Metric(number.metric.replace("_", " "))
-
-
-def title(number: Number) -> str:
-    """What it is called, without its value: FID, rFID, pFID, Fréchet distance (teacher) of reconstructions."""
-    metric, network = metric_of(number), network_name(number)
-    if not metric.by_features:
-        return metric.title
-    is_fid = number.metric in {"fid", "sfid"} and network in {"", INCEPTION}
-    if is_fid and number.pictures == "reconstructions":
-        return ("p" if leaves(number.measured_of.get("perturbation")) else "r") + metric.title
-    name = metric.title
-    if network not in {"", INCEPTION}:
-        name = METRICS["frechet_distance"].title if number.metric == "fid" else name
-        name = "Fréchet distance of spatial features" if number.metric == "sfid" else name
-        name = f"{name} ({network})"
-    return f"{name} of reconstructions" if number.pictures == "reconstructions" else name
-
-
-def network_name(number: Number) -> str:
-    """Name of the network that measured it, without its hash; empty if none is on record."""
-    network = number.measured_by.get("network")
-    found = (network.get("name") or network.get("kind")) if isinstance(network, dict) else network
-    return "" if found is None else _shown(found)
 
 
 def value_text(number: Number) -> str:
@@ -130,25 +70,6 @@ def subject_text(number: Number) -> str:
     return ", ".join(_in_words(number.measured_of, _SUBJECT))
 
 
-def shown_value(value: Any) -> str:
-    """A value of `measured_by` or `measured_of` in a few characters; of a hash its first 8 digits."""
-    return "not set" if value is None else _shown(value)
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, str):
-        is_hash = len(value) >= 16 and not set(value) - set("0123456789abcdef")
-        text = value[:8] if is_hash else value
-    elif isinstance(value, bool):
-        text = str(value).lower()
-    elif isinstance(value, float):
-        text = f"{value:.12g}"
-    else:
-        text = str(value)
-    text = printable(text)
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
-
-
 def words_of(record: dict[str, Any], keys: Iterable[str]) -> list[str]:
     """Some parts of a name in words, those that are on record."""
     chosen = {key: record[key] for key in keys if key in record}
@@ -168,7 +89,7 @@ def _in_words(record: dict[str, Any], known: dict[str, Words]) -> Iterator[str]:
 def _plainly(record: Any, prefix: str) -> Iterator[str]:
     for path, value in leaves(record).items():
         name = ".".join(filter(None, (prefix, path)))
-        yield f"{printable(name).replace('_', ' ')} {_shown(value)}"
+        yield f"{printable(name).replace('_', ' ')} {shown_value(value)}"
 
 
 def _named(name: str) -> Words:
@@ -189,8 +110,8 @@ def _image_set(name: str) -> Words:
         found = leaves(record)
         digest = found.pop("images", None) or found.pop("sha256", None)
         kind, count = found.pop("kind", "shards"), found.pop("count", None)
-        shown = [] if digest is None else [_shown(digest)]
-        shown += [] if kind == "shards" else [f"({_shown(kind)})"]
+        shown = [] if digest is None else [shown_value(digest)]
+        shown += [] if kind == "shards" else [f"({shown_value(kind)})"]
         shown += [f"of {count:,} images"] if isinstance(count, int) else []
         if shown:
             yield " ".join([name, *shown])
@@ -202,7 +123,7 @@ def _image_set(name: str) -> Words:
 def _crop(record: Any) -> Iterator[str]:
     found = leaves(record)
     if "fit" in found and "size" in found:
-        yield f"{_shown(found.pop('fit'))} {_shown(found.pop('size'))} px"
+        yield f"{shown_value(found.pop('fit'))} {shown_value(found.pop('size'))} px"
     yield from _plainly(found, "crop")
 
 
@@ -212,44 +133,44 @@ def _network(record: Any) -> Iterator[str]:
     called = [name or kind or "network"] if name or kind or digest else []
     if digest is not None and name != INCEPTION:
         called.append(digest)
-    yield from filter(None, [" ".join(map(_shown, called))])
+    yield from filter(None, [" ".join(map(shown_value, called))])
     yield from _plainly(found, "network")
 
 
 def _generator(record: Any) -> Iterator[str]:
     found = leaves(record)
     digest, step = found.pop("sha256", None), found.pop("step", None)
-    words = [] if digest is None else [_shown(digest)]
+    words = [] if digest is None else [shown_value(digest)]
     if step is not None:
-        words.append(f"at step {step:,}" if isinstance(step, int) else f"at step {_shown(step)}")
+        words.append(f"at step {step:,}" if isinstance(step, int) else f"at step {shown_value(step)}")
     if words:
         yield " ".join(["generator", *words])
     yield from _plainly(found, "generator")
 
 
 def _weights(value: Any) -> Iterator[str]:
-    yield f"{'EMA' if value == 'ema' else _shown(value)} weights"
+    yield f"{'EMA' if value == 'ema' else shown_value(value)} weights"
 
 
 def _labels(plan: Any) -> Iterator[str]:
     """A plan is as long as its classes are many: its hash names it."""
-    yield f"labels {_shown(storage.fingerprint(leaves(plan)) if isinstance(plan, dict | list) else plan)}"
+    yield f"labels {shown_value(storage.fingerprint(leaves(plan)) if isinstance(plan, dict | list) else plan)}"
 
 
 def _tokenizer(record: Any) -> Iterator[str]:
     found = leaves(record)
     encoder, decoder = found.get("encoder"), found.get("decoder")
     if encoder is not None and encoder == decoder:
-        yield f"tokenizer {_shown(encoder)}"
+        yield f"tokenizer {shown_value(encoder)}"
         encoder = decoder = None
-    yield from (f"{half} {_shown(value)}" for half, value in (("encoder", encoder), ("decoder", decoder)) if value)
+    yield from (f"{half} {shown_value(value)}" for half, value in (("encoder", encoder), ("decoder", decoder)) if value)
     yield from _plainly(
         {path: value for path, value in found.items() if path not in {"encoder", "decoder"}}, "tokenizer"
     )
 
 
 def _keep(value: Any) -> Iterator[str]:
-    yield f"first {counted(value, 'position')}" if isinstance(value, int) else f"keep {_shown(value)}"
+    yield f"first {counted(value, 'position')}" if isinstance(value, int) else f"keep {shown_value(value)}"
 
 
 _METHOD: dict[str, Words] = {

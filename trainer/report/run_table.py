@@ -2,19 +2,20 @@
 
 A run that has several numbers of one column, as a sweep has, gets a row for each of its settings. What is measured of
 the first positions alone has columns of its own; in the others stands what is of all positions, whose number differs
-between tokenizers.
+between tokenizers. The main columns are those, and of what is measured at each scale the last.
 """
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from trainer.evaluation.comparison import compare, paths
-from trainer.evaluation.number_names import method_text, metric_of, shown_value, title
+from trainer.evaluation.metric_names import metric_of, part_of, shown_value, title
+from trainer.evaluation.number_names import method_text
 from trainer.evaluation.numbers import Number, leaves
 from trainer.report.evaluated_runs import EvaluatedRun
 
@@ -32,8 +33,8 @@ class Column:
     """lower, higher, or nothing."""
     method: str
     """How it was measured, in words."""
-    is_of_all: bool
-    """Whether it is of all positions of the tokens."""
+    is_main: bool
+    """Whether it is of all positions of the tokens, or of the last scale of some run."""
 
     @property
     def heading(self) -> str:
@@ -67,8 +68,8 @@ class RunTable:
 
     @property
     def main_columns(self) -> tuple[Column, ...]:
-        """Those that are of all positions."""
-        return tuple(column for column in self.columns if column.is_of_all)
+        """Those that are of all positions and of last scales."""
+        return tuple(column for column in self.columns if column.is_main)
 
     @property
     def has_hours(self) -> bool:
@@ -88,10 +89,10 @@ def table_of(runs: Sequence[EvaluatedRun]) -> RunTable:
     keyed = [list(_keyed(run.numbers)) for run in runs]
     rows = [row for run, numbers in zip(runs, keyed, strict=True) for row in _rows(run, numbers)]
     first: dict[Key, Number] = {}
-    for numbers in keyed:
-        for key, number in numbers:
-            first.setdefault(key, number)
-    return RunTable(tuple(_columns(first)), tuple(rows))
+    for key, number in (each for numbers in keyed for each in numbers):
+        first.setdefault(key, number)
+    main = {key for numbers in keyed for key in _main(numbers)}
+    return RunTable(tuple(_columns(first, main)), tuple(rows))
 
 
 def _keyed(numbers: Sequence[Number]) -> Iterator[tuple[Key, Number]]:
@@ -105,6 +106,22 @@ def _keyed(numbers: Sequence[Number]) -> Iterator[tuple[Key, Number]]:
         yield (*question, "" if keep == _whole(kept[question]) else json.dumps(keep)), number
 
 
+def _main(numbers: Iterable[tuple[Key, Number]]) -> Iterator[Key]:
+    """Columns of all positions; of those by scale, the last one that a run has."""
+    last: dict[Key, tuple[int, Key]] = {}
+    for key, number in numbers:
+        scale = part_of(number).get("scale")
+        if key[-1]:
+            continue
+        if not isinstance(scale, int):
+            yield key
+            continue
+        others = json.dumps({name: value for name, value in part_of(number).items() if name != "scale"})
+        of = (number.metric, number.pictures, others)
+        last[of] = max(last.get(of, (scale, key)), (scale, key))
+    yield from (key for _, key in last.values())
+
+
 def _question(number: Number) -> Key:
     perturbed = json.dumps(leaves(number.measured_of.get("perturbation")))
     return number.metric, number.pictures, str(number.images), number.method, perturbed
@@ -116,7 +133,7 @@ def _whole(kept: Sequence[Any]) -> Any:
     return None if None in kept or not counts else max(counts)
 
 
-def _columns(first: dict[Key, Number]) -> Iterator[Column]:
+def _columns(first: dict[Key, Number], main: Collection[Key]) -> Iterator[Column]:
     same: dict[str, list[Number]] = defaultdict(list)
     for key, number in first.items():
         same[_title(key, number)].append(number)
@@ -125,7 +142,7 @@ def _columns(first: dict[Key, Number]) -> Iterator[Column]:
         methods, images = ({getattr(each, what) for each in same[name]} for what in ("method", "images"))
         told = [*([number.method] if len(methods) > 1 else []), *([f"{number.images:,}"] if len(images) > 1 else [])]
         unique = f"{name} [{', '.join(told)}]" if told else name
-        yield Column(key, unique, metric_of(number).better, method_text(number), not key[-1])
+        yield Column(key, unique, metric_of(number).better, method_text(number), key in main)
 
 
 def _title(key: Key, number: Number) -> str:

@@ -64,6 +64,20 @@ def test_what_does_not_say_how_many_positions_were_kept_is_of_all() -> None:
     assert titles == [*(f"squared error, first {keep}" for keep in (1, 5, 21)), "squared error"]
 
 
+def test_of_what_is_measured_at_each_scale_the_last_of_each_run_and_branch_is_a_main_column() -> None:
+    def uses(branch: str, scales: int) -> list[Number]:
+        protocols = [{"branch": branch, "scale": scale} for scale in range(1, scales + 1)]
+        return [Number("code_use", 0.5, 10, {"protocol": each}, {"tokenizer": "cc" * 32}) for each in protocols]
+
+    table = table_of([run_of("a", *uses("detail", 12), *uses("semantic", 2)), run_of("b", *uses("detail", 2))])
+    assert [column.title for column in table.main_columns] == [
+        "code use of detail, scale 2",
+        "code use of detail, scale 12",
+        "code use of semantic, scale 2",
+    ]
+    assert len(table.columns) == 14
+
+
 def test_perturbed_reconstructions_have_columns_of_their_own() -> None:
     perturbed = [of(RFID, perturbation={"alpha": alpha}) for alpha in (0.5, 1.0)]
     titles = [column.title for column in table_of([run_of("a", RFID, *perturbed)]).columns]
