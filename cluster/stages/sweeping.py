@@ -28,8 +28,9 @@ from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from data_pipeline.text.json_records import first_problem
 from trainer.config import SamplingConfig
+from trainer.evaluation.metric_names import metric_of, title
 from trainer.evaluation.network_rows import NetworkRows
-from trainer.evaluation.number_names import metric_of, title, value_text
+from trainer.evaluation.number_names import value_text
 from trainer.evaluation.numbers import VERSION, Number, read_numbers
 from trainer.evaluation.sampler import check_order
 from trainer.evaluation.sets import ShardSet
