@@ -19,7 +19,7 @@ from data_pipeline.shards.manifest import ImageManifest, TokenManifest
 from data_pipeline.shards.weights import Card
 from data_pipeline.text.counted import counted
 from data_pipeline.text.printable import printable
-from trainer.evaluation.metric_names import shown_value, title
+from trainer.evaluation.metric_names import shown_value, title, without_part
 from trainer.evaluation.number_names import PARTS, value_text, words_of
 from trainer.evaluation.numbers import Number, leaves, numbers_file, read_numbers
 from trainer.report.belonging import card_at, hashes_of
@@ -28,7 +28,7 @@ _EVALUATION = "evaluation.json"
 _HASH_KEYS = ("", "sha256", "images", "fingerprint")
 _HASH_DIGITS = 64
 _DRAWN = ("device", "image_size")
-_NAME_WIDTH = 12
+_NAME_WIDTH = 17
 
 
 @dataclass(frozen=True)
@@ -84,10 +84,11 @@ def chains_of(place: str) -> list[Chain]:
     except FileNotFoundError:
         raise UsageError(f"{uri} is missing: run `foldtrain evaluate` first") from None
     run = Run.of(uri)
-    groups: dict[Any, list[Number]] = defaultdict(list)
+    groups: dict[str, list[Number]] = defaultdict(list)
     for number in numbers:
-        same = {key: value for key, value in number.measured_of.items() if key != "keep"}
-        groups[number.method, number.images, storage.fingerprint(leaves(same))].append(number)
+        of = {key: value for key, value in number.measured_of.items() if key != "keep"}
+        same = [number.pictures, number.images, leaves(without_part(number)), leaves(of)]
+        groups[storage.fingerprint(same)].append(number)
     return [Chain(tuple(found), tuple(_links(found[0], run))) for found in groups.values()]
 
 
@@ -147,7 +148,7 @@ def _links(number: Number, run: Run) -> Iterator[Link]:
     yield from _said("as bytes", number.measured_by, ("rounding",))
     yield from _measured_in(number, run)
     yield from _reference(number, run)
-    yield from _said("method", number.measured_by, ("protocol", *_unknown(number.measured_by)))
+    yield from _said("method", without_part(number), ("protocol", *_unknown(number.measured_by)))
     yield from _said("else", number.measured_of, _unknown(number.measured_of))
 
 
@@ -246,15 +247,19 @@ def _tokens(number: Number, run: Run) -> Iterator[Link]:
 
 
 def _measured_in(number: Number, run: Run) -> Iterator[Link]:
-    """The network in whose features it was measured; of one of the run, whether it is the same by now."""
+    """The network that measured it; of a classifier, whether it is one of the run by now."""
     for link in _said("network", number.measured_by, ("network",)):
         network = number.measured_by["network"]
-        card = run.cards.get(str(network.get("name"))) if isinstance(network, dict) else None
-        if card is None or _hash(network) in {None, *hashes_of(card)}:
+        digest, kind = _hash(network), network.get("kind") if isinstance(network, dict) else None
+        cards = {name: run.cards[name] for name in ("teacher", "judge") if name in run.cards}
+        if kind not in {"classifier", *cards} or not cards or digest is None:
             yield link
+        elif name := next((name for name, card in cards.items() if digest in hashes_of(card)), None):
+            yield Link(link.name, f"{link.what}, the run's {name}", f"{link.recorded}, {run.card_file(name)}")
         else:
-            now = f"another one lies there now ({shown_value(card.fingerprint())}): evaluate again"
-            yield Link(link.name, link.what, link.recorded, now)
+            others = " or ".join(f"{name} {shown_value(card.fingerprint())}" for name, card in cards.items())
+            warning = f"it is not the {others} that lies there now: trained again since, or of another run"
+            yield Link(link.name, link.what, link.recorded, warning)
 
 
 def _reference(number: Number, run: Run) -> Iterator[Link]:

@@ -122,7 +122,11 @@ def test_the_inception_score_of_another_network_carries_its_name() -> None:
     ],
 )
 def test_what_is_of_a_part_says_of_which(metric: str, protocol: dict[str, Any], called: str) -> None:
-    assert title(Number(metric, 0.5, 10, {"protocol": protocol}, {"tokenizer": HASH})) == called
+    number = Number(metric, 0.5, 10, {"protocol": protocol}, {"tokenizer": HASH})
+    assert title(number) == called
+    how = {"least_share_of_mean_hits": "least share of mean hits 0.08", "penalty": "penalty 0.1", "seed": "seed 0"}
+    words = ["10 reconstructions", *(how[key] for key in protocol if key in how)]
+    assert full_name(number) == f"{called} 0.5000 ({', '.join(words)}; tokenizer 3f2a91c0)"
 
 
 def test_the_title_tells_samples_from_reconstructions() -> None:
@@ -187,7 +191,8 @@ def test_hashes_and_long_values_are_cut(value: Any, shown: str) -> None:
 
 def test_a_crop_of_which_only_a_part_is_known_is_shown_by_its_keys() -> None:
     assert "crop.size 256" in full_name(by(FID, crop={"size": 256}))
-    assert "pad 64 px, crop.kind center" in full_name(by(FID, crop={"fit": "pad", "size": 64, "kind": "center"}))
+    assert "pad 64 px, crop.edge 2" in full_name(by(FID, crop={"fit": "pad", "size": 64, "edge": 2}))
+    assert ", center crop 8 px," in full_name(by(FID, crop={"fit": "crop", "size": 8, "crop": {"kind": "center"}}))
 
 
 def test_labels_are_named_by_the_hash_of_their_plan() -> None:

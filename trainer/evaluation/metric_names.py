@@ -75,6 +75,14 @@ def part_of(number: Number) -> Leaves:
     return {key: found[key] for key in PART_KEYS if key in found}
 
 
+def without_part(number: Number) -> dict[str, Any]:
+    """Its `measured_by` without that, which the title says."""
+    protocol = number.measured_by.get("protocol")
+    if not isinstance(protocol, dict):
+        return number.measured_by
+    return number.measured_by | {"protocol": {key: protocol[key] for key in protocol if key not in PART_KEYS}}
+
+
 def _title(number: Number) -> str:
     metric, network = metric_of(number), network_name(number)
     if not metric.by_features:

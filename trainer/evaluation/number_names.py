@@ -16,7 +16,7 @@ from typing import Any
 from data_pipeline import storage
 from data_pipeline.text.counted import counted
 from data_pipeline.text.printable import printable
-from trainer.evaluation.metric_names import INCEPTION, shown_value, title
+from trainer.evaluation.metric_names import INCEPTION, shown_value, title, without_part
 from trainer.evaluation.numbers import Leaves, Number, leaves
 
 _DIGITS = 4
@@ -60,8 +60,8 @@ def full_name(number: Number) -> str:
 
 
 def method_text(number: Number) -> str:
-    """How many images it is of, and how it was measured."""
-    words = _in_words(number.measured_by, _METHOD)
+    """How many images it is of, and how it was measured, but for what the title says."""
+    words = _in_words(without_part(number), _METHOD)
     return ", ".join([counted(number.images, number.pictures.removesuffix("s")), *words])
 
 
@@ -123,7 +123,8 @@ def _image_set(name: str) -> Words:
 def _crop(record: Any) -> Iterator[str]:
     found = leaves(record)
     if "fit" in found and "size" in found:
-        yield f"{shown_value(found.pop('fit'))} {shown_value(found.pop('size'))} px"
+        words = [found.pop(key) for key in ("crop.kind", "fit", "size") if key in found]
+        yield f"{' '.join(map(shown_value, words))} px"
     yield from _plainly(found, "crop")
 
 
