@@ -246,6 +246,7 @@ def test_the_identity_of_a_classifier_changes_with_its_weights(tmp_path: Path) -
     after = open_network(classifier_of(tmp_path), CPU).identity()
     assert before["sha256"] != after["sha256"]
     assert before["kind"] == after["kind"] == "classifier"
+    assert before["name"] == "judge"
 
 
 def test_a_run_with_two_classifiers_has_to_be_told_which(tmp_path: Path) -> None:

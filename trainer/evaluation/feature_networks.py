@@ -100,8 +100,8 @@ def open_classifier(config: ClassifierNetwork, device: torch.device) -> TeacherF
     """
     uri, stage = _find_classifier(config.uri)
     network, card = load_classifier(uri, stage, device), weights.read_card(uri, stage)
-    identity = {"kind": config.kind, "name": config.kind, "sha256": card.files[card.weights(ema=True)]}
-    return TeacherFeatures(network, config.kind, identity)
+    identity = {"kind": config.kind, "name": stage, "sha256": card.files[card.weights(ema=True)]}
+    return TeacherFeatures(network, stage, identity)
 
 
 def _find_classifier(uri: str) -> tuple[str, str]:

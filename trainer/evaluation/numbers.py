@@ -8,7 +8,7 @@ average or raw weights move a FID by more than the differences that papers repor
     measured_of   what: generator, its weights, sampling, seed, labels, tokenizer, tokens, images. This is what a
                   comparison compares
 
-number_names.py puts both into words, comparison.py compares them.
+number_names.py and metric_names.py put both into words, comparison.py compares them.
 """
 
 from __future__ import annotations
