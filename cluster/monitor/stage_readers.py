@@ -37,7 +37,9 @@ _LOOKS = {
     "validation_ssim": "SSIM",
     "validation_perceptual": "perceptual distance",
 }
-"""Numbers of a look at held-out images that are shown, besides the use of codes."""
+"""Numbers of a look at held-out images that are shown."""
+_KINDS = {"validation_use_": "use of", "validation_frechet_distance_": "Fréchet distance of"}
+"""How the names of others begin, of each branch and of a number of images, and what people call them."""
 _NOT_SHOWN = {"time", "event", "step", "began", "last_record"}
 _TURNS = {"start", "resume", "stop", "finish", "failure"}
 _QUIET_SECONDS = 60.0
@@ -161,10 +163,14 @@ def _has_look(record: Record) -> bool:
 def _held_out(record: Record) -> Iterator[tuple[str, float]]:
     """The numbers of a look at held-out images, by what people call them."""
     for key in record:
-        if key in _LOOKS or key.startswith("validation_use_"):
-            value = _number(record, key)
-            if value is not None:
-                yield _LOOKS.get(key) or f"use of {key.removeprefix('validation_use_').replace('_', ' ')}", value
+        value = _number(record, key) if key in _LOOKS or key.startswith(tuple(_KINDS)) else None
+        if value is not None:
+            yield _LOOKS.get(key) or _called(key), value
+
+
+def _called(key: str) -> str:
+    prefix = next(each for each in _KINDS if key.startswith(each))
+    return f"{_KINDS[prefix]} {key.removeprefix(prefix).replace('_', ' ')}"
 
 
 def read_training(uri: str, name: str, now: float) -> StageView | None:

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 from cluster.config.run import RunConfig
 from cluster.stages.inputs import find_product, with_found
+from cluster.terminal.output import duration
 from data_pipeline import storage
 from data_pipeline.errors import FoldtrainError, StorageAwayError, UsageError
 from data_pipeline.shards.manifest import MANIFEST_NAME, read_manifest
 from data_pipeline.storage.retries import patience
+from data_pipeline.text.counted import counted
 from model.config import TokenizerConfig
 from trainer.planning.blank_stages import StageConfigs, teacher_at, tokenizer_at
 from trainer.planning.devices import DEVICES, find_device
@@ -138,6 +140,7 @@ def note_of(config: RunConfig, stage: str, device: str | None, classes_note: str
         classes_note,
         _tokenizer_note(config, stage),
         _proxy_note(config, stage),
+        _distance_note(config, stage),
     )
     return "; ".join(note for note in notes if note) or None
 
@@ -178,6 +181,19 @@ def _tokenizer_note(config: RunConfig, stage: str) -> str | None:
     if stage != "train-generator" or uri is None or _given_tokenizer(config) is not None:
         return None
     return f"inputs.tokenizer, {uri}, cannot be read from here: its sizes are those of the section tokenizer"
+
+
+def _distance_note(config: RunConfig, stage: str) -> str | None:
+    """What a plan leaves out of the distances that are measured while a network trains; None without any."""
+    section = {"train-tokenizer": config.tokenizer, "train-generator": config.generator}.get(stage)
+    looks = None if section is None else section.validation
+    if section is None or looks is None or looks.distance is None:
+        return None
+    times, most = -(-section.trainer.steps // looks.distance_every), looks.distance.most_seconds
+    return (
+        f"{stage_named(stage).section}.validation.distance is not counted: {counted(times, 'distance')}, for each of "
+        f"which all workers wait some {most:g} s at most, {duration(times * most)} in all"
+    )
 
 
 def _given_tokenizer(config: RunConfig) -> TokenizerConfig | None:

@@ -26,9 +26,13 @@ from data_pipeline.shards.weights import read_card, write_weights
 from data_pipeline.tokens.commits import Commits
 from data_pipeline.tokens.plan import PlannedSets, TokenPlan, plan_tokens
 from data_pipeline.tools.verifying import verify
+from model.classifier import Classifier
+from model.config import ClassifierConfig
 from model.tokenizers.imagefolder import ImageFolderTokenizer
 from tests.data_pipeline.small_data import TOKENIZER, contents, jpeg, write_tokens
-from trainer.job import HELD_OUT
+from trainer.config import GeneratorStageConfig, TokenizerStageConfig
+from trainer.config.feature_networks import InceptionNetwork
+from trainer.job import HELD_OUT, HELD_OUT_IMAGES
 from trainer.registry import stage_named
 
 GENERATOR: dict[str, Any] = {"model": {"depth": 1, "width": 16, "heads": 2}, "trainer": {"steps": 4, "global_batch": 4}}
@@ -252,6 +256,95 @@ def test_no_class_is_drawn_of_a_generator_that_learns_none(configure: Configure,
         train_job(configure(generator=asked), stage_named("train-generator"))
     asked = free | {"validation": {"samples": 5, "pictures": {}}}
     assert train_job(configure(generator=asked), stage_named("train-generator")).classes == ()
+
+
+# --------------------------------------------------------------------------------------- what samples are compared with
+
+
+TIMM = {"kind": "timm", "network": "resnet18"}
+
+
+def compared(**distance: Any) -> dict[str, Any]:
+    return GENERATOR | {"validation": {"samples": 0, "distance": {"samples": 5, "network": TIMM} | distance}}
+
+
+def test_a_generator_with_a_distance_is_handed_the_held_out_images(
+    configure: Configure, made: list[str], ingested: Path
+) -> None:
+    tokenize(configure())
+    job = train_job(configure(generator=compared()), stage_named("train-generator"))
+    assert job.inputs[HELD_OUT_IMAGES] == str(ingested / "images" / "validation")
+    assert job.manifests[HELD_OUT_IMAGES].samples == 5
+    assert (HELD_OUT in job.inputs, "teacher" in job.inputs) == (False, False)
+    assert not {HELD_OUT_IMAGES, "teacher"} & job.lineage.keys(), "that one looks on changes nothing"
+
+
+def test_without_a_network_it_is_handed_the_teacher_of_the_run(
+    configure: Configure, made: list[str], tmp_path: Path
+) -> None:
+    tokenize(configure())
+    teacher, config = str(tmp_path / "other" / "teacher" / "export"), ClassifierConfig(image_size=16, num_classes=3)
+    write_weights(teacher, "teacher", config.model_dump(mode="json"), {"model": Classifier(config).state_dict()}, {})
+    asked = configure(generator=compared(network=None), teacher=str(tmp_path / "other"))
+    job = train_job(asked, stage_named("train-generator"))
+    assert job.inputs["teacher"] == teacher
+    assert "teacher" not in job.lineage
+    with pytest.raises(ValueError, match=r"features of the run's own teacher, and there is none: name .*\.network"):
+        configure(generator=compared(network=None))
+
+
+@pytest.mark.parametrize(
+    ("images", "distance", "words"),
+    [
+        ("images", {"samples": 6}, r"distance\.samples is 6, and .* has 5 held-out images.*set it to 5 at most"),
+        ("all", {}, r"validation\.distance compares samples with images that nothing is trained on.*inputs\.images"),
+        (
+            "images",
+            {"network": {"kind": "inception", "file": "/nowhere/inception.pth"}},
+            r"validation\.distance\.network\.file: there is no /nowhere/inception\.pth",
+        ),
+    ],
+)
+def test_a_distance_that_cannot_be_measured_is_refused_before_any_step(
+    configure: Configure, made: list[str], images: str, distance: dict[str, Any], words: str
+) -> None:
+    tokenize(configure(images))
+    with pytest.raises(UsageError, match=words):
+        train_job(configure(images, generator=compared(**distance)), stage_named("train-generator"))
+
+
+def test_the_network_of_a_distance_is_the_same_file_on_every_node(
+    configure: Configure, made: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenize(configure())
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights.pth").write_bytes(b"")
+    asked = compared(network={"kind": "inception", "file": "weights.pth"})
+    job = train_job(configure(generator=asked), stage_named("train-generator"))
+    assert isinstance(job.section, GeneratorStageConfig)
+    assert job.section.validation is not None
+    assert job.section.validation.distance is not None
+    network = job.section.validation.distance.network
+    assert isinstance(network, InceptionNetwork)
+    assert network.file == str(tmp_path / "weights.pth")
+
+
+def test_reconstructions_are_compared_with_as_many_images_as_were_held_out(
+    configure: Configure, made: list[str]
+) -> None:
+    def asked(images: int) -> RunConfig:
+        section = {"model": TOKENIZER.model_dump(mode="json"), "trainer": {"steps": 4, "global_batch": 4}}
+        looks = {"images": 5, "strip": 0, "distance": {"images": images, "network": TIMM}}
+        return configure().model_copy(
+            update={
+                "inputs": configure().inputs.model_copy(update={"tokenizer": None}),
+                "tokenizer": TokenizerStageConfig.model_validate(section | {"validation": looks}),
+            }
+        )
+
+    assert train_job(asked(5), stage_named("train-tokenizer")).manifests[HELD_OUT].samples == 5
+    with pytest.raises(UsageError, match=r"tokenizer\.validation\.distance\.images is 6"):
+        train_job(asked(6), stage_named("train-tokenizer"))
 
 
 # ---------------------------------------------------------------------------------------------------------- arithmetic

@@ -466,6 +466,7 @@ def test_the_newest_look_at_held_out_tokens_is_shown(tmp_path: Path) -> None:
 
 def test_the_newest_look_at_held_out_images_is_shown(tmp_path: Path) -> None:
     looked = {"validation_mse": 0.25, "validation_psnr": 17.5, "validation_ssim": None, "validation_use_fold_1": 0.875}
+    looked["validation_frechet_distance_64"] = 12.5
     metrics = [
         metric(10, 40, validation_mse=0.5),
         metric(20, 30, **looked, validation_training_mse=0.125, validation_mse_of_1=0.75, validation_seconds=2.0),
@@ -475,7 +476,8 @@ def test_the_newest_look_at_held_out_images_is_shown(tmp_path: Path) -> None:
     view = stage(tmp_path, metrics, [event("start", 0, 50), look], "tokenizer")
     assert view.looked_at == 20
     words = " ".join(shown("run", [view]).split())
-    assert "tokenizer: held-out images at step 20: squared error 0.25, PSNR 17.5, use of fold 1 0.875" in words
+    found = "squared error 0.25, PSNR 17.5, use of fold 1 0.875, Fréchet distance of 64 12.5"
+    assert f"tokenizer: held-out images at step 20: {found}" in words
     assert "of training images 0.125" in words
     assert "0.75" not in words
     assert "codes" not in words  # the event itself is none of what happened

@@ -106,6 +106,19 @@ def test_an_unknown_device_is_noted() -> None:
     assert found["time"]["hours"] is None
 
 
+def test_the_most_that_distances_may_add_to_a_training_is_said() -> None:
+    asked = [
+        "generator.validation.distance={samples: 64, every: 150, most_seconds: 90}",
+        "generator.trainer.steps=1000",
+    ]
+    config = load_config(QUICKSTART, asked)
+    assert planning.note_of(config, "train-generator", None, None) == (
+        "generator.validation.distance is not counted: 7 distances, for each of which all workers wait some 90 s at "
+        "most, 10m 30s in all"
+    )
+    assert planning.note_of(config, "train-tokenizer", None, None) is None
+
+
 def test_a_measured_run_stands_beside_its_plan(tmp_path: Path) -> None:
     folder = tmp_path / "generator"
     folder.mkdir()

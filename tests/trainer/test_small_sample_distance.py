@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -51,10 +52,14 @@ def reds(shards: ImageShards) -> np.ndarray:
     return small_runs.pixels()[order].astype(np.float64).mean((1, 2))[:, 0]
 
 
-def distance(shards: ImageShards, most_seconds: float = 60.0, clock: Iterator[int] | None = None) -> Any:
-    network, held_out = MeanColour(), HeldOutImages.of(shards, small_runs.SIZE, "pad", COUNT, BATCH)
-    ticks = clock if clock is not None else iter(int, 1)
-    device = torch.device("cpu")
+def distance(
+    shards: ImageShards,
+    most_seconds: float = 60.0,
+    clock: Iterator[int] | None = None,
+    network: MeanColour | None = None,
+) -> tuple[SmallSampleDistance, MeanColour]:
+    network, held_out = network or MeanColour(), HeldOutImages.of(shards, small_runs.SIZE, "pad", COUNT, BATCH)
+    ticks, device = clock or itertools.repeat(0), torch.device("cpu")
     made = SmallSampleDistance(NAME, most_seconds, network, held_out, device, lambda: float(next(ticks)))
     return made, network
 
@@ -139,6 +144,21 @@ def test_a_device_without_room_leaves_the_distance_out_with_the_reason(shards: I
         yield
 
     assert distance(shards)[0].measure(full(), {}).details["left_out"] == "CUDA out of memory."
+
+
+def test_a_device_without_room_for_a_moment_does_not_leave_a_hole_in_the_reference(shards: ImageShards) -> None:
+    class FullOnce(MeanColour):
+        asked = 0
+
+        def __call__(self, pixels_BCHW: Tensor) -> dict[str, Tensor]:
+            self.asked += 1
+            if self.asked == 2:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return super().__call__(pixels_BCHW)
+
+    measured, _ = distance(shards, network=FullOnce())
+    assert measured.measure(grey(*BYTES), {}).numbers == {}
+    assert measured.measure(grey(*BYTES), {}).numbers == distance(shards)[0].measure(grey(*BYTES), {}).numbers
 
 
 # ----------------------------------------------------------------------------------------------------------- settings

@@ -10,6 +10,8 @@ from trainer.config.training import MOST_STEPS
 
 MOST_SECONDS = 1200
 """Of a setting that other workers wait for: they give up after 30 minutes."""
+MOST_IMAGES = 10_000
+"""Of a distance: their features are in memory, 80 MB at 2,048. `evaluate` measures more."""
 _NAME = "validation_frechet_distance_"
 
 
@@ -32,14 +34,14 @@ class DistanceConfig(Section):
     """In whose features they are compared. Null: the run's own teacher."""
     most_seconds: float = Field(120.0, gt=0, le=MOST_SECONDS)
     """After so long no further batch is begun, as the other workers wait: then there is no distance, since fewer images
-    could not be compared, and the event `validation` says so. It may take longer by one batch and by the distance
-    itself, which is seconds at 2,048 features."""
+    could not be compared, and the event `validation` says so. It may take longer by one batch, and by the distance
+    itself: less than a second for fewer images than features, half a minute for more at 2,048 features."""
 
 
 class ReconstructionDistanceConfig(DistanceConfig):
     """Of a tokenizer's reconstructions of held-out images from these."""
 
-    images: int = Field(500, ge=2, le=1_000_000)
+    images: int = Field(500, ge=2, le=MOST_IMAGES)
     """Held-out images, the first of their set. The number is part of the distance's name,
     validation_frechet_distance_500: fewer images have larger distances, so only equal numbers compare."""
 
@@ -55,7 +57,7 @@ class SampleDistanceConfig(DistanceConfig):
     They are drawn as `sampling` says, of the classes of these images, always by the same numbers.
     """
 
-    samples: int = Field(500, ge=2, le=1_000_000)
+    samples: int = Field(500, ge=2, le=MOST_IMAGES)
     """Images to draw. The number is part of the distance's name, validation_frechet_distance_500: fewer images have
     larger distances, so only equal numbers compare."""
     guidance: float | None = Field(None, ge=0, le=10_000)

@@ -10,6 +10,7 @@ import numpy as np
 
 from trainer.report.charts import Line, Points, line_chart, number
 from trainer.report.data import Frame, Record, StageRecords, film_frames
+from trainer.report.small_distances import small_distances
 from trainer.report.training import groups_of, some
 
 _LOOK = "validation"
@@ -28,12 +29,14 @@ def pictured_steps(records: StageRecords) -> set[int]:
 
 
 def held_out_tokens(records: StageRecords, film: Sequence[Frame]) -> dict[str, Any] | None:
-    """What the template needs; None if neither tokens were looked at nor images drawn."""
+    """What the template needs; None if neither tokens were looked at nor images drawn or compared."""
     seen, frames = token_looks(records), [frame for frame in film if frame.stage == records.stage]
-    if not seen and not (frames and pictured_steps(records)):
+    distances = small_distances(records)
+    if not seen and distances is None and not (frames and pictured_steps(records)):
         return None
     return {
         "tokens": _tokens(seen) if seen else None,
+        "distances": distances,
         "film": film_frames(frames),
         "drawing": _drawing(records),
     }

@@ -10,6 +10,7 @@ import numpy as np
 
 from trainer.report.charts import COLOURS, Line, Points, line_chart, number
 from trainer.report.data import Evaluation, Frame, Record, StageRecords, film_frames
+from trainer.report.small_distances import small_distances
 
 LOOK = "validation"
 """Name of the event, and of the numbers of metrics.jsonl before a _."""
@@ -36,6 +37,7 @@ def held_out(records: StageRecords, evaluation: Evaluation, film: Sequence[Frame
         "qualities": _qualities(last),
         "codes": _codes(last, evaluation),
         "overfitting": overfitting(seen),
+        "distances": small_distances(records),
         "film": film_frames([frame for frame in film if frame.stage == records.stage]),
     }
 

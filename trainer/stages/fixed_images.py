@@ -49,7 +49,15 @@ class FixedImages:
     def mine(self) -> Iterator[tuple[int, Tensor]]:
         """This rank's batches with their numbers, uint8 [B, C, H, W]."""
         for number in range(self._rank, self.batches, self._ranks):
-            yield number, self.pixels(number * self._batch, min((number + 1) * self._batch, self.count))
+            yield number, self.part(number)
+
+    def part(self, number: int) -> Tensor:
+        """A batch, uint8 [B, C, H, W].
+
+        Raises:
+            CorruptShardError: as `pixels`.
+        """
+        return self.pixels(number * self._batch, min((number + 1) * self._batch, self.count))
 
     def pixels(self, first: int, stop: int) -> Tensor:
         """Some of them, uint8 [B, C, H, W].

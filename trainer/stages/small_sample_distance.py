@@ -3,7 +3,7 @@
 1. features of the first held-out images, once for each start: the reference. Where that takes longer than a look may,
    the next look goes on with it
 2. what the network makes, batch by batch, as bytes, and their features
-3. the distance of the two (trainer/metrics/frechet.py); none where the time was over before, since the distance of
+3. the distance of the two (trainer/metrics/small_sample.py); none where the time was over before, since the distance of
    fewer images could not be compared with the others
 
 Nothing is drawn at random, and nothing of the training is written to.
@@ -14,11 +14,12 @@ Shapes: B images, C channels, H height, W width, D features.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -32,10 +33,12 @@ from trainer.evaluation.images import to_uint8
 from trainer.evaluation.numbers import Number
 from trainer.evaluation.sets.shard_set import ShardSet
 from trainer.job import TrainJob
-from trainer.metrics.frechet import FeatureStatistics, FeatureSums, frechet_distance
+from trainer.metrics.small_sample import small_sample_distance
 from trainer.stages.fixed_images import FixedImages
 
 Device = torch.device
+Features = npt.NDArray[np.float32]
+"""[B, D]."""
 EVENT_KEY = "distance"
 """Where the event `validation` has what was found."""
 
@@ -91,8 +94,9 @@ class SmallSampleDistance:
         self._name, self._most_seconds, self._network, self._device = name, most_seconds, network, device
         self._count, self._clock = held_out.images.count, clock
         self._measured_by = held_out.measured_by | {"rounding": "nearest", "network": network.identity()}
-        self._left, self._sums = held_out.images.mine(), FeatureSums()
-        self._reference: FeatureStatistics | None = None
+        self._unseen: FixedImages | None = held_out.images
+        self._reference: list[Features] = []
+        """Of each batch of held-out images."""
 
     def measure(self, made: Iterable[Tensor], made_of: dict[str, Any]) -> Distance:
         """The distance of images.
@@ -121,33 +125,35 @@ class SmallSampleDistance:
 
     def _measure(self, made: Iterable[Tensor], until: float) -> float | str:
         """The distance, or why there is none."""
-        reference = self._known_reference(until)
-        if reference is None:
-            return self._late(f"of {self._sums.count:,} of {self._count:,} held-out images features were known")
-        sums = FeatureSums()
+        if not self._knows_reference(until):
+            return self._late(f"of {_count(self._reference):,} of {self._count:,} held-out images features were known")
+        found: list[Features] = []
         for image_BCHW in made:
-            sums.update(self._features(torch.from_numpy(to_uint8(image_BCHW)).permute(0, 3, 1, 2)))
-            if sums.count < self._count and self._clock() > until:
-                return self._late(f"{sums.count:,} of {self._count:,} images were made")
-        return frechet_distance(sums.statistics(), reference)
+            found.append(self._features(torch.from_numpy(to_uint8(image_BCHW)).permute(0, 3, 1, 2)))
+            if _count(found) < self._count and self._clock() > until:
+                return self._late(f"{_count(found):,} of {self._count:,} images were made")
+        return small_sample_distance(np.concatenate(found), np.concatenate(self._reference))
 
-    def _known_reference(self, until: float) -> FeatureStatistics | None:
-        """The Gaussian of the held-out images; None if it is not yet known when the time is over."""
-        if self._reference is None:
-            for _, pixels_BCHW in self._left:
-                self._sums.update(self._features(pixels_BCHW))
-                if self._sums.count < self._count and self._clock() > until:
-                    return None
-            self._reference = self._sums.statistics()
-            self._left = iter(())  # with pixels that nobody else needs
-        return self._reference
+    def _knows_reference(self, until: float) -> bool:
+        """Whether the features of all held-out images are known when the time is over."""
+        while self._unseen is not None:
+            self._reference.append(self._features(self._unseen.part(len(self._reference))))
+            if len(self._reference) == self._unseen.batches:
+                self._unseen = None  # with pixels that nobody else needs
+            elif self._clock() > until:
+                return False
+        return True
 
-    def _features(self, pixels_BCHW: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def _features(self, pixels_BCHW: Tensor) -> Features:
         features_BD = self._network(pixels_BCHW.contiguous().to(self._device))["features"]
         return features_BD.float().cpu().numpy()
 
     def _late(self, what: str) -> str:
         return f"after {self._most_seconds:g} s {what}"
+
+
+def _count(features: Sequence[Features]) -> int:
+    return sum(map(len, features))
 
 
 def of_first(found: Distance | None) -> Distance:

@@ -58,6 +58,17 @@ def test_looks_at_held_out_images_are_shown_with_those_of_training_images(watche
     assert [event["mse"][-1] for event in looks(records)] == [0.3, 0.11, 0.125]  # of a step done again, the last
 
 
+def test_small_sample_distances_of_reconstructions_are_shown_beside_the_errors(watched: Path) -> None:
+    events = watched / "tokenizer" / "events.jsonl"
+    by = {"reference": {"images": "3f" * 32, "count": 64}, "network": {"name": "classifier", "sha256": "ab" * 32}}
+    found = {"metric": "frechet_distance", "value": 3.5, "images": 64, "measured_by": by}
+    event = {"event": "validation", "step": 15, "distance": found | {"measured_of": {"tokenizer": {"step": 15}}}}
+    events.write_text(events.read_text() + json.dumps(event) + "\n")
+    words = Page(build_report(collect(str(watched)))).words
+    assert "Fréchet distance of 64 reconstructions by step" in words
+    assert "Fréchet distance (classifier) of reconstructions 3.500 (64 reconstructions, reference 3f3f3f3f" in words
+
+
 def test_the_course_of_the_error_is_that_of_the_looks(watched: Path) -> None:
     data = collect(str(watched))
     (records,) = [each for each in data.records if each.stage == "tokenizer"]
