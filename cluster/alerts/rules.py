@@ -4,6 +4,7 @@
     spike     the stage found one (trainer/rollback/spikes.py)
     slow      fewer samples a second than the config says, in some records in a row
     goodput   a smaller share of the time was training than it says, the same, some time after the start
+    worse     a number that it names is worse than its best of this start by more than it says
     stalled   no record for longer than it says
 
 What lasts is told when it begins, and again only if it was over in between.
@@ -11,6 +12,7 @@ What lasts is told when it begins, and again only if it was over in between.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -79,6 +81,7 @@ class TrainingRules:
         self._config = config
         self._known: deque[tuple[Any, ...]] = deque(maxlen=_REMEMBERED)
         self._nan, self._slow, self._low, self._quiet = _Lasting(), _Lasting(), _Lasting(), _Lasting()
+        self._worse, self._best = _Lasting(), math.inf
         self._slow_records, self._low_records = _InARow(config.records), _InARow(config.records)
         self._first: float | None = None
         self._last_seen, self._last_step, self._over = now, 0, False
@@ -149,11 +152,23 @@ class TrainingRules:
         rate, least = record.get("samples_per_second"), self._config.samples_per_second
         if least is not None and rate is not None and self._slow.begins(self._slow_records.add(rate < least)):
             yield Found("slow", f"{rate:.4g} samples/s, less than {least:.4g}", step)
+        yield from self._worsened(record)
         share, least = record.get("goodput"), self._config.goodput
         if least is None or share is None or not self._is_judged(record):
             return
         if self._low.begins(self._low_records.add(share < least)):
             yield Found("goodput", f"{share:.0%} of the time was training, less than {least:.0%}", step)
+
+    def _worsened(self, record: Record) -> Iterator[Found]:
+        """Whether the number that is watched is worse than it was; of values of which large ones are good, negated."""
+        name, sign = self._config.metric, 1 if self._config.mode == "min" else -1
+        value = None if name is None else record.get(name)
+        if value is None:
+            return
+        found = sign * float(value)
+        self._best = min(self._best, found)
+        if self._worse.begins(found > self._best + self._config.worse_by * abs(self._best)):
+            yield Found("worse", f"{name} is {value:.4g}, and was {sign * self._best:.4g} at its best", record["step"])
 
     def _is_judged(self, record: Record) -> bool:
         """Whether so many seconds have passed since the first record of this start that its goodput means something."""

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from model.config import Section
 
-AlertKind = Literal["stalled", "nan", "spike", "slow", "goodput", "node-lost", "finished", "failed"]
+AlertKind = Literal["stalled", "nan", "spike", "slow", "goodput", "worse", "node-lost", "finished", "failed"]
 """What can be told of."""
 
 
@@ -50,6 +50,12 @@ class AlertConfig(Section):
     """Records in a row (`trainer.log_every`) that have to be below, for `slow` and `goodput`."""
     goodput_after: float = Field(900, ge=0, le=10_000_000)
     """Seconds of a start that `goodput` lets pass: a start has none at first."""
+    metric: str | None = Field(None, max_length=200)
+    """For `worse`: a number of metrics.jsonl, for instance validation_loss or validation_frechet_distance_500."""
+    mode: Literal["min", "max"] = "min"
+    """For `worse`: whether small values of it are good, or large ones."""
+    worse_by: float = Field(0.1, gt=0, le=1_000)
+    """For `worse`: the share of its best value of this start by which it has to be worse than that."""
     stalled_seconds: float | None = Field(None, gt=0, le=10_000_000)
     """For `stalled`: seconds without a record; null for five minutes, or ten times the usual gap where that is more.
     Until the first record of a start half an hour, at least, is let pass."""
@@ -60,7 +66,7 @@ class AlertConfig(Section):
     def _check(self) -> Self:
         if (self.webhook is None) == (self.command is None):
             raise ValueError("give a webhook or a command, one of them")
-        for kind, key in (("slow", "samples_per_second"), ("goodput", "goodput")):
+        for kind, key in (("slow", "samples_per_second"), ("goodput", "goodput"), ("worse", "metric")):
             if (kind in self.on) != (getattr(self, key) is not None):
                 raise ValueError(f"{kind} in `on` and {key} belong together: give both, or none")
         return self

@@ -76,6 +76,26 @@ def test_what_is_read_again_is_not_told_again() -> None:
     assert mine.look([spike], [record(1, loss=None)], 3.0) == []
 
 
+DISTANCE = "validation_frechet_distance_500"
+
+
+@pytest.mark.parametrize(("mode", "sign"), [("min", 1), ("max", -1)])
+def test_a_number_that_is_worse_than_its_best_by_a_share_is_told_once_and_again_after_it_was_better(
+    mode: str, sign: int
+) -> None:
+    values = [20.0, 10.0, None, 10.9, 11.1, 12.0, 10.5, 11.5]
+    records = [record(step, **({} if each is None else {DISTANCE: sign * each})) for step, each in enumerate(values)]
+    found = told(rules(on=[*ALL["on"], "worse"], metric=DISTANCE, mode=mode), *records)
+    assert [(each.kind, each.step) for each in found] == [("worse", 4), ("worse", 7)]
+    assert found[0].text == f"{DISTANCE} is {sign * 11.1:.4g}, and was {sign * 10:.4g} at its best"
+
+
+def test_how_much_worse_a_number_has_to_be_is_set() -> None:
+    mine = rules(on=[*ALL["on"], "worse"], metric=DISTANCE, worse_by=1.0)
+    assert told(mine, record(1, **{DISTANCE: 10.0}), record(2, **{DISTANCE: 20.0})) == []
+    assert kinds(told(mine, record(3, **{DISTANCE: 20.1}))) == ["worse"]
+
+
 def test_too_few_samples_a_second_are_told_after_some_records_in_a_row() -> None:
     rates = [200, 90, 200, 90, 80, 70, 200, 60, 60]
     found = told(rules(), *(record(step, samples_per_second=float(rate)) for step, rate in enumerate(rates)))

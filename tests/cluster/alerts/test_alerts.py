@@ -130,6 +130,7 @@ def test_nothing_of_an_address_is_recorded_or_printed(
         ({"on": ["failed"], "webhook": "env:A", "command": ["b"]}, "a webhook or a command"),
         ({"on": ["slow"], "command": ["b"]}, "slow in `on` and samples_per_second belong together"),
         ({"on": ["failed"], "goodput": 0.5, "command": ["b"]}, "goodput in `on` and goodput belong together"),
+        ({"on": ["worse"], "command": ["b"]}, "worse in `on` and metric belong together"),
         ({"on": ["finishd"], "command": ["b"]}, "finishd"),
         ({"on": [], "command": ["b"]}, "at least 1"),
     ],
