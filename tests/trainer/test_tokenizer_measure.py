@@ -248,6 +248,19 @@ def test_codes_are_counted_over_all_parts() -> None:
     ]
 
 
+@pytest.mark.parametrize("columns", [1, 3])
+def test_a_mean_of_many_rows_has_the_same_digits_however_they_are_cut(columns: int) -> None:
+    values = np.random.default_rng(0).lognormal(0, 3, (2000, columns))
+    found = []
+    for ends in ([], [1, 130, 1999], list(range(0, 2000, 7))):
+        means = RowMeans()
+        for part in np.split(values, ends):
+            means.update(part)
+        found.append([*means.means.tolist(), *means.deviations.tolist()])
+    assert found[0] == found[1] == found[2]
+    assert found[0] == pytest.approx([*values.mean(0), *values.std(0)], rel=1e-12)
+
+
 def test_a_mean_far_from_zero_keeps_its_standard_error() -> None:
     means, values = RowMeans(), np.array([[1e8], [1e8 + 1], [1e8 + 2]])
     means.update(values)
