@@ -181,13 +181,12 @@ class QuantizerFamily:
     another, so that an evaluation cannot perturb them."""
 
 
+_NEAR = "model.quantizers.neighbours"
 _OWN = (
-    QuantizerFamily(VectorConfig, "model.quantizers.vector:VectorQuantizer", "model.quantizers.neighbours:by_distance"),
-    QuantizerFamily(LookupFreeConfig, "model.quantizers.binary:BinaryQuantizer", "model.quantizers.neighbours:by_bits"),
-    QuantizerFamily(SphericalConfig, "model.quantizers.binary:BinaryQuantizer", "model.quantizers.neighbours:by_bits"),
-    QuantizerFamily(
-        FiniteScalarConfig, "model.quantizers.fsq:FiniteScalarQuantizer", "model.quantizers.neighbours:by_steps"
-    ),
+    QuantizerFamily(VectorConfig, "model.quantizers.vector:VectorQuantizer", f"{_NEAR}:by_distance"),
+    QuantizerFamily(LookupFreeConfig, "model.quantizers.binary:BinaryQuantizer", f"{_NEAR}:by_bits"),
+    QuantizerFamily(SphericalConfig, "model.quantizers.binary:BinaryQuantizer", f"{_NEAR}:by_bits"),
+    QuantizerFamily(FiniteScalarConfig, "model.quantizers.fsq:FiniteScalarQuantizer", f"{_NEAR}:by_steps"),
 )
 """The first is what a config without a kind means."""
 
