@@ -75,7 +75,7 @@ def test_images_are_compared_with_others(place: Path, tmp_path: Path) -> None:
         *("--network", network, "--out", tmp_path / "out"),
     )
 
-    (number,) = read_numbers(str(tmp_path / "out/evaluation.json"))
+    number, *_ = read_numbers(str(tmp_path / "out/evaluation.json"))
     expected = distance_on_paper(features(place, draw(1, 66) // 2), features(place, draw(0)))
     assert number.metric == "frechet_distance"
     assert number.value == pytest.approx(expected, rel=1e-4)
@@ -91,7 +91,7 @@ def test_samples_carry_what_made_them(place: Path, tmp_path: Path) -> None:
         *("--network", f"classifier:{place}/judge", "--out", tmp_path / "out"),
     )
 
-    (number,) = read_numbers(str(tmp_path / "out/evaluation.json"))
+    number, *_ = read_numbers(str(tmp_path / "out/evaluation.json"))
     assert number.measured_of["seed"] == 5
     assert number.measured_of["sampling"]["guidance"] == 3
     assert number.measured_of["weights"] == "ema"

@@ -59,7 +59,7 @@ def test_the_distance_is_of_all_rows_from_the_reference(tmp_path: Path) -> None:
     rows, others = (stored(tmp_path / name, {"teacher.features": each}) for name, each in (("a", drawn), ("b", real)))
     reference = Reference({"reference": {"images": "cc"}, "crop": {"size": 8}}, others)
 
-    (number,) = set_numbers([TEACHER], rows, reference, NAMING)
+    number, *_ = set_numbers([TEACHER], rows, reference, NAMING)
 
     assert number.metric == "frechet_distance"
     assert number.value == pytest.approx(distance_on_paper(drawn, real), rel=1e-6)

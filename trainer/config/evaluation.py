@@ -40,7 +40,7 @@ class EvaluationConfig(Section):
     """Measure FID, sFID, Inception score, precision and recall with the 2015 Inception of this file; a path alone will
     do. Null leaves that out."""
     networks: tuple[FeatureNetworkConfig, ...] = Field((), max_length=8)
-    """Further networks in whose features Fréchet distances are measured, beside the teacher."""
+    """Further networks in whose features Fréchet distances, precision and recall are measured, beside the teacher."""
     workers: Workers | None = None
     """Measure images on Ray with so many workers, N or MIN:MAX, which `foldtrain scale` changes meanwhile. Null: in the
     command's own process. The numbers are the same, to the digit."""

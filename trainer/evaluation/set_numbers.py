@@ -80,8 +80,8 @@ def set_numbers(
 ) -> Iterator[Number]:
     """All that a set is compared with a reference by, in the features of each network.
 
-    Distances of the published Inception are called FID and sFID; those of others carry its name. Inception scores,
-    precision and recall are of Inceptions alone, as those of other networks mean little.
+    Distances of the published Inception are called FID and sFID; those of others carry its name. Inception scores are
+    of Inceptions alone; precision and recall need the images of the reference.
 
     Args:
         slots: of the networks.
@@ -98,24 +98,26 @@ def set_numbers(
                 value = frechet_distance(statistics(rows, f"{slot.name}.{output}"), theirs)
                 yield naming.number(metric[not slot.is_fid], value, rows.count, by)
         if slot.config.kind == "inception":
-            yield from _inception_numbers(slot, rows, reference, naming, min(splits, rows.count))
+            yield _inception_score(slot, rows, naming, min(splits, rows.count))
+        yield from _precision_and_recall(slot, rows, reference, naming)
 
 
-def _inception_numbers(
-    slot: Slot, rows: StoredRows, reference: Reference, naming: Naming, splits: int
-) -> Iterator[Number]:
+def _inception_score(slot: Slot, rows: StoredRows, naming: Naming, splits: int) -> Number:
     score = InceptionScore(rows.count, splits)
     for part in rows.parts(name := f"{slot.name}.{LOGITS}"):
         score.update(part[name])
-    network = {"network": slot.identity}
-    by = network | {"protocol": {"splits": splits, "seed": SEED}}
-    yield naming.number("inception_score", score.compute(), rows.count, by, score.deviation())
-    if reference.rows is None or min(rows.count, reference.rows.count) <= NEIGHBOURS:
+    by = {"network": slot.identity, "protocol": {"splits": splits, "seed": SEED}}
+    return naming.number("inception_score", score.compute(), rows.count, by, score.deviation())
+
+
+def _precision_and_recall(slot: Slot, rows: StoredRows, reference: Reference, naming: Naming) -> Iterator[Number]:
+    """Both, where the reference has images, and both sets have enough of them."""
+    real, name = reference.rows, f"{slot.name}.{FEATURES}"
+    if real is None or name not in real.names or min(rows.count, real.count) <= NEIGHBOURS:
         return
-    name = f"{slot.name}.{FEATURES}"
-    found = precision_recall(reference.rows.column(name), rows.column(name))
-    by = dict(reference.named) | network
-    by |= {"protocol": {"neighbours": NEIGHBOURS, "reference_images": reference.rows.count}}
+    found = precision_recall(real.column(name), rows.column(name))
+    by = dict(reference.named) | {"network": slot.identity}
+    by |= {"protocol": {"neighbours": NEIGHBOURS, "reference_images": real.count}}
     yield naming.number("precision", found.precision, rows.count, by)
     yield naming.number("recall", found.recall, rows.count, by)
 
