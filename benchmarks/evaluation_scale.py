@@ -136,8 +136,8 @@ def _share(output: Path) -> float:
     parts, whole = list(output.glob("images-*/parts/*.safetensors")), list(output.glob("images-*/plan.json"))
     if not whole:
         return 0.0
-    plan = json.loads(whole[0].read_text())
-    return len(parts) / max(1, plan["count"] / 512)
+    count: int = json.loads(whole[0].read_text())["count"]
+    return len(parts) / max(1, count / 512)
 
 
 def _kill(pid: int) -> None:

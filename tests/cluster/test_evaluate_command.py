@@ -81,7 +81,7 @@ def test_images_are_compared_with_others(place: Path, tmp_path: Path) -> None:
     assert number.value == pytest.approx(expected, rel=1e-4)
     assert number.images == 66
     assert number.measured_by["reference"]["kind"] == "npz"
-    assert "Fréchet distance (classifier)" in output
+    assert "Fréchet distance (judge)" in output
 
 
 def test_samples_carry_what_made_them(place: Path, tmp_path: Path) -> None:
