@@ -87,6 +87,16 @@ def test_memory_maps_are_read_block_by_block(tmp_path: Path) -> None:
     assert peak < 256 * 2**20
 
 
+def test_the_wider_features_are_the_fewer_are_read_at_once() -> None:
+    wide = np.broadcast_to(np.arange(100, dtype=np.float32)[:, None], (100, 400_000))
+    tracemalloc.start()
+    index, _ = nearest(wide[:90], wide, 1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert index[:, 0].tolist() == list(range(90))
+    assert peak < 256 * 2**20
+
+
 def test_too_few_images_for_their_neighbours_are_refused() -> None:
     with pytest.raises(ValueError, match="3 images have no 3 neighbours"):
         precision_recall(line(0, 1, 2), line(0, 1, 2, 3))
@@ -97,6 +107,8 @@ def test_too_few_images_for_their_neighbours_are_refused() -> None:
 def test_features_that_cannot_be_compared_are_refused() -> None:
     with pytest.raises(ValueError, match="1 and of 16 channels"):
         nearest(line(0), features(0, 5))
+    with pytest.raises(ValueError, match="1 and of 16 channels"):
+        covered(line(0), features(0, 5), np.ones(5))
     with pytest.raises(ValueError, match="not finite"):
         radii(line(0, 1, np.nan), 1)
     with pytest.raises(ValueError, match="shape"):
