@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,10 +21,11 @@ from data_pipeline.images.transforms import to_model
 from data_pipeline.shards.weights import write_weights
 from model.classifier import Classifier
 from model.config import ClassifierConfig
-from tests.trainer.random_inception import write_random_inception
+from tests.trainer.random_inception import draw_weights, write_random_inception
 from trainer.config.feature_networks import ClassifierNetwork, InceptionNetwork, TimmNetwork, TorchvisionNetwork
-from trainer.evaluation.feature_networks import open_network
+from trainer.evaluation.feature_networks import TeacherFeatures, open_network
 from trainer.evaluation.inception import Inception
+from trainer.evaluation.weight_bytes import state_sha256
 from trainer.metrics.frechet import FeatureStatistics, frechet_distance
 from trainer.metrics.inception_score import InceptionScore
 from trainer.metrics.manifold import precision_recall
@@ -153,39 +153,54 @@ def test_a_missing_inception_is_refused_with_where_it_is_published(tmp_path: Pat
     assert "Nothing is fetched" in str(no.value)
 
 
-def shufflenet(file: Path) -> TorchvisionNetwork:
-    return TorchvisionNetwork(kind="torchvision", network="shufflenet_v2_x0_5", file=str(file))
+def write_mobilenet(file: Path) -> nn.Module:
+    torch.manual_seed(0)
+    model: nn.Module = torchvision.models.mobilenet_v3_small(weights=None).eval()
+    draw_weights(model)
+    torch.save(model.state_dict(), file)
+    return model
 
 
-class _Shell:
-    def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return print, ("run",)
+def mobilenet(file: Path) -> TorchvisionNetwork:
+    return TorchvisionNetwork(kind="torchvision", network="mobilenet_v3_small", file=str(file))
 
 
-@pytest.mark.parametrize("content", [{"conv": _Shell()}, [torch.zeros(1)], {"conv": torch.zeros(1)}])
+class Planted:
+    """What runs code when it is read as a pickle: it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, tuple[Path]]:
+        return Path.touch, (self.path,)
+
+
+def test_code_in_a_file_of_weights_is_not_run(tmp_path: Path) -> None:
+    torch.save({"conv": Planted(tmp_path / "ran")}, tmp_path / "odd.pth")
+    with pytest.raises(UsageError, match=r"odd\.pth is no file of weights"):
+        open_network(mobilenet(tmp_path / "odd.pth"), CPU)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("content", [[torch.zeros(1)], {"conv": 1}, {"conv": torch.zeros(1)}])
 def test_a_file_of_anything_else_than_its_tensors_is_refused(tmp_path: Path, content: object) -> None:
-    data = io.BytesIO()
-    torch.save(content, data)
-    (tmp_path / "odd.pth").write_bytes(data.getvalue())
+    torch.save(content, tmp_path / "odd.pth")
     with pytest.raises(UsageError, match=r"odd\.pth"):
-        open_network(
-            TorchvisionNetwork(kind="torchvision", network="shufflenet_v2_x0_5", file=str(tmp_path / "odd.pth")), CPU
-        )
+        open_network(mobilenet(tmp_path / "odd.pth"), CPU)
 
 
 def test_a_torchvision_classifier_gives_what_its_last_layer_is_fed_and_says(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    model = torchvision.models.shufflenet_v2_x0_5(weights=None).eval()
-    torch.save(model.state_dict(), tmp_path / "shuffle.pth")
-    network, pixels = open_network(shufflenet(tmp_path / "shuffle.pth"), CPU), images(2, 224)
+    model = write_mobilenet(tmp_path / "mobile.pth")
+    network, pixels = open_network(mobilenet(tmp_path / "mobile.pth"), CPU), images(2, 224)
     found = network(pixels)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     with torch.inference_mode():
         expected = model((pixels / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1))
-        from_features = model.fc(found["features"])
+        from_features = model.get_submodule("classifier.3")(found["features"])
     torch.testing.assert_close(found["logits"], expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(from_features, expected, rtol=1e-4, atol=1e-5)
-    assert network.name == "torchvision:shufflenet_v2_x0_5"
+    assert float(found["features"].std()) > 0.1
+    assert network.name == "torchvision:mobilenet_v3_small"
     assert not network.is_fid
 
 
@@ -203,6 +218,45 @@ def test_a_timm_model_gives_what_its_head_is_fed_and_says(tmp_path: Path) -> Non
         from_features = model.head(found["features"])
     torch.testing.assert_close(found["logits"], expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(from_features, expected, rtol=1e-4, atol=1e-5)
+    assert float(found["features"].std()) > 0.1
+
+
+def test_images_of_another_size_are_resized_to_the_networks_own(tmp_path: Path) -> None:
+    write_mobilenet(tmp_path / "mobile.pth")
+    torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "vit.pth")
+    for config in (
+        mobilenet(tmp_path / "mobile.pth"),
+        TimmNetwork(kind="timm", network="test_vit", file=str(tmp_path / "vit.pth")),
+    ):
+        network = open_network(config, CPU)
+        grey, black = (torch.full((1, 3, 32, 32), value, dtype=torch.uint8) for value in (128, 0))
+        for pixels in (grey, black):  # of one colour, so that no filter matters
+            larger = pixels[:, :, :1, :1].expand(1, 3, 300, 300)
+            torch.testing.assert_close(network(pixels)["features"], network(larger)["features"], rtol=1e-3, atol=1e-4)
+        assert not torch.allclose(network(grey)["features"], network(black)["features"], rtol=1e-3, atol=1e-4)
+
+
+def test_weights_that_came_from_no_file_have_a_hash_of_their_own() -> None:
+    first, same, other = nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2)
+    same.load_state_dict(first.state_dict())
+    assert state_sha256(first) == state_sha256(same) != state_sha256(other)
+
+
+class Corner:
+    """A teacher whose features are the first pixel."""
+
+    size = 2
+
+    def features(self, image_BCHW: Tensor) -> Tensor:
+        return image_BCHW[:, :, 0, 0]
+
+
+def test_a_teacher_in_memory_sees_images_from_minus_one_to_one_and_has_no_logits() -> None:
+    network = TeacherFeatures(Corner(), "teacher", {"kind": "classifier", "name": "teacher", "sha256": "0"})  # type: ignore[arg-type]
+    found = network(torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 3, 1, 1))
+    assert found.keys() == {"features"}
+    torch.testing.assert_close(found["features"], torch.tensor([[-1.0, -0.6, 1.0]]))
+    assert network.identity()["name"] == "teacher"
 
 
 def test_a_file_without_a_tensor_of_the_model_is_refused(tmp_path: Path) -> None:

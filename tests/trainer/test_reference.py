@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import tracemalloc
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +114,24 @@ def test_other_files_are_refused_with_what_is_wrong(tmp_path: Path, arrays: dict
     with pytest.raises(UsageError, match=said) as refused:
         ReferenceFile.read(write(tmp_path / "odd.npz", **arrays))
     assert "odd.npz" in str(refused.value)
+
+
+def test_a_covariance_may_be_uneven_in_its_last_digits(tmp_path: Path) -> None:
+    uneven = np.eye(2048, dtype=np.float32) * 1000
+    uneven[0, 1] = 0.01
+    found = ReferenceFile.read(write(tmp_path / "reference.npz", mu=np.zeros(2048), sigma=uneven))
+    assert found.statistics["features"].covariance_DD[0, 1] == np.float32(0.01)
+
+
+@pytest.mark.parametrize("claimed", [3, 5])
+def test_a_header_of_more_or_fewer_images_than_there_are_is_refused(tmp_path: Path, claimed: int) -> None:
+    header = io.BytesIO()
+    described = {"descr": "|u1", "fortran_order": False, "shape": (claimed, 5, 6, 3)}
+    np.lib.format.write_array_header_1_0(header, described)
+    with zipfile.ZipFile(tmp_path / "odd.npz", "w") as archive:
+        archive.writestr("arr_0.npy", header.getvalue() + images(4).tobytes())
+    with pytest.raises(UsageError, match=r"odd\.npz .*but there are 360"):
+        ReferenceFile.read(str(tmp_path / "odd.npz"))
 
 
 def test_what_is_no_archive_or_is_cut_short_is_refused(tmp_path: Path) -> None:
