@@ -69,9 +69,9 @@ class DrawnReader:
     def _pixels(self, label_B: Labels, start: int) -> Iterator[Pixels]:
         import torch
 
-        from trainer.evaluation.images import to_uint8
+        from trainer.evaluation.images import to_bytes
 
         asked_B = np.where(label_B < 0, self.sampler.generator.null_class, label_B)
         kept = None if self.work.kept_LF is None else torch.from_numpy(self.work.kept_LF)[None]
         for images in self.sampler.draw(torch.from_numpy(asked_B), start, kept):
-            yield to_uint8(images)
+            yield to_bytes(images, self.rounding)

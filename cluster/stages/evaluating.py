@@ -48,7 +48,14 @@ from trainer.evaluation.numbers import Number
 from trainer.evaluation.row_files import StoredRows
 from trainer.evaluation.run_record import accuracy_record, distance_by, quality_record
 from trainer.evaluation.sampler import Sampler
-from trainer.evaluation.set_numbers import Naming, Reference, accuracy_number, drawn_of, set_numbers
+from trainer.evaluation.set_numbers import (
+    Naming,
+    Reference,
+    accuracy_number,
+    drawn_of,
+    real_accuracy_number,
+    set_numbers,
+)
 from trainer.evaluation.sets import ShardSet
 from trainer.evaluation.tokenizer_measure import measured_prefixes
 from trainer.evaluation.tokenizer_numbers import tokenizer_numbers
@@ -145,11 +152,13 @@ def _measure(config: RunConfig, sampler: Sampler, slots: Sequence[Slot], real: S
 
 
 def _numbers(config: RunConfig, sampler: Sampler, slots: Sequence[Slot], measured: _Measured) -> list[Number]:
-    """All that is measured of samples, and then of reconstructions."""
+    """All that is measured of samples, of real images, and of reconstructions."""
     real, rounding = measured.real, config.evaluation.rounding
     reference = reference_of(real, measured.real_rows)
     made = Naming({"tokenizer": measured.made_by, "images": named_images(real)}, rounding)
     numbers = list(drawn_numbers(measured.drawn, measured.drawn_rows, slots, reference))
+    judge = _slot(slots, JUDGE)
+    numbers += [] if judge is None else [real_accuracy_number(judge, reference)]
     numbers += set_numbers(_without_judge(slots), measured.made_rows, reference, made)
     return numbers + tokenizer_numbers(
         measured.made_rows, columns_of(sampler.tokenizer), {"crop": real.how_cut}, made.of

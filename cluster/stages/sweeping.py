@@ -2,7 +2,7 @@
 
     RUN/evaluation/sweep-NAME/points/…json    the numbers of one setting, once they are known
     RUN/evaluation/sweep-NAME/sweep.json      all of them, and the best setting by each metric; written last
-    RUN/evaluation/sweep-NAME/METRIC.svg      its curve, where one setting is swept
+    RUN/evaluation/sweep-NAME/METRIC.svg      its curve, where one setting is swept; also FID-by-IS, precision-by-recall
 
 A start goes on with the settings, and within one with the parts, that are missing.
 """
@@ -10,8 +10,7 @@ A start goes on with the settings, and within one with the parts, that are missi
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
@@ -28,30 +27,17 @@ from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from data_pipeline.text.json_records import first_problem
 from trainer.config import SamplingConfig
-from trainer.evaluation.metric_names import metric_of, title
+from trainer.evaluation.metric_names import title
 from trainer.evaluation.network_rows import NetworkRows
 from trainer.evaluation.number_names import value_text
 from trainer.evaluation.numbers import VERSION, Number, read_numbers
 from trainer.evaluation.sampler import check_order
 from trainer.evaluation.sets import ShardSet
-from trainer.report.charts import Line, chart_file
+from trainer.report.charts import chart_file
+from trainer.report.sweeps import SWEEP, Settings, SweepPoint, best_of, curves_of, settings_text, tradeoffs_of
 
-Settings = dict[str, Any]
 MOST_POINTS = 1000
 """Settings of a sweep."""
-_SWEEP = "sweep.json"
-
-
-@dataclass(frozen=True)
-class SweepPoint:
-    """One setting, and what is measured of its samples."""
-
-    settings: Settings
-    numbers: tuple[Number, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """For sweep.json."""
-        return {"settings": self.settings, "numbers": [number.to_json() for number in self.numbers]}
 
 
 # ------------------------------------------------------------------------------------------------- what is asked for
@@ -146,7 +132,7 @@ def sweep(config: RunConfig, points: Sequence[Settings]) -> list[SweepPoint]:
             storage.write_json(where, {"version": VERSION} | SweepPoint(settings, numbers).to_json())
             storage.remove_tree(rows.plan.folder)
         found.append(SweepPoint(settings, numbers))
-        console().print(f"{_words(settings)}: {', '.join(map(_short, numbers))}")
+        console().print(f"{settings_text(settings)}: {', '.join(map(_short, numbers))}")
     _finish(folder, found)
     return found
 
@@ -159,54 +145,17 @@ def _short(number: Number) -> str:
     return f"{title(number)} {value_text(number)}"
 
 
-def _words(settings: Settings) -> str:
-    return ", ".join(f"{key} {value}" for key, value in settings.items())
-
-
 # ------------------------------------------------------------------------------------------------------------- record
-
-
-def best_of(points: Sequence[SweepPoint]) -> dict[str, Settings]:
-    """The best setting by each metric that has a better and a worse."""
-    found = {}
-    for name, values in _columns(points).items():
-        better = metric_of(values[0][1]).better
-        if better:
-            choose = min if better == "lower" else max
-            found[name] = choose(values, key=lambda each: each[1].value)[0].settings
-    return found
-
-
-def _columns(points: Sequence[SweepPoint]) -> Mapping[str, list[tuple[SweepPoint, Number]]]:
-    """By the title of a metric: each point with its number."""
-    found: dict[str, list[tuple[SweepPoint, Number]]] = {}
-    for point in points:
-        for number in point.numbers:
-            found.setdefault(title(number), []).append((point, number))
-    return found
 
 
 def _finish(folder: str, points: Sequence[SweepPoint]) -> None:
     best = best_of(points)
-    for name, svg in _charts(points, best):
-        storage.write_bytes(storage.join(folder, name), svg.encode())
+    for curve in (*curves_of(points), *tradeoffs_of(points)):
+        svg = chart_file(curve.lines, title=curve.title, x_label=curve.x_label, y_label=curve.y_label)
+        name = "".join(letter if letter.isalnum() else "-" for letter in curve.title.lower()).strip("-")
+        storage.write_bytes(storage.join(folder, f"{name}.svg"), svg.encode())
     record = {"version": VERSION, "points": [point.to_json() for point in points], "best": best}
-    storage.write_json(storage.join(folder, _SWEEP), record)
-    for name, settings in best.items():
-        console().print(f"best {name}: at {_words(settings)}")
-    console().print(f"sweep: {storage.join(folder, _SWEEP)}", markup=False)
-
-
-def _charts(points: Sequence[SweepPoint], best: Mapping[str, Settings]) -> Iterator[tuple[str, str]]:
-    """A curve of each metric, where one number is swept."""
-    (key, *others) = points[0].settings
-    if others or not all(isinstance(point.settings[key], int | float) for point in points):
-        return
-    for name, values in _columns(points).items():
-        line = Line(name, [(float(point.settings[key]), number.value) for point, number in values])
-        lines = [line]
-        if name in best:
-            optimum = float(best[name][key])
-            lines.append(Line(f"best, at {best[name][key]}", [(optimum, dict(line.points)[optimum])], colour=1))
-        file = "".join(letter if letter.isalnum() else "-" for letter in name.lower()).strip("-")
-        yield f"{file}.svg", chart_file(lines, title=name, x_label=key, y_label=name)
+    storage.write_json(storage.join(folder, SWEEP), record)
+    for metric, settings in best.items():
+        console().print(f"best {metric}: at {settings_text(settings)}")
+    console().print(f"sweep: {storage.join(folder, SWEEP)}", markup=False)

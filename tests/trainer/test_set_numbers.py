@@ -15,7 +15,14 @@ from trainer.evaluation.network_rows import Slot
 from trainer.evaluation.numbers import Number
 from trainer.evaluation.row_files import Parts, RowPlan, StoredRows, begin, write_part
 from trainer.evaluation.run_record import accuracy_record, distance_by, quality_record
-from trainer.evaluation.set_numbers import Naming, Reference, accuracy_number, drawn_of, set_numbers
+from trainer.evaluation.set_numbers import (
+    Naming,
+    Reference,
+    accuracy_number,
+    drawn_of,
+    real_accuracy_number,
+    set_numbers,
+)
 from trainer.metrics.frechet import FeatureStatistics
 
 TEACHER = Slot("teacher", ClassifierNetwork(kind="classifier", uri="/t"), {"kind": "classifier", "sha256": "aa"})
@@ -180,3 +187,17 @@ def test_what_made_samples_becomes_what_a_number_is_of() -> None:
         "tokenizer": {"encoder": "e", "decoder": "d"},
         "device": "cpu",
     }
+
+
+def test_a_judge_is_named_with_what_it_finds_of_real_images(tmp_path: Path) -> None:
+    logits = np.eye(3, dtype=np.float32)[[0, 1, 2, 2, 0]]
+    real = stored(tmp_path, {"judge.logits": logits, LABEL: np.array([0, 1, 1, 2, 1])})
+
+    number = real_accuracy_number(JUDGE, Reference({"reference": {"images": "cc"}, "crop": {"size": 8}}, real))
+
+    assert (number.metric, number.value, number.images, number.pictures) == (
+        "class_accuracy_of_real_images", 0.6, 5, "images",
+    )  # fmt: skip
+    assert number.plus_minus == pytest.approx((0.6 * 0.4 / 5) ** 0.5)
+    assert number.measured_by == {"crop": {"size": 8}, "network": JUDGE.identity}
+    assert number.measured_of == {"images": {"images": "cc"}}

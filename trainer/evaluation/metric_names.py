@@ -40,6 +40,7 @@ METRICS = {
     "frechet_distance": Metric("Fréchet distance", "lower", by_features=True),
     "spatial_frechet_distance": Metric("Fréchet distance of spatial features", "lower", by_features=True),
     "class_accuracy": Metric("class accuracy", "higher"),
+    "class_accuracy_of_real_images": Metric("class accuracy of real images", "higher"),
     "mse": Metric("squared error", "lower"),
     "psnr": Metric("PSNR", "higher"),
     "ssim": Metric("SSIM", "higher"),

@@ -124,9 +124,28 @@ def _precision_and_recall(slot: Slot, rows: StoredRows, reference: Reference, na
 
 def accuracy_number(judge: Slot, rows: MeasuredRows, naming: Naming) -> Number:
     """The share of images in which a judge sees the class that was asked for, and its standard error."""
+    share, error = _accuracy(judge, rows)
+    return naming.number("class_accuracy", share, rows.count, {"network": judge.identity}, error)
+
+
+def real_accuracy_number(judge: Slot, real: Reference) -> Number:
+    """The share of the reference's own images of which a judge finds the class: what samples can be expected to reach.
+
+    Raises:
+        ValueError: if the reference has no rows.
+    """
+    if real.rows is None:
+        raise ValueError("published statistics have no images to judge")
+    share, error = _accuracy(judge, real.rows)
+    of = {"images": real.named["reference"]}
+    by = {"crop": real.named.get("crop"), "network": judge.identity}
+    return Number("class_accuracy_of_real_images", share, real.rows.count, by, of, error)
+
+
+def _accuracy(judge: Slot, rows: MeasuredRows) -> tuple[float, float]:
+    """With its standard error."""
     right_N = is_right(rows, judge.name)
-    error = float(right_N.std() / math.sqrt(len(right_N)))
-    return naming.number("class_accuracy", float(right_N.mean()), rows.count, {"network": judge.identity}, error)
+    return float(right_N.mean()), float(right_N.std() / math.sqrt(len(right_N)))
 
 
 def is_right(rows: MeasuredRows, judge: str) -> npt.NDArray[np.bool_]:

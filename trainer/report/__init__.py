@@ -4,6 +4,7 @@ collect.py   reads what a run has left in its folder
 belonging.py what of that does not belong together
 data.py      what a report is made of, as plain values
 charts.py    values → inline SVG
+named_numbers.py, sweeps.py   the numbers with their full names; those of many settings of sampling
 page.py      all of it → HTML, through page.html and style.css
 
 And the comparison of several runs: evaluated_runs.py reads them, run_table.py is their table, settings.py what differs

@@ -14,6 +14,7 @@ from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from data_pipeline.shards.manifest import first_problem
 from data_pipeline.text import yaml_dialect
+from trainer.evaluation.numbers import Number
 from trainer.records.jsonl import read_records
 from trainer.records.reading_columns import read_columns
 from trainer.records.record_shapes import is_event
@@ -36,6 +37,7 @@ from trainer.report.data import (
 )
 from trainer.report.generator import pictured_steps
 from trainer.report.held_out import looks
+from trainer.report.sweeps import read_sweeps
 
 Checked = TypeVar("Checked", Evaluation, StageTime, Baselines, Shared)
 PICTURES = ("reconstructions", "samples")
@@ -64,6 +66,7 @@ def collect(run_uri: str) -> ReportData:
         reconstructions_png=_picture(run_uri, "samples/reconstructions.png", evaluation.files),
         samples=samples,
         notes=tuple(notes(run_uri, evaluation, samples, records)),
+        sweeps=read_sweeps(run_uri),
     )
 
 
@@ -111,6 +114,7 @@ def read_evaluation(uri: str) -> Evaluation:
             held_out=bool((record.get("real_images") or {}).get("held_out", True)),
             files=dict(record.get("files", {})),
             inputs=dict(record.get("inputs", {})),
+            numbers=tuple(map(Number.from_json, record.get("numbers", ()))),
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UsageError(f"{uri} is not what `foldtrain evaluate` writes ({error!r}): evaluate again") from error

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from trainer.evaluation.numbers import Number
 from trainer.records import columns
 from trainer.records.columns import Column, Columns
+from trainer.report.sweeps import SweepPoint
 
 Record = Mapping[str, Any]
 """One line of metrics.jsonl or events.jsonl."""
@@ -191,6 +193,8 @@ class Evaluation:
     """sha256 of the pictures that belong to it, by name."""
     inputs: Record = field(default_factory=dict)
     """URIs of what came from elsewhere, by what it is."""
+    numbers: tuple[Number, ...] = ()
+    """All numbers with their names; empty of earlier versions."""
 
     @property
     def real(self) -> str:
@@ -246,6 +250,8 @@ class ReportData:
     """Samples, if there are any whose record is there."""
     notes: tuple[str, ...] = ()
     """What does not belong together, for people."""
+    sweeps: tuple[tuple[SweepPoint, ...], ...] = ()
+    """What is measured of samples at many settings of sampling, sweep by sweep."""
 
     @property
     def name(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,23 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from data_pipeline.text.counted import counted
+from trainer.evaluation.metric_names import INCEPTION, network_name, title
+from trainer.evaluation.number_names import value_text
 from trainer.records.goodput import CAUSES, goodput
 from trainer.report.charts import COLOURS, column_chart, number, stacked_bar
 from trainer.report.data import Evaluation, ReportData, StageRecords
 from trainer.report.generator import held_out_tokens
 from trainer.report.held_out import held_out
+from trainer.report.named_numbers import link_to, number_groups
+from trainer.report.sweeps import sweep_section
 from trainer.report.tokens import baselines, positions, shared
 from trainer.report.training import training
+
+_HEADLINES = frozenset({"fid", "inception_score"})
+"""Of the published Inception: shown at the top."""
+_MOST_CLASSES, _EXTREME_CLASSES = 20, 10
+"""Classes that are all shown; of more, how many of the best and of the worst."""
 
 
 def build_report(data: ReportData) -> str:
@@ -28,7 +38,9 @@ def build_report(data: ReportData) -> str:
         "page.html",
         data=data,
         evaluation=evaluation,
-        headlines=_headlines(data),
+        headlines=_headlines(evaluation, data),
+        number_groups=number_groups(evaluation.numbers),
+        sweeps=[sweep_section(points) for points in data.sweeps],
         prefix_rows=_prefix_rows(data),
         prefix_chart=_prefix_chart(data),
         training=[training(records) for records in data.records if len(records.steps)],
@@ -105,22 +117,40 @@ def fold_names(evaluation: Evaluation) -> list[str]:
     return list(names) if len(names) == folds else [f"fold {number + 1}" for number in range(folds)]
 
 
-def _headlines(data: ReportData) -> list[dict[str, str]]:
-    evaluation = data.evaluation
+def _headlines(evaluation: Evaluation, data: ReportData) -> list[dict[str, str]]:
     finest = " / ".join(percent(branch[-1], 0) for branch in evaluation.codebook_use if branch)
     folds = ", ".join(fold_names(evaluation))
     cards = [
         ("Samples of the asked class", percent(evaluation.class_accuracy),
-         f"of {evaluation.samples:,} samples, judged by a classifier that was trained on real images only"),
+         f"of {evaluation.samples:,} samples, judged by a classifier that was trained on real images only",
+         _link(evaluation, "samples", "class_accuracy", evaluation.class_accuracy)),
         ("The same classifier on real images", percent(evaluation.judge_accuracy_on_real),
-         f"of {evaluation.real}: what samples can be measured against"),
-        ("Fréchet distance of samples", number(evaluation.generation_distance), "in the teacher's feature space"),
+         f"of {evaluation.real}: what samples can be measured against",
+         _link(evaluation, "images", "class_accuracy_of_real_images", evaluation.judge_accuracy_on_real)),
+        ("Fréchet distance of samples", number(evaluation.generation_distance), "in the teacher's feature space",
+         _link(evaluation, "samples", "frechet_distance", evaluation.generation_distance)),
         ("Fréchet distance of reconstructions", number(evaluation.reconstruction_distance),
-         "in the teacher's feature space"),
-        ("Codes used in the last group", finest or "–", f"by fold: {folds}"),
-        ("Time of all stages", duration(data.seconds) if data.stages else "–", "from raw images to this page"),
+         "in the teacher's feature space",
+         _link(evaluation, "reconstructions", "frechet_distance", evaluation.reconstruction_distance)),
+        *_published(evaluation),
+        ("Codes used in the last group", finest or "–", f"by fold: {folds}", ""),
+        ("Time of all stages", duration(data.seconds) if data.stages else "–", "from raw images to this page", ""),
     ]  # fmt: skip
-    return [{"name": name, "value": value, "note": note} for name, value, note in cards]
+    return [dict(zip(("name", "value", "note", "link"), card, strict=True)) for card in cards]
+
+
+def _published(evaluation: Evaluation) -> list[tuple[str, str, str, str]]:
+    """FID of samples and of reconstructions, and the Inception score, where they were measured."""
+    found = []
+    for each in evaluation.numbers:
+        if each.metric in _HEADLINES and network_name(each) == INCEPTION:
+            link = _link(evaluation, each.pictures, each.metric, each.value)
+            found.append((title(each), value_text(each), f"of {counted(each.images, each.pictures[:-1])}", link))
+    return found
+
+
+def _link(evaluation: Evaluation, pictures: str, metric: str, value: float | None) -> str:
+    return link_to(evaluation.numbers, pictures, metric, value)
 
 
 def _group_sizes(data: ReportData, count: int) -> list[str]:
@@ -175,14 +205,24 @@ def _codebook_use(data: ReportData) -> dict[str, Any]:
 
 
 def _classes(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Lists of classes with their accuracy: all of them, or of many the best and the worst."""
     shares = evaluation.class_accuracy_per_class
     names = evaluation.class_names
     if len(names) != len(shares):
         names = tuple(str(i) for i in range(len(shares)))
+    rows = list(zip(names, shares, strict=True))
+    if len(rows) <= _MOST_CLASSES:
+        return [{"heading": "", "rows": _class_rows(rows)}] if rows else []
+    known = sorted((row for row in rows if row[1] is not None), key=lambda row: row[1] or 0.0)
+    count = min(_EXTREME_CLASSES, len(known))
     return [
-        {"name": name, "share": _width(share or 0.0), "percent": percent(share, 0)}
-        for name, share in zip(names, shares, strict=True)
+        {"heading": f"The {count} best of {len(rows):,} classes", "rows": _class_rows(known[::-1][:count])},
+        {"heading": f"The {count} worst", "rows": _class_rows(known[:count])},
     ]
+
+
+def _class_rows(rows: Sequence[tuple[str, float | None]]) -> list[dict[str, Any]]:
+    return [{"name": name, "share": _width(share or 0.0), "percent": percent(share, 0)} for name, share in rows]
 
 
 def _width(share: float) -> float:
