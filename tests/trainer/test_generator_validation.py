@@ -23,6 +23,7 @@ from data_pipeline.shards.tokenizers import load_tokenizer
 from data_pipeline.tokens.tokenizing import finish, missing, plan_tokens, tokenize_shard
 from model.config import NextScaleConfig
 from model.generators.next_scale import FoldedGenerator
+from model.protocols import SamplingPlan
 from model.tokenizers.imagefolder import ImageFolderTokenizer
 from tests.trainer import small_runs
 from tests.trainer.gloo import run_gloo
@@ -33,6 +34,7 @@ from trainer.config import (
     GeneratorStageConfig,
     GeneratorValidationConfig,
     PicturesConfig,
+    SampleDistanceConfig,
     SamplingConfig,
     TrackingConfig,
 )
@@ -41,6 +43,7 @@ from trainer.job import HELD_OUT, HELD_OUT_IMAGES, TrainJob
 from trainer.loop.worker import run_worker
 from trainer.networks import load_generator
 from trainer.stages.generator_validation import Drawn, Pictures
+from trainer.stages.sample_distance import sample_distance
 
 STEPS, EVERY = 6, 4
 SEEN = 11
@@ -84,14 +87,17 @@ def section(validation: dict[str, Any] | None, model: NextScaleConfig = MODEL, *
     return GeneratorStageConfig(model=model, trainer=small_runs.trainer(**asked), validation=looks)
 
 
-def train(folder: Path, name: str, asked: GeneratorStageConfig) -> None:
+def job(folder: Path, name: str, asked: GeneratorStageConfig) -> TrainJob:
     inputs = {each: str(folder / each) for each in ("tokens", "tokenizer")} | {HELD_OUT: str(folder / "other")}
     inputs |= {HELD_OUT_IMAGES: str(folder / "images" / "train"), "teacher": str(folder / "teacher" / "export")}
     classes = small_runs.CLASSES if asked.model.classes else ()
     reading, config = ReadingConfig(cache_dir=str(folder / "cache")), {"sampling": SAMPLING}
     arguments = (asked, small_runs.SEED, "pad", reading, inputs, {}, config)
-    job = TrainJob("generator", str(folder / name), *arguments, classes=classes, tracking=TrackingConfig(wandb="off"))
-    run_worker(job, torch.device("cpu"))
+    return TrainJob("generator", str(folder / name), *arguments, classes=classes, tracking=TrackingConfig(wandb="off"))
+
+
+def train(folder: Path, name: str, asked: GeneratorStageConfig) -> None:
+    run_worker(job(folder, name, asked), torch.device("cpu"))
 
 
 def begin(folder: Path) -> None:
@@ -250,6 +256,23 @@ def test_the_last_distance_is_that_of_what_the_export_draws_from_the_held_out_im
 
 def test_a_distance_of_a_generator_that_learns_no_classes_is_of_samples_without_one(runs: Path) -> None:
     assert records(runs / "free")[STEPS][DISTANCE] == pytest.approx(by_hand(runs / "free", False), rel=1e-4)
+
+
+def test_samples_of_a_distance_have_the_classes_of_the_held_out_images_and_the_settings_of_sampling(runs: Path) -> None:
+    """Of so short a training classes change few tokens: what the network is asked tells."""
+    network, _ = load_generator(str(runs / "watched" / "export"), True, torch.device("cpu"))
+    tokenizer, card = load_tokenizer(str(runs / "tokenizer"), "cpu")
+    config = SampleDistanceConfig.model_validate(COMPARED)
+    distance = sample_distance(job(runs, "watched", section(None)), config, tokenizer, card, torch.device("cpu"))
+    asked: list[SamplingPlan] = []
+    sample = network.sample
+    network.sample = lambda plan, forcing: asked.append(plan) or sample(plan, forcing)  # type: ignore[method-assign,func-returns-value]
+    numbers = distance.measure(network, STEPS).numbers
+    shards = ImageShards(str(runs / "images" / "train"))
+    labels = [int(str(shards.key(index)).split("class")[1][:2]) for index in range(9)]
+    assert torch.cat([plan.condition_B for plan in asked])[:9].tolist() == labels
+    assert {(plan.guidance, plan.temperature, len(plan.condition_B)) for plan in asked} == {(1.5, 1.25, 4)}
+    assert numbers == {DISTANCE: records(runs / "watched")[STEPS][DISTANCE]}, "the same weights have the same distance"
 
 
 def test_distances_have_steps_of_their_own_and_the_last(runs: Path) -> None:

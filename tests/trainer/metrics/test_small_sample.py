@@ -31,6 +31,13 @@ def test_of_sets_that_vary_along_one_axis_each_it_is_known_on_paper() -> None:
     assert small_sample_distance(first, across) == pytest.approx(1 + 4 + 1)
 
 
+def test_features_of_float32_that_lie_far_from_zero_lose_nothing() -> None:
+    random = np.random.default_rng(3)
+    first, second = (1000 + random.standard_normal((20, 64)).astype(np.float32) for _ in range(2))
+    exact = small_sample_distance(first.astype(np.float64) - 1000, second.astype(np.float64) - 1000)
+    assert small_sample_distance(first, second) == pytest.approx(exact, rel=1e-9)
+
+
 def test_of_equal_sets_it_is_nothing() -> None:
     first = features(20, 64, 2)
     assert small_sample_distance(first, first.copy()) == pytest.approx(0, abs=1e-12)

@@ -128,10 +128,10 @@ def test_a_look_that_was_edited_is_left_out(generated: Path, broken: dict[str, A
     assert "Held-out tokens" not in Page(build_report(collect(str(generated)))).words
 
 
-def compared(step: int, value: float | None, images: int = 500) -> dict[str, Any]:
+def compared(step: int, value: float | None, images: int = 500, network: str = "ab") -> dict[str, Any]:
     measured_by = {
         "reference": {"images": "3f" * 32, "count": images},
-        "network": {"name": "timm:x", "sha256": "ab" * 32},
+        "network": {"name": "timm:x", "sha256": network * 32},
     }
     of = {"generator": {"step": step}, "weights": "ema", "sampling": {"guidance": 2.5}}
     found: dict[str, Any] = {"metric": "frechet_distance", "images": images, "measured_by": measured_by}
@@ -140,7 +140,13 @@ def compared(step: int, value: float | None, images: int = 500) -> dict[str, Any
 
 
 def test_small_sample_distances_are_a_curve_with_the_full_name_of_the_last(generated: Path) -> None:
-    events = [compared(5, 99.0, 64), compared(10, 8.5), compared(20, None), compared(30, 2.25)]
+    events = [
+        compared(5, 99.0, 64),
+        compared(6, 99.0, network="cd"),
+        compared(10, 8.5),
+        compared(20, None),
+        compared(30, 2.25),
+    ]
     lines = "".join(json.dumps(event) + "\n" for event in events)
     (generated / "generator" / "events.jsonl").write_text(lines)
     html = build_report(collect(str(generated)))
@@ -149,7 +155,7 @@ def test_small_sample_distances_are_a_curve_with_the_full_name_of_the_last(gener
     assert "Fréchet distance (timm:x) 2.250 (500 samples, reference 3f3f3f3f of 500 images, timm:x abababab;" in words
     assert "generator at step 30, EMA weights, guidance 2.5)" in words
     assert "1 look has none: after 120 s 30 of 500 images were made." in words
-    assert "Not shown: 1 look that measured in another way." in words
+    assert "Not shown: 2 looks that measured in another way." in words
 
 
 def test_distances_of_another_kind_of_record_are_left_out(generated: Path) -> None:
