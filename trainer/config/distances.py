@@ -35,7 +35,7 @@ class DistanceConfig(Section):
     most_seconds: float = Field(120.0, gt=0, le=MOST_SECONDS)
     """After so long no further batch is begun, as the other workers wait: then there is no distance, since fewer images
     could not be compared, and the event `validation` says so. It may take longer by one batch, and by the distance
-    itself: less than a second for fewer images than features, half a minute for more at 2,048 features."""
+    itself: half a second for 500 images at 2,048 features, half a minute for thousands."""
 
 
 class ReconstructionDistanceConfig(DistanceConfig):
