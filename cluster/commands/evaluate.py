@@ -160,9 +160,21 @@ def tokenizer(
     perceptual: Annotated[
         list[str] | None, typer.Option("--perceptual", metavar="KIND[:KEY=VALUE,…]", help="lpips:file=…,heads=…")
     ] = None,
+    prefixes: Annotated[bool, typer.Option("--prefixes", help="Distances at each prefix of the tokens, too.")] = False,
     perturb: Annotated[
-        str | None, typer.Option("--perturb", metavar="ALPHA:DELTA[:SEED]", help="Replace tokens by near ones (pFID).")
+        str | None,
+        typer.Option(
+            "--perturb", metavar="ALPHA[,ALPHA]:DELTA[:SEED]", help="Again with tokens replaced by near ones (pFID)."
+        ),
     ] = None,
+    probe: Annotated[
+        str | None, typer.Option("--probe", metavar="IMAGES", help="Linear probes, trained on these, with classes.")
+    ] = None,
+    baselines: Annotated[
+        str | None,
+        typer.Option("--baselines", metavar="IMAGES", help="Error by bits, with components of these images, and JPEG."),
+    ] = None,
+    legibility: Annotated[bool, typer.Option("--legibility", help="Whether text can be read.")] = False,
     size: Size = None,
     most: Most = None,
     workers: Workers = None,
@@ -170,8 +182,9 @@ def tokenizer(
     gpus: Gpus = 0,
     address: Address = None,
 ) -> None:
-    """Measure the reconstructions of any tokenizer: errors at each prefix, use of codes, distances."""
-    from cluster.stages.evaluating_given import How, evaluate_tokenizer
+    """Measure any tokenizer: errors at each prefix, use of codes, distances; and what else is asked for."""
+    from cluster.stages.evaluating_given import How
+    from cluster.stages.evaluating_tokenizer import Asked, evaluate_tokenizer
 
     how = How(
         output=output,
@@ -181,7 +194,8 @@ def tokenizer(
         perceptual=_perceptual(perceptual or []),
         cluster=cluster_of(workers, cpus, gpus, address),
     )
-    _say(evaluate_tokenizer(uri, shown, how, _perturbation(perturb)), output)
+    asked = Asked(prefixes, _perturbations(perturb), probe, baselines, legibility)
+    _say(evaluate_tokenizer(uri, shown, how, asked), output)
 
 
 def _perceptual(given: list[str]) -> tuple[PerceptualConfig, ...]:
@@ -203,18 +217,20 @@ def _perceptual(given: list[str]) -> tuple[PerceptualConfig, ...]:
     return tuple(found)
 
 
-def _perturbation(text: str | None) -> TokenPerturbation | None:
+def _perturbations(text: str | None) -> list[TokenPerturbation]:
     from data_pipeline.errors import UsageError
     from trainer.evaluation.perturbed_tokens import TokenPerturbation
 
     if text is None:
-        return None
-    parts = text.split(":")
+        return []
     try:
-        alpha, delta, seed = float(parts[0]), int(parts[1]), int(parts[2]) if len(parts) == 3 else 0
-    except (ValueError, IndexError):
-        raise UsageError(f"--perturb {text}: give ALPHA:DELTA, as 0.5:100, or ALPHA:DELTA:SEED") from None
-    return TokenPerturbation(alpha, delta, seed)
+        alphas, delta, *seed = text.split(":")
+        (number,) = map(int, seed or ["0"])
+        return [TokenPerturbation(float(alpha), int(delta), number) for alpha in alphas.split(",")]
+    except ValueError:
+        raise UsageError(
+            f"--perturb {text}: give ALPHA:DELTA, as 0.5:100, several as 0.1,0.5:100, or ALPHA:DELTA:SEED"
+        ) from None
 
 
 def _say(numbers: list[Number], output: str) -> None:
@@ -223,7 +239,7 @@ def _say(numbers: list[Number], output: str) -> None:
 
     for number in numbers:
         say(full_name(number))
-    say(f"{output.rstrip('/')}/evaluation.json; `foldtrain compare` takes the folder")
+    say(f"{output.rstrip('/')}/evaluation.html; `foldtrain compare` takes the folder")
 
 
 def register(parent: typer.Typer) -> None:

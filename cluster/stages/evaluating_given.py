@@ -1,7 +1,8 @@
-"""`foldtrain evaluate images` and `evaluate tokenizer`: numbers of anybody's images and tokenizers, without a run.
+"""`foldtrain evaluate images`, and what it has in common with `evaluate tokenizer`: numbers without a run.
 
-evaluation.json of the output folder has them, and `foldtrain compare` takes it beside those of runs. A start goes on
-from the parts that are there.
+OUT/evaluation.json    the numbers, which `foldtrain compare` takes beside those of runs; written last
+OUT/evaluation.html    the same as a page
+OUT/NAME-HASH          rows of images, from which a start goes on; they may be deleted
 """
 
 from __future__ import annotations
@@ -15,27 +16,23 @@ from cluster.stages.evaluation_inputs import open_slots_of
 from cluster.stages.measuring import Measuring
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
-from data_pipeline.shards import weights
-from data_pipeline.shards.tokenizers import load_tokenizer
 from model.config.losses import PerceptualConfig
 from trainer.config.evaluation import Rounding
 from trainer.config.feature_networks import FeatureNetworkConfig
 from trainer.evaluation.network_rows import NetworkRows, Slot
 from trainer.evaluation.numbers import VERSION, Number
-from trainer.evaluation.perturbed_tokens import TokenPerturbation
+from trainer.evaluation.rate_distortion import RateDistortion
 from trainer.evaluation.reference import ReferenceFile
 from trainer.evaluation.row_files import StoredRows
 from trainer.evaluation.set_numbers import Naming, Reference, drawn_of, set_numbers
 from trainer.evaluation.sets import ImageSet, NpzSet, SampledSet, ShardSet, open_images
-from trainer.evaluation.tokenizer_numbers import tokenizer_numbers
-from trainer.evaluation.tokenizer_rows import TokenizerRows, columns_of
-from trainer.inference.exports import find_export
 from trainer.metrics.inception_score import SPLITS
+from trainer.report.evaluation_page import evaluation_page
 
 if TYPE_CHECKING:
     import torch
 
-EVALUATION = "evaluation.json"
+EVALUATION, PAGE = "evaluation.json", "evaluation.html"
 
 
 @dataclass(frozen=True)
@@ -71,52 +68,20 @@ def evaluate_images(images: str, reference: str, how: How) -> list[Number]:
     """
     if not how.networks:
         raise UsageError("nothing to compare images by: give --inception FILE, or --network KIND:NAME@FILE")
-    device = _device()
+    device = this_device()
     shown = open_images(images, how.size, how.fit, how.most)
-    slots = _slots(how, device)
+    slots = slots_of(how, device)
     measuring = Measuring(how.output, device, how.cluster)
     rows = measuring.rows("images", shown, NetworkRows(slots))
     compared = _reference(reference, how, slots, measuring)
-    of = drawn_of(shown.made_by) if isinstance(shown, SampledSet) else {"images": _named(shown, rows)}
+    of = drawn_of(shown.made_by) if isinstance(shown, SampledSet) else {"images": named_set(shown, rows)}
     numbers = list(set_numbers(slots, rows, compared, Naming(of, _rounding(shown)), how.splits))
-    return write_numbers(how.output, numbers)
+    write_evaluation(how.output, images, numbers)
+    return numbers
 
 
-def evaluate_tokenizer(tokenizer: str, images: str, how: How, perturbation: TokenPerturbation | None) -> list[Number]:
-    """Reconstruct images, and compare them with their originals, and as a set.
-
-    Args:
-        tokenizer: URI of a run, of the stage that trained it, or of an export or import.
-        images: of the originals.
-        how: networks, sizes, where.
-        perturbation: of the tokens before they are decoded (pFID); None decodes the images' own.
-
-    Raises:
-        UsageError: if something that is needed is not there, or the tokenizer has no tokens to perturb.
-    """
-    uri = storage.absolute(find_export(tokenizer, "tokenizer"))
-    card = weights.read_card(uri, "tokenizer")
-    device = _device()
-    network, _ = load_tokenizer(uri, device)
-    size = how.size or network.config.image_size
-    originals = open_images(images, size, how.fit, how.most)
-    slots = _slots(how, device)
-    measuring = Measuring(how.output, device, how.cluster)
-    measure = TokenizerRows.of(uri, card, how.rounding, slots, how.perceptual, perturbation)
-    rows = measuring.rows("reconstructions", originals, measure)
-    named = _named(originals, rows)
-    of = {"tokenizer": measure.tokenizer, "images": named}
-    of |= {"perturbation": perturbation.to_json()} if perturbation else {}
-    real = measuring.rows("real", originals, NetworkRows(slots)) if slots else None
-    numbers: list[Number] = []
-    if real is not None:
-        reference = Reference({"reference": named} | _crop(originals), real)
-        numbers += set_numbers(slots, rows, reference, Naming(of, how.rounding), how.splits)
-    numbers += tokenizer_numbers(rows, columns_of(network, how.perceptual), _crop(originals), of)
-    return write_numbers(how.output, numbers)
-
-
-def _slots(how: How, device: torch.device) -> tuple[Slot, ...]:
+def slots_of(how: How, device: torch.device) -> tuple[Slot, ...]:
+    """The networks that were asked for."""
     return open_slots_of({f"network{number}": each for number, each in enumerate(how.networks)}, device)
 
 
@@ -125,7 +90,7 @@ def _reference(uri: str, how: How, slots: tuple[Slot, ...], measuring: Measuring
     if not uri.endswith(".npz"):
         images = open_images(uri, how.size, how.fit)
         rows = measuring.rows("reference", images, NetworkRows(slots))
-        return Reference({"reference": _named(images, rows)} | _crop(images), rows)
+        return Reference({"reference": named_set(images, rows)} | crop_of(images), rows)
     found = ReferenceFile.read(uri)
     named = {"reference": found.identity() | {"uri": uri}}
     of_inception = [slot for slot in slots if slot.config.kind == "inception"]
@@ -137,13 +102,14 @@ def _reference(uri: str, how: How, slots: tuple[Slot, ...], measuring: Measuring
     return Reference(named, rows, found.statistics if of_inception else {})
 
 
-def _named(images: ImageSet, rows: StoredRows) -> dict[str, Any]:
+def named_set(images: ImageSet, rows: StoredRows) -> dict[str, Any]:
     """A set of images in the name of a number: by the manifest's hash, or by the bytes of all images."""
     sha256 = images.fingerprint if isinstance(images, ShardSet) else rows.finished.pixels
     return {"images": sha256, "count": images.count}
 
 
-def _crop(images: ImageSet) -> dict[str, Any]:
+def crop_of(images: ImageSet) -> dict[str, Any]:
+    """How images are cut, for `measured_by`; empty where they are taken as they are."""
     cut = images.identity().get("crop")
     return {"crop": cut} if cut else {}
 
@@ -153,14 +119,26 @@ def _rounding(images: ImageSet) -> str:
     return "nearest" if isinstance(images, SampledSet) else "as given"
 
 
-def _device() -> torch.device:
+def this_device() -> torch.device:
+    """A GPU of this machine, or its CPU."""
     from trainer.engine.device import given_device
 
     return given_device(0)
 
 
-def write_numbers(output: str, numbers: list[Number]) -> list[Number]:
-    """Put the numbers into evaluation.json of a folder, and give them back."""
-    record = {"version": VERSION, "numbers": [number.to_json() for number in numbers]}
+def write_evaluation(
+    output: str, subject: str, numbers: Sequence[Number], distortion: RateDistortion | None = None
+) -> None:
+    """Put numbers, and curves of bits against error, into a folder: the page, and last the record.
+
+    Args:
+        output: URI of the folder.
+        subject: what was measured, for the page's heading.
+        numbers: with their names.
+        distortion: of a tokenizer.
+    """
+    page = evaluation_page(subject, numbers, () if distortion is None else distortion.curves)
+    storage.write_bytes(storage.join(output, PAGE), page.encode())
+    record: dict[str, Any] = {"version": VERSION, "numbers": [number.to_json() for number in numbers]}
+    record |= {} if distortion is None else {"rate_distortion": distortion.to_json()}
     storage.write_json(storage.join(output, EVALUATION), record)
-    return numbers

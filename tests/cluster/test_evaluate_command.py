@@ -17,6 +17,7 @@ from cluster.config.loading import load_config
 from cluster.stages import sweeping
 from cluster.stages.sweeping import SweepPoint, best_of, parse_sweep
 from data_pipeline.errors import UsageError
+from data_pipeline.shards.tokenizers import load_tokenizer
 from data_pipeline.shards.weights import write_weights
 from model.classifier import Classifier
 from model.config import ClassifierConfig
@@ -40,7 +41,7 @@ def draw(seed: int, count: int = 70) -> Pixels:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of random weights, a classifier, and two sets of images."""
+    """A run of random weights, a classifier, two sets of images, and grey ones of three classes."""
     folder = tmp_path_factory.mktemp("evaluate")
     write_run(folder / "run")
     torch.manual_seed(0)
@@ -49,6 +50,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_weights(str(folder / "judge"), "judge", config.model_dump(mode="json"), files, {}, classes=("a", "b", "c"))
     np.savez(folder / "real.npz", arr_0=draw(0))
     np.savez(folder / "other.npz", arr_0=draw(1, 66) // 2)
+    for name, count in (("grey", 60), ("more-grey", 90)):
+        class_N = np.arange(count) % 3
+        level_N = (90 * class_N + np.arange(count) % 7).astype(np.uint8)
+        np.savez(folder / f"{name}.npz", arr_0=np.tile(level_N[:, None, None, None], (1, 16, 16, 3)), arr_1=class_N)
     return folder
 
 
@@ -97,22 +102,116 @@ def test_samples_carry_what_made_them(place: Path, tmp_path: Path) -> None:
     assert number.measured_of["weights"] == "ema"
 
 
-def test_a_tokenizer_is_measured_on_any_images(place: Path, tmp_path: Path) -> None:
-    foldtrain(
-        *("evaluate", "tokenizer", place / "run", "--images", place / "real.npz"),
-        *("--network", f"classifier:{place}/judge", "--out", tmp_path / "own"),
-    )
-    foldtrain(
-        *("evaluate", "tokenizer", place / "run", "--images", place / "real.npz", "--perturb", "1:8:3"),
-        *("--out", tmp_path / "perturbed"),
-    )
+def measure(place: Path, out: Path, *arguments: object, images: str = "real") -> tuple[Number, ...]:
+    foldtrain("evaluate", "tokenizer", place / "run", "--images", place / f"{images}.npz", "--out", out, *arguments)
+    return read_numbers(str(out / "evaluation.json"))
 
-    own, perturbed = (read_numbers(str(tmp_path / name / "evaluation.json")) for name in ("own", "perturbed"))
-    assert {each.metric for each in own} >= {"frechet_distance", "mse", "psnr", "ssim", "code_use", "dead_codes"}
-    assert [each.measured_of["keep"] for each in own if each.metric == "mse"] == [1, 5]
-    assert perturbed[0].measured_of["perturbation"] == {"alpha": 1.0, "delta": 8, "seed": 3}
-    errors = [next(each.value for each in numbers if each.metric == "mse") for numbers in (own, perturbed)]
-    assert errors[0] != errors[1]
+
+def errors_of(numbers: tuple[Number, ...]) -> dict[float | None, list[float]]:
+    """Squared errors at each prefix, by alpha; None for the images' own tokens."""
+    found: dict[float | None, list[float]] = {}
+    for number in numbers:
+        if number.metric == "mse":
+            found.setdefault(number.measured_of.get("perturbation", {}).get("alpha"), []).append(number.value)
+    return found
+
+
+def test_a_tokenizer_is_measured_on_any_images(place: Path, tmp_path: Path) -> None:
+    numbers = measure(place, tmp_path, "--network", f"classifier:{place}/judge")
+
+    assert {each.metric for each in numbers} >= {"frechet_distance", "mse", "psnr", "ssim", "code_use", "dead_codes"}
+    assert [each.measured_of["keep"] for each in numbers if each.metric == "mse"] == [1, 5]
+    assert "Fréchet distance (judge) of reconstructions" in (tmp_path / "evaluation.html").read_text()
+
+
+def test_tokens_are_perturbed_at_each_alpha_beside_the_images_own(place: Path, tmp_path: Path) -> None:
+    numbers = measure(place, tmp_path, "--perturb", "0,1:8:3")
+
+    perturbed = [each.measured_of["perturbation"] for each in numbers if "perturbation" in each.measured_of]
+    assert {"alpha": 1.0, "delta": 8, "seed": 3} in perturbed
+    errors = errors_of(numbers)
+    assert errors.keys() == {None, 0.0, 1.0}
+    assert errors[0.0] == errors[None]
+    assert errors[1.0] != errors[None]
+    assert "squared error by perturbed tokens" in (tmp_path / "perturbation.svg").read_text()
+
+
+def test_a_further_part_goes_on_from_the_rows_that_are_there(place: Path, tmp_path: Path) -> None:
+    measure(place, tmp_path)
+    (part,) = tmp_path.glob("reconstructions-*/parts/*")
+    before = part.stat().st_mtime_ns
+
+    errors = errors_of(measure(place, tmp_path, "--perturb", "1:8"))
+
+    assert part.stat().st_mtime_ns == before
+    assert errors.keys() == {None, 1.0}
+
+
+def test_the_distance_of_a_prefix_is_of_what_it_gives(place: Path, tmp_path: Path) -> None:
+    numbers = measure(place, tmp_path, "--network", f"classifier:{place}/judge", "--prefixes")
+
+    distances = [each for each in numbers if each.metric == "frechet_distance"]
+    assert [each.measured_of.get("keep") for each in distances] == [None, 1]
+    tokenizer, _ = load_tokenizer(f"{place}/run/tokenizer/export", torch.device("cpu"))
+    image_NCHW = torch.from_numpy(draw(0)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    with torch.inference_mode():
+        made_NCHW = tokenizer.detokenize(tokenizer.tokenize(image_NCHW), 1)
+    made = ((made_NCHW.clamp(-1, 1) + 1) * 127.5 + 0.5).floor().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    expected = distance_on_paper(features(place, made), features(place, draw(0)))
+    assert distances[1].value == pytest.approx(expected, rel=1e-3)
+
+
+def test_probes_of_branches_and_pixels_are_trained_on_other_images(place: Path, tmp_path: Path) -> None:
+    numbers = measure(place, tmp_path, "--probe", place / "more-grey.npz", images="grey")
+
+    probes = [each for each in numbers if each.metric == "linear_probe_accuracy"]
+    protocols = {each.measured_by["protocol"]["feature"]: each for each in probes}
+    assert protocols.keys() == {"detail", "semantic", "pixels"}
+    assert protocols["pixels"].value == 1, "classes are levels of grey"
+    assert protocols["detail"].images == 60
+    assert protocols["detail"].measured_by["protocol"]["training_images"] == 90
+    assert protocols["detail"].measured_by["training"]["count"] == 90
+
+
+def test_bits_are_compared_with_principal_components_and_jpeg(place: Path, tmp_path: Path) -> None:
+    numbers = measure(place, tmp_path, "--baselines", place / "more-grey.npz", images="grey")
+
+    found = json.loads((tmp_path / "evaluation.json").read_text())["rate_distortion"]
+    tokens, components, jpeg = found["curves"]
+    assert [curve["name"] for curve in found["curves"]] == ["tokenizer", "principal components", "JPEG"]
+    assert [(point["bits"], point["mse"]) for point in tokens["points"]] == list(
+        zip((8, 40), errors_of(numbers)[None], strict=True)
+    ), "4 bits of each of two branches at one position, and at five"
+    assert components["points"][0]["bits"] == 8
+    assert components["points"][0]["mse"] <= (186 / 127.5 / 255 / 2) ** 2, "grey of 186 levels, at the nearest of 256"
+    assert [point["budget"] for point in jpeg["points"]] == [8, 40]
+    assert found["component_images"] == 60
+    assert "principal components" in (tmp_path / "rate-distortion.svg").read_text()
+
+
+def test_text_is_read_in_reconstructions(place: Path, tmp_path: Path) -> None:
+    numbers = measure(place, tmp_path, "--legibility")
+
+    (read,) = [each.value for each in numbers if each.metric == "text_accuracy"]
+    (original,) = [each.value for each in numbers if each.metric == "text_accuracy_of_originals"]
+    assert read < original == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prefixes"], "--prefixes: distances need a network"),
+        (["--perturb", "0.5"], "--perturb 0.5: give ALPHA:DELTA"),
+        (["--perturb", "0.5,2:8"], "alpha 2 is a share"),
+        (["--perturb", "0.5:17"], "perturbation: "),
+        (["--probe", "real.npz"], "image 0 has no class"),
+    ],
+)
+def test_a_part_that_cannot_be_is_said(place: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    given = [str(place / each) if each.endswith(".npz") else each for each in arguments]
+    with pytest.raises(UsageError, match=message):
+        measure(place, tmp_path, *given)
+    assert not (tmp_path / "evaluation.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,8 @@ from trainer.evaluation.tokenizer_numbers import with_protocol
 from trainer.metrics.means import RowMeans
 
 SYMBOLS = string.ascii_lowercase + string.digits
+SIZES = (8, 12, 16)
+"""Of text, in pixels."""
 _WORD = (2, 8)
 """Characters of a word: from the first number to one less than the second."""
 _BATCH = 32
@@ -81,6 +83,19 @@ def font_of(size: int) -> Font:
         ImageDraw.Draw(cell).text((left, -top), symbol, fill=0, font=font)
         glyphs.append(np.asarray(cell))
     return Font(size, bottom - top + 1, width, np.stack(glyphs))
+
+
+def sizes_that_fit(image_size: int) -> tuple[int, ...]:
+    """Of `SIZES` those of which at least a word of two characters fits into an image.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    fonts = [font_of(size) for size in SIZES]
+    found = tuple(font.size for font in fonts if max(font.height, _WORD[0] * font.width) <= image_size)
+    if not found:
+        raise UsageError(f"text of {SIZES[0]} pixels does not fit into images of {image_size}: measure larger ones")
+    return found
 
 
 def page(image_size: int, size: int, seed: int, number: int) -> Page:

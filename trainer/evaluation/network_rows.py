@@ -23,6 +23,15 @@ if TYPE_CHECKING:
     from trainer.evaluation.feature_networks import FeatureNetwork
 
 
+FEATURES = "features"
+"""The output of a network that distances are of."""
+
+
+def row_name(slot: str, output: str, keep: int | None = None) -> str:
+    """`<slot>.<output>`; of what the first `keep` positions of the tokens give, `keep<N>.<slot>.<output>`."""
+    return f"{slot}.{output}" if keep is None else f"keep{keep}.{slot}.{output}"
+
+
 @dataclass(frozen=True)
 class Slot:
     """A network under a name."""

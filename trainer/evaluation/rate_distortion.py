@@ -63,6 +63,21 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class RateDistortion:
+    """Curves of one set of images, and what the components are of."""
+
+    curves: tuple[Curve, ...]
+    training: dict[str, Any]
+    """The images that components were computed from, as numbers.py names a set."""
+    component_images: int
+    """Images that components were judged on, the first ones; the other curves are of all."""
+
+    def to_json(self) -> dict[str, Any]:
+        """For evaluation.json."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
 class JpegMeasure:
     """A `Measure`, and its own `ImageMeasure` (measures.py): JPEG files at each budget of bits.
 

@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from trainer.evaluation.measures import LABEL, MeasuredRows
-from trainer.evaluation.network_rows import Slot
+from trainer.evaluation.network_rows import FEATURES, Slot, row_name
 from trainer.evaluation.numbers import Number
 from trainer.evaluation.row_files import StoredRows
 from trainer.metrics.frechet import FeatureStatistics, FeatureSums, frechet_distance
 from trainer.metrics.inception_score import SEED, SPLITS, InceptionScore
 from trainer.metrics.manifold import NEIGHBOURS, precision_recall
 
-FEATURES, SPATIAL, LOGITS = "features", "spatial", "logits"
-"""Outputs of networks (feature_networks.py)."""
+SPATIAL, LOGITS = "spatial", "logits"
+"""Further outputs of networks (feature_networks.py)."""
 
 
 def statistics(rows: MeasuredRows, name: str) -> FeatureStatistics:
@@ -100,6 +100,28 @@ def set_numbers(
         if slot.config.kind == "inception":
             yield _inception_score(slot, rows, naming, min(splits, rows.count))
         yield from _precision_and_recall(slot, rows, reference, naming)
+
+
+def prefix_distances(
+    slots: Iterable[Slot], rows: MeasuredRows, reference: Reference, naming: Naming, prefixes: Iterable[int]
+) -> Iterator[Number]:
+    """The Fréchet distance of what each prefix of the tokens gives, in the features of each network.
+
+    Args:
+        slots: of the networks.
+        rows: of a tokenizer that was measured with `of_prefixes` (tokenizer_rows.py).
+        reference: the originals.
+        naming: of the reconstructions; `keep` is added.
+        prefixes: numbers of leading positions, without that of all.
+    """
+    kept = [(keep, replace(naming, of=naming.of | {"keep": keep})) for keep in prefixes]
+    for slot in slots:
+        theirs, by = reference.of(slot.name, FEATURES), dict(reference.named) | {"network": slot.identity}
+        if theirs is None:
+            continue
+        for keep, named in kept:
+            value = frechet_distance(statistics(rows, row_name(slot.name, FEATURES, keep)), theirs)
+            yield named.number(_DISTANCES[FEATURES][not slot.is_fid], value, rows.count, by)
 
 
 def _inception_score(slot: Slot, rows: StoredRows, naming: Naming, splits: int) -> Number:

@@ -3,6 +3,7 @@
     mse, psnr, ssim     [B, K]     of each prefix of the tokens: of more than 12, of 12
     lpips, …            [B]        of the full reconstruction, one for each perceptual network, by its name
     NETWORK.OUTPUT      [B, D]     what networks say of the full reconstruction, rounded to bytes
+    keepN.NETWORK.features  [B, D] the same of the first N positions, where prefixes are asked for
     tokens              [B, L, F]  that were decoded, in the smallest unsigned integers
     branch_0, …         [B, C]     means over positions of the quantized latents of each branch
     replaced            [B]        share of the tokens that a perturbation has replaced by others
@@ -31,6 +32,7 @@ from model.families import build_perceptual
 from model.protocols import Perceptual, Pooled, Reconstructing, Tokenizer
 from trainer.evaluation.images import to_bytes
 from trainer.evaluation.measures import Rows
+from trainer.evaluation.network_rows import FEATURES, row_name
 from trainer.evaluation.quality import psnr, squared_error, ssim
 
 if TYPE_CHECKING:
@@ -63,6 +65,8 @@ class TokenizerMeasure:
     """By the name of their row."""
     perturbation: Replace | None = None
     """What replaces tokens before they are decoded (perturbed_tokens.py); None decodes the image's own."""
+    of_prefixes: bool = False
+    """Whether networks look at what each prefix of the tokens gives, too."""
 
     def __post_init__(self) -> None:
         config = self.tokenizer.config
@@ -92,7 +96,9 @@ class TokenizerMeasure:
             else:
                 made = iter([cast("Reconstructing", self.tokenizer).reconstruct(image_BCHW)])
             columns = []
-            for made_BCHW in made:
+            for keep, made_BCHW in zip(self.prefixes, made, strict=True):
+                if self.of_prefixes and keep != self.prefixes[-1]:
+                    rows |= self._features(made_BCHW, keep)
                 error_B = squared_error(made_BCHW, image_BCHW)
                 columns.append([error_B, psnr(error_B), ssim(made_BCHW, image_BCHW)])
             for name, each in zip(QUALITIES, zip(*columns, strict=True), strict=True):
@@ -117,15 +123,17 @@ class TokenizerMeasure:
         for keep in self.prefixes:
             yield self.tokenizer.detokenize(tokens_BLF, keep)
 
-    def _features(self, made_BCHW: Tensor) -> Rows:
+    def _features(self, made_BCHW: Tensor, keep: int | None = None) -> Rows:
+        """All outputs of each network; of a prefix the features alone."""
         if not self.networks:
             return {}
         pixels_BHWC = to_bytes(made_BCHW, self.rounding)
         pixels_BCHW = torch.from_numpy(pixels_BHWC).permute(0, 3, 1, 2).contiguous().to(self.device)
         return {
-            f"{slot}.{name}": _row(values)
+            row_name(slot, name, keep): _row(values)
             for slot, network in self.networks.items()
             for name, values in network(pixels_BCHW).items()
+            if keep is None or name == FEATURES
         }
 
 

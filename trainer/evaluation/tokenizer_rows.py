@@ -34,6 +34,8 @@ class TokenizerRows:
     perceptual: tuple[PerceptualConfig, ...] = ()
     perturbation: TokenPerturbation | None = None
     """What replaces tokens before they are decoded; None decodes the image's own."""
+    of_prefixes: bool = False
+    """Whether networks look at what each prefix of the tokens gives, too."""
 
     @classmethod
     def of(
@@ -44,10 +46,11 @@ class TokenizerRows:
         slots: tuple[Slot, ...],
         perceptual: tuple[PerceptualConfig, ...] = (),
         perturbation: TokenPerturbation | None = None,
+        of_prefixes: bool = False,
     ) -> TokenizerRows:
         """Of an export with this card."""
         halves = {"encoder": card.encoder(), "decoder": card.decoder()}
-        return cls(uri, halves, rounding, slots, perceptual, perturbation)
+        return cls(uri, halves, rounding, slots, perceptual, perturbation, of_prefixes)
 
     def identity(self) -> dict[str, Any]:
         """The tokenizer, and what looks at its reconstructions."""
@@ -58,6 +61,7 @@ class TokenizerRows:
             "networks": {slot.name: slot.identity for slot in self.slots},
             "perceptual": [each.model_dump(mode="json") for each in self.perceptual],
             "perturbation": None if self.perturbation is None else self.perturbation.to_json(),
+            "of_prefixes": self.of_prefixes,
         }
 
     def open(self, device: torch.device) -> ImageMeasure:
@@ -72,7 +76,7 @@ class TokenizerRows:
         networks = open_slots(self.slots, device)
         perceptual = perceptual_networks(self.perceptual, device)
         replace = None if self.perturbation is None else self.perturbation.of(tokenizer)
-        return TokenizerMeasure(tokenizer, device, self.rounding, networks, perceptual, replace)
+        return TokenizerMeasure(tokenizer, device, self.rounding, networks, perceptual, replace, self.of_prefixes)
 
 
 @dataclass(frozen=True)

@@ -165,6 +165,17 @@ def chart_file(lines: Sequence[Line], *, title: str, x_label: str, y_label: str,
     return f"{head}><style>{style}{_FILE_STYLE}</style>{body}{legend}</svg>\n"
 
 
+def stacked_files(files: Sequence[str]) -> str:
+    """Charts of `chart_file` below each other, as one SVG file."""
+    height = HEIGHT + _LEGEND
+    placed = [
+        file.replace("<svg", f'<svg y="{place * height}" width="{WIDTH}" height="{height}"', 1)
+        for place, file in enumerate(files)
+    ]
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height * len(files)}">'
+    return f"{head}\n{''.join(placed)}</svg>\n"
+
+
 def column_chart(labels: Sequence[str], values: Sequence[float], *, title: str, x_label: str, y_label: str) -> Markup:
     """A column for each value, from zero, with the value above it."""
     finite = [value if math.isfinite(value) else 0.0 for value in values]
