@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cluster.config.run import RunConfig
-from cluster.pool.drawn_set import DrawnSet
+from cluster.pool.drawn_set import DrawnReader, DrawnSet
 from cluster.stages.evaluation_inputs import (
     JUDGE,
     TEACHER,
@@ -27,6 +27,7 @@ from cluster.stages.evaluation_inputs import (
 )
 from cluster.stages.inputs import held_out_images
 from cluster.stages.measuring import BATCH, Measuring
+from cluster.stages.memorization import PICTURE, Memorized, Samples, memorization, memorization_network
 from cluster.stages.results import (
     PIXELS_WIDE,
     asked,
@@ -89,8 +90,11 @@ def evaluate(config: RunConfig) -> int:
     slots = open_slots_of(networks_of(config, cards), device)
     size, count = cards["tokenizer"].config["image_size"], config.evaluation.samples
     real = ShardSet.of(held_out, size, config.data.fit, count, node_cache(config))
+    near = memorization_network(config, slots, is_held_out)
     measured = _measure(config, sampler, slots, real)
     numbers = _numbers(config, sampler, slots, measured)
+    memorized = _memorization(config, sampler, near, measured)
+    numbers += [memorized.number] if memorized else []
     tokens_read = open_run_tokens(config)
     timm = timm_teacher(config)
     first, _ = real.open(device).read(0, min(_RECONSTRUCTED, real.count))
@@ -109,7 +113,10 @@ def evaluate(config: RunConfig) -> int:
         "tokenizer": sampler.tokenizer.layout.to_json() | {"fold_names": list(sampler.tokenizer.config.fold_names)},
         "real_images": {"samples": real.count, "fit": config.data.fit, "held_out": is_held_out},
     }
-    commit(config.run, "evaluation.json", record, "samples/reconstructions.png", _reconstructions(sampler, first))
+    pictures = {"samples/reconstructions.png": _reconstructions(sampler, first)}
+    if memorized:
+        record["memorization"], pictures[PICTURE] = memorized.record, memorized.png
+    commit(config.run, "evaluation.json", record, pictures)
     measured.forget()
     _print_summary(record)
     return count
@@ -163,6 +170,20 @@ def _numbers(config: RunConfig, sampler: Sampler, slots: Sequence[Slot], measure
     return numbers + tokenizer_numbers(
         measured.made_rows, columns_of(sampler.tokenizer), {"crop": real.how_cut}, made.of
     )
+
+
+def _memorization(config: RunConfig, sampler: Sampler, slot: Slot | None, measured: _Measured) -> Memorized | None:
+    """Training images that are nearest to samples, if they are asked for."""
+    asked, drawn = config.evaluation.memorization, measured.drawn
+    if asked is None or slot is None:
+        return None
+    training = ShardSet.of(
+        storage.absolute(config.product("images")), measured.real.size, config.data.fit, None, node_cache(config)
+    )
+    naming = Naming(drawn_of(drawn.made_by), drawn.rounding)
+    samples = Samples(DrawnReader(drawn.work, sampler, drawn.rounding), measured.drawn_rows, naming)
+    measuring = Measuring.of_run(config, sampler.device)
+    return memorization(asked, slot, measuring, samples, (measured.real, measured.real_rows), training)
 
 
 def reference_of(real: ShardSet, rows: StoredRows) -> Reference:
@@ -291,6 +312,12 @@ def _print_summary(record: dict[str, Any]) -> None:
         lines.append(
             "Fréchet distance in the teacher's feature space: "
             f"reconstruction {reconstruction['frechet_distance']:.3f}, generation {generation['frechet_distance']:.3f}"
+        )
+    if "memorization" in record:
+        near = record["memorization"]
+        lines.append(
+            f"nearest training images of {counted(near['samples'], 'sample')}: samples/nearest.png; as near as the "
+            f"nearest 1 % of held-out images ({near['threshold']:.3g}): {near['share']:.1%}"
         )
     if generation["class_accuracy"] is not None:
         samples = counted(generation["samples"], "sample is", "samples are")

@@ -10,7 +10,7 @@ belongs to the picture beside it.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -84,11 +84,13 @@ def fingerprints_of(cards: dict[str, Card]) -> dict[str, str]:
     return {name: card.fingerprint() for name, card in cards.items()}
 
 
-def commit(run: str, name: str, record: dict[str, Any], picture: str, png: bytes) -> None:
-    """Write a picture, and then the record of it."""
+def commit(run: str, name: str, record: dict[str, Any], pictures: Mapping[str, bytes]) -> None:
+    """Write pictures, PNG by their names, and then the record of them."""
     storage.remove_file(storage.join(run, name))
-    storage.write_bytes(storage.join(run, picture), png)
-    storage.write_json(storage.join(run, name), record | {"files": {picture: storage.sha256(png)}})
+    for picture, png in pictures.items():
+        storage.write_bytes(storage.join(run, picture), png)
+    files = {picture: storage.sha256(png) for picture, png in pictures.items()}
+    storage.write_json(storage.join(run, name), record | {"files": files})
 
 
 def sample(config: RunConfig) -> int:
@@ -110,7 +112,7 @@ def sample(config: RunConfig) -> int:
     grid = image_grid(pixels, each, upscale=max(1, PIXELS_WIDE // pixels.shape[1]), row_labels=names)
     record = {"sampling": asked(config), "class_names": names, "fingerprints": fingerprints_of(sampler.cards)}
     record["inputs"] = places(config, sampler.cards)
-    commit(config.run, "samples/samples.json", record, "samples/grid.png", to_png(grid))
+    commit(config.run, "samples/samples.json", record, {"samples/grid.png": to_png(grid)})
     console().print(f"sample: {counted(len(pixels), 'image')} in {storage.join(config.run, 'samples', 'grid.png')}")
     return len(pixels)
 

@@ -24,6 +24,19 @@ def _by_file(value: object) -> object:
     return {"file": value} if isinstance(value, str) else value
 
 
+class MemorizationConfig(Section):
+    """How copies of training images are looked for among samples."""
+
+    samples: int = Field(200, gt=0, le=1_000_000)
+    """Samples whose nearest training image is looked for, the first of those that are judged."""
+    held_out: int = Field(1000, gt=0, le=1_000_000)
+    """Held-out images whose distances say what is near, the first of those that are measured."""
+    shown: int = Field(8, gt=0, le=64)
+    """Samples in samples/nearest.png, those closest to a training image."""
+    network: str = Field("teacher", min_length=1, max_length=200)
+    """By whose features: teacher, judge, inception, or the name of one of `networks`, as torchvision:mobilenet_v2."""
+
+
 class EvaluationConfig(Section):
     """How a tokenizer and a generator are judged."""
 
@@ -41,6 +54,9 @@ class EvaluationConfig(Section):
     do. Null leaves that out."""
     networks: tuple[FeatureNetworkConfig, ...] = Field((), max_length=8)
     """Further networks in whose features Fréchet distances, precision and recall are measured, beside the teacher."""
+    memorization: MemorizationConfig | None = None
+    """Look for the training image that is nearest to each of some samples. The features of all training images are
+    measured for it, once. Null leaves that out."""
     workers: Workers | None = None
     """Measure images on Ray with so many workers, N or MIN:MAX, which `foldtrain scale` changes meanwhile. Null: in the
     command's own process. The numbers are the same, to the digit."""

@@ -41,6 +41,7 @@ METRICS = {
     "spatial_frechet_distance": Metric("Fréchet distance of spatial features", "lower", by_features=True),
     "class_accuracy": Metric("class accuracy", "higher"),
     "class_accuracy_of_real_images": Metric("class accuracy of real images", "higher"),
+    "memorized_share": Metric("share of samples near a training image", "lower", by_features=True),
     "mse": Metric("squared error", "lower"),
     "psnr": Metric("PSNR", "higher"),
     "ssim": Metric("SSIM", "higher"),

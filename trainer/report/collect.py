@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -25,6 +26,7 @@ from trainer.report.data import (
     Baselines,
     Evaluation,
     Frame,
+    Memorization,
     Record,
     ReportData,
     Samples,
@@ -39,7 +41,7 @@ from trainer.report.generator import pictured_steps
 from trainer.report.held_out import looks
 from trainer.report.sweeps import read_sweeps
 
-Checked = TypeVar("Checked", Evaluation, StageTime, Baselines, Shared)
+Checked = TypeVar("Checked", Evaluation, StageTime, Baselines, Shared, Memorization)
 PICTURES = ("reconstructions", "samples")
 """Names of the film strips' frames (trainer/stages/validation.py, generator_validation.py)."""
 MOST_FRAMES, MOST_FRAME_BYTES = 16, 16 * 2**20
@@ -64,6 +66,7 @@ def collect(run_uri: str) -> ReportData:
         configs=tuple(_stage_configs(run_uri, records)),
         film=tuple(frame for each in records for frame in _film(run_uri, each)),
         reconstructions_png=_picture(run_uri, "samples/reconstructions.png", evaluation.files),
+        nearest_png=_picture(run_uri, "samples/nearest.png", evaluation.files),
         samples=samples,
         notes=tuple(notes(run_uri, evaluation, samples, records)),
         sweeps=read_sweeps(run_uri),
@@ -133,6 +136,8 @@ def _beside_errors(record: Record) -> dict[str, Any]:
         bits, mse = ([each[name] for each in components] for name in ("bits", "mse"))
         kept = {"mean_image": baselines["mean_image"], "square": baselines["square"]}
         found["baselines"] = _checked(Baselines, bits=bits, mse=mse, **kept)
+    if near := record.get("memorization"):
+        found["memorization"] = _checked(Memorization, **{each.name: near[each.name] for each in fields(Memorization)})
     if probe:
         found["probe"] = dict(probe["branches"]) | {"raw pixels": probe["pixels"]}
     return found

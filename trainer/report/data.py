@@ -127,6 +127,22 @@ class Shared:
 
 
 @dataclass(frozen=True)
+class Memorization:
+    """How near the nearest training images of samples are."""
+
+    network: str
+    """By whose features."""
+    samples: int
+    held_out: int
+    training_images: int
+    threshold: float
+    """Distance within which 1 % of the held-out images are."""
+    quantiles_of_samples: tuple[float, ...]
+    """Of the distances, at even steps from the least to the largest."""
+    quantiles_of_held_out: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Frame:
     """Of a film strip."""
 
@@ -193,6 +209,7 @@ class Evaluation:
     """sha256 of the pictures that belong to it, by name."""
     inputs: Record = field(default_factory=dict)
     """URIs of what came from elsewhere, by what it is."""
+    memorization: Memorization | None = None
     numbers: tuple[Number, ...] = ()
     """All numbers with their names; empty of earlier versions."""
 
@@ -243,6 +260,8 @@ class ReportData:
     """What each stage was asked."""
     reconstructions_png: bytes | None = None
     """Originals beside their reconstructions at every number of scales."""
+    nearest_png: bytes | None = None
+    """Samples beside the training images that are nearest to them."""
     film: tuple[Frame, ...] = ()
     """While the tokenizer trained, reconstructions of the same images; while the generator trained, what it drew of the
     same seeds and classes; of each in order of steps."""

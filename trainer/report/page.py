@@ -21,6 +21,7 @@ from trainer.report.data import Evaluation, ReportData, StageRecords
 from trainer.report.generator import held_out_tokens
 from trainer.report.held_out import held_out
 from trainer.report.named_numbers import link_to, number_groups
+from trainer.report.nearest_training import nearest_training
 from trainer.report.sweeps import sweep_section
 from trainer.report.tokens import baselines, positions, shared
 from trainer.report.training import training
@@ -40,6 +41,8 @@ def build_report(data: ReportData) -> str:
         evaluation=evaluation,
         headlines=_headlines(evaluation, data),
         number_groups=number_groups(evaluation.numbers),
+        near=nearest_training(evaluation),
+        nearest=data_uri(data.nearest_png),
         sweeps=[sweep_section(points) for points in data.sweeps],
         prefix_rows=_prefix_rows(data),
         prefix_chart=_prefix_chart(data),
