@@ -280,10 +280,10 @@ def classifier_of(uri: Path) -> ClassifierNetwork:
 
 
 @pytest.mark.parametrize("kind", ["teacher", "judge"])
-@pytest.mark.parametrize("named", ["", "run"])
-def test_a_classifier_is_found_in_its_folder_and_in_its_run(tmp_path: Path, kind: str, named: str) -> None:
-    model = write_classifier(tmp_path / "run" / kind, kind)
-    network = open_network(classifier_of(tmp_path / (named or f"run/{kind}")), CPU)
+@pytest.mark.parametrize("named", ["run", "run/STAGE", "run/STAGE/export"])
+def test_a_classifier_is_found_by_its_export_its_stage_and_its_run(tmp_path: Path, kind: str, named: str) -> None:
+    model = write_classifier(tmp_path / "run" / kind / "export", kind)
+    network = open_network(classifier_of(tmp_path / named.replace("STAGE", kind)), CPU)
     pixels = images(3, 8)
     found = network(pixels)
     with torch.inference_mode():
@@ -305,8 +305,8 @@ def test_the_identity_of_a_classifier_changes_with_its_weights(tmp_path: Path) -
 
 def test_a_run_with_two_classifiers_has_to_be_told_which(tmp_path: Path) -> None:
     for kind in ("teacher", "judge"):
-        write_classifier(tmp_path / kind, kind)
-    with pytest.raises(UsageError, match=r"several classifiers: name one of them, .*teacher or .*judge"):
+        write_classifier(tmp_path / kind / "export", kind)
+    with pytest.raises(UsageError, match=r"several classifiers: name one of them, .*teacher/export or .*judge/export"):
         open_network(classifier_of(tmp_path), CPU)
 
 

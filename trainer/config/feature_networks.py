@@ -49,7 +49,7 @@ class ClassifierNetwork(Section):
 
     kind: Literal["classifier"]
     uri: InputPlace
-    """Of its export, or of the run that trained it."""
+    """Of its export, of the folder of its stage, or of the run that trained it."""
 
 
 FeatureNetworkConfig = Annotated[

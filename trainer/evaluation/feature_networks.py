@@ -32,6 +32,8 @@ from trainer.evaluation.teacher import load_classifier
 
 CLASSIFIERS = ("teacher", "judge")
 """Stages whose product is a classifier."""
+_EXPORT = "export"
+"""Where it is in the folder of a stage."""
 
 
 class FeatureNetwork(Protocol):
@@ -105,9 +107,10 @@ def open_classifier(config: ClassifierNetwork, device: torch.device) -> TeacherF
 
 
 def _find_classifier(uri: str) -> tuple[str, str]:
-    """Where a classifier is, and its stage: at the URI itself, or in a folder of the run."""
-    places = [storage.join(uri, stage) for stage in CLASSIFIERS]
-    found = [uri] if _has_card(uri) else [place for place in places if _has_card(place)]
+    """Where a classifier is, and its stage: the URI is its export, or the folder of its stage or of its run."""
+    own = [place for place in (uri, storage.join(uri, _EXPORT)) if _has_card(place)]
+    stages = [storage.join(uri, stage, _EXPORT) for stage in CLASSIFIERS]
+    found = own[:1] or [place for place in stages if _has_card(place)]
     if not found:
         raise UsageError(f"{uri} has no finished classifier: name the folder teacher or judge of a run, or an export")
     if len(found) > 1:
