@@ -131,6 +131,7 @@ def images(
     size: Size = None,
     most: Most = None,
     splits: Annotated[int, typer.Option("--splits", min=1, help="Of the Inception score.")] = 10,
+    resamples: Annotated[int, typer.Option("--resamples", min=0, help="Of the bootstrap: ± of distances.")] = 0,
     workers: Workers = None,
     cpus: Cpus = 1,
     gpus: Gpus = 0,
@@ -138,13 +139,14 @@ def images(
 ) -> None:
     """Compare images of anybody with others, or with published statistics."""
     from cluster.stages.evaluating_given import How, evaluate_images
+    from trainer.evaluation.set_numbers import MetricOptions
 
     how = How(
         output=output,
         networks=networks_of(inception, network),
         size=size,
         most=most,
-        splits=splits,
+        options=MetricOptions(splits=splits, resamples=resamples),
         cluster=cluster_of(workers, cpus, gpus, address),
     )
     _say(evaluate_images(shown, reference, how), output)

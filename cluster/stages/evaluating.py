@@ -50,6 +50,7 @@ from trainer.evaluation.row_files import StoredRows
 from trainer.evaluation.run_record import accuracy_record, distance_by, quality_record
 from trainer.evaluation.sampler import Sampler
 from trainer.evaluation.set_numbers import (
+    MetricOptions,
     Naming,
     Reference,
     accuracy_number,
@@ -161,12 +162,12 @@ def _measure(config: RunConfig, sampler: Sampler, slots: Sequence[Slot], real: S
 def _numbers(config: RunConfig, sampler: Sampler, slots: Sequence[Slot], measured: _Measured) -> list[Number]:
     """All that is measured of samples, of real images, and of reconstructions."""
     real, rounding = measured.real, config.evaluation.rounding
-    reference = reference_of(real, measured.real_rows)
+    reference, options = reference_of(real, measured.real_rows), MetricOptions(resamples=config.evaluation.resamples)
     made = Naming({"tokenizer": measured.made_by, "images": named_images(real)}, rounding)
-    numbers = list(drawn_numbers(measured.drawn, measured.drawn_rows, slots, reference))
+    numbers = list(drawn_numbers(measured.drawn, measured.drawn_rows, slots, reference, options))
     judge = _slot(slots, JUDGE)
     numbers += [] if judge is None else [real_accuracy_number(judge, reference)]
-    numbers += set_numbers(_without_judge(slots), measured.made_rows, reference, made)
+    numbers += set_numbers(_without_judge(slots), measured.made_rows, reference, made, options)
     return numbers + tokenizer_numbers(
         measured.made_rows, columns_of(sampler.tokenizer), {"crop": real.how_cut}, made.of
     )
@@ -196,10 +197,16 @@ def named_images(images: ShardSet) -> dict[str, Any]:
     return {"images": images.fingerprint, "count": images.count}
 
 
-def drawn_numbers(drawn: DrawnSet, rows: StoredRows, slots: Sequence[Slot], reference: Reference) -> Iterator[Number]:
+def drawn_numbers(
+    drawn: DrawnSet,
+    rows: StoredRows,
+    slots: Sequence[Slot],
+    reference: Reference,
+    options: MetricOptions | None = None,
+) -> Iterator[Number]:
     """All that is measured of samples."""
     naming = Naming(drawn_of(drawn.made_by), drawn.rounding)
-    yield from set_numbers(_without_judge(slots), rows, reference, naming)
+    yield from set_numbers(_without_judge(slots), rows, reference, naming, options)
     judge = _slot(slots, JUDGE)
     if judge is not None:
         yield accuracy_number(judge, rows, naming)

@@ -24,9 +24,8 @@ from trainer.evaluation.numbers import VERSION, Number
 from trainer.evaluation.rate_distortion import RateDistortion
 from trainer.evaluation.reference import ReferenceFile
 from trainer.evaluation.row_files import StoredRows
-from trainer.evaluation.set_numbers import Naming, Reference, drawn_of, set_numbers
+from trainer.evaluation.set_numbers import MetricOptions, Naming, Reference, drawn_of, set_numbers
 from trainer.evaluation.sets import ImageSet, NpzSet, SampledSet, ShardSet, open_images
-from trainer.metrics.inception_score import SPLITS
 from trainer.report.evaluation_page import evaluation_page
 
 if TYPE_CHECKING:
@@ -47,8 +46,8 @@ class How:
     most: int | None = None
     """Images, the first ones."""
     rounding: Rounding = "nearest"
-    splits: int = SPLITS
-    """Of the Inception score."""
+    options: MetricOptions | None = None
+    """None for the usual ones."""
     perceptual: tuple[PerceptualConfig, ...] = ()
     """Networks of perceptual distances of reconstructions."""
     cluster: ClusterConfig | None = None
@@ -75,7 +74,7 @@ def evaluate_images(images: str, reference: str, how: How) -> list[Number]:
     rows = measuring.rows("images", shown, NetworkRows(slots))
     compared = _reference(reference, how, slots, measuring)
     of = drawn_of(shown.made_by) if isinstance(shown, SampledSet) else {"images": named_set(shown, rows)}
-    numbers = list(set_numbers(slots, rows, compared, Naming(of, _rounding(shown)), how.splits))
+    numbers = list(set_numbers(slots, rows, compared, Naming(of, _rounding(shown)), how.options))
     write_evaluation(how.output, images, numbers)
     return numbers
 

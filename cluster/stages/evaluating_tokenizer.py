@@ -174,7 +174,7 @@ def _reconstructed(
     of = subject.of(rows) | ({"perturbation": perturbation.to_json()} if perturbation else {})
     naming = Naming(of, how.rounding)
     if reference is not None:
-        yield from set_numbers(subject.slots, rows, reference, naming, how.splits)
+        yield from set_numbers(subject.slots, rows, reference, naming, how.options)
         if of_prefixes:
             yield from prefix_distances(subject.slots, rows, reference, naming, subject.columns.prefixes[:-1])
     yield from tokenizer_numbers(rows, subject.columns, crop_of(subject.originals), of)

@@ -32,6 +32,7 @@ from trainer.evaluation.network_rows import NetworkRows
 from trainer.evaluation.number_names import value_text
 from trainer.evaluation.numbers import VERSION, Number, read_numbers
 from trainer.evaluation.sampler import check_order
+from trainer.evaluation.set_numbers import MetricOptions
 from trainer.evaluation.sets import ShardSet
 from trainer.report.charts import chart_file
 from trainer.report.sweeps import SWEEP, Settings, SweepPoint, best_of, curves_of, settings_text, tradeoffs_of
@@ -117,6 +118,7 @@ def sweep(config: RunConfig, points: Sequence[Settings]) -> list[SweepPoint]:
     real = ShardSet.of(held_out, size, config.data.fit, count, node_cache(config))
     looked, measuring = NetworkRows(slots), Measuring.of_run(config, device)
     reference = reference_of(real, measuring.rows("real", real, looked))
+    options = MetricOptions(resamples=config.evaluation.resamples)
     keys = [cards[name].fingerprint() for name in ("generator", "tokenizer")] + [images.fingerprint]
     networks = [slot.identity for slot in slots]
     folder = storage.join(config.run, FOLDER, f"sweep-{storage.fingerprint([keys, networks, list(points)])[:12]}")
@@ -128,7 +130,7 @@ def sweep(config: RunConfig, points: Sequence[Settings]) -> list[SweepPoint]:
         numbers = _known(where)
         if numbers is None:
             rows = measuring.rows("samples", drawn, looked, drawn_batch(sampler))
-            numbers = tuple(drawn_numbers(drawn, rows, slots, reference))
+            numbers = tuple(drawn_numbers(drawn, rows, slots, reference, options))
             storage.write_json(where, {"version": VERSION} | SweepPoint(settings, numbers).to_json())
             storage.remove_tree(rows.plan.folder)
         found.append(SweepPoint(settings, numbers))

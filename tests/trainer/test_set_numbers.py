@@ -16,6 +16,7 @@ from trainer.evaluation.numbers import Number
 from trainer.evaluation.row_files import Parts, RowPlan, StoredRows, begin, write_part
 from trainer.evaluation.run_record import accuracy_record, distance_by, quality_record
 from trainer.evaluation.set_numbers import (
+    MetricOptions,
     Naming,
     Reference,
     accuracy_number,
@@ -120,7 +121,7 @@ def test_the_inception_score_on_paper(tmp_path: Path) -> None:
     logits = np.where(np.arange(40)[:, None] % 2 == np.arange(2), 50, -50).astype(np.float32)
     rows = stored(tmp_path, {"inception.logits": logits})
 
-    (number,) = set_numbers([INCEPTION], rows, Reference({}), NAMING, splits=1)
+    (number,) = set_numbers([INCEPTION], rows, Reference({}), NAMING, MetricOptions(splits=1))
 
     assert number.value == pytest.approx(2, rel=1e-9)
     assert number.measured_by["protocol"] == {"splits": 1, "seed": 2020}
@@ -201,3 +202,24 @@ def test_a_judge_is_named_with_what_it_finds_of_real_images(tmp_path: Path) -> N
     assert number.plus_minus == pytest.approx((0.6 * 0.4 / 5) ** 0.5)
     assert number.measured_by == {"crop": {"size": 8}, "network": JUDGE.identity}
     assert number.measured_of == {"images": {"images": "cc"}}
+
+
+def test_a_distance_has_the_deviation_of_resamples_behind_it(tmp_path: Path) -> None:
+    drawn = features(1, 4000)
+    rows = stored(tmp_path / "a", {"teacher.features": drawn})
+    reference = Reference({}, stored(tmp_path / "b", {"teacher.features": features(2)}))
+
+    number = by_name(list(set_numbers([TEACHER], rows, reference, NAMING, MetricOptions(resamples=40))))[
+        "frechet_distance"
+    ]
+
+    parts = [distance_on_paper(each, features(2)) for each in np.split(drawn, 20)]
+    assert number.plus_minus == pytest.approx(np.std(parts, ddof=1) / 20**0.5, rel=0.4)
+    assert number.measured_by["protocol"] == {"standard_error": "bootstrap, 40 resamples of 20 blocks"}
+
+
+def test_published_statistics_are_of_inception_alone(tmp_path: Path) -> None:
+    rows = stored(tmp_path / "a", {"teacher.features": features(1)})
+    published = FeatureStatistics(np.zeros(5), np.eye(5))
+
+    assert not list(set_numbers([TEACHER], rows, Reference({}, None, {"features": published}), NAMING))

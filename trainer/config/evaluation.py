@@ -60,5 +60,7 @@ class EvaluationConfig(Section):
     workers: Workers | None = None
     """Measure images on Ray with so many workers, N or MIN:MAX, which `foldtrain scale` changes meanwhile. Null: in the
     command's own process. The numbers are the same, to the digit."""
+    resamples: int = Field(0, ge=0, le=10_000)
+    """Resamples of the bootstrap that gives Fréchet distances their ±; each computes the distance again. 0: no ±."""
     rounding: Rounding = "nearest"
     """How images become bytes before they are measured."""

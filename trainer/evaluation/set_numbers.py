@@ -6,6 +6,7 @@ Shapes: B images of a part, N of a set, D channels of a feature.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,8 @@ from trainer.evaluation.measures import LABEL, MeasuredRows
 from trainer.evaluation.network_rows import FEATURES, Slot, row_name
 from trainer.evaluation.numbers import Number
 from trainer.evaluation.row_files import StoredRows
-from trainer.metrics.frechet import FeatureStatistics, FeatureSums, frechet_distance
+from trainer.metrics.confidence import bootstrap_error
+from trainer.metrics.frechet import FeatureStatistics, FeatureSums, FrechetDistance, frechet_distance
 from trainer.metrics.inception_score import SEED, SPLITS, InceptionScore
 from trainer.metrics.manifold import NEIGHBOURS, precision_recall
 
@@ -45,11 +47,11 @@ class Reference:
     """Published statistics by output, in place of those of the rows."""
     _known: dict[str, FeatureStatistics] = field(default_factory=dict, repr=False)
 
-    def of(self, slot: str, output: str) -> FeatureStatistics | None:
-        """The statistics of a network's output; None where there are none."""
-        if output in self.given:
+    def of(self, slot: Slot, output: str) -> FeatureStatistics | None:
+        """The statistics of a network's output; None where there are none. Published ones are of Inception."""
+        if output in self.given and slot.config.kind == "inception":
             return self.given[output]
-        name = f"{slot}.{output}"
+        name = f"{slot.name}.{output}"
         if name not in self._known and self.rows is not None and name in self.rows.names:
             self._known[name] = statistics(self.rows, name)
         return self._known.get(name)
@@ -73,33 +75,68 @@ class Naming:
 
 _DISTANCES = {FEATURES: ("fid", "frechet_distance"), SPATIAL: ("sfid", "spatial_frechet_distance")}
 """Outputs, and how their distance is called: of the published Inception, and of other networks."""
+BLOCKS = 20
+"""Disjoint blocks of images that a bootstrap draws from."""
+
+
+@dataclass(frozen=True)
+class MetricOptions:
+    """What can be chosen of metrics."""
+
+    splits: int = SPLITS
+    """Of the Inception score."""
+    resamples: int = 0
+    """Of the bootstrap that gives a Fréchet distance its standard error; 0 for none."""
 
 
 def set_numbers(
-    slots: Iterable[Slot], rows: StoredRows, reference: Reference, naming: Naming, splits: int = SPLITS
+    slots: Iterable[Slot],
+    rows: StoredRows,
+    reference: Reference,
+    naming: Naming,
+    options: MetricOptions | None = None,
 ) -> Iterator[Number]:
     """All that a set is compared with a reference by, in the features of each network.
 
     Distances of the published Inception are called FID and sFID; those of others carry its name. Inception scores are
     of Inceptions alone; precision and recall need the images of the reference.
-
-    Args:
-        slots: of the networks.
-        rows: of the set.
-        reference: what it is compared with.
-        naming: of the set.
-        splits: of the Inception score.
     """
+    options = options or MetricOptions()
     for slot in slots:
-        by = dict(reference.named) | {"network": slot.identity}
-        for output, metric in _DISTANCES.items():
-            theirs = reference.of(slot.name, output) if f"{slot.name}.{output}" in rows.names else None
+        for output in _DISTANCES:
+            theirs = reference.of(slot, output) if f"{slot.name}.{output}" in rows.names else None
             if theirs is not None:
-                value = frechet_distance(statistics(rows, f"{slot.name}.{output}"), theirs)
-                yield naming.number(metric[not slot.is_fid], value, rows.count, by)
+                yield _distance(slot, output, rows, theirs, reference, naming, options.resamples)
         if slot.config.kind == "inception":
-            yield _inception_score(slot, rows, naming, min(splits, rows.count))
+            yield _inception_score(slot, rows, naming, min(options.splits, rows.count))
         yield from _precision_and_recall(slot, rows, reference, naming)
+
+
+def _distance(
+    slot: Slot,
+    output: str,
+    rows: StoredRows,
+    theirs: FeatureStatistics,
+    reference: Reference,
+    naming: Naming,
+    resamples: int,
+) -> Number:
+    metric, name = _DISTANCES[output][not slot.is_fid], f"{slot.name}.{output}"
+    value = frechet_distance(statistics(rows, name), theirs)
+    by = dict(reference.named) | {"network": slot.identity}
+    if not resamples or rows.count < 2 * BLOCKS:
+        return naming.number(metric, value, rows.count, by)
+    column, size = rows.column(name), rows.count // BLOCKS
+    blocks = [functools.partial(_block, column[at * size : (at + 1) * size], theirs) for at in range(BLOCKS)]
+    error = bootstrap_error(blocks, lambda: FrechetDistance(theirs), resamples)
+    by |= {"protocol": {"standard_error": f"bootstrap, {resamples} resamples of {BLOCKS} blocks"}}
+    return naming.number(metric, value, rows.count, by, error)
+
+
+def _block(features_BD: npt.NDArray[np.floating], theirs: FeatureStatistics) -> FrechetDistance:
+    found = FrechetDistance(theirs)
+    found.update(features_BD)
+    return found
 
 
 def prefix_distances(
@@ -116,7 +153,7 @@ def prefix_distances(
     """
     kept = [(keep, replace(naming, of=naming.of | {"keep": keep})) for keep in prefixes]
     for slot in slots:
-        theirs, by = reference.of(slot.name, FEATURES), dict(reference.named) | {"network": slot.identity}
+        theirs, by = reference.of(slot, FEATURES), dict(reference.named) | {"network": slot.identity}
         if theirs is None:
             continue
         for keep, named in kept:
@@ -128,8 +165,11 @@ def _inception_score(slot: Slot, rows: StoredRows, naming: Naming, splits: int) 
     score = InceptionScore(rows.count, splits)
     for part in rows.parts(name := f"{slot.name}.{LOGITS}"):
         score.update(part[name])
-    by = {"network": slot.identity, "protocol": {"splits": splits, "seed": SEED}}
-    return naming.number("inception_score", score.compute(), rows.count, by, score.deviation())
+    protocol: dict[str, Any] = {"splits": splits, "seed": SEED}
+    error = score.deviation() / math.sqrt(splits) if splits > 1 else None
+    protocol |= {"standard_error": "deviation of the splits by √splits"} if splits > 1 else {}
+    by = {"network": slot.identity, "protocol": protocol}
+    return naming.number("inception_score", score.compute(), rows.count, by, error)
 
 
 def _precision_and_recall(slot: Slot, rows: StoredRows, reference: Reference, naming: Naming) -> Iterator[Number]:
