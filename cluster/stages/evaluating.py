@@ -20,6 +20,7 @@ from cluster.stages.evaluation_inputs import (
     TEACHER,
     check_inputs,
     drawn_set,
+    judges_of,
     networks_of,
     open_run_tokens,
     open_slots_of,
@@ -50,10 +51,11 @@ from trainer.evaluation.row_files import StoredRows
 from trainer.evaluation.run_record import accuracy_record, distance_by, quality_record
 from trainer.evaluation.sampler import Sampler
 from trainer.evaluation.set_numbers import (
+    Judge,
     MetricOptions,
     Naming,
     Reference,
-    accuracy_number,
+    accuracy_numbers,
     drawn_of,
     real_accuracy_number,
     set_numbers,
@@ -164,9 +166,9 @@ def _numbers(config: RunConfig, sampler: Sampler, slots: Sequence[Slot], measure
     real, rounding = measured.real, config.evaluation.rounding
     reference, options = reference_of(real, measured.real_rows), MetricOptions(resamples=config.evaluation.resamples)
     made = Naming({"tokenizer": measured.made_by, "images": named_images(real)}, rounding)
-    numbers = list(drawn_numbers(measured.drawn, measured.drawn_rows, slots, reference, options))
-    judge = _slot(slots, JUDGE)
-    numbers += [] if judge is None else [real_accuracy_number(judge, reference)]
+    judges = judges_of(slots, sampler.class_names)
+    numbers = list(drawn_numbers(measured.drawn, measured.drawn_rows, slots, judges, reference, options))
+    numbers += [real_accuracy_number(judge, reference) for judge in judges]
     numbers += set_numbers(_without_judge(slots), measured.made_rows, reference, made, options)
     return numbers + tokenizer_numbers(
         measured.made_rows, columns_of(sampler.tokenizer), {"crop": real.how_cut}, made.of
@@ -201,15 +203,15 @@ def drawn_numbers(
     drawn: DrawnSet,
     rows: StoredRows,
     slots: Sequence[Slot],
+    judges: Sequence[Judge],
     reference: Reference,
     options: MetricOptions | None = None,
 ) -> Iterator[Number]:
     """All that is measured of samples."""
     naming = Naming(drawn_of(drawn.made_by), drawn.rounding)
     yield from set_numbers(_without_judge(slots), rows, reference, naming, options)
-    judge = _slot(slots, JUDGE)
-    if judge is not None:
-        yield accuracy_number(judge, rows, naming)
+    for judge in judges:
+        yield from accuracy_numbers(judge, rows, naming)
 
 
 def _without_judge(slots: Sequence[Slot]) -> tuple[Slot, ...]:

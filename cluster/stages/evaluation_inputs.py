@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cluster.config.run import RunConfig
@@ -9,6 +10,7 @@ from cluster.pool.drawn_set import DrawnSet
 from cluster.pool.sampling import SampleWork, fingerprints
 from cluster.stages.drawing import made_by_of
 from cluster.stages.results import check_cards, node_cache
+from cluster.terminal.output import console
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from data_pipeline.shards import weights
@@ -16,11 +18,12 @@ from data_pipeline.shards.manifest import ImageManifest, TokenManifest
 from data_pipeline.shards.token_shards import check_tokenizer
 from data_pipeline.shards.weights import Card
 from data_pipeline.tools.preflight import check_images, check_tokens
-from trainer.config.feature_networks import ClassifierNetwork, FeatureNetworkConfig, TimmNetwork
+from trainer.config.feature_networks import ClassifierNetwork, FeatureNetworkConfig, TimmNetwork, TorchvisionNetwork
 from trainer.evaluation.label_plan import plan_of
 from trainer.evaluation.network_rows import Slot
 from trainer.evaluation.sample_files import SamplePlan
 from trainer.evaluation.sampler import UNCONDITIONAL, Sampler, class_names
+from trainer.evaluation.set_numbers import Judge
 
 if TYPE_CHECKING:
     import torch
@@ -99,6 +102,29 @@ def open_slots_of(networks: dict[str, FeatureNetworkConfig], device: torch.devic
         network = open_network(config, device)
         found.append(Slot(name, config, network.identity(), network.is_fid))
     return tuple(found)
+
+
+def judges_of(slots: Sequence[Slot], names: Sequence[str]) -> list[Judge]:
+    """Classifiers that say which class an image is: the run's own, and torchvision's if they know all classes.
+
+    Of another one a line says why it gives features alone.
+
+    Args:
+        slots: of the networks.
+        names: of the run's classes.
+    """
+    from trainer.evaluation.imagenet_classes import imagenet_labels
+    from trainer.evaluation.published_classifiers import categories_of
+
+    found = [Judge(slot) for slot in slots if slot.name == JUDGE]
+    for slot in slots:
+        if not isinstance(slot.config, TorchvisionNetwork):
+            continue
+        try:
+            found.append(Judge(slot, imagenet_labels(names, categories_of(slot.config))))
+        except ValueError as error:
+            console().print(f"{slot.identity['name']}: {error}, so it judges no classes", markup=False)
+    return found
 
 
 def drawn_set(config: RunConfig, sampler: Sampler, count: int) -> DrawnSet:

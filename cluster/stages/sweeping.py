@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from cluster.config.run import RunConfig
 from cluster.stages.evaluating import drawn_batch, drawn_numbers, reference_of
-from cluster.stages.evaluation_inputs import check_inputs, drawn_set, networks_of, open_slots_of
+from cluster.stages.evaluation_inputs import check_inputs, drawn_set, judges_of, networks_of, open_slots_of
 from cluster.stages.inputs import held_out_images
 from cluster.stages.measuring import FOLDER, Measuring
 from cluster.stages.results import device_of, node_cache, sampler_of
@@ -31,7 +31,7 @@ from trainer.evaluation.metric_names import title
 from trainer.evaluation.network_rows import NetworkRows
 from trainer.evaluation.number_names import value_text
 from trainer.evaluation.numbers import VERSION, Number, read_numbers
-from trainer.evaluation.sampler import check_order
+from trainer.evaluation.sampler import check_order, class_names
 from trainer.evaluation.set_numbers import MetricOptions
 from trainer.evaluation.sets import ShardSet
 from trainer.report.charts import chart_file
@@ -117,6 +117,7 @@ def sweep(config: RunConfig, points: Sequence[Settings]) -> list[SweepPoint]:
     size, count = cards["tokenizer"].config["image_size"], config.evaluation.samples
     real = ShardSet.of(held_out, size, config.data.fit, count, node_cache(config))
     looked, measuring = NetworkRows(slots), Measuring.of_run(config, device)
+    judges = judges_of(slots, class_names(cards["generator"]))
     reference = reference_of(real, measuring.rows("real", real, looked))
     options = MetricOptions(resamples=config.evaluation.resamples)
     keys = [cards[name].fingerprint() for name in ("generator", "tokenizer")] + [images.fingerprint]
@@ -130,7 +131,7 @@ def sweep(config: RunConfig, points: Sequence[Settings]) -> list[SweepPoint]:
         numbers = _known(where)
         if numbers is None:
             rows = measuring.rows("samples", drawn, looked, drawn_batch(sampler))
-            numbers = tuple(drawn_numbers(drawn, rows, slots, reference, options))
+            numbers = tuple(drawn_numbers(drawn, rows, slots, judges, reference, options))
             storage.write_json(where, {"version": VERSION} | SweepPoint(settings, numbers).to_json())
             storage.remove_tree(rows.plan.folder)
         found.append(SweepPoint(settings, numbers))

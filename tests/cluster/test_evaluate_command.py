@@ -303,8 +303,8 @@ def test_a_sweep_goes_on_where_it_was_killed(swept: Path, tmp_path: Path, monkey
     (folder,) = (tmp_path / "runs/small/evaluation").glob("sweep-*")
     record = json.loads((folder / "sweep.json").read_text())
     assert [point["settings"] for point in record["points"]] == points
-    assert record["best"]["class accuracy"] in points
-    assert "best, at" in (folder / "class-accuracy.svg").read_text()
+    assert record["best"]["class accuracy (judge)"] in points
+    assert "best, at" in (folder / "class-accuracy--judge.svg").read_text()
 
 
 def _only_guidance_3(drawn: Any, *others: Any) -> Any:

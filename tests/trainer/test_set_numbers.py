@@ -16,10 +16,11 @@ from trainer.evaluation.numbers import Number
 from trainer.evaluation.row_files import Parts, RowPlan, StoredRows, begin, write_part
 from trainer.evaluation.run_record import accuracy_record, distance_by, quality_record
 from trainer.evaluation.set_numbers import (
+    Judge,
     MetricOptions,
     Naming,
     Reference,
-    accuracy_number,
+    accuracy_numbers,
     drawn_of,
     real_accuracy_number,
     set_numbers,
@@ -148,7 +149,7 @@ def test_class_accuracy_is_the_share_of_samples_that_look_like_their_class(tmp_p
 
 
 def test_an_accuracy_has_the_standard_error_of_a_share(tmp_path: Path) -> None:
-    number = accuracy_number(JUDGE, judged(tmp_path, LOOKS, ASKED), NAMING)
+    (number,) = accuracy_numbers(Judge(JUDGE), judged(tmp_path, LOOKS, ASKED), NAMING)
 
     assert number.value == pytest.approx(4 / 7)
     assert number.plus_minus == pytest.approx((4 / 7 * 3 / 7 / 7) ** 0.5)
@@ -194,7 +195,7 @@ def test_a_judge_is_named_with_what_it_finds_of_real_images(tmp_path: Path) -> N
     logits = np.eye(3, dtype=np.float32)[[0, 1, 2, 2, 0]]
     real = stored(tmp_path, {"judge.logits": logits, LABEL: np.array([0, 1, 1, 2, 1])})
 
-    number = real_accuracy_number(JUDGE, Reference({"reference": {"images": "cc"}, "crop": {"size": 8}}, real))
+    number = real_accuracy_number(Judge(JUDGE), Reference({"reference": {"images": "cc"}, "crop": {"size": 8}}, real))
 
     assert (number.metric, number.value, number.images, number.pictures) == (
         "class_accuracy_of_real_images", 0.6, 5, "images",
@@ -223,3 +224,20 @@ def test_published_statistics_are_of_inception_alone(tmp_path: Path) -> None:
     published = FeatureStatistics(np.zeros(5), np.eye(5))
 
     assert not list(set_numbers([TEACHER], rows, Reference({}, None, {"features": published}), NAMING))
+
+
+def test_an_outside_judge_has_classes_of_its_own_and_a_top_5(tmp_path: Path) -> None:
+    ranks = np.array([[0, 9, 8, 7, 6, 5, 4], [9, 8, 7, 6, 5, 4, 3], [0, 9, 8, 7, 6, 5, 4], [9, 8, 7, 6, 5, 4, 3]])
+    rows = stored(tmp_path, {"judge.logits": ranks.astype(np.float32), LABEL: np.array([0, 1, 1, -1])})
+    judge = Judge(JUDGE, classes=(1, 4))  # label 0 is its class 1, label 1 its class 4
+
+    found = by_name(list(accuracy_numbers(judge, rows, NAMING)))
+
+    # Class 1 of the first is the likeliest, class 4 of the second the fifth,
+    # of the third its fourth; the last is of no class.
+    assert (found["class_accuracy"].value, found["class_accuracy_top5"].value) == (0.25, 0.75)
+
+
+def test_of_equal_logits_the_first_class_is_the_one_that_a_judge_sees(tmp_path: Path) -> None:
+    rows = stored(tmp_path, {"judge.logits": np.zeros((2, 3), np.float32), LABEL: np.array([0, 1])})
+    assert Judge(JUDGE).is_right(rows).tolist() == [True, False]

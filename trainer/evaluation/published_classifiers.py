@@ -105,6 +105,13 @@ class TorchvisionFeatures:
         return {"features": fed[0].float(), "logits": logits_BK.float()}
 
 
+def categories_of(config: TorchvisionNetwork) -> tuple[str, ...]:
+    """Names of the classes of a classifier of torchvision, as its published weights have them."""
+    from torchvision import models
+
+    return tuple(models.get_model_weights(config.network).DEFAULT.meta["categories"])
+
+
 def _fill(network: nn.Module, file: str, wanted: str) -> str:
     """Fill a network from a file; returns its sha256."""
     data = read_file(file, wanted)

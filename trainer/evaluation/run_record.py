@@ -13,7 +13,7 @@ import numpy as np
 from trainer.evaluation.measures import LABEL, MeasuredRows
 from trainer.evaluation.network_rows import Slot
 from trainer.evaluation.numbers import Number
-from trainer.evaluation.set_numbers import is_right
+from trainer.evaluation.set_numbers import Judge
 
 
 def accuracy_record(drawn: MeasuredRows, real: MeasuredRows, judge: Slot | None, classes: int) -> dict[str, Any]:
@@ -27,12 +27,12 @@ def accuracy_record(drawn: MeasuredRows, real: MeasuredRows, judge: Slot | None,
     """
     if judge is None:
         return dict.fromkeys(("class_accuracy", "class_accuracy_per_class", "judge_accuracy_on_real"))
-    right_N, label_N = is_right(drawn, judge.name), np.asarray(drawn.column(LABEL))
+    right_N, label_N = Judge(judge).is_right(drawn), np.asarray(drawn.column(LABEL))
     of_classes = [right_N[label_N == label] for label in range(classes)]
     return {
         "class_accuracy": float(right_N.mean()),
         "class_accuracy_per_class": [float(each.mean()) if len(each) else None for each in of_classes],
-        "judge_accuracy_on_real": float(is_right(real, judge.name).mean()),
+        "judge_accuracy_on_real": float(Judge(judge).is_right(real).mean()),
     }
 
 

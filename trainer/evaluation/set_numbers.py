@@ -184,13 +184,38 @@ def _precision_and_recall(slot: Slot, rows: StoredRows, reference: Reference, na
     yield naming.number("recall", found.recall, rows.count, by)
 
 
-def accuracy_number(judge: Slot, rows: MeasuredRows, naming: Naming) -> Number:
-    """The share of images in which a judge sees the class that was asked for, and its standard error."""
-    share, error = _accuracy(judge, rows)
-    return naming.number("class_accuracy", share, rows.count, {"network": judge.identity}, error)
+@dataclass(frozen=True)
+class Judge:
+    """A classifier that says which class an image is."""
+
+    slot: Slot
+    classes: tuple[int, ...] | None = None
+    """Its own class for each label of the images; None where they are the same."""
+
+    def is_right(self, rows: MeasuredRows, top: int = 1) -> npt.NDArray[np.bool_]:
+        """Whether the class of each image is among the `top` likeliest, [N]; False of an image without a class."""
+        name = f"{self.slot.name}.{LOGITS}"
+        return np.concatenate([self._is_right(part[name], part[LABEL], top) for part in rows.parts(name, LABEL)])
+
+    def _is_right(
+        self, logits_BK: npt.NDArray[np.floating], label_B: npt.NDArray[np.int64], top: int
+    ) -> npt.NDArray[np.bool_]:
+        asked_B1 = (label_B if self.classes is None else np.asarray(self.classes)[label_B])[:, None]
+        logit_B1 = np.take_along_axis(logits_BK, np.maximum(asked_B1, 0), axis=1)
+        is_before_BK = (logits_BK == logit_B1) & (np.arange(logits_BK.shape[1]) < asked_B1)
+        likelier_B = ((logits_BK > logit_B1) | is_before_BK).sum(axis=1)
+        found: npt.NDArray[np.bool_] = (label_B >= 0) & (likelier_B < top)
+        return found
 
 
-def real_accuracy_number(judge: Slot, real: Reference) -> Number:
+def accuracy_numbers(judge: Judge, rows: MeasuredRows, naming: Naming) -> Iterator[Number]:
+    """The share of images whose asked class a judge sees; by a judge with classes of its own among its top 5, too."""
+    for metric, top in (("class_accuracy", 1), ("class_accuracy_top5", 5))[: 1 if judge.classes is None else 2]:
+        share, error = _share(judge.is_right(rows, top))
+        yield naming.number(metric, share, rows.count, {"network": judge.slot.identity}, error)
+
+
+def real_accuracy_number(judge: Judge, real: Reference) -> Number:
     """The share of the reference's own images of which a judge finds the class: what samples can be expected to reach.
 
     Raises:
@@ -198,22 +223,15 @@ def real_accuracy_number(judge: Slot, real: Reference) -> Number:
     """
     if real.rows is None:
         raise ValueError("published statistics have no images to judge")
-    share, error = _accuracy(judge, real.rows)
+    share, error = _share(judge.is_right(real.rows))
     of = {"images": real.named["reference"]}
-    by = {"crop": real.named.get("crop"), "network": judge.identity}
+    by = {"crop": real.named.get("crop"), "network": judge.slot.identity}
     return Number("class_accuracy_of_real_images", share, real.rows.count, by, of, error)
 
 
-def _accuracy(judge: Slot, rows: MeasuredRows) -> tuple[float, float]:
+def _share(right_N: npt.NDArray[np.bool_]) -> tuple[float, float]:
     """With its standard error."""
-    right_N = is_right(rows, judge.name)
     return float(right_N.mean()), float(right_N.std() / math.sqrt(len(right_N)))
-
-
-def is_right(rows: MeasuredRows, judge: str) -> npt.NDArray[np.bool_]:
-    """Whether a judge, by its slot, sees in each image the class that it has, [N]."""
-    name = f"{judge}.{LOGITS}"
-    return np.concatenate([part[name].argmax(axis=1) == part[LABEL] for part in rows.parts(name, LABEL)])
 
 
 def drawn_of(made_by: Mapping[str, Any]) -> dict[str, Any]:
