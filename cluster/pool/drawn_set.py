@@ -7,7 +7,7 @@ Shapes: B images.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +29,12 @@ class DrawnSet:
 
     work: SampleWork
     rounding: Rounding
+    sampler: Sampler | None = field(default=None, compare=False, repr=False)
+    """Both networks, where this process has them; workers load their own."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What workers get."""
+        return vars(self) | {"sampler": None}
 
     @property
     def count(self) -> int:
@@ -50,7 +56,7 @@ class DrawnSet:
         Raises:
             UsageError: if they are others than the plan was made for.
         """
-        return DrawnReader(self.work, self.work.load(device), self.rounding)
+        return DrawnReader(self.work, self.sampler or self.work.load(device), self.rounding)
 
 
 @dataclass(frozen=True)

@@ -139,4 +139,4 @@ def drawn_set(config: RunConfig, sampler: Sampler, count: int) -> DrawnSet:
     tokenizer = storage.absolute(config.product("tokenizer"))
     known = fingerprints(sampler, sampling.ema)
     work = SampleWork(plan, source, tokenizer, sampling, config.seed, known, config.cluster.gpus_per_worker)
-    return DrawnSet(work, config.evaluation.rounding)
+    return DrawnSet(work, config.evaluation.rounding, sampler)
