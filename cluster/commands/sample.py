@@ -59,6 +59,10 @@ OrderOption = Annotated[
     list[str] | None, _option(_HOW, "--order", metavar="KEY=VALUE", help="Other options of the order.")
 ]
 Precision = Annotated[Literal["fp32", "bf16"] | None, _option(_HOW, "--precision")]
+RoundingMode = Annotated[
+    Literal["nearest", "floor", "adm"] | None,
+    _option(_HOW, "--rounding", help="How values become bytes (docs/evaluation.md). Default: nearest."),
+]
 Reference = Annotated[str | None, _option(_KEPT, "--reference", metavar="IMAGE", help="A file, at any URI.")]
 Keep = Annotated[
     str | None,
@@ -94,6 +98,7 @@ def sample(
     steps: Steps = None,
     order: OrderOption = None,
     precision: Precision = None,
+    rounding: RoundingMode = None,
     reference: Reference = None,
     keep: Keep = None,
     fit: Fit = "crop",
@@ -113,7 +118,20 @@ def sample(
     how: dict[str, Any] = {"guidance": guidance, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     how |= {"precision": precision, "batch": batch, "cpu_batch": cpu_batch}
     if output is None:
-        what = [kind, classes, count, plan, seed, checkpoint, kept_weights, tokenizer, reference, keep, workers]
+        what = [
+            kind,
+            classes,
+            count,
+            plan,
+            seed,
+            checkpoint,
+            kept_weights,
+            tokenizer,
+            reference,
+            keep,
+            rounding,
+            workers,
+        ]
         _run_stage(run, overrides, [*what, schedule, steps, order, *how.values()])
         return
     from cluster.stages.drawing import Wanted
@@ -132,6 +150,7 @@ def sample(
         tokenizer=tokenizer,
         reference=reference,
         keep=keep,
+        rounding=rounding or "nearest",
         fit=fit,
         device=device,
         cluster=cluster_of(workers, cpus, gpus, address),

@@ -24,6 +24,7 @@ from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from data_pipeline.leases.lease import Lease, only_driver
 from trainer.config import SamplingConfig
+from trainer.config.evaluation import Rounding
 from trainer.evaluation.sample_files import Parts, SamplePlan, digest_of, write_part
 from trainer.evaluation.sample_record import begin, finish, is_finished
 
@@ -52,6 +53,8 @@ class SampleWork:
     """GPUs that each worker reserves, 0 or 1."""
     kept_LF: npt.NDArray[np.int64] | None = None
     """Tokens that all images keep; those that are negative are drawn."""
+    rounding: Rounding = "nearest"
+    """How values become bytes."""
 
     def open(self, threads: int) -> MakeShard:
         """Load both networks.
@@ -70,7 +73,7 @@ class SampleWork:
         """As `open`, with networks that are loaded."""
         import torch
 
-        from trainer.evaluation.images import to_uint8
+        from trainer.evaluation.images import to_bytes
 
         kept = None if self.kept_LF is None else torch.from_numpy(self.kept_LF)[None]
         software = _software(sampler.device)
@@ -81,7 +84,7 @@ class SampleWork:
             label_B[label_B < 0] = sampler.generator.null_class
             pixels = []
             for images in sampler.draw(torch.from_numpy(label_B), start, kept):
-                pixels.append(to_uint8(images))
+                pixels.append(to_bytes(images, self.rounding))
                 advance(len(images))
             record = write_part(self.plan, part, np.concatenate(pixels), software)
             return {"digest": digest_of(record["files"]), "software": software}

@@ -22,6 +22,7 @@ from data_pipeline.shards import weights
 from data_pipeline.text import yaml_dialect
 from data_pipeline.text.json_records import first_problem
 from trainer.config import SamplingConfig
+from trainer.config.evaluation import Rounding
 from trainer.evaluation.label_plan import MOST_PLAN_BYTES, LabelPlan, parse_classes, parse_plan, plan_of
 from trainer.evaluation.sample_files import PART_IMAGES, Kind, SamplePlan
 from trainer.evaluation.sampler import check_order, check_tokenizer, class_names
@@ -61,6 +62,7 @@ class Wanted:
     tokenizer: str | None = None
     reference: str | None = None
     keep: str | None = None
+    rounding: Rounding = "nearest"
     fit: Fit = "crop"
     device: str = "cpu"
     cluster: ClusterConfig | None = None
@@ -101,11 +103,13 @@ def draw(wanted: Wanted) -> Drawn:
     )
     sampler = work.load(device)
     kept, conditions = _kept(wanted, sampler)
+    conditions |= {} if wanted.rounding == "nearest" else {"rounding": wanted.rounding}
     made_by = made_by_of(config, seed, sampler, device.type if wanted.cluster is None else _device_of(wanted.cluster))
     plan = SamplePlan(output, kind, labels, part_images(kind, config, made_by["device"]), made_by | conditions)
     work = SampleWork(
         *(plan, source, tokenizer, config, seed, fingerprints(sampler, config.ema), work.gpus),
         kept_LF=kept,
+        rounding=wanted.rounding,
     )
     told = _told(source, tokenizer, card, names, labels, config) | _told_of(wanted)
     return Drawn(plan, draw_all(work, names, told, wanted.cluster or sampler))

@@ -115,7 +115,7 @@ def crop_of(images: ImageSet) -> dict[str, Any]:
 
 def _rounding(images: ImageSet) -> str:
     """How values became the bytes that are measured: of files that foldtrain drew it is known."""
-    return "nearest" if isinstance(images, SampledSet) else "as given"
+    return str(images.made_by.get("rounding", "nearest")) if isinstance(images, SampledSet) else "as given"
 
 
 def this_device() -> torch.device:

@@ -90,7 +90,10 @@ def test_images_are_compared_with_others(place: Path, tmp_path: Path) -> None:
 
 
 def test_samples_carry_what_made_them(place: Path, tmp_path: Path) -> None:
-    foldtrain("sample", place / "run", "--n", 20, "--seed", 5, "--guidance", 3, "--out", tmp_path / "drawn")
+    foldtrain(
+        *("sample", place / "run", "--n", 20, "--seed", 5, "--guidance", 3, "--rounding", "floor"),
+        *("--out", tmp_path / "drawn"),
+    )
     foldtrain(
         *("evaluate", "images", tmp_path / "drawn", "--reference", place / "real.npz"),
         *("--network", f"classifier:{place}/judge", "--out", tmp_path / "out"),
@@ -100,6 +103,8 @@ def test_samples_carry_what_made_them(place: Path, tmp_path: Path) -> None:
     assert number.measured_of["seed"] == 5
     assert number.measured_of["sampling"]["guidance"] == 3
     assert number.measured_of["weights"] == "ema"
+    assert number.measured_by["rounding"] == "floor"
+    assert "rounding" not in number.measured_of
 
 
 def measure(place: Path, out: Path, *arguments: object, images: str = "real") -> tuple[Number, ...]:

@@ -55,6 +55,15 @@ def test_images_are_those_of_python_with_the_settings_of_the_run_and_what_is_typ
     np.testing.assert_array_equal(pixels_in(tmp_path / "out"), expected)
 
 
+def test_bytes_are_rounded_as_is_asked_for(run: Path, tmp_path: Path) -> None:
+    for rounding in ("nearest", "floor"):
+        sample(run, "--out", tmp_path / rounding, "--n", 4, "--rounding", rounding)
+    nearest, floor = (pixels_in(tmp_path / rounding).astype(int) for rounding in ("nearest", "floor"))
+    assert set(np.unique(nearest - floor)) == {0, 1}
+    assert "rounding" not in record(tmp_path / "nearest/sampling.json")["made_by"]
+    assert record(tmp_path / "floor/sampling.json")["made_by"]["rounding"] == "floor"
+
+
 def test_an_image_of_no_class_is_drawn_without_one(run: Path, tmp_path: Path) -> None:
     sample(run, "--out", tmp_path / "out.npz", "--class", "none,lion", "--n", 3, "--guidance", 3)
     expected = Generator.load(str(run)).sample([None, 1, None], seed=3, guidance=3, cpu_batch=4)

@@ -236,7 +236,7 @@ def _share(right_N: npt.NDArray[np.bool_]) -> tuple[float, float]:
 
 def drawn_of(made_by: Mapping[str, Any]) -> dict[str, Any]:
     """What drawn images are, for `measured_of`, from the record of what made them (sampling.json)."""
-    known = {"seed", "sampling", "weights", "generator", "encoder", "decoder", "labels"}
+    known = {"seed", "sampling", "weights", "generator", "encoder", "decoder", "labels", "rounding"}
     return {
         "generator": {"sha256": made_by["generator"]},
         "weights": made_by["weights"],
