@@ -215,7 +215,11 @@ def _rate_distortion(subject: _Subject, images: str, own: Sequence[Number]) -> R
     training = subject.others(images, min(images_needed(side), most_images(side)))
     judged_on = min(subject.originals.count, most_images(side))
     seen, shown = (_pixels(each, count) for each, count in ((training, training.count), (subject.originals, judged_on)))
-    return RateDistortion((tokens, component_curve(seen, shown, budgets), jpeg), training.identity(), judged_on)
+    try:
+        components = component_curve(seen, shown, budgets)
+    except ValueError as error:
+        raise UsageError(f"--baselines {images}: {error}") from None
+    return RateDistortion((tokens, components, jpeg), training.identity(), judged_on)
 
 
 def _pixels(images: ImageSet, count: int) -> Pixels:

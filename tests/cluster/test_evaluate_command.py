@@ -210,6 +210,7 @@ def test_text_is_read_in_reconstructions(place: Path, tmp_path: Path) -> None:
         (["--perturb", "0.5,2:8"], "alpha 2 is a share"),
         (["--perturb", "0.5:17"], "perturbation: "),
         (["--probe", "real.npz"], "image 0 has no class"),
+        (["--baselines", "grey.npz"], "grey.npz: the training images are grey"),
     ],
 )
 def test_a_part_that_cannot_be_is_said(place: Path, tmp_path: Path, arguments: list[str], message: str) -> None:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 
 from data_pipeline.errors import UsageError
-from trainer.evaluation.legibility import SYMBOLS, font_of, legibility, page, read
+from trainer.evaluation.legibility import SYMBOLS, font_of, legibility, page, read, sizes_that_fit
 from trainer.evaluation.numbers import Number
 
 Pixels = npt.NDArray[np.uint8]
@@ -99,3 +99,12 @@ def test_numbers_say_size_and_characters() -> None:
 def test_text_that_does_not_fit_is_refused() -> None:
     with pytest.raises(UsageError, match="give a smaller size"):
         page(16, 40, 0, 0)
+
+
+def test_sizes_are_those_of_which_two_characters_fit() -> None:
+    side = max(font_of(12).height, 2 * font_of(12).width)
+    assert sizes_that_fit(side) == (8, 12)
+    assert sizes_that_fit(side - 1) == (8,)
+    assert sizes_that_fit(256) == (8, 12, 16)
+    with pytest.raises(UsageError, match="does not fit into images of 8"):
+        sizes_that_fit(8)

@@ -68,7 +68,7 @@ class RateDistortion:
 
     curves: tuple[Curve, ...]
     training: dict[str, Any]
-    """The images that components were computed from, as numbers.py names a set."""
+    """The images that components were computed from, as JSON (`ImageSet.identity`)."""
     component_images: int
     """Images that components were judged on, the first ones; the other curves are of all."""
 

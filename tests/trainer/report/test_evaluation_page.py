@@ -77,6 +77,14 @@ def test_charts_stand_below_each_other() -> None:
     assert float((root.get("viewBox") or "").split()[3]) == 2 * heights[0][1]
 
 
+def test_distances_and_squared_error_are_drawn_and_no_other_number() -> None:
+    samples, psnr = of(FID, perturbation={"alpha": 0.5}), Number("psnr", 20.0, 100, {}, WHOLE.measured_of)
+    numbers = [psnr, perturbed(psnr, 0.5, 10.0), samples, *reversed(PERTURBED)]
+    charts = charts_of(evaluation_page("x", numbers)).splitlines()
+    assert charts[-2:] == ["pFID by perturbed tokens", "squared error by perturbed tokens"]
+    assert "PSNR by perturbed tokens" not in charts
+
+
 def test_nothing_perturbed_is_no_chart() -> None:
     assert "perturbed" not in charts_of(evaluation_page("x", [RFID, *ERRORS]))
 
