@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from model.protocols import Tokenizer
 
 DISTORTION_CHART, PERTURBATION_CHART = "rate-distortion.svg", "perturbation.svg"
+_BEYOND = (2, 4)
+"""Times the bits of all tokens at which there are components and JPEG, too: small images have no JPEG of fewer."""
 
 
 @dataclass(frozen=True)
@@ -204,12 +206,13 @@ def _legibility(subject: _Subject) -> list[Number]:
 
 
 def _rate_distortion(subject: _Subject, images: str, own: Sequence[Number]) -> RateDistortion:
-    """The tokenizer at each prefix; principal components and JPEG at its bits."""
+    """The tokenizer at each prefix; principal components and JPEG at its bits, and at some more."""
     from trainer.evaluation.baselines import images_needed
     from trainer.evaluation.tokenizer_record import most_images
 
     tokens = tokenizer_curve(own, subject.network.layout)
-    budgets = tuple(point.budget for point in tokens.points)
+    own_bits = [point.budget for point in tokens.points]
+    budgets = (*own_bits, *(factor * own_bits[-1] for factor in _BEYOND))
     jpeg = jpeg_curve(subject.measuring.rows("jpeg", subject.originals, JpegMeasure(budgets)), budgets)
     side = subject.how.size or subject.network.config.image_size
     training = subject.others(images, min(images_needed(side), most_images(side)))

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 from markupsafe import Markup
 
-from trainer.evaluation.metric_names import title
+from trainer.evaluation.metric_names import metric_of, title
 from trainer.evaluation.number_names import full_name, value_text, words_of
 from trainer.evaluation.numbers import Number
 from trainer.evaluation.rate_distortion import Curve
@@ -44,19 +44,22 @@ def evaluation_page(subject: str, numbers: Sequence[Number], curves: Sequence[Cu
         names=[full_name(number) for number in numbers],
         prefixes=prefix_charts(numbers),
         perturbed=perturbation_charts({"": numbers}),
-        distortion=distortion_chart(curves) if curves else None,
+        distortion=[("Squared error by bits of an image", distortion_chart(curves))] if curves else [],
     )
 
 
-def prefix_charts(numbers: Sequence[Number]) -> list[Markup]:
-    """What each prefix of the tokens gives: a chart of each number that there is of several."""
-    every, curves = largest_keep(numbers), defaultdict[str, list[Point]](list)
+def prefix_charts(numbers: Sequence[Number]) -> list[tuple[str, Markup]]:
+    """What each prefix of the tokens gives: a chart, with its title, of each number that there is of several."""
+    every, curves = largest_keep(numbers), defaultdict[tuple[str, str], list[Point]](list)
     for number in numbers:
         keep = number.measured_of.get("keep", every if number.pictures == "reconstructions" else None)
         if isinstance(keep, int) and not number.measured_of.get("perturbation"):
-            curves[title(number)].append((float(keep), number.value))
+            curves[title(number), metric_of(number).title].append((float(keep), number.value))
     return [
-        line_chart([Line(name, sorted(points))], title=f"{name} by prefix", x_label="positions", y_label=name)
-        for name, points in curves.items()
+        (
+            called := f"{name} by prefix",
+            line_chart([Line(name, sorted(points))], title=called, x_label="positions", y_label=metric),
+        )
+        for (name, metric), points in curves.items()
         if len(points) > 1
     ]

@@ -11,7 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from trainer.evaluation.metric_names import network_name, title
+from trainer.evaluation.metric_names import METRICS, network_name, title
 from trainer.evaluation.numbers import Number
 from trainer.report.charts import Line, Point, chart_file, line_chart, stacked_files
 
@@ -20,13 +20,13 @@ Key = tuple[str, str]
 """Metric, and the network that measured it."""
 
 
-def perturbation_charts(evaluations: Mapping[str, Sequence[Number]]) -> list[Markup]:
-    """For a page; none where nothing was perturbed.
+def perturbation_charts(evaluations: Mapping[str, Sequence[Number]]) -> list[tuple[str, Markup]]:
+    """For a page, each with its title; none where nothing was perturbed.
 
     Args:
         evaluations: numbers of tokenizers by their names, each with a line of its own.
     """
-    return [line_chart(lines, **labels) for lines, labels in _charts(evaluations)]
+    return [(labels["title"], line_chart(lines, **labels)) for lines, labels in _charts(evaluations)]
 
 
 def perturbation_file(evaluations: Mapping[str, Sequence[Number]]) -> str:
@@ -41,8 +41,8 @@ def _charts(evaluations: Mapping[str, Sequence[Number]]) -> list[tuple[list[Line
             found.setdefault(key, (called, []))[1].append(Line(name or called, points, colour))
     ordered = sorted(found.items(), key=lambda each: _METRICS.index(each[0][0]))
     return [
-        (lines, {"title": f"{called} by perturbed tokens", "x_label": "alpha", "y_label": called})
-        for _, (called, lines) in ordered
+        (lines, {"title": f"{called} by perturbed tokens", "x_label": "alpha", "y_label": METRICS[metric].title})
+        for (metric, _), (called, lines) in ordered
     ]
 
 

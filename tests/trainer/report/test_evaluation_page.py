@@ -35,7 +35,9 @@ def test_every_number_has_its_full_name() -> None:
 
 
 def test_prefixes_have_a_chart_and_a_single_number_has_none() -> None:
-    assert charts_of(evaluation_page("x", [RFID, *ERRORS])) == "squared error by prefix"
+    html = evaluation_page("x", [RFID, *ERRORS])
+    assert charts_of(html) == "squared error by prefix"
+    assert "<h3>squared error by prefix</h3>" in html
     assert charts_of(evaluation_page("x", [FID, WHOLE])) == ""
 
 
