@@ -254,7 +254,7 @@ def _beside_the_tokenizer(
 
     asked, size, fit = config.evaluation, tokenizer.config.image_size, config.data.fit
     training_images = check_images(storage.absolute(config.product("images")))
-    bits = records.bits_of_prefixes(tokenizer.layout, tokenizer.prefixes)
+    bits = records.bits_of_prefixes(tokenizer.layout, measured_prefixes(tokenizer))
     most = records.most_images(size)
     counts = (min(training_images.samples, images_needed(size), most), min(images.samples, asked.samples, most))
     probed = min(asked.probe_images, most)
