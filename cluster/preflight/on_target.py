@@ -92,5 +92,5 @@ def _wait(target: Target, handle: str, found: str, seconds: float) -> Examined:
     why = f" ({state.message})" if state.message else ""
     raise FoldtrainError(
         f"{target.name}: nothing came back from {handle}, which is {state.status}{why}: look at its output there; the "
-        "node needs foldtrain, and has to reach the run's folder"
+        "node needs foldtrain, in the interpreter that the target names as `python`, and has to reach the run's folder"
     )
