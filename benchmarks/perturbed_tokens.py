@@ -70,7 +70,7 @@ def measure(name: str, options: argparse.Namespace) -> tuple[Number, ...]:
         *("evaluate", "tokenizer", str(options.runs / name), "--out", str(out)),
         *("--images", str(options.runs / "vq/images/validation")),
         *("--network", f"classifier:{options.runs / 'vq/judge'}"),
-        *("--perturb", f"{options.alphas}:{options.delta}"),
+        *("--perturb", f"{options.alphas}:{options.delta}", "--resamples", "200"),
     )
     return read_numbers(str(out / "evaluation.json"))
 

@@ -41,6 +41,7 @@ Inception = Annotated[
 Networks = Annotated[list[str] | None, typer.Option("--network", metavar="KIND:NAME@FILE", help=_NETWORK_HELP)]
 Out = Annotated[str, typer.Option("--out", "-o", metavar="FOLDER", help="Where evaluation.json goes, at any URI.")]
 Workers = Annotated[str | None, typer.Option("--workers", metavar="N|MIN:MAX", help="On Ray, with so many workers.")]
+Resamples = Annotated[int, typer.Option("--resamples", min=0, help="Of the bootstrap: ± of distances.")]
 Cpus = Annotated[float, typer.Option("--cpus-per-worker", help="CPUs of each.")]
 Gpus = Annotated[int, typer.Option("--gpus-per-worker", help="0 or 1.")]
 Address = Annotated[str | None, typer.Option("--address", help="Of a Ray cluster, as cluster.address.")]
@@ -131,7 +132,7 @@ def images(
     size: Size = None,
     most: Most = None,
     splits: Annotated[int, typer.Option("--splits", min=1, help="Of the Inception score.")] = 10,
-    resamples: Annotated[int, typer.Option("--resamples", min=0, help="Of the bootstrap: ± of distances.")] = 0,
+    resamples: Resamples = 0,
     workers: Workers = None,
     cpus: Cpus = 1,
     gpus: Gpus = 0,
@@ -177,6 +178,7 @@ def tokenizer(
         typer.Option("--baselines", metavar="IMAGES", help="Error by bits, with components of these images, and JPEG."),
     ] = None,
     legibility: Annotated[bool, typer.Option("--legibility", help="Whether text can be read.")] = False,
+    resamples: Resamples = 0,
     size: Size = None,
     most: Most = None,
     workers: Workers = None,
@@ -187,6 +189,7 @@ def tokenizer(
     """Measure any tokenizer: errors at each prefix, use of codes, distances; and what else is asked for."""
     from cluster.stages.evaluating_given import How
     from cluster.stages.evaluating_tokenizer import Asked, evaluate_tokenizer
+    from trainer.evaluation.set_numbers import MetricOptions
 
     how = How(
         output=output,
@@ -194,6 +197,7 @@ def tokenizer(
         size=size,
         most=most,
         perceptual=_perceptual(perceptual or []),
+        options=MetricOptions(resamples=resamples),
         cluster=cluster_of(workers, cpus, gpus, address),
     )
     asked = Asked(prefixes, _perturbations(perturb), probe, baselines, legibility)

@@ -178,7 +178,8 @@ def _reconstructed(
     if reference is not None:
         yield from set_numbers(subject.slots, rows, reference, naming, how.options)
         if of_prefixes:
-            yield from prefix_distances(subject.slots, rows, reference, naming, subject.columns.prefixes[:-1])
+            prefixes = subject.columns.prefixes[:-1]
+            yield from prefix_distances(subject.slots, rows, reference, naming, prefixes, how.options)
     yield from tokenizer_numbers(rows, subject.columns, crop_of(subject.originals), of)
 
 

@@ -153,10 +153,12 @@ def test_a_further_part_goes_on_from_the_rows_that_are_there(place: Path, tmp_pa
 
 
 def test_the_distance_of_a_prefix_is_of_what_it_gives(place: Path, tmp_path: Path) -> None:
-    numbers = measure(place, tmp_path, "--network", f"classifier:{place}/judge", "--prefixes")
+    numbers = measure(place, tmp_path, "--network", f"classifier:{place}/judge", "--prefixes", "--resamples", 8)
 
     distances = [each for each in numbers if each.metric == "frechet_distance"]
     assert [each.measured_of.get("keep") for each in distances] == [None, 1]
+    protocol = {"standard_error": "bootstrap, 8 resamples of 20 blocks"}
+    assert all(each.measured_by["protocol"] == protocol for each in distances)
     tokenizer, _ = load_tokenizer(f"{place}/run/tokenizer/export", torch.device("cpu"))
     image_NCHW = torch.from_numpy(draw(0)).permute(0, 3, 1, 2).float() / 127.5 - 1
     with torch.inference_mode():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -120,8 +120,9 @@ def _distance(
     reference: Reference,
     naming: Naming,
     resamples: int,
+    keep: int | None = None,
 ) -> Number:
-    metric, name = _DISTANCES[output][not slot.is_fid], f"{slot.name}.{output}"
+    metric, name = _DISTANCES[output][not slot.is_fid], row_name(slot.name, output, keep)
     value = frechet_distance(statistics(rows, name), theirs)
     by = dict(reference.named) | {"network": slot.identity}
     if not resamples or rows.count < 2 * BLOCKS:
@@ -140,7 +141,12 @@ def _block(features_BD: npt.NDArray[np.floating], theirs: FeatureStatistics) -> 
 
 
 def prefix_distances(
-    slots: Iterable[Slot], rows: MeasuredRows, reference: Reference, naming: Naming, prefixes: Iterable[int]
+    slots: Iterable[Slot],
+    rows: StoredRows,
+    reference: Reference,
+    naming: Naming,
+    prefixes: Sequence[int],
+    options: MetricOptions | None = None,
 ) -> Iterator[Number]:
     """The Fréchet distance of what each prefix of the tokens gives, in the features of each network.
 
@@ -150,15 +156,16 @@ def prefix_distances(
         reference: the originals.
         naming: of the reconstructions; `keep` is added.
         prefixes: numbers of leading positions, without that of all.
+        options: of the bootstrap.
     """
-    kept = [(keep, replace(naming, of=naming.of | {"keep": keep})) for keep in prefixes]
+    options = options or MetricOptions()
     for slot in slots:
-        theirs, by = reference.of(slot, FEATURES), dict(reference.named) | {"network": slot.identity}
+        theirs = reference.of(slot, FEATURES)
         if theirs is None:
             continue
-        for keep, named in kept:
-            value = frechet_distance(statistics(rows, row_name(slot.name, FEATURES, keep)), theirs)
-            yield named.number(_DISTANCES[FEATURES][not slot.is_fid], value, rows.count, by)
+        for keep in prefixes:
+            named = replace(naming, of=naming.of | {"keep": keep})
+            yield _distance(slot, FEATURES, rows, theirs, reference, named, options.resamples, keep)
 
 
 def _inception_score(slot: Slot, rows: StoredRows, naming: Naming, splits: int) -> Number:
