@@ -26,6 +26,7 @@ from cluster.stages.evaluation_inputs import (
     open_slots_of,
     timm_teacher,
 )
+from cluster.stages.evaluation_summary import print_summary
 from cluster.stages.inputs import held_out_images
 from cluster.stages.measuring import BATCH, Measuring
 from cluster.stages.memorization import PICTURE, Memorized, Samples, memorization, memorization_network
@@ -43,7 +44,6 @@ from cluster.terminal.output import console
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from data_pipeline.images.transforms import Pixels, to_model
-from data_pipeline.text.counted import counted
 from data_pipeline.tools.preflight import check_images
 from trainer.evaluation.network_rows import NetworkRows, Slot
 from trainer.evaluation.numbers import Number
@@ -96,6 +96,8 @@ def evaluate(config: RunConfig) -> int:
     near = memorization_network(config, slots, is_held_out)
     measured = _measure(config, sampler, slots, real)
     numbers = _numbers(config, sampler, slots, measured)
+    beside = _beside_the_tokenizer(config, sampler.tokenizer, held_out, images, device)
+    numbers += _probes(config, beside["probe"], measured)
     memorized = _memorization(config, sampler, near, measured)
     numbers += [memorized.number] if memorized else []
     tokens_read = open_run_tokens(config)
@@ -106,7 +108,7 @@ def evaluate(config: RunConfig) -> int:
         "numbers": [number.to_json() for number in numbers],
         "codebook_use": codebook_use(tokens_read),
         "tokens": token_record(tokens_read),
-        **_beside_the_tokenizer(config, sampler.tokenizer, held_out, images, device),
+        **beside,
         "class_names": list(sampler.class_names),
         "fingerprints": fingerprints_of(cards | sampler.cards)
         | ({"teacher": timm} if timm else {})
@@ -121,7 +123,7 @@ def evaluate(config: RunConfig) -> int:
         record["memorization"], pictures[PICTURE] = memorized.record, memorized.png
     commit(config.run, "evaluation.json", record, pictures)
     measured.forget()
-    _print_summary(record)
+    print_summary(record)
     return count
 
 
@@ -275,6 +277,17 @@ def _beside_the_tokenizer(
     return found
 
 
+def _probes(config: RunConfig, probe: dict[str, Any] | None, measured: _Measured) -> list[Number]:
+    """Linear probes, if there are any."""
+    from trainer.evaluation.tokenizer_record import probe_numbers
+
+    if probe is None:
+        return []
+    training = {"images": check_images(storage.absolute(config.product("images"))).fingerprint}
+    real = measured.real
+    return list(probe_numbers(probe, training, {"images": real.fingerprint}, real.how_cut, measured.made_by))
+
+
 def _known_baselines(run: str, key: str) -> dict[str, Any] | None:
     """Those of the last evaluation, if they follow from the same."""
     try:
@@ -300,38 +313,3 @@ def _reconstructions(sampler: Sampler, pixels_NHWC: Pixels) -> bytes:
     labels = ["original"] + [f"{keep} position{'s' * (keep > 1)}" for keep in prefixes]
     grid = image_grid(pixels, len(columns), upscale=max(1, PIXELS_WIDE // pixels.shape[1]), column_labels=labels)
     return to_png(grid)
-
-
-def _print_summary(record: dict[str, Any]) -> None:
-    reconstruction, generation = record["reconstruction"], record["generation"]
-    errors = ", ".join(f"{error:.4f}" for error in reconstruction["mse_of_prefixes"])
-    finest = ", ".join(f"{branch[-1]:.0%}" for branch in record["codebook_use"])
-    lines = [f"reconstruction error by positions kept: {errors}", f"codebook use of the last group: {finest}"]
-    if record["baselines"] is not None:
-        components = ", ".join(f"{each['mse']:.4f}" for each in record["baselines"]["components"])
-        lines.insert(
-            1,
-            f"principal components at the same bits: {components}; the mean image: "
-            f"{record['baselines']['mean_image']:.4f}",
-        )
-    if record["probe"] is not None:
-        seen = ", ".join(f"{name} {share:.1%}" for name, share in record["probe"]["branches"].items())
-        lines.append(f"a linear layer finds the class in: {seen}; in pixels {record['probe']['pixels']:.1%}")
-    if generation["frechet_distance"] is not None:
-        lines.append(
-            "Fréchet distance in the teacher's feature space: "
-            f"reconstruction {reconstruction['frechet_distance']:.3f}, generation {generation['frechet_distance']:.3f}"
-        )
-    if "memorization" in record:
-        near = record["memorization"]
-        lines.append(
-            f"nearest training images of {counted(near['samples'], 'sample')}: samples/nearest.png; as near as the "
-            f"nearest 1 % of held-out images ({near['threshold']:.3g}): {near['share']:.1%}"
-        )
-    if generation["class_accuracy"] is not None:
-        samples = counted(generation["samples"], "sample is", "samples are")
-        lines.append(
-            f"judge: {generation['class_accuracy']:.1%} of {samples} of the asked class "
-            f"(it is right on {generation['judge_accuracy_on_real']:.1%} of real images)"
-        )
-    console().print("\n".join(lines))

@@ -20,6 +20,7 @@ from data_pipeline.errors import UsageError
 from data_pipeline.shards.manifest import ImageManifest
 from tests.cluster.finished_run import write_finished, write_generator, write_tokenizer
 from trainer.evaluation import tokenizer_record
+from trainer.evaluation.numbers import read_numbers
 from trainer.evaluation.tokenizer_record import LabelledPixels
 
 pytestmark = pytest.mark.xdist_group("results")
@@ -217,3 +218,18 @@ def test_an_edited_card_that_names_more_classes_than_there_are_is_refused(
     nothing_loaded(monkeypatch)
     with pytest.raises(UsageError, match=r"names 6 classes, but the network knows 5"):
         results.sample(configure())
+
+
+def test_linear_probes_are_numbers_with_the_names_that_a_tokenizers_evaluation_gives_them(
+    configure: Configure, run: Path
+) -> None:
+    evaluating.evaluate(configure())
+    found = record(run / "evaluation.json")
+    probes = [each for each in read_numbers(str(run / "evaluation.json")) if each.metric == "linear_probe_accuracy"]
+
+    assert [each.measured_by["protocol"]["feature"] for each in probes][:2] == ["detail", "semantic"]
+    assert [each.value for each in probes] == [*found["probe"]["branches"].values(), found["probe"]["pixels"]]
+    images = ImageManifest.read(str(run / "images/train"))
+    assert probes[0].measured_by["training"] == {"images": images.fingerprint, "count": images.samples}
+    assert probes[0].measured_of["images"] == {"images": images.fingerprint, "count": 4}
+    assert probes[0].plus_minus == pytest.approx((probes[0].value * (1 - probes[0].value) / 4) ** 0.5)

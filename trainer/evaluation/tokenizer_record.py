@@ -6,6 +6,7 @@ a linear layer finds the classes in its branches.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -27,7 +28,8 @@ from model.protocols import Tokenizer
 from trainer.evaluation.baselines import bits_of, component_errors, mean_image_error, square_side
 from trainer.evaluation.codes import code_use, count_codes
 from trainer.evaluation.dependence import MOST_IMAGES, mutual_information, perplexity_by_position
-from trainer.evaluation.probing import pixel_features, probe_accuracy
+from trainer.evaluation.numbers import Number
+from trainer.evaluation.probing import PENALTY, pixel_features, probe_accuracy
 from trainer.evaluation.quality import psnr, squared_error, ssim
 
 Record = dict[str, Any]
@@ -133,6 +135,28 @@ def probe_record(
         "branches": found,
         "pixels": probe_accuracy(pixels[0], training.label_N, pixels[1], held_out.label_N),
     }
+
+
+def probe_numbers(probe: Record, training: Record, images: Record, crop: Record, tokenizer: Record) -> Iterator[Number]:
+    """What `probe_record` has found, as numbers with the names that `evaluate tokenizer --probe` gives them.
+
+    Where all images are grey, pixels are of one channel here, which the name says.
+
+    Args:
+        probe: that record.
+        training: fingerprint of the data set that probes were trained on (`images`); the count is added.
+        images: of that which they were judged on, alike.
+        crop: how images became squares.
+        tokenizer: fingerprints of its halves.
+    """
+    count, trained = probe["images"], probe["training_images"]
+    of = {"tokenizer": tokenizer, "images": images | {"count": count}}
+    by = {"training": training | {"count": trained}, "crop": crop}
+    how = {"training_images": trained, "penalty": PENALTY, "optimizer": "l-bfgs"}
+    for feature, share in (probe["branches"] | {"pixels, one channel if grey": probe["pixels"]}).items():
+        error = math.sqrt(share * (1 - share) / count)
+        protocol = {"protocol": {"feature": feature} | how}
+        yield Number("linear_probe_accuracy", share, count, by | protocol, of, error)
 
 
 def _branches(network: Tokenizer, pixels_NHWC: Pixels, device: torch.device) -> npt.NDArray[np.float32]:
