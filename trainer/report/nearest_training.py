@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from trainer.evaluation.number_names import value_text
 from trainer.report.charts import Line, line_chart, number
 from trainer.report.data import Evaluation, Memorization
 
@@ -23,7 +22,7 @@ def nearest_training(evaluation: Evaluation) -> dict[str, Any] | None:
         "samples": f"{found.samples:,}",
         "held_out": f"{found.held_out:,}",
         "training_images": f"{found.training_images:,}",
-        "share": "–" if share is None else value_text(share),
+        "share": "–" if share is None else f"{100 * share.value:.1f} %",
         "threshold": number(found.threshold),
         "chart": line_chart(_lines(found), title=title, x_label="distance", y_label="share of images"),
     }
