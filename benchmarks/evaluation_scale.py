@@ -1,6 +1,7 @@
 """Many images through `foldtrain evaluate images`: the same digits whoever measured them, and the memory that it takes.
 
-    python benchmarks/evaluation_scale.py [--images 50000] [--references 10000] [--size 64] [--json FILE]
+    python benchmarks/evaluation_scale.py [--images 50000] [--references 10000] [--size 64]
+        [--no-precision-recall] [--json FILE]
 
 Writes two npz of images and a small classifier of 2,048 features (random weights), and runs the command on 1, 2 and 3
 workers; and once more, killed (SIGKILL) three times and started again with another number of workers. Every run has
@@ -112,10 +113,11 @@ def idle_megabytes(place: Path) -> float:
     return float(str(found.stdout)) / 1024
 
 
-def run(place: Path, output: Path, workers: int, kill_at: float = 2.0) -> dict[str, Any]:
+def run(place: Path, output: Path, workers: int, neighbours: bool, kill_at: float = 2.0) -> dict[str, Any]:
     """One start of the command, killed once a share of the parts is there."""
     arguments = ["evaluate", "images", place / "samples.npz", "--reference", place / "real.npz", "--out", output]
     arguments += ["--network", f"classifier:{place}/judge", "--workers", workers]
+    arguments += [] if neighbours else ["--no-precision-recall"]
     began = time.monotonic()
     command = [str(Path(sys.executable).with_name("foldtrain")), *map(str, arguments)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
@@ -160,17 +162,19 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=50_000)
     parser.add_argument("--references", type=int, default=10_000)
     parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--no-precision-recall", action="store_true", help="they take images times images")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    neighbours = not options.no_precision_recall
     place = Path(tempfile.mkdtemp(prefix="foldtrain-evaluation-"))
     try:
         write_images(place / "samples.npz", options.images, options.size, 1, 1.0)
         write_images(place / "real.npz", options.references, options.size, 2, 0.8)
         write_classifier(place / "judge")
         idle = idle_megabytes(place)
-        rows = [run(place, place / f"out{workers}", workers) for workers in (1, 2, 3)]
+        rows = [run(place, place / f"out{workers}", workers, neighbours) for workers in (1, 2, 3)]
         found = {f"{row['workers']} workers": numbers_of(place / f"out{row['workers']}") for row in rows}
-        killed = [run(place, place / "killed", workers, share) for workers, share in KILLS]
+        killed = [run(place, place / "killed", workers, neighbours, share) for workers, share in KILLS]
         found["killed three times"] = numbers_of(place / "killed")
     finally:
         shutil.rmtree(place)

@@ -40,6 +40,9 @@ Inception = Annotated[
 ]
 Networks = Annotated[list[str] | None, typer.Option("--network", metavar="KIND:NAME@FILE", help=_NETWORK_HELP)]
 Out = Annotated[str, typer.Option("--out", "-o", metavar="FOLDER", help="Where evaluation.json goes, at any URI.")]
+PrecisionRecall = Annotated[
+    bool, typer.Option("--precision-recall/--no-precision-recall", help="They take images times images.")
+]
 Workers = Annotated[str | None, typer.Option("--workers", metavar="N|MIN:MAX", help="On Ray, with so many workers.")]
 Resamples = Annotated[int, typer.Option("--resamples", min=0, help="Of the bootstrap: ± of distances.")]
 Cpus = Annotated[float, typer.Option("--cpus-per-worker", help="CPUs of each.")]
@@ -133,6 +136,7 @@ def images(
     most: Most = None,
     splits: Annotated[int, typer.Option("--splits", min=1, help="Of the Inception score.")] = 10,
     resamples: Resamples = 0,
+    neighbours: PrecisionRecall = True,
     workers: Workers = None,
     cpus: Cpus = 1,
     gpus: Gpus = 0,
@@ -147,7 +151,7 @@ def images(
         networks=networks_of(inception, network),
         size=size,
         most=most,
-        options=MetricOptions(splits=splits, resamples=resamples),
+        options=MetricOptions(splits, resamples, neighbours),
         cluster=cluster_of(workers, cpus, gpus, address),
     )
     _say(evaluate_images(shown, reference, how), output)
@@ -179,6 +183,7 @@ def tokenizer(
     ] = None,
     legibility: Annotated[bool, typer.Option("--legibility", help="Whether text can be read.")] = False,
     resamples: Resamples = 0,
+    neighbours: PrecisionRecall = True,
     size: Size = None,
     most: Most = None,
     workers: Workers = None,
@@ -197,7 +202,7 @@ def tokenizer(
         size=size,
         most=most,
         perceptual=_perceptual(perceptual or []),
-        options=MetricOptions(resamples=resamples),
+        options=MetricOptions(resamples=resamples, precision_recall=neighbours),
         cluster=cluster_of(workers, cpus, gpus, address),
     )
     asked = Asked(prefixes, _perturbations(perturb), probe, baselines, legibility)

@@ -166,7 +166,7 @@ def _measure(config: RunConfig, sampler: Sampler, slots: Sequence[Slot], real: S
 def _numbers(config: RunConfig, sampler: Sampler, slots: Sequence[Slot], measured: _Measured) -> list[Number]:
     """All that is measured of samples, of real images, and of reconstructions."""
     real, rounding = measured.real, config.evaluation.rounding
-    reference, options = reference_of(real, measured.real_rows), MetricOptions(resamples=config.evaluation.resamples)
+    reference, options = reference_of(real, measured.real_rows), options_of(config)
     made = Naming({"tokenizer": measured.made_by, "images": named_images(real)}, rounding)
     judges = judges_of(slots, sampler.class_names)
     numbers = list(drawn_numbers(measured.drawn, measured.drawn_rows, slots, judges, reference, options))
@@ -194,6 +194,12 @@ def _memorization(config: RunConfig, sampler: Sampler, slot: Slot | None, measur
 def reference_of(real: ShardSet, rows: StoredRows) -> Reference:
     """Real images as what others are compared with."""
     return Reference({"reference": named_images(real), "crop": real.how_cut}, rows)
+
+
+def options_of(config: RunConfig) -> MetricOptions:
+    """What a config chooses of metrics."""
+    asked = config.evaluation
+    return MetricOptions(resamples=asked.resamples, precision_recall=asked.precision_recall)
 
 
 def named_images(images: ShardSet) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import yaml
 from pydantic import ValidationError
 
 from cluster.config.run import RunConfig
-from cluster.stages.evaluating import drawn_batch, drawn_numbers, reference_of
+from cluster.stages.evaluating import drawn_batch, drawn_numbers, options_of, reference_of
 from cluster.stages.evaluation_inputs import check_inputs, drawn_set, judges_of, networks_of, open_slots_of
 from cluster.stages.inputs import held_out_images
 from cluster.stages.measuring import FOLDER, Measuring
@@ -32,7 +32,6 @@ from trainer.evaluation.network_rows import NetworkRows
 from trainer.evaluation.number_names import value_text
 from trainer.evaluation.numbers import VERSION, Number, read_numbers
 from trainer.evaluation.sampler import check_order, class_names
-from trainer.evaluation.set_numbers import MetricOptions
 from trainer.evaluation.sets import ShardSet
 from trainer.report.charts import chart_file
 from trainer.report.sweeps import SWEEP, Settings, SweepPoint, best_of, curves_of, settings_text, tradeoffs_of
@@ -119,7 +118,7 @@ def sweep(config: RunConfig, points: Sequence[Settings]) -> list[SweepPoint]:
     looked, measuring = NetworkRows(slots), Measuring.of_run(config, device)
     judges = judges_of(slots, class_names(cards["generator"]))
     reference = reference_of(real, measuring.rows("real", real, looked))
-    options = MetricOptions(resamples=config.evaluation.resamples)
+    options = options_of(config)
     keys = [cards[name].fingerprint() for name in ("generator", "tokenizer")] + [images.fingerprint]
     networks = [slot.identity for slot in slots]
     folder = storage.join(config.run, FOLDER, f"sweep-{storage.fingerprint([keys, networks, list(points)])[:12]}")

@@ -241,3 +241,27 @@ def test_an_outside_judge_has_classes_of_its_own_and_a_top_5(tmp_path: Path) -> 
 def test_of_equal_logits_the_first_class_is_the_one_that_a_judge_sees(tmp_path: Path) -> None:
     rows = stored(tmp_path, {"judge.logits": np.zeros((2, 3), np.float32), LABEL: np.array([0, 1])})
     assert Judge(JUDGE).is_right(rows).tolist() == [True, False]
+
+
+def test_precision_and_recall_can_be_left_out(tmp_path: Path) -> None:
+    rows = {"teacher.features": features(1, 40)}
+    reference = Reference({}, stored(tmp_path / "b", rows))
+    found = set_numbers(
+        [TEACHER], stored(tmp_path / "a", rows), reference, NAMING, MetricOptions(precision_recall=False)
+    )
+
+    assert [number.metric for number in found] == ["frechet_distance"]
+
+
+def test_the_error_of_an_inception_score_is_that_of_the_mean_of_its_splits(tmp_path: Path) -> None:
+    logits = features(3, 90, 4)
+    rows = stored(tmp_path, {"inception.logits": logits})
+
+    (number,) = set_numbers([INCEPTION], rows, Reference({}), NAMING, MetricOptions(splits=3))
+
+    p_NK = np.exp(logits.astype(np.float64))
+    p_NK /= p_NK.sum(axis=1, keepdims=True)
+    parts = np.split(p_NK[np.random.RandomState(2020).permutation(90)], 3)
+    scores = [np.exp((each * np.log(each / each.mean(axis=0))).sum(axis=1).mean()) for each in parts]
+    assert number.value == pytest.approx(np.mean(scores), rel=1e-6)
+    assert number.plus_minus == pytest.approx(np.std(scores) / 3**0.5, rel=1e-6)
