@@ -36,16 +36,16 @@ def test_a_planted_copy_is_the_closest_at_distance_zero() -> None:
 
 def test_the_share_is_of_samples_as_near_as_the_nearest_hundredth_of_held_out_images() -> None:
     held_out_M = np.arange(1.0, 201)  # 2 of 200 are within 2.0
-    found = NearestTraining(np.zeros(4, np.int64), np.array([0.5, 2.0, 2.01, 9.0]), held_out_M)
+    found = NearestTraining(np.zeros(8, np.int64), np.array([0.5, 2.0, 2.01, 9.0, 9.0, 9.0, 9.0, 9.0]), held_out_M)
 
     assert found.threshold == 2.0
-    assert found.share == 0.5
-    assert found.standard_error == 0.25  # √(½ · ½ / 4)
+    assert found.share == 0.25
+    assert found.standard_error == pytest.approx((0.25 * 0.75 / 8) ** 0.5)
 
 
 def test_copies_count_where_held_out_images_are_copies_too() -> None:
-    found = NearestTraining(np.zeros(2, np.int64), np.array([0.0, 1.0]), np.array([0.0, 0.0, 1.0]))
-    assert (found.threshold, found.share) == (0.0, 0.5)
+    found = NearestTraining(np.zeros(4, np.int64), np.array([0.0, 1.0, 1.0, 1.0]), np.array([0.0, 0.0, 1.0]))
+    assert (found.threshold, found.share) == (0.0, 0.25)
 
 
 def test_the_record_has_both_distributions_from_least_to_largest() -> None:

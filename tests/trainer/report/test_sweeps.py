@@ -51,6 +51,12 @@ def test_distance_and_score_are_drawn_one_against_the_other() -> None:
     assert np.array_equal(curve.lines[0].points, [(100, 5), (200, 3), (250, 4)])
 
 
+def test_a_setting_without_one_of_both_numbers_is_no_point_of_the_tradeoff() -> None:
+    lacking = SweepPoint({"guidance": 4.0}, POINTS[0].numbers[:1])
+    (curve,) = tradeoffs_of((*POINTS, lacking))
+    assert len(curve.lines[0].points) == 3
+
+
 def test_two_settings_at_once_have_a_table_and_no_curve() -> None:
     points = [SweepPoint({"guidance": at, "top_k": 5}, POINTS[0].numbers) for at in (1.0, 2.0)]
     assert not list(curves_of(points))
