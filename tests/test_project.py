@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
-import typer
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from typer.testing import CliRunner
+
+from tests.typed_commands import parsed
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -58,20 +57,7 @@ def readme_commands() -> list[str]:
 
 @pytest.mark.parametrize("line", readme_commands())
 def test_every_command_of_the_readme_exists_with_its_options(line: str) -> None:
-    from cluster.cli import app
-
-    _, *arguments = shlex.split(line)
-    command, words = typer.main.get_command(app), []
-    while arguments and hasattr(command, "commands"):
-        words.append(arguments.pop(0))
-        assert words[-1] in command.commands, f"{line}: there is no command {' '.join(words)}"
-        command = command.commands[words[-1]]
-    help_text = CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
-    assert help_text.exit_code == 0, help_text.output
-    for option in (argument for argument in arguments if argument.startswith("-")):
-        assert re.search(rf"(?<![\w-]){option}(?![\w-])", help_text.output), (
-            f"{line}: {' '.join(words)} has no {option}"
-        )
+    assert parsed(line) is not None
 
 
 @pytest.mark.parametrize("path", sorted({*re.findall(r"configs/[\w./-]+\.yaml", README)}))

@@ -7,12 +7,10 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
-import typer
 
-from cluster.cli import app
 from cluster.config.loading import load_config
+from tests.typed_commands import parsed
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "reproduce.md").read_text()
@@ -34,20 +32,14 @@ RECIPES = {
 }
 
 
-def parsed(words: list[str]) -> dict[str, Any]:
-    """The values of a command's parameters, which is not run."""
-    command: Any = typer.main.get_command(app)
-    name, *rest = words
-    context = command.make_context("foldtrain", [name, *rest], resilient_parsing=False)
-    while isinstance(command, click.Group) or hasattr(command, "commands"):
-        name, command, rest = command.resolve_command(context, rest if name == context.info_name else [name, *rest])
-        context = command.make_context(name, list(rest), parent=context)
-    return dict(context.params)
-
-
 @pytest.mark.parametrize("line", COMMANDS)
 def test_a_command_takes_its_options(line: str) -> None:
-    assert parsed(shlex.split(line)[1:])
+    assert parsed(line)
+
+
+def test_an_option_that_a_command_has_not_is_found() -> None:
+    with pytest.raises(Exception, match="No such option: --images"):
+        parsed("foldtrain evaluate images samples --images real")
 
 
 def test_the_page_has_the_commands_from_weights_to_a_number() -> None:
@@ -58,7 +50,7 @@ def test_the_page_has_the_commands_from_weights_to_a_number() -> None:
 
 @pytest.mark.parametrize("row", RECIPES)
 def test_settings_of_sampling_are_those_of_the_recipe(row: str) -> None:
-    typed = parsed(["sample", "weights", "--out", "samples", *shlex.split(ROWS[row])])
+    typed = parsed(f"foldtrain sample weights --out samples {ROWS[row]}")
     sampling = load_config(str(ROOT / f"configs/generator/{RECIPES[row]}.yaml"), []).sampling
     kind, _, power = typed["schedule"].partition(":")
     schedule: Any = sampling.guidance_schedule
