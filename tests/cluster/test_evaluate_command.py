@@ -87,6 +87,7 @@ def test_images_are_compared_with_others(place: Path, tmp_path: Path) -> None:
     assert number.images == 66
     assert number.measured_by["reference"]["kind"] == "npz"
     assert "Fréchet distance (judge)" in output
+    assert "Fréchet distance (judge)" in (tmp_path / "out/evaluation.html").read_text()
 
 
 def test_samples_carry_what_made_them(place: Path, tmp_path: Path) -> None:
