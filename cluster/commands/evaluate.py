@@ -181,7 +181,9 @@ def tokenizer(
         str | None,
         typer.Option("--baselines", metavar="IMAGES", help="Error by bits, with components of these images, and JPEG."),
     ] = None,
-    legibility: Annotated[bool, typer.Option("--legibility", help="Whether text can be read.")] = False,
+    legibility: Annotated[
+        bool, typer.Option("--legibility", help="Whether text can be read in reconstructions.")
+    ] = False,
     resamples: Resamples = 0,
     neighbours: PrecisionRecall = True,
     size: Size = None,
