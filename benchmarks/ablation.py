@@ -23,8 +23,8 @@ from report import write_report
 
 from data_pipeline.images.transforms import to_model
 from data_pipeline.shards.tokenizers import load_tokenizer
-from trainer.evaluation.teacher import Teacher, load_classifier
-from trainer.evaluation.tokenizer_record import LabelledPixels, bits_of_prefixes, measure, probe_record
+from trainer.evaluation.networks.teacher import Teacher, load_classifier
+from trainer.evaluation.tokenizers.tokenizer_record import LabelledPixels, bits_of_prefixes, measure, probe_record
 from trainer.stages.validation import teacher_distance
 
 ROWS = {

@@ -101,7 +101,7 @@ def idle_megabytes(place: Path) -> float:
     code = (
         "import sys, torch\n"
         "from trainer.config.feature_networks import ClassifierNetwork\n"
-        "from trainer.evaluation.feature_networks import open_network\n"
+        "from trainer.evaluation.networks.feature_networks import open_network\n"
         "network = open_network(ClassifierNetwork(kind='classifier', uri=sys.argv[1]), torch.device('cpu'))\n"
         "network(torch.zeros(64, 3, 64, 64, dtype=torch.uint8))\n"
         "print([line for line in open('/proc/self/status') if line.startswith('VmHWM')][0].split()[1])\n"

@@ -16,7 +16,7 @@ from data_pipeline.loading.loader import decode_all
 from data_pipeline.node.node_cache import NodeCache
 from data_pipeline.shards.image_shards import ImageShards
 from model.classifier import Classifier
-from trainer.evaluation.teacher import Teacher
+from trainer.evaluation.networks.teacher import Teacher
 from trainer.metrics.frechet import FeatureStatistics
 
 _BATCH = 250

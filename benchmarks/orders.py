@@ -29,8 +29,8 @@ from report import write_report
 
 from cluster.config.loading import load_config
 from cluster.config.run import RunConfig
-from trainer.evaluation.sampler import Sampler
-from trainer.evaluation.teacher import load_classifier
+from trainer.evaluation.networks.teacher import load_classifier
+from trainer.evaluation.samples.sampler import Sampler
 from trainer.metrics.frechet import frechet_distance
 from trainer.records.jsonl import read_records
 

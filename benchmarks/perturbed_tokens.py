@@ -19,8 +19,8 @@ from pathlib import Path
 
 from report import write_report
 
-from trainer.evaluation.number_names import value_text
-from trainer.evaluation.numbers import Number, read_numbers
+from trainer.evaluation.naming.number_names import value_text
+from trainer.evaluation.naming.numbers import Number, read_numbers
 from trainer.report.perturbation import perturbation_file, whole
 
 NAMES = {"vq": "VQ", "vq-robust": "VQ, trained with perturbation"}

@@ -21,8 +21,8 @@ from report import write_report
 
 from cluster.config.loading import load_config
 from data_pipeline import storage
-from trainer.evaluation.sampler import Sampler
-from trainer.evaluation.teacher import load_classifier
+from trainer.evaluation.networks.teacher import load_classifier
+from trainer.evaluation.samples.sampler import Sampler
 from trainer.metrics.frechet import frechet_distance
 
 CPU = torch.device("cpu")

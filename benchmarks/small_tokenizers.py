@@ -27,7 +27,12 @@ from cluster.config.loading import load_config
 from data_pipeline.images.transforms import to_model
 from data_pipeline.shards.tokenizers import load_tokenizer
 from trainer.evaluation.images import image_grid, to_png, to_uint8
-from trainer.evaluation.tokenizer_record import LabelledPixels, baseline_record, bits_of_prefixes, probe_record
+from trainer.evaluation.tokenizers.tokenizer_record import (
+    LabelledPixels,
+    baseline_record,
+    bits_of_prefixes,
+    probe_record,
+)
 
 NAMES = (
     *("fsq", "bsq", "vqgan", "msvr", "msbr", "imagefolder", "titok-proxy", "titok-stage1", "titok-stage2"),

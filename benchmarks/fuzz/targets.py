@@ -174,7 +174,7 @@ def read_export(root: Path) -> Iterator[Callable[[], object]]:
     import torch
 
     from data_pipeline.shards.weights import read_card
-    from trainer.evaluation.teacher import load_classifier
+    from trainer.evaluation.networks.teacher import load_classifier
 
     uri = str(root / "judge/export")
     yield lambda: read_card(uri, "judge").fingerprint()

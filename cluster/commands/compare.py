@@ -12,7 +12,7 @@ from data_pipeline.errors import UsageError
 from data_pipeline.text.printable import printable
 
 if TYPE_CHECKING:
-    from trainer.evaluation.comparison import Pairs
+    from trainer.evaluation.naming.comparison import Pairs
     from trainer.report.evaluated_runs import EvaluatedRun
     from trainer.report.run_table import RunTable
 
@@ -40,7 +40,7 @@ def compare(
 
     Numbers may be compared if they are of the same metric, of as many images, and measured in the same way.
     """
-    from trainer.evaluation.comparison import pair
+    from trainer.evaluation.naming.comparison import pair
     from trainer.report.run_table import table_of
 
     runs = read_runs(places)

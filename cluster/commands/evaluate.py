@@ -12,8 +12,8 @@ from cluster.commands.sample import cluster_of
 if TYPE_CHECKING:
     from model.config.losses import PerceptualConfig
     from trainer.config.feature_networks import FeatureNetworkConfig
-    from trainer.evaluation.numbers import Number
-    from trainer.evaluation.perturbed_tokens import TokenPerturbation
+    from trainer.evaluation.naming.numbers import Number
+    from trainer.evaluation.tokenizers.perturbed_tokens import TokenPerturbation
 
 _RUN = "run"
 _HELP = "Judge a run (evaluate CONFIG; --explain, --sweep), a tokenizer, or images of anybody."
@@ -232,7 +232,7 @@ def _perceptual(given: list[str]) -> tuple[PerceptualConfig, ...]:
 
 def _perturbations(text: str | None) -> list[TokenPerturbation]:
     from data_pipeline.errors import UsageError
-    from trainer.evaluation.perturbed_tokens import TokenPerturbation
+    from trainer.evaluation.tokenizers.perturbed_tokens import TokenPerturbation
 
     if text is None:
         return []
@@ -248,7 +248,7 @@ def _perturbations(text: str | None) -> list[TokenPerturbation]:
 
 def _say(numbers: list[Number], output: str) -> None:
     from cluster.terminal.output import say
-    from trainer.evaluation.number_names import full_name
+    from trainer.evaluation.naming.number_names import full_name
 
     for number in numbers:
         say(full_name(number))

@@ -20,7 +20,7 @@ from trainer.evaluation.sets import ImageReader, Labels
 if TYPE_CHECKING:
     import torch
 
-    from trainer.evaluation.sampler import Sampler
+    from trainer.evaluation.samples.sampler import Sampler
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,13 @@ from data_pipeline.errors import UsageError
 from data_pipeline.leases.lease import Lease, only_driver
 from trainer.config import SamplingConfig
 from trainer.config.evaluation import Rounding
-from trainer.evaluation.sample_files import Parts, SamplePlan, digest_of, write_part
-from trainer.evaluation.sample_record import begin, finish, is_finished
+from trainer.evaluation.samples.sample_files import Parts, SamplePlan, digest_of, write_part
+from trainer.evaluation.samples.sample_record import begin, finish, is_finished
 
 if TYPE_CHECKING:
     import torch
 
-    from trainer.evaluation.sampler import Sampler
+    from trainer.evaluation.samples.sampler import Sampler
     from trainer.stages.trained_generator import GeneratorSource
 
 _PACKAGES = ("foldtrain", "numpy", "pillow", "torch")
@@ -97,7 +97,7 @@ class SampleWork:
         Raises:
             UsageError: if they are others than the plan was made for.
         """
-        from trainer.evaluation.sampler import Sampler
+        from trainer.evaluation.samples.sampler import Sampler
 
         generator, card = self.source.load(self.config.ema, device)
         sampler = Sampler.beside(generator, card, self.tokenizer, self.config, self.seed)

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from data_pipeline.text.counted import counted
-from trainer.evaluation.comparison import Comparison, Difference, Pairs
-from trainer.evaluation.metric_names import shown_value, title
-from trainer.evaluation.number_names import rounded, value_text
-from trainer.evaluation.numbers import Number
+from trainer.evaluation.naming.comparison import Comparison, Difference, Pairs
+from trainer.evaluation.naming.metric_names import shown_value, title
+from trainer.evaluation.naming.number_names import rounded, value_text
+from trainer.evaluation.naming.numbers import Number
 from trainer.report.evaluated_runs import EvaluatedRun
 from trainer.report.run_table import RunTable
 from trainer.report.settings import DifferingSetting

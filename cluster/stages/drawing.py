@@ -23,16 +23,16 @@ from data_pipeline.text import yaml_dialect
 from data_pipeline.text.json_records import first_problem
 from trainer.config import SamplingConfig
 from trainer.config.evaluation import Rounding
-from trainer.evaluation.label_plan import MOST_PLAN_BYTES, LabelPlan, parse_classes, parse_plan, plan_of
-from trainer.evaluation.sample_files import PART_IMAGES, Kind, SamplePlan
-from trainer.evaluation.sampler import check_order, check_tokenizer, class_names
+from trainer.evaluation.samples.label_plan import MOST_PLAN_BYTES, LabelPlan, parse_classes, parse_plan, plan_of
+from trainer.evaluation.samples.sample_files import PART_IMAGES, Kind, SamplePlan
+from trainer.evaluation.samples.sampler import check_order, check_tokenizer, class_names
 from trainer.registry import stage_named
 
 if TYPE_CHECKING:
     import torch
 
     from data_pipeline.shards.weights import Card
-    from trainer.evaluation.sampler import Sampler
+    from trainer.evaluation.samples.sampler import Sampler
     from trainer.inference.given_images import Fit
     from trainer.stages.trained_generator import GeneratorSource
 

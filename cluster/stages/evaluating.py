@@ -45,11 +45,11 @@ from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from data_pipeline.images.transforms import Pixels, to_model
 from data_pipeline.tools.preflight import check_images
-from trainer.evaluation.network_rows import NetworkRows, Slot
-from trainer.evaluation.numbers import Number
+from trainer.evaluation.naming.numbers import Number
+from trainer.evaluation.networks.network_rows import NetworkRows, Slot
 from trainer.evaluation.row_files import StoredRows
 from trainer.evaluation.run_record import accuracy_record, distance_by, quality_record
-from trainer.evaluation.sampler import Sampler
+from trainer.evaluation.samples.sampler import Sampler
 from trainer.evaluation.set_numbers import (
     Judge,
     MetricOptions,
@@ -61,9 +61,9 @@ from trainer.evaluation.set_numbers import (
     set_numbers,
 )
 from trainer.evaluation.sets import ShardSet
-from trainer.evaluation.tokenizer_measure import measured_prefixes
-from trainer.evaluation.tokenizer_numbers import tokenizer_numbers
-from trainer.evaluation.tokenizer_rows import TokenizerRows, columns_of
+from trainer.evaluation.tokenizers.tokenizer_measure import measured_prefixes
+from trainer.evaluation.tokenizers.tokenizer_numbers import tokenizer_numbers
+from trainer.evaluation.tokenizers.tokenizer_rows import TokenizerRows, columns_of
 from trainer.registry import FOLDERS
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def evaluate(config: RunConfig) -> int:
     if not is_held_out:
         console().print("evaluate: no images were held out, so it compares with those that were trained on")
     cards, images, tokens = check_inputs(config, held_out)
-    from trainer.evaluation.tokenizer_record import codebook_use, token_record
+    from trainer.evaluation.tokenizers.tokenizer_record import codebook_use, token_record
 
     device = device_of(config)
     sampler = sampler_of(config, device)
@@ -257,8 +257,8 @@ def _beside_the_tokenizer(
 
     Baselines that the last evaluation has of the same images, at the same bits, are taken from its record.
     """
-    from trainer.evaluation import tokenizer_record as records
-    from trainer.evaluation.baselines import images_needed
+    from trainer.evaluation.tokenizers import tokenizer_record as records
+    from trainer.evaluation.tokenizers.baselines import images_needed
 
     asked, size, fit = config.evaluation, tokenizer.config.image_size, config.data.fit
     training_images = check_images(storage.absolute(config.product("images")))
@@ -285,7 +285,7 @@ def _beside_the_tokenizer(
 
 def _probes(config: RunConfig, probe: dict[str, Any] | None, measured: _Measured) -> list[Number]:
     """Linear probes, if there are any."""
-    from trainer.evaluation.tokenizer_record import probe_numbers
+    from trainer.evaluation.tokenizers.tokenizer_record import probe_numbers
 
     if probe is None:
         return []

@@ -19,13 +19,13 @@ from data_pipeline.errors import UsageError
 from model.config.losses import PerceptualConfig
 from trainer.config.evaluation import Rounding
 from trainer.config.feature_networks import FeatureNetworkConfig
-from trainer.evaluation.network_rows import NetworkRows, Slot
-from trainer.evaluation.numbers import VERSION, Number
-from trainer.evaluation.rate_distortion import RateDistortion
+from trainer.evaluation.naming.numbers import VERSION, Number
+from trainer.evaluation.networks.network_rows import NetworkRows, Slot
 from trainer.evaluation.reference import ReferenceFile
 from trainer.evaluation.row_files import StoredRows
 from trainer.evaluation.set_numbers import MetricOptions, Naming, Reference, drawn_of, set_numbers
 from trainer.evaluation.sets import ImageSet, NpzSet, SampledSet, ShardSet, open_images
+from trainer.evaluation.tokenizers.rate_distortion import RateDistortion
 from trainer.report.evaluation_page import evaluation_page
 
 if TYPE_CHECKING:

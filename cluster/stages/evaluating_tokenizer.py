@@ -24,21 +24,21 @@ from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from data_pipeline.shards import weights
 from data_pipeline.shards.tokenizers import load_tokenizer
-from trainer.evaluation.network_rows import NetworkRows, Slot
-from trainer.evaluation.numbers import Number
-from trainer.evaluation.perturbed_tokens import TokenPerturbation
-from trainer.evaluation.rate_distortion import (
+from trainer.evaluation.naming.numbers import Number
+from trainer.evaluation.networks.network_rows import NetworkRows, Slot
+from trainer.evaluation.row_files import StoredRows
+from trainer.evaluation.set_numbers import Naming, Reference, prefix_distances, set_numbers
+from trainer.evaluation.sets import ImageSet, open_images
+from trainer.evaluation.tokenizers.perturbed_tokens import TokenPerturbation
+from trainer.evaluation.tokenizers.rate_distortion import (
     JpegMeasure,
     RateDistortion,
     component_curve,
     jpeg_curve,
     tokenizer_curve,
 )
-from trainer.evaluation.row_files import StoredRows
-from trainer.evaluation.set_numbers import Naming, Reference, prefix_distances, set_numbers
-from trainer.evaluation.sets import ImageSet, open_images
-from trainer.evaluation.tokenizer_numbers import Columns, tokenizer_numbers
-from trainer.evaluation.tokenizer_rows import ProbeRows, TokenizerRows, columns_of
+from trainer.evaluation.tokenizers.tokenizer_numbers import Columns, tokenizer_numbers
+from trainer.evaluation.tokenizers.tokenizer_rows import ProbeRows, TokenizerRows, columns_of
 from trainer.inference.exports import find_export
 from trainer.report.perturbation import perturbation_file
 from trainer.report.rate_distortion import distortion_file
@@ -185,7 +185,7 @@ def _reconstructed(
 
 def _probes(subject: _Subject, images: str) -> list[Number]:
     """Accuracy of a linear layer on each branch, and on pixels."""
-    from trainer.evaluation.linear_probe import PIXELS, linear_probes
+    from trainer.evaluation.tokenizers.linear_probe import PIXELS, linear_probes
 
     measure, training = ProbeRows.of(subject.uri, subject.card), subject.others(images)
     seen = subject.measuring.rows("probe-training", training, measure)
@@ -197,8 +197,8 @@ def _probes(subject: _Subject, images: str) -> list[Number]:
 
 def _legibility(subject: _Subject) -> list[Number]:
     """Share of the characters that are read right in reconstructions of text."""
-    from trainer.evaluation.legibility import legibility, sizes_that_fit
-    from trainer.evaluation.tokenizer_measure import reconstructing
+    from trainer.evaluation.tokenizers.legibility import legibility, sizes_that_fit
+    from trainer.evaluation.tokenizers.tokenizer_measure import reconstructing
 
     side = subject.how.size or subject.network.config.image_size
     halves = {"encoder": subject.card.encoder(), "decoder": subject.card.decoder()}
@@ -208,8 +208,8 @@ def _legibility(subject: _Subject) -> list[Number]:
 
 def _rate_distortion(subject: _Subject, images: str, own: Sequence[Number]) -> RateDistortion:
     """The tokenizer at each prefix; principal components and JPEG at its bits, and at some more."""
-    from trainer.evaluation.baselines import images_needed
-    from trainer.evaluation.tokenizer_record import most_images
+    from trainer.evaluation.tokenizers.baselines import images_needed
+    from trainer.evaluation.tokenizers.tokenizer_record import most_images
 
     tokens = tokenizer_curve(own, subject.network.layout)
     own_bits = [point.budget for point in tokens.points]

@@ -19,10 +19,10 @@ from data_pipeline.shards.token_shards import check_tokenizer
 from data_pipeline.shards.weights import Card
 from data_pipeline.tools.preflight import check_images, check_tokens
 from trainer.config.feature_networks import ClassifierNetwork, FeatureNetworkConfig, TimmNetwork, TorchvisionNetwork
-from trainer.evaluation.label_plan import plan_of
-from trainer.evaluation.network_rows import Slot
-from trainer.evaluation.sample_files import SamplePlan
-from trainer.evaluation.sampler import UNCONDITIONAL, Sampler, class_names
+from trainer.evaluation.networks.network_rows import Slot
+from trainer.evaluation.samples.label_plan import plan_of
+from trainer.evaluation.samples.sample_files import SamplePlan
+from trainer.evaluation.samples.sampler import UNCONDITIONAL, Sampler, class_names
 from trainer.evaluation.set_numbers import Judge
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def open_slots_of(networks: dict[str, FeatureNetworkConfig], device: torch.devic
     Raises:
         UsageError: if one is not there, or is not what it should be.
     """
-    from trainer.evaluation.feature_networks import open_network
+    from trainer.evaluation.networks.feature_networks import open_network
 
     found = []
     for name, config in networks.items():
@@ -113,8 +113,8 @@ def judges_of(slots: Sequence[Slot], names: Sequence[str]) -> list[Judge]:
         slots: of the networks.
         names: of the run's classes.
     """
-    from trainer.evaluation.imagenet_classes import imagenet_labels
-    from trainer.evaluation.published_classifiers import categories_of
+    from trainer.evaluation.networks.imagenet_classes import imagenet_labels
+    from trainer.evaluation.networks.published_classifiers import categories_of
 
     found = [Judge(slot) for slot in slots if slot.name == JUDGE]
     for slot in slots:

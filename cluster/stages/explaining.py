@@ -19,9 +19,9 @@ from data_pipeline.shards.manifest import ImageManifest, TokenManifest
 from data_pipeline.shards.weights import Card
 from data_pipeline.text.counted import counted
 from data_pipeline.text.printable import printable
-from trainer.evaluation.metric_names import shown_value, title, without_part
-from trainer.evaluation.number_names import PARTS, value_text, words_of
-from trainer.evaluation.numbers import Number, leaves, numbers_file, read_numbers
+from trainer.evaluation.naming.metric_names import shown_value, title, without_part
+from trainer.evaluation.naming.number_names import PARTS, value_text, words_of
+from trainer.evaluation.naming.numbers import Number, leaves, numbers_file, read_numbers
 from trainer.report.belonging import card_at, hashes_of
 
 _EVALUATION = "evaluation.json"

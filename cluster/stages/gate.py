@@ -16,7 +16,7 @@ from data_pipeline.errors import UsageError
 from data_pipeline.shards import weights
 from data_pipeline.shards.measured import Measured
 from data_pipeline.text.counted import counted
-from trainer.evaluation.gate import failures
+from trainer.evaluation.tokenizers.gate import failures
 
 _IMAGES = 256
 """That a tokenizer is measured on here, at most."""
@@ -54,7 +54,7 @@ def _measure(config: RunConfig, uri: str) -> Measured:
     from data_pipeline.node.node_cache import NodeCache
     from data_pipeline.shards.tokenizers import load_tokenizer
     from trainer.engine.device import driver_device
-    from trainer.evaluation.tokenizer_record import LabelledPixels, measure
+    from trainer.evaluation.tokenizers.tokenizer_record import LabelledPixels, measure
 
     torch.set_num_threads(os.cpu_count() or 1)
     device, _ = driver_device(config.cluster.gpus_per_worker)

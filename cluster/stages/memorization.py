@@ -17,10 +17,10 @@ from cluster.stages.measuring import Measuring
 from cluster.stages.results import PIXELS_WIDE
 from data_pipeline.errors import UsageError
 from trainer.config.evaluation import MemorizationConfig
-from trainer.evaluation.memorization import QUANTILE, NearestTraining
-from trainer.evaluation.network_rows import FEATURES, NetworkRows, Slot
-from trainer.evaluation.numbers import Number
+from trainer.evaluation.naming.numbers import Number
+from trainer.evaluation.networks.network_rows import FEATURES, NetworkRows, Slot
 from trainer.evaluation.row_files import StoredRows
+from trainer.evaluation.samples.memorization import QUANTILE, NearestTraining
 from trainer.evaluation.set_numbers import Naming
 from trainer.evaluation.sets import ImageReader, ShardSet
 

@@ -21,7 +21,7 @@ from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from data_pipeline.shards import weights
 from data_pipeline.text.counted import counted
-from trainer.evaluation.sampler import Sampler, asked_classes, check_order, class_names, read_cards
+from trainer.evaluation.samples.sampler import Sampler, asked_classes, check_order, class_names, read_cards
 
 if TYPE_CHECKING:
     import torch

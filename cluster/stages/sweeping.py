@@ -27,11 +27,11 @@ from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from data_pipeline.text.json_records import first_problem
 from trainer.config import SamplingConfig
-from trainer.evaluation.metric_names import title
-from trainer.evaluation.network_rows import NetworkRows
-from trainer.evaluation.number_names import value_text
-from trainer.evaluation.numbers import VERSION, Number, read_numbers
-from trainer.evaluation.sampler import check_order, class_names
+from trainer.evaluation.naming.metric_names import title
+from trainer.evaluation.naming.number_names import value_text
+from trainer.evaluation.naming.numbers import VERSION, Number, read_numbers
+from trainer.evaluation.networks.network_rows import NetworkRows
+from trainer.evaluation.samples.sampler import check_order, class_names
 from trainer.evaluation.sets import ShardSet
 from trainer.report.charts import chart_file
 from trainer.report.sweeps import SWEEP, Settings, SweepPoint, best_of, curves_of, settings_text, tradeoffs_of

@@ -14,8 +14,8 @@ from cluster.pool.sampling import SampleWork
 from tests.cluster.random_run import write_run
 from trainer.config import SamplingConfig
 from trainer.config.evaluation import Rounding
-from trainer.evaluation.label_plan import plan_of
-from trainer.evaluation.sample_files import SamplePlan
+from trainer.evaluation.samples.label_plan import plan_of
+from trainer.evaluation.samples.sample_files import SamplePlan
 from trainer.stages.trained_generator import GeneratorSource
 
 

@@ -23,7 +23,7 @@ from model.classifier import Classifier
 from model.config import ClassifierConfig
 from tests.cluster.finished_run import write_finished
 from tests.cluster.random_run import write_run
-from trainer.evaluation.numbers import Number, read_numbers
+from trainer.evaluation.naming.numbers import Number, read_numbers
 
 pytestmark = pytest.mark.xdist_group("evaluate-command")
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]

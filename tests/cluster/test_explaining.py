@@ -14,7 +14,7 @@ from data_pipeline.errors import UsageError
 from data_pipeline.shards.manifest import ImageManifest, TokenizerRecord, TokenManifest
 from data_pipeline.shards.weights import Card, read_card
 from model.layout import TokenLayout
-from trainer.evaluation.numbers import Number
+from trainer.evaluation.naming.numbers import Number
 
 
 def digest(name: str) -> str:

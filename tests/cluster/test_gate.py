@@ -26,7 +26,7 @@ from tests.cluster.test_results import (  # noqa: F401 - fixtures
     run,
 )
 from tests.trainer.test_gate import LOOK
-from trainer.evaluation.tokenizer_record import LabelledPixels
+from trainer.evaluation.tokenizers.tokenizer_record import LabelledPixels
 
 pytestmark = pytest.mark.xdist_group("results")
 

@@ -21,8 +21,8 @@ from data_pipeline.errors import UsageError
 from tests.cluster.finished_run import write_finished
 from trainer.config.evaluation import MemorizationConfig
 from trainer.config.feature_networks import ClassifierNetwork
-from trainer.evaluation.network_rows import NetworkRows, Slot
-from trainer.evaluation.numbers import read_numbers
+from trainer.evaluation.naming.numbers import read_numbers
+from trainer.evaluation.networks.network_rows import NetworkRows, Slot
 from trainer.evaluation.set_numbers import Naming
 from trainer.evaluation.sets import NpzSet, ShardSet
 from trainer.report import build_report, collect

@@ -9,9 +9,9 @@ import pytest
 
 from cluster.stages.evaluation_inputs import judges_of
 from trainer.config.feature_networks import TorchvisionNetwork
-from trainer.evaluation.imagenet_classes import imagenet_labels
-from trainer.evaluation.network_rows import Slot
-from trainer.evaluation.published_classifiers import categories_of
+from trainer.evaluation.networks.imagenet_classes import imagenet_labels
+from trainer.evaluation.networks.network_rows import Slot
+from trainer.evaluation.networks.published_classifiers import categories_of
 
 MOBILENET = TorchvisionNetwork(kind="torchvision", network="mobilenet_v2", file="/none")
 SLOT = Slot("network0", MOBILENET, {"kind": "torchvision", "name": "torchvision:mobilenet_v2", "sha256": "ab"})

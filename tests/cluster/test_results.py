@@ -19,9 +19,9 @@ from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from data_pipeline.shards.manifest import ImageManifest
 from tests.cluster.finished_run import write_finished, write_generator, write_tokenizer
-from trainer.evaluation import tokenizer_record
-from trainer.evaluation.numbers import read_numbers
-from trainer.evaluation.tokenizer_record import LabelledPixels
+from trainer.evaluation.naming.numbers import read_numbers
+from trainer.evaluation.tokenizers import tokenizer_record
+from trainer.evaluation.tokenizers.tokenizer_record import LabelledPixels
 
 pytestmark = pytest.mark.xdist_group("results")
 

@@ -23,7 +23,7 @@ from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from foldtrain import Generator
 from tests.cluster.random_run import write_run
-from trainer.evaluation import sample_files
+from trainer.evaluation.samples import sample_files
 
 pytestmark = pytest.mark.xdist_group("sample_command")
 

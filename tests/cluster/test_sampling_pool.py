@@ -26,11 +26,11 @@ from data_pipeline.images.transforms import Pixels
 from tests.cluster.random_run import NAMES, write_run
 from tests.conftest import ROOT
 from trainer.config import SamplingConfig
-from trainer.evaluation.label_plan import plan_of
 from trainer.evaluation.measures import ImageMeasure, Rows
 from trainer.evaluation.row_files import RowPlan, StoredRows
 from trainer.evaluation.row_files import begin as begin_rows
-from trainer.evaluation.sample_files import SamplePlan
+from trainer.evaluation.samples.label_plan import plan_of
+from trainer.evaluation.samples.sample_files import SamplePlan
 from trainer.evaluation.set_numbers import statistics
 from trainer.evaluation.sets import Labels, NpzSet
 from trainer.metrics.frechet import FeatureStatistics, frechet_distance

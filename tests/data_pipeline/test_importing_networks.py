@@ -19,7 +19,7 @@ from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from data_pipeline.shards.tokenizers import load_tokenizer
 from data_pipeline.tokens.importing.networks import Wish, import_network
-from trainer.evaluation.sampler import read_cards
+from trainer.evaluation.samples.sampler import read_cards
 from trainer.networks import load_generator
 
 PARITY = Path(__file__).parents[1] / "parity"

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from model.layout import TokenLayout
-from trainer.evaluation import baselines
-from trainer.evaluation.baselines import bits_of, component_errors, components, mean_image_error, square_side
+from trainer.evaluation.tokenizers import baselines
+from trainer.evaluation.tokenizers.baselines import bits_of, component_errors, components, mean_image_error, square_side
 
 
 def images(count: int, size: int, seed: int, channels: int = 3) -> np.ndarray:

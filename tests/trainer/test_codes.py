@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from model.layout import TokenLayout
-from trainer.evaluation.codes import code_use, count_codes
+from trainer.evaluation.tokenizers.codes import code_use, count_codes
 
 
 def test_hits_are_counted_by_fold_group_and_code() -> None:

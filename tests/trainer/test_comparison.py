@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from trainer.evaluation.comparison import compare, pair, paths
-from trainer.evaluation.numbers import Number
+from trainer.evaluation.naming.comparison import compare, pair, paths
+from trainer.evaluation.naming.numbers import Number
 
 BY = {
     "reference": {"images": "aa" * 32, "count": 10_000, "uri": "runs/a/images"},

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from model.layout import TokenLayout
-from trainer.evaluation import dependence
-from trainer.evaluation.dependence import information, mutual_information, perplexity_by_position
+from trainer.evaluation.tokenizers import dependence
+from trainer.evaluation.tokenizers.dependence import information, mutual_information, perplexity_by_position
 
 
 def test_perplexity_is_of_each_fold_at_each_position() -> None:

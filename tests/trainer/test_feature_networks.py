@@ -23,9 +23,9 @@ from model.classifier import Classifier
 from model.config import ClassifierConfig
 from tests.trainer.random_inception import draw_weights, write_random_inception
 from trainer.config.feature_networks import ClassifierNetwork, InceptionNetwork, TimmNetwork, TorchvisionNetwork
-from trainer.evaluation.feature_networks import TeacherFeatures, open_network
-from trainer.evaluation.inception import Inception
-from trainer.evaluation.weight_bytes import state_sha256
+from trainer.evaluation.networks.feature_networks import TeacherFeatures, open_network
+from trainer.evaluation.networks.inception import Inception
+from trainer.evaluation.networks.weight_bytes import state_sha256
 from trainer.metrics.frechet import FeatureStatistics, frechet_distance
 from trainer.metrics.inception_score import InceptionScore
 from trainer.metrics.manifold import precision_recall
@@ -119,7 +119,7 @@ class TestInception:
         assert network.identity() == {"kind": "inception", "name": name, "sha256": inception_file.sha256}
 
     def test_the_published_file_gives_fid(self, inception_file: InceptionFile, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("trainer.evaluation.inception.INCEPTION_SHA256", inception_file.sha256)
+        monkeypatch.setattr("trainer.evaluation.networks.inception.INCEPTION_SHA256", inception_file.sha256)
         network = inception_file.open()
         assert network.is_fid
         assert network.name == "inception-2015"

@@ -8,7 +8,7 @@ import pytest
 
 from data_pipeline.config import TokenizerGate
 from data_pipeline.shards.measured import Measured, measured_of
-from trainer.evaluation.gate import failures
+from trainer.evaluation.tokenizers.gate import failures
 
 CODES = {"use": [0.1, 0.4], "attainable": [0.2, 0.8], "perplexity": [3.0, 9.0], "dead": 0.25}
 LOOK: dict[str, Any] = {

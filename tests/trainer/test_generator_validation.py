@@ -38,7 +38,7 @@ from trainer.config import (
     SamplingConfig,
     TrackingConfig,
 )
-from trainer.evaluation.sampler import UNCONDITIONAL, Sampler, asked_classes, class_names
+from trainer.evaluation.samples.sampler import UNCONDITIONAL, Sampler, asked_classes, class_names
 from trainer.job import HELD_OUT, HELD_OUT_IMAGES, TrainJob
 from trainer.loop.worker import run_worker
 from trainer.networks import load_generator

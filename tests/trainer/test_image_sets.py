@@ -14,9 +14,9 @@ from data_pipeline.images.transforms import Pixels, Transform
 from data_pipeline.loading.loader import decode_all
 from data_pipeline.shards.image_shards import ImageShards
 from tests.trainer import small_runs
-from trainer.evaluation.label_plan import plan_of
-from trainer.evaluation.sample_files import Kind, Parts, SamplePlan, write_part
-from trainer.evaluation.sample_record import begin, finish
+from trainer.evaluation.samples.label_plan import plan_of
+from trainer.evaluation.samples.sample_files import Kind, Parts, SamplePlan, write_part
+from trainer.evaluation.samples.sample_record import begin, finish
 from trainer.evaluation.sets import FolderSet, NpzSet, SampledSet, open_images
 
 CPU = torch.device("cpu")

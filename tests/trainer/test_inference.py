@@ -31,7 +31,7 @@ from tests.data_pipeline.small_data import contents
 from tests.trainer import small_runs
 from tests.trainer.gloo import run_gloo
 from trainer.config import GeneratorStageConfig, SamplingConfig, TokenizerLossConfig, TokenizerStageConfig
-from trainer.evaluation.sampler import Sampler
+from trainer.evaluation.samples.sampler import Sampler
 
 SIZE, COUNT = small_runs.SIZE, small_runs.COUNT
 VIT = ViTConfig(width=16, depth=1, heads=2, layer_scale=None)

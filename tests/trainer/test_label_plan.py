@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import UsageError
-from trainer.evaluation.label_plan import NO_CLASS, LabelPlan, Segment, parse_classes, parse_plan, plan_of
+from trainer.evaluation.samples.label_plan import NO_CLASS, LabelPlan, Segment, parse_classes, parse_plan, plan_of
 
 NAMES = ("tench, Tinca tinca", "lion", "12", "dog", "cat", "bird")
 

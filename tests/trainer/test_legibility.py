@@ -9,8 +9,8 @@ import numpy.typing as npt
 import pytest
 
 from data_pipeline.errors import UsageError
-from trainer.evaluation.legibility import SYMBOLS, font_of, legibility, page, read, sizes_that_fit
-from trainer.evaluation.numbers import Number
+from trainer.evaluation.naming.numbers import Number
+from trainer.evaluation.tokenizers.legibility import SYMBOLS, font_of, legibility, page, read, sizes_that_fit
 
 Pixels = npt.NDArray[np.uint8]
 SIZES = (6, 8, 12, 20)

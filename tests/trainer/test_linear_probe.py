@@ -14,12 +14,12 @@ import torch
 from data_pipeline.errors import UsageError
 from model.config.titok import GaussianConfig
 from tests.model.small_titok import tokenizer_of
-from trainer.evaluation import linear_probe
-from trainer.evaluation.linear_probe import ProbeMeasure, Schedule, _Probe, linear_probes
 from trainer.evaluation.measures import Rows
-from trainer.evaluation.numbers import Number
-from trainer.evaluation.probing import fit
-from trainer.evaluation.tokenizer_measure import TokenizerMeasure
+from trainer.evaluation.naming.numbers import Number
+from trainer.evaluation.tokenizers import linear_probe
+from trainer.evaluation.tokenizers.linear_probe import ProbeMeasure, Schedule, _Probe, linear_probes
+from trainer.evaluation.tokenizers.probing import fit
+from trainer.evaluation.tokenizers.tokenizer_measure import TokenizerMeasure
 
 CPU = torch.device("cpu")
 

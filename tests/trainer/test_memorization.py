@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from trainer.evaluation.memorization import NearestTraining
+from trainer.evaluation.samples.memorization import NearestTraining
 
 
 def test_the_nearest_training_image_of_each_sample_and_its_distance() -> None:

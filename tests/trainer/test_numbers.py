@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from data_pipeline.errors import UsageError
-from trainer.evaluation.metric_names import title
-from trainer.evaluation.number_names import full_name, rounded
-from trainer.evaluation.numbers import MOST_NUMBERS, Number, leaves, numbers_file, read_numbers
+from trainer.evaluation.naming.metric_names import title
+from trainer.evaluation.naming.number_names import full_name, rounded
+from trainer.evaluation.naming.numbers import MOST_NUMBERS, Number, leaves, numbers_file, read_numbers
 
 HASH = "3f2a91c0" + "0" * 56
 FID = Number(

@@ -15,8 +15,8 @@ from model.protocols import Tokenizer
 from model.tokenizers.imagefolder import ImageFolderTokenizer
 from tests.model.small_quantizers import grid
 from tests.model.small_titok import tokenizer_of
-from trainer.evaluation.perturbed_tokens import TokenPerturbation
-from trainer.evaluation.tokenizer_measure import TokenizerMeasure
+from trainer.evaluation.tokenizers.perturbed_tokens import TokenPerturbation
+from trainer.evaluation.tokenizers.tokenizer_measure import TokenizerMeasure
 
 VIT = ViTConfig(width=8, depth=1, heads=2, layer_scale=None)
 CODES = 40

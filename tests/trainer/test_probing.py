@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from trainer.evaluation.probing import PENALTY, fit, pixel_features, probe_accuracy
+from trainer.evaluation.tokenizers.probing import PENALTY, fit, pixel_features, probe_accuracy
 
 
 def blobs(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -14,8 +14,8 @@ from PIL import Image
 
 from model.layout import TokenLayout
 from trainer.evaluation.measures import Rows
-from trainer.evaluation.numbers import Number
-from trainer.evaluation.rate_distortion import (
+from trainer.evaluation.naming.numbers import Number
+from trainer.evaluation.tokenizers.rate_distortion import (
     QUALITIES,
     Curve,
     JpegMeasure,

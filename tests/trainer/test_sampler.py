@@ -25,7 +25,7 @@ from model.families import AnyGeneratorConfig, build_generator
 from model.generators.next_scale import FoldedGenerator
 from model.tokenizers.imagefolder import ImageFolderTokenizer
 from trainer.config import SamplingConfig
-from trainer.evaluation.sampler import Sampler
+from trainer.evaluation.samples.sampler import Sampler
 
 VIT = ViTConfig(width=16, depth=1, heads=2)
 TOKENIZER = ImageFolderConfig(

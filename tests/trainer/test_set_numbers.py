@@ -11,8 +11,8 @@ import pytest
 
 from trainer.config.feature_networks import ClassifierNetwork, InceptionNetwork
 from trainer.evaluation.measures import LABEL, Rows
-from trainer.evaluation.network_rows import Slot
-from trainer.evaluation.numbers import Number
+from trainer.evaluation.naming.numbers import Number
+from trainer.evaluation.networks.network_rows import Slot
 from trainer.evaluation.row_files import Parts, RowPlan, StoredRows, begin, write_part
 from trainer.evaluation.run_record import accuracy_record, distance_by, quality_record
 from trainer.evaluation.set_numbers import (

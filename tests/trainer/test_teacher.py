@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from data_pipeline.errors import UsageError
 from tests.model.fake_cuda import FUSED_ATTENTION, fake_gpu, gpu_rules, on_fake_gpu
 from trainer.config import TeacherConfig, TrainerConfig
-from trainer.evaluation.teacher import Teacher, TimmTeacher, load_teacher
+from trainer.evaluation.networks.teacher import Teacher, TimmTeacher, load_teacher
 
 TRAINER = TrainerConfig(steps=1, global_batch=1)
 MODELS = ["test_vit", "test_byobnet"]
@@ -106,7 +106,7 @@ def test_images_are_resized_as_the_model_was_trained(monkeypatch: pytest.MonkeyP
     teacher.features(torch.zeros(1, 3, 24, 24))
     assert asked == [teacher.model.pretrained_cfg["interpolation"]]
     monkeypatch.setitem(teacher.model.pretrained_cfg, "interpolation", "lanczos")
-    monkeypatch.setattr("trainer.evaluation.teacher.timm_network", lambda *_, **__: teacher.model)
+    monkeypatch.setattr("trainer.evaluation.networks.teacher.timm_network", lambda *_, **__: teacher.model)
     with pytest.raises(UsageError, match="lanczos"):
         TimmTeacher("test_vit", pretrained=False)
 

@@ -21,8 +21,13 @@ from tests.model.small_titok import tokenizer_of
 from trainer.config.evaluation import Rounding
 from trainer.evaluation.images import to_bytes
 from trainer.evaluation.measures import Rows
-from trainer.evaluation.tokenizer_measure import TokenizerMeasure, perceptual_networks, reconstructing, spread
-from trainer.evaluation.tokenizer_numbers import Columns, tokenizer_numbers
+from trainer.evaluation.tokenizers.tokenizer_measure import (
+    TokenizerMeasure,
+    perceptual_networks,
+    reconstructing,
+    spread,
+)
+from trainer.evaluation.tokenizers.tokenizer_numbers import Columns, tokenizer_numbers
 from trainer.metrics.means import RowMeans
 
 CPU, SIZE = torch.device("cpu"), 16

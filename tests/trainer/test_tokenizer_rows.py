@@ -13,10 +13,10 @@ from data_pipeline.errors import UsageError
 from data_pipeline.shards.weights import Card, write_weights
 from model.tokenizers.titok import TiTokTokenizer
 from tests.model.small_titok import tokenizer_of
-from trainer.evaluation.linear_probe import ProbeMeasure
-from trainer.evaluation.perturbed_tokens import TokenPerturbation
-from trainer.evaluation.tokenizer_measure import TokenizerMeasure
-from trainer.evaluation.tokenizer_rows import ProbeRows, TokenizerRows
+from trainer.evaluation.tokenizers.linear_probe import ProbeMeasure
+from trainer.evaluation.tokenizers.perturbed_tokens import TokenPerturbation
+from trainer.evaluation.tokenizers.tokenizer_measure import TokenizerMeasure
+from trainer.evaluation.tokenizers.tokenizer_rows import ProbeRows, TokenizerRows
 
 CPU = torch.device("cpu")
 PIXELS = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from trainer.evaluation.measures import LABEL, MeasuredRows
-from trainer.evaluation.network_rows import Slot
-from trainer.evaluation.numbers import Number
+from trainer.evaluation.naming.numbers import Number
+from trainer.evaluation.networks.network_rows import Slot
 from trainer.evaluation.set_numbers import Judge
 
 

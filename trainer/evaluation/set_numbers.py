@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.evaluation.measures import LABEL, MeasuredRows
-from trainer.evaluation.network_rows import FEATURES, Slot, row_name
-from trainer.evaluation.numbers import Number
+from trainer.evaluation.naming.numbers import Number
+from trainer.evaluation.networks.network_rows import FEATURES, Slot, row_name
 from trainer.evaluation.row_files import StoredRows
 from trainer.metrics.confidence import bootstrap_error
 from trainer.metrics.frechet import FeatureStatistics, FeatureSums, FrechetDistance, frechet_distance

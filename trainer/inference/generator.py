@@ -27,7 +27,7 @@ from data_pipeline.text.json_records import first_problem
 from model.config.sampling import GuidanceSchedule
 from model.layout import TokenLayout
 from trainer.config import SamplingConfig
-from trainer.evaluation.sampler import Sampler, asked_order
+from trainer.evaluation.samples.sampler import Sampler, asked_order
 from trainer.inference.exports import find_device, find_export, find_tokenizer
 from trainer.inference.given_images import Given, Output, check_output, read_images, write_images
 from trainer.inference.kept_tokens import kept_places, kept_tokens

@@ -136,7 +136,7 @@ def _tokenizer(
 
 def _guides(section: TokenizerStageConfig, teacher: Any, fake: FakeDevice) -> Any:
     """The teachers of a loss, those of its own among them."""
-    from trainer.evaluation.teacher import TimmTeacher
+    from trainer.evaluation.networks.teacher import TimmTeacher
     from trainer.stages.guides import Guides
 
     own, detail = {}, section.loss.detail
@@ -150,7 +150,7 @@ def _guides(section: TokenizerStageConfig, teacher: Any, fake: FakeDevice) -> An
 
 def _teacher(config: TeacherConfig, fake: FakeDevice) -> Any:
     from model.classifier import Classifier
-    from trainer.evaluation.teacher import TimmTeacher
+    from trainer.evaluation.networks.teacher import TimmTeacher
 
     with torch.device("meta"):
         if config.network is None:

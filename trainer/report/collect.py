@@ -15,7 +15,7 @@ from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from data_pipeline.shards.manifest import first_problem
 from data_pipeline.text import yaml_dialect
-from trainer.evaluation.numbers import Number
+from trainer.evaluation.naming.numbers import Number
 from trainer.records.jsonl import read_records
 from trainer.records.reading_columns import read_columns
 from trainer.records.record_shapes import is_event

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from itertools import groupby
 from typing import Any
 
-from trainer.evaluation.number_names import full_name
+from trainer.evaluation.naming.number_names import full_name
 from trainer.report.data import Samples
 from trainer.report.evaluated_runs import EvaluatedRun, read_same_samples
 from trainer.report.page import data_uri, render

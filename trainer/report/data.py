@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer.evaluation.numbers import Number
+from trainer.evaluation.naming.numbers import Number
 from trainer.records import columns
 from trainer.records.columns import Column, Columns
 from trainer.report.sweeps import SweepPoint

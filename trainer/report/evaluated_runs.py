@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
-from trainer.evaluation.numbers import Number, numbers_file, read_numbers
+from trainer.evaluation.naming.numbers import Number, numbers_file, read_numbers
 from trainer.report.collect import read_samples, stage_times
 from trainer.report.data import Samples
 from trainer.report.settings import Settings, recorded_settings

@@ -12,10 +12,10 @@ from datetime import UTC, datetime
 
 from markupsafe import Markup
 
-from trainer.evaluation.metric_names import metric_of, title
-from trainer.evaluation.number_names import full_name, value_text, words_of
-from trainer.evaluation.numbers import Number
-from trainer.evaluation.rate_distortion import Curve
+from trainer.evaluation.naming.metric_names import metric_of, title
+from trainer.evaluation.naming.number_names import full_name, value_text, words_of
+from trainer.evaluation.naming.numbers import Number
+from trainer.evaluation.tokenizers.rate_distortion import Curve
 from trainer.report.charts import Line, Point, line_chart
 from trainer.report.page import render
 from trainer.report.perturbation import largest_keep, perturbation_charts

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from data_pipeline import storage
-from trainer.evaluation.metric_names import part_of, title, without_part
-from trainer.evaluation.number_names import full_name, value_text
-from trainer.evaluation.numbers import Number, leaves
+from trainer.evaluation.naming.metric_names import part_of, title, without_part
+from trainer.evaluation.naming.number_names import full_name, value_text
+from trainer.evaluation.naming.numbers import Number, leaves
 
 _CODES = frozenset({"code_use", "code_perplexity", "dead_codes"})
 _HEADINGS = {"samples": "Samples", "reconstructions": "Reconstructions", "codes": "Codes", "images": "Images"}

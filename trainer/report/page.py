@@ -13,8 +13,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from data_pipeline.text.counted import counted
-from trainer.evaluation.metric_names import INCEPTION, network_name, title
-from trainer.evaluation.number_names import value_text
+from trainer.evaluation.naming.metric_names import INCEPTION, network_name, title
+from trainer.evaluation.naming.number_names import value_text
 from trainer.records.goodput import CAUSES, goodput
 from trainer.report.charts import COLOURS, column_chart, number, stacked_bar
 from trainer.report.data import Evaluation, ReportData, StageRecords

@@ -11,8 +11,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from trainer.evaluation.metric_names import METRICS, network_name, title
-from trainer.evaluation.numbers import Number
+from trainer.evaluation.naming.metric_names import METRICS, network_name, title
+from trainer.evaluation.naming.numbers import Number
 from trainer.report.charts import Line, Point, chart_file, line_chart, stacked_files
 
 _METRICS = ("fid", "sfid", "frechet_distance", "spatial_frechet_distance", "mse")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from trainer.evaluation.rate_distortion import Curve
+from trainer.evaluation.tokenizers.rate_distortion import Curve
 from trainer.report.charts import Line, chart_file, line_chart
 
 _LABELS = {"title": "squared error by bits of an image", "x_label": "bits of an image", "y_label": "squared error"}

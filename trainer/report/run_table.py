@@ -13,10 +13,10 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from trainer.evaluation.comparison import compare, paths
-from trainer.evaluation.metric_names import metric_of, part_of, shown_value, title
-from trainer.evaluation.number_names import method_text
-from trainer.evaluation.numbers import Number, leaves
+from trainer.evaluation.naming.comparison import compare, paths
+from trainer.evaluation.naming.metric_names import metric_of, part_of, shown_value, title
+from trainer.evaluation.naming.number_names import method_text
+from trainer.evaluation.naming.numbers import Number, leaves
 from trainer.report.evaluated_runs import EvaluatedRun
 
 Key = tuple[str, ...]

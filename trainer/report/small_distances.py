@@ -9,8 +9,8 @@ import numpy as np
 from pydantic import ValidationError
 
 from data_pipeline.text.counted import counted
-from trainer.evaluation.number_names import full_name
-from trainer.evaluation.numbers import Number
+from trainer.evaluation.naming.number_names import full_name
+from trainer.evaluation.naming.numbers import Number
 from trainer.report.charts import Line, line_chart
 from trainer.report.data import Record, StageRecords
 

@@ -16,9 +16,9 @@ from data_pipeline.errors import UsageError
 from data_pipeline.shards.versions import check_version
 from data_pipeline.text.json_records import first_problem
 from data_pipeline.text.printable import printable
-from trainer.evaluation.metric_names import metric_of, network_name, title
-from trainer.evaluation.number_names import method_text, value_text
-from trainer.evaluation.numbers import VERSION, Number
+from trainer.evaluation.naming.metric_names import metric_of, network_name, title
+from trainer.evaluation.naming.number_names import method_text, value_text
+from trainer.evaluation.naming.numbers import VERSION, Number
 from trainer.report.charts import Line, line_chart
 
 Settings = dict[str, Any]

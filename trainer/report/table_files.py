@@ -7,9 +7,9 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from trainer.evaluation.comparison import Pairs
-from trainer.evaluation.number_names import full_name, value_text
-from trainer.evaluation.numbers import VERSION, Number
+from trainer.evaluation.naming.comparison import Pairs
+from trainer.evaluation.naming.number_names import full_name, value_text
+from trainer.evaluation.naming.numbers import VERSION, Number
 from trainer.report.evaluated_runs import EvaluatedRun
 from trainer.report.run_table import Column, Row, RunTable
 from trainer.report.settings import differing_settings

@@ -35,7 +35,7 @@ from trainer.config import GeneratorStageConfig, GeneratorValidationConfig, Pict
 from trainer.engine.deepspeed_engine import DeepSpeedEngine
 from trainer.engine.gathering import NetworkCopy
 from trainer.evaluation.film_strip import sheet
-from trainer.evaluation.sampler import UNCONDITIONAL, Sampler
+from trainer.evaluation.samples.sampler import UNCONDITIONAL, Sampler
 from trainer.job import HELD_OUT, TrainJob
 from trainer.stages.sample_distance import SampleDistance, sample_distance
 from trainer.stages.small_sample_distance import EVENT_KEY, of_first

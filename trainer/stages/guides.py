@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from model.config.losses import TeacherDistanceConfig
 from trainer.config import TokenizerLossConfig
-from trainer.evaluation.teacher import Teacher, load_teacher
+from trainer.evaluation.networks.teacher import Teacher, load_teacher
 
 PERCEPTUAL = "perceptual"
 """Of a perceptual distance in the run's teacher's features."""

@@ -22,7 +22,7 @@ from model.losses.pixels import pixel_loss
 from model.protocols import Perceptual
 from trainer.config import TokenizerLossConfig
 from trainer.engine.scalars import Terms
-from trainer.evaluation.teacher import Teacher
+from trainer.evaluation.networks.teacher import Teacher
 
 Judge = Callable[[Tensor], Tensor]
 """Reconstructions [B, C, H, W] -> what the discriminator has them cost, a scalar."""

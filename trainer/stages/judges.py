@@ -14,7 +14,7 @@ from model.families import build_discriminator
 from model.layers.frozen import FrozenHolder
 from model.protocols import Discriminator, Perceptual
 from trainer.config import TokenizerStageConfig
-from trainer.evaluation.teacher import Teacher
+from trainer.evaluation.networks.teacher import Teacher
 from trainer.stages.image_losses import build_distances
 
 

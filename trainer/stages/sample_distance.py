@@ -14,7 +14,7 @@ from torch import Tensor
 from data_pipeline.shards.weights import Card
 from model.protocols import Generator, Tokenizer
 from trainer.config import SampleDistanceConfig, SamplingConfig
-from trainer.evaluation.sampler import Sampler
+from trainer.evaluation.samples.sampler import Sampler
 from trainer.job import HELD_OUT_IMAGES, TrainJob
 from trainer.stages.inputs import open_held_out
 from trainer.stages.small_sample_distance import Distance, HeldOutImages, SmallSampleDistance, distance_network

@@ -28,9 +28,9 @@ from data_pipeline.images.transforms import Transform
 from data_pipeline.shards.image_shards import ImageShards
 from trainer.config import DistanceConfig
 from trainer.config.feature_networks import ClassifierNetwork, FeatureNetworkConfig, TimmNetwork
-from trainer.evaluation.feature_networks import FeatureNetwork, open_network
 from trainer.evaluation.images import to_uint8
-from trainer.evaluation.numbers import Number
+from trainer.evaluation.naming.numbers import Number
+from trainer.evaluation.networks.feature_networks import FeatureNetwork, open_network
 from trainer.evaluation.sets.shard_set import ShardSet
 from trainer.job import TrainJob
 from trainer.metrics.small_sample import small_sample_distance
@@ -50,7 +50,7 @@ class Distance:
     numbers: dict[str, float | None] = field(default_factory=dict)
     """The distance by its name; empty if there is none."""
     details: dict[str, Any] = field(default_factory=dict)
-    """For the event: the number with its full name (trainer/evaluation/numbers.py), or why there is none."""
+    """For the event: the number with its full name (trainer/evaluation/naming/numbers.py), or why there is none."""
 
 
 @dataclass(frozen=True)

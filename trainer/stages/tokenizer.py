@@ -36,7 +36,7 @@ from trainer.engine.deepspeed_engine import DeepSpeedEngines
 from trainer.engine.engine import Engine, Engines
 from trainer.engine.scalars import Scalars, Terms
 from trainer.engine.trainable import Trainable, Trainables
-from trainer.evaluation.teacher import load_teacher
+from trainer.evaluation.networks.teacher import load_teacher
 from trainer.job import TrainJob
 from trainer.stages import adversary
 from trainer.stages.adversary import PURPOSES, Adversary

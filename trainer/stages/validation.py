@@ -28,11 +28,11 @@ from trainer.config import TokenizerStageConfig, ValidationConfig
 from trainer.engine.batches import normalized
 from trainer.engine.deepspeed_engine import DeepSpeedEngine
 from trainer.engine.gathering import NetworkCopy
-from trainer.evaluation.codes import CodeUse, code_use, count_codes
 from trainer.evaluation.film_strip import frame
+from trainer.evaluation.networks.teacher import Teacher
 from trainer.evaluation.quality import psnr, squared_error, ssim
-from trainer.evaluation.teacher import Teacher
-from trainer.evaluation.tokenizer_measure import spread
+from trainer.evaluation.tokenizers.codes import CodeUse, code_use, count_codes
+from trainer.evaluation.tokenizers.tokenizer_measure import spread
 from trainer.job import TrainJob
 from trainer.stages.fixed_images import FixedImages
 from trainer.stages.inputs import open_held_out

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from trainer.evaluation.numbers import Number
+from trainer.evaluation.naming.numbers import Number
 from trainer.report.evaluated_runs import EvaluatedRun
 
 BY: dict[str, Any] = {"reference": {"images": "aa" * 32}, "rounding": "nearest", "network": {"name": "inception-2015"}}

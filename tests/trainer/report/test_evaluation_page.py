@@ -8,9 +8,9 @@ import pytest
 
 from tests.trainer.report.evaluated import ERRORS, FID, RFID, TOKENIZER, by, of
 from tests.trainer.report.pages import HOSTILE, Page, charts_of
-from trainer.evaluation.number_names import full_name
-from trainer.evaluation.numbers import Number
-from trainer.evaluation.rate_distortion import Curve, Point
+from trainer.evaluation.naming.number_names import full_name
+from trainer.evaluation.naming.numbers import Number
+from trainer.evaluation.tokenizers.rate_distortion import Curve, Point
 from trainer.report.evaluation_page import evaluation_page
 from trainer.report.perturbation import perturbation_file
 

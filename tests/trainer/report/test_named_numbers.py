@@ -12,8 +12,8 @@ import pytest
 from data_pipeline.errors import UsageError
 from tests.trainer.report.evaluated import BY, ERRORS, FID, OF, RFID, TOKENIZER
 from tests.trainer.report.pages import EVALUATION, HOSTILE, Page, changed
-from trainer.evaluation.number_names import full_name
-from trainer.evaluation.numbers import Number
+from trainer.evaluation.naming.number_names import full_name
+from trainer.evaluation.naming.numbers import Number
 from trainer.report import build_report, collect
 from trainer.report.named_numbers import number_groups
 

@@ -12,7 +12,7 @@ import pytest
 from data_pipeline.errors import UsageError
 from tests.trainer.report.evaluated import BY, OF
 from tests.trainer.report.pages import EVALUATION, PNG, Page
-from trainer.evaluation.numbers import Number
+from trainer.evaluation.naming.numbers import Number
 from trainer.report import build_report, collect
 
 SHARE = Number("memorized_share", 0.125, 200, BY, OF)

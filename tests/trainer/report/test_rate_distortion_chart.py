@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from trainer.evaluation.rate_distortion import Curve, Point
+from trainer.evaluation.tokenizers.rate_distortion import Curve, Point
 from trainer.report.rate_distortion import distortion_chart, distortion_file
 
 CURVES = [

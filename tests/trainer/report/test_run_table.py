@@ -6,8 +6,8 @@ import csv
 import io
 
 from tests.trainer.report.evaluated import ERRORS, FID, RFID, by, of, run_of
-from trainer.evaluation.comparison import pair
-from trainer.evaluation.numbers import Number
+from trainer.evaluation.naming.comparison import pair
+from trainer.evaluation.naming.numbers import Number
 from trainer.report.run_table import table_of
 from trainer.report.settings import DifferingSetting, differing_settings, dotted
 from trainer.report.table_files import cells, csv_text, json_record, markdown_text

@@ -12,7 +12,7 @@ import pytest
 from data_pipeline.errors import UsageError
 from tests.trainer.report.evaluated import BY, OF
 from tests.trainer.report.pages import HOSTILE, Page, charts_of
-from trainer.evaluation.numbers import Number
+from trainer.evaluation.naming.numbers import Number
 from trainer.report import build_report, collect
 from trainer.report.sweeps import SweepPoint, best_of, curves_of, tradeoffs_of
 

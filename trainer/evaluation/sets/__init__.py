@@ -10,7 +10,7 @@ from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from data_pipeline.node.node_cache import NodeCache
 from data_pipeline.shards.manifest import MANIFEST_NAME
-from trainer.evaluation.sample_record import SAMPLING
+from trainer.evaluation.samples.sample_record import SAMPLING
 from trainer.evaluation.sets.folder_set import FolderSet
 from trainer.evaluation.sets.image_set import NO_LABEL, ImageReader, ImageSet, Labels
 from trainer.evaluation.sets.npz_set import NpzSet

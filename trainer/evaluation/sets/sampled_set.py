@@ -12,8 +12,8 @@ import numpy as np
 
 from data_pipeline.errors import UsageError
 from data_pipeline.images.transforms import Pixels
-from trainer.evaluation.sample_files import SamplePlan, read_pixels
-from trainer.evaluation.sample_record import read_sampling
+from trainer.evaluation.samples.sample_files import SamplePlan, read_pixels
+from trainer.evaluation.samples.sample_record import read_sampling
 from trainer.evaluation.sets.image_set import ImageReader, Labels
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from data_pipeline.text.printable import printable
-from trainer.evaluation.numbers import Leaves, Number, leaves
+from trainer.evaluation.naming.numbers import Leaves, Number, leaves
 
 INCEPTION = "inception-2015"
 """Name of the network in whose features a Fréchet distance is called FID."""

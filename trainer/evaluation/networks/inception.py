@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from trainer.config.feature_networks import INCEPTION_SHA256, InceptionNetwork
-from trainer.evaluation.weight_bytes import parse_weights, read_file
+from trainer.evaluation.networks.weight_bytes import parse_weights, read_file
 
 SPATIAL_CHANNELS = 7
 PUBLISHED = (

@@ -27,8 +27,8 @@ import numpy.typing as npt
 
 from data_pipeline.errors import UsageError
 from data_pipeline.images.transforms import Pixels
-from trainer.evaluation.numbers import Number
-from trainer.evaluation.tokenizer_numbers import with_protocol
+from trainer.evaluation.naming.numbers import Number
+from trainer.evaluation.tokenizers.tokenizer_numbers import with_protocol
 from trainer.metrics.means import RowMeans
 
 SYMBOLS = string.ascii_lowercase + string.digits

@@ -24,9 +24,9 @@ import numpy.typing as npt
 
 from data_pipeline.images.transforms import Pixels
 from model.layout import TokenLayout
-from trainer.evaluation.baselines import bits_of, component_errors
 from trainer.evaluation.measures import ImageMeasure, MeasuredRows, Rows
-from trainer.evaluation.numbers import Number
+from trainer.evaluation.naming.numbers import Number
+from trainer.evaluation.tokenizers.baselines import bits_of, component_errors
 from trainer.metrics.means import RowMeans
 
 if TYPE_CHECKING:

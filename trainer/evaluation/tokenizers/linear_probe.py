@@ -30,9 +30,9 @@ from data_pipeline.errors import UsageError
 from data_pipeline.images.transforms import Pixels, to_model
 from model.protocols import Pooled, Tokenizer
 from trainer.evaluation.measures import MeasuredRows, Rows
-from trainer.evaluation.numbers import Number
-from trainer.evaluation.probing import PENALTY, fit, square_means
-from trainer.evaluation.tokenizer_numbers import with_protocol
+from trainer.evaluation.naming.numbers import Number
+from trainer.evaluation.tokenizers.probing import PENALTY, fit, square_means
+from trainer.evaluation.tokenizers.tokenizer_numbers import with_protocol
 from trainer.metrics.means import RowMeans
 
 LABEL, PIXELS = "label", "pixels"

@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from model.layout import TokenLayout
-from trainer.evaluation.codes import THRESHOLD, code_use, count_codes
 from trainer.evaluation.measures import MeasuredRows
-from trainer.evaluation.numbers import Number
-from trainer.evaluation.tokenizer_measure import QUALITIES
+from trainer.evaluation.naming.numbers import Number
+from trainer.evaluation.tokenizers.codes import THRESHOLD, code_use, count_codes
+from trainer.evaluation.tokenizers.tokenizer_measure import QUALITIES
 from trainer.metrics.means import RowMeans
 
 Record = dict[str, Any]

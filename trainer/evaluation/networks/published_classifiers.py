@@ -19,8 +19,8 @@ from data_pipeline.errors import UsageError
 from model.layers.timm_files import input_size
 from model.layers.vision_features import VisionFeatures
 from trainer.config.feature_networks import TimmNetwork, TorchvisionNetwork
-from trainer.evaluation.teacher import timm_network
-from trainer.evaluation.weight_bytes import load_strictly, parse_weights, read_file, state_sha256
+from trainer.evaluation.networks.teacher import timm_network
+from trainer.evaluation.networks.weight_bytes import load_strictly, parse_weights, read_file, state_sha256
 
 
 class TimmFeatures:

@@ -16,8 +16,8 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.evaluation.metric_names import part_of
-from trainer.evaluation.numbers import Leaves, Number, leaves
+from trainer.evaluation.naming.metric_names import part_of
+from trainer.evaluation.naming.numbers import Leaves, Number, leaves
 
 _TOKENIZER = ("tokenizer", "encoder", "decoder")
 _FOLLOWS_FROM: dict[str, frozenset[str]] = {

@@ -16,7 +16,7 @@ from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from data_pipeline.shards.manifest import differences
 from trainer.evaluation.images import Pixels, image_grid, to_png
-from trainer.evaluation.sample_files import VERSION, Parts, SamplePlan, part_array, read_pixels
+from trainer.evaluation.samples.sample_files import VERSION, Parts, SamplePlan, part_array, read_pixels
 
 PLAN, SAMPLING, GRID = "plan.json", "sampling.json", "grid.png"
 _GRID_IMAGES, _GRID_COLUMNS, _PIXELS_WIDE = 64, 8, 96

@@ -32,7 +32,7 @@ from model.families import build_perceptual
 from model.protocols import Perceptual, Pooled, Reconstructing, Tokenizer
 from trainer.evaluation.images import to_bytes
 from trainer.evaluation.measures import Rows
-from trainer.evaluation.network_rows import FEATURES, row_name
+from trainer.evaluation.networks.network_rows import FEATURES, row_name
 from trainer.evaluation.quality import psnr, squared_error, ssim
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from trainer.evaluation.measures import ImageMeasure, Rows
 if TYPE_CHECKING:
     import torch
 
-    from trainer.evaluation.feature_networks import FeatureNetwork
+    from trainer.evaluation.networks.feature_networks import FeatureNetwork
 
 
 FEATURES = "features"
@@ -70,7 +70,7 @@ def open_slots(slots: Sequence[Slot], device: torch.device) -> dict[str, Feature
     Raises:
         UsageError: if one is another than its slot says.
     """
-    from trainer.evaluation.feature_networks import open_network
+    from trainer.evaluation.networks.feature_networks import open_network
 
     found = {slot.name: open_network(slot.config, device) for slot in slots}
     for slot in slots:

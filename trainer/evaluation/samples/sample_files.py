@@ -35,7 +35,7 @@ from data_pipeline.text.json_records import first_problem
 from data_pipeline.text.names import Count, Sha256
 from data_pipeline.text.npy import parse_npy
 from trainer.evaluation.images import Pixels
-from trainer.evaluation.label_plan import LabelPlan
+from trainer.evaluation.samples.label_plan import LabelPlan
 
 Kind = Literal["png", "npz", "shards"]
 PARTS = "parts"

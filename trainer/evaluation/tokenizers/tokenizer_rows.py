@@ -10,9 +10,9 @@ from data_pipeline.shards.weights import Card
 from model.config.losses import PerceptualConfig
 from trainer.config.evaluation import Rounding
 from trainer.evaluation.measures import ImageMeasure
-from trainer.evaluation.network_rows import Slot, open_slots
-from trainer.evaluation.perturbed_tokens import TokenPerturbation
-from trainer.evaluation.tokenizer_numbers import Columns
+from trainer.evaluation.networks.network_rows import Slot, open_slots
+from trainer.evaluation.tokenizers.perturbed_tokens import TokenPerturbation
+from trainer.evaluation.tokenizers.tokenizer_numbers import Columns
 
 if TYPE_CHECKING:
     import torch
@@ -70,7 +70,7 @@ class TokenizerRows:
         Raises:
             UsageError: if it is another by now, or its tokens cannot be perturbed so.
         """
-        from trainer.evaluation.tokenizer_measure import TokenizerMeasure, perceptual_networks
+        from trainer.evaluation.tokenizers.tokenizer_measure import TokenizerMeasure, perceptual_networks
 
         tokenizer = _load(self.uri, self.tokenizer, device)
         networks = open_slots(self.slots, device)
@@ -105,7 +105,7 @@ class ProbeRows:
         Raises:
             UsageError: if it is another by now, or has nothing to probe.
         """
-        from trainer.evaluation.linear_probe import ProbeMeasure
+        from trainer.evaluation.tokenizers.linear_probe import ProbeMeasure
 
         return ProbeMeasure(_load(self.uri, self.tokenizer, device), device, self.pixels)
 
@@ -131,7 +131,7 @@ def columns_of(tokenizer: Tokenizer, perceptual: tuple[PerceptualConfig, ...] = 
         tokenizer: the network.
         perceptual: whose distances are among them.
     """
-    from trainer.evaluation.tokenizer_measure import measured_prefixes, perceptual_identities
+    from trainer.evaluation.tokenizers.tokenizer_measure import measured_prefixes, perceptual_identities
 
     config = tokenizer.config
     layout = tokenizer.layout if config.has_tokens else None

@@ -16,8 +16,8 @@ from typing import Any
 from data_pipeline import storage
 from data_pipeline.text.counted import counted
 from data_pipeline.text.printable import printable
-from trainer.evaluation.metric_names import INCEPTION, shown_value, title, without_part
-from trainer.evaluation.numbers import Leaves, Number, leaves
+from trainer.evaluation.naming.metric_names import INCEPTION, shown_value, title, without_part
+from trainer.evaluation.naming.numbers import Leaves, Number, leaves
 
 _DIGITS = 4
 """Significant digits of a value whose standard error is not known."""

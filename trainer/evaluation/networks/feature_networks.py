@@ -26,9 +26,9 @@ from trainer.config.feature_networks import (
     TimmNetwork,
     TorchvisionNetwork,
 )
-from trainer.evaluation.inception import Inception
-from trainer.evaluation.published_classifiers import TimmFeatures, TorchvisionFeatures
-from trainer.evaluation.teacher import load_classifier
+from trainer.evaluation.networks.inception import Inception
+from trainer.evaluation.networks.published_classifiers import TimmFeatures, TorchvisionFeatures
+from trainer.evaluation.networks.teacher import load_classifier
 
 CLASSIFIERS = ("teacher", "judge")
 """Stages whose product is a classifier."""

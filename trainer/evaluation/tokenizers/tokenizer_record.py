@@ -25,12 +25,12 @@ from data_pipeline.shards.token_dataset import TokenShards
 from data_pipeline.shards.token_windows import TokenWindows
 from model.layout import TokenLayout
 from model.protocols import Tokenizer
-from trainer.evaluation.baselines import bits_of, component_errors, mean_image_error, square_side
-from trainer.evaluation.codes import code_use, count_codes
-from trainer.evaluation.dependence import MOST_IMAGES, mutual_information, perplexity_by_position
-from trainer.evaluation.numbers import Number
-from trainer.evaluation.probing import PENALTY, pixel_features, probe_accuracy
+from trainer.evaluation.naming.numbers import Number
 from trainer.evaluation.quality import psnr, squared_error, ssim
+from trainer.evaluation.tokenizers.baselines import bits_of, component_errors, mean_image_error, square_side
+from trainer.evaluation.tokenizers.codes import code_use, count_codes
+from trainer.evaluation.tokenizers.dependence import MOST_IMAGES, mutual_information, perplexity_by_position
+from trainer.evaluation.tokenizers.probing import PENALTY, pixel_features, probe_accuracy
 
 Record = dict[str, Any]
 _BATCH = 100
