@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -53,38 +52,10 @@ def test_any_part_may_be_missing(tmp_path: Path) -> None:
     assert pictures.shape == (4, 5, 6, 3)
 
 
-@pytest.mark.parametrize("compressed", [False, True])
-@pytest.mark.parametrize("size", [1, 3, 7, 100])
-def test_images_come_in_batches_in_their_order(tmp_path: Path, compressed: bool, size: int) -> None:
-    expected = images(60)  # 5,400 bytes: more than what is read to see the header
-    found = ReferenceFile.read(write(tmp_path / "images.npz", compressed=compressed, arr_0=expected))
-    batches = list(found.batches(size))
-    assert [len(batch) for batch in batches[:-1]] == [size] * (len(batches) - 1)
-    assert (np.concatenate(batches) == expected).all()
-
-
-def test_images_are_never_in_memory_together(tmp_path: Path) -> None:
-    uri = write(tmp_path / "images.npz", compressed=True, arr_0=np.zeros((2000, 64, 64, 3), np.uint8))
-    tracemalloc.start()
-    assert sum(len(batch) for batch in ReferenceFile.read(uri).batches(50)) == 2000
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 2000 * 64 * 64 * 3 / 2
-
-
 def test_its_identity_is_the_hash_of_the_file(tmp_path: Path) -> None:
     uri = write(tmp_path / "images.npz", arr_0=images(4))
     expected = hashlib.sha256((tmp_path / "images.npz").read_bytes()).hexdigest()
     assert ReferenceFile.read(uri).identity() == {"kind": "npz", "sha256": expected}
-
-
-def test_a_changed_byte_is_found_when_images_are_read(tmp_path: Path) -> None:
-    uri = write(tmp_path / "images.npz", arr_0=images(60))
-    data = bytearray((tmp_path / "images.npz").read_bytes())
-    data[3000] ^= 1
-    (tmp_path / "images.npz").write_bytes(data)
-    with pytest.raises(CorruptShardError, match=r"images\.npz is damaged"):
-        list(ReferenceFile.read(uri).batches(7))
 
 
 def asymmetric() -> np.ndarray:
@@ -144,9 +115,3 @@ def test_what_is_no_archive_or_is_cut_short_is_refused(tmp_path: Path) -> None:
 def test_a_missing_file_is_refused_with_where_such_files_are(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"none\.npz is not there: ADM's reference files"):
         ReferenceFile.read(str(tmp_path / "none.npz"))
-
-
-def test_statistics_alone_have_no_images_to_read(tmp_path: Path) -> None:
-    found = ReferenceFile.read(write(tmp_path / "reference.npz", **statistics("")))
-    with pytest.raises(UsageError, match="has statistics, but no images"):
-        next(found.batches(2))

@@ -4,10 +4,10 @@
     mu_s, sigma_s    of `spatial` (the first 7 channels of mixed_6/conv), [2023] and [2023, 2023]
     arr_0            images, uint8 [N, H, W, 3]
 
-Any of them may be missing. Nothing in the file is trusted: an array is read once its size is known, and images are read
-batch by batch, whether the archive is compressed or not.
+Any of them may be missing. Nothing in the file is trusted: an array is read once its size is known. Images are read by
+sets/npz_set.py.
 
-Shapes: B images of a batch, N of the file, H height, W width, D channels of a feature.
+Shapes: N images of the file, H height, W width, D channels of a feature.
 """
 
 from __future__ import annotations
@@ -19,13 +19,12 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import IO, Any, Self
+from typing import Any, Self
 
 import numpy as np
 
 from data_pipeline import storage
 from data_pipeline.errors import CorruptShardError, UsageError
-from data_pipeline.images.transforms import Pixels
 from data_pipeline.text.npy import MOST_START, NpyHeader, parse_header, parse_npy
 from trainer.metrics.frechet import FeatureStatistics
 from trainer.metrics.metric import Array
@@ -68,33 +67,6 @@ class ReferenceFile:
     def identity(self) -> dict[str, Any]:
         """JSON: kind, and sha256 of the file."""
         return {"kind": "npz", "sha256": self.sha256}
-
-    def batches(self, size: int) -> Iterator[Pixels]:
-        """The images in their order, uint8 [B, H, W, 3], `size` at a time.
-
-        Raises:
-            UsageError: if there are none, or the file is damaged.
-        """
-        if self.shape is None:
-            raise UsageError(f"{self.uri} has statistics, but no images (arr_0): name a reference that has images")
-        with _archive(self.uri) as archive, archive.open(_member(IMAGES)) as file:
-            yield from _batches(file, size)
-
-
-def _batches(file: IO[bytes], size: int) -> Iterator[Pixels]:
-    start = file.read(MOST_START)
-    header = parse_header(start)
-    waiting, (count, *shape) = start[header.start :], header.shape
-    image_bytes = int(np.prod(shape))
-    for first in range(0, count, size):
-        wanted = min(size, count - first) * image_bytes
-        data = waiting[:wanted] + file.read(max(0, wanted - len(waiting)))
-        waiting = waiting[wanted:]
-        if len(data) < wanted:
-            raise ValueError(f"arr_0 ends before image {first + size}")
-        yield np.frombuffer(data, np.uint8).reshape(-1, *shape)
-    if waiting or file.read(1):  # at the end the archive compares its checksum
-        raise ValueError("arr_0 goes on behind its last image")
 
 
 @contextlib.contextmanager
