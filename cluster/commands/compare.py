@@ -9,7 +9,6 @@ import typer
 
 from cluster.terminal.output import say
 from data_pipeline.errors import UsageError
-from data_pipeline.text.printable import printable
 
 if TYPE_CHECKING:
     from trainer.evaluation.naming.comparison import Pairs
@@ -52,7 +51,7 @@ def compare(
     if markdown:
         from trainer.report.table_files import markdown_text
 
-        typer.echo(printable(markdown_text(table), lines=True), nl=False)
+        say(*markdown_text(table).rstrip("\n").split("\n"))
     else:
         _show(runs, table, pairs)
 

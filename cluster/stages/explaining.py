@@ -22,6 +22,7 @@ from data_pipeline.text.printable import printable
 from trainer.evaluation.naming.metric_names import shown_value, title, without_part
 from trainer.evaluation.naming.number_names import PARTS, value_text, words_of
 from trainer.evaluation.naming.numbers import Number, leaves, numbers_file, read_numbers
+from trainer.registry import TRAINING
 from trainer.report.belonging import card_at, hashes_of
 
 _EVALUATION = "evaluation.json"
@@ -111,7 +112,7 @@ class Run:
         folder, record = uri.rpartition("/")[0] or ".", storage.read_json(uri)
         given = record.get("inputs")
         inputs = {key: each for key, each in given.items() if isinstance(each, str)} if isinstance(given, dict) else {}
-        names = ("tokenizer", "generator", "teacher", "judge")
+        names = [stage.folder for stage in TRAINING]
         cards = {name: card_at(inputs.get(name) or storage.join(folder, name, "export"), name) for name in names}
         training = inputs.get("images") or storage.join(recorded_folder(folder, "images"), "train")
         found = _image_sets(training, storage.join(training.rpartition("/")[0], "validation"))

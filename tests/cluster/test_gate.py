@@ -17,11 +17,10 @@ from data_pipeline.errors import UsageError
 from data_pipeline.shards.measured import Measured, measured_of
 from data_pipeline.shards.weights import read_card, write_weights
 from model.tokenizers.imagefolder import ImageFolderTokenizer
+from tests.cluster.finished_run import TOKENIZER, dump
 from tests.cluster.test_results import (  # noqa: F401 - fixtures
-    TOKENIZER,
     Configure,
     configure,
-    dump,
     finished,
     run,
 )

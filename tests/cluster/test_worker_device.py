@@ -63,10 +63,10 @@ def test_sample_and_evaluate_use_the_cpu_and_say_so_where_workers_have_gpus_and_
     small_config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     without, with_gpus = (load_config(small_config, [f"cluster.gpus_per_worker={gpus}"]) for gpus in (0, 1))
-    assert (results._device(without), results._device(with_gpus)) == (CPU, torch.device("cuda", 0))
+    assert (results.device_of(without), results.device_of(with_gpus)) == (CPU, torch.device("cuda", 0))
     assert capsys.readouterr().out == ""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert results._device(with_gpus) == CPU
+    assert results.device_of(with_gpus) == CPU
     assert "no GPU is visible to this command" in capsys.readouterr().out
 
 

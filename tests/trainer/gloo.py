@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing as mp
 import os
 import traceback
 from collections.abc import Callable
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parents[2]
 PRELOADED = [
     "pytest",
     "hypothesis.strategies",
@@ -35,12 +39,24 @@ PRELOADED = [
 """Imported once, before processes are forked: each of them would take longer than the training of a test."""
 
 
+def forking() -> ForkServerContext:
+    """Forks processes from one that has imported what they need.
+
+    It is started in the repository's folder, wherever a test has gone: Python 3.11 gives it no other path, and it would
+    take the package `tests` of torch-fidelity for ours.
+    """
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    with contextlib.chdir(ROOT):
+        forkserver.ensure_running()
+    return context
+
+
 def run_gloo(
     world: int, folder: Path, function: Callable[..., Any], *arguments: Any, patience: float = 120
 ) -> list[Any]:
     """Results of `function(*arguments)` on each rank. A failure on any rank fails the caller with its traceback."""
-    context = mp.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context = forking()
     queue = context.Queue()
     rendezvous = folder / f"rendezvous-{os.urandom(4).hex()}"
     processes = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing as mp
 import os
 import shutil
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.trainer.gloo import PRELOADED, run_gloo
+from tests.trainer.gloo import forking, run_gloo
 from tests.trainer.toy_adversarial import KILLED, SAVED, STEPS, job, plain, run
 from trainer.checkpoints import exporting
 from trainer.checkpoints.catalog import all_steps, complete_steps, step_folder
@@ -48,8 +47,7 @@ def killed(zero: int, folder: str) -> None:
 
 def until_death(world: int, folder: Path, zero: int) -> list[int | None]:
     """Exit codes of real processes that train together until one by one they die in the middle of a step."""
-    context = mp.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context = forking()
     rendezvous = str(folder.parent / f"rendezvous-{folder.name}")
     processes = [context.Process(target=_child, args=(rank, world, rendezvous, zero, folder)) for rank in range(world)]
     for process in processes:

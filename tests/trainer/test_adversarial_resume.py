@@ -7,7 +7,6 @@ Killed at each ZeRO stage and world size, it goes on at each of these with 1 and
 from __future__ import annotations
 
 import json
-import multiprocessing as mp
 import os
 import shutil
 from collections.abc import Iterable
@@ -19,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tests.trainer.gloo import PRELOADED, run_gloo
+from tests.trainer.gloo import forking, run_gloo
 from tests.trainer.toy_tokenizer import BATCH, START, STEPS, build, job
 from trainer.checkpoints import exporting
 from trainer.checkpoints.catalog import step_folder
@@ -71,8 +70,7 @@ def run_all(places: list[tuple[Place, str]]) -> None:
 
 def until_death(place: Place, folder: Path) -> list[int | None]:
     """Exit codes of real processes that train together until one by one they die in the middle of a step."""
-    context = mp.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context = forking()
     rendezvous, world = str(folder.parent / f"rendezvous-{folder.name}"), place[1]
     processes = [context.Process(target=_child, args=(rank, rendezvous, place, folder)) for rank in range(world)]
     for process in processes:

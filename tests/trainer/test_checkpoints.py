@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing as mp
 import os
 import signal
 import threading
@@ -18,7 +17,7 @@ from safetensors.torch import load_file
 
 from data_pipeline import storage
 from data_pipeline.errors import CorruptShardError, FoldtrainError, UsageError
-from tests.trainer.gloo import PRELOADED, run_gloo
+from tests.trainer.gloo import forking, run_gloo
 from tests.trainer.small_training import Training, settings, states
 from trainer.checkpoints.catalog import all_steps, complete_steps, latest_step, step_folder
 from trainer.checkpoints.commits import COMPLETE
@@ -312,8 +311,7 @@ def die_at_write(folder: str, number: int) -> None:
 
 def until_death(function: Callable[..., None], folder: Path, *arguments: Any) -> int | None:
     """Exit code of a process that runs `function` alone in a gloo group."""
-    context = mp.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context = forking()
     process = context.Process(target=alone, args=(function, str(folder / "rendezvous"), arguments))
     process.start()
     process.join(timeout=120)

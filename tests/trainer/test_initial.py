@@ -20,7 +20,8 @@ from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from data_pipeline.shards.weights import Card, read_weights, write_weights
 from model.generators.next_scale import FoldedGenerator
-from tests.cluster.test_results import GENERATOR, GENERATOR_TOKENS, TOKENIZER, dump, finished  # noqa: F401 - finished is a fixture
+from tests.cluster.finished_run import GENERATOR, GENERATOR_TOKENS, TOKENIZER, dump
+from tests.cluster.test_results import finished  # noqa: F401 - a fixture
 from tests.trainer.gloo import run_gloo
 from trainer.checkpoints.exporting import whole_network
 from trainer.config import TokenizerStageConfig

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import multiprocessing as mp
 import os
 import signal
 from pathlib import Path
@@ -24,7 +23,7 @@ from data_pipeline.order.permutations import step_positions
 from model.config import ImageFolderConfig, VectorConfig, ViTConfig
 from model.families import build_forcing, build_generator, generator_families
 from model.protocols import TeacherForcing
-from tests.trainer.gloo import PRELOADED, run_gloo
+from tests.trainer.gloo import forking, run_gloo
 from trainer.config import GeneratorStageConfig, TrackingConfig
 from trainer.engine.batches import Batch
 from trainer.engine.deepspeed_engine import prepare_deepspeed
@@ -182,8 +181,7 @@ class Runs:
     def __init__(self, root: Path) -> None:
         self.whole, self.killed = root / "whole", root / "killed"
         ((self.plain, self.of_one),) = run_gloo(1, root, alone, str(self.whole), patience=600)
-        context = mp.get_context("forkserver")
-        context.set_forkserver_preload(PRELOADED)
+        context = forking()
         arguments = [(str(root / f"rendezvous-{kind}"), kind, str(self.killed / kind)) for kind in KINDS]
         processes = [context.Process(target=_die, args=each) for each in arguments]
         for process in processes:
