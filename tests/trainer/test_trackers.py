@@ -186,6 +186,7 @@ def test_wandb_itself_writes_a_run_beside_the_stage(monkeypatch: pytest.MonkeyPa
     reader = WandbReader(str(tmp_path), "generator", {"seed": 1})
     reader.write(record(2) | {"reconstructions": png(9)})
     reader.close()
+    wandb.teardown()  # its own process has written all once it has ended
     (run,) = (tmp_path / "wandb").glob("offline-run-*")
     (kept,) = run.glob("run-*.wandb")
     assert b"loss" in kept.read_bytes()
