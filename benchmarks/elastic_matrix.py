@@ -117,6 +117,7 @@ def tokenizer(console: Console, root: Path) -> bool:
     places = adversarial.ALL
     whole, killed = ({place: root / name / adversarial.name_of(place) for place in places} for name in ("whole", "cut"))
     adversarial.run_each(root, whole.items())
+    (root / "cut").mkdir()
     for place in places:
         adversarial.killed(place, killed[place])
     moved = {
