@@ -17,6 +17,7 @@ import numpy as np
 from cluster.config.run import ClusterConfig
 from cluster.pool.pool_progress import PoolProgress
 from cluster.pool.ray_pool import PoolSize, WorkerNeeds
+from cluster.pool.sampling import software_of
 from cluster.pool.scale import clear_scale
 from cluster.pool.shard_pool import PoolSettings, Shards, make_shards
 from cluster.pool.shard_worker import Advance, MakeShard
@@ -38,8 +39,6 @@ from trainer.evaluation.sets import ImageSet
 
 if TYPE_CHECKING:
     import torch
-
-_PACKAGES = ("foldtrain", "numpy", "pillow", "torch")
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class MeasureWork:
         """As `open`, on a device."""
         plan = self.plan
         reader, measured = self.images.open(device), self.measure.open(device)
-        software = _software(device)
+        software = software_of(device)
 
         def make(part: int, advance: Advance) -> dict[str, Any]:
             start, stop = plan.span(part)
@@ -85,15 +84,6 @@ class MeasureWork:
             return write_part(plan, part, rows, pixels.hexdigest(), software).model_dump()
 
         return make
-
-
-def _software(device: torch.device) -> dict[str, str]:
-    from importlib.metadata import version
-
-    import torch
-
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    return {package: version(package) for package in _PACKAGES} | {"device": name}
 
 
 def measure_all(work: MeasureWork, by: ClusterConfig | torch.device, label: str = "evaluate") -> StoredRows:

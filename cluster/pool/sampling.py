@@ -76,7 +76,7 @@ class SampleWork:
         from trainer.evaluation.images import to_bytes
 
         kept = None if self.kept_LF is None else torch.from_numpy(self.kept_LF)[None]
-        software = _software(sampler.device)
+        software = software_of(sampler.device)
 
         def make(part: int, advance: Advance) -> dict[str, Any]:
             start, stop = self.plan.span(part)
@@ -114,7 +114,8 @@ def fingerprints(sampler: Sampler, ema: bool) -> dict[str, str]:
     return {"generator": sampler.cards["generator"].fingerprint(ema), "tokenizer": tokenizer.fingerprint()}
 
 
-def _software(device: torch.device) -> dict[str, str]:
+def software_of(device: torch.device) -> dict[str, str]:
+    """What computes in this process: versions of packages, and the device's name."""
     from importlib.metadata import version
 
     import torch

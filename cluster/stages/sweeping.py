@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import yaml
@@ -121,7 +122,8 @@ def sweep(config: RunConfig, points: Sequence[Settings]) -> list[SweepPoint]:
     options = options_of(config)
     keys = [cards[name].fingerprint() for name in ("generator", "tokenizer")] + [images.fingerprint]
     networks = [slot.identity for slot in slots]
-    folder = storage.join(config.run, FOLDER, f"sweep-{storage.fingerprint([keys, networks, list(points)])[:12]}")
+    measured_by = [keys, networks, reference.named, asdict(options)]
+    folder = storage.join(config.run, FOLDER, f"sweep-{storage.fingerprint([measured_by, list(points)])[:12]}")
     found = []
     for settings, each in zip(points, configs, strict=True):
         sampler = sampler_of(each, device)

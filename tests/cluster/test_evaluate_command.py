@@ -321,3 +321,19 @@ def _only_guidance_3(drawn: Any, *others: Any) -> Any:
 
     assert drawn.work.config.guidance == 3, "the other settings are known"
     return drawn_numbers(drawn, *others)
+
+
+def test_a_sweep_that_is_asked_for_other_metrics_is_measured_again(
+    swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(swept, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    given = ["evaluation.samples=5", f"evaluation.networks=[{{kind: classifier, uri: {tmp_path}/runs/small/judge}}]"]
+    points = parse_sweep(["guidance=1"])
+
+    with_both, without = (
+        {number.metric for number in sweeping.sweep(load_config("small.yaml", [*given, *more]), points)[0].numbers}
+        for more in ([], ["evaluation.precision_recall=false"])
+    )
+
+    assert with_both - without == {"precision", "recall"}

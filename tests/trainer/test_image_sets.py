@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,17 @@ def test_pictures_of_several_sizes_are_cut_or_refused(tmp_path: Path) -> None:
         open_images(str(tmp_path), None).open(CPU).read(0, 2)
     pixels, _ = open_images(str(tmp_path), 8).open(CPU).read(0, 2)
     assert pixels.shape == (2, 8, 8, 3)
+
+
+def test_a_picture_that_was_replaced_by_one_of_as_many_bytes_is_another_set(tmp_path: Path) -> None:
+    path = tmp_path / "a.bmp"  # whose length does not depend on what it shows
+    Image.fromarray(draw(1)[0]).save(path)
+    before, written = open_images(str(tmp_path), None).identity(), path.stat()
+    Image.fromarray(255 - draw(1)[0]).save(path)
+    os.utime(path, (written.st_atime, written.st_mtime + 1))
+
+    assert path.stat().st_size == written.st_size
+    assert open_images(str(tmp_path), None).identity() != before
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:

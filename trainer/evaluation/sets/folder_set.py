@@ -6,7 +6,7 @@ Shapes: B images, H height, W width.
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,8 +30,8 @@ class FolderSet:
     files: tuple[str, ...] = field(repr=False)
     transform: Transform | None = None
     """None for images that all have one size, which are measured as they are."""
-    sizes: str = ""
-    """Fingerprint of names and bytes of the files."""
+    listed: str = ""
+    """Fingerprint of the listing: names, bytes, when each was written, and what the storage calls its version."""
 
     @classmethod
     def of(cls, uri: str, size: int | None, fit: str = "crop", most: int | None = None) -> FolderSet:
@@ -40,12 +40,12 @@ class FolderSet:
         Raises:
             UsageError: if there are none.
         """
-        found = {name: length for name, length in storage.walk(uri).items() if name.lower().endswith(PICTURES)}
+        found = {name: entry for name, entry in storage.entries(uri).items() if name.lower().endswith(PICTURES)}
         names = tuple(sorted(found))[:most]
         if not names:
             raise UsageError(f"{uri} has no pictures ({', '.join(PICTURES)}): name a folder, an npz or image shards")
         transform = None if size is None else Transform(size, fit)
-        return cls(uri, names, transform, storage.fingerprint([[name, found[name]] for name in names]))
+        return cls(uri, names, transform, storage.fingerprint([[name, *astuple(found[name])] for name in names]))
 
     @property
     def count(self) -> int:
@@ -53,9 +53,9 @@ class FolderSet:
         return len(self.files)
 
     def identity(self) -> dict[str, Any]:
-        """Names and sizes of the files, and how they are cut."""
+        """The listing of the files, and how they are cut."""
         cut = None if self.transform is None else {"size": self.transform.size, "fit": self.transform.fit}
-        return {"kind": "folder", "sha256": self.sizes, "count": self.count, "crop": cut}
+        return {"kind": "folder", "sha256": self.listed, "count": self.count, "crop": cut}
 
     def open(self, device: torch.device) -> ImageReader:  # noqa: ARG002 - images of files are read anywhere
         """Nothing is read yet."""
