@@ -167,7 +167,9 @@ def tokenizer(
     perceptual: Annotated[
         list[str] | None, typer.Option("--perceptual", metavar="KIND[:KEY=VALUE,…]", help="lpips:file=…,heads=…")
     ] = None,
-    prefixes: Annotated[bool, typer.Option("--prefixes", help="Distances at each prefix of the tokens, too.")] = False,
+    prefixes: Annotated[
+        bool, typer.Option("--prefixes", help="Distances at each prefix of the tokens, too; and of --baselines.")
+    ] = False,
     perturb: Annotated[
         str | None,
         typer.Option(

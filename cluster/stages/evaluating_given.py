@@ -136,7 +136,7 @@ def write_evaluation(
         numbers: with their names.
         distortion: of a tokenizer.
     """
-    page = evaluation_page(subject, numbers, () if distortion is None else distortion.curves)
+    page = evaluation_page(subject, numbers, distortion)
     storage.write_bytes(storage.join(output, PAGE), page.encode())
     record: dict[str, Any] = {"version": VERSION, "numbers": [number.to_json() for number in numbers]}
     record |= {} if distortion is None else {"rate_distortion": distortion.to_json()}

@@ -2,7 +2,7 @@
 
 1. errors, use of codes and distances of reconstructions; of each prefix of the tokens, and of perturbed tokens
 2. linear probes of the branches and of pixels, trained on other images with classes
-3. bits against error, with principal components of other images and JPEG at as many bits
+3. bits against error and distances, with principal components of other images and JPEG at as many bits
 4. whether text is legible in reconstructions
 
 Each part that is measured image by image has rows of its own (measuring.py), from which a start goes on; the rest takes
@@ -24,19 +24,16 @@ from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from data_pipeline.shards import weights
 from data_pipeline.shards.tokenizers import load_tokenizer
+from trainer.evaluation.naming.metric_names import title
 from trainer.evaluation.naming.numbers import Number
 from trainer.evaluation.networks.network_rows import NetworkRows, Slot
 from trainer.evaluation.row_files import StoredRows
-from trainer.evaluation.set_numbers import Naming, Reference, prefix_distances, set_numbers
+from trainer.evaluation.set_numbers import Naming, Reference, is_distance, prefix_distances, set_numbers
 from trainer.evaluation.sets import ImageSet, open_images
+from trainer.evaluation.tokenizers.baselines import components, images_needed
+from trainer.evaluation.tokenizers.compressed import Codec, ComponentCodec, CompressedRows, JpegCodec
 from trainer.evaluation.tokenizers.perturbed_tokens import TokenPerturbation
-from trainer.evaluation.tokenizers.rate_distortion import (
-    JpegMeasure,
-    RateDistortion,
-    component_curve,
-    jpeg_curve,
-    tokenizer_curve,
-)
+from trainer.evaluation.tokenizers.rate_distortion import RateDistortion, codec_curve, tokenizer_curve
 from trainer.evaluation.tokenizers.tokenizer_numbers import Columns, tokenizer_numbers
 from trainer.evaluation.tokenizers.tokenizer_rows import ProbeRows, TokenizerRows, columns_of
 from trainer.inference.exports import find_export
@@ -46,7 +43,6 @@ from trainer.report.rate_distortion import distortion_file
 if TYPE_CHECKING:
     import torch
 
-    from data_pipeline.images.transforms import Pixels
     from data_pipeline.shards.weights import Card
     from model.protocols import Tokenizer
 
@@ -60,7 +56,7 @@ class Asked:
     """What is measured of a tokenizer beside its errors, its codes and distances of whole reconstructions."""
 
     prefixes: bool = False
-    """Distances of what each prefix of the tokens gives."""
+    """Distances of what each prefix of the tokens gives, and of what baselines make of as many bits."""
     perturbations: Sequence[TokenPerturbation] = ()
     """All of it again of tokens that are replaced so before they are decoded (pFID)."""
     probe: str | None = None
@@ -90,11 +86,11 @@ def evaluate_tokenizer(tokenizer: str, images: str, how: How, asked: Asked) -> l
     probes = _probes(subject, asked.probe) if asked.probe else []
     text = _legibility(subject) if asked.legibility else []
     numbers = [*own, *perturbed, *probes, *text]
-    distortion = _rate_distortion(subject, asked.baselines, own) if asked.baselines else None
+    distortion = _rate_distortion(subject, asked, own) if asked.baselines else None
     if perturbed:
         _write_chart(how, PERTURBATION_CHART, perturbation_file({"": [*own, *perturbed]}))
     if distortion:
-        _write_chart(how, DISTORTION_CHART, distortion_file(distortion.curves))
+        _write_chart(how, DISTORTION_CHART, distortion_file(distortion))
     write_evaluation(how.output, tokenizer, numbers, distortion)
     return numbers
 
@@ -206,31 +202,36 @@ def _legibility(subject: _Subject) -> list[Number]:
     return legibility(reconstruct, side, sizes_that_fit(side), {"image_size": side}, {"tokenizer": halves})
 
 
-def _rate_distortion(subject: _Subject, images: str, own: Sequence[Number]) -> RateDistortion:
-    """The tokenizer at each prefix; principal components and JPEG at its bits, and at some more."""
-    from trainer.evaluation.tokenizers.baselines import images_needed
-    from trainer.evaluation.tokenizers.tokenizer_record import most_images
+def _rate_distortion(subject: _Subject, asked: Asked, own: Sequence[Number]) -> RateDistortion:
+    """The tokenizer at each prefix; principal components and JPEG at its bits, and at some more.
 
-    tokens = tokenizer_curve(own, subject.network.layout)
+    Distances are of all three, where those of prefixes are asked for.
+    """
+    slots = subject.slots if asked.prefixes else ()
+    tokens = tokenizer_curve(own, subject.network.layout, slots)
     own_bits = [point.budget for point in tokens.points]
     budgets = (*own_bits, *(factor * own_bits[-1] for factor in _BEYOND))
-    jpeg = jpeg_curve(subject.measuring.rows("jpeg", subject.originals, JpegMeasure(budgets)), budgets)
-    side = subject.how.size or subject.network.config.image_size
-    training = subject.others(images, min(images_needed(side), most_images(side)))
-    judged_on = min(subject.originals.count, most_images(side))
-    seen, shown = (_pixels(each, count) for each, count in ((training, training.count), (subject.originals, judged_on)))
-    try:
-        components = component_curve(seen, shown, budgets)
-    except ValueError as error:
-        raise UsageError(f"--baselines {images}: {error}") from None
-    return RateDistortion((tokens, components, jpeg), training.identity(), judged_on)
+    by_components = _component_codec(subject, asked.baselines or "", budgets)
+    codecs: dict[str, Codec] = {"principal components": by_components, "JPEG": JpegCodec(budgets)}
+    curves = [tokens]
+    for name, codec in codecs.items():
+        folder = codec.identity()["kind"]
+        rows = subject.measuring.rows(folder, subject.originals, CompressedRows(codec, slots))
+        curves.append(codec_curve(name, rows, budgets, slots, subject.reference if slots else None))
+    called = {slot.name: title(each) for slot in slots for each in own if is_distance(each, slot)}
+    return RateDistortion(tuple(curves), by_components.training, called)
 
 
-def _pixels(images: ImageSet, count: int) -> Pixels:
+def _component_codec(subject: _Subject, images: str, budgets: Sequence[int]) -> ComponentCodec:
+    """Principal components of the first images of a set, cut as the originals."""
     import torch
 
-    pixels_NHWC, _ = images.open(torch.device("cpu")).read(0, count)
-    return pixels_NHWC
+    from trainer.evaluation.tokenizers.tokenizer_record import most_images
+
+    side = subject.how.size or subject.network.config.image_size
+    training = subject.others(images, min(images_needed(side), most_images(side)))
+    pixels_NHWC, _ = training.open(torch.device("cpu")).read(0, training.count)
+    return ComponentCodec(components(pixels_NHWC, budgets), training.identity(), images, budgets)
 
 
 def _write_chart(how: How, name: str, svg: str) -> None:

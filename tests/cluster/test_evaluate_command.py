@@ -193,8 +193,25 @@ def test_bits_are_compared_with_principal_components_and_jpeg(place: Path, tmp_p
     assert components["points"][0]["bits"] == 8
     assert components["points"][0]["mse"] <= (186 / 127.5 / 255 / 2) ** 2, "grey of 186 levels, at the nearest of 256"
     assert [point["budget"] for point in jpeg["points"]] == [8, 40, 80, 160], "twice and four times, too"
-    assert found["component_images"] == 60
+    assert found["networks"] == {}
     assert "principal components" in (tmp_path / "rate-distortion.svg").read_text()
+
+
+def test_distances_of_prefixes_stand_beside_those_of_components_and_jpeg(place: Path, tmp_path: Path) -> None:
+    by_judge = ("--network", f"classifier:{place}/judge", "--prefixes")
+    numbers = measure(place, tmp_path, "--baselines", place / "more-grey.npz", *by_judge, images="grey")
+
+    found = json.loads((tmp_path / "evaluation.json").read_text())["rate_distortion"]
+    tokens, components, jpeg = ([point["distances"] for point in curve["points"]] for curve in found["curves"])
+    assert found["networks"] == {"network0": "Fréchet distance (judge) of reconstructions"}
+    own = {each.measured_of.get("keep"): each.value for each in numbers if each.metric == "frechet_distance"}
+    assert tokens == [{"network0": own[1]}, {"network0": own[None]}]
+    assert 0 <= components[-1]["network0"] < 1e-3, "grey has one component"
+    assert components[-1]["network0"] < own[None]
+    fits = [point["bits"] is not None for point in found["curves"][2]["points"]]
+    assert [bool(each) for each in jpeg] == fits
+    chart = (tmp_path / "rate-distortion.svg").read_text()
+    assert "Fréchet distance (judge) of reconstructions by bits of an image" in chart
 
 
 def test_text_is_read_in_reconstructions(place: Path, tmp_path: Path) -> None:

@@ -60,11 +60,25 @@ def test_without_a_coefficient_the_mean_image_is_what_is_left() -> None:
 
 def test_grey_images_are_one_channel_and_nothing_changes() -> None:
     training, held_out = (np.repeat(images(60, 8, seed=seed, channels=1), 3, axis=3) for seed in (0, 1))
-    assert components(training, 2).mean_D.shape == (64,)
+    assert components(training, [16]).mean_D.shape == (64,)
     found = component_errors(training, held_out, [24], exact=True)[0].mse
     assert found == pytest.approx(plain(training, held_out, 3, None), rel=1e-6)
     with pytest.raises(ValueError, match="grey"):
         component_errors(training, images(20, 8, seed=1), [24])
+
+
+@pytest.mark.parametrize("size", [8, 48])
+def test_with_all_components_each_image_is_rebuilt_in_its_place(size: int) -> None:
+    training, held_out = images(40, size, seed=0), images(4, size, seed=1)
+    found = components(training, [8 * 3 * size * size])
+    own = found.rebuilt(training[:4], 8 * 3 * size * size, exact=True)
+    if size == 8:
+        np.testing.assert_allclose(own.reshape(4, -1), unit(training[:4]), atol=1e-6)
+    few = found.rebuilt(held_out, 8 * 4 * found.squares)
+    assert few.shape == held_out.shape
+    assert (
+        np.square(few.reshape(4, -1) - unit(held_out)).mean() < np.square(unit(held_out[::-1]) - unit(held_out)).mean()
+    )
 
 
 def test_large_images_are_cut_into_squares_that_share_the_bits() -> None:
@@ -89,9 +103,9 @@ def test_memory_is_bound_by_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_many_rows_are_summed_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
     training = images(60, 8, seed=0)
-    whole = components(training, 3)
+    whole = components(training, [24])
     monkeypatch.setattr(baselines, "_AT_ONCE", 7)
-    parts = components(training, 3)
+    parts = components(training, [24])
     np.testing.assert_allclose(parts.axes_KD, whole.axes_KD, atol=1e-8)
     np.testing.assert_allclose(parts.least_K, whole.least_K)
     np.testing.assert_allclose(parts.largest_K, whole.largest_K)

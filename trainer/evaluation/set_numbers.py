@@ -137,6 +137,11 @@ def _distance(
     return naming.number(metric, value, rows.count, by, error)
 
 
+def is_distance(number: Number, slot: Slot) -> bool:
+    """Whether a number is the Fréchet distance in the features of a slot's network."""
+    return number.metric in _DISTANCES[FEATURES] and number.measured_by.get("network") == slot.identity
+
+
 def _block(features_BD: npt.NDArray[np.floating], theirs: FeatureStatistics) -> FrechetDistance:
     found = FrechetDistance(theirs)
     found.update(features_BD)

@@ -15,23 +15,23 @@ from markupsafe import Markup
 from trainer.evaluation.naming.metric_names import metric_of, title
 from trainer.evaluation.naming.number_names import full_name, value_text, words_of
 from trainer.evaluation.naming.numbers import Number
-from trainer.evaluation.tokenizers.rate_distortion import Curve
+from trainer.evaluation.tokenizers.rate_distortion import RateDistortion
 from trainer.report.charts import Line, Point, line_chart
 from trainer.report.page import render
 from trainer.report.perturbation import largest_keep, perturbation_charts
-from trainer.report.rate_distortion import distortion_chart
+from trainer.report.rate_distortion import distortion_charts
 
 _TOLD = ("keep", "perturbation")
 """Parts of a name in which numbers of one evaluation differ, beside their titles."""
 
 
-def evaluation_page(subject: str, numbers: Sequence[Number], curves: Sequence[Curve] = ()) -> str:
+def evaluation_page(subject: str, numbers: Sequence[Number], distortion: RateDistortion | None = None) -> str:
     """The whole page. All text is escaped.
 
     Args:
         subject: what was measured, for the heading.
         numbers: as in evaluation.json.
-        curves: of bits against error.
+        distortion: curves of bits against error.
     """
     return render(
         "evaluation.html",
@@ -44,7 +44,7 @@ def evaluation_page(subject: str, numbers: Sequence[Number], curves: Sequence[Cu
         names=[full_name(number) for number in numbers],
         prefixes=prefix_charts(numbers),
         perturbed=perturbation_charts({"": numbers}),
-        distortion=[("Squared error by bits of an image", distortion_chart(curves))] if curves else [],
+        distortion=[] if distortion is None else distortion_charts(distortion),
     )
 
 

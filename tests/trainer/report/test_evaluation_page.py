@@ -10,7 +10,7 @@ from tests.trainer.report.evaluated import ERRORS, FID, RFID, TOKENIZER, by, of
 from tests.trainer.report.pages import HOSTILE, Page, charts_of
 from trainer.evaluation.naming.number_names import full_name
 from trainer.evaluation.naming.numbers import Number
-from trainer.evaluation.tokenizers.rate_distortion import Curve, Point
+from trainer.evaluation.tokenizers.rate_distortion import Curve, Point, RateDistortion
 from trainer.report.evaluation_page import evaluation_page
 from trainer.report.perturbation import perturbation_file
 
@@ -48,8 +48,11 @@ def test_the_distance_of_all_positions_ends_the_chart_of_prefixes() -> None:
 
 
 def test_bits_against_error_are_drawn_where_they_were_measured() -> None:
-    curve = Curve("tokenizer", (Point(8, 8, 0.5), Point(40, 40, 0.25)))
-    assert charts_of(evaluation_page("x", [FID], [curve])) == "squared error by bits of an image"
+    curve = Curve("tokenizer", (Point(8, 8, 0.5, {"network0": 9.0}), Point(40, 40, 0.25, {"network0": 4.5})))
+    errors = evaluation_page("x", [FID], RateDistortion((curve,), {}))
+    both = evaluation_page("x", [FID], RateDistortion((curve,), {}, {"network0": "rFID"}))
+    assert charts_of(errors) == "Squared error by bits of an image"
+    assert charts_of(both).splitlines() == ["Squared error by bits of an image", "rFID by bits of an image"]
 
 
 def test_own_tokens_are_alpha_0_and_a_chart_has_a_line_for_each_tokenizer() -> None:
@@ -94,7 +97,8 @@ def test_nothing_perturbed_is_no_chart() -> None:
 def test_whatever_a_number_holds_stays_text() -> None:
     hostile = by(of(FID, **{HOSTILE: HOSTILE}), network={"name": HOSTILE})
     odd = Number("mse", 0.1, 10, {}, TOKENIZER | {"keep": HOSTILE, "perturbation": {"alpha": HOSTILE}})
-    html = evaluation_page(HOSTILE, [hostile, odd], [Curve(HOSTILE, (Point(1, 1, 1), Point(2, 2, 2)))])
+    curve = Curve(HOSTILE, (Point(1, 1, 1, {HOSTILE: 2.0}), Point(2, 2, 2, {HOSTILE: 1.0})))
+    html = evaluation_page(HOSTILE, [hostile, odd], RateDistortion((curve,), {}, {HOSTILE: HOSTILE}))
     page = Page(html)
     assert not {tag for tag, _ in page.tags} & {"script", "img"}
     assert "49" not in page.words

@@ -45,10 +45,12 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Components:
-    """Principal components of squares of images."""
+    """Principal components of images, or of the squares that they are cut into."""
 
+    size: int
+    """Of an image, in pixels."""
     side: int
-    """Of a square, in pixels."""
+    """Of a square."""
     is_grey: bool
     """Whether the channels of all images were equal, so that one stands for them."""
     mean_D: Array
@@ -58,8 +60,36 @@ class Components:
     largest_K: Array
     """Ends of each coefficient's levels."""
 
-    def rebuilt(self, rows_RD: Array, count: int, *, exact: bool = False) -> Array:
-        """Rows from their first coefficients, each at its nearest level, or `exact`; in [-1, 1]."""
+    @property
+    def squares(self) -> int:
+        """Of an image."""
+        return (self.size // self.side) ** 2
+
+    def coefficients(self, bits: int) -> int:
+        """Of an image, that so many bits of it pay for."""
+        return min(coefficients_of(bits, self.squares), len(self.axes_KD)) * self.squares
+
+    def rebuilt(self, pixels_NHWC: Pixels, bits: int, *, exact: bool = False) -> Array:
+        """Images, uint8, from as many coefficients as bits pay for: [N, H, W, C] in [-1, 1].
+
+        Args:
+            pixels_NHWC: of the size that the components are of.
+            bits: of each image.
+            exact: leave coefficients as they are, in place of the nearest level of each.
+
+        Raises:
+            ValueError: if the components are of grey images, and these are coloured.
+        """
+        if self.is_grey and not _is_grey(pixels_NHWC):
+            raise ValueError(
+                "the training images are grey, and the others are not: their components say nothing of these"
+            )
+        rows_RD = _unit(_squares(pixels_NHWC, self.side, self.is_grey))
+        made_RD = self._rebuilt_rows(rows_RD, coefficients_of(bits, self.squares), exact=exact)
+        made_NHWC = _images(made_RD, self.size, self.side)
+        return np.repeat(made_NHWC, pixels_NHWC.shape[-1], axis=-1) if self.is_grey else made_NHWC
+
+    def _rebuilt_rows(self, rows_RD: Array, count: int, *, exact: bool) -> Array:
         axes_KD, least_K, largest_K = self.axes_KD[:count], self.least_K[:count], self.largest_K[:count]
         values_RK = (rows_RD - self.mean_D) @ axes_KD.T
         if not exact:
@@ -89,17 +119,23 @@ def images_needed(size: int) -> int:
     return max(1, MOST_ROWS // (size // square_side(size)) ** 2)
 
 
-def components(pixels_NHWC: Pixels, count: int) -> Components:
-    """The first components of training images, uint8; at most as many as there are numbers in a square."""
-    side = square_side(pixels_NHWC.shape[1])
-    is_grey = bool((pixels_NHWC == pixels_NHWC[..., :1]).all())
+def components(pixels_NHWC: Pixels, bits: Sequence[int]) -> Components:
+    """Of training images, uint8, of which the first that are needed are looked at, for numbers of bits of an image.
+
+    There are at most as many as there are numbers in a square.
+    """
+    size = pixels_NHWC.shape[1]
+    side = square_side(size)
+    count = max([1, *(coefficients_of(each, (size // side) ** 2) for each in bits)])
+    pixels_NHWC = pixels_NHWC[: images_needed(size)]
+    is_grey = _is_grey(pixels_NHWC)
     rows_RD = _squares(pixels_NHWC, side, is_grey)[:MOST_ROWS]
     mean_D = sum(each.sum(axis=0) for each in _parts(rows_RD)) / len(rows_RD)
     scatter_DD = sum((each - mean_D).T @ (each - mean_D) for each in _parts(rows_RD))
     axes_KD = _largest_axes(scatter_DD, min(count, len(mean_D)))
     values = [(each - mean_D) @ axes_KD.T for each in _parts(rows_RD)]
     least_K, largest_K = (np.array([getattr(each, end)(axis=0) for each in values]) for end in ("min", "max"))
-    return Components(side, is_grey, mean_D, axes_KD, least_K.min(axis=0), largest_K.max(axis=0))
+    return Components(size, side, is_grey, mean_D, axes_KD, least_K.min(axis=0), largest_K.max(axis=0))
 
 
 def mean_image_error(training_NHWC: Pixels, held_out_NHWC: Pixels) -> float:
@@ -120,23 +156,16 @@ def component_errors(
         bits: of an image.
         exact: leave coefficients as they are, which is what k coefficients could reach at any number of bits.
     """
-    size = training_NHWC.shape[1]
-    if bool((training_NHWC == training_NHWC[..., :1]).all()) and not (held_out_NHWC == held_out_NHWC[..., :1]).all():
-        raise ValueError("the training images are grey, and the others are not: their components say nothing of these")
-    squares = (size // square_side(size)) ** 2
-    counts = [coefficients_of(each, squares) for each in bits]
-    found = components(training_NHWC[: images_needed(size)], max([1, *counts]))
-    sums = np.zeros(len(counts))
+    found, sums = components(training_NHWC, bits), np.zeros(len(bits))
     for part in np.array_split(held_out_NHWC, _pieces(held_out_NHWC)):
-        rows_RD = _unit(_squares(part, found.side, found.is_grey))
-        for place, count in enumerate(counts):
-            made_RD = found.rebuilt(rows_RD, count, exact=exact)
-            sums[place] += np.square(made_RD - rows_RD).mean(axis=1).sum()
-    errors = sums / (len(held_out_NHWC) * squares)
-    return [
-        Baseline(each, min(count, len(found.axes_KD)) * squares, float(error))
-        for each, count, error in zip(bits, counts, errors, strict=True)
-    ]
+        for place, each in enumerate(bits):
+            sums[place] += np.square(found.rebuilt(part, each, exact=exact) - _unit(part)).mean(axis=(1, 2, 3)).sum()
+    errors = sums / len(held_out_NHWC)
+    return [Baseline(each, found.coefficients(each), float(error)) for each, error in zip(bits, errors, strict=True)]
+
+
+def _is_grey(pixels_NHWC: Pixels) -> bool:
+    return bool((pixels_NHWC == pixels_NHWC[..., :1]).all())
 
 
 def _squares(pixels_NHWC: Pixels, side: int, is_grey: bool) -> Pixels:
@@ -146,6 +175,13 @@ def _squares(pixels_NHWC: Pixels, side: int, is_grey: bool) -> Pixels:
     across = size // side
     cut = pixels.reshape(count, across, side, across, side, channels).transpose(0, 1, 3, 2, 4, 5)
     return cut.reshape(count * across**2, side * side * channels)
+
+
+def _images(rows_RD: Array, size: int, side: int) -> Array:
+    """The inverse, of numbers."""
+    across = size // side
+    cut = rows_RD.reshape(-1, across, across, side, side, rows_RD.shape[1] // side**2)
+    return cut.transpose(0, 1, 3, 2, 4, 5).reshape(-1, size, size, cut.shape[-1])
 
 
 def _unit(pixels: Pixels) -> Array:
