@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import resource
 import sys
+import time
 from collections.abc import Generator
 from multiprocessing import forkserver
 from typing import Any
@@ -107,7 +108,8 @@ class Costs:
         for cost, modules, name in sorted(self._dear_tests, reverse=True):
             imports = f" (it imported {modules} modules)" if modules > 50 else ""
             terminalreporter.write_line(f"{cost:6.1f} s  {name}{imports}")
-        whole = self._processes + cpu_seconds()
+        # What ran on processes of xdist is among the ended children of this one, too.
+        whole = self._processes + time.process_time() if self._processes else cpu_seconds()
         terminalreporter.write_line(f"{self._tests:.0f} s of CPU in tests, {whole:.0f} s in all processes")
 
 

@@ -89,6 +89,7 @@ def test_gloo_listens_on_the_loopback_device_alone(tmp_path: Path) -> None:
         assert addresses
 
 
+@pytest.mark.slow
 def test_workers_of_several_machines_meet_at_a_port_of_the_first() -> None:
     from cluster.training.rendezvous import free_port
 

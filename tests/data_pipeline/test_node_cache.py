@@ -362,6 +362,7 @@ def test_eight_processes_make_a_copy_once_and_use_it_at_the_same_time(tmp_path: 
     assert counter.value == 1
 
 
+@pytest.mark.slow
 def test_processes_that_open_and_evict_at_once_meet_no_error() -> None:
     race = [sys.executable, "benchmarks/cache_race.py", "--processes", "6", "--opens", "900"]
     done = subprocess.run(race, cwd=ROOT, capture_output=True, text=True, check=False)
