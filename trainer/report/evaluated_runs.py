@@ -48,8 +48,12 @@ class EvaluatedRun:
         return sum(self.hours.values()) if self.hours else None
 
 
-def read_run(place: str) -> EvaluatedRun:
+def read_run(place: str, *, settings: bool = True) -> EvaluatedRun:
     """What is on record at a place.
+
+    Args:
+        place: a run, or a file of numbers; of a run's own file it is the run.
+        settings: whether those are read, too, which takes a file of each stage.
 
     Raises:
         FileNotFoundError: if it has no numbers.
@@ -59,12 +63,12 @@ def read_run(place: str) -> EvaluatedRun:
     folder = EvaluatedRun(place, numbers).folder
     if folder is None:
         return EvaluatedRun(place, numbers)
-    settings, problems = recorded_settings(folder)
+    recorded, problems = recorded_settings(folder) if settings else ({}, [])
     try:
         hours = {each.stage: each.seconds / _HOUR for each in stage_times(storage.join(folder, "stages.json"))}
     except UsageError as error:
         hours, problems = {}, [*problems, str(error)]
-    return EvaluatedRun(place, numbers, hours, settings, tuple(problems))
+    return EvaluatedRun(place, numbers, hours, recorded, tuple(problems))
 
 
 def read_same_samples(runs: Sequence[EvaluatedRun]) -> tuple[list[Samples], str]:

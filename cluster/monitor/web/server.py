@@ -18,6 +18,7 @@ from cluster.monitor.web.access import Access, add_headers
 from cluster.monitor.web.codes import code_maps
 from cluster.monitor.web.configs import configs_of
 from cluster.monitor.web.control import ACTIONS, control
+from cluster.monitor.web.evaluations import evaluations_of
 from cluster.monitor.web.logs import LogReader
 from cluster.monitor.web.marks import marks
 from cluster.monitor.web.run_reading import RunReading
@@ -88,6 +89,7 @@ class Server:
             "/api/picture": self._get_picture,
             "/api/codes": self._get_codes,
             "/api/configs": self._get_configs,
+            "/api/evaluations": self._get_evaluations,
             "/api/jobs": self._get_jobs,
             "/api/log": self._get_log,
         }
@@ -215,6 +217,12 @@ class Server:
     async def _get_configs(self, request: web.Request) -> web.Response:
         each = await self._watch(self._number(request))
         return _json(await _read(configs_of, each.reading))
+
+    async def _get_evaluations(self, request: web.Request) -> web.Response:
+        numbers = [_known(text, len(self.watched))[0] for text in request.query.getall("run", [])[:MOST_COMPARED]]
+        watched = await asyncio.gather(*(self._watch(number) for number in numbers))
+        readings = {number: each.reading for number, each in zip(numbers, watched, strict=True)}
+        return _json(await _read(evaluations_of, readings))
 
     async def _get_jobs(self, request: web.Request) -> web.Response:
         each = await self._watch(self._number(request))

@@ -17,6 +17,7 @@ from cluster.jobs.places import job_folder
 from cluster.pool.pool_progress import PoolProgress
 from cluster.pool.shard_ledger import WorkerRate
 from data_pipeline import storage
+from trainer.evaluation.naming.numbers import Number
 from trainer.records.jsonl import JsonlWriter
 from trainer.records.trackers.pictures import PictureReader
 
@@ -117,6 +118,17 @@ def write_training(
         import yaml
 
         storage.write_bytes(storage.join(uri, "config.yaml"), yaml.safe_dump(dict(config)).encode())
+
+
+def write_evaluation(run: str, *found: Number) -> None:
+    """The numbers of a run, as `evaluate` writes them."""
+    storage.write_json(storage.join(run, "evaluation.json"), {"numbers": [each.to_json() for each in found]})
+
+
+def fid(value: float, images: int = 1000, guidance: float = 1.5, **by: Any) -> Number:
+    """FID of samples."""
+    of = {"generator": {"sha256": f"{value:064.0f}"}, "sampling": {"guidance": guidance}, "seed": 0}
+    return Number("fid", value, images, {"rounding": "nearest", "network": {"name": "inception-2015"}} | by, of, 0.03)
 
 
 def write_pool(

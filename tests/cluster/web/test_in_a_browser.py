@@ -21,15 +21,18 @@ from cluster.monitor.web.server import Server
 from cluster.monitor.web.serving import find_runs
 from tests.cluster.web.chromium import PROGRAM, Chromium, Page
 from tests.cluster.web.runs_to_watch import (
+    fid,
     generator_config,
     look,
     numbers,
     picture,
+    write_evaluation,
     write_job,
     write_pool,
     write_records,
     write_training,
 )
+from trainer.evaluation.naming.numbers import Number
 from trainer.records.run_directory import RunDirectory
 
 pytestmark = [
@@ -83,6 +86,7 @@ def drawn(name: str) -> str:
 
 DIFFERENCES = """[...document.querySelectorAll('.differences tbody tr')]
     .map((row) => row.innerText.split(/\\s+/).filter(Boolean))"""
+CELLS = "[...document.querySelectorAll('#numbers tbody tr:first-child td')].map((each) => each.textContent)"
 NAMELESS = """[...document.querySelectorAll('button, input, select, a, summary')]
     .filter((each) => each.checkVisibility())
     .filter((each) => !(each.innerText.trim() || each.ariaLabel || each.labels?.length))
@@ -176,9 +180,12 @@ def test_a_finished_run_is_compared_with_another_and_only_what_differs_in_their_
         config, above = generator_config(rate, 8), rate * 1e4
         write_training(run, "generator", count=60, steps=60, above=above, frames=2, config=config, more=spent)
         write_pool(run, "tokens", done=12, shards=12)
+        write_evaluation(run, fid(rate * 1e5))
 
     async def watch(page: Page) -> None:
         await page.until("document.querySelector('h1')?.textContent", lambda text: text == "2 runs")
+        assert await page.until(CELLS) == ["10.00 ± 0.03", "30.00 ± 0.03"]
+        assert await page.run("document.querySelector('#numbers b').textContent") == "10.00 ± 0.03"
         await page.until(
             "document.querySelectorAll('.chart[data-name=\"loss\"] .run').length", lambda count: count == 2
         )
@@ -237,6 +244,7 @@ def test_a_run_whose_names_and_logs_are_hostile_is_shown_as_text(tmp_path: Path)
         f"{run}/tokenizer/events.jsonl", [{"time": time.time(), "event": HOSTILE, "step": 1, "error": HOSTILE}]
     )
     write_pool(run, "tokens", done=1, shards=2, rates={HOSTILE: [1.0]})
+    write_evaluation(run, fid(9.0, network={"name": HOSTILE}), Number("odd", 1.0, 1, {HOSTILE: HOSTILE}))
     write_job(run, "generator-3fa9c1", node=HOSTILE, target=HOSTILE, text=f"{HOSTILE}\x1b]0;x\x07\n".encode())
 
     async def watch(page: Page) -> None:

@@ -25,14 +25,17 @@ from cluster.pool.scale import read_asked, write_scale
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from tests.cluster.web.runs_to_watch import (
+    fid,
     generator_config,
     numbers,
     picture,
+    write_evaluation,
     write_job,
     write_pool,
     write_records,
     write_training,
 )
+from trainer.evaluation.naming.numbers import Number
 from trainer.records import local_file, reading_columns
 from trainer.records.jsonl import Continued, JsonlWriter
 from trainer.records.record_shapes import is_metrics
@@ -205,6 +208,45 @@ def test_configs_have_what_a_stage_used_by_dotted_names(run: str) -> None:
     generator = next(each for each in found if each["stage"] == "generator")
     assert generator["values"]["generator.trainer.learning_rate"] == "0.0001"
     assert "learning_rate: 0.0001" in generator["text"]
+
+
+def evaluations(client: TestClient[Any, Any], runs: str) -> Awaitable[Any]:
+    return get(client, f"/api/evaluations?{'&'.join(f'run={each}' for each in runs)}")
+
+
+def test_numbers_of_runs_are_a_table_of_what_may_be_compared(run: str, tmp_path: Path) -> None:
+    other, third = str(tmp_path / "other"), str(tmp_path / "third")
+    for uri in (other, third):
+        write_training(uri, "generator", count=3, steps=3)
+    write_evaluation(run, fid(9.25), Number("mse", 0.5, 10, {}, {"tokenizer": "a", "keep": 1}))
+    write_evaluation(other, fid(8.5), fid(7.5, rounding="floor"), Number("mse", 0.25, 10, {}, {"tokenizer": "b"}))
+    storage.write_json(
+        f"{run}/stages.json", [{"stage": "train-generator", "seconds": 5400, "items": 3, "unit": "samples"}]
+    )
+    found = ask([run, other, third], lambda client: evaluations(client, "012"))
+    assert [(each["run"], each["hours"]) for each in found["columns"]] == [(0, 1.5), (1, None)]
+    rows = {(each["title"], each["method"]): each for each in found["metrics"]}
+    (fids,) = (each for (title, method), each in rows.items() if title.startswith("FID") and "nearest" in method)
+    (floored,) = (each for (title, method), each in rows.items() if title.startswith("FID") and "floor" in method)
+    assert [cell["text"] for cell in fids["cells"]] == ["9.25 ± 0.03", "8.50 ± 0.03"]
+    assert [cell["best"] for cell in fids["cells"]] == [False, True], "the lower FID"
+    assert "guidance 1.5" in fids["cells"][0]["name"]
+    assert floored["cells"][0] is None, "another rounding stands in a row of its own"
+    assert floored["cells"][1]["best"] is False, "there is nothing to be better than"
+    assert found["problems"] == []
+
+
+def test_numbers_that_cannot_be_read_are_said_and_the_others_stay(run: str, tmp_path: Path) -> None:
+    other = str(tmp_path / "other")
+    write_training(other, "generator", count=3, steps=3)
+    write_evaluation(run, fid(9.25))
+    storage.write_json(f"{other}/evaluation.json", {"numbers": [{"metric": HOSTILE}]})
+    found = ask([run, other], lambda client: evaluations(client, "01"))
+    assert [each["run"] for each in found["columns"]] == [0]
+    (problem,) = found["problems"]
+    assert problem["run"] == 1
+    assert "evaluation.json" in problem["text"]
+    assert not {"\x1b", "\u202e"} & set(json.dumps(found, ensure_ascii=False))
 
 
 def test_jobs_their_logs_and_their_price_come_from_the_runs_folder_and_a_piece_is_sent_once(

@@ -8,12 +8,13 @@ import { el } from "./dom.js";
 import { Film } from "./film.js";
 import { duration } from "./format.js";
 import { Logs } from "./logs.js";
+import { Numbers } from "./numbers.js";
 import { Spent } from "./spent.js";
 import { showEvents, showHead, showStages } from "./stages.js";
 
 const LOOK_MILLISECONDS = 2000;
 const COLOURS = 10;
-const PARTS = [["stages", "Stages"], ["curves", "Curves"], ["pictures", "Pictures"], ["codes", "Codes"], ["spent", "Time"], ["events", "Events"], ["logs", "Logs"], ["config", "Config"]];
+const PARTS = [["stages", "Stages"], ["curves", "Curves"], ["numbers", "Numbers"], ["pictures", "Pictures"], ["codes", "Codes"], ["spent", "Time"], ["events", "Events"], ["logs", "Logs"], ["config", "Config"]];
 const part = (id) => document.getElementById(id);
 
 const store = {
@@ -32,6 +33,7 @@ let actions = [];
 const charts = new Charts(part("curves").querySelector(".body"), store, () => { remember(); show(); });
 const film = new Film(part("pictures"), store);
 const codes = new Codes(part("codes"), store);
+const numbers = new Numbers(part("numbers"), store);
 const spent = new Spent(part("spent"), store);
 const logs = new Logs(part("logs"), store);
 const config = new Config(part("config"), store);
@@ -40,6 +42,7 @@ function show() {
   showHead(part("head"), store, actions, act);
   showStages(part("stages"), store);
   charts.show();
+  numbers.show();
   film.show();
   codes.show();
   spent.show();
