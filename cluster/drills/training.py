@@ -13,9 +13,9 @@ milliseconds later at random. What is left of a killed command is left to end by
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
@@ -54,6 +54,11 @@ class Reference:
 
     pace: Pace
     trained: Trained
+
+
+def pace_of(begun: float, reached: Sequence[float]) -> Pace:
+    """How a command went: from when it began, its first step, and each complete checkpoint (`Wire.reached`)."""
+    return Pace(reached[0] - begun, (reached[-1] - reached[1]) / (len(reached) - 2))
 
 
 class TrainingDrill:
@@ -109,8 +114,8 @@ class TrainingDrill:
             reached = self._wire.reached
             if code != 0 or len(reached) != 1 + CHECKPOINTS or self._wire.wrong:
                 raise FoldtrainError(f"training failed without any blow:\n{self._wire.wrong}\n{tail(victim)}")
-        pace = Pace(reached[0] - begun, (reached[-1] - reached[1]) / (CHECKPOINTS - 1))
-        self._references[zero_stage] = Reference(pace, read_trained(self._bucket, f"{folder}/{self._stage}"))
+        trained = read_trained(self._bucket, f"{folder}/{self._stage}")
+        self._references[zero_stage] = Reference(pace_of(begun, reached), trained)
 
     def try_seed(self, seed: int) -> TrainingTrial:
         """The trial of a seed; once more, elsewhere, where the command was done before it could be struck."""
@@ -121,7 +126,8 @@ class TrainingDrill:
         begun = time.monotonic()
         trial = TrainingTrial(plan.seed, f"{self._network}, ZeRO {plan.zero_stage}")
         self._begin(folder)
-        striker = TrainingStriker(plan, self._references[plan.zero_stage].pace, self._server, self._wire)
+        reference, entered = self._references[plan.zero_stage], time.monotonic()
+        striker = TrainingStriker(plan, reference.pace, self._server, self._wire)
         with ExitStack() as survivors:
             for _ in range(1 + RESTARTS):
                 self._wire.relaunch(self._complete_steps(folder))
@@ -131,6 +137,8 @@ class TrainingDrill:
             else:
                 trial.problems.append(f"it was started {1 + RESTARTS} times, and ended early each time")
         trial.blows, trial.fell = striker.done, striker.fell
+        if not striker.done and len(self._wire.reached) == 1 + CHECKPOINTS:  # it went faster than the reference did
+            self._references[plan.zero_stage] = replace(reference, pace=pace_of(entered, self._wire.reached))
         trial.loaded = [start.loaded for start in self._wire.starts]
         trial.problems += dict.fromkeys(self._wire.wrong)  # each rank and file says it again
         if not trial.problems:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from cluster.drills.drilled_training import SAMPLES, START, TOKENIZER, networks,
 from cluster.drills.fault_proxy import Fault, FaultProxy
 from cluster.drills.s3_server import BUCKET
 from cluster.drills.trained import Trained, complete_checkpoints, read_trained, unlike, without_clocks
+from cluster.drills.training import Reference, TrainingDrill
 from cluster.drills.training_blows import (
     CHECKPOINT_EVERY,
     CHECKPOINTS,
@@ -313,6 +315,30 @@ def test_a_command_that_was_done_too_early_is_tried_again_and_then_counts_as_wro
 
     assert until_struck(trial).problems == ["the command ended before it was struck, 3 times"]
     assert tries == list(range(MISSES))
+
+
+def test_a_try_that_ended_too_early_sets_the_pace_of_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drilled, plan = TrainingDrill(tmp_path, 3), plan_trial(3)
+    slow = Reference(Pace(60.0, 30.0), Trained([], {}, {}, {}, {}))
+    drilled._references[plan.zero_stage] = slow
+
+    def runs(*_: object) -> bool:
+        drilled._wire.reached = [drilled._wire.started + 4 + 2.5 * number for number in range(1 + CHECKPOINTS)]
+        return False
+
+    for name, stand_in in {
+        "_begin": drilled._wire.begin,
+        "_complete_steps": lambda _: set(),
+        "_command": lambda *_: nullcontext(),
+        "_disturb": runs,
+        "_look_through": lambda *_: iter(()),
+    }.items():
+        monkeypatch.setattr(drilled, name, stand_in)
+    assert not drilled._trial(plan, "trial").blows
+    found = drilled._references[plan.zero_stage]
+    assert found.pace.interval == pytest.approx(2.5)
+    assert found.pace.start_up == pytest.approx(4, abs=0.1)
+    assert found.trained is slow.trained
 
 
 # --------------------------------------------------------------------------------------------------- what it works with
