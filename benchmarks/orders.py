@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from drawing import draw, passes
 from judged_images import RealImages, predict, statistics
 from report import write_report
 
@@ -84,18 +85,13 @@ def look(run: Path, config: RunConfig, options: argparse.Namespace) -> dict[str,
     for guidance in options.guidance:
         sampling = config.sampling.model_copy(update={"guidance": guidance})
         sampler = Sampler.load(str(run / "generator/export"), exports["tokenizer"], sampling, config.seed, CPU)
+        image_NCHW, rate = draw(sampler, options.samples)
         label_N = torch.arange(options.samples) % len(sampler.class_names)
-        began = time.process_time()
-        with torch.inference_mode():
-            image_NCHW = torch.cat(list(sampler.draw(label_N)))
-        rate = len(label_N) / (time.process_time() - began)
         right = (predict(judge, image_NCHW) == label_N).float().mean()
         distance = frechet_distance(statistics(judge, image_NCHW), seen)
-        passes = Passes(sampler.generator)
-        list(sampler.draw(label_N[:1]))
         rows.append(
             {"guidance": guidance, "judged": float(right), "distance": distance, "images_per_second": rate}
-            | {"steps": passes.count}
+            | {"steps": passes(sampler)}
         )
     network = sampler.generator
     return {
@@ -105,18 +101,6 @@ def look(run: Path, config: RunConfig, options: argparse.Namespace) -> dict[str,
         "guidances": rows,
         "nats": nats(run),
     }
-
-
-class Passes:
-    """Counts how often the first block of a network is run."""
-
-    def __init__(self, network: Any) -> None:
-        self.count = 0
-        first = next(module for name, module in network.named_modules() if name.rsplit(".", 2)[-1] == "0")
-        first.register_forward_hook(self._add)
-
-    def _add(self, *_: Any) -> None:
-        self.count += 1
 
 
 def nats(run: Path) -> float | None:
