@@ -42,10 +42,11 @@ TITLES = {"imagefolder": "ImageFolder, next scale", "titok": "TiTok, masked"}
 """How the names of configs begin, and what stands in the legend."""
 NAMES = ("imagefolder-2", "imagefolder-4", "imagefolder-8", "titok-8", "titok-16", "titok-32")
 CHARTS = {
-    "error": "Squared error of reconstructions",
-    "distance": "Fréchet distance of samples (judge)",
-    "images_per_second": "Sampled images per second of a core",
+    "error": ("Squared error of reconstructions", "squared error"),
+    "distance": ("Fréchet distance of samples (judge)", "distance of samples"),
+    "images_per_second": ("Sampled images per second of a core", "images/s of a core"),
 }
+"""Title and label of each."""
 SHARED = {"images": "ingest", "teacher": "train-teacher", "judge": "train-judge"}
 """What all share, and the stage that makes it."""
 CPU = torch.device("cpu")
@@ -140,13 +141,13 @@ def is_of(number: Number, judge: Any) -> bool:
 def figure(found: list[Found]) -> str:
     """Charts by the number of positions below each other, SVG."""
     files = []
-    for key, title in CHARTS.items():
+    for key, (title, label) in CHARTS.items():
         lines = [
             Line(TITLES[kind], sorted((each["positions"], each[key]) for each in found if each["kind"] == kind), place)
             for place, kind in enumerate(TITLES)
         ]
         drawn = [line for line in lines if len(line.points)]
-        files.append(chart_file(drawn, title=title, x_label="positions", y_label=title))
+        files.append(chart_file(drawn, title=title, x_label="positions", y_label=label))
     return stacked_files(files)
 
 
