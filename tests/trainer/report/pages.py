@@ -31,7 +31,9 @@ SAMPLES: dict[str, Any] = {
     "files": {"samples/grid.png": hashlib.sha256(PNG).hexdigest()},
 }
 CONFIG = "seed: 0\ntokenizer:\n  trainer:\n    steps: 30\ngenerator: {trainer: {steps: 4711}}\n"
-HOSTILE = "\"'><script>alert(1)</script><img src=x onerror=y>&{{ 7 * 7 }}"
+HOSTILE = "\"'><script>alert(1)</script><img src=x onerror=y>&{{ 71 * 857 }}"
+COMPUTED = str(71 * 857)
+"""What a page has that takes that text for a template; no clock shows it."""
 
 
 def changed(record: dict[str, Any], section: str, **values: Any) -> str:
