@@ -86,7 +86,8 @@ def evaluate_tokenizer(tokenizer: str, images: str, how: How, asked: Asked) -> l
     probes = _probes(subject, asked.probe) if asked.probe else []
     text = _legibility(subject) if asked.legibility else []
     numbers = [*own, *perturbed, *probes, *text]
-    distortion = _rate_distortion(subject, asked, own) if asked.baselines else None
+    slots = subject.slots if asked.prefixes else ()
+    distortion = _rate_distortion(subject, asked.baselines, own, slots) if asked.baselines else None
     if perturbed:
         _write_chart(how, PERTURBATION_CHART, perturbation_file({"": [*own, *perturbed]}))
     if distortion:
@@ -202,21 +203,24 @@ def _legibility(subject: _Subject) -> list[Number]:
     return legibility(reconstruct, side, sizes_that_fit(side), {"image_size": side}, {"tokenizer": halves})
 
 
-def _rate_distortion(subject: _Subject, asked: Asked, own: Sequence[Number]) -> RateDistortion:
+def _rate_distortion(subject: _Subject, images: str, own: Sequence[Number], slots: Sequence[Slot]) -> RateDistortion:
     """The tokenizer at each prefix; principal components and JPEG at its bits, and at some more.
 
-    Distances are of all three, where those of prefixes are asked for.
+    Args:
+        subject: what is measured.
+        images: URI of those that components are computed from.
+        own: numbers of the images' own tokens.
+        slots: networks by whose features distances of all three are measured.
     """
-    slots = subject.slots if asked.prefixes else ()
     tokens = tokenizer_curve(own, subject.network.layout, slots)
     own_bits = [point.budget for point in tokens.points]
     budgets = (*own_bits, *(factor * own_bits[-1] for factor in _BEYOND))
-    by_components = _component_codec(subject, asked.baselines or "", budgets)
+    by_components = _component_codec(subject, images, budgets)
     codecs: dict[str, Codec] = {"principal components": by_components, "JPEG": JpegCodec(budgets)}
     curves = [tokens]
     for name, codec in codecs.items():
         folder = codec.identity()["kind"]
-        rows = subject.measuring.rows(folder, subject.originals, CompressedRows(codec, slots))
+        rows = subject.measuring.rows(folder, subject.originals, CompressedRows(codec, tuple(slots)))
         curves.append(codec_curve(name, rows, budgets, slots, subject.reference if slots else None))
     called = {slot.name: title(each) for slot in slots for each in own if is_distance(each, slot)}
     return RateDistortion(tuple(curves), by_components.training, called)
