@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -116,7 +116,8 @@ class DataDrill:
         else:
             trial.problems.append(f"it was started {1 + RESTARTS} times, and ended early each time")
         if not striker.done and watch.first_commit is not None:  # it went faster than the reference did
-            self._paces[plan.stage] = Pace(watch.first_commit - watch.started, watch.shards)
+            start_up = watch.first_commit - watch.started
+            self._paces[plan.stage] = replace(self._paces[plan.stage], start_up=start_up)
         trial.blows, trial.kept = striker.done, sum(name.endswith(".tar") for name in striker.kept)
         if not trial.problems:
             trial.problems += self._look_through(plan.stage, folder, striker.kept)

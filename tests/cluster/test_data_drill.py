@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import signal
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 
 from cluster.drills.blows import AGAIN, FATAL, KINDS, MOMENTS, STAGES, Blow, Pace, Situation, plan_trial
-from cluster.drills.data import differences
-from cluster.drills.striking import complete_shards
+from cluster.drills.data import DataDrill, differences
+from cluster.drills.striking import Watch, complete_shards
 from cluster.drills.victims import PATIENCE, Victim, is_actor, started, tail, wait_for
 from tests.cluster.conftest import Foldtrain
 
@@ -87,6 +89,27 @@ def test_every_difference_from_the_reference_is_named() -> None:
         "not in the reference: d",
         "other bytes: b",
     ]
+
+
+def test_a_try_that_ended_too_early_sets_the_pace_of_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drilled, plan = DataDrill(tmp_path, 3), plan_trial(3)
+    drilled._paces[plan.stage], drilled._digests[plan.stage] = Pace(60.0, 16), {}
+    monkeypatch.setattr(drilled, "_bucket", SimpleNamespace(name="bucket"), raising=False)
+
+    def runs(_victim: object, _striker: object, watch: Watch, _trial: object) -> bool:
+        watch.first_commit = watch.started + 4.0
+        return False
+
+    for name, stand_in in {
+        "_provide": lambda *_: None,
+        "_command": lambda *_: nullcontext(),
+        "_disturb": runs,
+        "_look_through": lambda *_: iter(()),
+    }.items():
+        monkeypatch.setattr(drilled, name, stand_in)
+    assert not drilled._trial(plan, "trial").blows
+    found = drilled._paces[plan.stage]
+    assert (found.start_up, found.shards) == (pytest.approx(4.0), 16)
 
 
 def test_a_folder_with_something_in_it_is_left_alone(foldtrain_here: Foldtrain, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,14 @@ def test_the_measure_of_a_set_names_codec_budgets_and_networks(classifier: Slot)
     named = [ComponentCodec(fitted, {"images": name}, "", (8, 16)).identity() for name in ("a", "b")]
     assert named[0] != named[1]
     assert named[0]["kind"] == "components"
+
+
+def test_workers_are_sent_the_components_that_were_computed() -> None:
+    pixels = images(3, size=8)
+    sent = CompressedRows(ComponentCodec(components(images(12, size=8), (24,)), {"images": "a"}, "", (24,)))
+    found = pickle.loads(pickle.dumps(sent))
+    assert found.identity() == sent.identity()
+    np.testing.assert_array_equal(rows_of(found.codec, pixels)["mse"], rows_of(sent.codec, pixels)["mse"])
 
 
 def test_a_budget_that_nothing_fits_into_has_no_bits() -> None:
