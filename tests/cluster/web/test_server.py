@@ -16,6 +16,7 @@ from PIL import Image, PngImagePlugin
 
 from cluster.jobs.control import read_stop
 from cluster.jobs.places import job_folder
+from cluster.monitor.web import evaluations as evaluations_module
 from cluster.monitor.web import logs
 from cluster.monitor.web import server as web_server
 from cluster.monitor.web.access import CSRF_HEADER, Access
@@ -234,6 +235,18 @@ def test_numbers_of_runs_are_a_table_of_what_may_be_compared(run: str, tmp_path:
     assert floored["cells"][0] is None, "another rounding stands in a row of its own"
     assert floored["cells"][1]["best"] is False, "there is nothing to be better than"
     assert found["problems"] == []
+
+
+def test_what_is_not_sent_of_numbers_is_counted(run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluations_module, "MOST_METRICS", 2)
+    monkeypatch.setattr(evaluations_module, "MOST_COLUMNS", 1)
+    other = str(tmp_path / "other")
+    write_training(other, "generator", count=3, steps=3)
+    write_evaluation(run, *(fid(9.0, images=images) for images in (10, 20, 30, 40, 50)))
+    write_evaluation(other, fid(8.0, images=10))
+    found = ask([run, other], lambda client: evaluations(client, "01"))
+    assert (len(found["columns"]), len(found["metrics"])) == (1, 2)
+    assert found["left_out"] == (5 - 2) + (2 - 1)
 
 
 def test_numbers_that_cannot_be_read_are_said_and_the_others_stay(run: str, tmp_path: Path) -> None:
