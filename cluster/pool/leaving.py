@@ -24,15 +24,15 @@ class Member:
         return self.arrival.node if self.arrival else None
 
     @property
-    def is_open(self) -> bool:
-        """Whether it has opened what its shards need, and may have one in hand."""
-        return self.arrival is not None and self.arrival.is_open
+    def at_work(self) -> bool:
+        """Whether it may have a shard in hand."""
+        return self.arrival is not None and self.arrival.at_work
 
 
 def leaving(members: Sequence[Member], count: int, here: str) -> list[str]:
     """The workers that leave, so that least is lost and whole nodes become free.
 
-    First those that wait for room, then those that have not opened what they need. Of the others first those on the
+    First those that wait for room, then those that are not at work yet. Of the others first those on the
     node that has fewest: an autoscaler can take away a node on which nothing is left. The driver's own node stays, so
     its workers leave last. Among equals the newest leave.
 
@@ -47,6 +47,6 @@ def leaving(members: Sequence[Member], count: int, here: str) -> list[str]:
     def rank(numbered: tuple[int, Member]) -> tuple[bool, bool, bool, int, int, int]:
         number, member = numbered
         node = member.node
-        return (node is not None, member.is_open, node == here, on_node[node], -newest[node], -number)
+        return (node is not None, member.at_work, node == here, on_node[node], -newest[node], -number)
 
     return [member.worker for _, member in sorted(enumerate(members), key=rank)[: max(0, count)]]

@@ -151,13 +151,13 @@ class RayPool:
         return Resized(0, tuple(chosen))
 
     def keep(self, report: Report) -> None:
-        """Ask for workers that are still to be asked for; once no shard is left to begin, let go who has not opened.
+        """Ask for workers that are still to be asked for; once no shard is left to begin, let go who is not at work yet.
 
         So what an autoscaler is asked for is what there is work for.
         """
         if not report.waiting:
             self._still_to_ask = 0
-            self._dismiss([each.worker for each in self._standing(report) if not each.is_open])
+            self._dismiss([each.worker for each in self._standing(report) if not each.at_work])
         elif self._still_to_ask:
             self._ask_for(self._waiting(report))
 

@@ -90,8 +90,8 @@ class Arrival:
 
     node: str
     """Ray's id of its node."""
-    is_open: bool
-    """Whether it has opened what its shards need."""
+    at_work: bool
+    """Whether it has opened what its shards need, or Ray started it again with a shard in hand."""
 
 
 @dataclass(frozen=True)
@@ -195,12 +195,12 @@ class Ledger:
 
     def arrive(self, worker: str, node: str) -> None:
         """A worker has a process, on this node."""
-        self._arrived[worker] = Arrival(node, is_open=False)
+        self._arrived[worker] = Arrival(node, at_work=worker in self._in_flight)
 
     def dismiss(self, workers: Sequence[str]) -> list[str]:
         """These workers begin no shard any more. Returns those of them that may have one in hand."""
         self._leaving |= set(workers)
-        return [worker for worker in workers if worker in self._arrived and self._arrived[worker].is_open]
+        return [worker for worker in workers if worker in self._arrived and self._arrived[worker].at_work]
 
     def open(self, worker: str, host: str) -> None:
         """A worker has all that it needs."""
@@ -209,7 +209,7 @@ class Ledger:
             self._meter = Meter(now)  # the time that workers took to start is not theirs
         self._opened += 1
         if worker in self._arrived:
-            self._arrived[worker] = replace(self._arrived[worker], is_open=True)
+            self._arrived[worker] = replace(self._arrived[worker], at_work=True)
         self._workers[worker] = _Worker(host, Meter(now), now)
 
     def refuse(self, host: str, reason: str, fatal: Exception | None) -> None:

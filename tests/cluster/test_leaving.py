@@ -8,12 +8,12 @@ from cluster.pool.leaving import Member, leaving
 from cluster.pool.shard_ledger import Arrival
 
 
-def member(worker: str, node: str | None, is_open: bool = True) -> Member:
-    return Member(worker, Arrival(node, is_open) if node else None)
+def member(worker: str, node: str | None, at_work: bool = True) -> Member:
+    return Member(worker, Arrival(node, at_work) if node else None)
 
 
 def test_those_that_wait_for_room_leave_first_then_those_that_load_and_the_newest_of_them_first() -> None:
-    pool = [member("a", "n1"), member("b", "n1", is_open=False), member("c", None), member("d", None)]
+    pool = [member("a", "n1"), member("b", "n1", at_work=False), member("c", None), member("d", None)]
     assert leaving(pool, 4, here="") == ["d", "c", "b", "a"]
 
 

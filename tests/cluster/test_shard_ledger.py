@@ -178,6 +178,18 @@ def test_where_workers_are_is_told_and_whether_they_have_opened_what_they_need()
     assert look(ledger).arrived == {}
 
 
+def test_a_worker_that_ray_starts_again_with_a_shard_in_hand_is_at_work_before_it_has_opened(ledger: Ledger) -> None:
+    ledger.arrive("w1", "one")
+    ledger.arrive("w2", "two")
+    assert (ledger.take("w1", "host1"), ledger.take("w2", "host2")) == (4, 5)
+    ledger.finish(5, "w2", {})
+    for worker in ("w1", "w2"):  # both processes died
+        ledger.arrive(worker, "three")
+    assert look(ledger).arrived == {"w1": Arrival("three", True), "w2": Arrival("three", False)}
+    assert ledger.dismiss(["w1", "w2"]) == ["w1"]
+    assert ledger.take("w1", "host1") is None
+
+
 def test_a_worker_that_dies_after_an_error_that_concerns_every_shard_does_not_begin_again(ledger: Ledger) -> None:
     assert ledger.take("w1", "host1") == 4
     ledger.refuse("host2", "another tokenizer", UsageError("another tokenizer"))

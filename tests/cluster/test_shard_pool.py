@@ -57,6 +57,8 @@ class Files:
         if (Path(self.folder) / "wrong").exists():
             raise UsageError("the tokenizer is another one")
         (Path(self.folder) / f"opened-{os.getpid()}").touch()
+        if "dies once, and opens slowly" in self.behaviours and (Path(self.folder) / "s0.tar.tried").exists():
+            self._wait_for("kept-3", 1)
 
         def make(number: int, advance: Advance) -> dict[str, Any]:
             name = f"s{number}.tar"
@@ -67,7 +69,7 @@ class Files:
                     raise ValueError("this shard is poison")
                 case "dies":
                     os.kill(os.getpid(), signal.SIGKILL)
-                case "dies once" if first:
+                case "dies once" | "dies once, and opens slowly" if first:
                     os.kill(os.getpid(), signal.SIGKILL)
                 case "hangs once" if first:
                     threading.Event().wait()
@@ -136,6 +138,21 @@ def test_a_shard_whose_worker_was_killed_is_made_by_another(make_all: MakeAll, t
     assert sorted(facts["number"] for facts in said) == [0, 1, 2, 3]
     assert made(tmp_path) == {"s0.tar", "s1.tar", "s2.tar", "s3.tar"}
     assert not (tmp_path / "quarantine").exists()
+
+
+def test_a_worker_that_was_killed_keeps_its_shard_while_it_opens_again_though_none_is_left_to_begin(
+    make_all: MakeAll, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep = RayPool.keep
+
+    def noted(pool: RayPool, report: Report) -> None:
+        keep(pool, report)
+        if len(list(tmp_path.glob("opened-*"))) == 2:  # its second process
+            (tmp_path / f"kept-{len(list(tmp_path.glob('kept-*'))) + 1}").touch()
+
+    monkeypatch.setattr(RayPool, "keep", noted)
+    assert len(make_all("dies once, and opens slowly", most=1)) == 1
+    assert len(list(tmp_path.glob("opened-*"))) == 2  # no other pool was started
 
 
 def test_poison_is_set_aside_with_its_reason_and_all_else_is_made(make_all: MakeAll, tmp_path: Path) -> None:
