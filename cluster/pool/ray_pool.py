@@ -151,7 +151,7 @@ class RayPool:
         return Resized(0, tuple(chosen))
 
     def keep(self, report: Report) -> None:
-        """Ask for workers that are still to be asked for; once no shard is left to begin, let go who is not at work yet.
+        """Ask for workers that are still to be asked for; with no shard left to begin, let go who is not at work yet.
 
         So what an autoscaler is asked for is what there is work for.
         """
