@@ -92,6 +92,19 @@ class LatentDropoutConfig(Section):
         return self
 
 
+class LinearDecoderConfig(Section):
+    """A linear layer that paints a small image from the codes of all latents, beside the decoder, in training alone.
+
+    Encoder and decoder can learn nothing from each other at first: the latents say nothing, and the decoder does not
+    listen. What this layer gives the encoder to learn does not wait for the decoder.
+    """
+
+    weight: float = Field(1.0, gt=0)
+    """Of its mean squared error."""
+    image_size: int = Field(32, gt=0, le=1_024)
+    """Side of the small image, whose pixels are means of the image's."""
+
+
 class PixelDecoderConfig(ConvolutionalDecoderConfig):
     """The codebook and the decoder of a proxy that paint its codes. The defaults are MaskGIT-VQGAN's."""
 
@@ -144,6 +157,8 @@ class TiTokConfig(TokenizerConfig):
     """`interleaved` mixes channels of many latents in each code, as the published two-stage weights do by mistake."""
     latent_dropout: LatentDropoutConfig | None = None
     """Train some images on their first latents alone, so that images can be decoded from these (beyond the paper)."""
+    linear_decoder: LinearDecoderConfig | None = None
+    """A second, linear decoder, for a training that begins at once (beyond the paper). Not of `pixels`."""
     proxy_codes: int = Field(1024, gt=1, le=2**24)
     """Codes of the proxy, of which the decoder predicts one for each patch. Of `codes` and `pixels`."""
     pixel_decoder: PixelDecoderConfig | None = None
@@ -160,6 +175,7 @@ class TiTokConfig(TokenizerConfig):
         if self.target == "pixels" and self.pixel_decoder is None:
             raise ValueError("target pixels paints through a pixel_decoder: give its sizes, or set target to rgb")
         self._check_latents()
+        self._check_linear_decoder()
         self._check_pixel_decoder()
         return self
 
@@ -175,6 +191,19 @@ class TiTokConfig(TokenizerConfig):
         if dropout.kept[-1] >= self.latents:
             raise ValueError(
                 f"latent_dropout.kept {list(dropout.kept)}: each has to be less than latents {self.latents}"
+            )
+
+    def _check_linear_decoder(self) -> None:
+        if self.linear_decoder is None:
+            return
+        if self.target == "pixels":
+            raise ValueError(
+                "linear_decoder teaches the encoder, which is frozen with target pixels: set linear_decoder to null"
+            )
+        if self.image_size % self.linear_decoder.image_size:
+            raise ValueError(
+                f"image_size {self.image_size} is no multiple of linear_decoder.image_size "
+                f"{self.linear_decoder.image_size}"
             )
 
     def _check_pixel_decoder(self) -> None:

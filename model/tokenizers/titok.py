@@ -82,8 +82,8 @@ class TiTokTokenizer(nn.Module):
         *("quantizer.", "decoder.", "head.", "pixel_codebook.", "pixel_decoder."),
         *("target", "proxy_codes", "latent_dropout"),
     )
-    NEITHER: ClassVar[tuple[str, ...]] = ("quantizer.commitment", "quantizer.divergence")
-    """Settings that only training has."""
+    NEITHER: ClassVar[tuple[str, ...]] = ("quantizer.commitment", "quantizer.divergence", "linear_decoder")
+    """What only training has."""
 
     def __init__(self, config: TiTokConfig) -> None:
         super().__init__()
@@ -101,6 +101,8 @@ class TiTokTokenizer(nn.Module):
         paints = config.pixel_decoder
         self.pixel_codebook = None if paints is None else PixelCodebook(config.proxy_codes, paints.code_dim)
         self.pixel_decoder = None if paints is None else ConvolutionalDecoder(paints, paints.code_dim)
+        side = config.linear_decoder.image_size if config.linear_decoder else 0
+        self.linear_decoder = nn.Linear(latents * code_dim, 3 * side**2) if side else None
         for name, parameter in self.named_parameters():
             if name.startswith(_FROZEN.get(config.target, "-")):
                 parameter.requires_grad_(False)
@@ -257,6 +259,7 @@ class TiTokTokenizer(nn.Module):
         losses, seen_BCHW = found.losses, image_BCHW[:0]
         if decode:
             code_BKC = _first(found.code_BKC, drawn.get(KEPT_LATENTS))
+            losses = losses | self._linear_loss(code_BKC, image_BCHW)
             if self.config.target == "codes":
                 losses = losses | {"codes": _code_loss(self.patches(code_BKC), drawn[PROXY])}
             else:
@@ -270,6 +273,16 @@ class TiTokTokenizer(nn.Module):
             seen=found.seen,
             means=found.means,
         )
+
+    def _linear_loss(self, code_BKC: Tensor, image_BCHW: Tensor) -> Terms:
+        """What the linear decoder's image differs from the image, if there is one."""
+        config = self.config.linear_decoder
+        if config is None or self.linear_decoder is None:
+            return {}
+        small_BCHW = F.adaptive_avg_pool2d(image_BCHW.float(), config.image_size)
+        found_BX: Tensor = self.linear_decoder(code_BKC.flatten(1).to(self.linear_decoder.weight.dtype))
+        with without_autocast(image_BCHW.device):
+            return {"linear": config.weight * F.mse_loss(found_BX.float(), small_BCHW.flatten(1))}
 
     def _bottleneck(self, image_BCHW: Tensor, seed_B: Tensor | None) -> Bottleneck:
         if self.config.target == "pixels":

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from data_pipeline.shards.halves import DECODE, ENCODE, half_fingerprints, halves_of, settings_of
 from data_pipeline.shards.tokenizers import recorded_config
-from model.config.titok import GaussianConfig, LatentDropoutConfig, TiTokConfig, TiTokViTConfig
+from model.config.titok import GaussianConfig, LatentDropoutConfig, LinearDecoderConfig, TiTokConfig, TiTokViTConfig
 from model.layers.random_numbers import normal
 from model.layers.titok_vit import interleave
 from model.quantizers.gaussian import Gaussian, divergence_loss, gaussian_of
@@ -393,3 +393,48 @@ def test_a_prefix_is_decoded_as_it_was_trained() -> None:
     assert not torch.allclose(network.detokenize(other), network.detokenize(tokens_BLF))
     with pytest.raises(ValueError, match="keep 2: images can be decoded from 1, 3, 5 latents"):
         network.detokenize(tokens_BLF, 2)
+
+
+# A linear decoder beside the decoder
+
+
+def test_the_linear_decoder_learns_the_small_image_from_all_codes_and_belongs_to_no_half() -> None:
+    network = tokenizer_of(linear_decoder=LinearDecoderConfig(weight=0.5, image_size=4)).train()
+    output = network(images())
+    codes_BX = network.quantizer(network.encode(images())).vectors_BKC.reshape(2, -1)
+    made_BX = codes_BX @ network.linear_decoder.weight.T + network.linear_decoder.bias
+    means_BX = images().reshape(2, 3, 4, 4, 4, 4).mean((3, 5)).reshape(2, -1)
+    torch.testing.assert_close(output.losses["linear"], 0.5 * (made_BX - means_BX).square().mean())
+    output.losses["linear"].backward()
+    assert network.encoder.to_latent.weight.grad.abs().sum() > 0
+    assert network.decoder.from_latent.weight.grad is None
+    assert set(output.losses) - {"linear"} == set(tokenizer_of().train()(images()).losses)
+    names = halves_of(network)
+    for half in (ENCODE, DECODE):
+        recorded = settings_of(network.config.model_dump(mode="json"), names, half)
+        assert "linear_decoder" not in recorded
+
+
+def test_of_the_first_latents_the_linear_decoder_sees_no_more_than_the_decoder() -> None:
+    network = tokenizer_of(
+        linear_decoder=LinearDecoderConfig(image_size=4), latent_dropout=LatentDropoutConfig(share=1, kept=(1,))
+    ).train()
+    losses = network(images(), {KEPT_LATENTS: torch.tensor([1, 1])}).losses
+    losses["linear"].backward()
+    columns_X = network.linear_decoder.weight.grad.abs().sum(0)
+    width = network.config.quantizer.width
+    assert columns_X[:width].sum() > 0
+    assert not columns_X[width:].any()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"linear_decoder": {"image_size": 5}}, "is no multiple of linear_decoder.image_size 5"),
+        ({"linear_decoder": {"image_size": 4}, "target": "pixels"}, "set linear_decoder to null"),
+    ],
+)
+def test_a_linear_decoder_that_cannot_be_is_refused(wrong: dict[str, Any], reason: str) -> None:
+    pixel_decoder = stage_2().config.pixel_decoder.model_dump() if wrong.get("target") else None
+    with pytest.raises(ValueError, match=reason):
+        TiTokConfig(**(tokenizer_of().config.model_dump() | wrong | {"pixel_decoder": pixel_decoder}))
