@@ -204,8 +204,9 @@ class Run:
     def _without_head(self) -> HeadLostError:
         self._pool.abandon()
         return HeadLostError(
-            f"{self._settings.label}: Ray's head (GCS) was lost, killed or cut off. What is committed stays, and the "
-            "same command makes the rest; if it joins a cluster (cluster.address, RAY_ADDRESS), start its head again."
+            f"{self._settings.label}: Ray's head (GCS, or the raylet beside it) was lost, killed or cut off. What is "
+            "committed stays, and the same command makes the rest; if it joins a cluster (cluster.address, "
+            "RAY_ADDRESS), start its head again."
         )
 
     def _absorb(self) -> Report:

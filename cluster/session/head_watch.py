@@ -6,6 +6,9 @@ as nobody can tell them to; the command waits for that and ends, too.
 
 A head where nobody listens is gone. One that listens and says nothing may be busy, as on a login node that others use:
 it has longer, though not the minute after which Ray ends the workers without a checkpoint.
+
+A cluster that the command started itself has one node. Without that node's raylet nothing can be started there again,
+though its head answers: it is lost, too.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from types import TracebackType
 from typing import Self
 
 from cluster.session.ray_address import Head, question_to_head
+from cluster.session.ray_processes import own_raylet_has_ended
 from data_pipeline.errors import FoldtrainError
 
 _PAUSE_SECONDS = 2.0
@@ -78,4 +82,5 @@ def watch_head(on_lost: Callable[[], None]) -> HeadWatch:
     """A watch of the head that this process is connected to, as a driver or as a worker."""
     import ray
 
-    return HeadWatch(question_to_head(ray.get_runtime_context().gcs_address, _ANSWER_SECONDS), on_lost)
+    ask_head = question_to_head(ray.get_runtime_context().gcs_address, _ANSWER_SECONDS)
+    return HeadWatch(lambda: Head.AWAY if own_raylet_has_ended() else ask_head(), on_lost)

@@ -101,6 +101,18 @@ def abandon() -> None:
         end_tree(each.process.pid)
 
 
+def own_raylet_has_ended() -> bool:
+    """Whether the raylet of a cluster that this process started has ended: killed, out of memory, or at its start.
+
+    Its workers end with it.
+    """
+    from ray._private import worker
+
+    node: Any = worker._global_node
+    raylets = node.all_processes.get("raylet", []) if node else []
+    return any(each.process.poll() is not None for each in raylets)
+
+
 def listen_again() -> None:
     """In a worker that handles the notices itself: stop blocking them in this thread."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, NOTICES)

@@ -20,6 +20,7 @@ from cluster.pool.scale import clear_scale
 from cluster.progress.training_progress import Follower, follow_training, has_ended
 from cluster.session.head_watch import HeadLostError, watch_head
 from cluster.session.ray_folder import ray_folder
+from cluster.session.ray_processes import own_raylet_has_ended
 from cluster.session.ray_session import is_connected, ray_session, require_gpus
 from cluster.terminal.output import console
 from cluster.training.size_control import SizeControl
@@ -154,18 +155,19 @@ def _wait_for_workers(job: TrainJob, since: float) -> HeadLostError:
         job: the stage.
         since: unix time at which it was started here, seconds.
     """
-    console().print(f"{job.stage}: Ray's head (GCS) no longer answers: the workers save a checkpoint and end")
+    lost = "Ray's head (GCS, or the raylet beside it)"
+    console().print(f"{job.stage}: {lost} no longer answers: the workers save a checkpoint if they can, and end")
     waiting = Retrying(
         retry=retry_if_result(lambda ended: not ended), stop=stop_after_delay(_LAST_SECONDS), wait=wait_fixed(0.5)
     )
     try:
-        waiting(lambda: has_ended(job, since))
+        waiting(lambda: has_ended(job, since) or own_raylet_has_ended())
         state = "no worker is at work"
     except RetryError:
         state = f"the workers did not say within {_LAST_SECONDS:.0f} s that they ended"
     step = latest_step(job.checkpoints)
     newest = "there is no checkpoint" if step is None else f"the newest checkpoint is that of step {step}"
     return HeadLostError(
-        f"{job.stage}: Ray's head (GCS) was lost, killed or cut off; {state}, {newest}. The same command goes on from "
+        f"{job.stage}: {lost} was lost, killed or cut off; {state}, {newest}. The same command goes on from "
         "there; if it joins a cluster (cluster.address, RAY_ADDRESS), start that cluster's head again first."
     )

@@ -134,8 +134,8 @@ def test_a_notice_to_all_or_to_a_worker_and_a_lost_head_end_all_with_a_checkpoin
         assert driver.wait(timeout=PATIENCE) == 1, driver.output()
         third = latest_step(checkpoints)
         assert (
-            f"Ray's head (GCS) was lost, killed or cut off; no worker is at work, the newest checkpoint is that of "
-            f"step {third}" in driver.output()
+            "Ray's head (GCS, or the raylet beside it) was lost, killed or cut off; no worker is at work, "
+            f"the newest checkpoint is that of step {third}" in driver.output()
         )
         assert "Traceback" not in driver.output()
         assert psutil.wait_procs(family, timeout=PATIENCE)[1] == []
@@ -144,6 +144,18 @@ def test_a_notice_to_all_or_to_a_worker_and_a_lost_head_end_all_with_a_checkpoin
     assert happened(tmp_path, "resume") == [first, second]
     assert happened(tmp_path, "stop") == [first, second, third]
     assert happened(tmp_path, "failure") == happened(tmp_path, "finish") == []
+
+
+@pytest.mark.drill
+def test_a_cluster_of_the_commands_own_whose_raylet_ends_is_lost(command: tuple[str, ...], tmp_path: Path) -> None:
+    with started(*command, "cluster.workers=1") as driver:
+        until_it_trains(tmp_path, driver)
+        family = driver.family()
+        kill(next(process for process in family if "raylet/raylet" in title_of(process)))
+        assert driver.wait(timeout=PATIENCE) == 1, driver.output()
+        assert "the raylet beside it) was lost" in driver.output()
+        assert "Traceback" not in driver.output()
+        assert psutil.wait_procs(family, timeout=PATIENCE)[1] == []
 
 
 @pytest.mark.drill
