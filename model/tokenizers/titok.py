@@ -276,9 +276,10 @@ class TiTokTokenizer(nn.Module):
 
     def _linear_loss(self, code_BKC: Tensor, image_BCHW: Tensor) -> Terms:
         """What the linear decoder's image differs from the image, if there is one."""
-        config = self.config.linear_decoder
-        if config is None or self.linear_decoder is None:
+        if self.linear_decoder is None:
             return {}
+        config = self.config.linear_decoder
+        assert config is not None
         small_BCHW = F.adaptive_avg_pool2d(image_BCHW.float(), config.image_size)
         found_BX: Tensor = self.linear_decoder(code_BKC.flatten(1).to(self.linear_decoder.weight.dtype))
         with without_autocast(image_BCHW.device):
