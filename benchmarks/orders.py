@@ -1,10 +1,11 @@
 """Train the small generators of configs/small/generators on the same tokens, and table them.
 
-    python benchmarks/orders.py [--source RUN] [--runs FOLDER] [--samples 1000] [--json FILE] [NAME...]
+    python benchmarks/orders.py [--source RUN] [--images RUN] [--runs FOLDER] [--samples 1000] [--json FILE] [NAME...]
 
-RUN (runs/quickstart) is a finished run whose tokens, tokenizer, teacher and judge they share; NAME is a config of
-configs/small/generators without ".yaml". A generator that has trained already is tabled as it is. An order that cannot
-predict such tokens stands in the table with the reason.
+The source (runs/quickstart) is a finished run whose tokens and tokenizer they share, with its images, teacher and judge
+unless --images names another run for these; NAME is a config of configs/small/generators without ".yaml". A generator
+that has trained already is tabled as it is. An order that cannot predict such tokens stands in the table with the
+reason.
 
     steps        passes of the network for an image
     nats         cost of the tokens of a held-out image, by the moving average of the weights: comparable between rows,
@@ -39,7 +40,6 @@ NAMES = (
     *("next-scale", "next-scale-depth", "next-token", "next-token-depth", "next-token-unfolded"),
     *("random", "masked"),
 )
-SHARED = ("images", "tokens", "tokenizer", "teacher", "judge")
 CPU = torch.device("cpu")
 
 
@@ -47,6 +47,7 @@ def main() -> None:
     """Train, draw, table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", type=Path, default=Path("runs/quickstart"))
+    parser.add_argument("--images", type=Path, help="the run with images, teacher and judge; default: the source")
     parser.add_argument("--runs", type=Path, default=Path("runs/orders"), help="where the runs go")
     parser.add_argument("--samples", type=int, default=1000, help="images that are judged at each guidance")
     parser.add_argument("--guidance", type=float, nargs="+", default=[0.0, 1.5, 3.0])
@@ -62,7 +63,7 @@ def main() -> None:
 def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Train one, if it is not there, and look at what it draws."""
     run, config = options.runs / name, f"package:small/generators/{name}.yaml"
-    changes = [f"run={run}", *(f"inputs.{each}={options.source}" for each in SHARED)]
+    changes = [f"run={run}", *(f"inputs.{name}={place}" for name, place in places(options).items())]
     began = time.perf_counter()
     if not (run / "generator/export/card.json").exists():
         command = [sys.executable, "-m", "foldtrain", "train-generator", config, *changes]
@@ -75,16 +76,23 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     return {"name": name, "seconds": seconds} | look(run, load_config(config, changes), options)
 
 
+def places(options: argparse.Namespace) -> dict[str, Path]:
+    """The run of each input."""
+    tokens, images = options.source, options.images or options.source
+    return {"tokens": tokens, "tokenizer": tokens, "images": images, "teacher": images, "judge": images}
+
+
 def look(run: Path, config: RunConfig, options: argparse.Namespace) -> dict[str, Any]:
     """What a trained generator says of held-out tokens, and what it draws."""
-    exports = {name: str(options.source / name / "export") for name in ("tokenizer", "judge")}
-    judge = load_classifier(exports["judge"], "judge", CPU)
-    held_out, size = str(options.source / "images/validation"), judge.config.image_size
+    of = places(options)
+    judge = load_classifier(str(of["judge"] / "judge/export"), "judge", CPU)
+    held_out, size = str(of["images"] / "images/validation"), judge.config.image_size
     real = RealImages.load(held_out, size, config.data.fit, options.samples, CPU)
     seen, rows = statistics(judge, real.image_NCHW), []
     for guidance in options.guidance:
         sampling = config.sampling.model_copy(update={"guidance": guidance})
-        sampler = Sampler.load(str(run / "generator/export"), exports["tokenizer"], sampling, config.seed, CPU)
+        exports = (str(run / "generator/export"), str(of["tokenizer"] / "tokenizer/export"))
+        sampler = Sampler.load(*exports, sampling, config.seed, CPU)
         image_NCHW, rate = draw(sampler, options.samples)
         label_N = torch.arange(options.samples) % len(sampler.class_names)
         right = (predict(judge, image_NCHW) == label_N).float().mean()

@@ -93,6 +93,10 @@ def stage(
     ] = None,
 ) -> None:
     """Judge a run, which `evaluate CONFIG` does, too: evaluation.json; or sweep settings, or explain its numbers."""
+    if explain and sweep:
+        from data_pipeline.errors import UsageError
+
+        raise UsageError("--explain tells of numbers that are there, --sweep makes them: give one of the two")
     if explain:
         _explain(config, overrides)
     elif sweep:

@@ -79,6 +79,7 @@ CpuBatch = Annotated[int | None, _option(_WHERE, "--cpu-batch", min=1, help="Ima
 
 
 def sample(
+    context: typer.Context,
     run: Run,
     overrides: Overrides = None,
     output: Out = None,
@@ -115,27 +116,13 @@ def sample(
     The latter goes on where it was killed, and --workers draws on Ray; `foldtrain scale` FOLDER changes their number.
     sampling.json beside the images says all that made them.
     """
-    how: dict[str, Any] = {"guidance": guidance, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-    how |= {"precision": precision, "batch": batch, "cpu_batch": cpu_batch}
     if output is None:
-        what = [
-            kind,
-            classes,
-            count,
-            plan,
-            seed,
-            checkpoint,
-            kept_weights,
-            tokenizer,
-            reference,
-            keep,
-            rounding,
-            workers,
-        ]
-        _run_stage(run, overrides, [*what, schedule, steps, order, *how.values()])
+        _run_stage(context, run, overrides)
         return
     from cluster.stages.drawing import Wanted
 
+    how: dict[str, Any] = {"guidance": guidance, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    how |= {"precision": precision, "batch": batch, "cpu_batch": cpu_batch}
     wanted = Wanted(
         run=run,
         output=output,
@@ -162,11 +149,12 @@ def _is_config(run: str) -> bool:
     return run.endswith((".yaml", ".yml")) or run.startswith("package:")
 
 
-def _run_stage(run: str, overrides: list[str] | None, given: list[Any]) -> None:
+def _run_stage(context: typer.Context, run: str, overrides: list[str] | None) -> None:
     """The stage of a config, which takes no options."""
     from data_pipeline.errors import UsageError
 
-    if not _is_config(run) or any(value is not None for value in given):
+    sources = {name: context.get_parameter_source(name) for name in context.params.keys() - {"run", "overrides"}}
+    if not _is_config(run) or any(source and source.name == "COMMANDLINE" for source in sources.values()):
         raise UsageError(
             "--out is missing: name the folder, or the file.npz, that the images go to. Without options, "
             "`foldtrain sample CONFIG` draws samples/grid.png of the run"

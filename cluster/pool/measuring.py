@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cluster.config.run import ClusterConfig
-from cluster.pool.pool_progress import PoolProgress
-from cluster.pool.ray_pool import PoolSize, WorkerNeeds
+from cluster.pool.parts import PartsLeft, make_here, make_on_pool
 from cluster.pool.sampling import software_of
 from cluster.pool.scale import clear_scale
-from cluster.pool.shard_pool import PoolSettings, Shards, make_shards
+from cluster.pool.shard_pool import Shards
 from cluster.pool.shard_worker import Advance, MakeShard
 from cluster.session.ray_session import ray_session, require_gpus
 from data_pipeline.leases.lease import Lease, only_driver
@@ -104,15 +103,14 @@ def measure_all(work: MeasureWork, by: ClusterConfig | torch.device, label: str 
     if finished is None and isinstance(by, ClusterConfig):
         with ray_session(by):
             require_gpus(by, min(by.fewest_workers, plan.parts))
-            finished = _make(work, lambda parts, lease: _on_pool(work, parts, by, lease, label))
+            finished = _make(plan, label, lambda left, lease: make_on_pool(work, left, by, lease))
     elif finished is None:
         assert not isinstance(by, ClusterConfig), "one of the two"
-        finished = _make(work, lambda parts, lease: _here(work, parts, by, lease, label))
+        finished = _make(plan, label, lambda left, lease: make_here(work.on(by), left, lease))
     return StoredRows(plan, finished)
 
 
-def _make(work: MeasureWork, make: Callable[[Parts, Lease], None]) -> FinishedRows:
-    plan = work.plan
+def _make(plan: RowPlan, label: str, make: Callable[[PartsLeft, Lease], None]) -> FinishedRows:
     with only_driver(plan.folder, "evaluate") as lease:
         finished = read_finished(plan)
         if finished is not None:  # by another driver, whose end this one has waited for
@@ -121,36 +119,15 @@ def _make(work: MeasureWork, make: Callable[[Parts, Lease], None]) -> FinishedRo
         parts = Parts(plan)
         parts.look()
         if len(parts.missing):
-            make(parts, lease)
+            make(_left(parts, label), lease)
         lease.confirm()
         clear_scale(plan.folder)
         return parts.finish()
 
 
-def _progress(parts: Parts, label: str) -> PoolProgress:
-    plan, left = parts.plan, parts.missing
-    done = plan.count - parts.images(left)
-    return PoolProgress(label, plan.folder, plan.parts, plan.count, plan.parts - len(left), done)
-
-
-def _here(work: MeasureWork, parts: Parts, device: torch.device, lease: Lease, label: str) -> None:
-    make = work.on(device)
-    with _progress(parts, label) as progress:
-        for part in parts.missing.tolist():
-            lease.require()
-            parts.add(PartFacts(**make(part, lambda _images: None)))
-            progress.add(work.plan.size(part))
-            progress.show_done()
-
-
-def _on_pool(work: MeasureWork, parts: Parts, cluster: ClusterConfig, lease: Lease, label: str) -> None:
-    settings = PoolSettings(
-        label=label,
-        output=work.plan.folder,
-        size=PoolSize(cluster.fewest_workers, cluster.most_workers),
-        needs=WorkerNeeds(cluster.cpus_per_worker, cluster.gpus_per_worker),
-        require=lease.require,
+def _left(parts: Parts, label: str) -> PartsLeft:
+    plan = parts.plan
+    left = Shards(parts.missing, lambda part: f"part {part}", plan.size)
+    return PartsLeft(
+        label, plan.folder, plan.parts, plan.count, left, lambda _part, facts: parts.add(PartFacts(**facts))
     )
-    shards = Shards(parts.missing, lambda part: f"part {part}", work.plan.size)
-    with _progress(parts, label) as progress:
-        make_shards(work, shards, settings, progress, lambda _part, facts: parts.add(PartFacts(**facts)))

@@ -31,16 +31,26 @@ class PoolProgress:
         images: images of the plan.
         shards_done: those that were there before.
         images_done: their images.
+        unit: what a shard is called on the terminal, in the singular.
     """
 
-    def __init__(self, label: str, output: str, shards: int, images: int, shards_done: int, images_done: int) -> None:
-        self._output = output
+    def __init__(
+        self,
+        label: str,
+        output: str,
+        shards: int,
+        images: int,
+        shards_done: int,
+        images_done: int,
+        unit: str = "shard",
+    ) -> None:
+        self._output, self._unit = output, unit
         self._shards, self._images = shards, images
         self.shards_done, self.images_done = shards_done, images_done
         self._began, self._done_before = time.monotonic(), images_done
         self._rate = 0.0
         self._written_at = self._written_done = -1.0
-        self._line = ProgressLine(label, "shards")
+        self._line = ProgressLine(label, f"{unit}s")
 
     def __enter__(self) -> Self:
         return self
@@ -51,7 +61,7 @@ class PoolProgress:
         told = kind is not None and issubclass(kind, KeyboardInterrupt | SystemExit)
         self._record("stopped" if told else "failed" if kind else "finished", None, ())
         if told:
-            shards = counted(self._shards, "shard")
+            shards = counted(self._shards, self._unit)
             self._line.say(f"interrupted with {self.shards_done} of {shards}; the same command goes on")
 
     def add(self, images: int) -> None:

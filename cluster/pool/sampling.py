@@ -14,10 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster.config.run import ClusterConfig
-from cluster.pool.pool_progress import PoolProgress
-from cluster.pool.ray_pool import PoolSize, WorkerNeeds
+from cluster.pool.parts import PartsLeft, make_here, make_on_pool
 from cluster.pool.scale import clear_scale
-from cluster.pool.shard_pool import PoolSettings, Shards, make_shards
+from cluster.pool.shard_pool import Shards
 from cluster.pool.shard_worker import Advance, MakeShard
 from cluster.session.ray_session import ray_session, require_gpus
 from data_pipeline import storage
@@ -145,17 +144,16 @@ def draw_all(work: SampleWork, names: tuple[str, ...], told: dict[str, Any], by:
     if isinstance(by, ClusterConfig):
         with ray_session(by):
             require_gpus(by, min(by.fewest_workers, plan.parts))
-            drawn = _draw_all(work, names, told, lambda parts, lease: _on_pool(work, parts, by, lease))
+            drawn = _draw_all(plan, names, told, lambda left, lease: make_on_pool(work, left, by, lease))
     else:
-        drawn = _draw_all(work, names, told, lambda parts, lease: _here(work, parts, by, lease))
+        drawn = _draw_all(plan, names, told, lambda left, lease: make_here(work.with_sampler(by), left, lease))
     _remove_parts(plan)
     return drawn
 
 
 def _draw_all(
-    work: SampleWork, names: tuple[str, ...], told: dict[str, Any], make: Callable[[Parts, Lease], None]
+    plan: SamplePlan, names: tuple[str, ...], told: dict[str, Any], make: Callable[[PartsLeft, Lease], None]
 ) -> int:
-    plan = work.plan
     with only_driver(plan.folder, "sample") as lease:
         if is_finished(plan):  # by another driver, whose end this one has waited for
             return 0
@@ -164,7 +162,7 @@ def _draw_all(
         parts.look()
         left = parts.missing
         if len(left):
-            make(parts, lease)
+            make(_left(parts), lease)
         lease.confirm()
         finish(plan, parts, names, told)
         clear_scale(plan.folder)
@@ -177,30 +175,9 @@ def _remove_parts(plan: SamplePlan) -> None:
         storage.remove_tree(plan.folder)
 
 
-def _progress(parts: Parts) -> PoolProgress:
-    plan, left = parts.plan, parts.missing
-    done = plan.labels.images - parts.images(left)
-    return PoolProgress("sample", plan.folder, plan.parts, plan.labels.images, plan.parts - len(left), done)
-
-
-def _here(work: SampleWork, parts: Parts, sampler: Sampler, lease: Lease) -> None:
-    make = work.with_sampler(sampler)
-    with _progress(parts) as progress:
-        for part in parts.missing.tolist():
-            lease.require()
-            parts.add(part, **make(part, lambda _images: None))
-            progress.add(work.plan.images(part))
-            progress.show_done()
-
-
-def _on_pool(work: SampleWork, parts: Parts, cluster: ClusterConfig, lease: Lease) -> None:
-    settings = PoolSettings(
-        label="sample",
-        output=work.plan.folder,
-        size=PoolSize(cluster.fewest_workers, cluster.most_workers),
-        needs=WorkerNeeds(cluster.cpus_per_worker, cluster.gpus_per_worker),
-        require=lease.require,
+def _left(parts: Parts) -> PartsLeft:
+    plan = parts.plan
+    left = Shards(parts.missing, lambda part: f"part {part}", plan.images)
+    return PartsLeft(
+        "sample", plan.folder, plan.parts, plan.labels.images, left, lambda part, facts: parts.add(part, **facts)
     )
-    shards = Shards(parts.missing, lambda part: f"part {part}", work.plan.images)
-    with _progress(parts) as progress:
-        make_shards(work, shards, settings, progress, lambda part, facts: parts.add(part, **facts))

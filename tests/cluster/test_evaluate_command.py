@@ -256,6 +256,11 @@ def test_a_network_that_cannot_be_is_said(place: Path, tmp_path: Path, arguments
     assert not (tmp_path / "evaluation.json").exists()
 
 
+def test_numbers_are_explained_or_made_not_both(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="one of the two"):
+        foldtrain("evaluate", "--explain", tmp_path, "--sweep", "guidance=1:2:1")
+
+
 def test_the_chain_of_a_number_is_explained(place: Path, tmp_path: Path) -> None:
     foldtrain("evaluate", "tokenizer", place / "run", "--images", place / "real.npz", "--out", tmp_path)
 

@@ -316,6 +316,12 @@ def test_what_cannot_be_is_refused_and_nothing_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("option", [("--n", 3), ("--device", "cuda"), ("--fit", "crop"), ("--gpus-per-worker", 1)])
+def test_the_stage_of_a_config_takes_no_options(option: tuple[object, ...]) -> None:
+    with pytest.raises(UsageError, match="--out is missing"):
+        sample("package:quickstart.yaml", *option)
+
+
 @pytest.mark.xdist_group("s3")
 def test_samples_go_to_object_storage(run: Path, s3_uri: str, tmp_path: Path) -> None:
     sample(run, "--out", tmp_path / "out", "--n", 2)

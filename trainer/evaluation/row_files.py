@@ -227,10 +227,6 @@ class Parts:
         """Numbers of the parts that are still to be made, ascending."""
         return np.flatnonzero(~self._is_there)
 
-    def images(self, parts: npt.NDArray[np.int64]) -> int:
-        """Images of some parts."""
-        return sum(self.plan.size(part) for part in parts.tolist())
-
     def add(self, facts: PartFacts) -> None:
         """A part is there."""
         self._pixels[facts.part] = np.frombuffer(bytes.fromhex(facts.pixels), np.uint8)

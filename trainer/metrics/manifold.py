@@ -40,9 +40,29 @@ def precision_recall(real_ND: Features, generated_MD: Features, neighbours: int 
     Raises:
         ValueError: if a set has no more than `neighbours` images, or the features have different widths.
     """
-    precise_M = covered(generated_MD, real_ND, radii(real_ND, neighbours))
-    recalled_N = covered(real_ND, generated_MD, radii(generated_MD, neighbours))
+    precise_M, recalled_N = covered(generated_MD, real_ND, neighbours)
     return PrecisionRecall(float(precise_M.mean()), float(recalled_N.mean()))
+
+
+def covered(
+    first_ND: Features, second_MD: Features, neighbours: int = NEIGHBOURS
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Which images of each set are in the manifold of the other, [N] and [M].
+
+    Raises:
+        ValueError: if a set has no more than `neighbours` images, the features have different widths, or one is not
+            finite.
+    """
+    _check_shapes(first_ND, second_MD)
+    first_radii_N, second_radii_M = radii(first_ND, neighbours), radii(second_MD, neighbours)
+    first_N, second_M = np.zeros(len(first_ND), np.bool_), np.zeros(len(second_MD), np.bool_)
+    for here in _blocks(first_ND):
+        first_RD = _read(first_ND, here)
+        for there in _blocks(second_MD):
+            distance_RS = _squared_distances(first_RD, _read(second_MD, there))
+            first_N[here] |= (distance_RS <= second_radii_M[there]).any(axis=1)
+            second_M[there] |= (distance_RS <= first_radii_N[here, None]).any(axis=0)
+    return first_N, second_M
 
 
 def radii(features_ND: Features, neighbours: int = NEIGHBOURS) -> Array:
@@ -54,31 +74,24 @@ def radii(features_ND: Features, neighbours: int = NEIGHBOURS) -> Array:
     _check_shapes(features_ND, features_ND)
     if not 0 < neighbours < len(features_ND):
         raise ValueError(f"{len(features_ND)} images have no {neighbours} neighbours each: give more images")
-    found = np.empty(len(features_ND))
-    for here, distance_RK, _ in _nearest(features_ND, features_ND, neighbours + 1):  # one of which is itself
-        found[here] = distance_RK.max(axis=1)
-    return found
+    least_NK = np.full((len(features_ND), neighbours + 1), np.inf)  # one of which is of the image from itself
+    for here in _blocks(features_ND):
+        first_RD = _read(features_ND, here)
+        for there in _blocks(features_ND, here.start):
+            distance_RS = _squared_distances(first_RD, _read(features_ND, there))
+            least_NK[here] = _least(least_NK[here], distance_RS)
+            if there != here:
+                least_NK[there] = _least(least_NK[there], distance_RS.T)
+    found_N: Array = least_NK.max(axis=1)
+    return found_N
 
 
-def covered(points_MD: Features, centres_ND: Features, radii_N: Array) -> npt.NDArray[np.bool_]:
-    """Whether each point is in a ball, [M].
-
-    Args:
-        points_MD: features.
-        centres_ND: of the balls.
-        radii_N: of the balls, squared, as `radii` gives them.
-
-    Raises:
-        ValueError: if the features have different widths, or one is not finite.
-    """
-    _check_shapes(points_MD, centres_ND)
-    found = np.zeros(len(points_MD), np.bool_)
-    for here in _blocks(points_MD):
-        point_RD = _read(points_MD, here)
-        for there in _blocks(centres_ND):
-            distance_RS = _squared_distances(point_RD, _read(centres_ND, there))
-            found[here] |= (distance_RS <= radii_N[there]).any(axis=1)
-    return found
+def _least(least_RK: Array, distance_RS: Array) -> Array:
+    """The K smallest of both in each row, in no order."""
+    count = least_RK.shape[1]
+    all_RS = np.concatenate([least_RK, distance_RS], axis=1)
+    all_RS.partition(count - 1, axis=1)
+    return all_RS[:, :count]
 
 
 def nearest(queries_ND: Features, references_MD: Features, count: int = 1) -> tuple[npt.NDArray[np.int64], Array]:
@@ -96,7 +109,7 @@ def nearest(queries_ND: Features, references_MD: Features, count: int = 1) -> tu
         raise ValueError(f"{len(references_MD)} references have no {count} nearest ones: ask for fewer")
     indices = np.empty((len(queries_ND), count), np.int64)
     distances = np.empty((len(queries_ND), count))
-    for here, _, index_RK in _nearest(queries_ND, references_MD, count):
+    for here, index_RK in _nearest(queries_ND, references_MD, count):
         exact_RK = _exact_distances(_read(queries_ND, here), references_MD, index_RK)
         order_RK = np.lexsort((index_RK, exact_RK))
         indices[here] = np.take_along_axis(index_RK, order_RK, axis=1)
@@ -106,8 +119,8 @@ def nearest(queries_ND: Features, references_MD: Features, count: int = 1) -> tu
 
 def _nearest(
     queries_ND: Features, references_MD: Features, count: int
-) -> Iterator[tuple[slice, Array, npt.NDArray[np.int64]]]:
-    """For each block of queries: where it is, and squared distances and numbers of the nearest, in no order."""
+) -> Iterator[tuple[slice, npt.NDArray[np.int64]]]:
+    """For each block of queries: where it is, and the numbers of the nearest references, in no order."""
     for here in _blocks(queries_ND):
         query_RD = _read(queries_ND, here)
         best_RK: Array = np.empty((len(query_RD), 0))
@@ -123,7 +136,7 @@ def _nearest(
                 old_RK = np.take_along_axis(index_RK, np.minimum(chosen_RK, before - 1), axis=1)
                 numbers_RK = np.where(chosen_RK < before, old_RK, numbers_RK)
             best_RK, index_RK = np.take_along_axis(all_RS, chosen_RK, axis=1), numbers_RK
-        yield here, best_RK, index_RK
+        yield here, index_RK
 
 
 def _squared_distances(first_RD: Array, second_SD: Array) -> Array:
@@ -144,9 +157,9 @@ def _exact_distances(query_RD: Array, references_MD: Features, index_RK: npt.NDA
     return np.stack(columns, axis=1)
 
 
-def _blocks(features_ND: Features) -> Iterator[slice]:
+def _blocks(features_ND: Features, begin: int = 0) -> Iterator[slice]:
     rows = max(1, min(_MOST_ROWS, _BLOCK_BYTES // (8 * features_ND.shape[1])))
-    for first in range(0, len(features_ND), rows):
+    for first in range(begin, len(features_ND), rows):
         yield slice(first, min(first + rows, len(features_ND)))
 
 

@@ -56,7 +56,11 @@ def test_blocks_change_nothing() -> None:
     between = np.linalg.norm(made[:, None].astype(np.float64) - real, axis=2)
     within = np.sort(np.linalg.norm(real[:, None].astype(np.float64) - real, axis=2), axis=1)
     np.testing.assert_allclose(radii(real, 3), within[:, 3] ** 2, rtol=1e-9)
-    assert (covered(made, real, radii(real, 3)) == (between <= within[:, 3]).any(axis=1)).all()
+    made_within = np.sort(np.linalg.norm(made[:, None].astype(np.float64) - made, axis=2), axis=1)
+    precise, recalled = covered(made, real, 3)
+    assert (precise == (between <= within[:, 3]).any(axis=1)).all()
+    assert (recalled == (between <= made_within[:, 3, None]).any(axis=0)).all()
+    assert 0 < precise.sum() < len(precise)
     index, distance = nearest(made, real, 4)
     assert (index == np.argsort(between, axis=1)[:, :4]).all()
     np.testing.assert_allclose(distance, np.sort(between, axis=1)[:, :4], rtol=1e-9)
@@ -108,7 +112,7 @@ def test_features_that_cannot_be_compared_are_refused() -> None:
     with pytest.raises(ValueError, match="1 and of 16 channels"):
         nearest(line(0), features(0, 5))
     with pytest.raises(ValueError, match="1 and of 16 channels"):
-        covered(line(0), features(0, 5), np.ones(5))
+        covered(line(0, 1, 2, 3), features(0, 5))
     with pytest.raises(ValueError, match="not finite"):
         radii(line(0, 1, np.nan), 1)
     with pytest.raises(ValueError, match="shape"):
