@@ -26,7 +26,7 @@ test: $(INSTALLED) ## all tests, on two processes
 	$(VENV)/bin/pytest -n 2 --dist loadgroup --allowed-skips tests/allowed_skips.txt
 
 test-fast: $(INSTALLED) ## the tests that are cheap, and start no Ray and no server (tests/fast_set.py)
-	$(VENV)/bin/pytest -n 2 --dist loadgroup -m "not slow" --hypothesis-profile few --dear 2 --allowed-skips tests/allowed_skips.txt
+	$(VENV)/bin/pytest -n 2 --dist loadgroup -m "not slow" --hypothesis-profile few --dear 1 --allowed-skips tests/allowed_skips.txt
 
 test-gpu: $(INSTALLED) ## the tests that only a GPU can run, in one process; without one they are skipped
 	$(VENV)/bin/pytest -m gpu

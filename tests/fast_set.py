@@ -4,7 +4,7 @@ The fast set is to take 3 minutes on two cores: 360 seconds of CPU in all, of wh
 collect the tests. A test is left out, with the mark `slow`, if it
 
 1. starts Ray, a server or a cluster, or kills processes: SLOW_GROUPS and the fixture `s3` give these their mark;
-2. costs more than 2 seconds of CPU, with the processes that it starts: the mark stands at the test. Of a family of
+2. costs more than 1 second of CPU, with the processes that it starts: the mark stands at the test. Of a family of
    tests that each show the same on another network, stage or config, one stays in the fast set, the others are slow.
 
 Properties are tried on 15 examples instead of 50 (tests/conftest.py).

@@ -221,6 +221,7 @@ def test_a_missing_extended_file_names_both(small_config: Path) -> None:
     assert "x.yaml extends" in message
 
 
+@pytest.mark.slow
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @example(metric="a\x85b\u2028c\u2029", rate=1.0)
 @given(metric=st.text(min_size=1), rate=st.floats(min_value=1e-30, max_value=1))

@@ -64,6 +64,7 @@ def test_a_job_is_submitted_by_the_name_of_its_kind_and_runs_to_its_end(submit: 
     assert "ingest is not run: inputs.images names" in "".join(records.logs(record.run, record.id))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_stop_is_heard_through_the_run_and_the_job_saves_before_it_ends(submit: Callable[..., JobRecord]) -> None:
     record, said = submit(with_stand_in), list[str]()

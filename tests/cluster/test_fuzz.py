@@ -63,6 +63,7 @@ PLANTED = """
 """
 
 
+@pytest.mark.slow
 def test_whatever_an_input_does_is_found(tmp_path: Path) -> None:
     import json
 

@@ -59,6 +59,7 @@ def test_a_tokenizer_is_held_against_what_its_card_says(
     assert "--anyway" in message
 
 
+@pytest.mark.slow
 def test_a_card_that_says_nothing_is_made_up_for_by_a_look_at_images(
     configure: Configure,  # noqa: F811
     run: Path,  # noqa: F811

@@ -182,6 +182,7 @@ def test_a_tokenizer_trains_with_the_teacher_of_another_run(
     assert jobs[0].lineage["teacher"] == card.fingerprint()
 
 
+@pytest.mark.slow
 def test_sampling_and_evaluation_follow_what_is_given(configure: Configure, first: Path, tmp_path: Path) -> None:
     before = contents(first)
     config = configure("inputs.generator=runs/small", "inputs.judge=runs/small", "evaluation.samples=4")
@@ -199,6 +200,7 @@ def test_sampling_and_evaluation_follow_what_is_given(configure: Configure, firs
     assert contents(first) == before
 
 
+@pytest.mark.slow
 def test_the_report_says_so_when_a_given_network_was_trained_again(
     configure: Configure, first: Path, tmp_path: Path
 ) -> None:

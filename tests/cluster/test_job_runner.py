@@ -163,6 +163,7 @@ def test_a_job_whose_first_process_is_gone_saves_and_ends(run: str) -> None:
     assert (state(run).status, state(run).last_lines[-1]) == ("preempted", "saves a checkpoint")
 
 
+@pytest.mark.slow
 def test_a_job_that_finished_though_it_was_told_to_end_has_succeeded(run: str) -> None:
     finishes = LISTENS.replace("sys.exit(143)", "sys.exit(0)")
     found, code = at_work(run, finishes)

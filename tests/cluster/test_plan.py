@@ -82,6 +82,7 @@ def test_samples_give_epochs_and_reads() -> None:
     assert found["reading"]["bytes"] > 0
 
 
+@pytest.mark.slow
 def test_without_a_manifest_and_samples_nothing_is_made_up() -> None:
     found = plan()
     assert (found["epochs"], found["reading"]) == (None, None)
@@ -183,6 +184,7 @@ def test_several_sizes_are_planned_at_once_with_the_price_of_a_targets_nodes(tmp
     assert "do not fill nodes of 2" in found[3]["known_from"]
 
 
+@pytest.mark.slow
 def test_several_sizes_take_the_rate_of_the_run_itself_where_it_has_one(tmp_path: Path) -> None:
     folder = tmp_path / "generator"
     folder.mkdir()

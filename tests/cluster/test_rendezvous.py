@@ -82,6 +82,7 @@ def join(file: str, port: int) -> list[tuple[float, list[str]]]:
     return [json.loads(rank.communicate(timeout=120)[0]) for rank in ranks]
 
 
+@pytest.mark.slow
 def test_gloo_listens_on_the_loopback_device_alone(tmp_path: Path) -> None:
     for total, addresses in join((tmp_path / "meet").as_uri(), 0):
         assert total == 2

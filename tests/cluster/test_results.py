@@ -145,6 +145,7 @@ def test_an_evaluation_says_what_the_bits_are_worth_without_the_tokenizer(config
     assert found["probe"]["training_images"] == len(training.label_N)
 
 
+@pytest.mark.slow
 def test_baselines_of_the_same_images_and_bits_are_not_computed_again(
     configure: Configure, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -153,6 +153,7 @@ def hashes(folder: Path) -> dict[str, str]:
     return {path.name: storage.sha256(path.read_bytes()) for path in sorted(folder.glob("*")) if path.is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["png", "npz", "shards"])
 def test_a_killed_command_goes_on_and_draws_nothing_twice(
     run: Path, tmp_path: Path, small_parts: None, monkeypatch: pytest.MonkeyPatch, kind: str

@@ -358,6 +358,7 @@ def test_an_elastic_start_for_which_there_was_no_room_is_tried_with_fewer(cluste
     assert cluster.supervisor("1:2").run() == (Ending.FINISHED, 40)
 
 
+@pytest.mark.slow
 def test_the_command_loads_neither_torch_nor_pandas_nor_ray_train() -> None:
     modules = "cluster.commands.stages cluster.stages.pipeline cluster.training.stage cluster.training.supervision"
     imports = "".join(f"import {module}\n" for module in [*modules.split(), "ray", "ray.util.placement_group"])

@@ -171,6 +171,7 @@ def plan(configure: Configure, *overrides: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_a_plan_counts_the_proxy_or_says_that_it_does_not(configure: Configure) -> None:
     without = plan(configure)
     assert without["note"].endswith("runs/proxy, cannot be reached from here: its time and memory are not counted")

@@ -43,6 +43,7 @@ def test_what_fails_twice_is_raised() -> None:
         held.get(5)
 
 
+@pytest.mark.slow
 def test_copies_are_let_go_when_they_are_kept_no_longer() -> None:
     made: dict[int, weakref.ref[Copy]] = {}
 

@@ -62,6 +62,7 @@ def consumed(make: Callable[[], TokenBatches | ImageBatches], steps: range, worl
     return seen
 
 
+@pytest.mark.slow
 @given(SIZES, SIZES, st.integers(0, 40), st.integers(1, 4), st.sampled_from([None, 1, 2]))
 @same_files
 def test_tokens_come_in_the_same_order_at_any_world_size_accumulation_and_resume(
@@ -75,6 +76,7 @@ def test_tokens_come_in_the_same_order_at_any_world_size_accumulation_and_resume
     assert resumed == unbroken[start * GLOBAL_BATCH :]
 
 
+@pytest.mark.slow
 @given(SIZES, SIZES, st.sampled_from([0, 4]), st.integers(0, 10), st.integers(1, 2))
 @settings(same_files, max_examples=15)
 def test_images_come_in_the_same_order_at_any_world_size_accumulation_threads_and_resume(

@@ -351,6 +351,7 @@ def _make_and_count(folder: str, start: object, counter: object) -> None:
         start.wait(timeout=60)  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_eight_processes_make_a_copy_once_and_use_it_at_the_same_time(tmp_path: Path) -> None:
     start, counter = spawn.Barrier(8), spawn.Value("i", 0)
     ranks = [spawn.Process(target=_make_and_count, args=(str(tmp_path), start, counter)) for _ in range(8)]

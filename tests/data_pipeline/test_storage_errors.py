@@ -448,6 +448,7 @@ def test_the_server_in_a_uri_reaches_its_filesystem(waits: list[float]) -> None:
         storage.exists("ftp://127.0.0.1:1/x")
 
 
+@pytest.mark.slow
 def test_the_log_of_what_is_tried_again_has_no_control_characters(
     serving: Serving, waits: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -51,6 +51,7 @@ def test_a_training_pass_does_not_wait_and_multiplies_in_bf16(dropout: float) ->
     assert rules.kernels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("positions", ["scan", "random"])
 def test_sampling_does_not_wait_between_tokens(positions: str) -> None:
     rules = sampled(RandomOrderOptions.model_validate({"positions": positions}))

@@ -110,6 +110,7 @@ def test_a_convolutional_tokenizers_training_pass_is_one_graph() -> None:
     assert graphs(network, torch.zeros(B, 3, 7, 7)) == 1
 
 
+@pytest.mark.slow
 def test_a_generators_training_pass_is_one_graph() -> None:
     network = FoldedGenerator(GENERATOR, TOKENIZER.layout, TOKENIZER.forcing_width).train()
     tokens, label = torch.zeros(B, 10, 2, dtype=torch.int64), torch.zeros(B, dtype=torch.int64)

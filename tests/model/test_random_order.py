@@ -365,6 +365,7 @@ def test_what_is_not_decayed_is_as_published() -> None:
     assert decayed == expected | {"head.weight", "start"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [FOLDED, SCALES], ids=str)
 def test_it_learns_what_it_is_shown(layout: TokenLayout) -> None:
     """Two samples, told apart by their class, in random orders."""

@@ -39,6 +39,7 @@ def random_order() -> Callable[[Tensor | None], Tensor]:
     return random_order_sampling.Slots(network, LABEL, order, guided=True).read
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("made", [next_token, random_order])
 def test_a_step_is_one_graph_and_all_steps_after_the_second_share_one(
     made: Callable[[], Callable[[Tensor | None], Tensor]],

@@ -92,6 +92,7 @@ def generator(folder: Path) -> Generator:
 PIXELS = small_runs.pixels()
 
 
+@pytest.mark.slow
 def test_tokens_of_image_files_are_those_of_the_token_data_set(folder: Path, tokenizer: Tokenizer) -> None:
     stored = TokenShards(str(folder / "run" / "tokens"), NodeCache(str(folder / "cache")))
     files = [folder / "raw" / f"class{label:02d}" / "image.png" for label in stored.conditions]

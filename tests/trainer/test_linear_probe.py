@@ -75,6 +75,7 @@ def test_separable_classes_are_found_in_minibatches_too() -> None:
     assert branch.value == 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("large")
 def test_minibatches_come_to_the_optimum_of_the_same_objective() -> None:
     training = blobs(600, 3, apart=1.5)

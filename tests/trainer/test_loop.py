@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
@@ -122,6 +123,7 @@ def events(folder: Path, name: str) -> list[int]:
     return [record["step"] for record in records if record["event"] == name]
 
 
+@pytest.mark.slow
 def test_a_stop_asked_of_one_rank_ends_all_with_a_checkpoint_and_the_same_goes_on_from_there(tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     starts = [(job(whole), None), (job(parts), 5), (job(parts), None)]
@@ -201,6 +203,24 @@ def test_a_finished_run_is_trained_further_and_its_export_is_of_the_last_step(tm
     assert more.is_finished()
 
 
+def die_between_the_last_checkpoint_and_the_export(one: TrainJob, again: TrainJob) -> list[tuple[bool, int]]:
+    """As if older checkpoints had not been removed yet, and with a file of an attempt that another had replaced."""
+    first = run([(one, None)])
+    folder = Path(one.folder)
+    (folder / "checkpoints" / f"step_{STEPS:08d}" / "rank_0000-0badf00d.safetensors").write_bytes(b"left")
+    shutil.rmtree(folder / "export")
+    return first + run([(again, None)])
+
+
+def test_a_start_that_has_nothing_to_save_removes_what_the_one_before_left(tmp_path: Path) -> None:
+    one, again = job(tmp_path / "run"), job(tmp_path / "run", keep_checkpoints=1)
+    (found,) = run_gloo(1, tmp_path, die_between_the_last_checkpoint_and_the_export, one, again)
+    assert found == [(True, 80), (True, 80)]
+    assert complete_steps(one.checkpoints) == [STEPS]
+    assert not list((tmp_path / "run/checkpoints").rglob("*0badf00d*"))
+    assert again.is_finished()
+
+
 def other_data(one: TrainJob, other: TrainJob) -> str:
     run([(one, 2)])
     with pytest.raises(UsageError) as refused:
@@ -267,6 +287,7 @@ def fails_once_at(each: TrainJob, step: int) -> bool:
     return stage.loop.run()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_failed_is_tried_again_before_the_next_is_due(tmp_path: Path) -> None:
     each = job(tmp_path / "run", steps=40, checkpoint_every=20)
     assert run_gloo(2, tmp_path, fails_once_at, each, 20) == [True, True]

@@ -89,6 +89,7 @@ def test_a_checkpoint_is_written_once_whatever_the_number_of_ranks() -> None:
     assert many.rank_bytes == 2 * 10**6
 
 
+@pytest.mark.slow
 def test_a_throughput_gives_time_and_mfu() -> None:
     plan = make_plan(request(throughput=7680.0))
     assert plan.time.step_seconds == pytest.approx(0.1)
@@ -145,6 +146,7 @@ def test_only_training_stages_can_be_planned() -> None:
         make_plan(request("ingest"))
 
 
+@pytest.mark.slow
 def test_a_tokenizer_can_be_planned_without_a_teacher() -> None:
     plan = make_plan(request("train-tokenizer"))
     assert plan.fit.fits
@@ -152,6 +154,7 @@ def test_a_tokenizer_can_be_planned_without_a_teacher() -> None:
     assert plan.reading.requests == plan.samples
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_comes_with_a_setting_that_makes_it_fit() -> None:
     settings = configs(depth=30)
     plan = make_plan(request(settings=settings, device="RTX 4090", ranks_per_node=64))
@@ -163,6 +166,7 @@ def test_what_does_not_fit_comes_with_a_setting_that_makes_it_fit() -> None:
     assert size == remedy.bytes <= MARGIN * 24e9
 
 
+@pytest.mark.slow
 def test_a_smaller_micro_batch_is_tried_before_computing_blocks_twice() -> None:
     stage = work(configs())
     limit = (on_device(stage.memory(stage.trainer.model_copy(update={"micro_batch": 48}))) + 1) / MARGIN
@@ -189,6 +193,7 @@ def test_a_node_has_to_hold_what_its_ranks_keep_on_the_host() -> None:
     assert make_plan(request(settings=settings)).host.fits is None
 
 
+@pytest.mark.slow
 def test_the_optimizer_stays_on_the_devices_if_the_host_is_too_small_for_it() -> None:
     settings = configs(depth=16, offload="optimizer", zero_stage=2)
     plan = make_plan(request(settings=settings, host_memory=31e9))

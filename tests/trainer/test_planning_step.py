@@ -87,6 +87,7 @@ def test_a_deep_network_is_not_traced_whole() -> None:
     assert sum(deep.kernels.values()) > 200 * 20
 
 
+@pytest.mark.slow
 def test_blocks_that_differ_are_traced_whole() -> None:
     """In the last half of a U-ViT's blocks long skips end, each in one more product."""
     backbone = {"kind": "uvit", "depth": 8, "width": 32, "heads": 2}

@@ -72,6 +72,7 @@ def is_asked(path: Path) -> bool:
     return "drills" not in path.parts and path != REGISTRY and NAMING not in path.parents
 
 
+@pytest.mark.slow
 def test_no_other_list_of_stages_stands_in_the_packages() -> None:
     """Drills, which say what they strike and write configs, are left out."""
     paths = [path.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("*.py")]

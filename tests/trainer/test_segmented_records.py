@@ -362,6 +362,7 @@ class History:
         assert self.found() in self.states
 
 
+@pytest.mark.slow
 @given(OPERATIONS)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_record_is_lost_or_comes_twice_whenever_a_writer_is_killed(

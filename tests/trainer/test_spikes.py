@@ -229,6 +229,7 @@ def course(late: int) -> list[int]:
     return [*range(21 + late), *range(15, 18), *range(21, 30)]
 
 
+@pytest.mark.slow
 def test_a_spike_goes_back_to_a_good_checkpoint_passes_over_its_steps_and_names_its_samples(tmp_path: Path) -> None:
     assert run_gloo(2, tmp_path, train, poisoned(tmp_path / "run", log_every=5)) == [course(late=2)] * 2
     happened = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
@@ -291,6 +292,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     return {name: Outcome(folder / name, starts) for name, starts in zip(plans, found, strict=True)}
 
 
+@pytest.mark.slow
 def test_a_run_that_dies_after_the_decision_takes_the_same_course(runs: dict[str, Outcome]) -> None:
     assert runs["unbroken"].starts == [course(late=1)]  # each step's record waits for what it came to
     assert runs["broken"].starts == [[*range(22)], [15, 16], [15, 16, 17, *range(21, 30)]]

@@ -133,6 +133,7 @@ def train(stage: TokenizerStage, steps: int) -> list[dict[str, float]]:
     return found
 
 
+@pytest.mark.slow
 def test_a_proxys_codes_are_learnt_then_painted_and_tokens_stay_valid(tmp_path: Path, proxy: tuple[str, Card]) -> None:
     uri, card = proxy
     first = stage_of(STAGE_1, tmp_path / "first", {PROXY: (uri, card.fingerprint())})
@@ -231,6 +232,7 @@ def test_a_tokenizer_that_is_no_proxy_is_refused_with_what_differs(
         STAGE_1.model_copy(update=change).check_proxy(PROXY_CONFIG.model_copy(update=proxy_change))
 
 
+@pytest.mark.slow
 def test_the_operations_of_a_sample_count_its_proxy() -> None:
     section = TokenizerStageConfig(model=STAGE_1, trainer=TrainerConfig(steps=2, global_batch=2)).model_dump(
         mode="json"

@@ -181,6 +181,7 @@ def test_wandb_is_offline_beside_the_run_unless_told_otherwise(monkeypatch: pyte
     assert logged == [{"time": 102.0, "step": 2, "steps": 9, "loss": 0.5}]
 
 
+@pytest.mark.slow
 def test_wandb_itself_writes_a_run_beside_the_stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("WANDB_MODE", raising=False)
     reader = WandbReader(str(tmp_path), "generator", {"seed": 1})

@@ -336,8 +336,20 @@ class CheckpointWriter:
             seconds=round(time.perf_counter() - saving.began, 3),
             bytes=sum(index.files.values()),
         )
+        self._remove(saving.step, lambda: retention.remove_strays(self.checkpoints, saving.step, index))
+
+    def tidy(self, step: int) -> None:
+        """On rank 0, where nothing is saved any more: remove what a start left that died when its last one was complete.
+
+        Args:
+            step: of the newest checkpoint.
+        """
+        if self._agreement.rank == 0:
+            self._remove(step, lambda: retention.all_strays(self.checkpoints, retention.remove_strays))
+
+    def _remove(self, step: int, strays: Callable[[], object]) -> None:
         try:
-            retention.remove_strays(self.checkpoints, saving.step, index)
+            strays()
             retention.apply(self.checkpoints, self._keep, self._decisions())
         except Exception as error:  # the checkpoint is complete; what could not be removed is said
-            self._report("checkpoint_not_removed", saving.step, error=f"{type(error).__name__}: {error}")
+            self._report("checkpoint_not_removed", step, error=f"{type(error).__name__}: {error}")

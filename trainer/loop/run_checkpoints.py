@@ -190,6 +190,8 @@ class RunCheckpoints:
             if self.writer.under_way is None:
                 self.save(progress)
             self.writer.finish()
+        if progress.step == progress.resumed_at:
+            self.writer.tidy(progress.step)
 
     def wait_for_upload(self) -> None:
         """Wait for the one under way, from which the run may have to go on (a collective).

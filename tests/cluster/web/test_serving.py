@@ -38,6 +38,7 @@ def test_a_token_is_needed_elsewhere_than_on_loopback_and_where_runs_can_be_chan
     assert tokens == {None} if not needed else len(tokens) == 3 and all(len(token or "") > 30 for token in tokens)
 
 
+@pytest.mark.slow
 def test_the_command_prints_an_address_with_its_token_and_ends_when_told(tmp_path: Path) -> None:
     write_training(str(tmp_path / "run"), "generator", count=2, steps=2)
     command = [sys.executable, "-P", "-m", "cluster.cli", "monitor", str(tmp_path / "run"), "--web", "--port", "0"]
