@@ -339,7 +339,7 @@ class CheckpointWriter:
         self._remove(saving.step, lambda: retention.remove_strays(self.checkpoints, saving.step, index))
 
     def tidy(self, step: int) -> None:
-        """On rank 0, where nothing is saved any more: remove what a start left that died when its last one was complete.
+        """On rank 0, where nothing more is saved: remove what a start left that died once its last one was complete.
 
         Args:
             step: of the newest checkpoint.
