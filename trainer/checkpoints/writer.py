@@ -154,7 +154,8 @@ class CheckpointWriter:
         report: is told of each checkpoint that is complete, and of each that failed.
         patience: seconds for which one that is under way is waited for.
         decisions: the rollbacks of the run so far: what they took back does not count as new.
-        before_commit: called on rank 0, from its thread, when all of a checkpoint but COMPLETE is about to be written.
+        before_commit: called on rank 0, from its thread, when all of a checkpoint but COMPLETE is about to be written;
+            and before `tidy` removes something.
     """
 
     def __init__(
@@ -344,8 +345,13 @@ class CheckpointWriter:
         Args:
             step: of the newest checkpoint.
         """
+
+        def strays() -> None:
+            self._before_commit()  # or another driver may be at work here by now
+            retention.all_strays(self.checkpoints, retention.remove_strays)
+
         if self._agreement.rank == 0:
-            self._remove(step, lambda: retention.all_strays(self.checkpoints, retention.remove_strays))
+            self._remove(step, strays)
 
     def _remove(self, step: int, strays: Callable[[], object]) -> None:
         try:
