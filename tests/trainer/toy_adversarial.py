@@ -25,6 +25,7 @@ from trainer.engine.schedule import learning_rate
 from trainer.engine.trainable import Trainable, Trainables
 from trainer.job import TrainJob
 from trainer.loop.compose import build_loop
+from trainer.loop.training_loop import Loop
 
 BATCH, WIDTH, STEPS, SAVED, KILLED = 8, 6, 6, 3, 4
 CRITIC_RATE, CRITIC_BETAS = 0.5, (0.5, 0.99)
@@ -93,6 +94,7 @@ class AdversarialStage:
     def __init__(self, trainer: TrainerConfig, kill_at: int | None = None) -> None:
         self.maker, self.critic = networks()
         self.samples, self.done, self.kill_at = None, 0, kill_at
+        self.loop: Loop | None = None
         self.trainables: Trainables = {
             "maker": Trainable(self.maker, no_decay={"layers.2.weight"}),
             "critic": Trainable(self.critic, trainer=trainer.model_copy(update={"betas": CRITIC_BETAS}), ema=False),
@@ -105,6 +107,8 @@ class AdversarialStage:
         return whole_batch(step).split(dist.get_world_size())[dist.get_rank()]
 
     def step(self, micro_batches: Sequence[Pairs], engines: Engines, rate: float) -> Scalars:
+        if self.loop is not None and self.kill_at == self.done:
+            self.loop.writer.finish()  # the checkpoint before, however slow the machine is
         maker, critic = engines["maker"], engines["critic"]
         made, terms = list[Tensor](), list[Scalars]()
         with critic.frozen():
@@ -171,7 +175,9 @@ def job(folder: Path | str, **changes: Any) -> TrainJob:
 
 def run(each: TrainJob, kill_at: int | None = None) -> bool:
     """Train on this rank. Returns whether the end was reached."""
-    return build_loop(each, AdversarialStage(each.section.trainer, kill_at), torch.device("cpu")).run()
+    stage = AdversarialStage(each.section.trainer, kill_at)
+    stage.loop = build_loop(each, stage, torch.device("cpu"))
+    return stage.loop.run()
 
 
 def plain(steps: int) -> Mapping[str, Mapping[str, Tensor]]:
