@@ -38,6 +38,7 @@ from torch import Tensor, nn
 
 from model.config import ImageFolderConfig, VectorConfig
 from model.generators.next_scale import FoldedGenerator
+from model.layers.linear import PackedWeights
 from model.protocols import SamplingPlan
 from model.published.var import load_generator
 from model.quantizers.multi_scale import FoldedQuantizer
@@ -150,6 +151,7 @@ def sampling(both: Both, side: str, bf16: bool) -> Callable[[], float]:
     both.var.eval(), both.ours.eval()
     both.var.vae_proxy[0].fhat_to_img = lambda latent: latent.clone()  # the decoder is another matter
     uniform_BLF = torch.rand(len(both.label_B), both.ours.layout.positions, 1)
+    packed = PackedWeights()  # as `Sampler` has them
 
     def draw() -> float:
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
@@ -157,7 +159,8 @@ def sampling(both: Both, side: str, bf16: bool) -> Callable[[], float]:
                 both.var.autoregressive_infer_cfg(len(both.label_B), both.label_B, 0, GUIDANCE, TOP_K, TOP_P)
             else:
                 plan = SamplingPlan(both.label_B, uniform_BLF, GUIDANCE, TOP_K, TOP_P)
-                both.ours.sample(plan, both.our_quantizer)
+                with packed.used():
+                    both.ours.sample(plan, both.our_quantizer)
         return 0.0
 
     return draw

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from model.layers.linear import PackedWeights
 from model.protocols import SamplingPlan, TeacherForcing
 
 Draw = Callable[[], object]
@@ -71,10 +72,15 @@ def our_loss(
 
 
 def our_draws(network: nn.Module, plan: SamplingPlan) -> dict[str, Draw]:
-    """Of one of our generators, with weights in either precision."""
+    """Of one of our generators, with weights in either precision, packed as `Sampler` has them."""
+    packed = PackedWeights()
+
+    def draw(made: Any) -> object:
+        with packed.used():
+            return made.sample(plan)
+
     return {
-        name: in_precision(network, dtype, lambda made: made.sample(plan))
-        for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
+        name: in_precision(network, dtype, draw) for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
     }
 
 

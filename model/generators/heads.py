@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from model.config.heads import DepthHeadConfig, HeadConfig, head_families
 from model.config.registered import named
 from model.generators.embedding import FoldEmbedding
-from model.layers.linear import linear
+from model.layers.linear import Linear, linear
 from model.layers.precision import compute_dtype
 from model.layers.self_attention import KeyValueCache, LayerCache, SelfAttention
 from model.layers.visibility import GroupCausal
@@ -157,7 +157,7 @@ class DepthHead(FoldHead):
         assert isinstance(config, DepthHeadConfig)
         super().__init__(config.width, layout, bias)
         self.config = config
-        self.input = nn.Linear(width, config.width)
+        self.input = Linear(width, config.width)
         self.place_embed = nn.Parameter(torch.empty(layout.folds, config.width))
         self.token_embed = nn.ModuleList(
             FoldEmbedding(TokenLayout((1,), (codes,)), config.width) for codes in layout.vocabularies[:-1]
@@ -185,7 +185,7 @@ class DepthHead(FoldHead):
         if tokens_NF is None:
             raise ValueError("a depth head needs the true tokens: each fold is predicted from those before it")
         said = self._said(read_NC, tokens_NF).unbind(1)
-        return [F.linear(said_NW, *part).float() for said_NW, part in zip(said, self._parts(), strict=True)]
+        return [linear(said_NW, *part).float() for said_NW, part in zip(said, self._parts(), strict=True)]
 
     def draw(
         self,
@@ -245,8 +245,8 @@ class _Block(nn.Module):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(config.width), nn.LayerNorm(config.width)
         self.attention = SelfAttention(config.width, config.heads)
-        self.fc1 = nn.Linear(config.width, 4 * config.width)
-        self.fc2 = nn.Linear(4 * config.width, config.width)
+        self.fc1 = Linear(config.width, 4 * config.width)
+        self.fc2 = Linear(4 * config.width, config.width)
 
     def forward(self, x_NFW: Tensor, groups: GroupCausal | None, cache: LayerCache | None = None) -> Tensor:
         dtype = compute_dtype(self.fc1.weight)

@@ -22,6 +22,7 @@ from model.config.masked import BertConfig, UViTConfig
 from model.layers.attention import attend
 from model.layers.dropout import dropped_sum, element_dropout
 from model.layers.dropped_attention import attend_with_dropout
+from model.layers.linear import Linear
 from model.layers.precision import compute_dtype, without_autocast
 from model.layers.random_numbers import split_seed
 
@@ -65,8 +66,8 @@ class Branches(nn.Module):
         super().__init__()
         width, hidden = config.width, round(config.width * config.mlp_ratio)
         self.heads, self.dropout, self.attention_dropout = config.heads, config.dropout, config.attention_dropout
-        self.qkv, self.proj = nn.Linear(width, 3 * width, bias=qkv_bias), nn.Linear(width, width)
-        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.qkv, self.proj = Linear(width, 3 * width, bias=qkv_bias), Linear(width, width)
+        self.fc1, self.fc2 = Linear(width, hidden), Linear(hidden, width)
         self.norm1, self.norm2 = Norm(width, eps=norm_eps), Norm(width, eps=norm_eps)
 
     def attention(self, x_BLC: Tensor, seed_B: Tensor | None) -> Tensor:
@@ -106,7 +107,7 @@ class UViTBlock(Branches):
 
     def __init__(self, config: UViTConfig, *, skips: bool) -> None:
         super().__init__(config, 1e-5, qkv_bias=False)
-        self.skip = nn.Linear(2 * config.width, config.width) if skips else None
+        self.skip = Linear(2 * config.width, config.width) if skips else None
 
     def forward(self, x_BLC: Tensor, seeds: Seeds, skipped_BLC: Tensor | None = None) -> Tensor:
         """One block."""

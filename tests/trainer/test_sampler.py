@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +24,7 @@ from model.config.generators import GeneratorConfig
 from model.config.sampling import GuidanceSchedule, OrderOptions
 from model.families import AnyGeneratorConfig, build_generator
 from model.generators.next_scale import FoldedGenerator
+from model.layers import linear
 from model.tokenizers.imagefolder import ImageFolderTokenizer
 from trainer.config import SamplingConfig
 from trainer.evaluation.samples.sampler import Sampler
@@ -187,8 +189,8 @@ ORDERS = {
 }
 
 
-@pytest.mark.parametrize("order", ORDERS)
-def test_in_every_order_an_image_is_its_own_and_keeps_what_is_kept(networks: tuple[str, str], order: str) -> None:
+def of_order(networks: tuple[str, str], order: str) -> Sampler:
+    """With a generator of that order in place of the saved one."""
     values = {"kind": order.partition(" ")[0], "num_classes": 3, **ORDERS[order]}
     config: GeneratorConfig = TypeAdapter(AnyGeneratorConfig).validate_python(values)
     torch.manual_seed(1)
@@ -196,7 +198,27 @@ def test_in_every_order_an_image_is_its_own_and_keeps_what_is_kept(networks: tup
     for parameter in cast("torch.nn.Module", network).parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     cast("torch.nn.Module", network).eval()
-    found = replace(sampler(networks, temperature=0.9, top_k=12, cpu_batch=4), generator=network)
+    return replace(sampler(networks, temperature=0.9, top_k=12, cpu_batch=4), generator=network)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_weights_are_packed_once_for_all_batches_and_draw_the_same_tokens(
+    networks: tuple[str, str], order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linear, "LEAST_WEIGHTS", 1)
+    packed, plain = of_order(networks, order), of_order(networks, order)
+    monkeypatch.setattr(plain._packed, "used", nullcontext)
+    first, *others = packed.draw_tokens(LABELS[:12])
+    after_one = len(packed._packed._made)
+    assert torch.equal(torch.cat((first, *others)), torch.cat(list(plain.draw_tokens(LABELS[:12]))))
+    products = [part for part in cast("torch.nn.Module", packed.generator).modules() if isinstance(part, linear.Linear)]
+    assert len(packed._packed._made) == after_one >= len(products) > 0
+    assert not plain._packed._made
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_in_every_order_an_image_is_its_own_and_keeps_what_is_kept(networks: tuple[str, str], order: str) -> None:
+    found = of_order(networks, order)
     kept = torch.full((1, 5, 2), -1)
     kept[:, 1:4, 0] = torch.tensor([3, 0, 15])
     for given in (None, kept):

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from model.config import GeneratorConfig
     from model.config.sampling import OrderOptions
+    from model.layers.linear import PackedWeights
     from model.protocols import Generator, SamplingPlan, Tokenizer
 
 
@@ -284,9 +286,17 @@ class Sampler:
 
         from model.layers.precision import cast_once
 
-        if self.config.precision != "bf16":
-            yield
-            return
-        networks = cast("nn.Module", self.generator), cast("nn.Module", self.tokenizer)
-        with cast_once(*networks), torch.autocast(self.device.type, torch.bfloat16):
-            yield
+        with self._packed.used():
+            if self.config.precision != "bf16":
+                yield
+                return
+            networks = cast("nn.Module", self.generator), cast("nn.Module", self.tokenizer)
+            with cast_once(*networks), torch.autocast(self.device.type, torch.bfloat16):
+                yield
+
+    @cached_property
+    def _packed(self) -> PackedWeights:
+        """Of both networks, for all batches."""
+        from model.layers.linear import PackedWeights
+
+        return PackedWeights()
