@@ -43,8 +43,8 @@ class DrawnSet:
 
     @property
     def made_by(self) -> dict[str, Any]:
-        """What the images follow from, as JSON: generator, weights, sampling, seed, tokenizer, labels."""
-        return self.work.plan.made_by | {"labels": self.work.plan.labels.to_json()}
+        """What the images follow from (`SamplePlan.drawn_by`)."""
+        return self.work.plan.drawn_by
 
     def identity(self) -> dict[str, Any]:
         """What they are drawn with, and how values become bytes."""

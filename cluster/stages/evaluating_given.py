@@ -7,7 +7,7 @@ OUT/NAME-HASH          rows of images, from which a start goes on; they may be d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -73,8 +73,9 @@ def evaluate_images(images: str, reference: str, how: How) -> list[Number]:
     measuring = Measuring(how.output, device, how.cluster)
     rows = measuring.rows("images", shown, NetworkRows(slots))
     compared = _reference(reference, how, slots, measuring)
-    of = drawn_of(shown.made_by) if isinstance(shown, SampledSet) else {"images": named_set(shown, rows)}
-    numbers = list(set_numbers(slots, rows, compared, Naming(of, _rounding(shown)), how.options))
+    made_by = shown.made_by if isinstance(shown, SampledSet | NpzSet) else None
+    naming = Naming({"images": named_set(shown, rows)}, "as given") if made_by is None else _drawn_naming(made_by)
+    numbers = list(set_numbers(slots, rows, compared, naming, how.options))
     write_evaluation(how.output, images, numbers)
     return numbers
 
@@ -113,9 +114,9 @@ def crop_of(images: ImageSet) -> dict[str, Any]:
     return {"crop": cut} if cut else {}
 
 
-def _rounding(images: ImageSet) -> str:
-    """How values became the bytes that are measured: of files that foldtrain drew it is known."""
-    return str(images.made_by.get("rounding", "nearest")) if isinstance(images, SampledSet) else "as given"
+def _drawn_naming(made_by: Mapping[str, Any]) -> Naming:
+    """The name of images that foldtrain drew: by what made them, and how values became bytes."""
+    return Naming(drawn_of(made_by), str(made_by.get("rounding", "nearest")))
 
 
 def this_device() -> torch.device:

@@ -90,13 +90,14 @@ def test_images_are_compared_with_others(place: Path, tmp_path: Path) -> None:
     assert "Fréchet distance (judge)" in (tmp_path / "out/evaluation.html").read_text()
 
 
-def test_samples_carry_what_made_them(place: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("drawn", ["drawn", "drawn.npz"])
+def test_samples_carry_what_made_them(place: Path, tmp_path: Path, drawn: str) -> None:
     foldtrain(
         *("sample", place / "run", "--n", 20, "--seed", 5, "--guidance", 3, "--rounding", "floor"),
-        *("--out", tmp_path / "drawn"),
+        *("--out", tmp_path / drawn),
     )
     foldtrain(
-        *("evaluate", "images", tmp_path / "drawn", "--reference", place / "real.npz"),
+        *("evaluate", "images", tmp_path / drawn, "--reference", place / "real.npz"),
         *("--network", f"classifier:{place}/judge", "--out", tmp_path / "out"),
     )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from data_pipeline.loading.loader import decode_all
 from data_pipeline.shards.image_shards import ImageShards
 from tests.trainer import small_runs
 from trainer.evaluation.samples.label_plan import plan_of
-from trainer.evaluation.samples.sample_files import Kind, Parts, SamplePlan, write_part
+from trainer.evaluation.samples.sample_files import VERSION, Kind, Parts, SamplePlan, write_part
 from trainer.evaluation.samples.sample_record import begin, finish
 from trainer.evaluation.sets import FolderSet, NpzSet, SampledSet, open_images
 
@@ -138,23 +140,76 @@ def test_two_npz_of_different_images_have_different_identities(tmp_path: Path) -
     assert one != two
 
 
+def write_samples(folder: Path, kind: Kind, pixels: Pixels) -> SamplePlan:
+    """All but the end of a sampling: its parts are there."""
+    output = str(folder / ("out.npz" if kind == "npz" else "out"))
+    plan = SamplePlan(output, kind, plan_of((3, 1), 10), 4, {"seed": 5, "weights": "ema"})
+    begin(plan)
+    for part in range(plan.parts):
+        write_part(plan, part, pixels[slice(*plan.span(part))], {})
+    return plan
+
+
+def finish_samples(plan: SamplePlan) -> None:
+    parts = Parts(plan)
+    parts.look()
+    finish(plan, parts, ["a", "b", "c", "d"], {})
+
+
+DRAWN_BY = {"seed": 5, "weights": "ema", "labels": [{"labels": [3, 1], "images": 10}]}
+
+
 @pytest.mark.parametrize("kind", ["png", "shards"])
 def test_samples_are_those_that_were_drawn_with_what_made_them(tmp_path: Path, kind: Kind) -> None:
     pixels = draw(10)
-    plan = SamplePlan(str(tmp_path / "out"), kind, plan_of((3, 1), 10), 4, {"seed": 5, "weights": "ema"})
-    begin(plan)
-    parts = Parts(plan)
-    for part in range(plan.parts):
-        write_part(plan, part, pixels[slice(*plan.span(part))], {})
-    parts.look()
+    plan = write_samples(tmp_path, kind, pixels)
 
     with pytest.raises(UsageError, match="until it is finished"):
         SampledSet.of(plan.output)
-    finish(plan, parts, ["a", "b", "c", "d"], {})
+    finish_samples(plan)
     images = open_images(plan.output, None)
     found, labels = images.open(CPU).read(2, 9)
 
     assert isinstance(images, SampledSet)
     np.testing.assert_array_equal(found, pixels[2:9])
     assert labels.tolist() == [3, 1, 3, 1, 3, 1, 3]
-    assert images.made_by == {"seed": 5, "weights": "ema", "labels": [{"labels": [3, 1], "images": 10}]}
+    assert images.made_by == DRAWN_BY
+
+
+def test_samples_in_an_npz_carry_what_made_them_wherever_they_go(tmp_path: Path) -> None:
+    pixels = draw(10)
+    finish_samples(write_samples(tmp_path, "npz", pixels))
+    (tmp_path / "out.npz").rename(tmp_path / "elsewhere.npz")
+
+    images = NpzSet.of(str(tmp_path / "elsewhere.npz"), 9)
+    found, labels = images.open(CPU).read(2, 9)
+
+    assert images.made_by == DRAWN_BY
+    np.testing.assert_array_equal(found, pixels[2:9])
+    assert labels.tolist() == [3, 1, 3, 1, 3, 1, 3]
+    with np.load(tmp_path / "elsewhere.npz") as loaded:  # by whoever knows ADM's layout alone
+        np.testing.assert_array_equal(loaded["arr_0"], pixels)
+
+
+def with_record(path: Path, record: str) -> str:
+    np.savez(path, draw(2))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("sampling.json", record)
+    return str(path)
+
+
+def test_an_npz_of_another_maker_or_version_is_known_by_its_images_alone(tmp_path: Path) -> None:
+    np.savez(tmp_path / "images.npz", draw(2))
+    assert NpzSet.of(str(tmp_path / "images.npz")).made_by is None
+    uri = with_record(tmp_path / "later.npz", json.dumps({"version": 10**6, "plan": "unknown"}))
+    assert NpzSet.of(uri).made_by is None
+
+
+def test_an_npz_whose_plan_is_damaged_or_of_other_images_is_refused(tmp_path: Path) -> None:
+    for number, record in enumerate(('{"plan"', "[1]", json.dumps({"version": VERSION, "made_by": {}}))):
+        with pytest.raises(UsageError, match=r"damaged\.npz: its sampling\.json is damaged .* sample again"):
+            NpzSet.of(with_record(tmp_path / f"{number}damaged.npz", record))
+    plan = SamplePlan("out.npz", "npz", plan_of((3, 1), 10), 4, {})
+    uri = with_record(tmp_path / "cut.npz", json.dumps({"version": VERSION} | plan.to_json()))
+    with pytest.raises(UsageError, match=r"cut\.npz: 2 images \(arr_0\), and 10 in its sampling\.json"):
+        NpzSet.of(uri)

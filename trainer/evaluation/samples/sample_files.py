@@ -69,6 +69,11 @@ class SamplePlan:
         return -(-self.labels.images // self.part_images)
 
     @property
+    def drawn_by(self) -> dict[str, Any]:
+        """What the images follow from, as JSON: generator, weights, sampling, seed, tokenizer, labels."""
+        return self.made_by | {"labels": self.labels.to_json()}
+
+    @property
     def fingerprint(self) -> str:
         """Of all that decides the files."""
         return storage.fingerprint(self.to_json())

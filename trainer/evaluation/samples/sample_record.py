@@ -5,6 +5,7 @@ The files are those of sample_files.py. Imports no torch.
 
 from __future__ import annotations
 
+import json
 import zipfile
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
@@ -130,7 +131,7 @@ def _grid(plan: SamplePlan, names: Sequence[str]) -> bytes:
 
 
 def _write_npz(plan: SamplePlan, file: IO[bytes]) -> None:
-    """Stream the parts into one archive; the same parts give the same bytes."""
+    """Stream the parts into one archive, with the plan; the same parts give the same bytes."""
     first = part_array(plan, 0)
     label_N = plan.labels.between(0, plan.labels.images)
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
@@ -140,6 +141,23 @@ def _write_npz(plan: SamplePlan, file: IO[bytes]) -> None:
                 member.write(np.ascontiguousarray(pixels).data)
         with archive.open(zipfile.ZipInfo("arr_1.npy"), "w", force_zip64=True) as member:
             np.lib.format.write_array(member, label_N, allow_pickle=False)
+        record = json.dumps({"version": VERSION} | plan.to_json(), sort_keys=True)
+        archive.writestr(zipfile.ZipInfo(SAMPLING), record)
+
+
+def npz_plan(uri: str, archive: zipfile.ZipFile) -> SamplePlan | None:
+    """The plan of an npz's images, which it carries wherever it goes; None if it is of another maker or version.
+
+    Raises:
+        UsageError: if its plan is damaged.
+    """
+    if SAMPLING not in archive.namelist():
+        return None
+    try:
+        record = json.loads(archive.read(SAMPLING))
+        return SamplePlan.of_record(uri, record) if record["version"] == VERSION else None
+    except (KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        raise UsageError(f"{uri}: its {SAMPLING} is damaged ({error!r}): sample again") from None
 
 
 def _all_pixels(plan: SamplePlan) -> Iterator[Pixels]:

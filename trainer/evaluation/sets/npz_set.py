@@ -16,6 +16,8 @@ from data_pipeline import storage
 from data_pipeline.errors import CorruptShardError, UsageError
 from data_pipeline.images.transforms import Pixels
 from data_pipeline.text.npy import MOST_START, NpyHeader, parse_header
+from trainer.evaluation.samples.sample_files import SamplePlan
+from trainer.evaluation.samples.sample_record import npz_plan
 from trainer.evaluation.sets.image_set import NO_LABEL, ImageReader, Labels
 
 _LOCAL_HEADER = 30
@@ -41,6 +43,8 @@ class NpzSet:
     labels: Labels | None = field(repr=False)
     crc: int
     """Of arr_0, as the archive states it."""
+    plan: SamplePlan | None = field(default=None, repr=False)
+    """Of the images, where `foldtrain sample` drew them."""
 
     @classmethod
     def of(cls, uri: str, most: int | None = None) -> NpzSet:
@@ -52,13 +56,21 @@ class NpzSet:
         try:
             with storage.open_reader(uri) as file, zipfile.ZipFile(file) as archive:
                 start, header, crc = _images(uri, archive)
-                labels = _labels(archive)
+                labels, plan = _labels(archive), npz_plan(uri, archive)
         except (zipfile.BadZipFile, ValueError, struct.error, KeyError) as error:
             raise UsageError(f"{uri} is no npz of images ({error}): arr_0 has to be uint8 [N, H, W, 3]") from None
         count, *shape = header.shape
         if labels is not None and len(labels) != count:
             raise UsageError(f"{uri}: {len(labels)} labels (arr_1) of {count} images (arr_0)")
-        return cls(uri, count if most is None else min(most, count), start, (shape[0], shape[1], shape[2]), labels, crc)
+        if plan is not None and plan.labels.images != count:
+            raise UsageError(f"{uri}: {count} images (arr_0), and {plan.labels.images} in its sampling.json")
+        most = count if most is None else min(most, count)
+        return cls(uri, most, start, (shape[0], shape[1], shape[2]), labels, crc, plan)
+
+    @property
+    def made_by(self) -> dict[str, Any] | None:
+        """As `SampledSet.made_by`; None for images of another maker."""
+        return None if self.plan is None else self.plan.drawn_by
 
     def identity(self) -> dict[str, Any]:
         """The archive's own checksum of the images; what they are to the bit is found when they are read."""

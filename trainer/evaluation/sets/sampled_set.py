@@ -45,8 +45,8 @@ class SampledSet:
 
     @property
     def made_by(self) -> dict[str, Any]:
-        """What the images follow from, as JSON: generator, weights, sampling, seed, tokenizer, labels."""
-        return self.plan.made_by | {"labels": self.plan.labels.to_json()}
+        """What the images follow from (`SamplePlan.drawn_by`)."""
+        return self.plan.drawn_by
 
     def identity(self) -> dict[str, Any]:
         """The hash of its files, and what they were drawn with."""
