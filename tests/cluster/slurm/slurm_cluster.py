@@ -143,12 +143,13 @@ class SlurmCluster:
         self._spawn("slurmctld", "slurmctld", "-D", "-f", str(self.configuration))
         for name in self.names:
             self.start_node(name)
-        self._until(self._all_idle)
+        self._until(lambda: self.idle() == len(self.names))
 
-    def _all_idle(self) -> bool:
+    def idle(self) -> int:
+        """How many nodes are up and have nothing to do; 0 while the controller does not answer."""
         with contextlib.suppress(OSError):
-            return self.run("sinfo", "--noheader", "--states=idle", "--format=%D").strip() == str(len(self.names))
-        return False
+            return int(self.run("sinfo", "--noheader", "--partition=debug", "--states=idle", "--format=%D") or 0)
+        return 0
 
     def _until(self, is_so: Callable[[], bool]) -> None:
         deadline = time.monotonic() + _UP_SECONDS

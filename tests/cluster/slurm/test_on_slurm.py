@@ -146,6 +146,25 @@ def test_a_preempted_job_saves_what_it_has_and_goes_on_in_the_next_allocation(
     assert ended(on, handle).status == "succeeded"
 
 
+def test_a_job_that_loses_its_first_node_goes_on_in_the_next_allocation(
+    slurm: SlurmCluster, started: Callable[[SlurmTarget, JobSpec], str], tmp_path: Path
+) -> None:
+    on = target(nodes=2)
+    handle = started(on, spec(tmp_path, "2", "wait"))
+    before = ran(tmp_path)
+    slurm.lose_node("n1")  # with the head, and the process that would have the job requeued
+    slurm.run("scontrol", "update", "NodeName=n1", "State=DOWN", "Reason=lost")  # what SlurmdTimeout comes to
+    until(lambda: slurm.idle() == 1)  # nothing of the job runs on the other
+    slurm.start_node("n1")
+    until(lambda: slurm.idle() == 2)
+    start_again(slurm, handle)
+    after = ran(tmp_path, attempt=2)
+    assert after["nodes"] == before["nodes"] == ["n1", "n2"]
+    (tmp_path / "done").touch()
+    assert ended(on, handle).status == "succeeded"
+    until(lambda: not left_of(handle))
+
+
 def test_a_node_joins_a_job_that_runs_and_leaves_it_again(
     slurm: SlurmCluster, started: Callable[[SlurmTarget, JobSpec], str], tmp_path: Path
 ) -> None:
