@@ -124,7 +124,7 @@ def test_an_npz_has_the_layout_of_adm_and_the_same_images(run: Path, tmp_path: P
     sample(run, "--out", tmp_path / "png", "--n", 11)
     sample(run, "--out", tmp_path / "all.npz", "--n", 11)
     with np.load(tmp_path / "all.npz") as held:
-        assert held.files == ["arr_0", "arr_1"]
+        assert held.files == ["arr_0", "arr_1", "sampling.json"]
         assert held["arr_0"].dtype == np.uint8
         np.testing.assert_array_equal(held["arr_0"], pixels_in(tmp_path / "png"))
         assert held["arr_1"].tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0]
