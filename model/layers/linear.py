@@ -27,6 +27,7 @@ class _Packed:
     """A weight in the kernels' order, and what it was made of."""
 
     weight_KC: Tensor
+    """Held, so that no other weight gets its place in memory."""
     version: int
     packed: Tensor
 

@@ -91,7 +91,19 @@ def test_views_of_one_table_are_weights_of_their_own_and_packed_once(packings: l
         with torch.no_grad(), packed.used():
             parts = zip(made.weight.split((16, 24)), made.bias.split((16, 24)), strict=True)
             found = torch.cat([linear(x, *part) for part in parts], dim=-1)
-        torch.testing.assert_close(found.double(), whole, rtol=1e-6, atol=1e-6)
+            together = made(x)  # begins where the first of its parts does
+        for each in (found, together):
+            torch.testing.assert_close(each.double(), whole, rtol=1e-6, atol=1e-6)
+    assert len(packings) == 3
+
+
+def test_a_weight_and_its_transpose_in_the_same_memory_are_two(packings: list[torch.dtype]) -> None:
+    torch.manual_seed(0)
+    weight, x, packed = torch.randn(24, 24), torch.randn(5, 24), PackedWeights()
+    with torch.no_grad(), packed.used():
+        found = linear(x, weight), linear(x, weight.t())
+    torch.testing.assert_close(found[0].double(), x.double() @ weight.double().t(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found[1].double(), x.double() @ weight.double(), rtol=1e-5, atol=1e-5)
     assert len(packings) == 2
 
 

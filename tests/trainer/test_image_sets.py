@@ -16,6 +16,7 @@ from data_pipeline.errors import UsageError
 from data_pipeline.images.transforms import Pixels, Transform
 from data_pipeline.loading.loader import decode_all
 from data_pipeline.shards.image_shards import ImageShards
+from data_pipeline.text import json_records
 from tests.trainer import small_runs
 from trainer.evaluation.samples.label_plan import plan_of
 from trainer.evaluation.samples.sample_files import VERSION, Kind, Parts, SamplePlan, write_part
@@ -206,7 +207,8 @@ def test_an_npz_of_another_maker_or_version_is_known_by_its_images_alone(tmp_pat
 
 
 def test_an_npz_whose_plan_is_damaged_or_of_other_images_is_refused(tmp_path: Path) -> None:
-    for number, record in enumerate(('{"plan"', "[1]", json.dumps({"version": VERSION, "made_by": {}}))):
+    no_plan, deep = json.dumps({"version": VERSION, "made_by": {}}), "[" * 100_000
+    for number, record in enumerate(('{"plan"', "[1]", no_plan, deep, " " * (json_records.MOST_BYTES + 1))):
         with pytest.raises(UsageError, match=r"damaged\.npz: its sampling\.json is damaged .* sample again"):
             NpzSet.of(with_record(tmp_path / f"{number}damaged.npz", record))
     plan = SamplePlan("out.npz", "npz", plan_of((3, 1), 10), 4, {})

@@ -5,7 +5,6 @@ The files are those of sample_files.py. Imports no torch.
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
@@ -16,6 +15,7 @@ import numpy.typing as npt
 from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from data_pipeline.shards.manifest import differences
+from data_pipeline.text import json_records
 from trainer.evaluation.images import Pixels, image_grid, to_png
 from trainer.evaluation.samples.sample_files import VERSION, Parts, SamplePlan, part_array, read_pixels
 
@@ -141,8 +141,7 @@ def _write_npz(plan: SamplePlan, file: IO[bytes]) -> None:
                 member.write(np.ascontiguousarray(pixels).data)
         with archive.open(zipfile.ZipInfo("arr_1.npy"), "w", force_zip64=True) as member:
             np.lib.format.write_array(member, label_N, allow_pickle=False)
-        record = json.dumps({"version": VERSION} | plan.to_json(), sort_keys=True)
-        archive.writestr(zipfile.ZipInfo(SAMPLING), record)
+        archive.writestr(zipfile.ZipInfo(SAMPLING), storage.canonical_json({"version": VERSION} | plan.to_json()))
 
 
 def npz_plan(uri: str, archive: zipfile.ZipFile) -> SamplePlan | None:
@@ -154,7 +153,8 @@ def npz_plan(uri: str, archive: zipfile.ZipFile) -> SamplePlan | None:
     if SAMPLING not in archive.namelist():
         return None
     try:
-        record = json.loads(archive.read(SAMPLING))
+        with archive.open(SAMPLING) as member:
+            record = json_records.parse(member.read(json_records.MOST_BYTES + 1))
         return SamplePlan.of_record(uri, record) if record["version"] == VERSION else None
     except (KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise UsageError(f"{uri}: its {SAMPLING} is damaged ({error!r}): sample again") from None
