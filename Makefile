@@ -2,6 +2,8 @@
 
 VENV := .venv
 INSTALLED := $(VENV)/.installed
+# Of the tests: three for two cores, since many of them wait.
+PROCESSES ?= 3
 PYTHON ?= python3.11 python3.12 python3.13 python3
 VERSIONS := 3.11 3.12 3.13
 
@@ -22,11 +24,11 @@ setup: $(INSTALLED) ## create .venv and install foldtrain with all it needs
 quickstart: $(INSTALLED) ## raw images to generated images, on this machine
 	$(VENV)/bin/foldtrain quickstart
 
-test: $(INSTALLED) ## all tests, on two processes
-	$(VENV)/bin/pytest -n 2 --dist loadgroup --allowed-skips tests/allowed_skips.txt
+test: $(INSTALLED) ## all tests
+	$(VENV)/bin/pytest -n $(PROCESSES) --dist loadgroup --allowed-skips tests/allowed_skips.txt
 
 test-fast: $(INSTALLED) ## the tests that are cheap, and start no Ray and no server (tests/fast_set.py)
-	$(VENV)/bin/pytest -n 2 --dist loadgroup -m "not slow" --hypothesis-profile few --dear 1 --allowed-skips tests/allowed_skips.txt
+	$(VENV)/bin/pytest -n $(PROCESSES) --dist loadgroup -m "not slow" --hypothesis-profile few --dear 1 --allowed-skips tests/allowed_skips.txt
 
 test-gpu: $(INSTALLED) ## the tests that only a GPU can run, in one process; without one they are skipped
 	$(VENV)/bin/pytest -m gpu

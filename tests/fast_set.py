@@ -1,7 +1,7 @@
 """What `make test-fast` leaves out, and what the tests that it has cost. The one place that says so.
 
-The fast set is to take 3 minutes on two cores: 360 seconds of CPU in all, of which each process needs some 20 to
-collect the tests. A test is left out, with the mark `slow`, if it
+The fast set is to take 3 minutes on two cores: at most 300 seconds of CPU in all, since some tests wait, of which each
+process needs some 10 to collect the tests. A test is left out, with the mark `slow`, if it
 
 1. starts Ray, a server or a cluster, or kills processes: SLOW_GROUPS and the fixture `s3` give these their mark;
 2. costs more than 1 second of CPU, with the processes that it starts: the mark stands at the test. Of a family of

@@ -36,10 +36,13 @@ PATHS = [None, "", os.pathsep]
 DOTTED = [".", "relative{0}."]
 """With these `python -m` imports runpy, and what it needs, from the working directory before anything of ours."""
 CASES = [(FOLDTRAIN, path) for path in PATHS + DOTTED] + [(MODULE, path) for path in PATHS]
+FIRST, *OTHERS = CASES
 
 
 @pytest.mark.parametrize(
-    ("command", "path"), CASES, ids=lambda each: repr(each[-1] if isinstance(each, list) else each)
+    ("command", "path"),
+    [FIRST, *(pytest.param(*each, marks=pytest.mark.slow) for each in OTHERS)],
+    ids=lambda each: repr(each[-1] if isinstance(each, list) else each),
 )
 def test_what_lies_in_the_working_directory_is_not_imported(
     command: list[str], path: str | None, project: Path

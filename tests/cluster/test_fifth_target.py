@@ -55,6 +55,7 @@ def has_ended(record: JobRecord) -> bool:
     return record.state is not None and record.state.ended is not None
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_a_job_is_submitted_by_the_name_of_its_kind_and_runs_to_its_end(submit: Callable[..., JobRecord]) -> None:
     record = until(submit(), has_ended)
@@ -74,6 +75,7 @@ def test_stop_is_heard_through_the_run_and_the_job_saves_before_it_ends(submit: 
     assert "".join(records.logs(record.run, record.id)) == "at work\nsaves a checkpoint\n"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_a_job_whose_process_its_scheduler_kills_still_saves_and_says_how_it_ended(
     submit: Callable[..., JobRecord],
@@ -88,6 +90,7 @@ def test_a_job_whose_process_its_scheduler_kills_still_saves_and_says_how_it_end
     assert ended.state.last_lines[-1] == "saves a checkpoint"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_a_signal_to_its_first_process_is_a_notice_and_its_exit_code_tells_the_scheduler(
     submit: Callable[..., JobRecord],

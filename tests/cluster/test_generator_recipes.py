@@ -102,13 +102,8 @@ def kinds() -> dict[str, str]:
     return found
 
 
-def cases() -> list[Any]:
-    """Of all sorts; in the fast set one, since a trace takes seconds."""
-    first, *others = kinds().values()
-    return [first, *(pytest.param(name, marks=pytest.mark.slow) for name in others)]
-
-
-@pytest.mark.parametrize("name", cases())
+@pytest.mark.slow
+@pytest.mark.parametrize("name", kinds().values())
 def test_a_recipe_of_each_sort_can_be_planned(name: str) -> None:
     trainer = stage(name).trainer.model_copy(update={"global_batch": 4, "micro_batch": 2})
     plan = workload("train-generator", configs(name, trainer), 2, "cuda")

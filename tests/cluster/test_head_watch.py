@@ -36,7 +36,7 @@ def watched(answers: list[Head]) -> tuple[bool, int]:
 
     def ask() -> Head:
         nonlocal asked
-        asked += 1
+        asked += not done.is_set()  # it may be asked again before the watch ends
         answer = next(coming, None)
         if answer is None:
             done.set()

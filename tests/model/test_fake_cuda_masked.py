@@ -64,6 +64,7 @@ def record(work: Callable[[], Callable[[], object]]) -> GpuRules:
     return rules
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BACKBONES)
 @pytest.mark.parametrize("name", WORK)
 def test_nothing_waits_for_the_gpu_or_leaves_it_and_kernels_are_those_of_16_bits(name: str, kind: str) -> None:

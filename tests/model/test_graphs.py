@@ -158,10 +158,9 @@ BLOCKS: dict[str, GeneratorConfig] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bf16", [False, True])
-@pytest.mark.parametrize(
-    "name", ["next-token", *(pytest.param(name, marks=pytest.mark.slow) for name in BLOCKS if name != "next-token")]
-)
+@pytest.mark.parametrize("name", BLOCKS)
 def test_a_block_with_dropout_is_one_graph(name: str, bf16: bool) -> None:
     """Each block as the network calls it in a training pass; a break in its graph is an error."""
     network: Any = build_generator(BLOCKS[name], TokenLayout((9,), (11,)), None).train()

@@ -56,7 +56,7 @@ DISTANCE = "validation_frechet_distance_9"
 SAMPLING = {"guidance": 4.0, "temperature": 1.25, "cpu_batch": 4}
 """Of the run; `COMPARED` has another guidance."""
 
-pytestmark = pytest.mark.xdist_group("gloo")
+pytestmark = [pytest.mark.xdist_group("gloo"), pytest.mark.slow]
 
 
 def tokens_of(number: int, salt: int) -> np.ndarray:

@@ -158,7 +158,8 @@ def resolved(stage: str, peak_tflops: float | None = None) -> TrainJob:
     return TrainJob(stage, "", section, 0, "squash", ReadingConfig(), {}, {}, record, peak_tflops=peak_tflops)
 
 
-@pytest.mark.parametrize("stage", [pytest.param("tokenizer", marks=pytest.mark.slow), "generator"])
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["tokenizer", "generator"])
 def test_the_operations_of_a_sample_are_those_of_the_plan(stage: str) -> None:
     config = small_config()
     planned = make_plan(Request(f"train-{stage}", stage_configs(config, f"train-{stage}"), 1, 2, None, DataFacts(None)))

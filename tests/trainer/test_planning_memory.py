@@ -179,7 +179,8 @@ def saved_bytes(network: nn.Module, batch: Any, forward: Callable[[], Tensor]) -
     return sum(size for size, _ in kept.values())
 
 
-@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.slow), "bf16"])
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("stage", ["train-generator", "train-tokenizer"])
 def test_a_trace_keeps_what_autograd_saves(stage: str, precision: str) -> None:
     real = real_stage(stage, precision)

@@ -55,7 +55,8 @@ def traced(model: GeneratorConfig, **sampling: Any) -> ForwardTrace:
     return trace_sampling(configs, SamplingConfig(guidance=2.0, **sampling), 3, "cuda")
 
 
-@pytest.mark.parametrize("kind", ["next-token", pytest.param("random", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["next-token", "random"])
 def test_a_few_steps_continued_are_all_steps(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     short = traced(MODELS[kind])
     monkeypatch.setattr(forward_trace, "FEW", (4, SIDE**2))

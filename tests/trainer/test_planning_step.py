@@ -63,7 +63,8 @@ def configs(depth: int = 7, micro_batch: int | None = None) -> StageConfigs:
     )
 
 
-@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_few_blocks_continued_are_all_blocks(checkpointing: bool) -> None:
     short, full = (
         trace_micro_batch(
@@ -199,12 +200,11 @@ def test_a_d16_is_predicted_between_its_arithmetic_and_three_times_that() -> Non
     assert trace.syncs == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sizes", "image", "patch"),
-    [
-        pytest.param({}, 518, 14, marks=pytest.mark.slow, id="own"),
-        pytest.param({"image_size": 256, "patch_size": 16}, 256, 16, id="paper"),
-    ],
+    [({}, 518, 14), ({"image_size": 256, "patch_size": 16}, 256, 16)],
+    ids=["own", "paper"],
 )
 def test_a_teacher_costs_what_its_sizes_say(sizes: dict[str, int], image: int, patch: int) -> None:
     """On paper: 12 blocks of width 768, each 12 C² per token in products and 2 C per pair of tokens in attention."""

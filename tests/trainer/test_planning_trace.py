@@ -267,7 +267,10 @@ def test_a_product_within_a_compiled_function_stays_a_kernel_of_its_own() -> Non
     assert [operation.name for operation in trace.operations] == ["fused", "mm"]
 
 
-@pytest.mark.parametrize("kind", ["masked", "random", "next-token"])
+@pytest.mark.parametrize(
+    "kind",
+    ["masked", pytest.param("random", marks=pytest.mark.slow), pytest.param("next-token", marks=pytest.mark.slow)],
+)
 def test_dropout_on_a_gpu_writes_no_masks(kind: str) -> None:
     """A pass with dropout has no numbers of 8 or 2 bytes for each element, and few kernels more than one without."""
     config = SMALL_GENERATORS[kind]

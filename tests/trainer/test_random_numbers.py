@@ -187,6 +187,7 @@ def name_of(split: tuple[int, Case]) -> str:
     return "-".join([stage, f"{world}-workers", *(f"{name}-{value}" for name, value in changes)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", SPLITS, ids=name_of)
 def test_dropout_and_stochastic_depth_do_not_depend_on_how_a_batch_is_split(
     found: dict[tuple[int, Case], list[float]], split: tuple[int, Case]

@@ -129,7 +129,7 @@ def classifier(tmp_path: Path) -> Slot:
     return Slot("network0", network, open_network(network, CPU).identity())
 
 
-@pytest.mark.parametrize("kind", ["jpeg", "components"])
+@pytest.mark.parametrize("kind", ["jpeg", pytest.param("components", marks=pytest.mark.slow)])
 def test_networks_see_the_bytes_of_what_is_left(kind: str, classifier: Slot) -> None:
     """Against the network on what Pillow and the singular value decomposition leave."""
     pixels, training = images(3), images(9)[3:]

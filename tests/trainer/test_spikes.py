@@ -300,6 +300,7 @@ def test_a_run_that_dies_after_the_decision_takes_the_same_course(runs: dict[str
     assert events(runs["broken"].folder, "spike") == [POISON]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["unbroken", "broken"])
 def test_the_ledger_accounts_for_steps_that_were_passed_over(name: str, runs: dict[str, Outcome]) -> None:
     found = ledger_of(runs[name].folder)
@@ -333,12 +334,14 @@ def unstored(each: TrainJob) -> tuple[str, list[int]]:
     return str(refused.value), complete_steps(each.checkpoints)
 
 
+@pytest.mark.slow
 def test_a_decision_that_cannot_be_stored_is_not_acted_on_by_any_rank(tmp_path: Path) -> None:
     answers = run_gloo(2, tmp_path, unstored, poisoned(tmp_path / "run"))
     assert ["the rollback to step 15 could not be stored" in message for message, _ in answers] == [True, True]
     assert complete_steps(str(tmp_path / "run" / "checkpoints")) == [5, 10, 15, 20]
 
 
+@pytest.mark.slow
 def test_the_run_stops_after_too_many_rollbacks(runs: dict[str, Outcome]) -> None:
     (message,) = runs["three spikes"].starts
     assert "spiked at step 24" in message
@@ -346,12 +349,14 @@ def test_the_run_stops_after_too_many_rollbacks(runs: dict[str, Outcome]) -> Non
     assert events(runs["three spikes"].folder, "spike") == [12, 18]
 
 
+@pytest.mark.slow
 def test_a_spike_that_is_only_recorded_changes_nothing(runs: dict[str, Outcome]) -> None:
     assert runs["recorded"].starts == runs["unwatched"].starts == [list(range(STEPS))]
     assert losses(runs["recorded"].folder) == losses(runs["unwatched"].folder)
     assert events(runs["recorded"].folder, "spike") == [POISON]
 
 
+@pytest.mark.slow
 def test_a_run_whose_last_steps_spike_ends_with_the_steps_before(runs: dict[str, Outcome]) -> None:
     last = runs["last"]
     assert last.starts == [[*range(30), *range(25, 27)]]

@@ -106,7 +106,7 @@ def measure(folder: Path, stage: int) -> None:
     train_job(job(folder, f"measured-{stage}-{dist.get_world_size()}", asked))
 
 
-pytestmark = pytest.mark.xdist_group("gloo")
+pytestmark = [pytest.mark.xdist_group("gloo"), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

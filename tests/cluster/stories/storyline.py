@@ -2,7 +2,6 @@
 
 The turns of any page:
 
-    until there are 3 workers             as processes, whatever they have done so far
     until 3 workers tokenize              so many of them count in progress.json
     until it trains with 3 workers        a step of theirs is on record, of a start since the last command or turn
     until "TEXT" is logged                by the newest job, since the last command or turn
@@ -127,7 +126,6 @@ class Story:
 
     def _wait(self, turn: Turn) -> None:
         waits: dict[str, Callable[[str], bool]] = {
-            r"until there are (\d+) workers": lambda count: len(self._workers()) == int(count),
             r"until (\d+) workers? tokenizes?": self._tokenizes,
             r"until it trains with (\d+) workers?": self._trains,
             r'until "(.+)" is logged': self._is_logged,
