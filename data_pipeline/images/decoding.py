@@ -61,10 +61,8 @@ def image_extension(data: bytes) -> str:
             return _EXTENSIONS[str(image.format)]
     except PictureTooLargeError:
         raise
-    except UnidentifiedImageError:  # its text has an address in it, which differs from run to run
-        raise ValueError(f"is not an image that can be read ({', '.join(_FORMATS)})") from None
     except Exception as error:  # Pillow raises many kinds on bytes that are not what they seem
-        raise ValueError(f"is not an image that can be read ({type(error).__name__}: {error})") from error
+        raise ValueError(f"is not an image that can be read ({_reason(error)})") from error
 
 
 def open_image(data: bytes) -> ImageFile:
@@ -103,7 +101,14 @@ def decode(data: bytes) -> Image.Image:
     except PictureTooLargeError:
         raise
     except Exception as error:  # Pillow raises many kinds on damaged files
-        raise ValueError(f"cannot be decoded as an image ({type(error).__name__}: {error})") from error
+        raise ValueError(f"cannot be decoded as an image ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    """What Pillow says, in words that are the same in each run: of unknown bytes it names an address in memory."""
+    if isinstance(error, UnidentifiedImageError):
+        return f"it is none of {', '.join(_FORMATS)}"
+    return f"{type(error).__name__}: {error}"
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

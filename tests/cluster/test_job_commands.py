@@ -72,6 +72,7 @@ def record(run: Path, **state: Any) -> str:
     return job_id
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_a_job_is_submitted_followed_listed_and_described_by_its_id_and_by_its_run(
     submit: Command, command: Command

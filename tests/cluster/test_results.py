@@ -83,7 +83,7 @@ def test_a_class_that_the_data_had_not_is_refused_before_anything_is_loaded(
     assert not (run / "samples").exists()
 
 
-@pytest.mark.parametrize("command", ["sample", "evaluate"])
+@pytest.mark.parametrize("command", ["sample", pytest.param("evaluate", marks=pytest.mark.slow)])
 def test_a_picture_is_never_beside_the_record_of_another(
     configure: Configure, run: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:

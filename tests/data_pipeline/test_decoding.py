@@ -172,6 +172,12 @@ def test_wherever_a_jpeg_is_cut_both_ways_say_the_same() -> None:
         assert length > len(file) - 2 or outcome("fast", file[:length]) != "decoded", length
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_bytes_that_are_no_image_are_refused_in_the_same_words_each_time(mode: str) -> None:
+    said = outcome(mode, b"<html>404</html>")
+    assert said == "cannot be decoded as an image (it is none of JPEG, PNG, WEBP, GIF, BMP, TIFF, PPM, AVIF, JPEG2000)"
+
+
 def test_a_jpeg_that_only_one_decoder_doubts_is_left_to_pillow() -> None:
     file = encoded(decode(jpeg(1, 200, 150)), "JPEG", quality=95)
     doubtful = file[: len(file) // 2] + b"\xff\xd9"  # ends early, but with the mark of an end: Pillow takes it

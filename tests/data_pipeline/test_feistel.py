@@ -235,7 +235,7 @@ def test_descents_and_fixed_points_are_those_of_random_permutations(draw: Draw, 
 
 
 @both
-@pytest.mark.parametrize(("count", "draws"), [(3, 600), (4, 1200), (5, 4800)])
+@pytest.mark.parametrize(("count", "draws"), [(3, 600), (4, 1200), pytest.param(5, 4800, marks=pytest.mark.slow)])
 def test_each_order_of_a_few_samples_is_as_likely(draw: Draw, count: int, draws: int) -> None:
     number = {order: at for at, order in enumerate(itertools.permutations(range(count)))}
     found = [number[tuple(draw(seed, 0, count).tolist())] for seed in range(draws)]

@@ -95,6 +95,7 @@ def trained(config: Any) -> tuple[ConvolutionalTokenizer, list[float]]:
     return network.eval(), errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_trained_tokenizer_serves_as_the_export_that_it_becomes(name: str, tmp_path: Path) -> None:
     config = CONFIGS[name]
