@@ -37,6 +37,8 @@ from data_pipeline.errors import FoldtrainError
 _UP_SECONDS = 300.0
 _SETTLES_SECONDS = 1.0
 """After which a raylet whose agents found their ports taken has ended: `ray start` does not wait for that."""
+_GONE_SECONDS = 10.0
+"""After which what was killed and is still there is killed again."""
 _STARTS = 3
 """Times that a node is started before it counts as broken."""
 _SETTINGS = {
@@ -108,12 +110,14 @@ class RayNode:
         return bool(raylets)
 
     def lose(self) -> None:
-        """End its raylet by kill -9, and then all else of it: a machine that is gone."""
-        for process in [*self.programs("raylet"), *self.family()]:
+        """End its raylet by kill -9, and then all else of it: a machine that is gone. Returns when it is."""
+        for process in self.programs("raylet"):
             kill(process)
-        self._process.wait()
-        for process in self.family():  # started meanwhile
-            kill(process)
+        while found := self.family():  # others may be started meanwhile
+            for process in found:
+                kill(process)
+            self._process.wait()
+            psutil.wait_procs(found, timeout=_GONE_SECONDS)
 
     @property
     def id(self) -> str:
