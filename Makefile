@@ -2,8 +2,9 @@
 
 VENV := .venv
 INSTALLED := $(VENV)/.installed
-# Of the tests: three for two cores, since many of them wait.
-PROCESSES ?= 3
+# Of the tests, on two cores. Those of the fast set that wait do so for less than a second: there three processes pay.
+PROCESSES ?= 2
+FAST_PROCESSES ?= 3
 PYTHON ?= python3.11 python3.12 python3.13 python3
 VERSIONS := 3.11 3.12 3.13
 
@@ -28,7 +29,7 @@ test: $(INSTALLED) ## all tests
 	$(VENV)/bin/pytest -n $(PROCESSES) --dist loadgroup --allowed-skips tests/allowed_skips.txt
 
 test-fast: $(INSTALLED) ## the tests that are cheap, and start no Ray and no server (tests/fast_set.py)
-	$(VENV)/bin/pytest -n $(PROCESSES) --dist loadgroup -m "not slow" --hypothesis-profile few --dear 1 --allowed-skips tests/allowed_skips.txt
+	$(VENV)/bin/pytest -n $(FAST_PROCESSES) --dist loadgroup -m "not slow" --hypothesis-profile few --dear 1 --allowed-skips tests/allowed_skips.txt
 
 test-gpu: $(INSTALLED) ## the tests that only a GPU can run, in one process; without one they are skipped
 	$(VENV)/bin/pytest -m gpu

@@ -252,10 +252,14 @@ class Runner:
         self._tell(signal.Signals(number).name)
 
     def _watch_front(self, front: int) -> None:
-        """Wait for the end of the scheduler's own process, which comes after this one's, or because it was killed."""
+        """Wait for the end of the scheduler's own process, which comes after this one's, or because it was killed.
+
+        That is no second notice: a scheduler that gave notice kills what is there seconds later, Ray after 3, when
+        the stages may still write the checkpoint.
+        """
         with contextlib.suppress(OSError):
             os.read(front, 1)
-        if not self._over.is_set():
+        if not self._over.is_set() and not self._told:
             self._tell("its scheduler ended it")
 
     def _tell(self, by: str) -> None:

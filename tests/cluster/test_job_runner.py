@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import threading
@@ -161,6 +162,38 @@ def test_a_job_whose_first_process_is_gone_saves_and_ends(run: str) -> None:
     assert code() == 143
     os.close(read_end)
     assert (state(run).status, state(run).last_lines[-1]) == ("preempted", "saves a checkpoint")
+
+
+SAVES = """
+import signal, sys, time
+from pathlib import Path
+notices = 0
+def count(*_):
+    global notices
+    notices += 1
+    print("notice", notices, flush=True)
+signal.signal(signal.SIGTERM, count)
+print("at work", flush=True)
+while not Path(sys.argv[1]).exists(): time.sleep(0.01)
+sys.exit(143)
+"""
+"""Takes as long over its checkpoint as it is let, and says how often it was told."""
+
+
+def test_a_job_whose_first_process_is_killed_while_it_saves_is_not_told_again(run: str, tmp_path: Path) -> None:
+    """As Ray does, 3 s after its notice. A second notice would end the job without its checkpoint."""
+    read_end, write_end = os.pipe()
+    found, code = at_work(run, SAVES.replace("sys.argv[1]", repr(str(tmp_path / "saved"))))
+    found._tell("SIGTERM")
+    while "notice 1" not in logs.tail(str(Path(run, "jobs", ID))):
+        time.sleep(0.01)
+    found._told_at = -math.inf  # long ago
+    os.close(write_end)
+    found._watch_front(read_end)
+    (tmp_path / "saved").touch()
+    assert code() == 143
+    os.close(read_end)
+    assert (state(run).status, state(run).told, state(run).last_lines[-1]) == ("preempted", "SIGTERM", "notice 1")
 
 
 @pytest.mark.slow
