@@ -2,12 +2,12 @@
 
 The turns of any page:
 
+    until there are 3 workers             as processes, whatever they have done so far
     until 3 workers tokenize              so many of them count in progress.json
     until it trains with 3 workers        a step of theirs is on record, of a start since the last command or turn
     until "TEXT" is logged                by the newest job, since the last command or turn
     until the job succeeded               or stopped, failed, preempted
-    the workers all but stand still       so that what follows comes before their last step, on any machine
-    the workers go on
+    the workers stand still | go on       so that what follows comes before their last step, on any machine
 
 Others belong to a cluster: its nodes are lost, leave, come.
 """
@@ -18,7 +18,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -40,48 +39,12 @@ from tests.cluster.stories.transcripts import Command, Turn, missing, read_page
 from trainer.records.jsonl import read_last_records
 
 _PATIENCE, _PAUSE = 400.0, 0.2
-_STILL, _MOMENT = 4.0, 0.2
-"""Seconds of slow motion."""
 _COLUMNS = "120"
 _SHARDS, _TRAINS = "ray::ShardWorker", "ray::TrainWorker"
 _STAGES = "ingest,train-teacher,train-tokenizer,tokenize,train-generator,sample"
 """Those without which there are no samples."""
 PACED = {WRITES_VARIABLE: "12"}
 """Variables of a cluster's nodes, with which small stages have a middle in which something can happen."""
-
-
-class SlowMotion:
-    """Processes that stand still but for a moment now and then, in which they say that they live.
-
-    One that stood still for long would count as lost: a worker of a pool after 20 s without a word.
-
-    Args:
-        processes: that stand still from now on, until `end`.
-    """
-
-    def __init__(self, processes: Iterable[psutil.Process]) -> None:
-        self._processes = list(processes)
-        self._ends = threading.Event()
-        self._signal(signal.SIGSTOP)
-        self._thread = threading.Thread(target=self._run, name="slow motion", daemon=True)
-        self._thread.start()
-
-    def end(self) -> None:
-        """They go on."""
-        self._ends.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._ends.wait(_STILL):
-            self._signal(signal.SIGCONT)
-            self._ends.wait(_MOMENT)
-            self._signal(signal.SIGSTOP)
-        self._signal(signal.SIGCONT)
-
-    def _signal(self, number: signal.Signals) -> None:
-        for process in self._processes:
-            with suppress(psutil.NoSuchProcess):
-                process.send_signal(number)
 
 
 class Story:
@@ -108,7 +71,7 @@ class Story:
         self._page, self._run, self._folder = page, run, folder
         self._environment = {**environment, "COLUMNS": _COLUMNS, "FORCE_COLOR": "", "NO_COLOR": "1"}
         self._processes, self._turns = processes, turns
-        self._slowed: SlowMotion | None = None
+        self._held: list[psutil.Process] = []
         self._job, self._logged, self._since = "", 0, 0.0
 
     def tell(self) -> None:
@@ -155,7 +118,7 @@ class Story:
         if turn.words in self._turns:
             self._logged, self._since = len(self._log()), time.time()
             self._turns[turn.words]()
-        elif turn.words == "the workers all but stand still":
+        elif turn.words == "the workers stand still":
             self._hold()
         elif turn.words == "the workers go on":
             self._go_on()
@@ -164,6 +127,7 @@ class Story:
 
     def _wait(self, turn: Turn) -> None:
         waits: dict[str, Callable[[str], bool]] = {
+            r"until there are (\d+) workers": lambda count: len(self._workers()) == int(count),
             r"until (\d+) workers? tokenizes?": self._tokenizes,
             r"until it trains with (\d+) workers?": self._trains,
             r'until "(.+)" is logged': self._is_logged,
@@ -216,15 +180,15 @@ class Story:
         return found[_SHARDS] or found[_TRAINS]
 
     def _hold(self) -> None:
-        self._go_on()
-        workers = self._workers()
-        assert workers, "there are no workers"
-        self._slowed = SlowMotion(workers)
+        self._held = self._workers()
+        assert self._held, "there are no workers"
+        for process in self._held:
+            process.send_signal(signal.SIGSTOP)
 
     def _go_on(self) -> None:
-        if self._slowed is not None:
-            self._slowed.end()
-            self._slowed = None
+        while self._held:
+            with suppress(psutil.NoSuchProcess):
+                self._held.pop().send_signal(signal.SIGCONT)
 
 
 def same_samples(bucket: Bucket, run: str, unbroken: str) -> None:
