@@ -2,7 +2,7 @@
 
 VENV := .venv
 INSTALLED := $(VENV)/.installed
-# Of the tests, on two cores. Those of the fast set that wait do so for less than a second: there three processes pay.
+# Processes of pytest-xdist, for a machine with two cores (docs/decisions.md, "The fast set is a budget of CPU").
 PROCESSES ?= 2
 FAST_PROCESSES ?= 3
 PYTHON ?= python3.11 python3.12 python3.13 python3
