@@ -105,7 +105,7 @@ def decode(data: bytes) -> Image.Image:
 
 
 def _reason(error: Exception) -> str:
-    """Why Pillow refuses a file. Its own text about unknown bytes has an address in memory, which differs from run to run."""
+    """Why Pillow refuses a file. Its own text about unknown bytes has an address in memory, different in each run."""
     if isinstance(error, UnidentifiedImageError):
         return f"it is none of {', '.join(_FORMATS)}"
     return f"{type(error).__name__}: {error}"
