@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from drawing import draw
 from torch import Tensor
 
 from data_pipeline.images.transforms import Transform, to_model
@@ -17,7 +18,8 @@ from data_pipeline.node.node_cache import NodeCache
 from data_pipeline.shards.image_shards import ImageShards
 from model.classifier import Classifier
 from trainer.evaluation.networks.teacher import Teacher
-from trainer.metrics.frechet import FeatureStatistics
+from trainer.evaluation.samples.sampler import Sampler
+from trainer.metrics.frechet import FeatureStatistics, frechet_distance
 
 _BATCH = 250
 
@@ -48,6 +50,16 @@ def statistics(teacher: Teacher, image_NCHW: Tensor) -> FeatureStatistics:
     with torch.inference_mode():
         features = torch.cat([teacher.features(part).float().cpu() for part in torch.split(image_NCHW, _BATCH)])
     return FeatureStatistics.from_features(features)
+
+
+def judge_samples(sampler: Sampler, judge: Classifier, real: FeatureStatistics, count: int) -> dict[str, float]:
+    """So many samples of all classes in turn: the share that the judge gives to its class, how far they are from the
+    real ones in its features, and how many were drawn per second of processor time, with decoding."""
+    image_NCHW, rate = draw(sampler, count)
+    label_N = torch.arange(count) % len(sampler.class_names)
+    right = (predict(judge, image_NCHW) == label_N).float().mean()
+    distance = frechet_distance(statistics(judge, image_NCHW), real)
+    return {"judged": float(right), "distance": distance, "images_per_second": rate}
 
 
 def predict(judge: Classifier, image_NCHW: Tensor) -> Tensor:

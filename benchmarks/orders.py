@@ -25,15 +25,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from drawing import draw, passes
-from judged_images import RealImages, predict, statistics
+from drawing import passes
+from judged_images import RealImages, judge_samples, statistics
 from report import write_report
 
 from cluster.config.loading import load_config
 from cluster.config.run import RunConfig
 from trainer.evaluation.networks.teacher import load_classifier
 from trainer.evaluation.samples.sampler import Sampler
-from trainer.metrics.frechet import frechet_distance
 from trainer.records.jsonl import read_records
 
 NAMES = (
@@ -93,14 +92,8 @@ def look(run: Path, config: RunConfig, options: argparse.Namespace) -> dict[str,
         sampling = config.sampling.model_copy(update={"guidance": guidance})
         exports = (str(run / "generator/export"), str(of["tokenizer"] / "tokenizer/export"))
         sampler = Sampler.load(*exports, sampling, config.seed, CPU)
-        image_NCHW, rate = draw(sampler, options.samples)
-        label_N = torch.arange(options.samples) % len(sampler.class_names)
-        right = (predict(judge, image_NCHW) == label_N).float().mean()
-        distance = frechet_distance(statistics(judge, image_NCHW), seen)
-        rows.append(
-            {"guidance": guidance, "judged": float(right), "distance": distance, "images_per_second": rate}
-            | {"steps": passes(sampler)}
-        )
+        judged = judge_samples(sampler, judge, seen, options.samples)
+        rows.append({"guidance": guidance, "steps": passes(sampler)} | judged)
     network = sampler.generator
     return {
         "parameters": sum(each.numel() for each in network.parameters()),

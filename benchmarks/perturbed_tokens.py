@@ -13,10 +13,9 @@ become one of their DELTA nearest codes.
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 from pathlib import Path
 
+from commands import foldtrain
 from report import write_report
 
 from trainer.evaluation.naming.number_names import value_text
@@ -73,11 +72,6 @@ def measure(name: str, options: argparse.Namespace) -> tuple[Number, ...]:
         *("--perturb", f"{options.alphas}:{options.delta}", "--resamples", "200"),
     )
     return read_numbers(str(out / "evaluation.json"))
-
-
-def foldtrain(*arguments: str) -> None:
-    """One command, to its end."""
-    subprocess.run([sys.executable, "-m", "foldtrain", *arguments], check=True)
 
 
 def table(name: str, numbers: tuple[Number, ...]) -> list[list[str]]:

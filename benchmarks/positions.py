@@ -23,12 +23,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from commands import foldtrain
 from drawing import draw, passes
 from report import write_report
 
@@ -69,7 +68,7 @@ def main() -> None:
     if unknown := set(options.names) - set(NAMES):
         parser.error(f"there is no {', '.join(sorted(unknown))}: choose from {', '.join(NAMES)}")
     for stage in SHARED.values():
-        foldtrain(stage, NAMES[0], f"run={options.runs / 'shared'}", *asked(options))
+        foldtrain(stage, config_of(NAMES[0]), f"run={options.runs / 'shared'}", *asked(options))
     torch.set_num_threads(1)
     found = [measure(name, options) for name in options.names]
     if options.figure is not None:
@@ -90,12 +89,6 @@ def asked(options: argparse.Namespace) -> list[str]:
     ]
 
 
-def foldtrain(command: str, name: str, *changes: str) -> None:
-    """A command over a config, to its end."""
-    arguments = [command, config_of(name), *changes]
-    subprocess.run([sys.executable, "-m", "foldtrain", *arguments], check=True)
-
-
 def config_of(name: str) -> str:
     """Where its config is."""
     return f"package:small/positions/{name}.yaml"
@@ -108,7 +101,7 @@ def measure(name: str, options: argparse.Namespace) -> Found:
     changes += [f"inputs.{each}={shared}" for each in SHARED]
     changes.append(f"evaluation.networks=[{{kind: classifier, uri: {shared / 'judge'}}}]")
     if not (run / "report.html").exists():  # the last that is made
-        foldtrain("quickstart", name, *changes)
+        foldtrain("quickstart", config_of(name), *changes)
     config = load_config(config_of(name), changes)
     exports = [str(run / stage / "export") for stage in ("generator", "tokenizer")]
     sampler = Sampler.load(exports[0], exports[1], config.sampling, config.seed, CPU)

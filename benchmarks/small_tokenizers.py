@@ -12,8 +12,6 @@ the tokens. The picture has a row for each: the first held-out images, and what 
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from commands import foldtrain
 from report import write_report
 
 from cluster.config.loading import load_config
@@ -82,8 +81,7 @@ def measure(name: str, runs: Path, quickstart: Path, steps: int | None = None, w
     seconds = None
     if not (run / "tokenizer/export/card.json").exists():
         begin = time.perf_counter()
-        command = [sys.executable, "-m", "foldtrain", "train-tokenizer", config, *changes]
-        subprocess.run(command, check=True)
+        foldtrain("train-tokenizer", config, *changes)
         seconds = time.perf_counter() - begin
     return {"name": name, "seconds": seconds} | look(
         str(run / "tokenizer/export"), quickstart, load_config(config).data.fit

@@ -309,6 +309,35 @@ def test_each_row_of_the_ablation_adds_one_thing(row: int, changed: set[str]) ->
     assert not beside
 
 
+@pytest.mark.parametrize(
+    ("row", "changed"),
+    [
+        (2, ("model.quantizer_dropout",)),
+        (
+            3,
+            (
+                "model.scales",
+                *(f"model.{half}.{key}" for half in ("encoder", "decoder") for key in ("widths", "blocks")),
+            ),
+        ),
+        (4, ("model.branches",)),
+        (5, ("loss.semantic",)),
+        (6, ("loss.semantic.branches",)),
+        (7, ("loss.adversarial",)),
+        (8, ("loss.adversarial.augment", "loss.adversarial.discriminator")),
+        (9, ("loss.adversarial.lecam",)),
+    ],
+)
+def test_each_row_of_the_small_ablation_adds_one_thing_and_their_generators_are_alike(
+    row: int, changed: tuple[str, ...]
+) -> None:
+    before, after = (load_config(FOLDER / "ablation-small" / f"row-{number}.yaml") for number in (row - 1, row))
+    found = differing(*(config.model_dump(mode="json") for config in (before, after)))
+    changes = [path.removeprefix("tokenizer.") for path in found if path != "run"]
+    assert [name for name in changed if not any(f"{path}.".startswith(f"{name}.") for path in changes)] == []
+    assert [path for path in changes if not path.startswith(changed)] == []
+
+
 def test_the_last_row_is_the_reference_model() -> None:
     assert stage("row-8") == stage("imagefolder-msvr10p2-4096")
 
