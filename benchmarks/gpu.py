@@ -17,25 +17,28 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import root_on_path  # noqa: F401
 import torch
 from report import write_report
 from torch import Tensor, nn
 
-from model.config import ImageFolderConfig, NextScaleConfig, VectorConfig, ViTConfig
+from model.config import ImageFolderConfig, NextScaleConfig, NextTokenConfig, VectorConfig, ViTConfig
+from model.families import build_generator
 from model.generators.next_scale import FoldedGenerator
 from model.layers import attention
 from model.layers.attention import BACKENDS, attend
 from model.layers.flash_attention import flash_refusal
 from model.layers.flex_attention import flex_refusal
+from model.layers.precision import cast_once
 from model.layers.visibility import GroupCausal
 from model.protocols import SamplingPlan
 from model.quantizers.multi_scale import FoldedQuantizer
 from model.tokenizers.imagefolder import ImageFolderTokenizer
 from trainer.engine.blocks import compile_blocks
 from trainer.engine.device import given_device
+from trainer.evaluation.samples.recorded import RecordedDrawing
 from trainer.planning.devices import mfu, peak_flops
 
 SMALL = ViTConfig(width=64, depth=2, heads=2)
@@ -70,6 +73,7 @@ class Bench:
     device: torch.device
     tokenizer: ImageFolderConfig
     generators: tuple[NextScaleConfig, ...]
+    next_token: NextTokenConfig
     batch: int
     rounds: int
 
@@ -247,23 +251,35 @@ def encoding_rows(bench: Bench) -> Iterator[Found]:
 
 
 def sampling_rows(bench: Bench) -> Iterator[Found]:
-    """Images per second of sampling with guidance, tokens to pixels."""
-    for config in bench.generators:
-        yield attempt(f"sample d{config.depth}", lambda config=config: _sampled(bench, config))
+    """Images per second of sampling with guidance, tokens to pixels: launched one by one, and as one CUDA graph."""
+    for config in (*bench.generators, bench.next_token):
+        name = f"sample d{config.depth}" if config.kind == "next-scale" else f"sample {config.kind} {config.width}"
+        for graphs in (False, True):
+            what = f"{name}, one graph" if graphs else name
+            yield attempt(what, lambda config=config, what=what, graphs=graphs: _sampled(bench, config, what, graphs))
 
 
-def _sampled(bench: Bench, config: NextScaleConfig) -> Found:
-    network, tokenizer = bench.generator(config).eval(), ImageFolderTokenizer(bench.tokenizer).to(bench.device).eval()
-    layout = bench.tokenizer.layout
+def _sampled(bench: Bench, config: NextScaleConfig | NextTokenConfig, what: str, graphs: bool) -> Found:
+    if graphs and bench.device.type != "cuda":
+        return Found(what, note="only a GPU records what it is told")
+    layout, tokenizer = bench.tokenizer.layout, ImageFolderTokenizer(bench.tokenizer).to(bench.device).eval()
+    width = bench.tokenizer.forcing_width if config.needs_forcing else None
+    network, drawn = build_generator(config, layout, width), RecordedDrawing()
+    module = cast("nn.Module", network).to(bench.device).eval()
     uniform = torch.rand(bench.batch, layout.positions, layout.folds, device=bench.device)
-    label = bench.zeros(bench.batch)
+    plan = SamplingPlan(bench.zeros(bench.batch), uniform, 3.25, 750, 0.95)
+
+    def tokens(plan: SamplingPlan) -> Tensor:
+        with cast_once(module), bench.autocast():
+            return network.sample(plan, tokenizer.quantizer)
 
     def work() -> Tensor:
-        with torch.no_grad(), bench.autocast():
-            tokens = network.sample(SamplingPlan(label, uniform, 3.25, 750, 0.95), tokenizer.quantizer)
-            return tokenizer.detokenize(tokens)
+        with torch.no_grad():
+            tokens_BLF = drawn.draw(tokens, plan) if graphs else tokens(plan)
+            with bench.autocast():
+                return tokenizer.detokenize(tokens_BLF)
 
-    return Found(f"sample d{config.depth}", bench.batch / bench.seconds(work), "images/s", "bf16, guidance, pixels")
+    return Found(what, bench.batch / bench.seconds(work), "images/s", "bf16, guidance, pixels")
 
 
 def checkpoint_rows(millions: int, device: torch.device) -> Iterator[Found]:
@@ -295,7 +311,10 @@ def main() -> None:
     width = 64 if not options.toy else 32
     generators = tuple(NextScaleConfig(depth=d, width=width * d, heads=d, **sizes) for d in depths)
     tokenizer, batch, rounds = (TOY, 4, 2) if options.toy else (FULL, options.batch, options.rounds)
-    bench = Bench(device, tokenizer, generators, batch, rounds)
+    next_token = NextTokenConfig(
+        rotary="line", **sizes, **({"depth": 2, "width": 64, "heads": 2} if options.toy else {})
+    )
+    bench = Bench(device, tokenizer, generators, next_token, batch, rounds)
     parts = (attention_rows(bench), training_rows(bench), encoding_rows(bench), sampling_rows(bench))
     rows = [row for part in (*parts, checkpoint_rows(1 if options.toy else 300, device)) for row in part]
     name = torch.cuda.get_device_name(device) if gpu else "CPU"

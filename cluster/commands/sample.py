@@ -76,6 +76,9 @@ Gpus = Annotated[int, _option(_WHERE, "--gpus-per-worker", help="0 or 1.")]
 Address = Annotated[str | None, _option(_WHERE, "--address", help="Of a Ray cluster, as cluster.address.")]
 Batch = Annotated[int | None, _option(_WHERE, "--batch", min=1, help="Images at once on a GPU.")]
 CpuBatch = Annotated[int | None, _option(_WHERE, "--cpu-batch", min=1, help="Images at once on a CPU.")]
+CudaGraphs = Annotated[
+    bool | None, _option(_WHERE, "--cuda-graphs/--no-cuda-graphs", help="On a GPU, launch a batch at once.")
+]
 
 
 def sample(
@@ -110,6 +113,7 @@ def sample(
     address: Address = None,
     batch: Batch = None,
     cpu_batch: CpuBatch = None,
+    cuda_graphs: CudaGraphs = None,
 ) -> None:
     """Draw images: `sample CONFIG` is the stage of a run; `sample RUN --out FOLDER` draws what you choose.
 
@@ -122,7 +126,7 @@ def sample(
     from cluster.stages.drawing import Wanted
 
     how: dict[str, Any] = {"guidance": guidance, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-    how |= {"precision": precision, "batch": batch, "cpu_batch": cpu_batch}
+    how |= {"precision": precision, "batch": batch, "cpu_batch": cpu_batch, "cuda_graphs": cuda_graphs}
     wanted = Wanted(
         run=run,
         output=output,

@@ -274,7 +274,7 @@ def _kept(wanted: Wanted, sampler: Sampler) -> tuple[npt.NDArray[np.int64] | Non
 
 def made_by_of(config: SamplingConfig, seed: int, sampler: Sampler, device: str) -> dict[str, Any]:
     """What all images of a plan follow from, as JSON."""
-    drawn = config.model_dump(mode="json", exclude={"samples_per_class", "classes", "ema"})
+    drawn = config.record("samples_per_class", "classes", "ema")
     drawn.pop("batch" if device == "cpu" else "cpu_batch")  # decides nothing there
     return {
         "seed": seed,

@@ -76,7 +76,7 @@ def places(config: RunConfig, products: Iterable[str]) -> dict[str, str]:
 
 def asked(config: RunConfig) -> dict[str, Any]:
     """How images are drawn, for the record."""
-    return config.sampling.model_dump(mode="json") | {"seed": config.seed}
+    return config.sampling.record() | {"seed": config.seed}
 
 
 def fingerprints_of(cards: dict[str, Card]) -> dict[str, str]:

@@ -14,7 +14,7 @@ Shape suffixes: B batch, S steps, L positions, M masked ones, F folds, C channel
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from itertools import pairwise
 
 import torch
@@ -150,9 +150,12 @@ class _Drawing:
         return self.plan.temperature * annealed
 
 
-@lru_cache(maxsize=16)
+@cache
 def _counts_of_all(options: MaskedOptions, positions: int, device: torch.device) -> Tensor:
-    """`MaskedOptions.counts` of 0, 1, ... `positions` masked ones, int64 [S + 1, positions + 1]."""
+    """`MaskedOptions.counts` of 0, 1, ... `positions` masked ones, int64 [S + 1, positions + 1].
+
+    Never let go: a recording (CUDA graph) of the drawing reads them where they are.
+    """
     with torch.inference_mode(False):
         counts = [options.counts(masked) for masked in range(positions + 1)]
         return torch.tensor(counts, device=device).T

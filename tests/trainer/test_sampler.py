@@ -26,7 +26,9 @@ from model.families import AnyGeneratorConfig, build_generator
 from model.generators.next_scale import FoldedGenerator
 from model.layers import linear
 from model.tokenizers.imagefolder import ImageFolderTokenizer
+from tests.trainer.traced import Traced
 from trainer.config import SamplingConfig
+from trainer.evaluation.samples import recorded
 from trainer.evaluation.samples.sampler import Sampler
 
 VIT = ViTConfig(width=16, depth=1, heads=2)
@@ -207,13 +209,39 @@ def test_weights_are_packed_once_for_all_batches_and_draw_the_same_tokens(
 ) -> None:
     monkeypatch.setattr(linear, "LEAST_WEIGHTS", 1)
     packed, plain = of_order(networks, order), of_order(networks, order)
-    monkeypatch.setattr(plain._packed, "used", nullcontext)
+    monkeypatch.setattr(plain.prepared.packed, "used", nullcontext)
     first, *others = packed.draw_tokens(LABELS[:12])
-    after_one = len(packed._packed._made)
+    after_one = len(packed.prepared.packed._made)
     assert torch.equal(torch.cat((first, *others)), torch.cat(list(plain.draw_tokens(LABELS[:12]))))
     products = [part for part in cast("torch.nn.Module", packed.generator).modules() if isinstance(part, linear.Linear)]
-    assert len(packed._packed._made) == after_one >= len(products) > 0
-    assert not plain._packed._made
+    assert len(packed.prepared.packed._made) == after_one >= len(products) > 0
+    assert not plain.prepared.packed._made
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_batches_are_drawn_by_one_recording_whatever_the_seed(
+    networks: tuple[str, str], precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Traced()
+    monkeypatch.setattr(recorded, "recorder_of", lambda device: recorder)
+    plain = replace(of_order(networks, "next-token"), config=SamplingConfig(cpu_batch=4, precision=precision))
+    graphs = replace(plain, config=plain.config.model_copy(update={"cuda_graphs": True}))
+    for seed in (0, 1):
+        found = list(replace(graphs, seed=seed).draw_tokens(LABELS[:12]))
+        assert torch.equal(torch.cat(found), torch.cat(list(replace(plain, seed=seed).draw_tokens(LABELS[:12]))))
+    assert recorder.count == 1
+
+
+def test_another_network_is_not_drawn_from_by_the_recording_of_the_first(
+    networks: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorded, "recorder_of", lambda device: Traced())
+    one = replace(of_order(networks, "next-token"), config=SamplingConfig(cpu_batch=4, cuda_graphs=True))
+    list(one.draw_tokens(LABELS[:12]))
+    other = of_order(networks, "next-token unfolded").generator
+    found = torch.cat(list(replace(one, generator=other).draw_tokens(LABELS[:4])))
+    alone = replace(one, generator=other, config=SamplingConfig(cpu_batch=4))
+    assert torch.equal(found, torch.cat(list(alone.draw_tokens(LABELS[:4]))))
 
 
 @pytest.mark.parametrize("order", ORDERS)

@@ -89,8 +89,15 @@ class SamplingConfig(Section):
     cpu_batch: int = Field(16, gt=0, le=10_000)
     """Images drawn at once on a CPU: always so many, so that an image has the same bits however many are asked for.
     Take 1 to draw single images of a large network sooner."""
+    cuda_graphs: bool = False
+    """On a GPU, record what a batch of tokens launches, and launch it at once for the batches after it. It takes the
+    memory of drawing a batch once more. Nothing changes on a CPU."""
     ema: bool = True
     """Use the moving average of the weights, if the run kept one."""
+
+    def record(self, *left_out: str) -> dict[str, Any]:
+        """As JSON, for records of what was drawn: without these, and without what changes its speed alone."""
+        return self.model_dump(mode="json", exclude={"cuda_graphs", *left_out})
 
     def order_of(self, generator: GeneratorConfig) -> OrderOptions | None:
         """What is set of the order of a generator; None if nothing is.

@@ -58,6 +58,8 @@ class Settings(TypedDict, total=False):
     """Images that are drawn at once on a GPU."""
     cpu_batch: int
     """Images that are drawn at once on a CPU; to the bit, an image depends on it."""
+    cuda_graphs: bool
+    """On a GPU, launch what a batch needs at once."""
 
 
 class Generator:

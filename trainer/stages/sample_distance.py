@@ -43,8 +43,11 @@ class SampleDistance:
     ) -> None:
         self._measured, self._tokenizer, self._sampling = measured, tokenizer, sampling
         self._label_N, self._seed = label_N, seed
-        drawn = sampling.model_dump(mode="json", exclude={"samples_per_class", "classes", "ema"})
-        self._made_of = made_of | {"sampling": drawn, "seed": seed, "labels": "of the reference"}
+        self._made_of = made_of | {
+            "sampling": sampling.record("samples_per_class", "classes", "ema"),
+            "seed": seed,
+            "labels": "of the reference",
+        }
 
     def measure(self, network: Generator, step: int) -> Distance:
         """Of what the network draws after so many steps. Nothing is taken from torch's own random numbers."""

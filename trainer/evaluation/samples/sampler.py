@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from model.config.sampling import OrderOptions
     from model.layers.linear import PackedWeights
     from model.protocols import Generator, SamplingPlan, Tokenizer
+    from trainer.evaluation.samples.recorded import RecordedDrawing
 
 
 UNCONDITIONAL = "no class"
@@ -138,6 +139,24 @@ def check_order(uri: str, generator: Card, config: SamplingConfig) -> None:
     asked_order(weights.read_config(uri, generator, GeneratorCard).generator, config)
 
 
+class Prepared:
+    """What is made once of two networks, for all batches and whatever the settings."""
+
+    @cached_property
+    def packed(self) -> PackedWeights:
+        """Their weights, as a CPU's kernels read them."""
+        from model.layers.linear import PackedWeights
+
+        return PackedWeights()
+
+    @cached_property
+    def recorded(self) -> RecordedDrawing:
+        """The kernels of a batch."""
+        from trainer.evaluation.samples.recorded import RecordedDrawing
+
+        return RecordedDrawing()
+
+
 @dataclass(frozen=True)
 class Sampler:
     """A generator with the tokenizer whose tokens it was trained on."""
@@ -147,6 +166,8 @@ class Sampler:
     cards: dict[str, Card]
     config: SamplingConfig
     seed: int
+    prepared: Prepared = field(default_factory=Prepared, repr=False, compare=False)
+    """Kept when settings are replaced."""
 
     @classmethod
     def load(
@@ -240,15 +261,22 @@ class Sampler:
         """The tokens of some images, with whatever mode of gradients the caller is in left as it was."""
         import torch
 
-        from model.families import forcing_of
-
         plan = self.plan(rows, label_B, kept_BLF)
-        with torch.no_grad(), self._mixed():
-            tokens_BLF = self.generator.sample(plan, forcing_of(self.tokenizer))
+        with torch.no_grad():
+            if self.config.cuda_graphs:
+                tokens_BLF = self.prepared.recorded.draw(self._tokens, plan, (self.config.precision, self.generator))
+            else:
+                tokens_BLF = self._tokens(plan)
         kept = plan.kept_BLF
         if kept is not None and not bool(((kept < 0) | (kept == tokens_BLF)).all()):
             raise UsageError(f"a {self.generator.config.kind} generator keeps no tokens: sample without a reference")
         return tokens_BLF
+
+    def _tokens(self, plan: SamplingPlan) -> Tensor:
+        from model.families import forcing_of
+
+        with self._mixed():
+            return self.generator.sample(plan, forcing_of(self.tokenizer))
 
     def plan(self, rows: npt.NDArray[np.int64], label_B: Tensor, kept_BLF: Tensor | None = None) -> SamplingPlan:
         """What is to be drawn for images of these numbers.
@@ -286,17 +314,10 @@ class Sampler:
 
         from model.layers.precision import cast_once
 
-        with self._packed.used():
+        with self.prepared.packed.used():
             if self.config.precision != "bf16":
                 yield
                 return
             networks = cast("nn.Module", self.generator), cast("nn.Module", self.tokenizer)
             with cast_once(*networks), torch.autocast(self.device.type, torch.bfloat16):
                 yield
-
-    @cached_property
-    def _packed(self) -> PackedWeights:
-        """Of both networks, for all batches."""
-        from model.layers.linear import PackedWeights
-
-        return PackedWeights()
