@@ -1,6 +1,6 @@
 """What a batch launches follows from its settings and shapes alone: recorded once, it draws any other batch.
 
-A GPU records kernels; here torch's tracer takes its place (`traced.py`).
+A GPU records kernels; here a stand-in records torch's operations (`stand_in_graphs.py`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
@@ -20,7 +21,7 @@ from model.families import AnyGeneratorConfig, build_generator
 from model.layout import TokenLayout
 from model.protocols import SamplingPlan
 from model.quantizers.multi_scale import FoldedQuantizer
-from tests.trainer.traced import Traced
+from tests.trainer.stand_in_graphs import StandIn, stand_in_graphs
 from trainer.evaluation.samples import recorded
 from trainer.evaluation.samples.recorded import Draw, RecordedDrawing
 
@@ -50,10 +51,8 @@ ORDERS = {
 
 
 @pytest.fixture
-def traced(monkeypatch: pytest.MonkeyPatch) -> Traced:
-    recorder = Traced()
-    monkeypatch.setattr(recorded, "recorder_of", lambda device: recorder)
-    return recorder
+def graphs(monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    return stand_in_graphs(monkeypatch)
 
 
 def network_of(order: str) -> tuple[nn.Module, TokenLayout]:
@@ -105,12 +104,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     ("settings", "keeps"), [("plain", False), ("guided", False), ("constant guidance, top-p", True)]
 )
 @pytest.mark.parametrize("order", list(ORDERS))
-def test_one_recording_draws_every_batch_of_its_kind(order: str, settings: str, keeps: bool, traced: Traced) -> None:
+def test_one_recording_draws_every_batch_of_its_kind(order: str, settings: str, keeps: bool, graphs: StandIn) -> None:
     draw, layout = drawing(order)
     drawn = RecordedDrawing()
     plans = [replace(plan(layout, seed, keeps), **SETTINGS[settings]) for seed in range(4)]
     found = [drawn.draw(draw, each) for each in plans]
-    assert traced.count == 1
+    assert [graph.replays for graph in graphs.graphs] == [len(plans) - 1]
     for tokens, each in zip(found, plans, strict=True):
         assert torch.equal(tokens, draw(each))
     assert len(torch.stack(found).flatten(1).unique(dim=0)) == len(plans)
@@ -127,7 +126,7 @@ CHANGES: dict[str, Callable[[SamplingPlan], SamplingPlan]] = {
 
 
 @pytest.mark.parametrize("changed", list(CHANGES))
-def test_what_launches_other_kernels_is_recorded_anew(changed: str, traced: Traced) -> None:
+def test_what_launches_other_kernels_is_recorded_anew(changed: str, graphs: StandIn) -> None:
     draw, layout = drawing("next-token")
     drawn = RecordedDrawing()
     for seed in range(3):
@@ -135,10 +134,10 @@ def test_what_launches_other_kernels_is_recorded_anew(changed: str, traced: Trac
     for seed, recordings in ((3, 1), (4, 2), (5, 2)):
         other = CHANGES[changed](plan(layout, seed))
         assert torch.equal(drawn.draw(draw, other), draw(other))
-        assert traced.count == recordings
+        assert len(graphs.graphs) == recordings
 
 
-def test_another_setting_beside_the_plan_is_recorded_anew(traced: Traced) -> None:
+def test_another_setting_beside_the_plan_is_recorded_anew(graphs: StandIn) -> None:
     draw, layout = drawing("next-token")
     other, _ = drawing("next-token, rotary, depth head")
     drawn = RecordedDrawing()
@@ -148,7 +147,7 @@ def test_another_setting_beside_the_plan_is_recorded_anew(traced: Traced) -> Non
     assert torch.equal(drawn.draw(other, asked, "other"), other(asked))
 
 
-def test_what_was_drawn_stays_when_the_next_batch_is(traced: Traced) -> None:
+def test_what_was_drawn_stays_when_the_next_batch_is(graphs: StandIn) -> None:
     draw, layout = drawing("random")
     drawn = RecordedDrawing()
     found = [drawn.draw(draw, plan(layout, seed)) for seed in range(3)]
@@ -157,7 +156,7 @@ def test_what_was_drawn_stays_when_the_next_batch_is(traced: Traced) -> None:
     assert torch.equal(found[1], before)
 
 
-def test_a_recording_of_inference_mode_serves_outside_of_it(traced: Traced) -> None:
+def test_a_recording_of_inference_mode_serves_outside_of_it(graphs: StandIn) -> None:
     draw, layout = drawing("masked")
     drawn = RecordedDrawing()
     with torch.inference_mode():
@@ -167,7 +166,7 @@ def test_a_recording_of_inference_mode_serves_outside_of_it(traced: Traced) -> N
     assert torch.equal(drawn.draw(draw, asked), draw(asked))
 
 
-def test_weights_that_change_in_place_are_those_that_draw(traced: Traced) -> None:
+def test_weights_that_change_in_place_are_those_that_draw(graphs: StandIn) -> None:
     """As those do that are trained between two pictures."""
     network, layout = network_of("next-token")
     drawn = RecordedDrawing()
@@ -181,6 +180,28 @@ def test_weights_that_change_in_place_are_those_that_draw(traced: Traced) -> Non
     with_other_weights(network)
     asked = plan(layout, 2)
     assert torch.equal(drawn.draw(draw, asked), draw(asked))
+
+
+def test_casts_that_autocast_kept_from_before_are_no_part_of_a_recording(graphs: StandIn) -> None:
+    """They end with the autocast around them, and a later replay would read what then lies there; nor the reverse."""
+    weight, given = nn.Parameter(torch.ones(4, 4)), torch.ones(2, 4)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        F.linear(given, weight)
+        again = recorded.cuda_graph(lambda x: F.linear(x, weight), (given,))
+        weight.fill_(3)
+        assert (F.linear(given, weight) == 12).all(), "by a cast of the recording's own"
+        assert (again() == 12).all()
+
+
+def test_what_hands_the_host_a_value_is_not_recorded(graphs: StandIn) -> None:
+    drawn = RecordedDrawing()
+
+    def draw(plan: SamplingPlan) -> Tensor:
+        return plan.condition_B + int(plan.condition_B.sum())
+
+    drawn.draw(draw, plan(ROW, 0))
+    with pytest.raises(RuntimeError, match="waits for a value"):
+        drawn.draw(draw, plan(ROW, 1))
 
 
 def test_on_a_cpu_nothing_is_recorded() -> None:

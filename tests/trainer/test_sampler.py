@@ -26,9 +26,8 @@ from model.families import AnyGeneratorConfig, build_generator
 from model.generators.next_scale import FoldedGenerator
 from model.layers import linear
 from model.tokenizers.imagefolder import ImageFolderTokenizer
-from tests.trainer.traced import Traced
+from tests.trainer.stand_in_graphs import stand_in_graphs
 from trainer.config import SamplingConfig
-from trainer.evaluation.samples import recorded
 from trainer.evaluation.samples.sampler import Sampler
 
 VIT = ViTConfig(width=16, depth=1, heads=2)
@@ -222,20 +221,19 @@ def test_weights_are_packed_once_for_all_batches_and_draw_the_same_tokens(
 def test_batches_are_drawn_by_one_recording_whatever_the_seed(
     networks: tuple[str, str], precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recorder = Traced()
-    monkeypatch.setattr(recorded, "recorder_of", lambda device: recorder)
+    stand_in = stand_in_graphs(monkeypatch)
     plain = replace(of_order(networks, "next-token"), config=SamplingConfig(cpu_batch=4, precision=precision))
     graphs = replace(plain, config=plain.config.model_copy(update={"cuda_graphs": True}))
     for seed in (0, 1):
         found = list(replace(graphs, seed=seed).draw_tokens(LABELS[:12]))
         assert torch.equal(torch.cat(found), torch.cat(list(replace(plain, seed=seed).draw_tokens(LABELS[:12]))))
-    assert recorder.count == 1
+    assert [graph.replays for graph in stand_in.graphs] == [5]
 
 
 def test_another_network_is_not_drawn_from_by_the_recording_of_the_first(
     networks: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recorded, "recorder_of", lambda device: Traced())
+    stand_in_graphs(monkeypatch)
     one = replace(of_order(networks, "next-token"), config=SamplingConfig(cpu_batch=4, cuda_graphs=True))
     list(one.draw_tokens(LABELS[:12]))
     other = of_order(networks, "next-token unfolded").generator
