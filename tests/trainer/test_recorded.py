@@ -6,6 +6,7 @@ A GPU records kernels; here a stand-in records torch's operations (`stand_in_gra
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -154,6 +155,16 @@ def test_what_was_drawn_stays_when_the_next_batch_is(graphs: StandIn) -> None:
     before = found[1].clone()
     drawn.draw(draw, plan(layout, 9))
     assert torch.equal(found[1], before)
+
+
+def test_threads_take_turns(graphs: StandIn) -> None:
+    draw, layout = drawing("next-token")
+    drawn = RecordedDrawing()
+    plans = [plan(layout, seed) for seed in range(40)]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda each: drawn.draw(draw, each), plans))
+    for tokens, each in zip(found, plans, strict=True):
+        assert torch.equal(tokens, draw(each))
 
 
 def test_a_recording_of_inference_mode_serves_outside_of_it(graphs: StandIn) -> None:

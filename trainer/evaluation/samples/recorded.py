@@ -10,6 +10,7 @@ Weights are read where they were at the recording: they must stay there, and may
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
@@ -71,10 +72,11 @@ class RecordedDrawing:
     """Draws batches; those of the same settings and shapes as the one before by a recording.
 
     The first batch of its kind runs as it is, the second is recorded. One recording is kept: its memory is that of
-    drawing a batch.
+    drawing a batch. Threads take turns.
     """
 
     def __init__(self) -> None:
+        self._turn = threading.Lock()
         self._kind: object = None
         self._recording: _Recording | None = None
 
@@ -92,11 +94,14 @@ class RecordedDrawing:
         record = recorder_of(plan.condition_B.device)
         if record is None:
             return draw(plan)
-        given = _tensors(plan)
-        kind = setting, _kind(plan)
+        with self._turn:
+            return self._drawn(record, draw, plan, (setting, _kind(plan)))
+
+    def _drawn(self, record: Recorder, draw: Draw, plan: SamplingPlan, kind: object) -> Tensor:
         if kind != self._kind:
             self._kind, self._recording = kind, None
             return draw(plan)
+        given = _tensors(plan)
         if self._recording is None:
             with torch.inference_mode(False):  # or nothing could be copied there outside of it
                 read = tuple(tensor.clone() for tensor in given.values())
