@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tempfile
 import threading
 import time
 import urllib.request
@@ -187,11 +188,42 @@ def test_wandb_itself_writes_a_run_beside_the_stage(monkeypatch: pytest.MonkeyPa
     reader = WandbReader(str(tmp_path), "generator", {"seed": 1})
     reader.write(record(2) | {"reconstructions": png(9)})
     reader.close()
-    wandb.teardown()  # its own process has written all once it has ended
     (run,) = (tmp_path / "wandb").glob("offline-run-*")
     (kept,) = run.glob("run-*.wandb")
     assert b"loss" in kept.read_bytes()
     assert len(list((run / "files" / "media" / "images").glob("reconstructions_*.png"))) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("s3")
+def test_an_offline_run_of_wandb_reaches_object_storage_and_leaves_nothing_here(
+    s3_uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    reader = WandbReader(s3_uri, "generator", {"seed": 1})
+    reader.write(record(2) | {"reconstructions": png(9)})
+    reader.close()
+    found = list(storage.walk(f"{s3_uri}/wandb"))
+    (kept,) = (path for path in found if path.endswith(".wandb"))
+    assert b"loss" in storage.read_bytes(f"{s3_uri}/wandb/{kept}")
+    assert sum("/files/media/images/reconstructions_" in path for path in found) == 1
+    assert not list(tmp_path.glob("wandb-*"))
+
+
+def test_what_cannot_be_put_is_not_left_on_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Run:
+        def define_metric(self, *_: Any, **__: Any) -> None: ...
+        def finish(self) -> None:
+            raise ConnectionError("gone")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(wandb, "init", lambda **_: Run())
+    reader = WandbReader("s3://bucket/run/generator", "generator", {})
+    assert len(list(tmp_path.iterdir())) == 1
+    with pytest.raises(ConnectionError):
+        reader.close()
+    assert not list(tmp_path.iterdir())
 
 
 def scalars(path: Path) -> list[tuple[int, str, float]]:
@@ -274,6 +306,7 @@ def test_tensorboard_files_reach_object_storage(s3_uri: str, tmp_path: Path) -> 
     (name,) = storage.list_names(f"{s3_uri}/tensorboard")
     (tmp_path / name).write_bytes(storage.read_bytes(f"{s3_uri}/tensorboard/{name}"))
     assert scalars(tmp_path / name) == [(1, "steps", 9.0), (1, "loss", 1.0)]
+    assert not reader._local.exists()
 
 
 def test_what_tensorboard_sends_to_object_storage_is_linear_in_the_records(

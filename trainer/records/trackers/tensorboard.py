@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -66,10 +67,13 @@ class TensorBoardReader:
             self._upload()
 
     def close(self) -> None:
-        """Finish the file."""
+        """Finish the file; nothing is left of a remote run on this machine."""
         self._writer.close()
         if self._remote:
-            self._upload()
+            try:
+                self._upload()
+            finally:
+                shutil.rmtree(self._local, ignore_errors=True)
 
     def _upload(self) -> None:
         assert self._remote is not None
