@@ -32,7 +32,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 from decode import made_picture
-from ray import cloudpickle
 from report import write_report
 
 from cluster.config.run import ClusterConfig
@@ -207,6 +206,8 @@ def run_pipeline(plan: TokenPlan, tokenizer: str, workers: int, threads: int) ->
         PoolProgress("tokenize", plan.output, len(left), plan.samples, 0, 0) as progress,
         ray_session(ClusterConfig(workers=workers, cpus_per_worker=threads)),
     ):
+        from ray import cloudpickle  # once Ray is configured
+
         # Workers look for modules where their own Python does, and not beside this file.
         cloudpickle.register_pickle_by_value(sys.modules[__name__])
         work = TimedWork(TokenizeWork(plan, tokenizer, gpus=0))
