@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
+from data_pipeline.errors import UsageError
 from model.config import ImageFolderConfig, VectorConfig, ViTConfig
 from model.config.sampling import GuidanceSchedule
 from model.families import AnyGeneratorConfig, build_generator
@@ -204,14 +205,15 @@ def test_casts_that_autocast_kept_from_before_are_no_part_of_a_recording(graphs:
         assert (again() == 12).all()
 
 
-def test_what_hands_the_host_a_value_is_not_recorded(graphs: StandIn) -> None:
+def test_what_hands_the_host_a_value_is_refused(graphs: StandIn) -> None:
     drawn = RecordedDrawing()
 
     def draw(plan: SamplingPlan) -> Tensor:
         return plan.condition_B + int(plan.condition_B.sum())
 
     drawn.draw(draw, plan(ROW, 0))
-    with pytest.raises(RuntimeError, match="waits for a value"):
+    said = r"^sampling\.cuda_graphs: drawing cannot be recorded \(operation .* waits for a value\): set it to false$"
+    with pytest.raises(UsageError, match=said):
         drawn.draw(draw, plan(ROW, 1))
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from data_pipeline.errors import UsageError
 from model.protocols import SamplingPlan
 
 Draw = Callable[[SamplingPlan], Tensor]
@@ -89,7 +90,7 @@ class RecordedDrawing:
             setting: what decides beside the plan.
 
         Raises:
-            RuntimeError: of torch, if something in it cannot be recorded.
+            UsageError: if something in it cannot be recorded; it says what torch says.
         """
         record = recorder_of(plan.condition_B.device)
         if record is None:
@@ -106,7 +107,13 @@ class RecordedDrawing:
             with torch.inference_mode(False):  # or nothing could be copied there outside of it
                 read = tuple(tensor.clone() for tensor in given.values())
             work = _of_tensors(draw, plan, tuple(given))
-            self._recording = _Recording(read, record(work, read))
+            try:
+                self._recording = _Recording(read, record(work, read))
+            except RuntimeError as error:
+                why = str(error).partition("\n")[0]
+                raise UsageError(
+                    f"sampling.cuda_graphs: drawing cannot be recorded ({why}): set it to false"
+                ) from error
         for place, tensor in zip(self._recording.read, given.values(), strict=True):
             place.copy_(tensor)
         return self._recording.again().clone()
