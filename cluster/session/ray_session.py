@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import secrets
@@ -78,10 +79,13 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
     if asked is None:
         # Ray's ports are open to whoever can reach the machine, so a cluster of our own asks for a token. Ray reads
         # these once in a process, when it is imported.
-        if os.environ.get("RAY_AUTH_MODE") != "token" or "RAY_AUTH_TOKEN" not in os.environ:
+        has_token = os.environ.get("RAY_AUTH_MODE") == "token" and "RAY_AUTH_TOKEN" in os.environ
+        if not has_token:
             os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
         for name, value in SPARING.items():
             os.environ.setdefault(name, value)
+        if not has_token and "ray" in sys.modules:
+            _read_environment_again()
     import ray
 
     logging.getLogger("ray").setLevel(logging.ERROR)  # as `_quiet` says, and before it
@@ -96,6 +100,13 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
             ray.shutdown()
             raise
         ray.shutdown()
+
+
+def _read_environment_again() -> None:
+    """Have a Ray that somebody else's module has imported already know of the token, too, or it reaches no cluster."""
+    library: Any = importlib.import_module("ray._raylet")  # compiled: its types are not all known
+    library.Config.initialize("")
+    library.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def require_gpus(config: ClusterConfig, workers: int) -> None:

@@ -40,6 +40,26 @@ def test_sigterm_ends_a_command_between_its_stages_in_order() -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+IMPORTED_FIRST = """
+import ray
+from cluster.config.run import ClusterConfig
+from cluster.session.ray_session import ray_session
+
+with ray_session(ClusterConfig(workers=1)):
+    print("answered", ray.get(ray.remote(lambda: 6 * 7).remote()))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("ray")
+def test_a_process_that_has_imported_ray_before_is_let_into_its_own_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    command = [sys.executable, "-c", IMPORTED_FIRST]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode, "answered 42" in done.stdout) == (0, True), done.stderr
+
+
 @pytest.mark.parametrize("error", [Exception("The current node timed out during startup."), ValueError("no such port")])
 def test_a_ray_that_does_not_come_up_is_told_in_a_sentence(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def init(**_: object) -> None:
