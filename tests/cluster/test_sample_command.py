@@ -23,6 +23,7 @@ from data_pipeline import storage
 from data_pipeline.errors import UsageError
 from foldtrain import Generator
 from tests.cluster.random_run import write_run
+from tests.trainer.stand_in_graphs import stand_in_graphs
 from trainer.evaluation.samples import sample_files
 
 pytestmark = pytest.mark.xdist_group("sample_command")
@@ -211,6 +212,20 @@ def test_what_a_worker_is_sent_makes_the_files_of_the_command(
     other = replace(there, fingerprints=work.fingerprints | {"generator": "0" * 64})
     with pytest.raises(UsageError, match="the generator was trained again meanwhile"):
         other.open(1)
+
+
+def test_cuda_graphs_draw_the_same_files_and_stand_in_no_record(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in = stand_in_graphs(monkeypatch)
+    sample(run, "--out", tmp_path / "plain", "--n", 12)
+    assert not stand_in.graphs
+    sample(run, "--out", tmp_path / "graphs", "--n", 12, "--cuda-graphs")
+    assert stand_in.graphs
+    assert np.array_equal(pixels_in(tmp_path / "plain"), pixels_in(tmp_path / "graphs"))
+    plain, graphs = (record(tmp_path / name / "sampling.json")["made_by"] for name in ("plain", "graphs"))
+    assert plain == graphs
+    assert "cuda_graphs" not in plain["sampling"]
 
 
 def test_a_config_with_an_output_stands_for_its_run(run: Path, tmp_path: Path) -> None:
